@@ -1,0 +1,68 @@
+"""What a method sees: volumes and prior information of a few people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from resdm.config import TRACERS
+
+__all__ = ["TRACERS", "Batch", "Prior"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Prior information, one entry a person; ``None`` is left out of the prompt.
+
+    Parameters
+    ----------
+    age : tuple of float or None
+        Age at scan, in years.
+    sex : tuple of {"F", "M"} or None
+    """
+
+    age: tuple[float | None, ...]
+    sex: tuple[str | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.age) != len(self.sex):
+            raise ValueError(f"prior: {len(self.age)} ages for {len(self.sex)} sexes")
+
+    def __len__(self) -> int:
+        return len(self.age)
+
+    def without(self, *fields: str) -> Prior:
+        """The same people with ``"age"`` and/or ``"sex"`` unsaid."""
+        return replace(self, **{name: (None,) * len(self) for name in fields})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sessions of a few people on the common grid.
+
+    Parameters
+    ----------
+    mri : Tensor (B, 1, X, Y, Z)
+        T1-weighted MRI y_0, RAS+, intensities in [0, 1].
+    pet : Tensor (B, 2, X, Y, Z)
+        PET x_0 in `TRACERS` order, intensities in [0, 1]; zeros where a tracer is missing.
+    present : Tensor (B, 2), bool
+        Which PET exists.
+    prior : Prior
+        Age and sex.
+    """
+
+    mri: Tensor
+    pet: Tensor
+    present: Tensor
+    prior: Prior
+
+    def __len__(self) -> int:
+        return len(self.mri)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        move = {name: getattr(self, name).to(device, non_blocking=True) for name in ("mri", "pet", "present")}
+        return replace(self, **move)

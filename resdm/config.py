@@ -1,0 +1,640 @@
+"""Configuration: every switch of the suite, as frozen dataclasses read from strict YAML.
+
+A profile is one YAML file in ``configs/``. An unknown key, a value of the wrong type or out of range is a
+`ConfigError` that names the file and the key, raised before any work starts. What is not in the YAML has
+the default written here, with its reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+TRACERS = ("amyloid", "tau")
+"""The two PET targets, in channel order, everywhere."""
+
+SEXES = ("F", "M")
+"""The sex codes of manifests, prompts and tables."""
+
+AGE_RANGE = (18.0, 110.0)
+"""Plausible ages at scan, in years; anything outside is taken for a mistake of entry."""
+
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+"""Lightning Fabric's names. The mixed ones compute in half precision; weights, optimisers and EMA stay in 32 bits."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: names the file, the key, what was found and what was expected."""
+
+
+def check_person(age: float | None, sex: str | None, where: str) -> None:
+    """Raise `ValueError` where an age or a sex is none that a prompt can say; ``None`` means unsaid.
+
+    ``where`` starts the message: a file and its row, or a command-line option.
+    """
+    if age is not None and not AGE_RANGE[0] <= age <= AGE_RANGE[1]:
+        raise ValueError(f"{where}: age {age} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
+    if sex is not None and sex not in SEXES:
+        raise ValueError(f"{where}: unknown sex {sex!r}; expected one of {', '.join(SEXES)}, or none")
+
+
+# ── the cohort ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The common space: a cube of voxels over the MNI brain."""
+
+    shape: tuple[int, int, int] = (128, 128, 128)
+    voxel_mm: float = 1.5
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """What the phantom generator makes. Effects are large on purpose: small ones cannot be learned in minutes."""
+
+    people: int = 200
+    anatomy_mm: float = 2.0  # grid on which a person is built before being "scanned"
+    t1_voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.2)
+    pet_voxel_mm: tuple[float, float, float] = (2.0, 2.0, 3.3)
+    pet_fwhm_mm: tuple[float, float] = (6.0, 8.0)  # range over scanners
+    scalp: bool = False
+    single_pet: float = 0.10  # fraction of people with one PET only
+    repeat_visits: float = 0.12  # fraction of people with a second session
+    age_effect: float = 1.0  # multiplies the planted age slope; 0 makes a null phantom
+    sex_effect: float = 1.0  # multiplies the planted sex effect; 0 makes a null phantom
+    noise: float = 1.0  # multiplies the noise of T1 and PET; 0 for tests that need exact values
+    pet_frames: int = 1  # more than 1: PET files are 4D, frames to be averaged
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Fractions of people. Stratified by diagnosis, tracers present and sex."""
+
+    test: float = 0.20
+    validation: float = 0.10
+
+
+@dataclass(frozen=True)
+class CohortConfig:
+    """Which people."""
+
+    kind: Literal["phantom", "dlbs", "adni", "other"] = "phantom"
+    bids: str | None = None  # BIDS root, relative to the profile's work folder or absolute
+    phantom: PhantomConfig | None = None
+    split: SplitConfig = field(default_factory=SplitConfig)
+    amyloid_cutoff: dict[str, float] = field(default_factory=lambda: {"18FAV45": 1.11, "18FFBB": 1.08})
+    tau_cutoff: float = 1.27  # meta-temporal SUVR; values in use run from 1.20 to 1.34
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """From native scans to the grid."""
+
+    grid: GridConfig = field(default_factory=GridConfig)
+    registration_mm: float = 2.0  # finest resolution of the registration pyramid
+    n4: bool = True
+    mask: bool = True  # zero outside the MNI brain
+    smooth_mm: float | None = None  # common PET resolution (FWHM to add), an option
+    intensity: Literal["fixed", "minmax"] = "fixed"  # minmax is the paper-literal option: it erases SUVR
+    suvr_range: dict[str, tuple[float, float]] = field(
+        default_factory=lambda: {"amyloid": (0.0, 3.0), "tau": (0.0, 3.0)}
+    )
+    mri_percentile: float = 99.5  # in-brain percentile of T1 that becomes 1
+
+
+# ── the paper's network ───────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """f_θ of Eq. 3: the released widths by default."""
+
+    width: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    blocks: int = 1  # residual blocks a level on the way down; one more on the way up
+    attention_levels: tuple[int, ...] = (3,)  # self-attention at these levels, 0 being the finest
+    attention_heads: int = 1
+    cross_heads: int = 8
+    time_dim: int = 32  # sinusoidal; mapped to 4 × this
+    norm_groups: int = 32  # of every GroupNorm; fewer where they do not divide the channels
+    dropout: float = 0.0
+    stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
+    channels_last: bool = False  # memory format only: the same values, faster on some machines
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """A text tower smaller than CLIP ViT-B/32, for profiles without download."""
+
+    width: int = 128
+    heads: int = 4
+    layers: int = 3
+    embed_dim: int = 128
+    lessons: int = 300  # optimiser steps on prompts alone (recover age, sex, tracer), no image; 0: random weights
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The prior-information-guided module (§3.2)."""
+
+    weights: str = "openai"  # "openai", a path of a weights file, or "none" (see tower)
+    tower: TowerConfig | None = None  # None: ViT-B/32
+    context: Literal["tokens", "pooled"] = "tokens"  # pooled: Eq. 5 to the letter, one key: see docs of prior.py
+    fields: tuple[Literal["age", "sex"], ...] = ("age", "sex")  # what the prompt says beside the tracer
+    dropout: float = 0.0  # chance of leaving age, and of leaving sex, out of a training prompt
+    dim: int = 256  # of the projected text
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What every method has. ``kind`` names the class in `resdm.methods`."""
+
+    kind: str
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    decay: Literal["none", "cosine", "linear_half"] = "none"  # linear_half: constant, then to 0 over the last half
+    ema: float = 0.0  # 0: none
+    batch_size: int | None = None  # None: training.batch_size
+    precision: Precision | None = None  # None: training.precision
+
+
+@dataclass(frozen=True)
+class ResidualDiffusionConfig(MethodConfig):
+    """ResDM. Defaults are those of the released code (`facts`: T, η, κ, λ, optimiser)."""
+
+    kind: str = "residual_diffusion"
+    steps: int = 15  # T
+    eta: Literal["linear", "geometric"] = "linear"
+    eta_range: tuple[float, float] = (0.04, 0.999)  # η_1, η_T
+    eta_power: float = 0.3  # p of the geometric sequence (ResShift)
+    kappa: float = 0.1
+    lambda_high: float = 0.1
+    sampling_steps: int | None = None  # None: T
+    ema: float = 0.9999
+    ema_warmup: int = 2000  # plain copies before
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+
+
+@dataclass(frozen=True)
+class RegressionConfig(MethodConfig):
+    """The control that the paper does not show: the same network, one pass, plain L2, no diffusion."""
+
+    kind: str = "regression"
+    lambda_high: float = 0.1
+    ema: float = 0.9999
+    ema_warmup: int = 2000
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+
+
+# ── the five competitors ──────────────────────────────────────────────────────────────────────────
+# Widths are those at which a 128³ grid costs about what ResDM does; each docstring in resdm.methods names its source.
+
+
+@dataclass(frozen=True)
+class Pix2PixConfig(MethodConfig):
+    """Pix2Pix (Isola et al. 2017), one model a tracer."""
+
+    kind: str = "pix2pix"
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    decay: Literal["none", "cosine", "linear_half"] = "linear_half"  # 100 constant and 100 decaying epochs
+    width: int = 32
+    discriminator_width: int = 32
+    dropout: float = 0.5
+    l1_weight: float = 100.0
+
+
+@dataclass(frozen=True)
+class SCGANConfig(MethodConfig):
+    """SC-GAN (Lan et al. 2021), one model a tracer."""
+
+    kind: str = "scgan"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0  # its L2 term is part of the loss
+    width: int = 32
+    discriminator_width: int = 32
+    dropout: float = 0.5
+    l1_weight: float = 200.0
+    rmse_weight: float = 200.0
+    matching_weight: float = 20.0
+    l2_weight: float = 0.001
+
+
+@dataclass(frozen=True)
+class TransUNetConfig(MethodConfig):
+    """TransUNet (Chen et al. 2021) trained as Pix2Pix is, one model a tracer."""
+
+    kind: str = "transunet"
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    decay: Literal["none", "cosine", "linear_half"] = "linear_half"
+    width: int = 32  # a multiple of 4
+    units: tuple[int, int, int] = (3, 4, 9)  # residual units at 1/4, 1/8 and 1/16
+    dim: int = 512
+    layers: int = 8
+    heads: int = 8
+    dropout: float = 0.1
+    discriminator_width: int = 32
+    l1_weight: float = 100.0
+
+
+@dataclass(frozen=True)
+class ResViTConfig(MethodConfig):
+    """ResViT (Dalmaz et al. 2022), its unified form: one model for both tracers."""
+
+    kind: str = "resvit"
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    decay: Literal["none", "cosine", "linear_half"] = "linear_half"
+    width: int = 16
+    middle: int = 256  # channels between the two strided convolutions of a transformer block
+    dim: int = 384
+    layers: int = 6
+    heads: int = 6
+    dropout: float = 0.1
+    cnn_steps: int = 0  # training steps with the transformer left out, the paper's first stage
+    discriminator_width: int = 32
+    l1_weight: float = 100.0
+
+
+@dataclass(frozen=True)
+class DDPMConfig(MethodConfig):
+    """A conditional DDPM (Ho et al. 2020): one model, MRI concatenated, tracer as class label."""
+
+    kind: str = "ddpm"
+    ema: float = 0.9999
+    ema_warmup: int = 0  # plain copies before
+    steps: int = 1000  # T
+    beta_range: tuple[float, float] = (1e-4, 0.02)
+    sampling_steps: int = 50  # of DDIM; a divisor of T
+    eta: float = 0.0  # DDIM's η: 0 deterministic; 1 with all T steps is the paper's ancestral sampler
+    channels: tuple[int, ...] = (32, 64, 128, 256)  # multiples of the first, itself a multiple of 4
+    blocks: int = 1  # residual blocks a level on the way down; one more on the way up
+    attention_levels: tuple[int, ...] = (3,)
+    labels: tuple[Literal["sex", "age"], ...] = ()  # what the class label says beside the tracer
+    age_edges: tuple[float, ...] = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0)  # of the age bins, in years
+
+
+METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
+    "residual_diffusion": ResidualDiffusionConfig,
+    "regression": RegressionConfig,
+    "pix2pix": Pix2PixConfig,
+    "scgan": SCGANConfig,
+    "transunet": TransUNetConfig,
+    "resvit": ResViTConfig,
+    "ddpm": DDPMConfig,
+}
+"""``kind`` → its dataclass. A new method adds a line here and one in `resdm.methods.METHODS`."""
+
+
+# ── the work ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One loop, one split, one augmentation, one budget for every method."""
+
+    budget: Literal["equal_epochs", "equal_time"] = "equal_epochs"
+    epochs: int = 1000  # not used by equal_time
+    seconds: float | None = None  # of training steps, the budget of equal_time; turned into a number of steps once
+    batch_size: int = 1  # people (sessions) a step, over all devices together, both tracers each
+    shift_voxels: int = 2  # augmentation: a translation of up to this many voxels, the same for MRI and PETs
+    flip: bool = False  # left–right, the same for all volumes of a person
+    validate_every: int = 10  # epochs; the last step is always validated
+    checkpoint_every: int = 500  # optimiser steps
+    clip_norm: float | None = None
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: Precision = "32-true"
+    deterministic: bool = True  # CUDA kernels that give the same bits every time, where there are any; CPU always does
+    threads: int | None = None  # CPU threads of torch; a number makes results independent of the machine's cores
+    workers: int = 0  # processes that load volumes; 0: the memory map is read in the training process
+
+
+@dataclass(frozen=True)
+class Config:
+    """One profile."""
+
+    profile: str
+    seed: int = 0
+    cohort: CohortConfig = field(default_factory=CohortConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    methods: dict[str, MethodConfig] = field(default_factory=lambda: {"ResDM": ResidualDiffusionConfig()})
+    root: Path = field(default=Path(), compare=False)  # folder that holds configs/ and work/; no part of the digest
+
+    # Stages meet on disk only, at these places.
+    @property
+    def work(self) -> Path:
+        """``work/<profile>/``: all that this profile makes, ignored by git."""
+        return self.root / "work" / self.profile
+
+    @property
+    def figures(self) -> Path:
+        """``figures/<profile>/``: the tables and figures."""
+        return self.root / "figures" / self.profile
+
+    @property
+    def bids(self) -> Path:
+        """The BIDS root; relative paths start at the work folder."""
+        return self.work / (self.cohort.bids or "bids")
+
+    @property
+    def manifest(self) -> Path:
+        """``manifest.csv``: one row a session."""
+        return self.work / "manifest.csv"
+
+    @property
+    def volumes(self) -> Path:
+        """``volumes/``: preprocessed NIfTI, sidecars, ``cohort.npy``."""
+        return self.work / "volumes"
+
+    def model(self, method: str) -> Path:
+        """``models/<method>/``: weights, configuration, provenance, history."""
+        return self.work / "models" / method
+
+    def predictions(self, method: str, condition: str = "factual") -> Path:
+        """``predictions/<method>/<condition>/``: synthetic PET and ``scores.csv``."""
+        return self.work / "predictions" / method / condition
+
+    def method(self, name: str) -> MethodConfig:
+        """The named method's settings, or a `ConfigError` that lists the names there are."""
+        if name not in self.methods:
+            raise ConfigError(
+                f"profile {self.profile!r} has no method {name!r}{_suggest(name, self.methods)}; "
+                f"it has: {', '.join(self.methods)}"
+            )
+        return self.methods[name]
+
+    @property
+    def notice(self) -> str:
+        """What every title and table says where the cohort is not the paper's; empty on ADNI."""
+        return {
+            "adni": "",
+            "phantom": "phantom data: not a reproduction of the paper's numbers",
+        }.get(self.cohort.kind, f"{self.cohort.kind} data: not the paper's cohort")
+
+    def digest(self, *parts: str) -> str:
+        """SHA-256 (16 hex digits) of the settings, or of the named ``parts`` of them (``"methods.ResDM"``)."""
+        whole = to_dict(self)
+        chosen = {part: _at(whole, part) for part in parts} if parts else whole
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed (below 2⁶³) for one use of a profile's seed: ``derive_seed(seed, "order", epoch)``.
+
+    Different uses get unrelated streams, and each is a function of its parts alone: nothing but the parts need be
+    stored to draw the same again.
+    """
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8]) >> 1
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_config(source: str | Path) -> Config:
+    """Read a profile: a name (``"phantom"``) or the path of a YAML file.
+
+    A name is looked for as ``configs/<name>.yaml`` in the current folder and its parents, so a notebook
+    works from the repository's root and from ``notebooks/`` alike.
+
+    Raises
+    ------
+    ConfigError
+        Unreadable file, unknown key, wrong type or a value out of range: file, key, found, expected.
+    """
+    path = _find(source)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
+    tree = {"profile": path.stem} | tree
+    config = _build(Config, tree, str(path), "")
+    root = path.resolve().parent
+    config = dataclasses.replace(config, root=root.parent if root.name == "configs" else root)
+    _check(config, str(path))
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dictionaries and lists, as YAML and JSON hold them, without ``root``."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "root"}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(config)
+
+
+def method_from_dict(tree: dict[str, Any], where: str) -> MethodConfig:
+    """A method's settings from a dictionary with ``kind``, checked like a profile (model folders use it)."""
+    return _method(tree, where, "")
+
+
+def _find(source: str | Path) -> Path:
+    text = str(source)
+    if text.endswith((".yaml", ".yml")):
+        candidates = [Path(text)] if Path(text).is_absolute() else [base / text for base in _parents()]
+    else:
+        candidates = [base / "configs" / f"{text}.yaml" for base in _parents()]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted(p.stem for base in _parents() for p in (base / "configs").glob("*.yaml"))
+    raise ConfigError(f"no profile {text!r}: looked for {candidates[0]}; there are: {', '.join(known) or 'none'}")
+
+
+def _parents() -> list[Path]:
+    here = Path.cwd()
+    return [here, *here.parents]
+
+
+def _build(cls: type, tree: Any, file: str, at: str) -> Any:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: {at or 'the file'}: expected a mapping, found {tree!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "root"}
+    for key in tree:
+        if key not in fields:
+            raise ConfigError(
+                f"{file}: unknown key {_join(at, key)!r}{_suggest(key, fields)}; "
+                f"{at or 'the file'} takes: {', '.join(fields)}"
+            )
+    hints = typing.get_type_hints(cls)
+    values = {key: _convert(hints[key], value, file, _join(at, key)) for key, value in tree.items()}
+    for name, spec in fields.items():
+        missing = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if missing and name not in values:
+            raise ConfigError(f"{file}: {_join(at, name)} is missing")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, file: str, at: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, file, at)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{file}: {at} is {value!r}; expected one of {', '.join(map(str, arguments))}")
+        return value
+    if hint is MethodConfig:
+        return _method(value, file, at)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, file, at)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{file}: {at}: expected a mapping, found {value!r}")
+        return {str(key): _convert(arguments[1], item, file, _join(at, key)) for key, item in value.items()}
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{file}: {at}: expected a list, found {value!r}")
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, file, f"{at}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(arguments):
+            raise ConfigError(f"{file}: {at}: expected {len(arguments)} values, found {len(value)}")
+        return tuple(_convert(a, v, file, f"{at}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{file}: {at}: expected {hint.__name__}, found {value!r}")
+
+
+def _method(tree: Any, file: str, at: str) -> MethodConfig:
+    if not isinstance(tree, dict) or "kind" not in tree:
+        raise ConfigError(f"{file}: {at or 'method'} needs a kind: one of {', '.join(METHOD_CONFIGS)}")
+    kind = tree["kind"]
+    if kind not in METHOD_CONFIGS:
+        raise ConfigError(
+            f"{file}: {_join(at, 'kind')} is {kind!r}{_suggest(str(kind), METHOD_CONFIGS)}; "
+            f"expected one of {', '.join(METHOD_CONFIGS)}"
+        )
+    return _build(METHOD_CONFIGS[kind], tree, file, at)
+
+
+def _check(config: Config, file: str) -> None:
+    """Ranges and combinations that types cannot say."""
+
+    def demand(holds: bool, message: str) -> None:
+        if not holds:
+            raise ConfigError(f"{file}: {message}")
+
+    grid, split, training = config.preprocess.grid, config.cohort.split, config.training
+    demand(min(grid.shape) >= 16, f"preprocess.grid.shape is {grid.shape}; 16 voxels an axis are the least")
+    demand(grid.voxel_mm > 0, f"preprocess.grid.voxel_mm is {grid.voxel_mm}; expected more than 0")
+    demand(
+        0 < split.test < 1 and 0 < split.validation < 1 and split.test + split.validation < 1,
+        f"cohort.split: test {split.test} and validation {split.validation} must leave people to train on",
+    )
+    demand(
+        config.cohort.kind != "phantom" or config.cohort.phantom is not None,
+        "cohort.kind is phantom, but cohort.phantom is missing",
+    )
+    demand(
+        training.budget != "equal_time" or training.seconds is not None,
+        "training.budget is equal_time, but training.seconds is missing",
+    )
+    demand(
+        min(training.epochs, training.batch_size, training.validate_every, training.checkpoint_every) >= 1,
+        "training.epochs, batch_size, validate_every and checkpoint_every must each be at least 1",
+    )
+    demand(
+        training.seconds is None or training.seconds > 0,
+        f"training.seconds is {training.seconds}; expected more than 0",
+    )
+    demand(
+        training.clip_norm is None or training.clip_norm > 0,
+        f"training.clip_norm is {training.clip_norm}; expected more than 0, or null for none",
+    )
+    demand(
+        training.devices >= 1 and training.workers >= 0 and training.shift_voxels >= 0,
+        "training: expected devices ≥ 1, workers ≥ 0 and shift_voxels ≥ 0",
+    )
+    demand(
+        training.threads is None or training.threads >= 1,
+        f"training.threads is {training.threads}; expected at least 1, or null for torch's own choice",
+    )
+    demand(
+        set(config.preprocess.suvr_range) == set(TRACERS),
+        f"preprocess.suvr_range needs exactly the keys {', '.join(TRACERS)}",
+    )
+    for tracer, (low, high) in config.preprocess.suvr_range.items():
+        demand(low < high, f"preprocess.suvr_range.{tracer}: {low} is not below {high}")
+    demand(bool(config.methods), "methods is empty")
+    for name, method in config.methods.items():
+        demand(method.learning_rate > 0, f"methods.{name}.learning_rate must be more than 0")
+        demand(0 <= method.ema < 1, f"methods.{name}.ema is {method.ema}; expected 0 (none) or a decay below 1")
+        demand(
+            method.batch_size is None or method.batch_size >= 1,
+            f"methods.{name}.batch_size is {method.batch_size}; expected at least 1",
+        )
+        demand("/" not in name and name not in ("template", ""), f"methods: {name!r} cannot be a method's name")
+        if isinstance(method, ResidualDiffusionConfig):
+            low, high = method.eta_range
+            demand(
+                method.steps >= 1 and 0 < low < high <= 1 and method.kappa > 0,
+                f"methods.{name}: needs steps ≥ 1, 0 < eta_range[0] < eta_range[1] ≤ 1 and kappa > 0",
+            )
+            demand(
+                method.sampling_steps is None or 1 <= method.sampling_steps <= method.steps,
+                f"methods.{name}.sampling_steps is {method.sampling_steps}; expected 1 to {method.steps}",
+            )
+        if isinstance(method, DDPMConfig):
+            demand(
+                method.sampling_steps >= 1 and method.steps % method.sampling_steps == 0,
+                f"methods.{name}.sampling_steps is {method.sampling_steps}; expected a divisor of {method.steps}",
+            )
+            demand(
+                method.channels[0] % 4 == 0 and all(c % method.channels[0] == 0 for c in method.channels),
+                f"methods.{name}.channels {method.channels}: multiples of the first, itself one of 4",
+            )
+        prior = getattr(method, "prior", None)
+        if prior is not None:
+            demand(0 <= prior.dropout < 1, f"methods.{name}.prior.dropout is {prior.dropout}; expected 0 ≤ p < 1")
+            demand(
+                prior.weights != "openai" or prior.tower is None,
+                f"methods.{name}.prior: the openai weights are of ViT-B/32; leave tower out",
+            )
+
+
+def _at(tree: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+def _join(at: str, key: Any) -> str:
+    return f"{at}.{key}" if at else str(key)
+
+
+def _suggest(word: str, known: typing.Iterable[str]) -> str:
+    lower = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(str(word).lower(), lower, n=1)
+    return f" (did you mean {lower[close[0]]!r}?)" if close else ""
