@@ -1,0 +1,82 @@
+"""First lessons of a text tower without pretrained weights: an addition of this suite, no part of the paper.
+
+CLIP knows English before it sees a PET. A tower drawn at random does not: frozen as the paper freezes CLIP, its states
+for two ages are nearly the same vector, and prompting gains nothing. Where CLIP's weights cannot be downloaded, a small
+tower earns its language here: it learns to recover age, sex and tracer from the sentence, and sees no image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from resdm import clip
+from resdm.batch import TRACERS
+from resdm.config import AGE_RANGE, SEXES
+from resdm.prior import PriorModule, prompt
+
+
+def learn_language(prior: PriorModule, seed: int, batch: int = 32) -> float:
+    """Train the whole tower on random prompts, then leave its frozen part frozen again.
+
+    Does nothing to a tower with weights of its own, or where the configuration gives no lessons.
+
+    Returns
+    -------
+    float
+        Correlation of recovered with spoken age over the last quarter of the lessons; NaN without lessons.
+    """
+    size, tower, device = prior.config.tower, prior.tower, prior.project.weight.device
+    if size is None or prior.config.weights != "none" or size.lessons == 0:
+        return float("nan")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        readout = nn.Linear(size.embed_dim, 4).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    weights = [*tower.parameters(), *readout.parameters()]
+    trainable = [weight.requires_grad for weight in weights]
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimiser = torch.optim.AdamW(weights)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=size.lessons)
+    spoken, recovered = [], []
+    for lesson in range(size.lessons):
+        texts, target = _lesson(batch, generator)
+        target = target.to(device)
+        ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
+        length = int(ends.max()) + 1  # the tower is causal: what follows the end of a sentence changes nothing
+        states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))[:, :length]
+        states = tower.transformer(states, attn_mask=tower.attn_mask[:length, :length])
+        pooled = (tower.ln_final(states) @ tower.text_projection)[torch.arange(batch, device=device), ends]
+        answer = readout(pooled)  # (batch, 4)
+        optimiser.zero_grad()
+        (answer - target).square().mean().backward()
+        optimiser.step()
+        schedule.step()
+        if lesson >= 0.75 * size.lessons:
+            said = target[:, 1] > 0
+            spoken.append(target[said, 0])
+            recovered.append(answer[said, 0].detach())
+    for weight, was in zip(weights, trainable, strict=True):
+        weight.requires_grad_(was)
+        weight.grad = None
+    prior.forget()
+    return float(torch.corrcoef(torch.stack([torch.cat(spoken), torch.cat(recovered)]))[0, 1])
+
+
+def _lesson(n: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
+    """N prompts and what they say, (n, 4): age in standard deviations (0 unsaid), age said, sex (−1, 0, 1), tracer."""
+    low, high = AGE_RANGE
+    texts, target = [], torch.zeros(n, 4)
+    for i, (a, says_age, s, says_sex, c) in enumerate(torch.rand((n, 5), generator=generator).tolist()):
+        age = round(low + (high - low) * a, 1) if says_age < 0.8 else None
+        sex = SEXES[int(2 * s)] if says_sex < 0.8 else None
+        tracer = TRACERS[int(2 * c)]
+        texts.append(prompt(tracer, age, sex))
+        target[i] = torch.tensor([
+            0.0 if age is None else (age - (low + high) / 2) / ((high - low) / 4),
+            float(age is not None),
+            0.0 if sex is None else 2.0 * SEXES.index(sex) - 1,
+            2.0 * TRACERS.index(tracer) - 1,
+        ])  # fmt: skip
+    return texts, target

@@ -1,0 +1,140 @@
+"""The one contract between a method and everything around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from resdm.batch import TRACERS, Batch, Prior
+from resdm.config import MethodConfig
+
+
+class Method(nn.Module):
+    """A way to synthesise amyloid and tau PET from MRI.
+
+    The training loop and the synthesis know this class alone, never a method's name. A subclass is made from its
+    configuration and the grid's shape, and implements `losses` and `synthesise`.
+
+    Parameters
+    ----------
+    config : MethodConfig
+        The method's own settings.
+    shape : tuple of int
+        Voxels of the grid (X, Y, Z).
+
+    Attributes
+    ----------
+    scalars : dict of str to Tensor
+        Detached values of the last `losses` call that are worth a column in ``history.csv``.
+    """
+
+    def __init__(self, config: MethodConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = tuple(shape)
+        self.scalars: dict[str, Tensor] = {}
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(optimiser name, scalar loss)``; the loop steps that optimiser before it asks for the next.
+
+        So an adversarial method yields its discriminator's loss, then the generator's against the discriminator as
+        just updated. Before each backward pass the loop clears the gradients of that optimiser's weights alone.
+        """
+        raise NotImplementedError
+
+    def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
+        """Both PETs of a few people.
+
+        Parameters
+        ----------
+        mri : Tensor (B, 1, X, Y, Z)
+            Intensities in [0, 1].
+        prior : Prior
+            B entries.
+        generator : torch.Generator
+            On the device of ``mri``; the only source of randomness.
+        steps : int, optional
+            Sampling steps; ``None`` takes the configuration's, methods without steps ignore it.
+
+        Returns
+        -------
+        Tensor (B, 2, X, Y, Z)
+            Amyloid, tau, in [0, 1].
+        """
+        raise NotImplementedError
+
+    def trace(self, batch: Batch, generator: torch.Generator) -> dict[str, np.ndarray]:
+        """What a picture of the method needs of one person (Figure 1), by name; empty where there is none."""
+        return {}
+
+    def prepare(self, seed: int) -> None:
+        """Work before the first training step that needs no image (a text tower's first lessons). None by default."""
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name, over trainable weights only: one AdamW named ``model`` unless overridden."""
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        config = self.config
+        return {"model": torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)}
+
+
+class TracerModel(nn.Module):
+    """One tracer's model, as `PerTracer` drives it: a `Method` without the other tracer and without the prior."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scalars: dict[str, Tensor] = {}
+
+    def losses(self, mri: Tensor, pet: Tensor, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+        """As `Method.losses`, for MRI and PET of (B, 1, X, Y, Z) each, intensities in [0, 1], no PET missing."""
+        raise NotImplementedError
+
+    def synthesise(self, mri: Tensor, generator: torch.Generator) -> Tensor:
+        """The PET of each MRI, both (B, 1, X, Y, Z) in [0, 1]."""
+        raise NotImplementedError
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name."""
+        raise NotImplementedError
+
+
+class PerTracer(Method):
+    """Two identical models, one a tracer, as the paper has Pix2Pix, SC-GAN and TransUNet (§4.2).
+
+    Each learns from the people who have its tracer; where nobody in a batch has it, its model takes no step.
+    Names of optimisers and scalars start with the tracer: ``amyloid.generator``.
+    """
+
+    def __init__(self, config: MethodConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__(config, shape)
+        self.models = nn.ModuleDict({tracer: self.tracer_model() for tracer in TRACERS})
+
+    def tracer_model(self) -> TracerModel:
+        """One of the two models, with fresh weights."""
+        raise NotImplementedError
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+        """Amyloid's losses over the people who have amyloid, then tau's."""
+        self.scalars = {}
+        for channel, (tracer, model) in enumerate(self.models.items()):
+            has = batch.present[:, channel]
+            if not has.any():
+                continue
+            for name, loss in model.losses(batch.mri[has], batch.pet[has, channel : channel + 1], generator):
+                yield f"{tracer}.{name}", loss
+            self.scalars |= {f"{tracer}.{name}": value for name, value in model.scalars.items()}
+
+    @torch.no_grad()
+    def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
+        """Each tracer from its own model; ``prior`` and ``steps`` are not used."""
+        return torch.cat([model.synthesise(mri, generator) for model in self.models.values()], 1)
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """Those of both models."""
+        return {
+            f"{tracer}.{name}": optimiser
+            for tracer, model in self.models.items()
+            for name, optimiser in model.optimisers().items()
+        }

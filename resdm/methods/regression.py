@@ -1,0 +1,38 @@
+"""The control that the paper does not show: ResDM's network as plain L2 regression, no diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from resdm.batch import TRACERS, Batch, Prior
+from resdm.config import RegressionConfig
+from resdm.losses import total_loss
+from resdm.methods.residual_diffusion import PriorGuided
+
+
+class Regression(PriorGuided):
+    """One pass from MRI to both PETs with the same network, text and loss: x_t := y_0 and t := 0, always.
+
+    It predicts the mean of what a PET could be, which is what PSNR and MAE reward; what it loses (texture, contrast)
+    is what sampling is for. So it stands in Table 2 as the row to compare a diffusion with at equal parameters.
+    """
+
+    config: RegressionConfig
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+        """Eq. 7 without diffusion."""
+        x0_hat = self._regress(batch.mri, self.context(batch.prior, generator))
+        loss, self.scalars = total_loss(x0_hat, batch.pet, batch.present, self.config.lambda_high)
+        yield "model", loss
+
+    @torch.no_grad()
+    def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
+        """One deterministic pass; ``generator`` and ``steps`` are not used."""
+        return self._regress(mri, self.context(prior)).clamp(0, 1)
+
+    def _regress(self, mri: Tensor, context: Tensor) -> Tensor:
+        t = torch.zeros(len(mri), dtype=torch.long, device=mri.device)
+        return self.predict(mri.expand(-1, len(TRACERS), -1, -1, -1), mri, t, context)

@@ -1,0 +1,109 @@
+"""ResDM: the scheduler, the prior module, the U-Net and the losses, tied together (§3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resdm.batch import TRACERS, Batch, Prior
+from resdm.config import RegressionConfig, ResidualDiffusionConfig
+from resdm.lessons import learn_language
+from resdm.losses import total_loss
+from resdm.methods.base import Method
+from resdm.methods.trace import trace
+from resdm.prior import PriorModule, prompts
+from resdm.scheduler import ResidualScheduler
+from resdm.unet import UNet
+
+
+class PriorGuided(Method):
+    """What ResDM and its regression control share: the network, its text, both tracers of a batch in one pass."""
+
+    config: ResidualDiffusionConfig | RegressionConfig
+
+    def __init__(self, config: ResidualDiffusionConfig | RegressionConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__(config, shape)
+        self.prior = PriorModule(config.prior)
+        self.unet = UNet(config.network, config.prior.dim)
+
+    def prepare(self, seed: int) -> None:
+        """Lessons of the text tower, where it has no pretrained weights."""
+        learn_language(self.prior, seed)
+
+    def context(self, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
+        """Text context (2B, tokens, dim), person by person, tracers in order; a ``generator`` turns on dropout."""
+        return self.prior(prompts(self.prior.spoken(prior, generator)))
+
+    def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """x̂_0 of both tracers in one pass.
+
+        Parameters
+        ----------
+        x_t : Tensor (B, 2, X, Y, Z)
+        mri : Tensor (B, 1, X, Y, Z)
+        t : Tensor (B,), int
+        context : Tensor (2B, tokens, dim)
+
+        Returns
+        -------
+        Tensor (B, 2, X, Y, Z)
+        """
+        n = len(TRACERS)
+        volumes = x_t.flatten(0, 1).unsqueeze(1)  # (2B, 1, X, Y, Z)
+        x0_hat = self.unet(volumes, mri.repeat_interleave(n, 0), t.repeat_interleave(n, 0), context)
+        return x0_hat.unflatten(0, (-1, n)).squeeze(2)
+
+
+class ResidualDiffusion(PriorGuided):
+    """The paper's method: predicts x_0 at every step of a residual diffusion from MRI to PET, guided by text.
+
+    Notes
+    -----
+    Both tracers of a person share t and draw their own noise, as in the released code. Departures from it: y_0 is an
+    input (as Eq. 3 says), attention over token states, one augmentation for all volumes, missing tracers masked.
+    """
+
+    config: ResidualDiffusionConfig
+
+    def __init__(self, config: ResidualDiffusionConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__(config, shape)
+        self.scheduler = ResidualScheduler(config.steps, config.eta, config.eta_range, config.kappa, config.eta_power)
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+        """Eq. 7 at a uniformly drawn step."""
+        mri, x0, device = batch.mri, batch.pet, batch.mri.device
+        t = torch.randint(self.scheduler.steps, (len(batch),), generator=generator, device=device)
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
+        x0_hat = self.predict(x_t, mri, t, self.context(batch.prior, generator))
+        loss, self.scalars = total_loss(x0_hat, x0, batch.present, self.config.lambda_high)
+        yield "model", loss
+
+    @torch.no_grad()
+    def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
+        """Eq. 2: from the noisy MRI back to both PETs, in ``steps`` steps (configuration's where ``None``)."""
+        for _, _, x in self.reverse(mri, prior, generator, steps=steps):
+            x0 = x
+        return x0.clamp(0, 1)
+
+    @torch.no_grad()
+    def reverse(
+        self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The reverse path, step by step: the index t visited, f_θ's x̂_0 there, and the x drawn from it (Eq. 3).
+
+        Volumes are (B, 2, X, Y, Z); the last x is x_0.
+        """
+        context = self.context(prior)
+        x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)
+        for t in self.scheduler.set_timesteps(steps or self.config.sampling_steps or self.scheduler.steps):
+            x0_hat = self.predict(x, mri, torch.full((len(mri),), t, device=mri.device), context)
+            x = self.scheduler.step(x0_hat, t, x, generator)
+            yield t, x0_hat, x
+
+    def trace(self, batch: Batch, generator: torch.Generator) -> dict[str, np.ndarray]:
+        """Figure 1: see `resdm.methods.trace`."""
+        return trace(self, batch, generator)

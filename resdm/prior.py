@@ -1,0 +1,158 @@
+"""The prior-information-guided module (§3.2): a sentence about the person → context of the cross-attention (Eq. 5).
+
+A prompt goes through the CLIP ViT-B/32 text tower. Its last block, final norm and projection are trained, as in the
+paper; what lies below is frozen, so its output is computed once a prompt and kept.
+
+A trap in Eq. 5: with the one pooled text vector as key and value, the softmax over a single key is 1, and attention
+adds the same vector at every voxel. So the context is the tower's 77 token states (``context: tokens``); ``pooled`` is
+the literal reading.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from resdm import clip
+from resdm.batch import TRACERS, Prior
+from resdm.config import SEXES, PriorConfig, check_person
+
+_SPOKEN_TRACER = {"amyloid": "Aβ-PET", "tau": "Tau-PET"}
+_SPOKEN_SEX = {"F": "female", "M": "male"}
+
+
+def prompt(tracer: str, age: float | None = None, sex: str | None = None) -> str:
+    """The released code's sentence; what is ``None`` is left out of it.
+
+    >>> prompt("amyloid", 74, "F")
+    'Synthesize an Aβ-PET scan for a 74.0-year-old female subject'
+
+    Raises
+    ------
+    ValueError
+        Unknown tracer or sex, or an age outside `resdm.config.AGE_RANGE`.
+    """
+    if tracer not in TRACERS:
+        raise ValueError(f"unknown tracer {tracer!r}; expected one of {', '.join(TRACERS)}")
+    check_person(age, sex, "prompt")
+    who = [f"{age:.1f}-year-old"] if age is not None else []
+    who += [_SPOKEN_SEX[sex]] if sex is not None else []
+    return " ".join([f"Synthesize an {_SPOKEN_TRACER[tracer]} scan for a", *who, "subject"])
+
+
+def prompts(prior: Prior) -> list[str]:
+    """2B prompts, person by person, each with its tracers in order: the layout of volumes flattened from (B, 2)."""
+    return [prompt(tracer, age, sex) for age, sex in zip(prior.age, prior.sex, strict=True) for tracer in TRACERS]
+
+
+class PriorModule(nn.Module):
+    """Prompts → text context, the last part of the tower trainable and the rest cached.
+
+    Parameters
+    ----------
+    config : PriorConfig
+        ``weights``: ``"openai"`` (downloaded by open_clip), the path of a state dictionary in CLIP's format
+        (``.safetensors`` or ``.pt``), or ``"none"``. ``tower``: a smaller tower over the few tokens that prompts use.
+
+    Notes
+    -----
+    A randomly drawn, frozen tower is nearly deaf to a digit that differs; a tower without pretrained weights first
+    takes lessons on prompts alone (`resdm.lessons`).
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.tower
+        if size is None:
+            self.tower = clip.text_tower(config.weights)
+            vocabulary = torch.arange(self.tower.vocab_size)
+        else:
+            known = prompt_tokens()
+            vocabulary = torch.full((int(known.max()) + 1,), -1)
+            vocabulary[known] = torch.arange(len(known))
+            self.tower = clip.text_tower(
+                config.weights, vocab_size=len(known), width=size.width, heads=size.heads, layers=size.layers,
+                output_dim=size.embed_dim,
+            )  # fmt: skip
+        self.register_buffer("vocabulary", vocabulary, persistent=False)  # CLIP token id → the tower's own
+        self.project = nn.Linear(self.tower.text_projection.shape[1], config.dim)
+        self.frozen = nn.ModuleList(self.tower.transformer.resblocks[:-1])
+        for module in (self.tower.token_embedding, self.frozen):
+            module.requires_grad_(False)
+        self.tower.positional_embedding.requires_grad_(False)
+        self._cache: dict[str, Tensor] = {}
+
+    def forward(self, texts: list[str], *, cached: bool = True) -> Tensor:
+        """Context of N prompts.
+
+        Returns
+        -------
+        Tensor (N, 77, dim), or (N, 1, dim) where ``context`` is ``pooled``
+        """
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # conditions often share a sentence
+        states = torch.stack([self._frozen_state(text, cached) for text in distinct])  # (n, 77, width)
+        states = self.tower.transformer.resblocks[-1](states, attn_mask=self.tower.attn_mask)
+        states = self.tower.ln_final(states) @ self.tower.text_projection  # (n, 77, embed_dim)
+        if self.config.context == "pooled":
+            ends = torch.tensor([clip.end_of_text(text) for text in distinct], device=states.device)
+            states = states[torch.arange(len(states), device=states.device), ends].unsqueeze(1)  # (n, 1, embed_dim)
+        return self.project(states)[[distinct[text] for text in texts]]
+
+    def spoken(self, prior: Prior, generator: torch.Generator | None = None) -> Prior:
+        """The prior as the prompt says it: fields not configured are left out, and others now and then in training.
+
+        With a ``generator`` each field of each person is dropped with probability ``dropout``: without it, prompts
+        that leave a field out (Figures 4 and 5) would be new to the network.
+        """
+        prior = prior.without(*({"age", "sex"} - set(self.config.fields)))
+        if generator is None or self.config.dropout == 0:
+            return prior
+        draw = torch.rand((2, len(prior)), generator=generator, device=generator.device) < self.config.dropout
+        drop_age, drop_sex = draw.tolist()
+        return Prior(
+            tuple(None if gone else age for gone, age in zip(drop_age, prior.age, strict=True)),
+            tuple(None if gone else sex for gone, sex in zip(drop_sex, prior.sex, strict=True)),
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """CLIP token ids (N, 77) → the first block's input (N, 77, width)."""
+        return self.tower.token_embedding(self.vocabulary[tokens]) + self.tower.positional_embedding
+
+    @torch.no_grad()
+    def _frozen_state(self, text: str, cached: bool) -> Tensor:
+        """Output (77, width) of the frozen blocks for one prompt.
+
+        One prompt at a time, whatever the batch: a matrix product's last bit may depend on its batch, and a resumed
+        training, whose cache fills in another order, must end in the same bits.
+        """
+        state = self._cache.get(text) if cached else None
+        if state is None:
+            state = self.embed(clip.tokens(text).to(self.vocabulary.device)[None])
+            for block in self.frozen:
+                state = block(state, attn_mask=self.tower.attn_mask)
+            state = state[0]
+            if cached:
+                self._cache[text] = state
+        return state
+
+    def forget(self) -> None:
+        """Empty the cache: the frozen weights, their device or their type have changed."""
+        self._cache.clear()
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        self.forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args, **kwargs) -> nn.Module:
+        self.forget()
+        return super()._apply(*args, **kwargs)
+
+
+@cache
+def prompt_tokens() -> Tensor:
+    """Every CLIP token that a prompt can hold, ascending: the tokeniser spells numbers digit by digit."""
+    texts = [prompt(tracer, age, sex) for tracer in TRACERS for age in (None, 50.0) for sex in (None, *SEXES)]
+    return torch.unique(torch.stack([clip.tokens(text) for text in [*texts, "0 1 2 3 4 5 6 7 8 9"]]))

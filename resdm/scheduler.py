@@ -1,0 +1,106 @@
+"""Residual diffusion between PET and MRI: Eq. 1–3.
+
+Time steps are indices ``t = 0 … T−1`` as in the released code (the paper's 1 … T), and η before the first is 0.
+The call shape is that of diffusers' and MONAI's schedulers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class ResidualScheduler:
+    r"""Shifts a PET ``x0`` towards its MRI ``y0`` in T steps, and back.
+
+    Parameters
+    ----------
+    steps : int
+        T.
+    eta : {"linear", "geometric"}
+        Shape of the shifting sequence η. ``geometric`` is ResShift's √η_t = s·b^{τ_t}.
+    eta_range : tuple of float
+        (η_1, η_T) when linear; ResShift's (m, √η_T) when geometric, with s = min(m/κ, m).
+    kappa : float
+        Noise scale κ: the standard deviation at step t is κ√η_t.
+    power : float
+        p in τ_t = (T−1)((t−1)/(T−1))^p of the geometric sequence.
+
+    Attributes
+    ----------
+    etas : Tensor (T,)
+        η by index.
+    timesteps : list of int
+        The indices that a reverse pass visits, descending.
+
+    Notes
+    -----
+    Settings: released code (`Ouzaixin/ResDM`): linear, 0.04 to 0.999, T = 15, κ = 0.1. Geometric: `zsyOAOA/ResShift`.
+    """
+
+    def __init__(
+        self,
+        steps: int = 15,
+        eta: str = "linear",
+        eta_range: tuple[float, float] = (0.04, 0.999),
+        kappa: float = 0.1,
+        power: float = 0.3,
+    ) -> None:
+        low, high = eta_range
+        if eta == "linear":
+            # A single step must start at the MRI, so T = 1 takes the last value, not the first.
+            etas = torch.linspace(low, high, steps, dtype=torch.float64) if steps > 1 else torch.tensor([high])
+        elif eta == "geometric":
+            start = min(low / kappa, low)
+            base = (high / start) ** (1 / max(steps - 1, 1))
+            tau = (steps - 1) * torch.linspace(0, 1, steps, dtype=torch.float64) ** power
+            etas = (start * base**tau) ** 2 if steps > 1 else torch.tensor([high**2])
+        else:
+            raise ValueError(f"eta is {eta!r}; expected 'linear' or 'geometric'")
+        self.steps = steps
+        self.kappa = kappa
+        self.etas = etas.float()
+        self._eta = [0.0, *etas.tolist()]  # η by paper index 0 … T, plain numbers: no device is asked for them
+        self.set_timesteps(steps)
+
+    def set_timesteps(self, n: int) -> list[int]:
+        """Choose the ``n`` indices of a reverse pass: equal strides down from the last, which is always visited.
+
+        Starting anywhere but at the last index would start at the wrong η.
+        """
+        if not 1 <= n <= self.steps:
+            raise ValueError(f"{n} sampling steps; expected 1 to T = {self.steps}")
+        self.timesteps = [math.ceil(self.steps * k / n) - 1 for k in range(n, 0, -1)]
+        return self.timesteps
+
+    def add_noise(self, x0: Tensor, y0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Eq. 1: x_t = x_0 + η_t (y_0 − x_0) + κ√η_t ε, for indices ``t`` (B,) of volumes (B, C, X, Y, Z)."""
+        self.etas = self.etas.to(x0.device)
+        eta = self.etas[t].view(-1, *[1] * (x0.ndim - 1))
+        return x0 + eta * (y0 - x0) + self.kappa * eta.sqrt() * noise
+
+    def start(self, y0: Tensor, generator: torch.Generator) -> Tensor:
+        """x_T, the noisy MRI where the reverse process begins: y_0 + κ√η_T ε (Eq. 2)."""
+        return y0 + self.kappa * math.sqrt(self._eta[-1]) * _noise_like(y0, generator)
+
+    def step(self, x0_hat: Tensor, t: int, x_t: Tensor, generator: torch.Generator) -> Tensor:
+        """Eq. 3: draw x at the next visited index from p(x_{t−1} | x_t, x̂_0); at the last one return its mean, x̂_0.
+
+        The mean is (η_{t−1}/η_t) x_t + ((η_t − η_{t−1})/η_t) x̂_0, the variance κ² (η_{t−1}/η_t)(η_t − η_{t−1}),
+        with η_{t−1} taken at the next visited index, so respaced passes follow the same formula.
+        """
+        mean, variance = self.posterior(x0_hat, t, x_t)
+        return mean + math.sqrt(variance) * _noise_like(x_t, generator) if variance > 0 else mean
+
+    def posterior(self, x0_hat: Tensor, t: int, x_t: Tensor) -> tuple[Tensor, float]:
+        """Mean (B, C, X, Y, Z) and variance of Eq. 3 for the step from index ``t`` to the next visited one."""
+        later = [s for s in self.timesteps if s < t]
+        eta, eta_next = self._eta[t + 1], self._eta[later[0] + 1] if later else 0.0
+        ratio = eta_next / eta
+        return ratio * x_t + (1 - ratio) * x0_hat, self.kappa**2 * ratio * (eta - eta_next)
+
+
+def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

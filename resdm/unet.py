@@ -1,0 +1,181 @@
+"""f_θ of Eq. 3: a 3D U-Net that reads the prior at its bottleneck by cross-attention (Eq. 5).
+
+The released network's layout (guided-diffusion family: GroupNorm, SiLU, scale-shift time embedding), with the
+middle block used and real attention over the text. ``stem: haar`` puts an orthonormal wavelet transform before and
+its exact inverse behind it: the same widths at an eighth of the voxels, and since the transform is orthonormal the
+diffusion is unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from resdm.config import NetworkConfig
+from resdm.haar import haar, inverse_haar
+
+
+def sinusoidal(t: Tensor, dim: int) -> Tensor:
+    """Transformer position encoding of step indices (B,) → (B, dim)."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm, of fewer groups where they do not divide the channels."""
+    return nn.GroupNorm(math.gcd(channels, groups), channels)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, conv, twice; the time embedding scales and shifts between; a skip around; then self-attention."""
+
+    def __init__(self, channels_in: int, channels_out: int, config: NetworkConfig, attend: bool = False) -> None:
+        super().__init__()
+        groups, dropout = config.norm_groups, config.dropout
+        conv_in, conv_out = (nn.Conv3d(n, channels_out, 3, padding=1) for n in (channels_in, channels_out))
+        self.first = nn.Sequential(norm(channels_in, groups), nn.SiLU(), conv_in)
+        self.time = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.time_dim, 2 * channels_out))
+        self.norm = norm(channels_out, groups)
+        self.second = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), conv_out)
+        self.skip = nn.Conv3d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        self.attention = Attention(channels_out, config.attention_heads, groups) if attend else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, C_in, X, Y, Z), (B, time_dim) → (B, C_out, X, Y, Z)."""
+        scale, shift = self.time(time)[..., None, None, None].chunk(2, dim=1)  # (B, C, 1, 1, 1) each
+        x = self.skip(x) + self.second(self.norm(self.first(x)) * (1 + scale) + shift)
+        return self.attention(x)
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention of voxels over ``context``, or over themselves, with a residual.
+
+    Eq. 5 where ``context`` is text: Q = W_Q z_image, K = W_K z_text, V = W_V z_text, softmax(QKᵀ/√d) V.
+    """
+
+    def __init__(self, channels: int, heads: int, groups: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = norm(channels, groups)
+        self.q = nn.Linear(channels, channels, bias=False)
+        self.kv = nn.Linear(context_dim or channels, 2 * channels, bias=False)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, C, X, Y, Z), (B, tokens, context_dim) → (B, C, X, Y, Z)."""
+        q, k, v = self.project(x, context)
+        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        return x + self.out(attended).transpose(1, 2).reshape(x.shape)
+
+    def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, voxels, d), keys and values (B, heads, tokens, d)."""
+        voxels = self.norm(x).flatten(2).transpose(1, 2)  # (B, voxels, C)
+        k, v = self.kv(voxels if context is None else context).chunk(2, dim=-1)
+        return tuple(rearrange(z, "b n (h d) -> b h n d", h=self.heads) for z in (self.q(voxels), k, v))
+
+    def weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """The softmax itself, (B, heads, voxels, tokens), for figures; `forward` never forms it."""
+        q, k, _ = self.project(x, context)
+        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+
+
+class UNet(nn.Module):
+    """f_θ(x_t, y_0, t, text) → x̂_0.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+    context_dim : int
+        Channels of the text context.
+
+    Notes
+    -----
+    Any size of at least 2^(levels − 1) voxels an axis (twice that behind the Haar stem): the way up takes its size
+    from the skips, and odd sizes are padded for the stem.
+    """
+
+    def __init__(self, config: NetworkConfig, context_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        fold = 8 if config.stem == "haar" else 1
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        time_dim, groups = 4 * config.time_dim, config.norm_groups
+        self.time = nn.Sequential(nn.Linear(config.time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+        self.inlet = nn.Conv3d(2 * fold, widths[0], 3, padding=1)
+
+        self.down, skips, channels = nn.ModuleList(), [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(config.blocks):
+                self.down.append(ResidualBlock(channels, width, config, level in config.attention_levels))
+                skips.append(channels := width)
+            if level < len(widths) - 1:
+                self.down.append(nn.Conv3d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+        self.middle_in = ResidualBlock(channels, channels, config, attend=True)
+        self.cross_attention = Attention(channels, config.cross_heads, groups, context_dim)
+        self.middle_out = ResidualBlock(channels, channels, config)
+        self.up = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for _ in range(config.blocks + 1):
+                attend = level in config.attention_levels
+                self.up.append(ResidualBlock(channels + skips.pop(), widths[level], config, attend))
+                channels = widths[level]
+            if level > 0:
+                self.up.append(nn.Conv3d(channels, channels, 3, padding=1))
+        self.outlet = nn.Sequential(norm(channels, groups), nn.SiLU(), nn.Conv3d(channels, fold, 3, padding=1))
+        if config.channels_last:
+            self.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Predict x_0.
+
+        Parameters
+        ----------
+        x_t, y0 : Tensor (B, 1, X, Y, Z)
+        t : Tensor (B,), int
+            Step index 0 … T−1.
+        context : Tensor (B, tokens, context_dim)
+
+        Returns
+        -------
+        Tensor (B, 1, X, Y, Z)
+            In (−1, 1): the released head is a tanh.
+        """
+        x, skips, time = self._encode(x_t, y0, t)
+        x = self.middle_out(self.cross_attention(x, context), time)
+        for part in self.up:
+            if isinstance(part, nn.Conv3d):
+                x = part(F.interpolate(x, size=skips[-1].shape[2:]))  # nearest
+            else:
+                x = part(torch.cat([x, skips.pop()], dim=1), time)
+        x = self.outlet(x)
+        if self.config.stem == "haar":
+            x = inverse_haar(x)[..., : y0.shape[2], : y0.shape[3], : y0.shape[4]]
+        return x.tanh()
+
+    def attention_map(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Where the text attends: (B, tokens, x, y, z) at the bottleneck's resolution, mean over heads, for figures."""
+        x, _, _ = self._encode(x_t, y0, t)
+        weights = self.cross_attention.weights(x, context).mean(1)  # (B, voxels, tokens)
+        return weights.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def _encode(self, x_t: Tensor, y0: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The way down and the middle's first block: bottleneck features, skips, time embedding."""
+        x = torch.cat([x_t, y0], dim=1)  # (B, 2, X, Y, Z)
+        if self.config.stem == "haar":
+            pad = [n % 2 for n in x.shape[:1:-1]]  # z, y, x
+            x = haar(F.pad(x, [v for p in pad for v in (0, p)]))  # (B, 16, X/2, Y/2, Z/2)
+        if self.config.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        time = self.time(sinusoidal(t, self.config.time_dim).to(x.dtype))  # (B, 4 time_dim)
+        x = self.inlet(x)
+        skips = [x]
+        for part in self.down:
+            x = part(x) if isinstance(part, nn.Conv3d) else part(x, time)
+            skips.append(x)
+        return self.middle_in(x, time), skips, time

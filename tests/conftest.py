@@ -1,0 +1,66 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from resdm.batch import Batch, Prior
+from resdm.config import NetworkConfig, PriorConfig, RegressionConfig, ResidualDiffusionConfig, TowerConfig
+
+torch.set_num_threads(1)  # two test workers on two cores; and sums in one order
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_t1() -> Path:
+    """A real person's T1 that lies beside the repository in development, and does not ship with it."""
+    path = ROOT.parent / "shared" / "data" / "t1" / "single_subject_T1w.nii.gz"
+    if not path.is_file():
+        pytest.skip("the real T1 does not ship with the project")
+    return path
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def tiny_prior(**changes) -> PriorConfig:
+    """A text tower of a few thousand weights."""
+    return PriorConfig(
+        weights="none", tower=TowerConfig(width=16, heads=2, layers=2, embed_dim=16, lessons=0), **changes
+    )
+
+
+def tiny_network(**changes) -> NetworkConfig:
+    """A U-Net of two levels."""
+    return NetworkConfig(
+        **{"width": 8, "multipliers": (1, 2), "attention_levels": (1,), "cross_heads": 2, "norm_groups": 4} | changes
+    )
+
+
+def tiny_resdm(**changes) -> ResidualDiffusionConfig:
+    """ResDM that makes a step in milliseconds."""
+    return ResidualDiffusionConfig(**{"network": tiny_network(), "prior": tiny_prior(), "ema": 0.9} | changes)
+
+
+def tiny_regression(**changes) -> RegressionConfig:
+    """Its control."""
+    return RegressionConfig(**{"network": tiny_network(), "prior": tiny_prior(), "ema": 0.9} | changes)
+
+
+def random_batch(n: int = 2, size: int | tuple[int, int, int] = 8, seed: int = 0) -> Batch:
+    """People with random volumes in [0, 1] and both tracers."""
+    shape = (size,) * 3 if isinstance(size, int) else size
+    g = torch.Generator().manual_seed(seed)
+    ages = tuple(round(60 + 30 * a, 1) for a in torch.rand(n, generator=g).tolist())
+    return Batch(
+        torch.rand((n, 1, *shape), generator=g),
+        torch.rand((n, 2, *shape), generator=g),
+        torch.ones((n, 2), dtype=torch.bool),
+        Prior(ages, tuple("FM"[i % 2] for i in range(n))),
+    )

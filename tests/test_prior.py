@@ -1,0 +1,185 @@
+"""Prompts, the text tower and its frozen, cached part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_prior
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
+
+from resdm import clip
+from resdm.batch import Prior
+from resdm.config import PriorConfig, TowerConfig
+from resdm.lessons import learn_language
+from resdm.prior import PriorModule, prompt, prompts
+
+TEXTS = [prompt("amyloid", 74, "F"), prompt("tau", 61.5, "M"), prompt("tau", None, "M"), prompt("amyloid")]
+
+
+def module(seed: int = 0, **changes) -> PriorModule:
+    torch.manual_seed(seed)
+    return PriorModule(tiny_prior(**changes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("amyloid", 74, "F"), "Synthesize an Aβ-PET scan for a 74.0-year-old female subject"),
+        (("tau", 61.25, "M"), "Synthesize an Tau-PET scan for a 61.2-year-old male subject"),
+        (("tau", None, "M"), "Synthesize an Tau-PET scan for a male subject"),
+        (("amyloid", 80, None), "Synthesize an Aβ-PET scan for a 80.0-year-old subject"),
+        (("amyloid",), "Synthesize an Aβ-PET scan for a subject"),
+    ],
+)
+def test_prompts_are_the_released_sentences(arguments, sentence):
+    assert prompt(*arguments) == sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("fdg",), "unknown tracer 'fdg'"), (("tau", 7, "M"), "age 7 is outside"), (("tau", 70, "X"), "unknown sex 'X'")],
+)
+def test_impossible_prompts_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prompt(*arguments)
+
+
+def test_prompts_lie_person_by_person():
+    said = prompts(Prior((70.0, None), ("F", "M")))
+    assert [("Tau" in text, "female" in text) for text in said] == [(0, 1), (1, 1), (0, 0), (1, 0)]
+
+
+def test_context_has_77_token_states_or_one_pooled():
+    assert module()(TEXTS).shape == (4, 77, 256)
+    assert module(context="pooled")(TEXTS).shape == (4, 1, 256)
+
+
+def test_pooled_is_the_state_at_the_end_of_the_text():
+    tokens, pooled = module(), module(context="pooled")
+    pooled.load_state_dict(tokens.state_dict())
+    states = tokens(TEXTS)
+    for i, text in enumerate(TEXTS):
+        torch.testing.assert_close(pooled(TEXTS)[i, 0], states[i, clip.end_of_text(text)])
+
+
+def test_equals_the_whole_tower_run_at_once():
+    """The split into a frozen and a trainable part computes what open_clip's own forward pass computes."""
+    prior = module(context="pooled")
+    tokens = prior.vocabulary[torch.stack([clip.tokens(text) for text in TEXTS])]
+    prior.tower.pool_type = "none"
+    states = prior.tower(tokens)  # every token's projected state
+    expected = prior.project(torch.stack([states[i, clip.end_of_text(text)] for i, text in enumerate(TEXTS)]))
+    torch.testing.assert_close(prior(TEXTS)[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_equals_uncached_to_the_bit_in_any_company():
+    prior = module()
+    together, again = prior(TEXTS), prior(TEXTS)
+    assert len(prior._cache) == 4
+    assert torch.equal(together, again)
+    assert torch.equal(together, prior(TEXTS, cached=False))
+    other = module()
+    other(TEXTS[2:])  # the cache fills in another order
+    assert torch.equal(together, other(TEXTS))
+
+
+def test_loading_weights_empties_the_cache():
+    prior = module(0)
+    before = prior(TEXTS)
+    prior.load_state_dict(module(1).state_dict())
+    after = prior(TEXTS)
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, module(1)(TEXTS))
+
+
+def test_gradients_reach_what_is_trained_and_nothing_else():
+    prior = module()
+    prior(TEXTS).square().sum().backward()
+    for name, weight in prior.named_parameters():
+        trained = "resblocks.1." in name or "ln_final" in name or "text_projection" in name or "project." in name
+        assert weight.requires_grad == trained, name
+        assert (weight.grad is not None and bool(weight.grad.any())) == trained, name
+
+
+def test_released_size_of_the_trained_part():
+    """About 3.55 M of ViT-B/32: block 11, ln_final, text_projection and the linear layer."""
+    with torch.device("meta"):
+        prior = PriorModule(PriorConfig(weights="none"))
+    trained = sum(weight.numel() for weight in prior.parameters() if weight.requires_grad)
+    assert trained == pytest.approx(3.55e6, rel=0.01)
+
+
+def test_small_vocabulary_knows_every_prompt():
+    prior = module()
+    for age in [None, *(18 + 0.1 * step for step in range(921))]:
+        for sex in (None, "F", "M"):
+            assert (prior.vocabulary[clip.tokens(prompt("tau", age, sex))] >= 0).all()
+
+
+def test_unsaid_fields_and_dropout():
+    people = Prior((70.0,) * 400, ("F",) * 400)
+    assert module(fields=()).spoken(people) == people.without("age", "sex")
+    assert module(fields=("sex",)).spoken(people) == people.without("age")
+    prior = module(dropout=0.25)
+    assert prior.spoken(people) == people  # synthesis says everything
+    said = prior.spoken(people, torch.Generator().manual_seed(0))
+    for values in (said.age, said.sex):
+        assert sum(value is None for value in values) == pytest.approx(100, abs=30)
+    assert any(a is None and s is not None for a, s in zip(said.age, said.sex, strict=True)), "dropped apart"
+    assert said == prior.spoken(people, torch.Generator().manual_seed(0))
+
+
+def test_lessons_teach_the_tower_to_read():
+    torch.manual_seed(0)
+    size = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, lessons=150)
+    prior = PriorModule(PriorConfig(weights="none", tower=size))
+    assert learn_language(prior, seed=0) > 0.9
+    frozen = [name for name, weight in prior.named_parameters() if not weight.requires_grad]
+    assert any("resblocks.0" in name for name in frozen), "the frozen part is frozen again"
+    ages = torch.arange(50.0, 95.0, 0.5)
+    with torch.no_grad():
+        states = prior([prompt("tau", age, "F") for age in ages.tolist()])[:, clip.end_of_text(prompt("tau", 70, "F"))]
+    states = torch.cat([states, torch.ones(len(ages), 1)], dim=1)
+    weights = torch.linalg.lstsq(states[::2], ages[::2], driver="gelsd").solution
+    heard = torch.corrcoef(torch.stack([states[1::2] @ weights, ages[1::2]]))[0, 1]
+    assert heard > 0.9, "ages not fitted can be read off the sentence's last state"
+
+
+def test_lessons_are_the_seeds():
+    towers = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        prior = PriorModule(PriorConfig(weights="none", tower=TowerConfig(16, 2, 2, 16, lessons=5)))
+        learn_language(prior, seed=3)
+        towers.append(prior.state_dict())
+    assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[0])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_weights_file_in_clips_format_is_loaded(tmp_path, suffix):
+    """A full ViT-B/32 text tower beside image weights that are not asked for, in half precision like OpenAI's."""
+    torch.manual_seed(7)
+    source = PriorModule(PriorConfig(weights="none"))
+    state = {name: value.half() for name, value in source.tower.state_dict().items()}
+    state |= {"visual.conv1.weight": torch.zeros(4), "logit_scale": torch.tensor(4.6)}
+    path = tmp_path / f"clip{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    torch.manual_seed(8)
+    loaded = PriorModule(PriorConfig(weights=str(path)))
+    for name, value in loaded.tower.state_dict().items():
+        assert torch.equal(value, state[name].float()), name
+    assert isinstance(loaded.tower.transformer.resblocks[0].mlp.gelu, QuickGELU), "OpenAI trained with the quick GELU"
+
+
+def test_bad_weights_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: no such file"):
+        PriorModule(PriorConfig(weights=str(tmp_path / "nowhere.pt")))
+    other = tmp_path / "other.safetensors"
+    save_file({"token_embedding.weight": torch.zeros(3, 4)}, other)
+    with pytest.raises(ValueError, match=r"other\.safetensors: .* missing or of another shape"):
+        PriorModule(PriorConfig(weights=str(other)))
+    text = tmp_path / "text.pt"
+    text.write_text("not weights")
+    with pytest.raises(ValueError, match="no state dictionary"):
+        PriorModule(PriorConfig(weights=str(text)))

@@ -1,0 +1,117 @@
+"""The network: wavelets exact, attention the textbook's, sizes free, every weight used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_network
+
+from resdm.config import NetworkConfig
+from resdm.haar import haar, inverse_haar
+from resdm.unet import Attention, UNet
+
+
+def test_haar_is_orthonormal_and_exactly_inverted(generator):
+    x = torch.randn((2, 2, 6, 8, 4), generator=generator, dtype=torch.float64)
+    bands = haar(x)
+    assert bands.shape == (2, 16, 3, 4, 2)
+    torch.testing.assert_close(inverse_haar(bands), x, rtol=0, atol=1e-14)
+    torch.testing.assert_close(bands.square().sum(), x.square().sum())  # so white noise stays white noise
+    torch.testing.assert_close(haar(torch.ones(1, 1, 2, 2, 2))[0, :, 0, 0, 0], torch.tensor([8**0.5] + [0.0] * 7))
+
+
+def test_haar_keeps_channels_apart(generator):
+    x = torch.randn((1, 2, 4, 4, 4), generator=generator)
+    torch.testing.assert_close(haar(x)[:, 8:], haar(x[:, 1:]))
+
+
+def test_cross_attention_is_scaled_dot_product_attention(generator):
+    torch.manual_seed(0)
+    attention = Attention(16, heads=4, groups=4, context_dim=12)
+    x, context = torch.randn((2, 16, 2, 3, 4), generator=generator), torch.randn((2, 77, 12), generator=generator)
+    voxels = F.group_norm(x, 4, attention.norm.weight, attention.norm.bias).flatten(2).transpose(1, 2)
+    q = voxels @ attention.q.weight.T
+    k, v = (context @ w.T for w in attention.kv.weight.chunk(2))
+    heads = []
+    for h in range(4):
+        part = slice(4 * h, 4 * h + 4)
+        weights = (q[..., part] @ k[..., part].transpose(1, 2) / 4**0.5).softmax(-1)
+        heads.append(weights @ v[..., part])
+        torch.testing.assert_close(attention.weights(x, context)[:, h], weights)
+    expected = x + F.linear(torch.cat(heads, -1), attention.out.weight, attention.out.bias).transpose(1, 2).reshape(
+        x.shape
+    )
+    torch.testing.assert_close(attention(x, context), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_attention_depends_on_where_the_voxel_is_unless_pooled(generator):
+    torch.manual_seed(0)
+    attention = Attention(16, heads=4, groups=4, context_dim=12)
+    x = torch.randn((1, 16, 3, 3, 3), generator=generator)
+    for tokens, varies in ((77, True), (1, False)):
+        added = attention(x, torch.randn((1, tokens, 12), generator=generator)) - x
+        spread = added.flatten(2).std(2).max().item()
+        assert (spread > 1e-3) == varies, "one key makes the softmax 1: the same vector everywhere"
+
+
+@pytest.mark.parametrize("stem", ["none", "haar"])
+@pytest.mark.parametrize("size", [(8, 8, 8), (7, 9, 10), (12, 6, 5)])
+def test_any_size_comes_back(generator, stem, size):
+    torch.manual_seed(0)
+    net = UNet(tiny_network(stem=stem), context_dim=12)
+    x = torch.randn((2, 1, *size), generator=generator)
+    out = net(x, x, torch.tensor([0, 3]), torch.randn((2, 5, 12), generator=generator))
+    assert out.shape == x.shape
+    assert out.abs().max() < 1
+
+
+@pytest.mark.parametrize("stem", ["none", "haar"])
+def test_every_weight_gets_a_gradient(generator, stem):
+    torch.manual_seed(0)
+    net = UNet(tiny_network(stem=stem, multipliers=(1, 2, 4), attention_levels=(1, 2)), context_dim=12)
+    x = torch.randn((2, 1, 8, 8, 8), generator=generator)
+    net(x, x.flip(0), torch.tensor([0, 3]), torch.randn((2, 5, 12), generator=generator)).square().sum().backward()
+    dead = [name for name, weight in net.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert dead == []
+
+
+@pytest.mark.parametrize("which", ["x_t", "y0", "t", "context"])
+def test_every_input_matters(generator, which):
+    torch.manual_seed(0)
+    net = UNet(tiny_network(), context_dim=12).eval()
+    inputs = {
+        "x_t": torch.randn((1, 1, 8, 8, 8), generator=generator),
+        "y0": torch.randn((1, 1, 8, 8, 8), generator=generator),
+        "t": torch.tensor([3]),
+        "context": torch.randn((1, 5, 12), generator=generator),
+    }
+    before = net(**inputs)
+    inputs[which] = inputs[which] + 1
+    assert (net(**inputs) - before).abs().max() > 1e-4
+
+
+def test_channels_last_changes_the_layout_only(generator):
+    x, context = torch.randn((1, 1, 8, 8, 8), generator=generator), torch.randn((1, 5, 12), generator=generator)
+    nets = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        nets.append(UNet(tiny_network(channels_last=channels_last), context_dim=12))
+    out = [net(x, x, torch.tensor([1]), context) for net in nets]
+    torch.testing.assert_close(out[0], out[1], rtol=1e-4, atol=1e-5)
+
+
+def test_size_is_the_released_networks():
+    """29.2 M in the released code; ours adds the second input channel and real cross-attention."""
+    with torch.device("meta"):
+        net = UNet(NetworkConfig(), context_dim=256)
+    assert sum(weight.numel() for weight in net.parameters()) == pytest.approx(29.2e6, rel=0.01)
+
+
+def test_attention_map_is_a_distribution_over_tokens(generator):
+    torch.manual_seed(0)
+    net = UNet(tiny_network(), context_dim=12)
+    x = torch.randn((1, 1, 8, 8, 8), generator=generator)
+    weights = net.attention_map(x, x, torch.tensor([0]), torch.randn((1, 5, 12), generator=generator))
+    assert weights.shape == (1, 5, 4, 4, 4)
+    torch.testing.assert_close(weights.sum(1), torch.ones(1, 4, 4, 4))
