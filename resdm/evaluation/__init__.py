@@ -1,0 +1,1 @@
+"""The judgement: image quality, regional SUVR, statistics."""

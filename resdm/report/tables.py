@@ -1,0 +1,553 @@
+"""Tables 1 and 2: a tidy frame each, and the same as Markdown and LaTeX beside the paper's printed values.
+
+A `Table` holds its numbers once, as a tidy frame (the ``.csv``), and its page layout as blocks of text cells that
+Markdown and LaTeX both come from. Formats are fixed, so the same scores give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from resdm.config import TRACERS, Config
+from resdm.evaluation.image_quality import HIGHER_IS_BETTER, METRICS, REGIONS, read_scores
+from resdm.evaluation.statistics import bootstrap_mean, by_person, compare, holm, paired
+from resdm.io import write_csv, write_json, write_text
+
+PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
+"""Methods of the paper's Table 2, in its order."""
+
+CONTROLS = ("regression", "template")
+"""Rows that the paper does not show: the same network as plain L2 regression, and the training people's mean PET."""
+
+REFERENCE_METHOD = "ResDM"
+"""The method that all others are tested against."""
+
+TRACER_NAMES = {"amyloid": "Aβ-PET", "tau": "tau-PET"}
+REGION_TITLES = {"whole": "Whole volume (as the paper)", "brain": "Inside the brain"}
+METRIC_NAMES = {"mae": "MAE", "psnr": "PSNR", "ssim": "SSIM"}
+METRIC_UNITS = {"mae": "%", "psnr": "dB", "ssim": "%"}
+METRIC_SCALES = {"mae": 100.0, "psnr": 1.0, "ssim": 100.0}  # scores.csv → tables
+
+COSTS = {
+    "parameters": ("model", "parameters", 1.0, "parameters (M)", 1e-6, 2),
+    "gflop_per_volume": ("predictions", "gflop_per_volume", 1.0, "GFLOP a volume", 1.0, 1),
+    "seconds_per_volume": ("predictions", "seconds_per_session", 1 / len(TRACERS), "s a volume", 1.0, 2),
+    "training_seconds": ("model", "seconds", 1.0, "training (s)", 1.0, 0),
+    "peak_memory_gib": ("model", "peak_memory_bytes", 2.0**-30, "peak memory (GiB)", 1.0, 2),
+    "sampling_steps": ("predictions", "steps", 1.0, "sampling steps", 1.0, 0),
+}
+"""Column of the frame → where it is measured, key and scale; title, scale and decimals in print.
+
+``model`` is ``models/<method>/timing.json`` of the training, ``predictions`` is
+``predictions/<method>/<condition>/timing.json`` of the synthesis. What nobody measured stays empty.
+"""
+
+DIAGNOSES = ("AD", "MCI", "CN")
+
+
+# ── a table and its writers ───────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Block:
+    """One grid of text cells.
+
+    Parameters
+    ----------
+    title : str
+        Empty for a table of one block.
+    columns : tuple of (str, str)
+        Group and label of each column; columns next to each other with one group share a heading.
+    rows : tuple of tuple of (str or tuple of str)
+        A cell is its lines; the first column names the row.
+    best : frozenset of (int, int)
+        Row and column of cells whose first line is printed bold.
+    """
+
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[Any, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: tidy numbers and page layout.
+
+    Parameters
+    ----------
+    name : str
+        File stem and LaTeX label, ``table2``.
+    title : str
+    notice : str
+        `Config.notice`; put into the title of Markdown and the caption of LaTeX. Empty where there is nothing to say.
+    frame : DataFrame
+        Tidy numbers, as written to CSV.
+    blocks : tuple of Block
+    notes : tuple of str
+    """
+
+    name: str
+    title: str
+    notice: str
+    frame: pd.DataFrame
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def heading(self) -> str:
+        """Title with the notice."""
+        return f"{self.title} ({self.notice})" if self.notice else self.title
+
+    def markdown(self) -> str:
+        """GitHub-flavoured Markdown."""
+        lines = [f"## {self.heading}", ""]
+        for block in self.blocks:
+            if block.title:
+                lines += [f"### {block.title}", ""]
+            lines.append("| " + " | ".join(f"{group} {label}".strip() for group, label in block.columns) + " |")
+            lines.append("|" + "|".join(["---"] + ["--:"] * (len(block.columns) - 1)) + "|")
+            for i, row in enumerate(block.rows):
+                cells = []
+                for j, cell in enumerate(row):
+                    first, *rest = _lines(cell)
+                    first = f"**{first}**" if (i, j) in block.best else first
+                    cells.append("<br>".join([first, *rest]).replace("|", "\\|"))
+                lines.append("| " + " | ".join(cells) + " |")
+            lines.append("")
+        lines += [f"- {note}" for note in self.notes]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def latex(self) -> str:
+        """A ``table*`` environment; needs ``booktabs``, plain ASCII, compiles with any engine."""
+        out = [
+            "% needs \\usepackage{booktabs}",
+            "\\begin{table*}[t]",
+            "\\centering",
+            "\\small",
+            f"\\caption{{{_tex(re.sub(r'^Table [0-9]+: ', '', self.heading))}.}}",  # LaTeX numbers it
+            f"\\label{{tab:{self.name}}}",
+        ]
+        for number, block in enumerate(self.blocks):
+            if number:
+                out.append("\\par\\medskip")
+            if block.title:
+                out.append(f"\\textbf{{{_tex(block.title)}}}\\par\\smallskip")
+            out += [f"\\begin{{tabular}}{{l{'r' * (len(block.columns) - 1)}}}", "\\toprule"]
+            groups = _groups(block.columns)
+            if any(name for name, _, _ in groups):
+                out.append(" & ".join(_multicolumn(name, first, last) for name, first, last in groups) + " \\\\")
+                out.append(" ".join(f"\\cmidrule(lr){{{a + 1}-{b + 1}}}" for name, a, b in groups if name))
+            out.append(" & ".join(_tex(label) for _, label in block.columns) + " \\\\")
+            out.append("\\midrule")
+            for i, row in enumerate(block.rows):
+                cells = [_lines(cell) for cell in row]
+                for k in range(max(map(len, cells))):
+                    texts = [_tex(lines[k]) if k < len(lines) else "" for lines in cells]
+                    if k:
+                        texts = [f"{{\\scriptsize {text}}}" if text else "" for text in texts]
+                    else:
+                        texts = [f"\\textbf{{{t}}}" if (i, j) in block.best else t for j, t in enumerate(texts)]
+                    out.append(" & ".join(texts) + " \\\\")
+            out += ["\\bottomrule", "\\end{tabular}"]
+        if self.notes:
+            out.append("\\par\\smallskip\\begin{minipage}{\\linewidth}\\footnotesize")
+            out += [f"{_tex(note)}\\par" for note in self.notes]
+            out.append("\\end{minipage}")
+        out.append("\\end{table*}")
+        return "\n".join(out) + "\n"
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
+
+def save_table(table: Table, folder: str | Path, provenance: Mapping[str, Any]) -> list[Path]:
+    """Write ``<name>.csv``, ``.md``, ``.tex`` and the ``.json`` sidecar into a folder, each atomically.
+
+    Parameters
+    ----------
+    table : Table
+    folder : path
+        `Config.figures`.
+    provenance : mapping
+        See `resdm.report.provenance.provenance`.
+    """
+    stem = Path(folder) / table.name
+    return [
+        write_csv(stem.with_suffix(".csv"), table.frame, "%.6g"),
+        write_text(stem.with_suffix(".md"), table.markdown()),
+        write_text(stem.with_suffix(".tex"), table.latex()),
+        write_json(stem.with_suffix(".json"), dict(provenance)),
+    ]
+
+
+def read_paper(number: int, root: str | Path | None = None) -> pd.DataFrame:
+    """The paper's printed Table 1–4, tidy, from ``data_manifests/paper/``.
+
+    Parameters
+    ----------
+    number : int
+    root : path, optional
+        Folder that holds ``data_manifests/`` (`Config.root`); without it, or where it has none, this checkout's.
+    """
+    places = [Path(root)] if root is not None else []
+    places.append(Path(__file__).resolve().parents[2])
+    for place in places:
+        path = place / "data_manifests" / "paper" / f"table{number}.csv"
+        if path.is_file():
+            return pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "mean": [""], "std": [""]})
+    raise FileNotFoundError(f"{path}: the paper's printed table {number} is not there; run from a full checkout")
+
+
+def _lines(cell: Any) -> tuple[str, ...]:
+    return (cell,) if isinstance(cell, str) else tuple(cell) or ("",)
+
+
+_TEX = {
+    "\\": "\\textbackslash{}", "%": "\\%", "&": "\\&", "_": "\\_", "#": "\\#", "$": "\\$", "{": "\\{", "}": "\\}",
+    "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$",
+    "±": "$\\pm$", "−": "$-$", "β": "$\\beta$", "↑": "$\\uparrow$", "↓": "$\\downarrow$", "×": "$\\times$",
+    "–": "--", "—": "---", "…": "\\dots{}", "’": "'", "≥": "$\\geq$", "≤": "$\\leq$", "∞": "$\\infty$",
+    "³": "$^3$", "λ": "$\\lambda$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    out = "".join(_TEX.get(character, character) for character in text)
+    if not out.isascii():
+        strange = sorted({character for character in out if not character.isascii()})
+        raise ValueError(f"no LaTeX for {strange} in {text!r}; add it to the map of characters")
+    return f"{{}}{out}" if out.startswith("[") else out  # else \\ before it takes it for its argument
+
+
+def _groups(columns: Sequence[tuple[str, str]]) -> list[tuple[str, int, int]]:
+    groups: list[tuple[str, int, int]] = []
+    for i, (group, _) in enumerate(columns):
+        if groups and group and groups[-1][0] == group:
+            groups[-1] = (group, groups[-1][1], i)
+        else:
+            groups.append((group, i, i))
+    return groups
+
+
+def _multicolumn(name: str, first: int, last: int) -> str:
+    return f"\\multicolumn{{{last - first + 1}}}{{c}}{{{_tex(name)}}}" if name else ""
+
+
+def number(value: float, decimals: int) -> str:
+    """A number as the tables print it: proper minus, ∞, and – for what is not known."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """``p < 0.001``, ``p = 0.012``, or empty where there is none."""
+    if value is None or math.isnan(value):
+        return ""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+# ── table 1 ───────────────────────────────────────────────────────────────────────────────────────
+
+_CHARACTERISTICS = {
+    "age": ("Age", "years", 2),
+    "education": ("Years of education", "years", 2),
+    "mmse": ("MMSE", "points", 2),
+    "amyloid_suvr": ("Aβ SUVR", "SUVR", 2),
+    "tau_suvr": ("Tau SUVR", "SUVR", 2),
+}
+
+
+def table1(sessions: pd.DataFrame, config: Config) -> Table:
+    """Demographics by diagnosis, beside the paper's printed values.
+
+    Parameters
+    ----------
+    sessions : DataFrame
+        Rows of ``volumes/index.csv`` or of ``manifest.csv``. Characteristics that are missing or empty print ``–``.
+    config : Config
+
+    Returns
+    -------
+    Table
+        Frame: characteristic, diagnosis, statistic, unit, value, n (sessions with that characteristic known), paper.
+    """
+    paper = read_paper(1, config.root).set_index(["characteristic", "diagnosis", "statistic"])["value"]
+    sessions = sessions.reset_index(drop=True)
+    diagnosis = sessions["diagnosis"].fillna("").astype(str).replace("", "unlabelled")
+    others = sorted(set(diagnosis) - {*DIAGNOSES, "unlabelled"})
+    groups = [d for d in (*DIAGNOSES, *others, "unlabelled") if (diagnosis == d).any()]
+    parts = {name: sessions[diagnosis == name] for name in groups} | {"all": sessions}
+    rows: list[dict[str, Any]] = []
+
+    def add(characteristic: str, group: str, statistic: str, unit: str, value: float, n: int) -> None:
+        printed = paper.get((characteristic, group, statistic), math.nan)
+        rows.append(
+            {"characteristic": characteristic, "diagnosis": group, "statistic": statistic, "unit": unit}
+            | {"value": value, "n": n, "paper": printed}
+        )
+
+    for name, part in parts.items():
+        has = {tracer: _has(part, tracer) for tracer in TRACERS}
+        add("people", name, "count", "", part["person"].nunique(), len(part))
+        add("sessions", name, "count", "", len(part), len(part))
+        add("sets", name, "count", "", int((has["amyloid"] & has["tau"]).sum()), len(part))
+        sex = part["sex"].fillna("")
+        known = int(sex.isin(["F", "M"]).sum())
+        for code, word in (("F", "female"), ("M", "male")):
+            add("sex", name, word, "", int((sex == code).sum()), known)
+        for column, (_, unit, _) in _CHARACTERISTICS.items():
+            empty = pd.Series(np.nan, index=part.index)
+            values = pd.to_numeric(part.get(column, empty), errors="coerce").dropna()
+            add(column, name, "mean", unit, values.mean(), len(values))
+            add(column, name, "std", unit, values.std(ddof=1), len(values))
+        for tracer in TRACERS:
+            status = pd.to_numeric(part.get(f"{tracer}_status", pd.Series(np.nan, index=part.index)), errors="coerce")
+            n = int(status.notna().sum())
+            add(f"{tracer}_status", name, "positive", "", float((status == 1).sum()) if n else math.nan, n)
+    frame = pd.DataFrame(rows)
+    frame["characteristic"] = frame["characteristic"].astype(str)
+    return Table(
+        name="table1",
+        title="Table 1: Demographics of the cohort",
+        notice=config.notice,
+        frame=frame,
+        blocks=(_block1(frame, list(parts)),),
+        notes=(
+            "Mean ± standard deviation over sessions; sessions are counted as the paper counts its sets. "
+            "A set is a session with T1, Aβ-PET and tau-PET.",
+            "Paper: printed values of its Table 1. Its columns sum to 1474 sets (210 + 656 + 608) where its text says "
+            "1274; status counts and totals are not printed there.",
+        ),
+    )
+
+
+def _has(part: pd.DataFrame, tracer: str) -> pd.Series:
+    if f"present_{tracer}" in part:
+        return part[f"present_{tracer}"].astype(bool)
+    return part[tracer].fillna("").astype(str).ne("")
+
+
+def _block1(frame: pd.DataFrame, groups: list[str]) -> Block:
+    values = frame.set_index(["characteristic", "diagnosis", "statistic"])
+
+    def cell(column: str, group: str, characteristic: str, decimals: int) -> str:
+        found = [values[column].get((characteristic, group, word), math.nan) for word in _statistics(characteristic)]
+        if all(math.isnan(value) for value in found):
+            return "–"
+        return ("/" if characteristic == "sex" else " ± ").join(number(value, decimals) for value in found)
+
+    labels = (
+        [("people", "People", 0), ("sessions", "Sessions", 0), ("sets", "Sets (T1, Aβ, tau)", 0)]
+        + [("sex", "Sex (female/male)", 0)]
+        + [(key, label, decimals) for key, (label, _, decimals) in _CHARACTERISTICS.items()]
+        + [("amyloid_status", "Aβ positive", 0), ("tau_status", "Tau positive", 0)]
+    )
+    columns, rows = [("", "")], [[label] for _, label, _ in labels]
+    for group in groups:
+        for column, word in (("value", "here"), ("paper", "paper")):
+            if column == "paper" and group not in DIAGNOSES:
+                continue
+            columns.append((group, word))
+            for row, (key, _, decimals) in zip(rows, labels, strict=True):
+                row.append(cell(column, group, key, decimals))
+    return Block("", tuple(columns), tuple(map(tuple, rows)))
+
+
+def _statistics(characteristic: str) -> tuple[str, ...]:
+    if characteristic == "sex":
+        return ("female", "male")
+    if characteristic in _CHARACTERISTICS:
+        return ("mean", "std")
+    return ("positive",) if characteristic.endswith("_status") else ("count",)
+
+
+# ── table 2 ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def present_methods(config: Config, condition: str = "factual") -> list[str]:
+    """Rows of Table 2 that have stored scores: the paper's methods in its order, then the controls."""
+    return [m for m in (*PAPER_METHODS, *CONTROLS) if (config.predictions(m, condition) / "scores.csv").is_file()]
+
+
+def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
+    """Image quality of every method, beside the paper's printed values.
+
+    Parameters
+    ----------
+    config : Config
+    methods : iterable of str, optional
+        Methods with stored scores, in row order; by default `present_methods`.
+
+    Returns
+    -------
+    Table
+        Frame: one row a method, tracer, region and metric; columns method, tracer, region, metric, unit, mean, std, n
+        (people), sessions, paper, paper_std (region ``whole`` only), ci_low, ci_high, difference (method − ResDM),
+        difference_low, difference_high, rank_biserial, p (Holm), then the costs of the method (`COSTS`).
+
+    Raises
+    ------
+    ValueError
+        No scores at all, or methods that were not scored on the same people.
+    """
+    names = present_methods(config) if methods is None else list(methods)
+    if not names:
+        raise ValueError(f"{config.work / 'predictions'}: no method has scores.csv; synthesise and score one first")
+    frame = quality(read_scores(config, names), seed=config.seed, paper=read_paper(2, config.root))
+    cost = costs(config, names)
+    frame = frame.merge(cost, on="method", how="left", validate="many_to_one")
+    compared = REFERENCE_METHOD in names and len(names) > 1
+    n = sorted(set(frame["n"]))
+    return Table(
+        name="table2",
+        title="Table 2: Quantitative evaluation of the synthetic PET",
+        notice=config.notice,
+        frame=frame,
+        blocks=(*(_block2(frame, region, names) for region in REGIONS), _cost_block(cost)),
+        notes=(
+            f"Mean ± standard deviation over test people (n = {'–'.join(map(str, sorted({n[0], n[-1]})))}; sessions of "
+            "one person averaged first), 95 % bootstrap interval of the mean below it. Bold: best mean of the column.",
+            "Intensities in [0, 1], data range 1; SSIM 3D with a uniform window of 7 × 7 × 7 voxels.",
+            f"p: two-sided Wilcoxon signed-rank test against {REFERENCE_METHOD} over people, Holm-corrected over the "
+            "rows of the column."
+            if compared
+            else f"No test: it needs {REFERENCE_METHOD} and one more method.",
+            "Paper: printed values, on another cohort and, as far as is known, over the whole volume; its data range "
+            "and SSIM window are not stated.",
+            "template: mean PET of the training people, the same for everyone. regression: the network of ResDM in one "
+            "pass, trained by plain L2. Neither is in the paper.",
+            "Cost: seconds and GFLOP are of one synthetic volume, one tracer. Peak memory is that of the device in "
+            "training, or of the process where that is a CPU. – is not measured.",
+        ),
+    )
+
+
+def quality(scores: pd.DataFrame, *, seed: int, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The tidy numbers of Table 2 from stored scores.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        Rows of ``scores.csv`` with ``method``.
+    seed : int
+        Of the bootstrap.
+    paper : DataFrame, optional
+        Printed values: method, tracer, metric, mean, std.
+
+    Returns
+    -------
+    DataFrame
+        See `table2`, without costs; MAE and SSIM in %, PSNR in dB.
+    """
+    printed = {} if paper is None else paper.set_index(["method", "tracer", "metric"])[["mean", "std"]].T.to_dict()
+    people = by_person(scores)
+    people[list(METRICS)] *= pd.Series(METRIC_SCALES)[list(METRICS)].to_numpy()
+    methods = list(dict.fromkeys(scores["method"]))
+    sessions = scores.groupby(["method", "tracer", "region"]).size()
+    rows = []
+    for tracer in (t for t in TRACERS if (people["tracer"] == t).any()):
+        for region in (r for r in REGIONS if (people["region"] == r).any()):
+            part = people[(people["tracer"] == tracer) & (people["region"] == region)]
+            for metric in METRICS:
+                column = []
+                for method in methods:
+                    values = printed.get((method, tracer, metric), {}) if region == "whole" else {}
+                    column.append(
+                        {"method": method, "tracer": tracer, "region": region, "metric": metric}
+                        | {"unit": METRIC_UNITS[metric]}
+                        | _summary(part, method, metric, seed)
+                        | {"sessions": int(sessions.get((method, tracer, region), 0))}
+                        | {"paper": values.get("mean", math.nan), "paper_std": values.get("std", math.nan)}
+                    )
+                for row, p in zip(column, holm(row["p"] for row in column), strict=True):
+                    row["p"] = p
+                rows += column
+    return pd.DataFrame(rows)[[*_KEYS, *_VALUES]]
+
+
+_KEYS = ("method", "tracer", "region", "metric", "unit")
+_VALUES = (
+    "mean", "std", "n", "sessions", "paper", "paper_std", "ci_low", "ci_high",
+    "difference", "difference_low", "difference_high", "rank_biserial", "p",
+)  # fmt: skip
+
+
+def _summary(people: pd.DataFrame, method: str, metric: str, seed: int) -> dict[str, Any]:
+    values = people.loc[people["method"] == method, metric].to_numpy()
+    with np.errstate(invalid="ignore"):  # the spread of infinite PSNR is NaN
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    low, high = bootstrap_mean(values, seed=seed)
+    row = {"mean": float(np.mean(values)), "std": spread, "n": len(values), "ci_low": low, "ci_high": high}
+    if method == REFERENCE_METHOD or not (people["method"] == REFERENCE_METHOD).any():
+        nothing = ("difference", "difference_low", "difference_high", "rank_biserial", "p")
+        return row | dict.fromkeys(nothing, math.nan)
+    result = compare(*paired(people, method, REFERENCE_METHOD, metric), seed=seed)
+    return row | {
+        "difference": result.difference,
+        "difference_low": result.low,
+        "difference_high": result.high,
+        "rank_biserial": result.rank_biserial,
+        "p": result.p,
+    }
+
+
+def _block2(frame: pd.DataFrame, region: str, methods: Sequence[str]) -> Block:
+    part = frame[frame["region"] == region]
+    heads = [(t, m) for t in TRACERS if (part["tracer"] == t).any() for m in METRICS]
+    columns, best = [("", "Method")], set()
+    rows: list[list[Any]] = [[name] for name in methods]
+    for j, (tracer, metric) in enumerate(heads, start=1):
+        arrow = "↑" if HIGHER_IS_BETTER[metric] else "↓"
+        columns.append((TRACER_NAMES[tracer], f"{METRIC_NAMES[metric]} ({METRIC_UNITS[metric]}) {arrow}"))
+        chosen = part[(part["tracer"] == tracer) & (part["metric"] == metric)].set_index("method").loc[list(methods)]
+        order = chosen["mean"] if HIGHER_IS_BETTER[metric] else -chosen["mean"]
+        best |= {(i, j) for i in range(len(methods)) if order.iloc[i] == order.max()}
+        for row, (_, values) in zip(rows, chosen.iterrows(), strict=True):
+            lines = [
+                f"{number(values['mean'], 2)} ± {number(values['std'], 2)}",
+                f"[{number(values['ci_low'], 2)}, {number(values['ci_high'], 2)}]",
+                p_value(values["p"]),
+            ]
+            if not math.isnan(values["paper"]):
+                lines.append(f"paper {number(values['paper'], 2)} ± {number(values['paper_std'], 2)}")
+            row.append(tuple(line for line in lines if line))
+    return Block(REGION_TITLES[region], tuple(columns), tuple(map(tuple, rows)), frozenset(best))
+
+
+def costs(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:
+    """What each method costs: column ``method``, then those of `COSTS`, NaN where it was not measured."""
+    rows = []
+    for method in methods:
+        places = {"model": config.model(method), "predictions": config.predictions(method, condition)}
+        measured = {}
+        for place, folder in places.items():
+            path = folder / "timing.json"
+            measured[place] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        row: dict[str, Any] = {"method": method}
+        for name, (place, key, scale, *_) in COSTS.items():
+            value = measured[place].get(key)
+            row[name] = math.nan if value is None else float(value) * scale
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["method", *COSTS])
+
+
+def _cost_block(frame: pd.DataFrame) -> Block:
+    columns = (("", "Method"), *(("", title) for *_, title, _, _ in COSTS.values()))
+    rows = tuple(
+        (row["method"], *(number(row[key] * scale, digits) for key, (*_, scale, digits) in COSTS.items()))
+        for row in frame.to_dict("records")
+    )
+    return Block("Cost", columns, rows)

@@ -1,0 +1,100 @@
+"""A stored cohort of a few people on a 16³ grid: volumes, sidecars, template, predictions, as the stages leave them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from scipy.ndimage import gaussian_filter
+
+from resdm.anatomy import SUMMARY, Grid, mni_map, regions
+from resdm.config import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+from resdm.evaluation.image_quality import synthetic_path
+from resdm.io import write_csv, write_json
+
+LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
+RANGES = {"amyloid": (0.0, 2.5), "tau": (0.2, 3.2)}
+GRID = Grid((16, 16, 16), 12.0)
+
+
+def make_config(root: Path, **changes) -> Config:
+    """A profile on `GRID`."""
+    return dataclasses.replace(
+        Config(
+            profile="tiny",
+            cohort=CohortConfig(kind="phantom", phantom=PhantomConfig()),
+            preprocess=PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm), suvr_range=RANGES),
+            root=root,
+        ),
+        **changes,
+    )
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray = GRID.affine, suvr_range=None) -> Path:
+    """A NIfTI with its sidecar."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array.astype(np.float32), affine), path)
+    if suvr_range is not None:
+        sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+        write_json(sidecar, {"intensity": {"kind": "fixed", "suvr_range": list(suvr_range)}})
+    return path
+
+
+def person(seed: int) -> dict[str, np.ndarray]:
+    """T1 and both PETs of one made-up person, intensities in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    brain, gm, wm, t1 = (mni_map(name, GRID) for name in ("brain", "gm", "wm", "t1"))
+    masks = regions(GRID)
+    volumes = {"mri": np.clip(t1 + 0.03 * rng.normal(size=GRID.shape), 0, 1) * brain}
+    for tracer in LABELS:
+        load = rng.uniform(0, 1)
+        suvr = 0.9 * gm + 1.1 * wm + 0.1 * brain
+        for region in SUMMARY[tracer]:
+            suvr = suvr + load * masks[region]
+        suvr = gaussian_filter(suvr, 0.4) + 0.05 * rng.normal(size=GRID.shape)
+        low, high = RANGES[tracer]
+        volumes[tracer] = np.clip((suvr - low) / (high - low), 0, 1) * brain
+    return volumes
+
+
+def make_cohort(root: Path, methods: dict[str, float], people: int = 6) -> tuple[Config, pd.DataFrame]:
+    """Write a cohort and the predictions of methods that blur (σ in voxels) and add their own noise.
+
+    Person 0 has two sessions, person 1 no tau PET; two more people are in the training split.
+    """
+    config = make_config(root)
+    sessions = [(f"sub-{i:04d}", f"ses-M{12 * k:03d}") for i in range(people + 2) for k in range(2 if i == 0 else 1)]
+    rows, trained = [], []
+    for number, (who, session) in enumerate(sessions):
+        volumes = person(number)
+        split = "train" if int(who[-4:]) >= people else "test"
+        row = {"person": who, "session": session, "split": split}
+        row |= {"age": 60.0 + number, "sex": "FM"[number % 2], "diagnosis": ("CN", "MCI", "AD")[number % 3]}
+        row |= {
+            "education": 12 + number % 5,
+            "mmse": 30 - number,
+            "t1w": f"{who}/{session}/anat/{who}_{session}_T1w.nii.gz",
+        }
+        save(config.volumes / row["t1w"], volumes["mri"])
+        for tracer, label in LABELS.items():
+            present = not (tracer == "tau" and who == "sub-0001")
+            path = f"{who}/{session}/pet/{who}_{session}_trc-{label}_space-MNI152_desc-preproc_pet.nii.gz"
+            row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else ""}
+            row |= {tracer: path if present else "", f"{tracer}_suvr": 1.2, f"{tracer}_status": number % 2}
+            if present:
+                save(config.volumes / path, volumes[tracer], suvr_range=RANGES[tracer])
+            if split == "test":
+                for method, blur in methods.items():
+                    noise = 0.01 * np.random.default_rng([number, len(method)]).normal(size=GRID.shape)
+                    made = np.clip(gaussian_filter(volumes[tracer], blur) + noise, 0, 1) * mni_map("brain", GRID)
+                    save(synthetic_path(config.predictions(method), who, session, label), made)
+        if split == "train":
+            trained.append(volumes)
+        rows.append(row)
+    for tracer in LABELS:
+        save(config.volumes / f"template_{tracer}.nii.gz", np.mean([v[tracer] for v in trained], axis=0))
+    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
+    return config, pd.DataFrame(rows)

@@ -1,0 +1,247 @@
+"""Figures: where things are drawn, the same bytes twice, notices, and any number of methods."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from stored_cohort import GRID, RANGES, person
+
+from resdm.anatomy import regions
+from resdm.evaluation.suvr import agreement
+from resdm.report.figures import (
+    ERROR_MAP,
+    FIELD_MM,
+    figure1,
+    figure2,
+    plane,
+    qc_montage,
+    regional_panel,
+    save_figure,
+    slice_name,
+    training_curves,
+)
+
+REGIONAL = ["method", "person", "session", "tracer", "region", "real", "synthetic"]
+NOTICE = "phantom data: not a reproduction of the paper's numbers"
+
+
+def texts(figure) -> list[str]:
+    found = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        found += [axes.get_title(), axes.get_title(loc="left"), axes.get_ylabel(), axes.get_xlabel()]
+        found += [text.get_text() for text in axes.texts]
+    return [text for text in found if text]
+
+
+def draw_figure1():
+    one, rng = person(0), np.random.default_rng(0)
+    pet = np.stack([one["amyloid"], one["tau"]])
+    texts = [f"Synthesize an {tracer} scan for a 74.0-year-old female subject" for tracer in ("Aβ-PET", "Tau-PET")]
+    eta = np.linspace(0.04, 0.999, 15)
+    states = np.stack([pet + eta[t - 1] * (one["mri"] - pet) for t in (1, 8, 15)], axis=1)
+    return figure1(
+        {
+            "mri": one["mri"], "pet": pet, "forward": states, "forward_t": np.array([1, 8, 15]),
+            "reverse": np.concatenate([states[:, ::-1], pet[:, None]], axis=1), "reverse_t": np.array([15, 8, 1, 0]),
+            "eta": eta, "attention": rng.random((2, 3, 4, 4, 4)), "attention_names": np.array(["tracer", "age", "sex"]),
+            "prompts": np.array(texts),
+        },
+        GRID, notice=NOTICE,
+    )  # fmt: skip
+
+
+def draw_figure2(methods=("ResDM", "template"), notice=NOTICE):
+    one, other = person(0), person(1)
+    real = {tracer: one[tracer] for tracer in RANGES}
+    made = {name: {tracer: other[tracer] for tracer in RANGES} for name in methods}
+    return figure2(real, made, GRID, RANGES, mri=one["mri"], notice=notice, person="Somebody.")
+
+
+def draw_montage():
+    rows = [{"label": f"sub-{i}", "flags": [], **person(i)} for i in range(3)]
+    rows[1] |= {"tau": None, "flags": ["Aβ-PET: similarity 0.31"]}
+    return qc_montage(rows, GRID, RANGES, notice=NOTICE)
+
+
+def draw_curves():
+    epochs = np.arange(1, 21)
+    history = pd.DataFrame({"epoch": epochs, "step": 10 * epochs, "model": 1 / epochs})
+    history["validation"] = np.where(epochs % 10 == 0, 50 + epochs, np.nan)
+    return training_curves({"ResDM": history, "DDPM": history.drop(columns="validation")}, notice=NOTICE)
+
+
+def draw_regional():
+    rng = np.random.default_rng(0)
+    rows = [
+        (method, f"sub-{i}", "1", tracer, region, x, x + noise * rng.normal() if noise else 1.3)
+        for method, noise in (("ResDM", 0.05), ("template", 0))
+        for tracer in RANGES
+        for region in ("summary", *regions(GRID))
+        for i, x in enumerate(rng.uniform(1, 2, 8))
+    ]
+    frame = pd.DataFrame(rows, columns=REGIONAL)
+    textures = pd.DataFrame(
+        [(m, t, 0.8, 0.1, 8) for m in ("ResDM", "template") for t in RANGES],
+        columns=["method", "tracer", "mean", "std", "count"],
+    )
+    return regional_panel(frame, agreement(frame), textures, notice=NOTICE)
+
+
+DRAWN = {
+    "figure1": draw_figure1,
+    "figure2": draw_figure2,
+    "montage": draw_montage,
+    "curves": draw_curves,
+    "regional": draw_regional,
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_same_bytes_twice_whatever_the_users_settings(name, tmp_path):
+    save_figure(DRAWN[name](), tmp_path / "a" / name, {"seed": 0})
+    with matplotlib.rc_context(
+        {"font.size": 20, "svg.hashsalt": "other", "image.cmap": "jet", "axes.facecolor": "red"}
+    ):
+        paths = save_figure(DRAWN[name](), tmp_path / "b" / name, {"seed": 0})
+    assert [path.suffix for path in paths] == [".svg", ".png", ".json"]
+    for path in paths:
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+    svg = paths[0].read_text(encoding="utf-8")
+    ElementTree.fromstring(svg)
+    assert "<dc:date>" not in svg
+    assert "<text" not in svg  # letters are paths, so no font of the reader's machine is needed
+    with Image.open(paths[1]) as image:
+        assert image.width == pytest.approx(200 * DRAWN[name]().get_figwidth(), abs=1)
+        assert not {"Software", "Creation Time"} & set(image.info)
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == sorted(p.name for p in paths)  # nothing left behind
+
+
+def test_same_bytes_in_another_process(tmp_path):
+    code = "import sys; sys.path.insert(0, 'tests'); import test_figures as t; from pathlib import Path; " \
+           "t.save_figure(t.draw_curves(), Path(sys.argv[1]), {})"  # fmt: skip
+    root = str(Path(__file__).resolve().parents[1])
+    for seed in ("1", "2"):
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": seed, "HOME": str(tmp_path), "PYTHONPATH": root}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / seed)], check=True, cwd=root, env=environment)
+    for suffix in (".svg", ".png"):
+        assert (tmp_path / f"1{suffix}").read_bytes() == (tmp_path / f"2{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_notice_is_in_the_figure(name):
+    assert NOTICE in texts(DRAWN[name]())
+
+
+def test_no_notice_where_there_is_none():
+    assert not [text for text in texts(draw_figure2(notice="")) if "phantom" in text]
+
+
+@pytest.mark.parametrize("cut", [("x", 7.0), ("y", -20.0), ("z", 14.0)])
+def test_a_slice_lies_where_it_says(cut):
+    x, y, z = GRID.mm()
+    sides = {"x": (y, z), "y": (x, z), "z": (x, y)}[cut[0]]
+    names = {"x": "yz", "y": "xz", "z": "xy"}[cut[0]]
+    for volume, name, axis in zip(sides, names, (1, 0), strict=True):  # to the right; up
+        section = plane(volume, GRID, cut, order=1)
+        values = section[section.shape[0] // 2] if axis == 1 else section[:, section.shape[1] // 2]
+        expected = np.arange(FIELD_MM[name][0], FIELD_MM[name][1] + 1)
+        inside = (expected > volume.min()) & (expected < volume.max())
+        assert values[inside] == pytest.approx(expected[inside], abs=1e-4)
+    through = plane({"x": x, "y": y, "z": z}[cut[0]], GRID, cut, order=1)
+    assert through == pytest.approx(cut[1], abs=1e-4)
+
+
+def test_left_is_left():
+    right = (GRID.mm()[0] > 0).astype(np.float32)  # the person's right hemisphere
+    section = plane(right, GRID, ("z", 14.0))
+    half = section.shape[1] // 2
+    assert section[:, : half - 8].max() < 0.1
+    assert section[:, half + 8 :].min() > 0.9
+
+
+def test_a_coarse_map_covers_the_same_box():
+    coarse = np.repeat(np.repeat(np.repeat(np.random.default_rng(0).random((4, 4, 4)), 4, 0), 4, 1), 4, 2)
+    blocks = coarse[::4, ::4, ::4]
+    fine = plane(coarse, GRID, ("z", 14.0), order=0)
+    assert np.array_equal(plane(blocks, GRID, ("z", 14.0), order=0), fine)
+
+
+def test_interpolation_adds_no_values():
+    volume = np.random.default_rng(0).random(GRID.shape)
+    section = plane(volume, GRID, ("y", -20.0))
+    assert volume.min() <= section.min() <= section.max() <= volume.max()
+
+
+@pytest.mark.parametrize("methods", [("ResDM",), ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM", "x")])
+def test_figure2_takes_any_number_of_methods(methods):
+    figure = draw_figure2(methods)
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert len(pictures) == 2 * 2 * 2 * (len(methods) + 1)  # tracers, slices, image and error (real: image and T1)
+    titles = [axes.get_title() for axes in pictures if axes.get_title()]
+    assert titles == ["Real", *methods]
+    assert {"Aβ-PET, x = +7 mm", "Aβ-PET, z = +24 mm", "tau-PET, y = −20 mm", "tau-PET, z = −16 mm"} <= set(
+        texts(figure)
+    )
+    assert figure.get_figwidth() <= 7.2 + 1e-9
+
+
+def test_figure2_scales_are_shared_and_errors_symmetrical():
+    figure = draw_figure2(("ResDM", "template"))
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    errors = [image for image in images if image.get_cmap().name == ERROR_MAP]
+    assert len(errors) == 8
+    for part in (errors[:4], errors[4:]):  # by tracer
+        assert len({image.get_clim() for image in part}) == 1
+        low, high = part[0].get_clim()
+        assert low == -high < 0
+    pets = [image for image in images if image.get_cmap().name == "inferno"]
+    assert len({image.get_clim() for image in pets[:6]}) == 1
+    assert {"SUVR", "synthetic − real (SUVR)"} <= set(texts(figure))
+
+
+def test_figure1_shows_what_it_was_given():
+    words = texts(draw_figure1())
+    assert {"$x_0$", "$x_{1}$", "$x_{8}$", "$x_{15}$", r"$\hat{x}_0$", "$y_0$ (MRI)", "tracer", "age", "sex"} <= set(
+        words
+    )
+    assert any("74.0-year-old" in word for word in words)
+
+
+def test_montage_says_who_is_flagged_and_what_is_missing():
+    words = texts(draw_montage())
+    assert {"sub-0", "sub-1", "sub-2", "Aβ-PET: similarity 0.31", "no flags", "not acquired"} <= set(words)
+
+
+def test_training_curves_need_a_column():
+    with pytest.raises(ValueError, match="no history has a numeric column"):
+        training_curves({"ResDM": pd.DataFrame({"epoch": [1, 2], "step": [1, 2]})})
+
+
+def test_regional_panel_names_a_method_that_is_not_there():
+    frame = pd.DataFrame([("ResDM", "a", "1", "tau", "summary", 1.0, 1.1)], columns=REGIONAL)
+    with pytest.raises(ValueError, match="no regional SUVR of 'DDPM'; there are: ResDM"):
+        regional_panel(frame, agreement(frame), method="DDPM")
+
+
+def test_slice_names():
+    assert [slice_name(cut) for cut in (("z", -16.0), ("x", 7.0))] == ["z = −16 mm", "x = +7 mm"]
+
+
+def test_a_figure_shows_itself_in_a_notebook():
+    assert draw_curves()._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_report_needs_no_torch_and_no_pyplot():
+    code = (
+        "import sys, resdm.report.figures, resdm.report.tables, resdm.report.provenance, resdm.evaluation.suvr; "
+        "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

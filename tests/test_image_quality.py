@@ -1,0 +1,170 @@
+"""Image quality against scikit-image, MONAI and hand-computed numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.metrics import MAEMetric, PSNRMetric
+from monai.metrics.regression import SSIMMetric
+from skimage import metrics
+from stored_cohort import GRID, make_cohort, save
+
+from resdm.anatomy import mni_map
+from resdm.evaluation.image_quality import (
+    mae,
+    psnr,
+    read_index,
+    read_scores,
+    read_volume,
+    score_method,
+    score_people,
+    ssim,
+    synthetic_path,
+    template_scores,
+)
+
+
+@pytest.fixture
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    real = rng.random((18, 17, 16)).astype(np.float32)
+    return real, np.clip(real + 0.1 * rng.normal(size=real.shape), 0, 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("cohort"), {"ResDM": 0.4})
+
+
+def monai(metric, real, synthetic) -> float:
+    return float(metric(torch.from_numpy(synthetic)[None, None].double(), torch.from_numpy(real)[None, None].double()))
+
+
+def test_hand_computed():
+    real, synthetic = np.zeros((8, 8, 8)), np.zeros((8, 8, 8))
+    synthetic[:4] = 0.1  # half of the voxels are off by 0.1: MAE 0.05, MSE 0.005
+    assert mae(real, synthetic) == pytest.approx(0.05)
+    assert psnr(real, synthetic) == pytest.approx(10 * np.log10(1 / 0.005))
+    mask = np.zeros((8, 8, 8), dtype=bool)
+    mask[3:5] = True
+    mask[5] = True  # one slab of three is off
+    assert mae(real, synthetic, mask) == pytest.approx(0.1 / 3)
+    assert psnr(real, synthetic, mask) == pytest.approx(10 * np.log10(3 / 0.01))
+
+
+def test_ssim_of_two_constants_is_its_luminance_term():
+    real, synthetic = np.full((9, 9, 9), 0.5), np.full((9, 9, 9), 0.7)
+    c1 = 0.01**2
+    assert ssim(real, synthetic) == pytest.approx((2 * 0.5 * 0.7 + c1) / (0.5**2 + 0.7**2 + c1))
+
+
+def test_equal_to_scikit_image(pair):
+    real, synthetic = (volume.astype(np.float64) for volume in pair)
+    assert psnr(*pair) == pytest.approx(metrics.peak_signal_noise_ratio(real, synthetic, data_range=1), abs=1e-9)
+    mean, similarity = metrics.structural_similarity(real, synthetic, data_range=1, full=True)
+    mask = np.zeros(real.shape, dtype=bool)
+    mask[4:11, 3:9, 5:12] = True
+    assert ssim(*pair) == pytest.approx(mean, abs=1e-12)
+    assert ssim(*pair, mask) == pytest.approx(similarity[mask].mean(), abs=1e-12)
+    wang = metrics.structural_similarity(
+        real, synthetic, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert ssim(*pair, window="gaussian") == pytest.approx(wang, abs=1e-12)
+
+
+def test_equal_to_monai_where_it_has_the_same(pair):
+    assert mae(*pair) == pytest.approx(monai(MAEMetric(), *pair), abs=1e-9)
+    assert psnr(*pair) == pytest.approx(monai(PSNRMetric(max_val=1), *pair), abs=1e-6)
+    gaussian = SSIMMetric(spatial_dims=3, data_range=1, kernel_type="gaussian", win_size=11, kernel_sigma=1.5)
+    assert ssim(*pair, window="gaussian") == pytest.approx(monai(gaussian, *pair), abs=1e-4)
+    # with a uniform window MONAI divides by n where scikit-image divides by n − 1: near, not equal
+    uniform = monai(SSIMMetric(spatial_dims=3, data_range=1, kernel_type="uniform", win_size=7), *pair)
+    real, synthetic = (volume.astype(np.float64) for volume in pair)
+    population = metrics.structural_similarity(real, synthetic, data_range=1, use_sample_covariance=False)
+    assert uniform == pytest.approx(population, abs=1e-4)
+    assert ssim(*pair) == pytest.approx(uniform, abs=1e-3)
+
+
+def test_perfect_prediction(pair):
+    real, _ = pair
+    assert mae(real, real) == 0
+    assert psnr(real, real) == np.inf
+    assert ssim(real, real) == pytest.approx(1)
+
+
+def test_unequal_grid_and_bad_mask(pair):
+    real, synthetic = pair
+    with pytest.raises(ValueError, match=r"unequal grid.*17.*16"):
+        psnr(real, synthetic[:, :-1])
+    with pytest.raises(ValueError, match="unequal grid"):
+        ssim(real, synthetic[:-1])
+    for mask in (np.zeros(real.shape, dtype=bool), np.ones(real.shape), np.ones((3, 3, 3), dtype=bool)):
+        with pytest.raises(ValueError, match="mask"):
+            mae(real, synthetic, mask)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v, a: (v[:, :-1], a), "expected the profile's grid"),
+        (lambda v, a: (v, a + np.diag([0.5, 0, 0, 0])), "expected the profile's grid"),
+        (lambda v, a: (np.where(v == v.max(), np.nan, v), a), "1 of 4096 voxels are not finite"),
+        (lambda v, a: (3 * v, a), r"from 0\.\d+ to \d\.\d+; expected \[0, 1\]"),
+    ],
+    ids=["shape", "affine", "nan", "suvr"],
+)
+def test_volumes_that_do_not_fit_are_named(tmp_path, change, message):
+    volume = np.random.default_rng(0).random(GRID.shape)
+    path = save(tmp_path / "odd_pet.nii.gz", *change(volume, GRID.affine))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_volume(path, GRID)
+    assert "odd_pet.nii.gz" in str(caught.value)
+
+
+def test_scores_are_recomputable_from_the_stored_volumes(cohort):
+    config, index = cohort
+    scores = read_scores(config, ["ResDM"]) if score_method(config, "ResDM") else None
+    # 7 test sessions with amyloid, 6 with tau (sub-0001 has none), two regions each
+    assert len(scores) == 2 * (7 + 6)
+    assert list(scores) == ["method", "person", "session", "tracer", "region", "mae", "psnr", "ssim"]
+    assert not ((scores["person"] == "sub-0001") & (scores["tracer"] == "tau")).any()
+    row = index[index["person"] == "sub-0002"].iloc[0]
+    real = read_volume(config.volumes / row["tau"], GRID).astype(np.float64)
+    path = synthetic_path(config.predictions("ResDM"), row["person"], row["session"], row["tau_tracer"])
+    synthetic = read_volume(path, GRID).astype(np.float64)
+    brain = mni_map("brain", GRID)
+    found = scores[(scores["person"] == "sub-0002") & (scores["tracer"] == "tau")].set_index("region")
+    _, similarity = metrics.structural_similarity(real, synthetic, data_range=1, full=True)
+    assert found.loc["brain", "ssim"] == pytest.approx(similarity[brain].mean(), rel=1e-8)
+    assert found.loc["brain", "mae"] == pytest.approx(np.abs(real - synthetic)[brain].mean(), rel=1e-8)
+    whole = metrics.peak_signal_noise_ratio(real, synthetic, data_range=1)
+    assert found.loc["whole", "psnr"] == pytest.approx(whole, rel=1e-8)
+    assert found.loc["whole", "psnr"] > found.loc["brain", "psnr"]  # background is easy
+
+
+def test_template_is_scored_like_a_method(cohort):
+    config, index = cohort
+    scores = template_scores(config)
+    template = read_volume(config.volumes / "template_amyloid.nii.gz", GRID)
+    row = index.iloc[0]
+    expected = mae(read_volume(config.volumes / row["amyloid"], GRID), template)
+    assert scores.loc[0, ["person", "session", "tracer", "region"]].tolist() == [
+        row["person"], row["session"], "amyloid", "whole",
+    ]  # fmt: skip
+    assert scores.loc[0, "mae"] == pytest.approx(expected)
+    path = score_method(config, "template")
+    assert path == config.predictions("template") / "scores.csv"
+    pd.testing.assert_frame_equal(read_scores(config, ["template"]).drop(columns="method"), scores, rtol=1e-8)
+
+
+def test_missing_predictions_and_index_are_named(cohort, tmp_path):
+    config, _ = cohort
+    with pytest.raises(FileNotFoundError, match=r"sub-0000_ses-M000_trc-18FAV45.*13 of 13 are missing.*synthesis"):
+        score_people(tmp_path / "nowhere", read_index(config), config)
+    with pytest.raises(ValueError, match=r"no session in split 'validation'; splits there: test, train"):
+        read_index(config, "validation")
+    assert len(read_index(config, None)) == 9
+    with pytest.raises(FileNotFoundError, match=r"Pix2Pix.*scores\.csv"):
+        read_scores(config, ["Pix2Pix"])

@@ -1,0 +1,69 @@
+"""Provenance: stable, portable, and true about the checkout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from stored_cohort import make_config
+
+from resdm.io import sha256
+from resdm.report.provenance import git_state, provenance, versions
+
+
+def git(folder, *arguments: str) -> str:
+    options = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *options, "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_entries_are_stable_and_portable(tmp_path):
+    config = make_config(tmp_path)
+    inside, outside = tmp_path / "work" / "b.csv", tmp_path.parent / f"{tmp_path.name}-a.csv"
+    inside.parent.mkdir()
+    inside.write_text("1\n")
+    outside.write_text("2\n")
+    made = provenance(config, [inside, outside, inside], device="cuda: H100", person="by rule")
+    assert made == provenance(config, [outside, inside], device="cuda: H100", person="by rule")
+    text = json.dumps(made)
+    assert str(tmp_path.parent) not in text  # no path of this machine
+    assert made["inputs"] == {outside.name: sha256(outside), "work/b.csv": sha256(inside)}
+    assert made["config"] == config.digest()
+    assert made["notice"] == "phantom data: not a reproduction of the paper's numbers"
+    assert (made["seed"], made["device"], made["profile"]) == (0, "cuda: H100", "tiny")
+    assert list(made)[-1] == "person"
+    with pytest.raises(FileNotFoundError, match=r"gone\.csv"):
+        provenance(config, [tmp_path / "gone.csv"])
+
+
+def test_versions_are_known_without_an_import():
+    found = versions()
+    import numpy
+
+    assert found["numpy"] == numpy.__version__
+    assert found["python"] == sys.version.split()[0]
+    code = "import sys, resdm.report.provenance as p; assert 'torch' in p.versions(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_git_state(tmp_path):
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}
+    git(tmp_path, "init", "-q")
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}  # no commit yet
+    (tmp_path / "code.py").write_text("a")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert git_state(tmp_path) == {"commit": head, "dirty": False}
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "new.svg").write_text("drawn")
+    assert git_state(tmp_path) == {"commit": head, "dirty": False}  # drawing is not a change of code
+    (tmp_path / "code.py").write_text("b")
+    assert git_state(tmp_path) == {"commit": head, "dirty": True}
+
+
+def test_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert git_state() == {"commit": None, "dirty": None}

@@ -1,0 +1,245 @@
+"""Tables 1 and 2: the tidy contract, every number recomputed, and what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from stored_cohort import make_cohort, make_config
+
+from resdm.config import CohortConfig
+from resdm.evaluation.image_quality import read_index, read_scores, score_method
+from resdm.evaluation.statistics import bootstrap_mean
+from resdm.io import write_csv, write_json
+from resdm.report.provenance import provenance
+from resdm.report.tables import (
+    Block,
+    Table,
+    costs,
+    number,
+    p_value,
+    present_methods,
+    quality,
+    read_paper,
+    save_table,
+    table1,
+    table2,
+)
+
+NOTICE = "phantom data: not a reproduction of the paper's numbers"
+METHODS = {"ResDM": 0.3, "DDPM": 0.5, "regression": 0.4}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config, _ = make_cohort(tmp_path_factory.mktemp("cohort"), METHODS)
+    for method in (*METHODS, "template"):
+        score_method(config, method)
+    timing = {"parameters": 29_200_000, "seconds": 120.5, "peak_memory_bytes": 3 * 2**30}
+    write_json(config.model("ResDM") / "timing.json", timing)
+    write_json(config.predictions("ResDM") / "timing.json", {"seconds": 3.5, "seconds_per_session": 0.5, "steps": 5})
+    return config
+
+
+@pytest.fixture(scope="module")
+def second(config) -> Table:
+    return table2(config)
+
+
+def test_table2_is_tidy(config, second):
+    frame = second.frame
+    assert present_methods(config) == ["DDPM", "ResDM", "regression", "template"]
+    assert list(dict.fromkeys(frame["method"])) == ["DDPM", "ResDM", "regression", "template"]
+    keys = ["method", "tracer", "region", "metric"]
+    assert list(frame)[:4] == keys
+    assert not frame.duplicated(keys).any()
+    assert len(frame) == 4 * 2 * 2 * 3
+    assert {name: set(frame[name]) for name in keys[1:]} == {
+        "tracer": {"amyloid", "tau"},
+        "region": {"whole", "brain"},
+        "metric": {"mae", "psnr", "ssim"},
+    }
+    assert (frame.groupby("tracer")["n"].unique().map(list).to_dict()) == {"amyloid": [6], "tau": [5]}  # people
+    assert (frame.groupby("tracer")["sessions"].unique().map(list).to_dict()) == {"amyloid": [7], "tau": [6]}
+
+
+def test_paper_values_stand_where_the_paper_has_them(second):
+    frame = second.frame
+    printed = read_paper(2).set_index(["method", "tracer", "metric"])
+    has = (frame["region"] == "whole") & frame["method"].isin(["ResDM", "DDPM"])
+    assert (frame["paper"].notna() == has).all()
+    for row in frame[has].to_dict("records"):
+        values = printed.loc[(row["method"], row["tracer"], row["metric"])]
+        assert (row["paper"], row["paper_std"]) == (values["mean"], values["std"])
+
+
+@pytest.mark.parametrize(("metric", "scale"), [("mae", 100), ("psnr", 1), ("ssim", 100)])
+def test_every_number_is_recomputable_from_scores(config, second, metric, scale):
+    scores = read_scores(config, ["DDPM", "ResDM", "regression", "template"])
+    scores = scores[(scores["tracer"] == "tau") & (scores["region"] == "brain")]
+    people = scores.groupby(["method", "person"])[metric].mean() * scale
+    frame = second.frame
+    rows = frame[(frame["tracer"] == "tau") & (frame["region"] == "brain") & (frame["metric"] == metric)]
+    rows = rows.set_index("method")
+    p = {}
+    for method in ("DDPM", "ResDM", "regression", "template"):
+        values, row = people[method].to_numpy(), rows.loc[method]
+        assert row["mean"] == pytest.approx(values.mean())
+        assert row["std"] == pytest.approx(values.std(ddof=1))
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(bootstrap_mean(values, seed=config.seed))
+        if method != "ResDM":
+            difference = values - people["ResDM"].to_numpy()
+            assert row["difference"] == pytest.approx(difference.mean())
+            p[method] = stats.wilcoxon(difference).pvalue
+    assert np.isnan(rows.loc["ResDM", ["p", "difference"]].astype(float)).all()
+    running = 0.0
+    for place, method in enumerate(sorted(p, key=p.get)):
+        running = max(running, min(1.0, (3 - place) * p[method]))
+        assert rows.loc[method, "p"] == pytest.approx(running)
+
+
+def test_people_must_be_the_same(config):
+    scores = read_scores(config, ["ResDM", "DDPM"])
+    fewer = scores[~((scores["method"] == "DDPM") & (scores["person"] == "sub-0003"))]
+    with pytest.raises(ValueError, match=r"'DDPM' and 'ResDM'.*sub-0003"):
+        quality(fewer, seed=0)
+
+
+def test_any_set_of_methods(config, tmp_path):
+    alone = table2(config, ["regression", "template"])
+    assert alone.frame["p"].isna().all()
+    assert "No test: it needs ResDM" in alone.markdown()
+    assert len(table2(config, ["ResDM"]).frame) == 12
+    with pytest.raises(ValueError, match="no method has scores"):
+        table2(make_config(tmp_path))
+
+
+def test_infinite_psnr_is_printed_as_such(config):
+    scores = read_scores(config, ["ResDM", "template"])
+    scores.loc[scores["method"] == "ResDM", "psnr"] = np.inf
+    frame = quality(scores, seed=0)
+    perfect = frame[(frame["method"] == "ResDM") & (frame["metric"] == "psnr")]
+    assert np.isinf(perfect["mean"]).all()
+    assert number(perfect["mean"].iloc[0], 2) == "∞"
+
+
+def test_costs(config, second):
+    row = costs(config, ["ResDM", "template"]).set_index("method")
+    assert row.loc["ResDM"].dropna().to_dict() == {
+        "parameters": 29_200_000, "seconds_per_volume": 0.25, "training_seconds": 120.5, "peak_memory_gib": 3,
+        "sampling_steps": 5,
+    }  # fmt: skip
+    assert row.loc["template"].isna().all()
+    of_resdm = second.frame[second.frame["method"] == "ResDM"]
+    assert (of_resdm["parameters"] == 29_200_000).all()
+    assert "| ResDM | 29.20 | – | 0.25 | 120 | 3.00 | 5 |" in second.markdown()
+
+
+def test_markdown(second):
+    text = second.markdown()
+    assert text.startswith(f"## Table 2: Quantitative evaluation of the synthetic PET ({NOTICE})\n")
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
+    assert len(tables) == 3  # whole, brain, cost
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert "Aβ-PET MAE (%) ↓" in text
+    assert "tau-PET PSNR (dB) ↑" in text
+    assert "paper 26.38 ± 2.18" in tables[0]
+    assert "paper" not in tables[1]
+    assert tables[0].count("**") == 2 * 6  # one best cell a column
+    assert second._repr_markdown_() == text
+
+
+def balanced(text: str) -> bool:
+    depth = 0
+    for character in re.sub(r"\\[{}]", "", text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def test_latex_is_well_formed(second):
+    text = second.latex()
+    assert text.isascii()
+    assert balanced(text)
+    assert NOTICE in re.search(r"\\caption\{(.*)\}\.?\n", text).group(1)
+    for name in ("table*", "tabular", "minipage"):
+        assert text.count(f"\\begin{{{name}}}") == text.count(f"\\end{{{name}}}") > 0
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, flags=re.S):
+        for line in body.splitlines():
+            if line.endswith("\\\\"):
+                spanned = sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line))
+                assert len(re.findall(r"(?<!\\)&", line)) + 1 + spanned == len(columns)
+                assert not line.startswith("[")  # \\ would take it for its argument
+        assert not re.search(r"(?<!\\)[%_#]", body)
+
+
+def test_latex_escapes():
+    block = Block("a_b & 5 %", (("", "x#"), ("g", "~^\\{}$")), (("[1, 2]", ("β ± −3", "p < 0.001")),))
+    text = Table("t", "a", "", pd.DataFrame(), (block,)).latex()
+    assert r"a\_b \& 5 \%" in text
+    assert r"x\# & \textasciitilde{}\textasciicircum{}\textbackslash{}\{\}\$ \\" in text
+    assert r"{}[1, 2] & $\beta$ $\pm$ $-$3 \\" in text
+    assert r" & {\scriptsize p $<$ 0.001} \\" in text
+    with pytest.raises(ValueError, match="no LaTeX for"):
+        Table("t", "☂", "", pd.DataFrame(), (block,)).latex()
+
+
+def test_printed_numbers():
+    assert [number(v, 2) for v in (1.005, -0.5, float("nan"), float("-inf"))] == ["1.00", "−0.50", "–", "−∞"]
+    assert [p_value(v) for v in (0.0004, 0.0316, 1.0, float("nan"))] == ["p < 0.001", "p = 0.032", "p = 1.000", ""]
+
+
+def test_bytes_are_the_same_twice(config, tmp_path):
+    for folder in ("a", "b"):
+        paths = save_table(table2(config), tmp_path / folder, provenance(config))
+    assert [path.name for path in paths] == ["table2.csv", "table2.md", "table2.tex", "table2.json"]
+    for path in paths:
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+    stored = pd.read_csv(tmp_path / "a" / "table2.csv")
+    assert list(stored) == list(table2(config).frame)
+    assert stored["mean"].to_numpy() == pytest.approx(table2(config).frame["mean"].to_numpy(), rel=1e-5)
+
+
+def test_table1(config):
+    index = read_index(config, None)
+    table = table1(index, config)
+    values = table.frame.set_index(["characteristic", "diagnosis", "statistic"])
+    assert values.loc[("sessions", "all", "count"), "value"] == 9
+    assert values.loc[("people", "all", "count"), "value"] == 8
+    assert values.loc[("sets", "all", "count"), "value"] == 8  # sub-0001 has no tau PET
+    ages = index.loc[index["diagnosis"] == "AD", "age"]
+    assert values.loc[("age", "AD", "mean"), "value"] == pytest.approx(ages.mean())
+    assert values.loc[("age", "AD", "std"), "value"] == pytest.approx(ages.std(ddof=1))
+    assert values.loc[("age", "AD", "mean"), "paper"] == 74.58
+    assert values.loc[("sets", "MCI", "count"), "paper"] == 656
+    sexes = [values.loc[("sex", "all", word), "value"] for word in ("female", "male")]
+    assert sexes == [(index["sex"] == "F").sum(), (index["sex"] == "M").sum()]
+    text = table.markdown()
+    assert NOTICE in text.splitlines()[0]
+    assert "| Sex (female/male) |" in text
+    assert "85/125" in text
+    assert "74.58 ± 8.09" in text
+    assert "1474" in text
+    assert balanced(table.latex())
+
+
+def test_table1_of_a_manifest_with_gaps(config, tmp_path):
+    frame = pd.DataFrame(
+        {"person": ["a", "b", "b"], "session": ["1", "1", "2"], "sex": ["F", "M", "M"], "age": [60, 70, 72]}
+        | {"diagnosis": [None, "CN", "SMC"], "amyloid": ["x.nii", None, "y.nii"], "tau": ["z.nii", "", None]}
+    )
+    other = dataclasses.replace(config, cohort=CohortConfig(kind="adni"))
+    table = table1(frame, other)
+    values = table.frame.set_index(["characteristic", "diagnosis", "statistic"])["value"]
+    assert list(dict.fromkeys(table.frame["diagnosis"])) == ["CN", "SMC", "unlabelled", "all"]
+    assert values["people", "all", "count"] == 2
+    assert values["sets", "all", "count"] == 1
+    assert np.isnan(values["mmse", "all", "mean"])
+    assert table.markdown().startswith("## Table 1: Demographics of the cohort\n")  # ADNI needs no notice
+    write_csv(tmp_path / "table1.csv", table.frame)
