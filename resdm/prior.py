@@ -3,9 +3,8 @@
 A prompt goes through the CLIP ViT-B/32 text tower. Its last block, final norm and projection are trained, as in the
 paper; what lies below is frozen, so its output is computed once a prompt and kept.
 
-A trap in Eq. 5: with the one pooled text vector as key and value, the softmax over a single key is 1, and attention
-adds the same vector at every voxel. So the context is the tower's 77 token states (``context: tokens``); ``pooled`` is
-the literal reading.
+A trap in Eq. 5: with one pooled text vector as key and value, the softmax over a single key is 1, and attention adds
+the same vector at every voxel. So the context is the 77 token states (``tokens``); ``pooled`` is the literal reading.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Residual diffusion between PET and MRI: Eq. 1–3.
 
-Time steps are indices ``t = 0 … T−1`` as in the released code (the paper's 1 … T), and η before the first is 0.
-The call shape is that of diffusers' and MONAI's schedulers.
+Time steps are indices ``t = 0 … T−1`` as in the released code (the paper's 1 … T). Calls are shaped as diffusers' are.
 """
 
 from __future__ import annotations

@@ -1,0 +1,171 @@
+# The DAG: every rule is one call of a notebook by papermill, or of the command that a user would type.
+#
+#   snakemake --cores all --config profile=phantom
+#
+# Stages meet on disk below work/<profile>/. Python imports are not tracked, so each rule lists the modules it depends
+# on: a changed figure module redraws figures and trains nothing. Executed notebooks stand under `log:`, so a failed run
+# keeps them; state.pt and the volumes of single people are not declared, so a killed run goes on from them.
+from resdm.config import load_config
+
+PROFILE = config.get("profile", "phantom")
+CONFIG = f"configs/{PROFILE}.yaml"
+SETTINGS = load_config(CONFIG)
+WORK, FIGURES = f"work/{PROFILE}", f"figures/{PROFILE}"
+METHODS = list(SETTINGS.methods)
+BASELINES = {"pix2pix", "scgan", "transunet", "resvit"}
+
+
+def digest(*parts):
+    """What of the configuration a rule depends on: another value runs it again."""
+    return SETTINGS.digest(*parts)
+
+
+def package(*names):
+    return [f"resdm/{name}.py" for name in names]
+
+
+def method_modules(wildcards):
+    """The files of one method: a changed baseline trains that baseline only."""
+    kind = SETTINGS.method(wildcards.method).kind
+    paper = ["scheduler", "prior", "clip", "lessons", "unet", "losses", "methods/residual_diffusion", "methods/trace"]
+    own = {"residual_diffusion": paper, "regression": [*paper, "methods/regression"]}.get(kind, [f"methods/{kind}"])
+    return package("methods/base", *own, *(["methods/adversarial"] if kind in BASELINES else []))
+
+
+DATA = package("config", "anatomy", "io", "cohort/manifest", "cohort/dataset")
+PAPERMILL = "papermill {input.notebook} {log.notebook} --cwd . --no-progress-bar -k python3 -p config {PROFILE}"
+TABLES = package("config", "anatomy", "io", "evaluation/image_quality", "evaluation/statistics", "report/tables")
+
+
+wildcard_constraints:
+    method="[^/]+",
+    condition="[^/]+",
+
+
+rule all:
+    input:
+        f"{FIGURES}/table1.csv",
+        f"{FIGURES}/table2.csv",
+        f"{FIGURES}/figure1.png",
+
+
+if SETTINGS.cohort.kind == "phantom":
+
+    rule phantom:
+        input:
+            package("cohort/phantom", "anatomy"),
+        output:
+            f"{WORK}/bids/participants.tsv",
+        params:
+            digest("cohort.phantom", "seed"),
+        threads: workflow.cores
+        shell:
+            "resdm phantom {PROFILE} --jobs {threads}"
+
+
+if SETTINGS.cohort.bids or SETTINGS.cohort.kind == "phantom":
+
+    rule manifest:
+        input:
+            f"{WORK}/bids/participants.tsv" if SETTINGS.cohort.kind == "phantom" else [],
+            package("cohort/bids", "cohort/manifest"),
+        output:
+            f"{WORK}/manifest.csv",
+        params:
+            digest("cohort", "seed"),
+        shell:
+            "resdm manifest bids {PROFILE}"
+
+
+rule preprocess:
+    input:
+        manifest=f"{WORK}/manifest.csv",
+        notebook="notebooks/01_preprocess.ipynb",
+        modules=DATA + package("cohort/registration", "cohort/volumes"),
+    output:
+        f"{WORK}/volumes/index.csv",
+        f"{WORK}/volumes/cohort.npy",
+        f"{WORK}/volumes/template_amyloid.nii.gz",
+        f"{WORK}/volumes/template_tau.nii.gz",
+    log:
+        notebook=f"{WORK}/notebooks/01_preprocess.ipynb",
+    params:
+        digest("cohort", "preprocess"),
+    threads: workflow.cores
+    shell:
+        PAPERMILL
+
+
+rule cohort:
+    input:
+        f"{WORK}/volumes/index.csv",
+        "data_manifests/paper/table1.csv",
+        notebook="notebooks/00_cohort.ipynb",
+        modules=TABLES,
+    output:
+        multiext(f"{FIGURES}/table1", ".csv", ".md", ".tex"),
+    log:
+        notebook=f"{WORK}/notebooks/00_cohort.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule train:
+    input:
+        rules.preprocess.output,
+        method_modules,
+        notebook="notebooks/02_train.ipynb",
+        modules=DATA + package("batch", "checkpoint", "training"),
+    output:
+        f"{WORK}/models/{{method}}/model.safetensors",
+        f"{WORK}/models/{{method}}/history.csv",
+    log:
+        notebook=f"{WORK}/notebooks/02_train_{{method}}.ipynb",
+    params:
+        lambda wildcards: digest(f"methods.{wildcards.method}", "training", "seed"),
+    threads: SETTINGS.training.threads or workflow.cores
+    shell:
+        PAPERMILL + " -p method {wildcards.method}"
+
+
+rule synthesise:
+    input:
+        f"{WORK}/models/{{method}}/model.safetensors",
+        method_modules,
+        notebook="notebooks/03_synthesise.ipynb",
+        modules=DATA + package("batch", "checkpoint", "synthesis", "evaluation/image_quality"),
+    output:
+        f"{WORK}/predictions/{{method}}/{{condition}}/scores.csv",
+    log:
+        notebook=f"{WORK}/notebooks/03_synthesise_{{method}}_{{condition}}.ipynb",
+    threads: SETTINGS.training.threads or workflow.cores
+    shell:
+        PAPERMILL + " -p method {wildcards.method} -p condition {wildcards.condition}"
+
+
+rule table2:
+    input:
+        expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=METHODS),
+        "data_manifests/paper/table2.csv",
+        notebook="notebooks/04_table2_comparison.ipynb",
+        modules=TABLES + package("evaluation/suvr", "report/figures", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/table2", ".csv", ".md", ".tex"),
+        multiext(f"{FIGURES}/figure2", ".svg", ".png"),
+    log:
+        notebook=f"{WORK}/notebooks/04_table2_comparison.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule figure1:
+    input:
+        f"{WORK}/predictions/ResDM/factual/scores.csv",
+        notebook="notebooks/09_figure1_method.ipynb",
+        modules=package("config", "anatomy", "io", "report/figures", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/figure1", ".svg", ".png"),
+    log:
+        notebook=f"{WORK}/notebooks/09_figure1_method.ipynb",
+    shell:
+        PAPERMILL
