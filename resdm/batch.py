@@ -66,3 +66,7 @@ class Batch:
         """The same batch on another device."""
         move = {name: getattr(self, name).to(device, non_blocking=True) for name in ("mri", "pet", "present")}
         return replace(self, **move)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies without waiting; data loaders call it."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in ("mri", "pet", "present")})

@@ -13,6 +13,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,9 @@ class CohortConfig:
     bids: str | None = None  # BIDS root, relative to the profile's work folder or absolute
     phantom: PhantomConfig | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
+    tracers: dict[str, Literal["amyloid", "tau"]] = field(  # BIDS labels that are read, the first wins in a session
+        default_factory=lambda: {"18FAV45": "amyloid", "18FFBB": "amyloid", "18FAV1451": "tau"}
+    )
     amyloid_cutoff: dict[str, float] = field(default_factory=lambda: {"18FAV45": 1.11, "18FFBB": 1.08})
     tau_cutoff: float = 1.27  # meta-temporal SUVR; values in use run from 1.20 to 1.34
 
@@ -260,6 +264,7 @@ class ResViTConfig(MethodConfig):
     weight_decay: float = 0.0
     decay: Literal["none", "cosine", "linear_half"] = "linear_half"
     width: int = 16
+    kernel: int = 7  # of the first and the last convolution; odd
     middle: int = 256  # channels between the two strided convolutions of a transformer block
     dim: int = 384
     layers: int = 6
@@ -284,6 +289,7 @@ class DDPMConfig(MethodConfig):
     channels: tuple[int, ...] = (32, 64, 128, 256)  # multiples of the first, itself a multiple of 4
     blocks: int = 1  # residual blocks a level on the way down; one more on the way up
     attention_levels: tuple[int, ...] = (3,)
+    stem: Literal["haar", "none"] = "none"  # haar: 8 channels at half resolution, as in NetworkConfig
     labels: tuple[Literal["sex", "age"], ...] = ()  # what the class label says beside the tracer
     age_edges: tuple[float, ...] = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0)  # of the age bins, in years
 
@@ -557,6 +563,8 @@ def _check(config: Config, file: str) -> None:
         config.cohort.kind != "phantom" or config.cohort.phantom is not None,
         "cohort.kind is phantom, but cohort.phantom is missing",
     )
+    if config.cohort.phantom is not None:
+        _check_phantom(config.cohort.phantom, demand)
     demand(
         training.budget != "equal_time" or training.seconds is not None,
         "training.budget is equal_time, but training.seconds is missing",
@@ -622,6 +630,24 @@ def _check(config: Config, file: str) -> None:
                 prior.weights != "openai" or prior.tower is None,
                 f"methods.{name}.prior: the openai weights are of ViT-B/32; leave tower out",
             )
+
+
+def _check_phantom(phantom: PhantomConfig, demand: Callable[[bool, str], None]) -> None:
+    at = "cohort.phantom"
+    demand(phantom.people >= 1, f"{at}.people is {phantom.people}; expected 1 or more")
+    demand(1 <= phantom.anatomy_mm <= 4, f"{at}.anatomy_mm is {phantom.anatomy_mm}; expected 1 to 4")
+    for key in ("t1_voxel_mm", "pet_voxel_mm"):
+        demand(
+            all(1 / 2 <= mm <= 8 for mm in getattr(phantom, key)),
+            f"{at}.{key} is {getattr(phantom, key)}; expected 0.5 to 8 mm each",
+        )
+    low, high = phantom.pet_fwhm_mm
+    demand(0 < low <= high, f"{at}.pet_fwhm_mm is {phantom.pet_fwhm_mm}; expected 0 < low ≤ high")
+    for key in ("single_pet", "repeat_visits"):
+        value = getattr(phantom, key)
+        demand(0 <= value <= 1, f"{at}.{key} is {value}; expected a fraction from 0 to 1")
+    demand(phantom.noise >= 0, f"{at}.noise is {phantom.noise}; expected 0 or more")
+    demand(phantom.pet_frames >= 1, f"{at}.pet_frames is {phantom.pet_frames}; expected 1 or more")
 
 
 def _at(tree: dict[str, Any], path: str) -> Any:

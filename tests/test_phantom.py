@@ -1,0 +1,603 @@
+"""The phantom cohort: its bytes, its form as BIDS, and whether the images hold what the truth says."""
+
+import dataclasses
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import ndimage
+
+from resdm.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm.cohort import phantom
+from resdm.cohort.phantom import PhantomError, displacement, write_phantoms
+from resdm.config import CohortConfig, Config, ConfigError, PhantomConfig, load_config
+from resdm.io import sha256
+
+GRID = Grid((32, 32, 32), 6.0)
+
+
+def profile(root: Path, seed: int = 0, **settings) -> Config:
+    small = {"people": 3, "anatomy_mm": 4.0, "t1_voxel_mm": (5.0, 5.0, 6.0), "pet_voxel_mm": (5.0, 5.0, 5.0)}
+    cohort = CohortConfig(phantom=PhantomConfig(**small | settings))
+    return Config(profile="test", seed=seed, cohort=cohort, root=root)
+
+
+def write(root: Path, **settings) -> Config:
+    config = profile(root, **settings)
+    write_phantoms(config, progress=False)
+    return config
+
+
+def digests(folder: Path, pattern: str = "*") -> dict[str, str]:
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob(pattern)) if p.is_file()}
+
+
+def truth(config: Config) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((config.work / "truth").glob("sub-*.json"))]
+
+
+def baseline(config: Config) -> pd.DataFrame:
+    return pd.read_csv(config.work / "truth" / "people.csv").drop_duplicates("person").set_index("person")
+
+
+def sample(config: Config, scan: dict, mni: np.ndarray) -> np.ndarray:
+    """Values of a scan at MNI points (3, …), through the true affine alone."""
+    image = nib.load(config.bids / scan["path"])
+    to_voxel = np.linalg.inv(np.array(scan["world_to_mni"]) @ image.affine)
+    points = np.tensordot(to_voxel[:3, :3], mni, 1) + to_voxel[:3, 3].reshape(3, *[1] * (mni.ndim - 1))
+    return ndimage.map_coordinates(image.get_fdata(dtype=np.float32), points, order=1)
+
+
+def undo(deformation: dict, template: np.ndarray) -> np.ndarray:
+    """Where the template's anatomy at ``template`` (N, 3) lies in the affinely aligned person."""
+    points = template
+    for _ in range(15):
+        points = template - displacement(deformation, points)
+    return points
+
+
+@cache
+def region_points(name: str) -> np.ndarray:
+    grid = Grid((50, 58, 52), 4.0)
+    return grid.mm()[:, regions(grid)[name]].T
+
+
+def places(session: dict, names: list[str]) -> dict[str, np.ndarray]:
+    """Where the regions lie in a person, by the written deformation alone."""
+    return {name: undo(session["deformation"], region_points(name)) for name in names}
+
+
+def measure(config: Config, scan: dict, where: dict[str, np.ndarray], reference: str) -> dict[str, float]:
+    """SUVR by region, read from the image with nothing but the written truth of transforms and deformation."""
+    mean = {name: float(sample(config, scan, points.T).mean()) for name, points in where.items()}
+    return {name: value / mean[reference] for name, value in mean.items()}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Config:
+    """Eighty people at 6 mm."""
+    return write(
+        tmp_path_factory.mktemp("cohort"), people=80, t1_voxel_mm=(5.0, 5.0, 5.5), pet_voxel_mm=(5.0, 5.0, 6.0)
+    )
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory) -> Config:
+    """Twelve people, finer, without noise."""
+    return write(
+        tmp_path_factory.mktemp("quiet"), people=12, noise=0.0, t1_voxel_mm=(4.0,) * 3, pet_voxel_mm=(3.0,) * 3
+    )
+
+
+@pytest.fixture(scope="module")
+def null(tmp_path_factory) -> Config:
+    """The same twelve without the planted age and sex effects."""
+    return write(
+        tmp_path_factory.mktemp("null"), people=12, noise=0.0, t1_voxel_mm=(4.0,) * 3, pet_voxel_mm=(3.0,) * 3,
+        age_effect=0.0, sex_effect=0.0,
+    )  # fmt: skip
+
+
+# ── bytes ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_bytes_follow_from_the_seed_alone(tmp_path):
+    first = write(tmp_path / "a")
+    again = profile(tmp_path / "b")
+    write_phantoms(again, jobs=2, progress=False)
+    assert digests(first.work) == digests(again.work)
+    assert len(digests(first.bids, "*.nii.gz")) >= 8
+    other = write(tmp_path / "c", seed=1)
+    mine, theirs = digests(first.bids, "*_T1w.nii.gz"), digests(other.bids, "*_T1w.nii.gz")
+    assert not set(mine.values()) & set(theirs.values())
+
+
+def test_a_person_does_not_depend_on_how_many_there_are(tmp_path):
+    few, many = write(tmp_path / "few", people=2), write(tmp_path / "many", people=4)
+    assert digests(few.bids / "sub-0002") == digests(many.bids / "sub-0002")
+    grown = write(tmp_path / "few", people=4)  # grows in place, without a warning
+    assert digests(grown.work) == digests(many.work)
+    shrunk = write(tmp_path / "few", people=2)
+    assert sorted(p.name for p in shrunk.bids.glob("sub-*")) == ["sub-0001", "sub-0002"]
+    assert len(pd.read_csv(shrunk.bids / "participants.tsv", sep="\t")) == 2
+
+
+def test_a_second_call_writes_nothing_and_a_killed_one_goes_on(tmp_path, monkeypatch):
+    config = profile(tmp_path)
+    real, done = phantom._write_person, []
+
+    def dies(config, index, digest):
+        if index == 2:
+            for half in (config.bids / "sub-0003" / ".9.half.nii.gz", config.work / "truth" / ".9.people.csv"):
+                half.parent.mkdir(exist_ok=True)
+                half.write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        real(config, index, digest)
+        done.append(index)
+
+    monkeypatch.setattr(phantom, "_write_person", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_phantoms(config, progress=False)
+    assert not (config.work / "truth" / "stamp.json").exists()
+    monkeypatch.setattr(phantom, "_write_person", lambda *job: (real(*job), done.append(job[1])))
+    write_phantoms(config, progress=False)
+    assert done == [0, 1, 2]
+    monkeypatch.setattr(phantom, "_write_person", real)
+    whole = write(tmp_path / "whole")
+    assert digests(config.work) == digests(whole.work)
+
+    times = {path: path.stat().st_mtime_ns for path in config.work.rglob("*")}
+    write_phantoms(config, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in config.work.rglob("*")} == times
+    next((config.bids / "sub-0002").rglob("*_T1w.nii.gz")).unlink()  # a lost file comes back; others stay untouched
+    write_phantoms(config, progress=False)
+    assert digests(config.work) == digests(whole.work)
+    assert all(path.stat().st_mtime_ns == times[path] for path in (config.bids / "sub-0001").rglob("*.nii.gz"))
+
+
+def test_other_settings_replace_our_own_files_and_no_others(tmp_path):
+    config = write(tmp_path, people=2)
+    (config.bids / "sub-notes").mkdir()
+    with pytest.warns(UserWarning, match="made anew"):
+        write(tmp_path, people=2, scalp=True)
+    fresh = write(tmp_path / "fresh", people=2, scalp=True)
+    assert digests(config.bids) == digests(fresh.bids)
+    assert (config.bids / "sub-notes").is_dir()
+
+
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
+    config = profile(tmp_path)
+    scan = config.bids / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz"
+    scan.parent.mkdir(parents=True)
+    scan.write_bytes(b"real")
+    (config.bids / "dataset_description.json").write_text('{"Name": "Real people", "BIDSVersion": "1.8.0"}')
+    with pytest.raises(PhantomError, match=r"bids: holds files that .* did not write"):
+        write_phantoms(config, progress=False)
+    assert scan.read_bytes() == b"real"
+
+
+def test_settings_are_demanded(tmp_path):
+    with pytest.raises(ConfigError, match=r"cohort\.phantom is missing"):
+        write_phantoms(dataclasses.replace(profile(tmp_path), cohort=CohortConfig()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("people", "0"),
+        ("anatomy_mm", "9"),
+        ("single_pet", "1.5"),
+        ("pet_fwhm_mm", "[8, 6]"),
+        ("t1_voxel_mm", "[1, 1, -1]"),
+        ("noise", "-1"),
+        ("pet_frames", "0"),
+    ],
+)
+def test_impossible_settings_are_named(tmp_path, setting, value):
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"cohort:\n  kind: phantom\n  phantom:\n    {setting}: {value}\n")
+    with pytest.raises(ConfigError, match=rf"bad\.yaml: cohort\.phantom\.{setting}"):
+        load_config(str(path))
+
+
+# ── BIDS ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_dataset_is_bids(cohort):
+    root = cohort.bids
+    description = json.loads((root / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "raw"
+    assert {"Name", "BIDSVersion", "License"} <= set(description)
+    assert "on purpose" in (root / "README").read_text()
+    top = {"dataset_description.json", "README", "participants.tsv", "participants.json"}
+    stem = r"(sub-\d{4})/\1_sessions\.(tsv|json)"
+    scan = (
+        r"(sub-\d{4})/(ses-M\d{3})/("
+        r"\1_\2_scans\.tsv|anat/\1_\2_T1w\.(nii\.gz|json)|pet/\1_\2_trc-(18FAV45|18FFBB|18FAV1451)_pet\.(nii\.gz|json))"
+    )
+    for path in digests(root):
+        assert path in top or re.fullmatch(stem, path) or re.fullmatch(scan, path), path
+
+    people = pd.read_csv(root / "participants.tsv", sep="\t")
+    assert len(people) == 80
+    assert set(people.sex) == {"F", "M"}
+    assert set(people.diagnosis_sc) == {"CN", "MCI", "AD"}
+    assert set(people.columns) == set(json.loads((root / "participants.json").read_text()))
+    for person in people.participant_id:
+        sessions = pd.read_csv(root / person / f"{person}_sessions.tsv", sep="\t")
+        assert list(sessions.columns) == ["session_id", "examination_date", "age", "diagnosis", "MMSE"]
+        assert sorted(sessions.session_id) == sorted(p.name for p in (root / person).glob("ses-*"))
+        for session in sessions.session_id:
+            scans = pd.read_csv(root / person / session / f"{person}_{session}_scans.tsv", sep="\t")
+            on_disk = (root / person / session).rglob("*.nii.gz")
+            assert sorted(scans.filename) == sorted(f"{p.parent.name}/{p.name}" for p in on_disk)
+
+
+def test_pet_sidecars_hold_what_bids_requires(cohort):
+    required = {
+        "Manufacturer", "ManufacturersModelName", "Units", "TracerName", "TracerRadionuclide", "InjectedRadioactivity",
+        "InjectedRadioactivityUnits", "InjectedMass", "InjectedMassUnits", "SpecificRadioactivity",
+        "SpecificRadioactivityUnits", "ModeOfAdministration", "TimeZero", "ScanStart", "InjectionStart",
+        "FrameTimesStart", "FrameDuration", "AcquisitionMode", "ImageDecayCorrected", "ImageDecayCorrectionTime",
+        "ReconMethodName", "ReconMethodParameterLabels", "ReconFilterType", "AttenuationCorrection",
+    }  # fmt: skip
+    names = {"18FAV45": "florbetapir", "18FFBB": "florbetaben", "18FAV1451": "flortaucipir"}
+    seen = set()
+    for path in cohort.bids.rglob("*_pet.json"):
+        sidecar = json.loads(path.read_text())
+        tracer = re.search(r"trc-(\w+?)_", path.name)[1]
+        seen.add(tracer)
+        assert required <= set(sidecar)
+        assert names[tracer] in sidecar["TracerName"]
+        assert sidecar["Units"] == "Bq/mL"
+    assert seen == set(names)
+
+
+def test_every_scan_has_an_oblique_grid_of_its_own(cohort):
+    codes, gains = {"anat": set(), "pet": set()}, []
+    settings = cohort.cohort.phantom
+    voxels = {"anat": settings.t1_voxel_mm, "pet": settings.pet_voxel_mm}
+    for path in cohort.bids.rglob("*.nii.gz"):
+        image = nib.load(path)
+        assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 1)
+        np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-5)
+        np.testing.assert_allclose(image.header.get_zooms()[:3], voxels[path.parent.name], rtol=1e-5)
+        directions = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+        tilt = np.rad2deg(np.arccos(np.abs(directions).max(axis=0)))
+        assert 0.5 < tilt.max() < 12
+        codes[path.parent.name].add("".join(nib.aff2axcodes(image.affine)))
+        if path.parent.name == "pet":
+            gains.append(image.get_fdata(dtype=np.float32).max())
+    assert codes["anat"] == {"RAS", "LPS", "PSR"}
+    assert codes["pet"] == {"RAS", "LAS", "LPS"}
+    assert np.std(np.log(gains)) > 0.15  # no scan shares its scale with another
+
+
+def test_pet_lies_shifted_and_turned_against_the_t1(cohort):
+    for person in truth(cohort):
+        for session in person["sessions"]:
+            to_mni = {name: np.array(scan["world_to_mni"]) for name, scan in session["scans"].items()}
+            middle = np.linalg.inv(to_mni["t1w"]) @ [0, -17, 5, 1]
+            for tracer in person["tracers"]:
+                move = np.array(session["scans"][tracer]["pet_to_t1"])
+                np.testing.assert_allclose(to_mni["t1w"] @ move, to_mni[tracer], atol=1e-9)
+                np.testing.assert_allclose(move[:3, :3] @ move[:3, :3].T, np.eye(3), atol=1e-9)
+                angle = np.rad2deg(np.arccos((np.trace(move[:3, :3]) - 1) / 2))
+                shift = np.linalg.norm(np.linalg.inv(move) @ middle - middle)
+                assert 1.9 < angle < 8.1
+                assert 1.9 < shift < 10.1
+
+
+def test_the_field_of_view_holds_the_brain(cohort):
+    brain = mni_map("brain", Grid((96, 112, 96), 2.0)).sum() * 8.0
+    for person in truth(cohort)[:40]:
+        expected = brain / np.linalg.det(np.array(person["person_to_mni"])[:3, :3])
+        for session in person["sessions"]:
+            t1 = nib.load(cohort.bids / session["scans"]["t1w"]["path"])
+            inside = np.asanyarray(t1.dataobj) > 0
+            assert inside.sum() * abs(np.linalg.det(t1.affine)) == pytest.approx(expected, rel=0.06)
+            for scan in session["scans"].values():
+                data = nib.load(cohort.bids / scan["path"]).get_fdata(dtype=np.float32)
+                for axis in range(3):
+                    border = np.take(data, [0, -1], axis=axis)
+                    assert border.max() < 0.2 * data.max()
+
+
+# ── anatomy ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_deformation_is_the_same_on_a_grid_and_at_points_and_has_no_affine_part():
+    deformation = phantom._deformation(seed=3, index=5, ventricles=0.5)
+    axes = tuple(np.linspace(-60, 60, n) for n in (7, 8, 9))
+    field = phantom._displacement_on_axes(deformation, axes)
+    points = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T
+    np.testing.assert_allclose(field.reshape(3, -1).T, displacement(deformation, points), atol=1e-4)
+
+    grid = Grid((40, 48, 42), 4.0)
+    inside = grid.mm()[:, mni_map("brain", grid)].T
+    moved = displacement(deformation, inside)
+    affine = np.linalg.lstsq(np.column_stack([inside, np.ones(len(inside))]), moved, rcond=None)[0]
+    assert np.linalg.norm(np.column_stack([inside, np.ones(len(inside))]) @ affine, axis=1).mean() < 0.15
+    assert 2 < np.sqrt((moved**2).sum(1).mean()) < 5
+
+
+def test_the_deformation_never_folds():
+    grid = Grid((40, 48, 42), 4.0)
+    axes = tuple(grid.affine[i, 3] + 4.0 * np.arange(n) for i, n in enumerate(grid.shape))
+    for index in range(20):
+        field = phantom._displacement_on_axes(phantom._deformation(0, index, 0.75), axes)
+        slopes = np.stack([np.stack(np.gradient(component, 4.0)) for component in field])  # (3, 3, X, Y, Z)
+        jacobian = np.eye(3) + np.moveaxis(slopes, (0, 1), (-2, -1))
+        assert np.linalg.det(jacobian).min() > 0.01
+
+
+def t1_in_mni(config: Config, session: dict) -> np.ndarray:
+    image = sample(config, session["scans"]["t1w"], GRID.mm())
+    return image / np.percentile(image[mni_map("brain", GRID)], 95)
+
+
+def test_ventricles_grow_with_age_and_the_medial_temporal_lobe_shrinks_with_disease(cohort):
+    people, x, y, z = baseline(cohort), *GRID.mm()
+    box = (
+        (np.abs(x) < 35) & (y > -55) & (y < 35) & (z > -2) & (z < 32)
+    )  # the lateral ventricles and what surrounds them
+    darkness, medial = [], []
+    for person in truth(cohort):
+        image = t1_in_mni(cohort, person["sessions"][0])
+        darkness.append(-image[box].mean())
+        medial.append(image[regions(GRID)["medial_temporal"]].mean() - image[regions(GRID)["occipital"]].mean())
+    assert np.corrcoef(people.ventricles, people.age)[0, 1] > 0.6
+    assert np.corrcoef(darkness, people.ventricles)[0, 1] > 0.5
+    assert np.corrcoef(darkness, people.age)[0, 1] > 0.35
+    assert np.corrcoef(medial, people.severity)[0, 1] < -0.5
+
+
+def test_left_stays_left(quiet):
+    """The torque (T1) and the left hemisphere's share of uptake (PET) tell the sides apart in every storage order."""
+    poles = np.array([[28.0, 56, 0], [-28, 56, 0], [-24, -92, 4], [24, -92, 4]])  # right, left, left, right
+    torque, ratios = [], {"amyloid": [], "tau": []}
+    for person in truth(quiet):
+        session = person["sessions"][0]
+        shift = displacement(session["deformation"], poles)[:, 1]
+        torque.append(shift[1] - shift[0] + shift[2] - shift[3])
+        template = np.concatenate([region_points("frontal"), region_points("parietal")])
+        left, points = template[:, 0] < 0, undo(session["deformation"], template)
+        for tracer in person["tracers"]:
+            values = sample(quiet, session["scans"][tracer], points.T)
+            ratios[tracer].append(values[left].mean() / values[~left].mean() - 1)
+    assert np.mean(torque) > 5
+    assert np.mean(ratios["amyloid"]) == pytest.approx(0.045, abs=0.02)
+    assert np.mean(ratios["tau"]) == pytest.approx(0.08, abs=0.025)
+
+
+# ── uptake ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_images_hold_the_regional_suvr_of_the_truth(quiet):
+    table = pd.read_csv(quiet.work / "truth" / "regional.csv").set_index(["person", "session", "tracer", "region"]).suvr
+    names = ["precuneus", "frontal", "lateral_temporal", "medial_temporal", "striatum", "occipital"]
+    errors = []
+    for person in truth(quiet):
+        for session in person["sessions"]:
+            where = places(session, [*names, *REFERENCE.values()])
+            for tracer in person["tracers"]:
+                scan, reference = session["scans"][tracer], REFERENCE[tracer]
+                found = measure(quiet, scan, where, reference)
+                wanted = table.loc[person["person"], session["session"], tracer]
+                errors += [found[name] / wanted[name] - 1 for name in names]
+                assert wanted[reference] == pytest.approx(1, abs=1e-5)
+                mean = sample(quiet, scan, where[reference].T).mean()
+                assert mean / scan["gain"] == pytest.approx(1, abs=0.02)
+    assert np.abs(errors).max() < 0.05
+    assert abs(np.mean(errors)) < 0.01
+
+
+def test_a_null_phantom_differs_by_the_planted_effects_alone(quiet, null):
+    """Person by person, image by image: effect minus no effect is sex times its size plus age times its slope."""
+    assert digests(quiet.bids, "*_T1w.nii.gz") == digests(null.bids, "*_T1w.nii.gz")
+    planted = json.loads((quiet.work / "truth" / "truth.json").read_text())["planted"]
+    zero = json.loads((null.work / "truth" / "truth.json").read_text())["planted"]
+    names = ["frontal", "precuneus", "lateral_temporal", "striatum"]
+    rows, design = {"amyloid": [], "tau": []}, {"amyloid": [], "tau": []}
+    for person, without in zip(truth(quiet), truth(null), strict=True):
+        session, other = person["sessions"][0], without["sessions"][0]
+        assert session["scans"] == other["scans"]
+        assert session["deformation"] == other["deformation"]
+        where = places(session, [*names, *REFERENCE.values()])
+        for tracer in person["tracers"]:
+            scan = session["scans"][tracer]
+            found, plain = (measure(config, scan, where, REFERENCE[tracer]) for config in (quiet, null))
+            rows[tracer].append([found[name] - plain[name] for name in names])
+            design[tracer].append([0.5 if person["sex"] == "F" else -0.5, (session["age"] - phantom.AGE_CENTRE) / 10])
+    for tracer in rows:
+        slopes, *_ = np.linalg.lstsq(np.array(design[tracer]), np.array(rows[tracer]), rcond=None)
+        for column, name in enumerate(names):
+            assert slopes[0, column] == pytest.approx(planted[tracer][name]["sex"], rel=0.15)
+            assert slopes[1, column] == pytest.approx(planted[tracer][name]["age"], rel=0.15)
+            assert zero[tracer][name]["sex"] == zero[tracer][name]["age"] == 0
+        assert 0.10 < planted[tracer]["lateral_temporal"]["sex"] < 0.24
+
+
+def test_noise_grows_with_the_counts(tmp_path):
+    noisy, clean = (write(tmp_path / str(noise), people=2, noise=noise) for noise in (1.0, 0.0))
+    for person in truth(noisy):
+        for tracer in person["tracers"]:
+            scan = person["sessions"][0]["scans"][tracer]
+            with_noise, without = (nib.load(c.bids / scan["path"]).get_fdata() / scan["gain"] for c in (noisy, clean))
+            error = with_noise - without
+            low, high = (without > 0.4) & (without < 0.7), without > 1.0
+            ratio = error[high].std() / error[low].std()
+            assert ratio == pytest.approx(np.sqrt(without[high].mean() / without[low].mean()), rel=0.12)
+            assert 0.03 < error[high].std() < 0.10
+
+
+def test_amyloid_and_tau_go_together_across_people_but_not_across_the_brain(cohort):
+    people = baseline(cohort).dropna()
+    assert 0.4 < people.amyloid_suvr.corr(people.tau_suvr) < 0.9
+    planted = json.loads((cohort.work / "truth" / "truth.json").read_text())["planted"]
+    cortical = [name for name in planted["tau"] if name not in ("cerebellum", "inferior_cerebellum", "pons")]
+    status = {tracer: [planted[tracer][name]["status"] for name in cortical] for tracer in planted}
+    assert np.corrcoef(status["amyloid"], status["tau"])[0, 1] < 0.6
+    assert max(cortical, key=lambda name: planted["amyloid"][name]["status"]) in {
+        "precuneus", "posterior_cingulate", "anterior_cingulate",
+    }  # fmt: skip
+    assert planted["tau"]["inferior_temporal"]["status"] > 4 * planted["tau"]["sensorimotor"]["status"]
+
+
+def test_prior_information_has_something_to_give(cohort):
+    """Age and sex explain uptake, and improve on what the MRI foretells, in people not fitted."""
+    people, brain = baseline(cohort), mni_map("brain", GRID)
+    for tracer in ("amyloid", "tau"):
+        mri, pet, names = [], [], []
+        for person in truth(cohort):
+            if tracer in person["tracers"]:
+                session = person["sessions"][0]
+                image = sample(cohort, session["scans"][tracer], GRID.mm())
+                pet.append((image / image[regions(GRID)[REFERENCE[tracer]]].mean())[brain] / 3)
+                mri.append(t1_in_mni(cohort, session)[brain])
+                names.append(person["person"])
+        mri, pet = np.array(mri), np.array(pet)
+        rows = people.loc[names]
+        prior = np.column_stack([(rows.age - rows.age.mean()) / rows.age.std(), np.where(rows.sex == "F", 1.0, -1.0)])
+        for column in (0, 1):
+            value = prior[:, column] - prior[:, column].mean()
+            explained = ((value @ (pet - pet.mean(0))) ** 2).sum() / (value @ value)
+            assert 0.03 < explained / ((pet - pet.mean(0)) ** 2).sum() < 0.20
+
+        fold = np.arange(len(pet)) % 5
+        psnr = {"template": [], "mri": [], "both": []}
+        for test in range(5):
+            a, b = fold != test, fold == test
+            u, s, v = np.linalg.svd(mri[a] - mri[a].mean(0), full_matrices=False)
+            scores, fresh = (
+                u[:, :12] * np.sqrt(a.sum()),
+                (mri[b] - mri[a].mean(0)) @ v[:12].T / s[:12] * np.sqrt(a.sum()),
+            )
+            for name, left, right in (
+                ("template", np.zeros((a.sum(), 1)), np.zeros((b.sum(), 1))),
+                ("mri", scores, fresh),
+                ("both", np.column_stack([scores, prior[a]]), np.column_stack([fresh, prior[b]])),
+            ):
+                gram = left.T @ left + 10 * np.eye(left.shape[1])
+                guess = pet[a].mean(0) + right @ np.linalg.solve(gram, left.T @ (pet[a] - pet[a].mean(0)))
+                psnr[name] += (-10 * np.log10(((guess - pet[b]) ** 2).mean(1))).tolist()
+        mean = {name: np.mean(values) for name, values in psnr.items()}
+        assert mean["mri"] > mean["template"] + 0.5
+        assert mean["both"] > mean["mri"] + 0.5
+
+
+# ── people ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_people_are_like_table_1(tmp_path):
+    config = profile(tmp_path, people=1500)
+    people = pd.DataFrame([phantom._person(config, index) for index in range(1500)])
+    first = pd.DataFrame(people.visits.str[0].tolist())
+    people = people.join(first)
+    paper = {
+        "AD": (74.58, 85 / 210, 15.66, 23.01),
+        "MCI": (71.66, 297 / 656, 16.19, 27.96),
+        "CN": (71.37, 357 / 608, 16.68, 29.09),
+    }
+    for diagnosis, (age, women, education, mmse) in paper.items():
+        group = people[people.diagnosis == diagnosis]
+        assert group.age.mean() == pytest.approx(age, abs=1.2)
+        assert (group.sex == "F").mean() == pytest.approx(women, abs=0.03)
+        assert group.education.mean() == pytest.approx(education, abs=0.6)
+        assert group.mmse.mean() == pytest.approx(mmse, abs=0.5)
+    assert people.diagnosis.value_counts(normalize=True)["AD"] == pytest.approx(210 / 1474, abs=0.01)
+    assert (people.tracers.str.len() == 1).mean() == pytest.approx(0.10, abs=0.01)
+    assert (people.visits.str.len() == 2).mean() == pytest.approx(0.12, abs=0.01)
+    assert (people.amyloid_tracer == "18FFBB").mean() == pytest.approx(0.25, abs=0.02)
+    status = people.groupby("diagnosis").positive.mean()
+    assert status["CN"] < 0.35 < status["MCI"] < 0.65 < status["AD"]
+    # neither age nor sex foretells the load within a diagnosis: what they do is planted, and can be switched off
+    for _, group in people.groupby("diagnosis"):
+        limit = 3 / np.sqrt(len(group))
+        assert abs(np.corrcoef(group.age, group.load)[0, 1]) < limit
+        assert abs(np.corrcoef(group.sex == "F", group.load)[0, 1]) < limit
+
+
+def test_suvr_is_near_table_1(cohort):
+    means = baseline(cohort).groupby("diagnosis")[["amyloid_suvr", "tau_suvr"]].mean()
+    for diagnosis, amyloid, tau in (("AD", 1.40, 1.60), ("MCI", 1.22, 1.33), ("CN", 1.12, 1.18)):
+        assert means.loc[diagnosis, "amyloid_suvr"] == pytest.approx(amyloid, abs=0.15)
+        assert means.loc[diagnosis, "tau_suvr"] == pytest.approx(tau, abs=0.22)
+
+
+def test_small_cohorts_have_the_intended_fractions(cohort):
+    people = truth(cohort)
+    assert 6 <= sum(len(person["tracers"]) == 1 for person in people) <= 10
+    repeats = [person for person in people if len(person["sessions"]) == 2]
+    assert 7 <= len(repeats) <= 12
+    for person in repeats:
+        first, second = person["sessions"]
+        assert second["session"] in ("ses-M012", "ses-M024")
+        assert second["age"] - first["age"] == pytest.approx(int(second["session"][-3:]) / 12, abs=0.25)
+        assert second["load"] >= first["load"]
+        for name in first["scans"]:
+            assert first["scans"][name]["world_to_mni"] != second["scans"][name]["world_to_mni"]
+
+
+def test_truth_stays_outside_the_dataset(cohort):
+    text = "".join(p.read_text() for p in cohort.bids.rglob("*") if p.suffix in (".json", ".tsv"))
+    for word in ("world_to", "severity", "deformation", "positive"):
+        assert word not in text
+    people = pd.read_csv(cohort.work / "truth" / "people.csv")
+    assert len(people) == sum(len(person["sessions"]) for person in truth(cohort))
+
+
+# ── options ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_frames_average_to_the_scan(tmp_path):
+    config = write(tmp_path, people=1, pet_frames=4)
+    for path in config.bids.rglob("*_pet.nii.gz"):
+        data, sidecar = nib.load(path).get_fdata(), json.loads(path.with_name(path.name[:-7] + ".json").read_text())
+        assert data.shape[3] == 4
+        assert len(sidecar["FrameDuration"]) == len(sidecar["FrameTimesStart"]) == 4
+        bright = data.mean(3) > 0.5 * data.max()
+        single, mean = (
+            (data[..., 0] - data[..., 1])[bright].std(),
+            (data[..., :2].mean(3) - data[..., 2:].mean(3))[bright].std(),
+        )
+        assert mean == pytest.approx(single / np.sqrt(2), rel=0.1)
+
+
+def test_scalp_surrounds_the_brain(tmp_path):
+    bare, whole = write(tmp_path / "bare", people=1), write(tmp_path / "whole", people=1, scalp=True)
+    template = phantom._template(4.0)
+    mm, shell = template.grid.mm(), template.shell
+    skull, skin = (mm[:, (shell > low) & (shell < high)] for low, high in ((4.5, 6), (10, 12)))
+    for config in (bare, whole):
+        session = truth(config)[0]["sessions"][0]
+        dark, bright = (
+            sample(config, session["scans"]["t1w"], undo(session["deformation"], points.T).T).mean()
+            for points in (skull, skin)
+        )
+        if config is whole:
+            assert bright > 1.5 * dark > 0
+        else:
+            assert bright == pytest.approx(0, abs=1)
+
+
+@pytest.mark.parametrize(("anatomy", "voxel"), [(2.0, (2.0, 2.0, 2.4)), (3.0, (3.0, 3.0, 3.0)), (4.0, (6.0, 6.0, 6.0))])
+def test_every_resolution_has_the_same_anatomy(tmp_path, anatomy, voxel):
+    config = write(tmp_path, people=1, anatomy_mm=anatomy, t1_voxel_mm=voxel, pet_voxel_mm=voxel, noise=0.0)
+    person = truth(config)[0]
+    session = person["sessions"][0]
+    names = ["frontal", "precuneus", "lateral_temporal"]
+    limits = {"amyloid": (0.9, 1.6), "tau": (0.8, 1.6)}
+    where = places(session, [*names, *REFERENCE.values()])
+    for tracer in person["tracers"]:
+        found = measure(config, session["scans"][tracer], where, REFERENCE[tracer])
+        for name in names:
+            assert limits[tracer][0] < found[name] < limits[tracer][1]
+    gm, wm = mni_map("gm", GRID), mni_map("wm", GRID)
+    image = t1_in_mni(config, session)
+    assert image[wm > 0.8].mean() > 1.2 * image[gm > 0.8].mean()
