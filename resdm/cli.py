@@ -1,0 +1,213 @@
+"""The command line: ``resdm <command>``.
+
+Heavy packages are imported by the command that needs them: ``resdm --help`` and ``resdm check`` answer at once, where
+torch, open_clip and nilearn together take seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from resdm import __version__
+from resdm.config import SEXES, Config, load_config
+
+BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
+"""Exit codes beside 0; argparse uses 2 for the same."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns
+    -------
+    int
+        0: done; 2: bad input, said in a line on standard error; 1: anything unexpected, with its traceback.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if _is_ours(error):
+            print(f"resdm {options.command}: {error}", file=sys.stderr)
+            return BAD_INPUT
+        traceback.print_exc()
+        return UNEXPECTED
+    return 0
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error is one that this package raises on purpose, to tell a person what to mend."""
+    if type(error).__module__.startswith("resdm") or isinstance(error, FileNotFoundError):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    # One that a library raises, or Python itself, is a fault of this package: its text helps nobody to mend the input.
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return frame.f_globals.get("__name__", "").startswith("resdm") and line.startswith("raise")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resdm", description="Synthesise amyloid and tau PET from MRI: the suite of Ou et al., IJCAI 2024."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    def profile(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("profile", nargs="?", default="phantom", help="name or path of a YAML file (default: phantom)")
+
+    def methods(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("method", nargs="*", help="names of methods in the profile (default: all)")
+
+    def jobs(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--jobs", type=int, default=1, help="people at a time; -1: as many as cores (default: 1)")
+
+    def quiet(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = command("phantom", _phantom, "write the phantom cohort as a BIDS dataset")
+    profile(sub), jobs(sub), quiet(sub)
+
+    sub = command("manifest", _manifest, "list the sessions of a dataset, with their split, in manifest.csv")
+    sub.add_argument("source", choices=["bids"], help="kind of the dataset")
+    profile(sub)
+    sub.add_argument("--root", type=Path, metavar="FOLDER", help="the dataset (default: the profile's)")
+
+    sub = command("preprocess", _preprocess, "register and scale every scan of the manifest onto the profile's grid")
+    profile(sub), jobs(sub), quiet(sub)
+
+    sub = command("train", _train, "train methods, or go on where a training was stopped")
+    profile(sub), methods(sub), quiet(sub)
+
+    sub = command("predict", _predict, "synthesise and score the people of a split with trained methods")
+    profile(sub), methods(sub), quiet(sub)
+    sub.add_argument("--condition", action="append", help="what the prompt says; may be repeated (default: factual)")
+    sub.add_argument("--split", default="test", choices=["test", "validation", "train"])
+
+    sub = command("synthesise", _synthesise, "make both PETs of one person from a T1-weighted MRI")
+    sub.add_argument("t1w", type=Path, metavar="T1w.nii.gz")
+    sub.add_argument("--age", type=float, help="years at scan; left out of the prompt where not given")
+    sub.add_argument("--sex", choices=SEXES, help="left out of the prompt where not given")
+    sub.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM")
+    sub.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    sub.add_argument("--seed", type=int, help="of the noise (default: the model's)")
+    sub.add_argument("--steps", type=_positive, help="of sampling (default: the model's)")
+    sub.add_argument(
+        "--allow-phantom-model",
+        action="store_true",
+        help="let a model that has seen phantoms only take a real MRI; every output says so",
+    )
+
+    profile(command("check", _check, "read a profile strictly and say what it holds and what is there already"))
+    command("version", _version, "print the version")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from resdm.cohort.phantom import write_phantoms
+
+    print(write_phantoms(config, jobs=options.jobs, progress=not options.quiet))
+
+
+def _manifest(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from resdm.pipeline import make_manifest
+
+    print(make_manifest(config, options.root).to_string(index=False))
+    print(config.manifest)
+
+
+def _preprocess(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from resdm.cohort.volumes import preprocess
+
+    index = preprocess(config, jobs=options.jobs, progress=not options.quiet)
+    print(f"{len(index)} sessions of {index['person'].nunique()} people in {config.volumes}")
+
+
+def _methods(options: argparse.Namespace) -> tuple[Config, list[str]]:
+    config = load_config(options.profile)
+    return config, [name for name in options.method or config.methods if config.method(name)]  # all known, or an error
+
+
+def _train(options: argparse.Namespace) -> None:
+    config, names = _methods(options)
+    from resdm.pipeline import train_method
+
+    for name in names:
+        print(train_method(config, name, progress=not options.quiet))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    config, names = _methods(options)
+    from resdm.pipeline import synthesise_method
+
+    for name in names:
+        for condition in options.condition or ["factual"]:
+            print(synthesise_method(config, name, condition, split=options.split, progress=not options.quiet))
+
+
+def _synthesise(options: argparse.Namespace) -> None:
+    from resdm.checkpoint import load_card
+    from resdm.pipeline import synthesise_scan
+
+    files = synthesise_scan(
+        options.t1w,
+        options.model,
+        options.out,
+        age=options.age,
+        sex=options.sex,
+        seed=options.seed,
+        steps=options.steps,
+        allow_phantom_model=options.allow_phantom_model,
+    )
+    print(load_card(options.model).notice)
+    for name, path in files.items():
+        print(f"{name}: {path}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    print("\n".join(_summary(load_config(options.profile))))
+
+
+def _summary(config: Config) -> list[str]:
+    grid, training = config.preprocess.grid, config.training
+    shape = " x ".join(map(str, grid.shape))
+    budget = f"{training.seconds:g} s" if training.budget == "equal_time" else f"{training.epochs} epochs"
+    places = {"BIDS": config.bids, "manifest": config.manifest, "volumes": config.volumes / "index.csv"}
+    places |= {f"model {name}": config.model(name) / "model.safetensors" for name in config.methods}
+    return [
+        f"profile {config.profile}, digest {config.digest()}: valid" + (f" ({config.notice})" if config.notice else ""),
+        f"cohort {config.cohort.kind}, grid {shape} of {grid.voxel_mm:g} mm, seed {config.seed}",
+        f"training {budget}, batch {training.batch_size}, {training.precision}",
+        *(f"method {name}: {method.kind}" for name, method in config.methods.items()),
+        *(f"{'there' if path.exists() else 'not there yet'}: {what}, {path}" for what, path in places.items()),
+    ]
+
+
+def _version(options: argparse.Namespace) -> None:
+    print(__version__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""The stages as one call each: cohort, training, synthesis and scores tied together, for notebooks and command line.
+
+Stages meet on disk, below ``work/<profile>/``; each takes up what the one before has left there, and what is finished
+is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from resdm.checkpoint import check_model, load_card
+from resdm.cohort.bids import build_manifest
+from resdm.cohort.dataset import CohortDataset, collate
+from resdm.cohort.manifest import check_leakage, split_people, write_manifest
+from resdm.cohort.volumes import preprocess_mri
+from resdm.config import TRACERS, Config, check_person, load_config
+from resdm.evaluation.image_quality import psnr, read_index, read_volume, score_people, ssim, write_scores
+from resdm.io import atomic, sha256, write_csv, write_json
+from resdm.methods import build_method
+from resdm.report.figures import qc_montage, save_figure
+from resdm.report.provenance import provenance
+from resdm.synthesis import Model, bids_prefix, check_phantom, synthesise_mri, synthesise_people
+from resdm.training import train
+
+
+def profile(config: Config | str | Path) -> Config:
+    """A profile from its name or path, or as it is."""
+    return config if isinstance(config, Config) else load_config(config)
+
+
+def validation_score(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Whole-volume PSNR + 10 · SSIM, the criterion by which the released code keeps its best weights."""
+    return psnr(real, synthetic) + 10 * ssim(real, synthetic)
+
+
+def make_manifest(config: Config | str | Path, root: str | Path | None = None) -> pd.DataFrame:
+    """Read a BIDS dataset, split its people, write ``manifest.csv`` and ``flow.csv``.
+
+    Parameters
+    ----------
+    config : Config, name or path
+    root : path, optional
+        The dataset; by default the profile's.
+
+    Returns
+    -------
+    DataFrame
+        Who was left out and why: step, people, sessions.
+    """
+    config = profile(config)
+    frame, flow = build_manifest(config.bids if root is None else Path(root), config)
+    frame = split_people(frame, config.cohort.split, config.seed)
+    check_leakage(frame, str(config.manifest))
+    write_manifest(frame, config.manifest)
+    write_csv(config.work / "flow.csv", flow)
+    return flow
+
+
+def train_method(config: Config | str | Path, name: str, *, progress: bool = True) -> Path:
+    """Train a method of a profile on its preprocessed cohort; goes on where it was stopped.
+
+    Returns
+    -------
+    Path
+        The model folder, see `resdm.training.train`, with ``provenance.json`` beside.
+    """
+    config = profile(config)
+    settings = config.method(name)
+    sets = CohortDataset(config, "train", augment=True), CohortDataset(config, "validation")
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    torch.manual_seed(config.seed)  # of the fresh weights
+    method = build_method(settings, config.preprocess.grid.shape)
+    digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
+    folder = train(
+        method,
+        config,
+        name,
+        *sets,
+        collate=collate,
+        data_digest=digest,
+        score=validation_score,
+        progress=progress,
+    )
+    write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
+    return folder
+
+
+def synthesise_method(
+    config: Config | str | Path,
+    name: str,
+    condition: str = "factual",
+    *,
+    split: str = "test",
+    steps: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Synthesise the people of a split with a trained method under a condition, and score them.
+
+    Parameters
+    ----------
+    config : Config, name or path
+    name : str
+        A method of the profile.
+    condition : str
+        What the prompt says, see `resdm.synthesis.CONDITIONS`.
+    split : {"test", "validation", "train"}
+    steps : int, optional
+        Sampling steps; the profile's by default.
+
+    Returns
+    -------
+    Path
+        ``predictions/<name>/<condition>`` with volumes, sidecars, ``scores.csv`` and, where the method has something
+        to show of itself, ``trace.npz``.
+    """
+    config = profile(config)
+    settings = config.method(name)
+    check_model(load_card(config.model(name)), config, name)
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    people = read_index(config, split)
+    data = CohortDataset(config, split)
+    model = Model.load(config.model(name))
+    out = synthesise_people(
+        model,
+        people,
+        data.mri,
+        config.predictions(name, condition),
+        condition=condition,
+        seed=config.seed,
+        steps=steps or getattr(settings, "sampling_steps", None),
+        progress=progress,
+    )
+    if condition == "factual":
+        write_trace(model, data, out)
+    write_scores(config, name, score_people(out, people, config), condition)
+    return out
+
+
+def write_trace(model: Model, data: CohortDataset, out: Path) -> None:
+    """``trace.npz``: how the method comes to its result, of the first person with both tracers; for Figure 1."""
+    sessions = (data[i] for i in range(len(data)))
+    batch = next((one for one in (collate([session]) for session in sessions) if one.present.all()), None)
+    if batch is None:
+        return
+    generator = torch.Generator(model.device).manual_seed(model.card.config.seed)
+    tensors = model.method.trace(batch.to(model.device), generator)
+    if tensors:
+        with atomic(out / "trace.npz") as temporary:
+            np.savez_compressed(temporary, **tensors)
+
+
+def synthesise_scan(
+    t1w: str | Path,
+    model: str | Path,
+    out: str | Path,
+    *,
+    age: float | None = None,
+    sex: str | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    allow_phantom_model: bool = False,
+) -> dict[str, Path]:
+    """Both PETs of one person from a T1-weighted MRI in its native space.
+
+    Parameters
+    ----------
+    t1w : path
+        NIfTI.
+    model : path
+        A model folder; the MRI is preprocessed with the settings that the model was trained with.
+    out : path
+    age, sex
+        What the prompt says; left out where ``None``.
+    seed, steps : int, optional
+        The model's own by default.
+    allow_phantom_model : bool
+        See `resdm.synthesis.synthesise_mri`.
+
+    Returns
+    -------
+    dict of str to Path
+        ``amyloid``, ``tau``, ``mri``: NIfTI in MNI152 space, sidecars beside; ``picture``: PNG.
+    """
+    check_person(age, sex, "prompt")
+    card = load_card(model)
+    check_phantom(card, allow_phantom_model)
+    if not Path(t1w).is_file():
+        raise FileNotFoundError(f"{t1w}: no such MRI")
+    mri, info = preprocess_mri(Path(t1w), card.config)
+    source: dict[str, Any] = {"file": Path(t1w).name, "sha256": sha256(t1w), **info}
+    loaded, prefix = Model.load(model), bids_prefix(t1w)
+    files = synthesise_mri(
+        loaded, mri, out, age=age, sex=sex, prefix=prefix, seed=seed, steps=steps, source=source,
+        allow_phantom_model=allow_phantom_model,
+    )  # fmt: skip
+    said = ", ".join([f"{age:g} years" if age is not None else "no age", sex or "no sex"])
+    pets = {tracer: read_volume(files[tracer], loaded.grid) for tracer in TRACERS}
+    picture = qc_montage(
+        [{"label": f"prompt\n{said}", "mri": mri, **pets}],
+        loaded.grid,
+        card.config.preprocess.suvr_range,
+        notice=card.notice,
+        title=f"{prefix}: synthetic PET by {card.name}",
+    )
+    made = save_figure(picture, Path(out) / f"{prefix}_desc-synth_qc", provenance(card.config, [t1w, files["mri"]]))
+    return files | {"picture": next(path for path in made if path.suffix == ".png")}

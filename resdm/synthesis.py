@@ -1,0 +1,381 @@
+"""A trained model, people and a condition → predicted PET volumes on disk.
+
+A person's result depends on the model, the prompt, the seed and the person alone: each session is synthesised by itself
+(both tracers in one pass), with noise drawn from a seed made of its name. So the same volumes come out whoever else is
+in the list, in whatever order, and however often a run was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from resdm.anatomy import Grid
+from resdm.batch import TRACERS, Prior
+from resdm.checkpoint import ModelCard, load_model
+from resdm.config import SEXES, check_person, derive_seed
+from resdm.io import atomic, write_json
+from resdm.methods import Method
+
+LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
+"""BIDS labels of the tracers where a person has no real PET to take them from."""
+
+CONDITIONS = {
+    "factual": "the person's own age and sex",
+    "no_age": "sex only",
+    "no_sex": "age only",
+    "tracer_only": "neither age nor sex",
+    "wrong_sex": "own age, the other sex",
+    "shuffled_age": "own sex, the age of somebody else of the list",
+    "shuffled": "age and sex of somebody else of the list",
+}
+"""What a prompt says. Beside these, ``age_<years>`` says one age for everyone, ``sex_F`` and ``sex_M`` one sex."""
+
+
+class SynthesisError(ValueError):
+    """Input that a model cannot take, or output that is no image."""
+
+
+# ── prompts ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def condition_prior(condition: str, age: Sequence[float | None], sex: Sequence[str | None], seed: int) -> Prior:
+    """What the prompts of a list of people say under a condition.
+
+    Parameters
+    ----------
+    condition : str
+        A key of `CONDITIONS`, ``age_<years>``, ``sex_F`` or ``sex_M``.
+    age : sequence of float or None
+        Years; NaN counts as unknown, and what is unknown stays unsaid.
+    sex : sequence of {"F", "M"} or None
+    seed : int
+        Of the shuffle. Nobody keeps their own place.
+
+    Raises
+    ------
+    SynthesisError
+        No such condition.
+    """
+    age = tuple(None if value is None or pd.isna(value) else float(value) for value in age)
+    sex = tuple(None if value is None or pd.isna(value) else str(value) for value in sex)
+    own, n = Prior(age, sex), len(age)
+    match condition:
+        case "factual":
+            return own
+        case "no_age":
+            return own.without("age")
+        case "no_sex":
+            return own.without("sex")
+        case "tracer_only":
+            return own.without("age", "sex")
+        case "wrong_sex":
+            other = dict(zip(SEXES, reversed(SEXES), strict=True)) | {None: None}
+            return Prior(age, tuple(other[value] for value in sex))
+        case "shuffled_age" | "shuffled":
+            order = np.random.default_rng(derive_seed(seed, "shuffled")).permutation(n)
+            source = np.empty(n, dtype=int)
+            source[order] = np.roll(order, 1)  # one cycle through everyone
+            shuffled = tuple(age[i] for i in source)
+            return Prior(shuffled, sex if condition == "shuffled_age" else tuple(sex[i] for i in source))
+    if found := re.fullmatch(r"age_(\d+(?:\.\d+)?)", condition):
+        years = float(found[1])
+        check_person(years, None, f"condition {condition!r}")
+        return Prior((years,) * n, sex)
+    if found := re.fullmatch(f"sex_({'|'.join(SEXES)})", condition):
+        return Prior(age, (found[1],) * n)
+    raise SynthesisError(
+        f"no condition {condition!r}; there are: {', '.join(CONDITIONS)}, age_<years>, "
+        f"{', '.join(f'sex_{value}' for value in SEXES)}"
+    )
+
+
+# ── a model ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained method on a device, with its card."""
+
+    method: Method
+    card: ModelCard
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto") -> Model:
+        """From a model folder; ``auto`` takes a GPU where there is one."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(*load_model(folder, device), torch.device(device))
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that it works on."""
+        return Grid.of(self.card.config.preprocess.grid)
+
+    def synthesise(
+        self, mri: np.ndarray, age: float | None, sex: str | None, *, seed: int, steps: int | None = None
+    ) -> np.ndarray:
+        """Both PETs of one person.
+
+        Parameters
+        ----------
+        mri : ndarray (X, Y, Z)
+            Preprocessed T1 on `grid`, RAS+, intensities in [0, 1].
+        age, sex
+            What the prompt says; ``None`` leaves it out.
+        seed : int
+        steps : int, optional
+            Sampling steps; the model's own by default.
+
+        Returns
+        -------
+        ndarray (2, X, Y, Z), float32
+            Amyloid, tau, in [0, 1].
+
+        Raises
+        ------
+        SynthesisError
+            Another grid, voxels that are not finite, intensities outside [0, 1]; or output that is not finite.
+        """
+        mri = np.asarray(mri, dtype=np.float32)
+        if mri.shape != self.grid.shape:
+            raise SynthesisError(
+                f"MRI of {mri.shape} voxels; the model works on {self.grid.shape} of {self.grid.voxel_mm} mm: "
+                "preprocess it with the model's own config.yaml"
+            )
+        if not np.isfinite(mri).all():
+            raise SynthesisError(f"MRI: {np.count_nonzero(~np.isfinite(mri))} voxels are not finite (NaN or infinite)")
+        if mri.min() < -1e-3 or mri.max() > 1 + 1e-3:
+            raise SynthesisError(f"MRI: intensities from {mri.min():.3g} to {mri.max():.3g}; expected [0, 1]")
+        volume = torch.from_numpy(mri).to(self.device)[None, None]  # (1, 1, X, Y, Z)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        with torch.no_grad(), self._autocast():
+            pet = self.method.synthesise(volume, Prior((age,), (sex,)), generator, steps=steps)  # (1, 2, X, Y, Z)
+        pet = pet[0].float().cpu().numpy()
+        if not np.isfinite(pet).all():
+            raise SynthesisError(f"{self.card.folder}: the model's output is not finite; train it again")
+        return pet
+
+    def _autocast(self) -> AbstractContextManager:
+        """The precision of training on a GPU; 32 bits on a CPU, where the half types are slower."""
+        training = self.card.config.training
+        precision = self.card.settings.precision or training.precision
+        if self.device.type == "cpu" or precision == "32-true":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if precision.startswith("bf16") else torch.float16)
+
+    def sidecar(self, tracer: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
+        """What stands beside a synthetic volume."""
+        preprocess = self.card.config.preprocess
+        return {
+            "synthetic": True,
+            "notice": self.card.notice,
+            "cohort_notice": self.card.config.notice,
+            "method": self.card.name,
+            "model": {"sha256": self.card.digest, "profile": self.card.config.profile, "step": self.card.step},
+            "tracer": tracer,
+            "prompt": {"age": age, "sex": sex},
+            **extra,
+            "space": "MNI152",
+            "intensity": {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])},
+        }
+
+    def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
+        """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar, whose presence says that both are whole."""
+        image = self.grid.image(pet.astype(np.float32))
+        image.header["descrip"] = self.card.notice.encode("ascii", "replace")[:79]
+        with atomic(path) as temporary:
+            nib.save(image, temporary)
+        write_json(_sidecar_path(path), sidecar)
+
+
+def _sidecar_path(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+
+
+# ── many people ───────────────────────────────────────────────────────────────────────────────────
+
+
+def synthesise_people(
+    model: Model | str | Path,
+    people: pd.DataFrame,
+    mri: Callable[[int], np.ndarray],
+    out: str | Path,
+    *,
+    condition: str = "factual",
+    seed: int | None = None,
+    steps: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Synthetic PET of every session of a list, under one condition.
+
+    Parameters
+    ----------
+    model : Model or path
+        A model folder, or one already loaded.
+    people : DataFrame
+        A row a session: person, session, age, sex; amyloid_tracer and tau_tracer name the files, where given.
+    mri : callable
+        Row number → preprocessed T1 (X, Y, Z), intensities in [0, 1].
+    out : path
+        ``predictions/<method>/<condition>``.
+    condition : str
+        See `condition_prior`.
+    seed : int, optional
+        The model's own by default.
+    steps : int, optional
+        Sampling steps; the model's own by default.
+
+    Returns
+    -------
+    Path
+        ``out``, with ``<person>/<session>/pet/…_desc-synth_pet.nii.gz`` and a sidecar each. What is there already, from
+        the same model, prompt and seed, is kept. ``timing.json`` says what the sessions made by this call cost.
+    """
+    model = model if isinstance(model, Model) else Model.load(model)
+    seed = model.card.config.seed if seed is None else seed
+    steps = steps or getattr(model.card.settings, "sampling_steps", None) or getattr(model.card.settings, "steps", None)
+    prior = condition_prior(condition, people["age"].tolist(), people["sex"].tolist(), seed)
+    rows = people.to_dict("records")
+    for i, row in enumerate(rows):  # before any work starts
+        check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")
+    made, seconds = 0, 0.0
+    for i, row in enumerate(tqdm(rows, desc=f"{model.card.name} {condition}", unit="session", disable=not progress)):
+        who = row["person"], row["session"]
+        age, sex = prior.age[i], prior.sex[i]
+        extra = {"condition": condition, "seed": seed, "steps": steps}
+        files = {t: _path(Path(out), row, t) for t in TRACERS}
+        sidecars = {t: model.sidecar(t, age, sex, **extra) for t in TRACERS}
+        if all(_is_done(files[t], sidecars[t]) for t in TRACERS):
+            continue
+        start = time.perf_counter()
+        volume = mri(i)
+        try:
+            pet = model.synthesise(volume, age, sex, seed=derive_seed(seed, *who), steps=steps)
+        except SynthesisError as error:
+            raise SynthesisError(f"{' '.join(who)}: {error}") from error
+        seconds += time.perf_counter() - start
+        made += 1
+        for channel, tracer in enumerate(TRACERS):
+            model.write(files[tracer], pet[channel], sidecars[tracer])
+    if made:
+        cost = {"sessions": made, "seconds": round(seconds, 3), "seconds_per_session": seconds / made}
+        write_json(Path(out) / "timing.json", cost | {"device": model.device.type, "steps": steps})
+    return Path(out)
+
+
+def _path(out: Path, row: dict[str, Any], tracer: str) -> Path:
+    label = row.get(f"{tracer}_tracer")
+    label = LABELS[tracer] if label is None or pd.isna(label) or label == "" else label
+    person, session = row["person"], row["session"]
+    name = f"{person}_{session}_trc-{label}_space-MNI152_desc-synth_pet.nii.gz"
+    return out / person / session / "pet" / name
+
+
+def _is_done(path: Path, sidecar: dict[str, Any]) -> bool:
+    beside = _sidecar_path(path)
+    if not (path.is_file() and beside.is_file()):
+        return False
+    try:
+        return json.loads(beside.read_text(encoding="utf-8")) == sidecar
+    except json.JSONDecodeError:
+        return False
+
+
+# ── one person ────────────────────────────────────────────────────────────────────────────────────
+
+
+def synthesise_mri(
+    model: Model | str | Path,
+    mri: np.ndarray,
+    out: str | Path,
+    *,
+    age: float | None = None,
+    sex: str | None = None,
+    prefix: str = "sub-01",
+    seed: int | None = None,
+    steps: int | None = None,
+    allow_phantom_model: bool = False,
+    source: dict[str, Any] | None = None,
+) -> dict[str, Path]:
+    """Both PETs of one real MRI, in MNI space.
+
+    Parameters
+    ----------
+    model : Model or path
+    mri : ndarray (X, Y, Z)
+        T1 preprocessed with the model's own settings, intensities in [0, 1].
+    out : path
+        Folder of the files.
+    age, sex
+        What the prompt says; left out where ``None``.
+    prefix : str
+        BIDS entities that the file names start with, see `bids_prefix`.
+    seed, steps : int, optional
+        The model's own by default.
+    allow_phantom_model : bool
+        A model that has seen phantoms only is refused otherwise. Its outputs say what made them.
+    source : dict, optional
+        What the MRI was made from (file name, digest, transform), for the sidecars.
+
+    Returns
+    -------
+    dict of str to Path
+        ``amyloid`` and ``tau``: NIfTI, a sidecar beside each; ``mri``: the T1 on the same grid.
+
+    Raises
+    ------
+    SynthesisError
+        A phantom-trained model without leave, or an MRI that does not fit.
+    ValueError
+        An impossible age or sex.
+    """
+    check_person(age, sex, "prompt")
+    model = model if isinstance(model, Model) else Model.load(model)
+    check_phantom(model.card, allow_phantom_model)
+    seed = model.card.config.seed if seed is None else seed
+    steps = steps or getattr(model.card.settings, "sampling_steps", None) or getattr(model.card.settings, "steps", None)
+    pet = model.synthesise(mri, age, sex, seed=seed, steps=steps)
+    out, files = Path(out), {}
+    for channel, tracer in enumerate(TRACERS):
+        files[tracer] = out / f"{prefix}_trc-{LABELS[tracer]}_space-MNI152_desc-synth_pet.nii.gz"
+        extra = {"condition": "factual", "seed": seed, "steps": steps, "source": source}
+        model.write(files[tracer], pet[channel], model.sidecar(tracer, age, sex, **extra))
+    files["mri"] = out / f"{prefix}_space-MNI152_desc-preproc_T1w.nii.gz"
+    with atomic(files["mri"]) as temporary:
+        nib.save(model.grid.image(np.asarray(mri, dtype=np.float32)), temporary)
+    return files
+
+
+def check_phantom(card: ModelCard, allowed: bool) -> None:
+    """Refuse a model that has seen phantoms only, unless it is asked for by name."""
+    if card.phantom and not allowed:
+        raise SynthesisError(
+            f"{card.folder}: this model has seen phantoms only; what it makes of a real MRI says nothing about the "
+            "person. To try it all the same, allow it (--allow-phantom-model); every output will say so"
+        )
+
+
+def bids_prefix(file: str | Path) -> str:
+    """Entities that outputs of a T1 start with: those of a BIDS name, else ``sub-<letters and digits of the name>``.
+
+    >>> bids_prefix("sub-07_ses-M12_run-1_T1w.nii.gz"), bids_prefix("my scan.nii")
+    ('sub-07_ses-M12_run-1', 'sub-myscan')
+    """
+    name = Path(file).name.removesuffix(".gz").removesuffix(".nii")
+    if found := re.fullmatch(r"(sub-[a-zA-Z0-9]+(?:_[a-zA-Z]+-[a-zA-Z0-9]+)*)_T1w", name):
+        return found[1]
+    return f"sub-{re.sub('[^a-zA-Z0-9]', '', name.removesuffix('_T1w')) or '01'}"

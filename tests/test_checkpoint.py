@@ -1,0 +1,242 @@
+"""Model folders: what is written comes back, and what does not fit is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from conftest import random_batch, tiny_regression, tiny_resdm
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_methods import AdversarialConfig, PlainConfig, Sessions, build, collate, make_config, with_method
+
+from resdm import checkpoint
+from resdm.checkpoint import (
+    CheckpointError,
+    check_model,
+    differences,
+    load_card,
+    load_model,
+    load_state,
+    save_model,
+    save_state,
+    tensors,
+)
+from resdm.config import GridConfig, PriorConfig, load_config
+from resdm.io import sha256
+from resdm.methods import build_method
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model folder of the plain method, its configuration and the method itself."""
+    config = make_config(tmp_path)
+    method = build(config, "Plain")
+    return save_model(tmp_path / "model", method, config, "Plain", step=7, epoch=2, score=41.5), config, method
+
+
+def test_a_model_comes_back(saved):
+    folder, config, method = saved
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    found, card = load_model(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    batch = collate([Sessions()[0], Sessions()[1]])
+    method.eval()
+    for module in (method, found):
+        module.out = module.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(3))
+    assert torch.equal(found.out, method.out)
+    assert not found.training
+    assert not any(weight.requires_grad for weight in found.parameters())
+    assert (card.name, card.step, card.epoch, card.score) == ("Plain", 7, 2, 41.5)
+    assert card.settings == config.method("Plain")
+    assert card.digest == sha256(folder / "model.safetensors")
+    assert card.config.preprocess == config.preprocess
+    assert (card.config.seed, card.config.cohort.kind) == (config.seed, "other")
+
+
+def test_config_yaml_is_a_profile_with_this_method_alone(saved):
+    folder, config, _ = saved
+    found = load_config(folder / "config.yaml")
+    assert found == replace(config, methods={"Plain": config.method("Plain")})
+    heading = (folder / "config.yaml").read_text().splitlines()[0]
+    assert heading == "# Plain, trained by resdm: other data: not the paper's cohort"
+
+
+def test_the_same_weights_give_the_same_bytes(saved, tmp_path):
+    folder, config, method = saved
+    again = save_model(tmp_path / "again", method, config, "Plain", step=7, epoch=2, score=41.5)
+    for file in ("model.safetensors", "config.yaml"):
+        assert (again / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_given_weights_replace_the_methods_own(saved, tmp_path):
+    _, config, method = saved
+    folder = save_model(tmp_path / "other", method, config, "Plain", weights={"heard": torch.tensor([3.0, 4.0])})
+    found, _ = load_model(folder)
+    assert found.heard.tolist() == [3.0, 4.0]
+    assert torch.equal(found.net[0].weight, method.net[0].weight)
+
+
+def test_shared_weights_are_stored_once_and_stay_shared(saved):
+    folder, _, method = saved
+    assert "net.3.weight" in tensors(method)
+    assert "alias.weight" not in tensors(method)
+    assert "alias.weight" not in load_file(folder / "model.safetensors")
+    found, _ = load_model(folder)
+    assert found.alias.weight is found.net[3].weight
+    assert torch.equal(found.alias.weight, method.alias.weight)
+
+
+@pytest.mark.parametrize("make", [tiny_resdm, tiny_regression])
+def test_the_papers_methods_come_back(tmp_path, make):
+    """A text tower's frozen part included, though its cache was filled with other states."""
+    config = make_config(tmp_path, methods={"ResDM": make()})
+    torch.manual_seed(0)
+    method = build_method(config.method("ResDM"), (16, 16, 16)).eval()
+    batch = random_batch(2, 16)
+    expected = method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(1))
+    found, _ = load_model(save_model(tmp_path / "model", method, config, "ResDM"))
+    assert torch.equal(found.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(1)), expected)
+
+
+def test_loading_fetches_no_pretrained_weights(tmp_path, monkeypatch):
+    config = make_config(tmp_path, methods={"ResDM": tiny_resdm()})
+    method = build_method(config.method("ResDM"), (16, 16, 16))
+    folder = save_model(tmp_path / "model", method, config, "ResDM")
+    given = replace(tiny_resdm(), prior=replace(tiny_resdm().prior, weights="clip-that-is-not-here.safetensors"))
+    save_model(folder, method, replace(config, methods={"ResDM": given}), "ResDM")
+    found, card = load_model(folder)
+    assert found.config == card.settings == given
+    assert isinstance(given.prior, PriorConfig)
+
+
+# ── what does not fit ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_missing_folder_and_missing_files_are_named(saved, tmp_path):
+    folder, *_ = saved
+    with pytest.raises(CheckpointError, match="nowhere: no such model folder; train the method first"):
+        load_model(tmp_path / "nowhere")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors there; train the method first"):
+        load_model(folder)
+    (folder / "state.pt").touch()
+    with pytest.raises(CheckpointError, match="training is unfinished: run it again"):
+        load_model(folder)
+
+
+def test_a_broken_weights_file_is_named(saved):
+    folder, *_ = saved
+    (folder / "model.safetensors").write_bytes(b"\x08 not tensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a model of resdm"):
+        load_model(folder)
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not a model of resdm"):
+        load_model(folder)
+
+
+def test_weights_of_another_method_are_refused(saved, tmp_path):
+    folder, config, _ = saved
+    other = save_model(tmp_path / "other", build(config, "GAN"), config, "GAN")
+    (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"the weights are of method 'GAN', config\.yaml describes Plain"):
+        load_model(folder)
+
+
+def test_weights_of_another_grid_are_refused_by_name(saved):
+    """The tensors alone would fit: a convolution has no grid."""
+    folder, *_ = saved
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree["preprocess"]["grid"]["shape"] = [24, 24, 24]
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(CheckpointError) as error:
+        load_model(folder)
+    assert "preprocess.grid.shape: [16, 16, 16] in the weights, [24, 24, 24] in config.yaml" in str(error.value)
+
+
+def test_keys_and_shapes_that_do_not_fit_are_named(saved):
+    folder, *_ = saved
+    path = folder / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    values = load_file(path)
+    values["heard"] = torch.zeros(3)
+    values["extra"] = values.pop("net.0.bias")
+    save_file(values, path, metadata=metadata)
+    with pytest.raises(CheckpointError) as error:
+        load_model(folder)
+    message = str(error.value)
+    assert "heard: [3] in the file, [2] in the network" in message
+    assert "net.0.bias: nothing in the file, [2] in the network" in message
+    assert "extra: [2] in the file, nothing in the network" in message
+    assert "train it again" in message
+
+
+def test_an_unreadable_configuration_is_named(saved):
+    folder, *_ = saved
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text + "pasta: 1\n")
+    with pytest.raises(CheckpointError, match=r"not a model of this version of resdm: .*unknown key 'pasta'"):
+        load_card(folder)
+
+
+def test_settings_of_a_later_version_do_not_invalidate_a_model(saved, monkeypatch):
+    folder, *_ = saved
+    plain = checkpoint._settings
+    monkeypatch.setattr(checkpoint, "_settings", lambda *args: plain(*args) | {"preprocess.new": True})
+    assert load_card(folder).name == "Plain"
+
+
+def test_a_model_is_compared_with_the_profile(saved):
+    folder, config, _ = saved
+    card = load_card(folder)
+    check_model(card, config, "Plain")
+    check_model(card, with_method(config, "Plain", sampling_steps=3), "Plain")  # changes no weight
+    with pytest.raises(CheckpointError, match=r"methods\.Plain\.width: 2 in the model, 5 in the profile"):
+        check_model(card, with_method(config, "Plain", width=5), "Plain")
+    larger = replace(config, preprocess=replace(config.preprocess, grid=GridConfig((32, 32, 32), 6.0)))
+    with pytest.raises(CheckpointError, match=r"grid\.voxel_mm: 12\.0 in the model, 6\.0 in the profile"):
+        check_model(card, larger, "Plain")
+    other = replace(config, methods={"Plain": AdversarialConfig()})
+    with pytest.raises(CheckpointError, match=r"methods\.Plain\.kind: tiny_plain in the model, tiny_adversarial"):
+        check_model(card, other, "Plain")
+
+
+@pytest.mark.parametrize(("kind", "notice"), [
+    ("adni", "synthetic, not for clinical use"),
+    ("phantom", "synthetic, not for clinical use; made by a phantom-trained model"),
+])  # fmt: skip
+def test_a_phantom_model_says_so(tmp_path, kind, notice):
+    config = make_config(tmp_path, kind=kind)
+    card = load_card(save_model(tmp_path / "model", build(config, "Plain"), config, "Plain"))
+    assert card.notice == notice
+    assert card.phantom == (kind == "phantom")
+
+
+# ── states ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_state_comes_back_and_holds_plain_values_only(tmp_path):
+    path = tmp_path / "state.pt"
+    save_state(path, {"fingerprint": {"seed": 1}, "x": torch.arange(3)})
+    assert load_state(path, {"seed": 1})["x"].tolist() == [0, 1, 2]
+    torch.save({"fingerprint": {"seed": 1}, "x": PlainConfig()}, path)  # a pickled object could run code
+    with pytest.raises(CheckpointError, match="not a training state"):
+        load_state(path, {"seed": 1})
+
+
+def test_a_failed_save_leaves_the_state_before(tmp_path):
+    path = tmp_path / "state.pt"
+    save_state(path, {"fingerprint": {}, "x": 1})
+    with pytest.raises(Exception, match="pickle"):
+        save_state(path, {"fingerprint": {}, "x": lambda: None})
+    assert load_state(path, {})["x"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_differences_go_down_to_the_leaf():
+    one, other = {"a": {"b": 1, "c": (1, 2)}, "d": 1}, {"a": {"b": 2, "c": [1, 2]}, "e": {"f": 3}}
+    assert differences(one, other) == [("a.b", 1, 2), ("d", 1, "nothing"), ("e", "nothing", {"f": 3})]

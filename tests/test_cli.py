@@ -1,0 +1,224 @@
+"""Commands: what they print, what they refuse and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from tiny_methods import SHAPE, Sessions, build, make_config
+
+import resdm
+from resdm import cli, pipeline
+from resdm.anatomy import Grid
+from resdm.checkpoint import load_card, save_model
+from resdm.config import check_person, load_config, to_dict
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """Path of a small valid profile."""
+    path = tmp_path / "configs" / "small.yaml"
+    path.parent.mkdir()
+    tree = to_dict(make_config(tmp_path, kind="phantom"))
+    path.write_text(yaml.safe_dump(tree | {"profile": "small"}, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A file that stands for somebody's T1."""
+    path = tmp_path / "sub-07_T1w.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    def make(kind):
+        config = make_config(tmp_path, kind=kind)
+        return save_model(tmp_path / f"model-{kind}", build(config, "Plain"), config, "Plain")
+
+    return make
+
+
+@pytest.fixture
+def preprocessed(monkeypatch):
+    """Preprocessing, which is not what is tested here, gives random voxels on the model's grid."""
+    seen = []
+
+    def preprocess_mri(path, config):
+        seen.append((path, config))
+        return Sessions()[0][0][0].numpy(), {"transform": np.eye(4).tolist()}
+
+    monkeypatch.setattr(pipeline, "preprocess_mri", preprocess_mri)
+    monkeypatch.setattr(pipeline, "qc_montage", lambda people, *args, **options: (people, args, options))
+
+    def save_figure(figure, stem, provenance):
+        seen.append((figure, provenance))
+        path = Path(f"{stem}.png")
+        path.write_bytes(b"PNG")
+        return [path]
+
+    monkeypatch.setattr(pipeline, "save_figure", save_figure)
+    return seen
+
+
+def test_version_and_check_start_without_heavy_packages(profile):
+    """Seconds of imports are for the commands that need them."""
+    code = (
+        "import sys; from resdm.cli import main\n"
+        f"codes = main(['version']), main(['check', {str(profile.with_name('plain.yaml'))!r}])\n"
+        "heavy = [name for name in ('torch', 'nilearn', 'open_clip', 'monai') if name in sys.modules]\n"
+        "print(codes, heavy)"
+    )
+    profile.with_name("plain.yaml").write_text("cohort: {kind: phantom, phantom: {people: 12}}\n")
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == resdm.__version__
+    assert lines[-1] == "(0, 0) []", done.stderr
+
+
+def test_check_says_what_a_profile_holds(profile, capsys):
+    assert cli.main(["check", str(profile)]) == 0
+    out = capsys.readouterr().out
+    config = load_config(profile)
+    assert f"profile small, digest {config.digest()}: valid (phantom data" in out
+    assert "cohort phantom, grid 16 x 16 x 16 of 12 mm, seed 0" in out
+    assert "method GAN: tiny_adversarial" in out
+    assert f"not there yet: model Plain, {config.model('Plain') / 'model.safetensors'}" in out
+    config.model("Plain").mkdir(parents=True)
+    (config.model("Plain") / "model.safetensors").touch()
+    cli.main(["check", str(profile)])
+    assert "\nthere: model Plain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["check", "phantom", "manifest bids", "preprocess", "train", "predict"])
+def test_a_bad_profile_is_refused_without_a_traceback(profile, words, capsys):
+    profile.write_text(profile.read_text() + "trainnig: 1\n")
+    command = words.split()
+    assert cli.main([*command, str(profile)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"resdm {command[0]}: {profile}: unknown key 'trainnig' (did you mean 'training'?)")
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_an_unknown_method_is_refused(profile, command, capsys):
+    assert cli.main([command, str(profile), "Plain", "Plane"]) == 2
+    assert "no method 'Plane' (did you mean 'Plain'?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [
+    "", "dance", "manifest dicom", "preprocess --jobs many", "predict --split tests",
+    "synthesise x.nii.gz", "synthesise x.nii.gz --model m --out o --age old",
+    "synthesise x.nii.gz --model m --out o --sex female", "synthesise x.nii.gz --model m --out o --steps 0",
+])  # fmt: skip
+def test_arguments_that_make_no_sense(words):
+    with pytest.raises(SystemExit) as error:
+        cli.main(words.split())
+    assert error.value.code == 2
+
+
+def test_an_unexpected_error_shows_its_traceback(profile, monkeypatch, capsys):
+    def broken(options):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(cli, "_summary", broken)
+    assert cli.main(["check", str(profile)]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    # A ValueError from inside a library is a fault of ours, not of the input.
+    monkeypatch.setattr(cli, "_summary", lambda config: check_person([1], None, "x"))  # a TypeError
+    assert cli.main(["check", str(profile)]) == 1
+    monkeypatch.setattr(cli, "_summary", lambda config: check_person(1.0, None, "x"))
+    assert cli.main(["check", str(profile)]) == 2
+    assert capsys.readouterr().err.endswith("resdm check: x: age 1.0 is outside 18–110 years\n")
+    monkeypatch.setattr(cli, "_summary", lambda config: cli._positive("12a"))  # int() inside this package
+    assert cli.main(["check", str(profile)]) == 1
+    monkeypatch.setattr(cli, "_summary", lambda config: json.loads("{"))
+    assert cli.main(["check", str(profile)]) == 1
+
+
+def test_methods_and_conditions_reach_the_pipeline(profile, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(pipeline, "train_method", lambda config, name, **options: calls.append((name, options)))
+    monkeypatch.setattr(
+        pipeline, "synthesise_method", lambda config, name, said, **options: calls.append((name, said, options))
+    )
+    assert cli.main(["train", str(profile)]) == 0
+    assert cli.main(["train", str(profile), "GAN", "--quiet"]) == 0
+    both = ["--condition", "no_age", "--condition", "factual"]
+    assert cli.main(["predict", str(profile), "GAN", *both, "--split", "validation"]) == 0
+    assert calls == [
+        ("Plain", {"progress": True}), ("GAN", {"progress": True}), ("GAN", {"progress": False}),
+        ("GAN", "no_age", {"split": "validation", "progress": True}),
+        ("GAN", "factual", {"split": "validation", "progress": True}),
+    ]  # fmt: skip
+    capsys.readouterr()
+
+
+# ── one MRI ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_synthesise_one_mri(model, scan, preprocessed, tmp_path, capsys):
+    folder = model("other")
+    arguments = ["--age", "74", "--sex", "F", "--model", str(folder), "--out", str(tmp_path / "o"), "--seed", "3"]
+    assert cli.main(["synthesise", str(scan), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("synthetic, not for clinical use\n")
+    written = dict(re.findall(r"^(\w+): (.*)$", out, flags=re.MULTILINE))
+    assert list(written) == ["amyloid", "tau", "mri", "picture"]
+    image = nib.load(written["amyloid"])
+    assert image.shape == SHAPE
+    np.testing.assert_array_equal(image.affine, Grid(SHAPE, 12.0).affine)
+    sidecar = json.loads(Path(written["amyloid"].replace(".nii.gz", ".json")).read_text())
+    assert sidecar["prompt"] == {"age": 74.0, "sex": "F"}
+    assert sidecar["seed"] == 3
+    assert sidecar["source"]["file"] == "sub-07_T1w.nii.gz"
+    assert sidecar["source"]["transform"] == np.eye(4).tolist()
+    (path, config), ((people, _, options), _) = preprocessed
+    assert path == scan
+    assert config == load_card(folder).config  # the model's own preprocessing
+    np.testing.assert_array_equal(people[0]["tau"], nib.load(written["tau"]).get_fdata(dtype=np.float32))
+    assert options["notice"] == "synthetic, not for clinical use"
+
+
+def test_a_phantom_model_needs_leave_and_says_so_everywhere(model, scan, preprocessed, tmp_path, capsys):
+    arguments = ["synthesise", str(scan), "--model", str(model("phantom")), "--out", str(tmp_path / "o")]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "has seen phantoms only" in error
+    assert "--allow-phantom-model" in error
+    assert preprocessed == []  # refused before any work
+    assert not (tmp_path / "o").exists()
+    assert cli.main([*arguments, "--allow-phantom-model"]) == 0
+    assert "made by a phantom-trained model" in capsys.readouterr().out
+    for path in (tmp_path / "o").glob("*pet.json"):
+        assert "made by a phantom-trained model" in json.loads(path.read_text())["notice"]
+    for path in (tmp_path / "o").glob("*pet.nii.gz"):
+        assert b"made by a phantom-trained model" in bytes(nib.load(path).header["descrip"])
+    assert "made by a phantom-trained model" in preprocessed[1][0][2]["notice"]  # the picture
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"t1w": "nobody_T1w.nii.gz"}, "nobody_T1w.nii.gz: no such MRI"),
+    ({"--age": "7"}, "prompt: age 7.0 is outside 18–110 years"),
+    ({"--model": "nowhere"}, "nowhere: no such model folder; train the method first"),
+])  # fmt: skip
+def test_bad_input_of_one_mri(model, scan, preprocessed, tmp_path, capsys, change, message):
+    options = {"--age": "74", "--model": str(model("other")), "--out": str(tmp_path / "o")} | change
+    t1w = options.pop("t1w", str(scan))
+    assert cli.main(["synthesise", t1w, *(part for item in options.items() for part in item)]) == 2
+    assert message in capsys.readouterr().err
+    assert preprocessed == []
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,130 @@
+"""Stages tied together, from a preprocessed cohort on disk to scores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_resdm
+from stored_cohort import GRID, LABELS, make_config, person, save
+from tiny_methods import AdversarialConfig, PlainConfig, with_method
+
+from resdm import pipeline
+from resdm.checkpoint import CheckpointError, load_card
+from resdm.cohort.manifest import LeakageError
+from resdm.config import TrainingConfig
+from resdm.evaluation.image_quality import psnr, read_index, score_people, ssim, synthetic_path
+from resdm.io import sha256, write_csv, write_json
+from resdm.pipeline import synthesise_method, train_method, validation_score
+
+SPLITS = ["train"] * 4 + ["validation"] * 2 + ["test"] * 3
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A profile whose cohort lies on disk as preprocessing leaves it."""
+    training = TrainingConfig(epochs=2, batch_size=2, validate_every=1, accelerator="cpu", threads=1, shift_voxels=1)
+    methods = {"Plain": PlainConfig(), "GAN": AdversarialConfig(), "ResDM": tiny_resdm(sampling_steps=2)}
+    config = make_config(tmp_path, training=training, methods=methods)
+    rows, array = [], np.zeros((len(SPLITS), 3, *GRID.shape), np.float16)
+    for i, split in enumerate(SPLITS):
+        who, volumes = f"sub-{i:04d}", person(i)
+        array[i] = [volumes["mri"], volumes["amyloid"], volumes["tau"]]
+        row = {"person": who, "session": "ses-M000", "split": split, "age": 60.0 + i, "sex": "FM"[i % 2]}
+        for tracer, label in LABELS.items():
+            present = not (tracer == "tau" and i in (0, 6))
+            path = f"{who}/{tracer}.nii.gz"
+            save(config.volumes / path, volumes[tracer])
+            row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else "", tracer: path}
+        rows.append(row)
+    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
+    write_json(config.volumes / "cohort.json", {
+        "grid": {"shape": list(GRID.shape), "voxel_mm": GRID.voxel_mm}, "settings": config.digest("preprocess"),
+        "sessions": len(rows), "digest": "abc",
+    })  # fmt: skip
+    np.save(config.volumes / "cohort.npy", array)
+    return config
+
+
+def test_from_volumes_to_scores(config):
+    folder = train_method(config, "Plain", progress=False)
+    assert folder == config.model("Plain")
+    record = json.loads((folder / "provenance.json").read_text())
+    assert (record["method"], record["config"]) == ("Plain", config.digest())
+    assert record["inputs"] == {"work/tiny/volumes/index.csv": sha256(config.volumes / "index.csv")}
+    out = synthesise_method(config, "Plain", progress=False)
+    assert out == config.predictions("Plain")
+    scores = pd.read_csv(out / "scores.csv")
+    assert len(scores) == (3 * 2 - 1) * 2  # three people, one without tau, two regions
+    recomputed = score_people(out, read_index(config), config)
+    pd.testing.assert_frame_equal(scores, recomputed, rtol=1e-6)
+    for i in (6, 7, 8):
+        assert synthetic_path(out, f"sub-{i:04d}", "ses-M000", LABELS["tau"]).is_file()  # also where no real one is
+    assert not (out / "trace.npz").exists()
+
+
+def test_the_same_profile_gives_the_same_bytes_and_the_random_state_does_not_matter(config, tmp_path):
+    one = sha256(train_method(config, "GAN", progress=False) / "model.safetensors")
+    (config.model("GAN") / "model.safetensors").unlink()
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    assert sha256(train_method(config, "GAN", progress=False) / "model.safetensors") == one
+
+
+def test_conditions_go_to_folders_of_their_own_and_the_trace_is_that_of_the_real_prompt(config):
+    train_method(config, "ResDM", progress=False)
+    factual = synthesise_method(config, "ResDM", progress=False)
+    tracer_only = synthesise_method(config, "ResDM", "tracer_only", progress=False)
+    assert tracer_only == config.predictions("ResDM", "tracer_only")
+    said = [json.loads(next(folder.rglob("sub-0007*.json")).read_text()) for folder in (factual, tracer_only)]
+    assert [one["prompt"] for one in said] == [{"age": 67.0, "sex": "M"}, {"age": None, "sex": None}]
+    assert [one["steps"] for one in said] == [2, 2]
+    with np.load(factual / "trace.npz") as trace:
+        assert trace["mri"].shape == GRID.shape
+        np.testing.assert_array_equal(trace["mri"], np.load(config.volumes / "cohort.npy")[7, 0])  # 6 has no tau
+        assert "67.0-year-old male" in str(trace["prompts"][0])
+    assert not (tracer_only / "trace.npz").exists()
+
+
+def test_best_weights_are_chosen_as_the_released_code_does(config):
+    volumes = person(0), person(1)
+    expected = psnr(volumes[0]["tau"], volumes[1]["tau"]) + 10 * ssim(volumes[0]["tau"], volumes[1]["tau"])
+    assert validation_score(volumes[0]["tau"], volumes[1]["tau"]) == expected
+    history = pd.read_csv(train_method(config, "Plain", progress=False) / "history.csv")
+    card = load_card(config.model("Plain"))
+    assert card.score == pytest.approx(history["validation"].max())
+    assert history["validation"].max() == pytest.approx(history.filter(regex="validation_").sum(axis=1).max())
+
+
+def test_a_model_of_another_configuration_is_not_used(config):
+    train_method(config, "Plain", progress=False)
+    with pytest.raises(CheckpointError, match=r"methods\.Plain\.width: 2 in the model, 4 in the profile"):
+        synthesise_method(with_method(config, "Plain", width=4), "Plain", progress=False)
+    with pytest.raises(CheckpointError, match="GAN: no such model folder; train the method first"):
+        synthesise_method(config, "GAN", progress=False)
+
+
+def test_other_volumes_are_other_data(config):
+    train_method(config, "Plain", progress=False)
+    card = json.loads((config.volumes / "cohort.json").read_text())
+    write_json(config.volumes / "cohort.json", card | {"digest": "def"})
+    with pytest.raises(CheckpointError, match=r"data\.digest: abc in the model, def now"):
+        train_method(config, "Plain", progress=False)
+
+
+def test_a_person_in_two_splits_stops_every_stage(config):
+    index = pd.read_csv(config.volumes / "index.csv")
+    index.loc[8, "person"] = "sub-0000"
+    write_csv(config.volumes / "index.csv", index)
+    with pytest.raises(LeakageError, match="sub-0000"):
+        train_method(config, "Plain", progress=False)
+    assert not config.model("Plain").exists()
+
+
+def test_a_profile_by_name(config, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_config", lambda name: config if name == "tiny" else None)
+    assert pipeline.profile("tiny") is config
+    assert pipeline.profile(config) is config

@@ -1,0 +1,269 @@
+"""Predictions: conditions, independence of the company, files, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_resdm
+from tiny_methods import SHAPE, PlainConfig, Sessions, build, make_config
+
+from resdm.anatomy import Grid
+from resdm.checkpoint import save_model
+from resdm.config import derive_seed
+from resdm.io import sha256
+from resdm.methods import build_method
+from resdm.synthesis import (
+    CONDITIONS,
+    Model,
+    SynthesisError,
+    bids_prefix,
+    condition_prior,
+    synthesise_mri,
+    synthesise_people,
+)
+
+AGES, SEXES = [60.0, 65.0, 70.0, 75.0, None], ["F", "M", "F", "M", "F"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = make_config(tmp_path)
+    method = build(config, "Plain")
+    torch.nn.init.constant_(method.heard, 0.5)  # the prompt matters
+    return save_model(tmp_path / "model", method, config, "Plain")
+
+
+@pytest.fixture
+def people():
+    return pd.DataFrame({
+        "person": [f"sub-{i:04d}" for i in range(5)],
+        "session": ["ses-M000"] * 5,
+        "age": AGES,
+        "sex": SEXES,
+        "amyloid_tracer": ["18FFBB", "18FAV45", None, "18FAV45", "18FAV45"],
+        "tau_tracer": ["18FAV1451", None, "18FAV1451", "18FAV1451", math.nan],
+    })  # fmt: skip
+
+
+def mri(i):
+    return Sessions(5)[i][0][0].numpy()
+
+
+def volumes(out):
+    return {str(file.relative_to(out)): sha256(file) for file in sorted(out.rglob("*.nii.gz"))}
+
+
+# ── conditions ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("condition", "age", "sex"), [
+    ("factual", AGES, SEXES),
+    ("no_age", [None] * 5, SEXES),
+    ("no_sex", AGES, [None] * 5),
+    ("tracer_only", [None] * 5, [None] * 5),
+    ("wrong_sex", AGES, ["M", "F", "M", "F", "M"]),
+    ("age_82.5", [82.5] * 5, SEXES),
+    ("sex_M", AGES, ["M"] * 5),
+])  # fmt: skip
+def test_what_a_prompt_says(condition, age, sex):
+    prior = condition_prior(condition, AGES, SEXES, seed=0)
+    assert (list(prior.age), list(prior.sex)) == (age, sex)
+
+
+def test_shuffles_give_everyone_somebody_elses(people):
+    ages = [float(i) for i in range(20, 60)]
+    one = condition_prior("shuffled_age", ages, ["F"] * 40, seed=1)
+    assert sorted(one.age) == ages
+    assert all(a != b for a, b in zip(one.age, ages, strict=True))
+    assert one == condition_prior("shuffled_age", ages, ["F"] * 40, seed=1)
+    assert one != condition_prior("shuffled_age", ages, ["F"] * 40, seed=2)
+    sexes = ["F" if age < 40 else "M" for age in ages]
+    both = condition_prior("shuffled", ages, sexes, seed=1)
+    assert both.age == one.age
+    assert all((age < 40) == (sex == "F") for age, sex in zip(both.age, both.sex, strict=True))  # one person's two
+
+
+def test_unknown_and_impossible_conditions():
+    with pytest.raises(SynthesisError, match="no condition 'factul'; there are: factual, no_age"):
+        condition_prior("factul", AGES, SEXES, 0)
+    with pytest.raises(ValueError, match=r"age 400\.0 is outside 18–110 years"):
+        condition_prior("age_400", AGES, SEXES, 0)
+    with pytest.raises(SynthesisError, match="no condition 'sex_X'"):
+        condition_prior("sex_X", AGES, SEXES, 0)
+    assert set(CONDITIONS) >= {"factual", "no_age", "no_sex", "tracer_only", "wrong_sex", "shuffled_age"}
+
+
+# ── many people ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_affine_and_sidecar(folder, people, tmp_path):
+    out = synthesise_people(folder, people, mri, tmp_path / "out", progress=False)
+    assert sorted(file.name for file in out.rglob("*.nii.gz"))[:3] == [
+        "sub-0000_ses-M000_trc-18FAV1451_space-MNI152_desc-synth_pet.nii.gz",
+        "sub-0000_ses-M000_trc-18FFBB_space-MNI152_desc-synth_pet.nii.gz",
+        "sub-0001_ses-M000_trc-18FAV1451_space-MNI152_desc-synth_pet.nii.gz",  # no real tau: the tracer's default
+    ]
+    path = out / "sub-0001" / "ses-M000" / "pet" / "sub-0001_ses-M000_trc-18FAV45_space-MNI152_desc-synth_pet.nii.gz"
+    image, grid = nib.load(path), Grid(SHAPE, 12.0)
+    assert image.shape == SHAPE
+    np.testing.assert_array_equal(image.affine, grid.affine)
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (4, 4)
+    assert image.get_data_dtype() == np.float32
+    assert bytes(image.header["descrip"]).rstrip(b"\0") == b"synthetic, not for clinical use"
+    model = Model.load(folder)
+    expected = model.synthesise(mri(1), 65.0, "M", seed=derive_seed(0, "sub-0001", "ses-M000"))
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), expected[0])
+    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["synthetic"] is True
+    assert sidecar["notice"] == "synthetic, not for clinical use"
+    assert (sidecar["method"], sidecar["condition"], sidecar["tracer"]) == ("Plain", "factual", "amyloid")
+    assert sidecar["prompt"] == {"age": 65.0, "sex": "M"}
+    assert sidecar["model"]["sha256"] == sha256(folder / "model.safetensors")
+    assert sidecar["intensity"] == {"kind": "fixed", "suvr_range": [0.0, 3.0]}
+    assert (sidecar["seed"], sidecar["steps"]) == (0, None)
+    assert json.loads((out / "timing.json").read_text())["sessions"] == 5
+
+
+def test_a_person_does_not_depend_on_the_company(folder, people, tmp_path):
+    everyone = volumes(synthesise_people(folder, people, mri, tmp_path / "all", progress=False))
+    order = [3, 1]
+    some = people.iloc[order].reset_index(drop=True)
+    few = volumes(synthesise_people(folder, some, lambda i: mri(order[i]), tmp_path / "few", progress=False))
+    assert len(everyone) == 10
+    assert len(few) == 4
+    assert few == {path: digest for path, digest in everyone.items() if path in few}
+
+
+def test_seed_and_prompt_change_the_volume_and_nothing_else_does(folder, people, tmp_path):
+    def run(name, **options):
+        return volumes(synthesise_people(folder, people, mri, tmp_path / name, progress=False, **options))
+
+    plain = run("a")
+    assert run("b") == plain
+    other = run("c", seed=1)
+    assert all(other[path] != plain[path] for path in plain)
+    older = run("d", condition="age_100")
+    assert [path[:8] for path in plain if older[path] == plain[path]] == []
+    unsaid = run("e", condition="no_age")
+    assert {path[:8] for path in plain if unsaid[path] == plain[path]} == {"sub-0004"}  # whose age is not known
+
+
+def test_what_is_done_is_kept_and_what_is_stale_is_made_again(folder, people, tmp_path):
+    out = synthesise_people(folder, people, mri, tmp_path / "out", progress=False)
+    expected = volumes(out)
+    lost = next(out.rglob("sub-0002*18FAV1451*.json"))
+    lost.unlink()  # as if killed between a volume and its sidecar
+    seen = []
+
+    def counted(i):
+        seen.append(i)
+        return mri(i)
+
+    synthesise_people(folder, people, counted, out, progress=False)
+    assert seen == [2]
+    assert volumes(out) == expected
+    synthesise_people(folder, people, counted, out, progress=False)
+    assert seen == [2]
+    synthesise_people(folder, people, counted, out, seed=3, progress=False)
+    assert seen == [2, 0, 1, 2, 3, 4]
+    assert volumes(out) != expected
+
+
+def test_steps_reach_the_method(tmp_path, people):
+    config = make_config(tmp_path, methods={"ResDM": tiny_resdm(steps=6, sampling_steps=4)})
+    torch.manual_seed(0)
+    folder = save_model(tmp_path / "m", build_method(config.method("ResDM"), SHAPE), config, "ResDM")
+    model, seen = Model.load(folder), []
+    model.method.predict = lambda x, mri, t, context: seen.append(t) or x
+    synthesise_people(model, people[:1], mri, tmp_path / "a", progress=False)
+    synthesise_people(model, people[:1], mri, tmp_path / "b", steps=2, progress=False)
+    assert len(seen) == 4 + 2
+    steps = [json.loads(next((tmp_path / name).rglob("*pet.json")).read_text())["steps"] for name in "ab"]
+    assert steps == [4, 2]
+
+
+@pytest.mark.parametrize(("broken", "message"), [
+    (np.zeros((8, 8, 8)), r"sub-0000 ses-M000: MRI of \(8, 8, 8\) voxels; the model works on \(16, 16, 16\) of"),
+    (np.full(SHAPE, np.nan), "4096 voxels are not finite"),
+    (np.full(SHAPE, 7.0), r"intensities from 7 to 7; expected \[0, 1\]"),
+])  # fmt: skip
+def test_a_volume_that_does_not_fit_is_named(folder, people, tmp_path, broken, message):
+    with pytest.raises(SynthesisError, match=message):
+        synthesise_people(folder, people, lambda i: broken, tmp_path / "out", progress=False)
+
+
+def test_an_impossible_person_is_named_before_any_work(folder, people, tmp_path):
+    people.loc[3, "age"] = 7.5
+    with pytest.raises(ValueError, match=r"row 3: sub-0003 ses-M000: age 7\.5 is outside"):
+        synthesise_people(folder, people, lambda i: pytest.fail("work began"), tmp_path / "out", progress=False)
+    people.loc[3, ["age", "sex"]] = [75.0, "W"]
+    with pytest.raises(ValueError, match="row 3: sub-0003 ses-M000: unknown sex 'W'"):
+        synthesise_people(folder, people, lambda i: pytest.fail("work began"), tmp_path / "out", progress=False)
+
+
+def test_output_that_is_no_number_is_not_written(folder, people, tmp_path):
+    model = Model.load(folder)
+    torch.nn.init.constant_(model.method.heard, math.nan)
+    with pytest.raises(SynthesisError, match=r"sub-0000 ses-M000: .*output is not finite"):
+        synthesise_people(model, people, mri, tmp_path / "out", progress=False)
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+# ── one person ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_mri(folder, tmp_path):
+    files = synthesise_mri(
+        folder, mri(0), tmp_path / "out", age=74, sex="F", prefix="sub-07_ses-1", seed=4, source={"file": "x.nii.gz"}
+    )
+    assert [files[key].name for key in ("amyloid", "tau", "mri")] == [
+        "sub-07_ses-1_trc-18FAV45_space-MNI152_desc-synth_pet.nii.gz",
+        "sub-07_ses-1_trc-18FAV1451_space-MNI152_desc-synth_pet.nii.gz",
+        "sub-07_ses-1_space-MNI152_desc-preproc_T1w.nii.gz",
+    ]
+    pet = Model.load(folder).synthesise(mri(0), 74, "F", seed=4)
+    for channel, tracer in enumerate(("amyloid", "tau")):
+        image = nib.load(files[tracer])
+        np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), pet[channel])
+        np.testing.assert_array_equal(image.affine, Grid(SHAPE, 12.0).affine)
+    sidecar = json.loads(files["tau"].with_name(files["tau"].name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["prompt"] == {"age": 74, "sex": "F"}
+    assert sidecar["source"] == {"file": "x.nii.gz"}
+    assert (sidecar["seed"], sidecar["tracer"]) == (4, "tau")
+
+
+def test_a_phantom_model_is_refused_unless_asked_for_and_then_says_so(tmp_path):
+    config = make_config(tmp_path, kind="phantom", methods={"Plain": PlainConfig()})
+    folder = save_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
+    with pytest.raises(SynthesisError, match=r"has seen phantoms only.*--allow-phantom-model"):
+        synthesise_mri(folder, mri(0), tmp_path / "out", age=74, sex="F")
+    assert not (tmp_path / "out").exists()
+    files = synthesise_mri(folder, mri(0), tmp_path / "out", age=74, sex="F", allow_phantom_model=True)
+    for tracer in ("amyloid", "tau"):
+        assert b"made by a phantom-trained model" in bytes(nib.load(files[tracer]).header["descrip"])
+        sidecar = json.loads(files[tracer].with_name(files[tracer].name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar["notice"].endswith("made by a phantom-trained model")
+        assert sidecar["cohort_notice"] == "phantom data: not a reproduction of the paper's numbers"
+
+
+def test_impossible_prompts_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="prompt: age 4 is outside"):
+        synthesise_mri(folder, mri(0), tmp_path / "out", age=4, sex="F")
+    with pytest.raises(ValueError, match="prompt: unknown sex 'female'"):
+        synthesise_mri(folder, mri(0), tmp_path / "out", age=74, sex="female")
+
+
+@pytest.mark.parametrize(("name", "prefix"), [
+    ("sub-07_ses-M12_run-1_T1w.nii.gz", "sub-07_ses-M12_run-1"),
+    ("/a/b/single_subject_T1w.nii.gz", "sub-singlesubject"),
+    ("T1.nii", "sub-T1"),
+    ("__.nii.gz", "sub-01"),
+])  # fmt: skip
+def test_names_of_outputs(name, prefix):
+    assert bids_prefix(name) == prefix

@@ -1,0 +1,584 @@
+"""The loop: closed forms, exact resume, guards, several processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_network, tiny_prior, tiny_regression, tiny_resdm
+from safetensors.torch import load_file
+from tiny_baselines import TINY
+from tiny_methods import PerTracerConfig, Sessions, build, collate, make_config, with_method
+
+from resdm import training
+from resdm.checkpoint import CheckpointError, load_model, tensors
+from resdm.io import sha256
+from resdm.training import TrainingDiverged, decay_factor, epoch_batches, train, update_average
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run(config, name="Plain", *, method=None, n=7, validation=3, **options):
+    """Train a tiny method; the random state around it is of no importance."""
+    method = build(config, name) if method is None else method
+    torch.manual_seed(random.randrange(10**6))  # what came before must not matter
+    validation_set = Sessions(validation, seed=1) if validation else None
+    sets = Sessions(n, augment=True), validation_set
+    return train(method, config, name, *sets, collate=collate, progress=False, **options)
+
+
+def digests(folder):
+    return {file: sha256(folder / file) for file in ("model.safetensors", "history.csv", "config.yaml")}
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(method, step):
+    """Make a method's losses raise at a step (from 0), as if the process had died there."""
+    plain, calls = method.losses, iter(range(10**6))
+
+    def losses(batch, generator):
+        if next(calls) == step:
+            raise Stopped
+        yield from plain(batch, generator)
+
+    method.losses = losses
+    return method
+
+
+# ── closed forms ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [("none", [1, 1, 1, 1]), ("cosine", [1, 0.5 + 0.25 * math.sqrt(2), 0.5, 0.5 - 0.25 * math.sqrt(2)]),
+     ("linear_half", [1, 1, 1, 0.5])],
+)  # fmt: skip
+def test_learning_rate_factors_in_closed_form(decay, expected):
+    assert [decay_factor(decay, step, 4) for step in range(4)] == pytest.approx(expected)
+
+
+def test_average_is_the_geometric_sum():
+    weights, average, decay = [torch.tensor([1.0, 2.0])], [torch.tensor([0.0, 8.0])], 0.75
+    for _ in range(5):
+        update_average(average, weights, decay)
+    expected = decay**5 * torch.tensor([0.0, 8.0]) + (1 - decay**5) * weights[0]
+    torch.testing.assert_close(average[0], expected)
+    update_average(average, weights, 0.0)
+    assert torch.equal(average[0], weights[0])
+
+
+def test_average_starts_after_the_warmup_and_is_what_is_saved(tmp_path):
+    """EMA of the stored weights against the same sum over every step's weights, two copies first."""
+    config = make_config(tmp_path, epochs=2)
+    method, seen = build(config, "Plain"), []
+    plain = method.losses
+
+    def losses(batch, generator):
+        yield from plain(batch, generator)
+        seen.append(method.net[0].weight.detach().clone())  # after the step of the last loss
+
+    method.losses = losses
+    folder = run(config, method=method, validation=0)
+    average = seen[1]  # ema_warmup 2: copies of steps 0 and 1
+    for weight in seen[2:]:
+        average = 0.9 * average + 0.1 * weight
+    assert len(seen) == 6
+    saved = load_file(folder / "model.safetensors")
+    torch.testing.assert_close(saved["net.0.weight"], average)
+    assert not torch.allclose(saved["net.0.weight"], seen[-1])
+    assert "alias.weight" not in saved  # shared tensors once
+    assert "frozen.weight" in saved
+
+
+def test_learning_rate_follows_the_factors(tmp_path):
+    """Plain gradient descent on a constant gradient moves by the sum of the factors."""
+    config = with_method(make_config(tmp_path, epochs=2), "Plain", decay="linear_half", ema=0.0)
+    method = build(config, "Plain")
+    method.optimisers = lambda: {"model": torch.optim.SGD([method.heard], lr=0.5)}
+
+    def losses(batch, generator):
+        yield "model", method.heard.sum()
+
+    method.losses = losses
+    run(config, method=method, validation=0)
+    factors = [1, 1, 1, 1, 2 / 3, 1 / 3]
+    torch.testing.assert_close(method.heard.detach(), torch.full((2,), -0.5 * sum(factors)))
+
+
+def test_batches_hold_everyone_once_and_depend_on_epoch_and_seed():
+    batches = epoch_batches(12, 4, seed=3, epoch=0)
+    assert sorted(itertools.chain(*batches)) == list(range(12))
+    assert epoch_batches(12, 4, seed=3, epoch=0) == batches
+    assert epoch_batches(12, 4, seed=3, epoch=1) != batches != epoch_batches(12, 4, seed=4, epoch=0)
+    assert [len(batch) for batch in epoch_batches(11, 4, 0, 0)] == [4, 4]  # every step alike
+    assert [len(batch) for batch in epoch_batches(3, 4, 0, 0)] == [3]
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    config = with_method(make_config(tmp_path, epochs=1, clip_norm=0.25), "Plain", decay="none", ema=0.0)
+    method = build(config, "Plain")
+    method.optimisers = lambda: {"model": torch.optim.SGD([method.heard], lr=1.0)}
+    method.losses = lambda batch, generator: iter([("model", 30 * method.heard[0] + 40 * method.heard[1])])
+    run(config, method=method, n=2, validation=0)
+    torch.testing.assert_close(method.heard.detach(), torch.tensor([-0.15, -0.2]))
+
+
+# ── phases ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_phase_moves_its_own_weights_and_the_next_sees_them(tmp_path):
+    config = make_config(tmp_path, epochs=1)
+    method, seen = build(config, "GAN"), []
+    plain = method.losses
+
+    def snapshot():
+        return {k: v.detach().clone() for k, v in method.named_parameters()}
+
+    def losses(batch, generator):
+        for key, loss in plain(batch, generator):
+            seen.append(("before", key, snapshot()))
+            yield key, loss
+            seen.append(("after", key, snapshot()))
+
+    method.losses = losses
+    run(config, "GAN", method=method, validation=0)
+    assert len(seen) == 3 * 4
+    for (_, key, before), (_, _, after) in zip(seen[::2], seen[1::2], strict=True):
+        moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        assert moved == {key}
+    discriminator, generator = seen[1][2], seen[2][2]  # after the first phase, before the second
+    assert all(torch.equal(discriminator[name], generator[name]) for name in generator)
+
+
+def test_gradients_of_one_phase_do_not_leak_into_the_next(tmp_path):
+    """The generator's backward pass fills the discriminator's gradients too; its own step must not see them."""
+    config = with_method(make_config(tmp_path, epochs=1), "GAN", decay="none")
+    method = build(config, "GAN")
+    by_loop, generator = build(config, "GAN"), torch.Generator()
+    for module in (method, by_loop):
+        module.generator[1].p = 0.0
+    run(config, "GAN", method=method, validation=0)
+    optimisers = by_loop.optimisers()
+    data = Sessions(7, augment=True)
+    for batch in epoch_batches(7, 2, config.seed, 0):
+        for key, loss in by_loop.losses(collate([data[i] for i in batch]), generator):
+            grads = torch.autograd.grad(loss, list(getattr(by_loop, key).parameters()))
+            for weight, grad in zip(getattr(by_loop, key).parameters(), grads, strict=True):
+                weight.grad = grad
+            optimisers[key].step()
+    for name, value in tensors(method).items():
+        torch.testing.assert_close(value, tensors(by_loop)[name], msg=name)
+
+
+# ── what is written ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_of_a_training(tmp_path):
+    config = make_config(tmp_path)
+    folder = run(config)
+    assert folder == tmp_path / "work" / "tiny" / "models" / "Plain"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.yaml", "history.csv", "model.safetensors", "timing.json",
+    ]  # fmt: skip
+    history = pd.read_csv(folder / "history.csv")
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["step"].tolist() == [3, 6, 9]
+    assert history["loss_model"].iloc[-1] < history["loss_model"].iloc[0]
+    assert history["validation"].isna().tolist() == [True, False, False]  # every second epoch and the last
+    last = history.iloc[-1]
+    assert last["validation"] == pytest.approx(last["validation_amyloid"] + last["validation_tau"])
+    timing = json.loads((folder / "timing.json").read_text())
+    assert timing["steps"] == 9
+    assert timing["parameters"] - timing["trainable_parameters"] == 2  # the frozen layer
+    assert timing["seconds"] > 0
+    assert timing["peak_memory_bytes"] > 10**7
+
+
+def test_history_holds_the_means(tmp_path):
+    config = with_method(make_config(tmp_path, epochs=1), "Plain", ema=0.0)
+    method, seen = build(config, "Plain"), []
+    plain = method.losses
+
+    def losses(batch, generator):
+        for key, loss in plain(batch, generator):
+            seen.append((float(loss.detach()), float(method.scalars["amyloid"])))
+            yield key, loss
+
+    method.losses = losses
+    history = pd.read_csv(run(config, method=method) / "history.csv")
+    assert history[["loss_model", "amyloid"]].to_numpy()[0] == pytest.approx(np.mean(seen, axis=0), rel=1e-5)
+
+
+def test_validation_takes_averaged_weights_and_only_present_tracers(tmp_path):
+    config, calls = make_config(tmp_path, epochs=2), []
+
+    def score(real, synthetic):
+        calls.append((real, synthetic))
+        return 1.0 + len(calls)
+
+    folder = run(config, score=score)
+    assert len(calls) == 5  # people 0 … 2, of whom 0 has no tau
+    history = pd.read_csv(folder / "history.csv")
+    assert history["validation_amyloid"].iloc[-1] == pytest.approx(np.mean([2, 3, 5]))
+    assert history["validation_tau"].iloc[-1] == pytest.approx(np.mean([4, 6]))
+    method, card = load_model(folder)
+    assert card.score == pytest.approx(history["validation"].iloc[-1])
+    people = Sessions(3, seed=1)
+    generator = torch.Generator().manual_seed(training.derive_seed(config.seed, "validation", 0))
+    batch = collate([people[0], people[1]])
+    synthetic = method.synthesise(batch.mri, batch.prior, generator)
+    np.testing.assert_array_equal(calls[0][1], synthetic[0, 0].numpy())  # the stored weights are those validated
+
+
+def test_best_weights_are_kept(tmp_path):
+    config = make_config(tmp_path, epochs=4, validate_every=1)
+    scores, saved = iter([1.0] * 5 + [9.0] * 5 + [2.0] * 5 + [3.0] * 5), []
+    method = build(config, "Plain")
+    plain = method.synthesise
+
+    def synthesise(*args, **options):
+        saved.append(method.heard.detach().clone())
+        return plain(*args, **options)
+
+    method.synthesise = synthesise
+    folder = run(config, method=method, score=lambda real, synthetic: next(scores))
+    _, card = load_model(folder)
+    assert (card.epoch, card.step, card.score) == (2, 6, 18.0)
+    assert torch.equal(load_file(folder / "model.safetensors")["heard"], saved[2])  # two batches a validation
+    assert not torch.equal(saved[2], saved[-1])
+
+
+def test_validation_leaves_training_alone(tmp_path):
+    """The same weights at the end, whether people are validated each epoch or not at all."""
+    config = make_config(tmp_path, validate_every=1)
+    one, other = build(config, "Plain"), build(config, "Plain")
+    run(config, method=one, folder=tmp_path / "one")
+    run(config, method=other, folder=tmp_path / "other", validation=0)
+    assert all(torch.equal(value, tensors(other)[name]) for name, value in tensors(one).items())
+
+
+def test_same_seed_same_bytes_and_another_seed_others(tmp_path):
+    config = make_config(tmp_path)
+    one = digests(run(config, "GAN", folder=tmp_path / "one"))
+    assert digests(run(config, "GAN", folder=tmp_path / "two")) == one
+    other = digests(run(replace(config, seed=1), "GAN", folder=tmp_path / "three"))
+    assert other["history.csv"] != one["history.csv"]
+    assert other["model.safetensors"] != one["model.safetensors"]
+
+
+def test_workers_change_no_byte(tmp_path):
+    expected = digests(run(make_config(tmp_path), folder=tmp_path / "one"))["history.csv"]
+    assert digests(run(make_config(tmp_path, workers=1), folder=tmp_path / "two"))["history.csv"] == expected
+
+
+# ── resume ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["Plain", "GAN"])
+@pytest.mark.parametrize("step", [1, 3, 5, 8])
+def test_resume_is_exact_to_the_byte(tmp_path, name, step):
+    config = make_config(tmp_path, validate_every=1)
+    expected = digests(run(config, name, folder=tmp_path / "whole"))
+    folder = tmp_path / "cut"
+    with pytest.raises(Stopped):
+        run(config, name, method=stop_at(build(config, name), step), folder=folder)
+    assert not (folder / "model.safetensors").exists()
+    other = build(replace(config, seed=99), name)  # what the process starts from is overwritten
+    if step < 2:  # nothing was stored yet
+        other = None
+    run(config, name, method=other, folder=folder)
+    assert digests(folder) == expected
+
+
+@pytest.mark.parametrize("make", [tiny_resdm, tiny_regression])
+def test_resume_of_the_papers_methods_is_exact(tmp_path, make):
+    """Noise, prompt dropout, the tower's first lessons, its cache filled in another order."""
+    prior = tiny_prior(dropout=0.3)
+    prior = replace(prior, tower=replace(prior.tower, lessons=8))
+    settings = make(prior=prior, network=tiny_network(dropout=0.1), ema=0.5, ema_warmup=1, learning_rate=1e-3)
+    config = make_config(tmp_path, methods={"ResDM": settings}, epochs=2, validate_every=1)
+    expected = digests(run(config, "ResDM", folder=tmp_path / "whole"))
+    with pytest.raises(Stopped):
+        run(config, "ResDM", method=stop_at(build(config, "ResDM"), 4), folder=tmp_path / "cut")
+    run(config, "ResDM", method=build(replace(config, seed=9), "ResDM"), folder=tmp_path / "cut")
+    assert digests(tmp_path / "cut") == expected
+    history = pd.read_csv(tmp_path / "cut" / "history.csv")
+    assert list(history.columns)[:5] == ["epoch", "step", "loss_model", "rec", "high"]
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_resume_of_the_competitors_is_exact(tmp_path, kind):
+    """Two models or two optimisers, dropout, spectral norm's vectors, masks drawn at random."""
+    config = make_config(tmp_path, methods={kind: TINY[kind]}, epochs=2, validate_every=1)
+    expected = digests(run(config, kind, folder=tmp_path / "whole"))
+    with pytest.raises(Stopped):
+        run(config, kind, method=stop_at(build(config, kind), 4), folder=tmp_path / "cut")
+    run(config, kind, method=build(replace(config, seed=9), kind), folder=tmp_path / "cut")
+    assert digests(tmp_path / "cut") == expected
+    method, card = load_model(tmp_path / "cut")
+    saved = load_file(tmp_path / "cut" / "model.safetensors")
+    assert all(torch.equal(value, saved[key]) for key, value in tensors(method).items())
+    assert card.settings == TINY[kind]
+
+
+def test_kill_9_and_resume_end_in_the_same_bytes(tmp_path):
+    """A process killed for real, dropout, two optimisers and a best-weights memory included."""
+    config = with_method(make_config(tmp_path, epochs=8, validate_every=1, checkpoint_every=5), "GAN", pause=0.05)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from tiny_methods import *\n"
+        "from resdm.training import train\n"
+        "config = make_config(Path(sys.argv[1]), epochs=8, validate_every=1, checkpoint_every=5)\n"
+        "config = with_method(config, 'GAN', pause=0.05)\n"
+        "train(build(config, 'GAN'), config, 'GAN', Sessions(7, augment=True), Sessions(3, seed=1), collate=collate,"
+        " folder=Path(sys.argv[1]) / 'killed', progress=False)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    process = subprocess.Popen([sys.executable, script, tmp_path], env=environment, stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "killed" / "state.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no state was stored"
+        time.sleep(0.01)
+    time.sleep(0.12)  # some steps on, in the middle of an epoch
+    process.kill()
+    assert process.wait() == -9
+    process.stderr.close()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    reached = torch.load(state, weights_only=True)["step"]
+    assert 5 <= reached < 24
+    run(config, "GAN", folder=tmp_path / "killed")
+    assert digests(tmp_path / "killed") == digests(run(config, "GAN", folder=tmp_path / "whole"))
+
+
+def test_a_finished_training_returns_at_once(tmp_path):
+    config = make_config(tmp_path)
+    folder = run(config)
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    run(config, method=stop_at(build(config, "Plain"), 0))
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_a_deleted_model_is_trained_again(tmp_path):
+    """Snakemake deletes a rule's outputs when something that they depend on has changed: nothing old may come back."""
+    config = make_config(tmp_path)
+    folder = run(config)
+    expected = digests(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(Stopped):
+        run(config, method=stop_at(build(config, "Plain"), 0))
+    run(config)
+    assert digests(folder) == expected
+
+
+def test_a_kill_after_the_model_was_written_costs_nothing(tmp_path):
+    config = make_config(tmp_path)
+    folder = run(config)
+    (folder / "state.pt").touch()
+    run(config, method=stop_at(build(config, "Plain"), 0))
+    assert not (folder / "state.pt").exists()
+
+
+CHANGES = [
+    (lambda c: with_method(c, "Plain", learning_rate=0.5), "methods.Plain.learning_rate: 0.01 in the {}, 0.5 now"),
+    (lambda c: with_method(c, "Plain", width=3), "methods.Plain.width: 2 in the {}, 3 now"),
+    (lambda c: replace(c, seed=5), "seed: 0 in the {}, 5 now"),
+    (lambda c: replace(c, training=replace(c.training, batch_size=3)), "training.batch_size: 2 in the {}, 3 now"),
+    (lambda c: replace(c, training=replace(c.training, epochs=9)), "training.epochs: 3 in the {}, 9 now"),
+    (lambda c: replace(c, preprocess=replace(c.preprocess, mask=False)), "preprocess.mask: True in the {}, False now"),
+]
+
+
+@pytest.mark.parametrize(("finished", "file"), [(True, "model.safetensors"), (False, "state.pt")])
+@pytest.mark.parametrize(("change", "named"), CHANGES)
+def test_another_configuration_is_refused_by_name_and_nothing_lost(tmp_path, change, named, finished, file):
+    config = make_config(tmp_path)
+    if finished:
+        run(config)
+    else:
+        with pytest.raises(Stopped):
+            run(config, method=stop_at(build(config, "Plain"), 5))
+    before = {path.name: sha256(path) for path in config.model("Plain").iterdir()}
+    assert file in before
+    with pytest.raises(CheckpointError, match="another configuration") as error:
+        run(change(config))
+    assert named.format(file.split(".")[0]) in str(error.value)
+    assert f"or delete {file} to" in str(error.value)
+    assert "another work folder" in str(error.value)
+    assert {path.name: sha256(path) for path in config.model("Plain").iterdir()} == before
+
+
+def test_other_data_are_refused(tmp_path):
+    config = make_config(tmp_path)
+    run(config)
+    with pytest.raises(CheckpointError, match=r"data\.train: 7 in the model, 8 now"):
+        run(config, n=8)
+
+
+def test_a_state_of_another_version_of_the_network_is_refused(tmp_path):
+    config = make_config(tmp_path)
+    with pytest.raises(Stopped):
+        run(config, method=stop_at(build(config, "Plain"), 5))
+    method = build(config, "Plain")
+    method.more = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"state\.pt: the state of another version of 'Plain' .*more\.weight"):
+        run(config, method=method)
+
+
+def test_machine_settings_may_change(tmp_path):
+    config = make_config(tmp_path)
+    with pytest.raises(Stopped):
+        run(config, method=stop_at(build(config, "Plain"), 5))
+    changed = replace(config, training=replace(config.training, checkpoint_every=100, workers=1, threads=2))
+    assert (run(changed) / "model.safetensors").is_file()
+
+
+def test_a_broken_state_is_named(tmp_path):
+    config = make_config(tmp_path)
+    (config.model("Plain")).mkdir(parents=True)
+    (config.model("Plain") / "state.pt").write_bytes(b"PK half a file")
+    with pytest.raises(CheckpointError, match=r"not a training state.*delete it to start anew"):
+        run(config)
+
+
+# ── guards ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):
+    config = with_method(make_config(tmp_path, checkpoint_every=2), "GAN", poison=6)
+    with pytest.raises(TrainingDiverged) as error:
+        run(config, "GAN")
+    message = str(error.value)
+    assert "GAN" in message
+    assert "optimiser 'generator' is not finite at step 6" in message
+    assert "learning_rate" in message
+    assert "state.pt" in message
+    folder = config.model("GAN")
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert state["step"] == 4
+    assert all(value.isfinite().all() for value in state["weights"].values())
+    assert not (folder / "model.safetensors").exists()
+    assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == [1]
+    # Going on from the good state without the fault ends as if it had never been.
+    sound = with_method(config, "GAN", poison=6)
+    method = build(sound, "GAN")
+    method.steps = 100
+    run(sound, "GAN", method=method)
+    expected = run(with_method(config, "GAN", poison=0), "GAN", folder=tmp_path / "whole")
+    assert digests(folder)["history.csv"] == digests(expected)["history.csv"]
+
+
+def test_a_weight_that_is_no_number_is_noticed_before_it_is_stored(tmp_path):
+    """A finite loss with an infinite gradient: sqrt at 0."""
+    config = make_config(tmp_path, checkpoint_every=1)
+    method = build(config, "Plain")
+    method.losses = lambda batch, generator: iter([("model", (method.heard.square().sum() * 0).sqrt())])
+    with pytest.raises(TrainingDiverged, match=r"a weight is not finite after step 1.*no state was stored yet"):
+        run(config, method=method)
+    assert not (config.model("Plain") / "state.pt").exists()
+
+
+def test_nobody_to_train_on(tmp_path):
+    with pytest.raises(ValueError, match="nobody to train on"):
+        run(make_config(tmp_path), n=0)
+
+
+# ── budget, precision, processes ──────────────────────────────────────────────────────────────────
+
+
+def test_equal_time_fixes_the_steps_once(tmp_path):
+    config = make_config(tmp_path, budget="equal_time", seconds=0.4, epochs=1, checkpoint_every=1)
+    config = with_method(config, "GAN", pause=0.03)
+    with pytest.raises(Stopped):
+        run(config, "GAN", method=stop_at(build(config, "GAN"), 8 + 2))  # eight steps are timed and undone
+    folder = config.model("GAN")
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert state["step"] == 2
+    assert 3 <= state["total"] <= 13
+    run(config, "GAN")
+    assert json.loads((folder / "timing.json").read_text())["steps"] == state["total"]
+    assert pd.read_csv(folder / "history.csv")["step"].iloc[-1] == state["total"]
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    run(config, "GAN", method=stop_at(build(config, "GAN"), 0))
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_measuring_leaves_no_trace(tmp_path, monkeypatch):
+    """With as many steps as epochs give, equal_time trains the same weights as equal_epochs."""
+    config = make_config(tmp_path)
+    monkeypatch.setattr(training.np, "median", lambda times: 1.0)
+    timed = replace(config, training=replace(config.training, budget="equal_time", seconds=9.0))
+    one = load_file(run(config, "GAN", folder=tmp_path / "one") / "model.safetensors")
+    two = load_file(run(timed, "GAN", folder=tmp_path / "two") / "model.safetensors")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_mixed_precision_is_a_methods_own(tmp_path):
+    config = with_method(make_config(tmp_path, epochs=1), "Plain", precision="bf16-mixed", ema=0.0)
+    method, types = build(config, "Plain"), []
+    method.net[0].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    folder = run(config, method=method)
+    assert set(types) == {torch.bfloat16}
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} <= {torch.float32, torch.int64}
+    assert json.loads((folder / "timing.json").read_text())["precision"] == "bf16-mixed"
+
+
+def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
+    """Gradients averaged over two processes (gloo) are those of the whole batch."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from tiny_methods import *\n"
+        "from resdm.training import train\n"
+        "root = Path(sys.argv[1])\n"
+        "config = make_config(root, batch_size=4, devices=2, validate_every=1, checkpoint_every=3)\n"
+        "config = with_method(config, 'GAN', decay='none')\n"
+        "config = replace(config, methods=config.methods | {'Two': PerTracerConfig()})\n"
+        "pair = Sessions(2)\n"  # person 0 has no tau, and is all that one of the processes sees
+        "two = replace(config, training=replace(config.training, batch_size=2, epochs=4))\n"
+        "train(build(two, 'Two'), two, 'Two', pair, collate=collate, folder=root / 'sparse', progress=False)\n"
+        "method = build(config, 'GAN'); method.generator[1].p = 0.0\n"
+        "train(method, config, 'GAN', Sessions(8), Sessions(5, seed=1), collate=collate, folder=root / 'two',"
+        " progress=False)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    done = subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone = replace(make_config(tmp_path, batch_size=2, epochs=4), methods={"Two": PerTracerConfig()})
+    train(build(alone, "Two"), alone, "Two", Sessions(2), collate=collate, folder=tmp_path / "alone", progress=False)
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("alone", "sparse"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6, msg=key)
+    config = with_method(make_config(tmp_path, batch_size=4, validate_every=1), "GAN", decay="none")
+    method = build(config, "GAN")
+    method.generator[1].p = 0.0
+    sets = Sessions(8), Sessions(5, seed=1)
+    train(method, config, "GAN", *sets, collate=collate, folder=tmp_path / "one", progress=False)
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6, msg=key)
+    histories = [pd.read_csv(tmp_path / folder / "history.csv") for folder in ("one", "two")]
+    pd.testing.assert_frame_equal(*histories, rtol=1e-4)
+
+
+def test_uneven_batches_cannot_be_dealt_out(tmp_path):
+    with pytest.raises(ValueError, match=r"multiple of training\.devices"):
+        run(make_config(tmp_path, batch_size=3, devices=2))
