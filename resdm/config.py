@@ -167,6 +167,7 @@ class MethodConfig:
     kind: str
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam
     decay: Literal["none", "cosine", "linear_half"] = "none"  # linear_half: constant, then to 0 over the last half
     ema: float = 0.0  # 0: none
     batch_size: int | None = None  # None: training.batch_size
@@ -213,6 +214,7 @@ class Pix2PixConfig(MethodConfig):
 
     kind: str = "pix2pix"
     learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     decay: Literal["none", "cosine", "linear_half"] = "linear_half"  # 100 constant and 100 decaying epochs
     width: int = 32
@@ -227,6 +229,7 @@ class SCGANConfig(MethodConfig):
 
     kind: str = "scgan"
     learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0  # its L2 term is part of the loss
     width: int = 32
     discriminator_width: int = 32
@@ -243,6 +246,7 @@ class TransUNetConfig(MethodConfig):
 
     kind: str = "transunet"
     learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     decay: Literal["none", "cosine", "linear_half"] = "linear_half"
     width: int = 32  # a multiple of 4
@@ -261,6 +265,7 @@ class ResViTConfig(MethodConfig):
 
     kind: str = "resvit"
     learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     decay: Literal["none", "cosine", "linear_half"] = "linear_half"
     width: int = 16
@@ -284,6 +289,7 @@ class DDPMConfig(MethodConfig):
     ema_warmup: int = 0  # plain copies before
     steps: int = 1000  # T
     beta_range: tuple[float, float] = (1e-4, 0.02)
+    prediction: Literal["epsilon", "sample"] = "epsilon"  # sample: x_0, useful after hundreds of steps, not 100,000s
     sampling_steps: int = 50  # of DDIM; a divisor of T
     eta: float = 0.0  # DDIM's η: 0 deterministic; 1 with all T steps is the paper's ancestral sampler
     channels: tuple[int, ...] = (32, 64, 128, 256)  # multiples of the first, itself a multiple of 4

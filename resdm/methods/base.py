@@ -77,7 +77,8 @@ class Method(nn.Module):
         """The optimisers by name, over trainable weights only: one AdamW named ``model`` unless overridden."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         config = self.config
-        return {"model": torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)}
+        rate, decay = config.learning_rate, config.weight_decay
+        return {"model": torch.optim.AdamW(weights, lr=rate, betas=config.betas, weight_decay=decay)}
 
 
 class TracerModel(nn.Module):

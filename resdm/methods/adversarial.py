@@ -1,0 +1,180 @@
+"""What the competitors share: adversarial losses, the patch discriminator, the conditional GAN, the ViT encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import TransformerBlock
+from monai.networks.nets import PatchDiscriminator
+from monai.networks.utils import normal_init
+from torch import Tensor, nn
+
+from resdm.config import MethodConfig, Pix2PixConfig, TransUNetConfig
+from resdm.methods.base import TracerModel
+
+Shape = tuple[int, int, int]
+
+
+def adversarial_loss(logits: Tensor, real: bool, kind: Literal["bce", "lsgan"] = "bce") -> Tensor:
+    """How far a discriminator's answer is from "all real" or "all synthetic", as a mean over patches.
+
+    ``bce`` is −log D or −log(1 − D) for D = σ(logits), taken from the logits so that no logarithm meets a 0 and
+    half precision stays safe; ``lsgan`` is the squared distance of the bare logits from 1 or 0.
+
+    Notes
+    -----
+    MONAI's `PatchAdversarialLoss` puts a sigmoid before `BCELoss`, which autocast refuses, and a leaky ReLU before
+    its least squares, which the originals lack; hence these.
+    """
+    target = torch.full_like(logits, float(real))
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(logits, target)
+    return F.mse_loss(logits, target)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """What is computed inside sends no gradient to the module's weights, only through them."""
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+def adam(module: nn.Module, config: MethodConfig) -> torch.optim.Adam:
+    """Adam over one network's weights, with the settings of its method: β₁ is 0.5 in all the originals."""
+    return torch.optim.Adam(
+        module.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+
+
+def instance_norm(channels: int) -> nn.InstanceNorm3d:
+    """Batch norm as it is at batch size 1: each volume by its own statistics, with learned scale and shift.
+
+    The originals train with batch norm at batch size 1; over the volumes of a larger batch theirs would mix people.
+    It raises on a map of one voxel.
+    """
+    return nn.InstanceNorm3d(channels, affine=True)
+
+
+def normal_weights(module: nn.Module) -> None:
+    """N(0, 0.02) for convolutions, N(1, 0.02) for the scales of norms, 0 for shifts and biases; for `Module.apply`."""
+    if isinstance(module, nn.InstanceNorm3d):  # MONAI's function knows batch norm alone
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+    else:
+        normal_init(module)
+
+
+def halved(shape: Shape) -> Shape:
+    """The map's shape after a convolution of stride 2 that keeps an odd axis' last voxel."""
+    return tuple(-(-n // 2) for n in shape)
+
+
+def patch_discriminator(channels: int, width: int, shape: Shape) -> PatchDiscriminator:
+    """The 70-voxel PatchGAN: k4 convolutions of ``width`` × 1, 2, 4, 8, the first three with stride 2.
+
+    Its last output holds the logits. Grids under 24 voxels an axis have one strided layer less, since the last
+    normalised map would be a single voxel.
+    """
+    layers = 3 if min(shape) >= 24 else 2
+    norm = ("INSTANCE", {"affine": True})
+    return PatchDiscriminator(3, width, channels, num_layers_d=layers, norm=norm).apply(normal_weights)
+
+
+class ConditionalGAN(TracerModel):
+    """Pix2Pix's game: a patch discriminator sees (MRI, PET) pairs, the generator minimises BCE + λ·L1.
+
+    As in `junyanz/pytorch-CycleGAN-and-pix2pix`: the discriminator steps first, its loss halved, on a detached
+    synthesis; then the generator, against the discriminator as just updated and now frozen. Everything in [−1, 1].
+
+    Parameters
+    ----------
+    generator : Module
+        (B, 1, X, Y, Z) in [−1, 1] → the same.
+    config : Pix2PixConfig or TransUNetConfig
+    shape : tuple of int
+    """
+
+    def __init__(self, generator: nn.Module, config: Pix2PixConfig | TransUNetConfig, shape: Shape) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = generator
+        self.discriminator = patch_discriminator(2, config.discriminator_width, shape)
+
+    def losses(self, mri: Tensor, pet: Tensor, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+        """Discriminator, then generator."""
+        source, real = 2 * mri - 1, 2 * pet - 1
+        fake = self.generator(source)
+        judged_fake, judged_real = self._judge(source, fake.detach()), self._judge(source, real)
+        judgement = 0.5 * (adversarial_loss(judged_fake, False) + adversarial_loss(judged_real, True))
+        yield "discriminator", judgement
+
+        with frozen(self.discriminator):
+            adversarial = adversarial_loss(self._judge(source, fake), True)
+        l1 = F.l1_loss(fake, real)
+        self.scalars = {
+            "discriminator": judgement.detach(), "adversarial": adversarial.detach(), "l1": l1.detach(),
+        }  # fmt: skip
+        yield "generator", adversarial + self.config.l1_weight * l1
+
+    def synthesise(self, mri: Tensor, generator: torch.Generator) -> Tensor:
+        """One pass of the generator; ``generator`` (of random numbers) is not used."""
+        return (self.generator(2 * mri - 1) + 1) / 2
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """One Adam each."""
+        return {
+            "discriminator": adam(self.discriminator, self.config),
+            "generator": adam(self.generator, self.config),
+        }
+
+    def _judge(self, source: Tensor, pet: Tensor) -> Tensor:
+        return self.discriminator(torch.cat([source, pet], 1))[-1]  # logits (B, 1, x, y, z)
+
+
+class TokenEmbedding(nn.Module):
+    """A feature map as tokens: 1³ convolution, learned positions that start at 0, dropout.
+
+    Parameters
+    ----------
+    channels : int
+        Of the map.
+    dim : int
+        Of a token.
+    grid : tuple of int
+        The map's shape; a token a voxel.
+    dropout : float
+    """
+
+    def __init__(self, channels: int, dim: int, grid: Shape, dropout: float) -> None:
+        super().__init__()
+        self.projection = nn.Conv3d(channels, dim, 1)
+        self.positions = nn.Parameter(torch.zeros(1, grid[0] * grid[1] * grid[2], dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, x, y, z) → (B, xyz, dim)."""
+        tokens = self.projection(x).flatten(2).transpose(1, 2)  # (B, N, dim)
+        return self.dropout(tokens + self.positions)
+
+
+def vit_encoder(dim: int, layers: int, heads: int, dropout: float) -> nn.Sequential:
+    """The encoder of ViT-B/16 at other widths: pre-norm blocks, MLP of 4 × ``dim``, a last layer norm.
+
+    Dropout acts in the MLPs alone, as `Beckschen/TransUNet` and `icon-lab/ResViT` configure it.
+    """
+    blocks = [TransformerBlock(dim, 4 * dim, heads, dropout, qkv_bias=True) for _ in range(layers)]
+    for block in blocks:
+        # Made but not used without cross-attention: no gradient would reach them.
+        block.norm_cross_attn = block.cross_attn = nn.Identity()
+        block.attn.drop_weights = block.attn.drop_output = nn.Identity()
+    return nn.Sequential(*blocks, nn.LayerNorm(dim, eps=1e-6))

@@ -1,0 +1,137 @@
+"""What the adversarial competitors share."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_baselines import count
+from torch import nn
+
+from resdm.config import MethodConfig
+from resdm.methods.adversarial import (
+    TokenEmbedding,
+    adam,
+    adversarial_loss,
+    frozen,
+    halved,
+    normal_weights,
+    patch_discriminator,
+    vit_encoder,
+)
+
+
+def test_adversarial_losses_by_hand():
+    logits = torch.tensor([-2.0, 0.5, 3.0])
+    d = 1 / (1 + (-logits).exp())
+    torch.testing.assert_close(adversarial_loss(logits, True), -d.log().mean())
+    torch.testing.assert_close(adversarial_loss(logits, False), -(1 - d).log().mean())
+    torch.testing.assert_close(adversarial_loss(logits, True, "lsgan"), (logits - 1).square().mean())
+    torch.testing.assert_close(adversarial_loss(logits, False, "lsgan"), logits.square().mean())
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_no_logarithm_meets_a_zero(real):
+    """A discriminator that is certain, and wrong: −log 0 from the probability, 200 from the logit."""
+    logits = torch.tensor([-200.0 if real else 200.0], requires_grad=True)
+    loss = adversarial_loss(logits, real)
+    loss.backward()
+    assert loss.item() == pytest.approx(200)
+    assert abs(logits.grad.item()) == pytest.approx(1)
+
+
+def test_loss_survives_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = nn.Linear(4, 1)(torch.ones(2, 4))
+        assert logits.dtype == torch.bfloat16
+        assert adversarial_loss(logits, True).isfinite()
+
+
+def test_frozen_passes_gradients_on_but_keeps_none():
+    module, fixed = nn.Linear(3, 1), nn.Linear(3, 1).requires_grad_(False)
+    both = nn.ModuleList([module, fixed])
+    x = torch.ones(1, 3, requires_grad=True)
+    with frozen(both):
+        loss = module(x).sum()
+    loss.backward()
+    assert module.weight.grad is None
+    torch.testing.assert_close(x.grad, module.weight.detach())
+    assert module.weight.requires_grad
+    assert not fixed.weight.requires_grad  # what was frozen before stays so
+
+
+def test_frozen_thaws_after_an_error():
+    module = nn.Linear(3, 1)
+    with pytest.raises(ZeroDivisionError), frozen(module):
+        raise ZeroDivisionError
+    assert module.weight.requires_grad
+
+
+def test_adam_has_the_settings_of_its_method():
+    config = MethodConfig("x", learning_rate=3e-4, weight_decay=0.0, betas=(0.4, 0.9))
+    (group,) = adam(nn.Linear(1, 1), config).param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.4, 0.9), 0)
+
+
+def test_discriminator_is_the_70_voxel_patchgan():
+    with torch.device("meta"):
+        net = patch_discriminator(2, 32, (128, 128, 128))
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv3d)]
+    assert [c.out_channels for c in convs] == [32, 64, 128, 256, 1]
+    assert [c.stride[0] for c in convs] == [2, 2, 2, 1, 1]
+    assert {c.kernel_size for c in convs} == {(4, 4, 4)}
+    field = 1
+    for conv in reversed(convs):
+        field = (field - 1) * conv.stride[0] + conv.kernel_size[0]
+    assert field == 70
+    norms = [m for m in net.modules() if isinstance(m, nn.InstanceNorm3d)]
+    assert [(n.num_features, n.affine) for n in norms] == [(64, True), (128, True), (256, True)]
+    assert [c.bias is not None for c in convs] == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize(("shape", "patches"), [((32,) * 3, (2,) * 3), ((24,) * 3, (1,) * 3), ((16,) * 3, (2,) * 3)])
+def test_discriminator_has_no_one_voxel_norm(shape, patches):
+    logits = patch_discriminator(1, 2, shape)(torch.rand(1, 1, *shape))[-1]
+    assert logits.shape == (1, 1, *patches)
+
+
+def test_normal_weights():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(8, 64, 4), nn.InstanceNorm3d(4096, affine=True)).apply(normal_weights)
+    net.requires_grad_(False)
+    assert float(net[0].weight.std()) == pytest.approx(0.02, rel=0.02)
+    assert float(net[1].weight.mean()) == pytest.approx(1, abs=0.002)
+    assert float(net[1].weight.std()) == pytest.approx(0.02, rel=0.05)
+    assert not net[0].bias.any()
+    assert not net[1].bias.any()
+
+
+def test_halved_is_what_a_strided_convolution_leaves():
+    shape = (32, 33, 7)
+    assert nn.Conv3d(1, 1, 3, 2, 1)(torch.rand(1, 1, *shape)).shape[2:] == halved(shape) == (16, 17, 4)
+
+
+def test_tokens_are_voxels_in_order():
+    embedding = TokenEmbedding(2, 5, (2, 3, 4), dropout=0.0)
+    x = torch.rand(1, 2, 2, 3, 4)
+    tokens = embedding(x)
+    assert tokens.shape == (1, 24, 5)
+    weight, bias = embedding.projection.weight.flatten(1), embedding.projection.bias
+    torch.testing.assert_close(tokens[0, 1 * 12 + 2 * 4 + 3], weight @ x[0, :, 1, 2, 3] + bias)
+    torch.testing.assert_close(tokens.transpose(1, 2).unflatten(2, (2, 3, 4)), embedding.projection(x))
+
+
+def test_encoder_is_that_of_a_vit():
+    """12 d² + 13 d weights a block, pre-norm, dropout in the MLPs alone."""
+    dim, layers = 24, 2
+    net = vit_encoder(dim, layers, 3, 0.1)
+    assert count(net) == layers * (12 * dim**2 + 13 * dim) + 2 * dim
+    active = [name for name, m in net.named_modules() if isinstance(m, nn.Dropout) and m.p]
+    assert active == [f"{layer}.mlp.drop{i}" for layer in range(layers) for i in (1, 2)]
+
+    x, block = torch.rand(1, 7, dim), net.eval()[0]
+    q, k, v = block.attn.qkv(block.norm1(x)).reshape(7, 3, 3, 8).permute(1, 2, 0, 3)  # (heads, tokens, 8) each
+    attended = ((q @ k.mT) / math.sqrt(8)).softmax(-1) @ v
+    y = x + block.attn.out_proj(attended.transpose(0, 1).reshape(1, 7, dim))
+    torch.testing.assert_close(block(x), y + block.mlp(block.norm2(y)))

@@ -1,0 +1,232 @@
+"""What holds for each of the five competitors: cost, gradients, shapes, whose weights move when, missing tracers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_batch
+from tiny_baselines import PHASES, SHAPE, TINY, count, fit, make, seeded, smooth_batch
+from tiny_methods import Sessions, collate, make_config
+
+from resdm.batch import Batch
+from resdm.config import METHOD_CONFIGS
+from resdm.io import sha256
+from resdm.methods import METHODS, build_method
+from resdm.training import train
+
+BASELINES = list(TINY)
+ADVERSARIAL = [kind for kind in BASELINES if kind != "ddpm"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "millions"),
+    [
+        ("pix2pix", "models.amyloid.generator", 41.8),
+        ("pix2pix", "models.tau.discriminator", 2.8),
+        ("scgan", "models.amyloid.generator", 30.4),
+        ("transunet", "models.tau.generator", 38.2),
+        ("resvit", "generator", 19.4),
+        ("ddpm", "unet", 28.8),
+    ],
+)
+def test_parameters_at_the_default_widths_on_the_papers_grid(kind, part, millions):
+    with torch.device("meta"):
+        method = build_method(METHOD_CONFIGS[kind](), (128, 128, 128))
+    assert count(method.get_submodule(part)) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_every_weight_gets_a_gradient(kind):
+    """At the third step: DDPM's zero-initialised convolutions and SC-GAN's σ = 0 hold back what lies before them."""
+    method = make(kind, (24, 24, 24))
+    fit(method, smooth_batch(2, (24, 24, 24)), 3)
+    dead = [name for name, weight in method.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert dead == []
+    assert all(weight.requires_grad for weight in method.parameters())
+
+
+def test_what_the_first_step_leaves_without_gradient_is_what_the_docstrings_say():
+    """Attention behind σ = 0, and all that reaches the loss through a convolution of zeros alone."""
+    dead = {}
+    for kind in BASELINES:
+        method = make(kind, (24, 24, 24))
+        fit(method, smooth_batch(2, (24, 24, 24)), 1)
+        dead[kind] = [n for n, weight in method.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert dead["pix2pix"] == dead["transunet"] == dead["resvit"] == []
+    assert all(".attention." in name or "_attention." in name for name in dead["scgan"])
+    assert not any(name.endswith("sigma") for name in dead["scgan"])
+    alive = {name for name, _ in make("ddpm").named_parameters()} - set(dead["ddpm"])
+    assert alive == {"unet.out.2.conv.weight", "unet.out.2.conv.bias"}
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 32), (32, 40, 24), (17, 23, 19)])
+@pytest.mark.parametrize("kind", BASELINES)
+def test_shape_and_range(kind, shape):
+    method = make(kind, shape)
+    batch = random_batch(2, shape)
+    fit(method, batch, 1)
+    pet = method.eval().synthesise(batch.mri, batch.prior, seeded())
+    assert pet.shape == (2, 2, *shape)
+    assert pet.dtype == torch.float32
+    assert not pet.requires_grad
+    assert 0 <= float(pet.min()) < float(pet.max()) <= 1
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_half_precision_ends_before_the_output(kind):
+    """A PET in bfloat16 would have steps of 0.4 % of its range."""
+    method, batch = make(kind), smooth_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        for name, loss in method.losses(batch, seeded()):
+            assert loss.dtype == torch.float32
+            assert loss.isfinite(), name
+        assert method.eval().synthesise(batch.mri, batch.prior, seeded()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_whose_weights_move_in_which_phase(kind):
+    """In the original's order; each phase moves every weight of its own network and none of any other."""
+    method, batch = make(kind), smooth_batch()
+    optimisers, phases = method.optimisers(), []
+    for name, loss in method.losses(batch, seeded()):
+        before = {key: weight.detach().clone() for key, weight in method.named_parameters()}
+        for weight in method.parameters():
+            weight.grad = None
+        loss.backward()
+        reached = {key for key, weight in method.named_parameters() if weight.grad is not None}
+        optimisers[name].step()
+        moved = {key for key, weight in method.named_parameters() if not torch.equal(weight, before[key])}
+        own = "unet." if kind == "ddpm" else name + "."
+        own = own if kind in ("ddpm", "resvit") else "models." + own
+        assert reached == {key for key in before if key.startswith(own)}
+        assert moved <= reached
+        assert moved
+        phases.append(name)
+    assert phases == PHASES[kind] == list(optimisers)
+    assert all(weight.requires_grad for weight in method.parameters())  # nothing stays frozen
+
+
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+def test_optimisers_have_the_original_settings(kind):
+    method = make(kind)
+    rate = {"scgan": 1e-3}.get(kind, 2e-4)
+    for optimiser in method.optimisers().values():
+        (group,) = optimiser.param_groups
+        assert isinstance(optimiser, torch.optim.Adam)
+        assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, (0.5, 0.999), 0)
+    assert METHOD_CONFIGS[kind]().decay == ("none" if kind == "scgan" else "linear_half")
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_nobody_with_a_pet_means_no_loss(kind):
+    batch = replace(random_batch(2, SHAPE), present=torch.zeros((2, 2), dtype=torch.bool))
+    method = make(kind)
+    fit(method, random_batch(2, SHAPE), 1)
+    assert list(method.losses(batch, seeded())) == []
+    assert method.scalars == {}
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_missing_pet_counts_for_nothing(kind):
+    """Its voxels may hold anything; a model a tracer takes no step where nobody has that tracer."""
+    batch = random_batch(2, SHAPE)
+    present = torch.tensor([[True, False], [True, False]])
+    other = replace(batch, present=present, pet=torch.cat([batch.pet[:, :1], 0.3 * batch.pet[:, 1:]], 1))
+    batch = replace(batch, present=present)
+    results = []
+    for data in (batch, other):
+        method = make(kind)
+        results.append((fit(method, data, 2), {k: w.detach() for k, w in method.named_parameters()}))
+    (losses, weights), (other_losses, other_weights) = results
+    assert losses == other_losses
+    assert all(torch.equal(weights[key], other_weights[key]) for key in weights)
+    assert list(losses) == [name for name in PHASES[kind] if not name.startswith("tau")]
+    untouched = dict(make(kind).named_parameters())
+    tau = [key for key in weights if key.startswith("models.tau")]
+    assert all(torch.equal(weights[key], untouched[key]) for key in tau)
+
+
+@pytest.mark.parametrize("kind", ["pix2pix", "scgan", "transunet"])
+def test_each_tracer_learns_from_those_who_have_it(kind):
+    batch = replace(random_batch(3, SHAPE), present=torch.tensor([[True, False], [True, True], [False, True]]))
+    alone = {
+        "amyloid": Batch(batch.mri[:2], batch.pet[:2], batch.present[:2], batch.prior),
+        "tau": Batch(batch.mri[1:], batch.pet[1:], batch.present[1:], batch.prior),
+    }
+    for channel, (tracer, part) in enumerate(alone.items()):
+        model = make(kind, dropout=0.0).models[tracer]
+        _, expected = next(model.losses(part.mri, part.pet[:, channel : channel + 1], seeded()))
+        found = next(loss for name, loss in make(kind, dropout=0.0).losses(batch, seeded()) if name.startswith(tracer))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_seeds_decide_everything(kind):
+    batch = smooth_batch()
+
+    def outcome(seed, draws):
+        method = make(kind, seed=seed)
+        losses = fit(method, batch, 2, seed=draws)
+        return losses, method.eval().synthesise(batch.mri, batch.prior, seeded(5))
+
+    losses, pet = outcome(0, 0)
+    again, same = outcome(0, 0)
+    assert losses == again
+    assert torch.equal(pet, same)
+    assert not torch.equal(pet, outcome(1, 0)[1])
+    # Only what draws from the generator depends on it: ResViT's availability, DDPM's noise.
+    assert (outcome(0, 7)[0] == losses) == (kind not in ("resvit", "ddpm"))
+
+
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+def test_a_synthesis_is_deterministic(kind):
+    method, batch = make(kind).eval(), random_batch(2, SHAPE)
+    first, second = (method.synthesise(batch.mri, batch.prior, seeded(seed)) for seed in (0, 1))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "changes"),
+    [
+        ("pix2pix", 25, {"width": 8, "learning_rate": 1e-3}),
+        ("scgan", 55, {"width": 8, "learning_rate": 4e-3, "dropout": 0.0}),
+        ("transunet", 25, {"learning_rate": 1e-3}),
+        ("resvit", 60, {"learning_rate": 2e-3}),
+    ],
+)
+def test_overfits_two_people(kind, steps, changes):
+    """Nearer to each person's PETs than their mean is, by a quarter at least; DDPM: see its own file."""
+    method, batch = make(kind, **changes), smooth_batch()
+    fit(method, batch, steps)
+    pet = method.eval().synthesise(batch.mri, batch.prior, seeded())
+    mean_error = (batch.pet - batch.pet.mean(0)).abs().mean()
+    assert float((pet - batch.pet).abs().mean()) < 0.75 * float(mean_error)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_killed_training_ends_in_the_same_bytes(kind, tmp_path):
+    """Dropout, power iterations of spectral norms, both networks, ResViT's step count: all in the state."""
+    config = make_config(tmp_path, methods={"it": TINY[kind]}, epochs=2, validate_every=2, checkpoint_every=2)
+
+    def run(folder, kill_at=None):
+        torch.manual_seed(config.seed)
+        method = METHODS[kind](TINY[kind], SHAPE)
+        plain, calls = method.losses, iter(range(1000))
+
+        def losses(batch, generator):
+            if next(calls) == kill_at:
+                raise KeyboardInterrupt
+            yield from plain(batch, generator)
+
+        method.losses = losses
+        sets = Sessions(6, augment=True), Sessions(1, seed=1)
+        return train(method, config, "it", *sets, collate=collate, folder=folder, progress=False)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", kill_at=5)
+    killed = run(tmp_path / "killed")
+    for file in ("model.safetensors", "history.csv"):
+        assert sha256(whole / file) == sha256(killed / file)

@@ -1,0 +1,232 @@
+"""DDPM: noise and its inverse, DDIM against the ancestral chain, labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_batch
+from monai.networks.schedulers import DDPMScheduler
+from tiny_baselines import fit, make, seeded, smooth_batch
+
+from resdm.batch import Prior
+from resdm.config import ConfigError, DDPMConfig, load_config
+
+SMALL = (8, 8, 8)
+ALPHAS = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))  # ᾱ in double precision
+
+
+def synthesise(method, seed=0, n=1, **options):
+    mri = torch.zeros((n, 1, *method.shape))
+    return method.eval().synthesise(mri, Prior((None,) * n, (None,) * n), seeded(seed), **options)
+
+
+def test_loss_is_the_mse_of_the_noise():
+    method, batch = make("ddpm", SMALL), random_batch(2, SMALL)
+    batch = replace(batch, present=torch.tensor([[True, False], [True, True]]))
+    g = seeded(3)
+    t, noise = torch.randint(1000, (3,), generator=g), torch.randn((3, 1, *SMALL), generator=g)
+    ((name, loss),) = method.losses(batch, seeded(3))
+    assert name == "model"
+    torch.testing.assert_close(loss, noise.square().mean())  # the network starts at 0
+
+    seen = {}
+
+    def oracle(x_t, mri, t, labels):
+        seen.update(x_t=x_t, mri=mri, t=t, labels=labels)
+        return 0.5 * x_t
+
+    method.predict = oracle
+    ((_, loss),) = method.losses(batch, seeded(3))
+    alpha = ALPHAS[t].view(3, 1, 1, 1, 1).float()
+    x0 = 2 * torch.stack([batch.pet[0, 0], batch.pet[1, 0], batch.pet[1, 1]]).unsqueeze(1) - 1
+    expected = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+    torch.testing.assert_close(seen["x_t"], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen["mri"], batch.mri[[0, 1, 1]])
+    assert seen["labels"].tolist() == [0, 0, 1]
+    assert torch.equal(seen["t"], t)
+    torch.testing.assert_close(loss, (0.5 * seen["x_t"] - noise).square().mean())
+
+
+@pytest.mark.parametrize("t", [0, 1, 250, 998, 999])
+def test_x0_from_noise_is_exact(t):
+    method = make("ddpm", SMALL)
+    method.scheduler.alphas_cumprod = method.scheduler.alphas_cumprod.double()
+    x0, noise = torch.rand(2, 1, *SMALL, dtype=torch.double), torch.randn(2, 1, *SMALL, dtype=torch.double)
+    x_t = method.scheduler.add_noise(x0, noise, torch.full((2,), t))
+    torch.testing.assert_close(method.x0(x_t, noise, t), x0, rtol=0, atol=1e-12)
+
+
+def test_x0_is_learned_where_it_is_asked_for():
+    method, batch = make("ddpm", SMALL, prediction="sample"), random_batch(1, SMALL)
+    x0 = 2 * batch.pet[0].unsqueeze(1) - 1
+    ((_, loss),) = method.losses(batch, seeded(3))
+    torch.testing.assert_close(loss, x0.square().mean())  # the network starts at 0
+    method.predict = lambda x_t, mri, t, labels: x0
+    torch.testing.assert_close(synthesise(method, steps=8), batch.pet)
+
+
+def test_haar_stem_changes_the_network_alone():
+    """Eight bands of PET and MRI in, eight out; at the end a PET of the grid's shape, odd axes included."""
+    method = make("ddpm", (9, 8, 11), stem="haar")
+    assert (method.unet.in_channels, method.unet.out_channels) == (16, 8)
+    fit(method, smooth_batch(2, (9, 8, 11)), 3)
+    assert all(weight.grad is not None and weight.grad.any() for weight in method.parameters())
+    assert synthesise(method, steps=1).shape == (1, 2, 9, 8, 11)
+
+
+def test_schedule_is_the_papers():
+    config = DDPMConfig()
+    assert (config.steps, config.beta_range, config.ema, config.learning_rate) == (1000, (1e-4, 0.02), 0.9999, 1e-4)
+    torch.testing.assert_close(make("ddpm").scheduler.alphas_cumprod.double(), ALPHAS, rtol=1e-4, atol=1e-7)
+
+
+def gaussian_oracle(mean, spread):
+    """ε̂ for PETs whose voxels are N(mean, spread²): the exact posterior mean of the noise."""
+
+    def noise(x_t, mri, t, labels):
+        alpha = ALPHAS[t].view(-1, 1, 1, 1, 1).float()
+        return (1 - alpha).sqrt() * (x_t - alpha.sqrt() * mean) / (alpha * spread**2 + 1 - alpha)
+
+    return noise
+
+
+def ancestral_mean(mean, spread):
+    """Mean of x_0 under Ho et al.'s ancestral chain (Eq. 7, 11) with that oracle, step by step from E[x_T] = 0."""
+    alphas = ALPHAS.numpy()
+    x = 0.0
+    for t in range(999, -1, -1):
+        alpha, before = alphas[t], alphas[t - 1] if t else 1.0
+        beta = 1 - alpha / before
+        noise = np.sqrt(1 - alpha) * (x - np.sqrt(alpha) * mean) / (alpha * spread**2 + 1 - alpha)
+        x0 = (x - np.sqrt(1 - alpha) * noise) / np.sqrt(alpha)
+        x = np.sqrt(before) * beta / (1 - alpha) * x0 + np.sqrt(1 - beta) * (1 - before) / (1 - alpha) * x
+    return x
+
+
+def test_ddim_with_all_steps_reproduces_the_ancestral_mean():
+    """And the spread: with an oracle for N(0.2, 0.1²) DDIM maps z to about 0.2 + 0.1 z."""
+    method = make("ddpm", SMALL)
+    method.predict = gaussian_oracle(0.2, 0.1)
+    pet = synthesise(method, steps=1000)
+    z = torch.randn((2, 1, *SMALL), generator=seeded())
+    x0 = (2 * pet[0].unsqueeze(1) - 1).double()
+    slope = float(((x0 - x0.mean()) * (z - z.mean())).sum() / (z - z.mean()).square().sum())
+    intercept = float(x0.mean() - slope * z.mean())
+    assert intercept == pytest.approx(ancestral_mean(0.2, 0.1), abs=1e-3)
+    assert slope == pytest.approx(0.1, rel=0.02)
+
+
+def test_eta_1_with_all_steps_is_the_ancestral_chain():
+    method = make("ddpm", SMALL, eta=1.0)
+    method.predict = gaussian_oracle(-0.4, 0.05)
+    pet = synthesise(method, steps=1000)
+    ddpm, g = DDPMScheduler(1000), seeded()
+    x = torch.randn((2, 1, *SMALL), generator=g)
+    for t in range(999, -1, -1):
+        x, _ = ddpm.step(method.predict(x, None, torch.tensor([t, t]), None), t, x, g)
+    torch.testing.assert_close(pet[0].unsqueeze(1), (x + 1) / 2, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 50, 250])
+def test_any_number_of_steps_ends_at_an_oracles_x0(steps):
+    """An oracle that knows x_0: nothing of the noise may be left, and every step starts where the last one ended."""
+    method, x0 = make("ddpm", SMALL), torch.rand(2, 1, *SMALL)
+    seen, noises = [], []
+
+    def oracle(x_t, mri, t, labels):
+        seen.append(int(t[0]))
+        alpha = method.scheduler.alphas_cumprod[t[0]]
+        noises.append((x_t - alpha.sqrt() * (2 * x0 - 1)) / (1 - alpha).sqrt())
+        torch.testing.assert_close(noises[-1], noises[0], rtol=1e-4, atol=1e-4)  # a deterministic chain keeps its noise
+        return noises[-1]
+
+    method.predict = oracle
+    pet = synthesise(method, steps=steps)
+    torch.testing.assert_close(pet[0].unsqueeze(1), x0, rtol=0, atol=1e-4)
+    assert seen == list(range(999, -1, -1000 // steps))[:steps]
+    assert len(seen) == steps
+
+
+def test_steps_must_divide_T(tmp_path):
+    with pytest.raises(ValueError, match="divisor of 1000"):
+        synthesise(make("ddpm", SMALL), steps=30)
+    profile = tmp_path / "odd.yaml"
+    profile.write_text(
+        "cohort: {kind: phantom, phantom: {}}\nmethods: {DDPM: {kind: ddpm, sampling_steps: 30}}\n", encoding="utf-8"
+    )
+    with pytest.raises(ConfigError, match=r"methods\.DDPM\.sampling_steps is 30; expected a divisor of 1000"):
+        load_config(profile)
+
+
+def test_seed_decides_a_sample_and_people_do_not_mix():
+    method = make("ddpm", SMALL)
+    fit(method, smooth_batch(2, SMALL), 5)
+    assert torch.equal(synthesise(method, 1), synthesise(method, 1))
+    assert not torch.equal(synthesise(method, 1), synthesise(method, 2))
+    batch = smooth_batch(2, SMALL)
+    labels = method.labels(batch.prior).flatten()
+    x_t, t = torch.randn(4, 1, *SMALL), torch.tensor([5, 500, 900, 30])
+    mri = batch.mri.repeat_interleave(2, 0)
+    with torch.no_grad():
+        together = method.predict(x_t, mri, t, labels)
+        alone = [method.predict(x_t[[i]], mri[[i]], t[[i]], labels[[i]]) for i in range(4)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_labels():
+    plain = make("ddpm", SMALL)
+    prior = Prior((None, 59.9, 60.0, 90.0), ("F", "M", None, "F"))
+    assert plain.labels(prior).tolist() == [[0, 1]] * 4
+    assert plain.unet.num_class_embeds == 2
+    full = make("ddpm", SMALL, labels=("sex", "age"), age_edges=(60.0, 80.0))
+    # sex: unknown, F, M; age: unknown, under 60, 60 to 80, from 80
+    groups = [1 * 4 + 0, 2 * 4 + 1, 0 * 4 + 2, 1 * 4 + 3]
+    assert full.labels(prior).tolist() == [[2 * group, 2 * group + 1] for group in groups]
+    assert full.unet.num_class_embeds == 2 * 3 * 4
+    everyone = [(age, sex) for age in (None, 50.0, 70.0, 85.0) for sex in (None, "F", "M")]
+    found = full.labels(Prior(*zip(*everyone, strict=True))).flatten().tolist()
+    assert sorted(found) == list(range(24))
+    assert make("ddpm", SMALL, labels=("age",), age_edges=(60.0,)).unet.num_class_embeds == 2 * 3
+
+
+def test_time_and_label_reach_every_level():
+    """With as many groups as channels, the first level's norms would take the embedding out again."""
+    unet = make("ddpm", SMALL).unet
+    blocks = [resnet for part in (*unet.down_blocks, *unet.up_blocks) for resnet in part.resnets]
+    assert len(blocks) == 3 + 6
+    for block in (*blocks, unet.middle_block.resnet_1, unet.middle_block.resnet_2):
+        torch.nn.init.normal_(block.conv2.conv.weight)  # zero at first
+        x, (one, other) = torch.randn(1, block.channels, 4, 4, 4), torch.randn(2, 1, 32)
+        with torch.no_grad():
+            y = block(x, one)
+            assert float((y - block(x, other)).square().mean()) > 1e-3 * float(y.var())
+
+
+def test_odd_grids_are_padded_and_cut():
+    method = make("ddpm", (9, 8, 11))
+    seen = []
+    method.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    assert synthesise(method, steps=1).shape == (1, 2, 9, 8, 11)
+    assert seen == [(2, 2, 12, 8, 12)]
+
+
+def test_overfits_two_people():
+    """ε̂ explains the noise, and x̂_0 from a noisy PET is nearer to it than the two people's mean."""
+    method, batch = make("ddpm", SMALL, learning_rate=4e-3), smooth_batch(2, SMALL)
+    batch = replace(batch, pet=torch.cat([0.2 + 0.6 * batch.mri, 0.8 - 0.6 * batch.mri], 1))
+    many = replace(
+        batch, mri=batch.mri.repeat(4, 1, 1, 1, 1), pet=batch.pet.repeat(4, 1, 1, 1, 1),
+        present=batch.present.repeat(4, 1), prior=Prior((None,) * 8, (None,) * 8),
+    )  # fmt: skip
+    fit(method, many, 100)
+    x0 = (2 * batch.pet - 1).flatten(0, 1).unsqueeze(1)
+    noise, t = torch.randn(x0.shape, generator=seeded(9)), torch.full((4,), 200)
+    x_t = method.scheduler.add_noise(x0, noise, t)
+    with torch.no_grad():
+        found = method.predict(x_t, batch.mri.repeat_interleave(2, 0), t, method.labels(batch.prior).flatten())
+    assert float((found - noise).square().mean()) < 0.06
+    error = (method.x0(x_t, found, 200) - x0).abs().mean()
+    assert float(error) < float(2 * (batch.pet - batch.pet.mean(0)).abs().mean())

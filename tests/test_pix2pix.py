@@ -1,0 +1,90 @@
+"""Pix2Pix: the U-Net's anatomy, the game's losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_baselines import make, seeded, smooth_batch
+from torch import nn
+
+from resdm.methods.pix2pix import UNetGenerator
+
+
+@pytest.mark.parametrize(
+    ("shape", "levels"),
+    [((256,) * 3, 8), ((128,) * 3, 7), ((32,) * 3, 5), ((32, 40, 24), 4), ((96, 120, 104), 6), ((16,) * 3, 4)],
+)
+def test_levels_halve_the_shortest_axis_to_one_voxel(shape, levels):
+    with torch.device("meta"):
+        net = UNetGenerator(32, shape, 0.5)
+    assert len(net.down) == levels
+    assert min(shape) >> levels == 1
+    assert [c.out_channels for c in net.down] == [32, 64, 128, 256, 256, 256, 256, 256][:levels]
+
+
+def test_norms_biases_and_dropout_are_where_the_original_has_them():
+    with torch.device("meta"):
+        net = UNetGenerator(32, (128, 128, 128), 0.5)
+    assert [isinstance(norm, nn.InstanceNorm3d) for norm in net.down_norm] == [False, *[True] * 5, False]
+    assert [isinstance(norm[0], nn.InstanceNorm3d) for norm in net.up_norm] == [False, *[True] * 6]
+    assert [up[-1].p for up in net.up_norm] == [0, 0, 0, 0, 0.5, 0.5, 0]
+    assert [c.bias is not None for c in net.up] == [True, *[False] * 6]
+    assert all(c.bias is None for c in net.down)
+    assert {c.kernel_size for c in [*net.down, *net.up]} == {(4, 4, 4)}
+
+
+def test_no_norm_sees_a_single_voxel():
+    net = UNetGenerator(2, (16, 16, 16), 0.5)
+    seen = []
+    for module in net.modules():
+        if isinstance(module, nn.InstanceNorm3d):
+            module.register_forward_hook(lambda m, inputs, output: seen.append(inputs[0][0, 0].numel()))
+    net(torch.rand(1, 1, 16, 16, 16))
+    assert sorted(seen) == [8, 8, 64, 64, 512]
+
+
+def test_weights_start_as_the_original():
+    torch.manual_seed(0)
+    net = UNetGenerator(16, (16, 16, 16), 0.5)
+    assert float(net.down[2].weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    assert not net.up[0].bias.any()
+
+
+def test_dropout_acts_in_training_and_sleeps_at_test():
+    torch.manual_seed(0)
+    net, x = UNetGenerator(2, (64, 64, 64), 0.5), torch.rand(1, 1, 64, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(net.train()(x), net(x))
+        assert torch.equal(net.eval()(x), net(x))
+
+
+def test_losses_by_hand():
+    method, batch = make("pix2pix", l1_weight=7.0), smooth_batch()
+    model = method.models["tau"]
+    mri, pet = 2 * batch.mri - 1, 2 * batch.pet[:, 1:] - 1
+    fake = model.generator(mri)
+
+    def probability(volume):
+        return model.discriminator(torch.cat([mri, volume], 1))[-1].sigmoid()
+
+    steps = model.losses(batch.mri, batch.pet[:, 1:], seeded())
+    name, loss = next(steps)
+    expected = -0.5 * (probability(pet).log().mean() + (1 - probability(fake)).log().mean())
+    assert name == "discriminator"
+    torch.testing.assert_close(loss, expected)
+
+    with torch.no_grad():  # the generator meets the discriminator as just updated
+        for weight in model.discriminator.parameters():
+            weight.mul_(1.1)
+    name, loss = next(steps)
+    assert name == "generator"
+    torch.testing.assert_close(loss, -probability(fake).log().mean() + 7 * (fake - pet).abs().mean())
+    torch.testing.assert_close(model.scalars["l1"], (fake - pet).abs().mean().detach())
+
+
+def test_history_has_both_tracers_parts():
+    method = make("pix2pix")
+    list(method.losses(smooth_batch(), seeded()))
+    parts = ("discriminator", "adversarial", "l1")
+    assert set(method.scalars) == {f"{tracer}.{part}" for tracer in ("amyloid", "tau") for part in parts}
+    assert not any(value.requires_grad for value in method.scalars.values())

@@ -1,0 +1,98 @@
+"""TransUNet: tokens, standardised weights, skips."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_baselines import TINY, make, seeded, smooth_batch
+from torch import nn
+
+from resdm.config import TransUNetConfig
+from resdm.methods.adversarial import ConditionalGAN
+from resdm.methods.transunet import StandardisedConv3d, TransUNetGenerator
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid"),
+    [((128,) * 3, (8, 8, 8)), ((64,) * 3, (4, 4, 4)), ((32,) * 3, (4, 4, 4)), ((32, 40, 24), (4, 5, 3)),
+     ((96, 120, 104), (6, 8, 7)), ((16,) * 3, (2, 2, 2))],
+)  # fmt: skip
+def test_tokens(shape, grid):
+    """512 at 128³; a small grid's last stage keeps its resolution."""
+    with torch.device("meta"):
+        net = TransUNetGenerator(TINY["transunet"], shape)
+        seen = []
+        net.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+        assert net(torch.empty(1, 1, *shape)).shape == (1, 1, *shape)
+    assert net.grid == grid
+    assert seen == [(1, grid[0] * grid[1] * grid[2], 16)]
+
+
+def test_default_anatomy():
+    with torch.device("meta"):
+        net = TransUNetGenerator(TransUNetConfig(), (128, 128, 128))
+    assert [len(stage) for stage in net.stages] == [3, 4, 9]
+    assert [stage[-1].branch[-1].num_channels for stage in net.stages] == [128, 256, 512]
+    assert len(net.encoder) == 8 + 1
+    assert [block[0][0].in_channels for block in net.decoder] == [256 + 256, 128 + 128, 64 + 32, 32]
+    assert [block[0][0].out_channels for block in net.decoder] == [128, 64, 32, 8]
+
+
+def test_weights_are_standardised():
+    """Scale and shift of an output channel's weights change nothing, and the effective ones have unit variance."""
+    torch.manual_seed(0)
+    conv, x = StandardisedConv3d(3, 4, 3, bias=False), torch.rand(1, 3, 5, 5, 5)
+    before = conv(x)
+    weight = conv.weight.detach().clone()
+    standard = (weight - weight.mean((1, 2, 3, 4), keepdim=True)) / weight.std((1, 2, 3, 4), correction=0, keepdim=True)
+    torch.testing.assert_close(before, nn.functional.conv3d(x, standard), rtol=5e-3, atol=5e-3)  # ε 1e-5
+    with torch.no_grad():
+        conv.weight.mul_(30).add_(2)
+    torch.testing.assert_close(conv(x), nn.functional.conv3d(x, standard), rtol=1e-4, atol=1e-4)
+
+
+def test_all_convolutions_of_the_encoder_are_standardised_and_none_of_the_decoder():
+    net = make("transunet").models["amyloid"].generator
+    for part, kind in ((net.root, StandardisedConv3d), (net.stages, StandardisedConv3d), (net.decoder, nn.Conv3d)):
+        assert {type(m) for m in part.modules() if isinstance(m, nn.Conv3d)} == {kind}
+
+
+def test_tokens_know_their_place():
+    """Without positions the transformer would treat two voxels alike; they start at 0 and learn."""
+    method = make("transunet")
+    positions = method.models["amyloid"].generator.embedding.positions
+    assert not positions.any()
+    for name, loss in method.losses(smooth_batch(), seeded()):
+        if name == "amyloid.generator":
+            loss.backward()
+            break
+    assert bool(positions.grad.any(-1).all())
+
+
+def test_transformer_reaches_across_the_volume():
+    """A far corner's voxel changes the opposite corner's output; without the transformer it cannot by convolution."""
+    torch.manual_seed(0)
+    net = TransUNetGenerator(TINY["transunet"], (64, 64, 64)).eval()
+    for module in net.modules():  # norms over the whole map would carry it as well
+        if isinstance(module, nn.GroupNorm | nn.InstanceNorm3d):
+            module.forward = lambda x: x
+    x = torch.rand(1, 1, 64, 64, 64)
+    y = x.clone()
+    y[..., :4, :4, :4] += 1
+    with torch.no_grad():
+        change = (net.bridge(self_map(net, x)) - net.bridge(self_map(net, y))).abs()
+        assert float(change[..., -1, -1, -1].max()) > 0
+        net.encoder = nn.Identity()
+        change = (net.bridge(self_map(net, x)) - net.bridge(self_map(net, y))).abs()
+        assert float(change[..., -1, -1, -1].max()) == 0
+
+
+def self_map(net, x):
+    features = net.stages[2](net.stages[1](net.stages[0](net.pool(net.root(x)))))
+    return net.encoder(net.embedding(features)).transpose(1, 2).unflatten(2, net.grid)
+
+
+def test_it_plays_pix2pixs_game():
+    model = make("transunet").models["tau"]
+    assert type(model) is ConditionalGAN
+    assert TransUNetConfig().l1_weight == 100
