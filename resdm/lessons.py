@@ -16,10 +16,12 @@ from resdm.config import AGE_RANGE, SEXES
 from resdm.prior import PriorModule, prompt
 
 
-def learn_language(prior: PriorModule, seed: int, batch: int = 32) -> float:
+def learn_language(prior: PriorModule, seed: int, batch: int = 16) -> float:
     """Train the whole tower on random prompts, then leave its frozen part frozen again.
 
-    Does nothing to a tower with weights of its own, or where the configuration gives no lessons.
+    Every state from the end of the sentence on answers, padding included: cross-attention starts nearly uniform over
+    the 77 states, and would hear little if only one of them knew. Does nothing to a tower with weights of its own, or
+    where the configuration gives no lessons.
 
     Returns
     -------
@@ -44,19 +46,19 @@ def learn_language(prior: PriorModule, seed: int, batch: int = 32) -> float:
         texts, target = _lesson(batch, generator)
         target = target.to(device)
         ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
-        length = int(ends.max()) + 1  # the tower is causal: what follows the end of a sentence changes nothing
-        states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))[:, :length]
-        states = tower.transformer(states, attn_mask=tower.attn_mask[:length, :length])
-        pooled = (tower.ln_final(states) @ tower.text_projection)[torch.arange(batch, device=device), ends]
-        answer = readout(pooled)  # (batch, 4)
+        states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))
+        states = tower.transformer(states, attn_mask=tower.attn_mask)
+        answer = readout(tower.ln_final(states) @ tower.text_projection)  # (batch, 77, 4)
+        answers = torch.arange(answer.shape[1], device=device) >= ends[:, None]  # (batch, 77)
+        error = (answer - target[:, None])[answers]
         optimiser.zero_grad()
-        (answer - target).square().mean().backward()
+        error.square().mean().backward()
         optimiser.step()
         schedule.step()
         if lesson >= 0.75 * size.lessons:
             said = target[:, 1] > 0
             spoken.append(target[said, 0])
-            recovered.append(answer[said, 0].detach())
+            recovered.append(answer[torch.arange(batch, device=device), ends][said, 0].detach())
     for weight, was in zip(weights, trainable, strict=True):
         weight.requires_grad_(was)
         weight.grad = None

@@ -85,12 +85,7 @@ class PriorModule(nn.Module):
         self._cache: dict[str, Tensor] = {}
 
     def forward(self, texts: list[str], *, cached: bool = True) -> Tensor:
-        """Context of N prompts.
-
-        Returns
-        -------
-        Tensor (N, 77, dim), or (N, 1, dim) where ``context`` is ``pooled``
-        """
+        """N prompts → context (N, 77, dim), or (N, 1, dim) where ``context`` is ``pooled``."""
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # conditions often share a sentence
         states = torch.stack([self._frozen_state(text, cached) for text in distinct])  # (n, 77, width)
         states = self.tower.transformer.resblocks[-1](states, attn_mask=self.tower.attn_mask)

@@ -128,6 +128,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(nn.Conv3d(channels, channels, 3, padding=1))
         self.outlet = nn.Sequential(norm(channels, groups), nn.SiLU(), nn.Conv3d(channels, fold, 3, padding=1))
+        nn.init.normal_(self.outlet[-1].weight, std=1e-3)  # starts near 0, so that the first steps do not go to waste
         if config.channels_last:
             self.to(memory_format=torch.channels_last_3d)
 

@@ -132,7 +132,7 @@ def test_unsaid_fields_and_dropout():
 
 def test_lessons_teach_the_tower_to_read():
     torch.manual_seed(0)
-    size = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, lessons=150)
+    size = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, lessons=300)
     prior = PriorModule(PriorConfig(weights="none", tower=size))
     assert learn_language(prior, seed=0) > 0.9
     frozen = [name for name, weight in prior.named_parameters() if not weight.requires_grad]
