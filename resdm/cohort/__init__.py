@@ -1,0 +1,1 @@
+"""The data: raw scans → manifest → registration → volumes → dataset."""

@@ -1,0 +1,520 @@
+"""Scans of the manifest → volumes on the profile's grid, with intensities in [0, 1], and one array of all of them.
+
+For one session: T1 → MNI affine, PET → T1 rigid, composed, every scan interpolated once; the T1's bias field removed
+(N4) and its bright end scaled to 1; each PET divided by the mean of its reference region (SUVR) and a fixed range of
+SUVR mapped to [0, 1]; all voxels outside the MNI brain set to 0. The reference region is measured on the profile's
+grid, where every later stage measures too, so that its mean is 1 there.
+
+What is finished is not done again: each session leaves a record with the digests of its inputs and settings, written
+last; a killed call loses the sessions in work, no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk  # noqa: N813 - its own users call it so
+from joblib import Parallel, delayed, effective_n_jobs
+from nibabel.affines import voxel_sizes
+from tqdm.auto import tqdm
+
+from resdm.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm.cohort.manifest import ManifestError, read_manifest
+from resdm.cohort.registration import Scan, register_affine, register_rigid, resample, smooth
+from resdm.config import TRACERS, Config, PreprocessConfig, to_dict
+from resdm.io import atomic, sha256, write_json, write_text
+
+REVISION = 2
+"""Raised whenever the same scans and settings would give other volumes, so that old ones are made anew."""
+
+SPACE = "MNI152"
+"""The ``space-`` entity of what is written: that of nilearn's packaged MNI152 maps."""
+
+FLAGS = {
+    "correlation": (0.6, np.inf),
+    "similarity": (1.06, np.inf),
+    "reference_cov": (-np.inf, 0.4),
+    "suvr_max": (1.1, 6.0),
+}
+"""Measures of quality and the range beyond which a session is flagged for somebody to look at."""
+
+_QUALITY = ("similarity", "reference_mean", "reference_cov", "suvr_max")
+
+_SHOWN = 5
+
+
+class VolumeError(ValueError):
+    """A scan that cannot be used: names the file, what was found and expected, and the remedy."""
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
+    """Read a NIfTI and check that it can be a scan of a head.
+
+    Parameters
+    ----------
+    path : path
+    frames : bool
+        Take 4D too and average over time, as PET comes.
+
+    Returns
+    -------
+    Scan
+        float32.
+
+    Raises
+    ------
+    VolumeError
+        Not readable, wrong number of dimensions, no orientation, voxel sizes that are no millimetres, voxels that are
+        not finite, or all the same.
+    """
+    path = Path(path)
+    try:
+        image = nib.load(path)
+        shape = image.shape
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except FileNotFoundError:
+        raise VolumeError(f"{path}: no such file") from None
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, TypeError, ValueError, zlib.error) as error:
+        raise VolumeError(f"{path}: cannot be read as NIfTI ({error}); copy or convert the scan again") from None
+    if data.ndim == 4 and (frames or shape[3] == 1):
+        data = data.mean(axis=3)  # NaN in any frame stays NaN
+    if data.ndim != 3:
+        expected = "3D, or 4D with frames" if frames else "one 3D volume"
+        raise VolumeError(
+            f"{path}: found {len(shape)} dimensions {shape}, expected {expected}; choose or average the volumes"
+        )
+    if min(data.shape) < 8:
+        raise VolumeError(f"{path}: found {shape} voxels, expected a 3D scan of the whole head, 8 or more an axis")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if isinstance(image, nib.Nifti1Pair) and image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+        raise VolumeError(
+            f"{path}: no orientation (sform and qform codes are 0), so left and right cannot be told; "
+            "convert the scan from DICOM again"
+        )
+    size = voxel_sizes(affine)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * size.prod():
+        raise VolumeError(f"{path}: its affine is no map to millimetres: {affine.tolist()}; convert the scan again")
+    if size.min() < 0.2 or size.max() > 15:
+        said = " × ".join(f"{mm:g}" for mm in size)
+        raise VolumeError(f"{path}: voxels of {said} mm, expected 0.2 to 15 mm; are the units millimetres?")
+    broken = int(np.count_nonzero(~np.isfinite(data)))
+    if broken:
+        raise VolumeError(
+            f"{path}: {broken} of {data.size} voxels are not finite (NaN or infinite); set what lies outside to 0"
+        )
+    if data.max() <= 0 or data.min() == data.max():
+        raise VolumeError(f"{path}: empty, all voxels lie from {data.min():g} to {data.max():g}; expected a scan")
+    return Scan(data, affine)
+
+
+# ── one T1 ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[str, Any]]:
+    """One T1-weighted MRI, brain only or whole head, onto the profile's grid, as `preprocess` does it.
+
+    Parameters
+    ----------
+    path : path
+        NIfTI in its native space.
+    config : Config
+
+    Returns
+    -------
+    array : ndarray (X, Y, Z), float32
+        Intensities in [0, 1].
+    info : dict
+        ``transform`` (4, 4) as lists: MNI mm → T1 mm; ``t1_correlation``: with the MNI152 T1 inside the brain;
+        ``intensity``.
+
+    Raises
+    ------
+    VolumeError
+        A file that cannot be read, is no single volume, or whose image does not fit the MNI152 T1.
+    """
+    if Path(path).name.removesuffix(".gz").removesuffix(".nii").endswith("_pet"):
+        raise VolumeError(f"{path}: a PET by its name; expected a T1-weighted MRI")
+    settings = config.preprocess
+    array, mni_to_t1, info = _t1_on_grid(read_scan(path), settings, path)
+    least = FLAGS["correlation"][0]
+    if info["t1_correlation"] < least:
+        raise VolumeError(
+            f"{path}: does not fit the MNI152 T1 (correlation {info['t1_correlation']:.2f} inside the brain, expected "
+            f"{least} or more); is it a T1-weighted MRI of a head, with its orientation right?"
+        )
+    return array, {"transform": mni_to_t1.tolist()} | info
+
+
+@contextmanager
+def _registering(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # SimpleITK's
+        said = str(error).strip().splitlines()[-1]
+        raise VolumeError(f"{path}: cannot be registered ({said}); is it a scan of a head?") from None
+
+
+def _t1_on_grid(
+    t1: Scan, settings: PreprocessConfig, path: str | Path
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The T1 in [0, 1] on the grid, the matrix MNI → T1, and what the sidecar says."""
+    grid = Grid.of(settings.grid)
+    brain = mni_map("brain", grid)
+    with _registering(path):
+        mni_to_t1 = register_affine(t1, settings.registration_mm)
+    array = np.maximum(resample(t1, grid.affine, grid.shape, mni_to_t1), 0)
+    if settings.n4:
+        array /= np.exp(_log_bias(t1, mni_to_t1, grid))
+    here, template = (_blur(volume, grid)[brain] for volume in (array, mni_map("t1", grid)))
+    correlation = float(np.corrcoef(here, template)[0, 1])
+    one = float(np.percentile(array[brain], settings.mri_percentile))
+    array = np.clip(array / one, 0, 1)
+    if settings.mask:
+        array[~brain] = 0
+    intensity = {"kind": "percentile", "percentile": settings.mri_percentile, "value": one}
+    bias_field = "N4" if settings.n4 else None
+    return array, mni_to_t1, {"t1_correlation": correlation, "bias_field": bias_field, "intensity": intensity}
+
+
+def _log_bias(t1: Scan, mni_to_t1: np.ndarray, grid: Grid) -> np.ndarray:
+    """Logarithm of the T1's bias field on the grid, by N4 (Tustison et al. 2010) in MNI white matter.
+
+    White matter is the flattest tissue, so the field is found in fewer rounds and more exactly than from the whole
+    brain. The field is smooth over centimetres: it is estimated on a grid twice as coarse (4 mm at least).
+    """
+    mm = max(4.0, 2 * grid.voxel_mm)
+    coarse = Grid(tuple(int(np.ceil(n * grid.voxel_mm / mm)) + 2 for n in grid.shape), mm)
+    array = resample(t1, coarse.affine, coarse.shape, mni_to_t1)
+    mask = (mni_map("wm", coarse) >= 0.5) & (array > 0)
+    if not mask.any():
+        return np.zeros(grid.shape, dtype=np.float32)
+    image = sitk.GetImageFromArray(np.maximum(array, 0))
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations([20, 20])
+    n4.SetConvergenceThreshold(1e-3)
+    n4.Execute(image, sitk.GetImageFromArray(mask.astype(np.uint8)))
+    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
+    field -= field[mask].mean()
+    return resample(Scan(field, coarse.affine), grid.affine, grid.shape)
+
+
+# ── one PET ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _pet_on_grid(
+    pet: Scan, mni_to_pet: np.ndarray, tracer: str, settings: PreprocessConfig, path: str
+) -> tuple[np.ndarray, dict[str, Any], dict[str, float]]:
+    """A PET in [0, 1] on the grid, what its sidecar says, and what was measured in it (SUVR and quality)."""
+    grid = Grid.of(settings.grid)
+    brain, masks = mni_map("brain", grid), regions(grid)
+    if settings.smooth_mm:
+        pet = smooth(pet, settings.smooth_mm)
+    array = resample(pet, grid.affine, grid.shape, mni_to_pet)
+    reference = array[masks[REFERENCE[tracer]]]
+    mean = float(reference.mean())
+    if not mean > 0:
+        raise VolumeError(
+            f"{path}: the reference region ({REFERENCE[tracer]}) holds a mean of {mean:g}, expected more than 0; "
+            "does the scan cover the cerebellum?"
+        )
+    array = array / mean
+    measured = {
+        "suvr": float(array[np.any([masks[name] for name in SUMMARY[tracer]], axis=0)].mean()),
+        "reference_mean": mean,
+        "reference_cov": float(reference.std() / mean),
+        "suvr_max": float(array[brain].max()),
+    }
+    low, high = settings.suvr_range[tracer]
+    if settings.intensity == "minmax":
+        low, high = float(array[brain].min()), float(array[brain].max())
+    array = np.clip((array - low) / (high - low), 0, 1)
+    if settings.mask:
+        array[~brain] = 0
+    intensity = {"kind": settings.intensity, "suvr_range": [low, high]}
+    return array, {"intensity": intensity, "reference_region": REFERENCE[tracer], "reference_mean": mean}, measured
+
+
+def _blur(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """Smoothed by 6 mm FWHM, so that measures of quality mean the same on fine and coarse grids."""
+    return smooth(Scan(array, grid.affine), 6.0).data
+
+
+def _information(one: np.ndarray, other: np.ndarray) -> float:
+    """Normalised mutual information (Studholme et al. 1999): (H(a) + H(b)) / H(a, b); 1 if unrelated, 2 if equal."""
+    joint = np.histogram2d(one, other, bins=24)[0]
+
+    def entropy(counts: np.ndarray) -> float:
+        p = counts[counts > 0] / counts.sum()
+        return float(-(p * np.log(p)).sum())
+
+    return (entropy(joint.sum(0)) + entropy(joint.sum(1))) / entropy(joint)
+
+
+# ── one session ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _scans(row: dict[str, Any]) -> dict[str, str]:
+    """The session's files in the manifest, by what they are."""
+    return {what: row[what] for what in ("t1w", *TRACERS) if row[what]}
+
+
+def _outputs(row: dict[str, Any]) -> dict[str, str]:
+    """Where the session's volumes lie, relative to ``volumes/``."""
+    folder, stem = f"{row['person']}/{row['session']}", f"{row['person']}_{row['session']}"
+    names = {"t1w": f"{folder}/anat/{stem}_space-{SPACE}_desc-preproc_T1w.nii.gz"}
+    for tracer in TRACERS:
+        if row[tracer]:
+            label = row[f"{tracer}_tracer"]
+            names[tracer] = f"{folder}/pet/{stem}_trc-{label}_space-{SPACE}_desc-preproc_pet.nii.gz"
+    return names
+
+
+def _record_path(config: Config, row: dict[str, Any]) -> Path:
+    return config.volumes / row["person"] / row["session"] / f"{row['person']}_{row['session']}_desc-preproc.json"
+
+
+def _settings_digest(config: Config) -> str:
+    return f"{config.digest('preprocess')}-{REVISION}"
+
+
+def _record(config: Config, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The session's record, if its volumes were made from these very scans under these settings."""
+    try:
+        record = json.loads(_record_path(config, row).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if record.get("settings") != _settings_digest(config) or record.get("outputs") != _outputs(row):
+        return None
+    scans = _scans(row)
+    if set(record["inputs"]) != set(scans) or not all(
+        (config.volumes / p).is_file() for p in record["outputs"].values()
+    ):
+        return None
+    for what, path in scans.items():
+        known, now = record["inputs"][what], os.stat(path)
+        if now.st_size != known["bytes"]:
+            return None
+        if now.st_mtime_ns != known["mtime_ns"] and sha256(path) != known["sha256"]:
+            return None  # written again and different; a mere copy is no change
+    return record
+
+
+def _write_session(config: Config, row: dict[str, Any]) -> None:
+    """Preprocess one session and write its volumes, sidecars and, last, its record."""
+    settings = config.preprocess
+    grid = Grid.of(settings.grid)
+    inputs, scans = {}, {}
+    for what, path in _scans(row).items():
+        status = os.stat(path)
+        inputs[what] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
+        scans[what] = read_scan(path, frames=what != "t1w")
+    outputs = _outputs(row)
+    record_path = _record_path(config, row)
+    record_path.unlink(missing_ok=True)
+
+    def write(what: str, array: np.ndarray, transform: np.ndarray, sidecar: dict[str, Any]) -> None:
+        path = config.volumes / outputs[what]
+        with atomic(path) as temporary:
+            nib.save(grid.image(array.astype(np.float32)), temporary)
+        source = {"file": Path(row[what]).name, "sha256": inputs[what]["sha256"]}
+        head = {"space": SPACE, "source": source, "transform": transform.tolist(), "settings": _settings_digest(config)}
+        write_json(str(path).removesuffix(".nii.gz") + ".json", head | sidecar)
+
+    brain = mni_map("brain", grid)
+    t1, mni_to_t1, said = _t1_on_grid(scans["t1w"], settings, row["t1w"])
+    similarity = said.pop("t1_correlation")
+    write("t1w", t1, mni_to_t1, {"registration_similarity": similarity} | said)
+    measured = {"t1_correlation": similarity}
+    for tracer in TRACERS:
+        if tracer in scans:
+            with _registering(row[tracer]):
+                t1_to_pet = register_rigid(scans["t1w"], scans[tracer], mni_to_t1, settings.registration_mm)
+            mni_to_pet = t1_to_pet @ mni_to_t1
+            array, said, found = _pet_on_grid(scans[tracer], mni_to_pet, tracer, settings, row[tracer])
+            found["similarity"] = _information(_blur(t1, grid)[brain], _blur(array, grid)[brain])
+            said |= {"tracer": row[f"{tracer}_tracer"], "t1_to_pet": t1_to_pet.tolist()}
+            write(tracer, array, mni_to_pet, {"registration_similarity": found["similarity"]} | said)
+            measured |= {f"{tracer}_{name}": value for name, value in found.items()}
+    written = {config.volumes / name for path in outputs.values() for name in (path, path[:-7] + ".json")}
+    for stale in set(record_path.parent.glob("*/*_desc-preproc_*")) - written:  # of a PET that the manifest had once
+        stale.unlink()
+    write_json(
+        record_path,
+        {"settings": _settings_digest(config), "inputs": inputs, "outputs": outputs, "measured": measured},
+    )
+
+
+# ── the cohort ────────────────────────────────────────────────────────────────────────────────────
+
+
+def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.DataFrame:
+    """Preprocess every session of the manifest that is not done yet, and pack them all into ``cohort.npy``.
+
+    Every scan still to do is read and checked before the first is worked on.
+
+    Parameters
+    ----------
+    config : Config
+        Reads ``manifest.csv``, writes below ``volumes/``.
+    jobs : int
+        Processes, one thread each; -1 for as many as cores. The volumes do not depend on it.
+    progress : bool
+        Show bars.
+
+    Returns
+    -------
+    DataFrame
+        ``index.csv``: one row a session, in the order of ``cohort.npy``.
+
+    Raises
+    ------
+    ManifestError, LeakageError
+        A manifest that cannot be used.
+    VolumeError
+        A scan that cannot be used.
+    """
+    frame = read_manifest(config.manifest)
+    if (frame["split"] == "").any():
+        row = frame[frame["split"] == ""].iloc[0]
+        raise ManifestError(
+            f"{config.manifest}: {row['person']} {row['session']} has no split; make the manifest again with "
+            "`resdm manifest`, or fill the column"
+        )
+    regions(Grid.of(config.preprocess.grid))  # a grid that holds no reference region is refused now
+    rows = frame.to_dict("records")
+    todo = [row for row in rows if _record(config, row) is None]
+
+    def run(work: Callable[..., Any], label: str) -> list[Any]:
+        parallel = Parallel(n_jobs=min(effective_n_jobs(jobs), max(len(todo), 1)), return_as="generator_unordered")
+        results = parallel(delayed(work)(config, row) for row in todo)
+        return list(tqdm(results, total=len(todo), desc=label, unit="session", disable=not progress or not todo))
+
+    problems = sorted(problem for problems in run(_problems, "checks") for problem in problems)
+    if problems:
+        more = [f"… and {len(problems) - _SHOWN} more, {len(problems)} in all"] if len(problems) > _SHOWN else []
+        raise VolumeError("\n".join([*problems[:_SHOWN], *more]))
+    run(_write_session, "preprocessing")
+    return _pack(config, frame, [json.loads(_record_path(config, row).read_text(encoding="utf-8")) for row in rows])
+
+
+def _problems(config: Config, row: dict[str, Any]) -> list[str]:
+    """What is wrong with the scans of a session."""
+    problems = []
+    for what, path in _scans(row).items():
+        try:
+            read_scan(path, frames=what != "t1w")
+        except VolumeError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _index(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -> pd.DataFrame:
+    """``index.csv`` from the manifest and what was measured."""
+    cohort = config.cohort
+    rows = []
+    for row, record in zip(frame.to_dict("records"), records, strict=True):
+        measured, outputs = record["measured"], record["outputs"]
+        line = {name: row[name] for name in ("person", "session", "split", "age", "sex", "diagnosis")}
+        line |= {f"present_{tracer}": int(tracer in outputs) for tracer in TRACERS}
+        line |= {f"{tracer}_tracer": row[f"{tracer}_tracer"] if tracer in outputs else "" for tracer in TRACERS}
+        for tracer in TRACERS:
+            given = row[f"{tracer}_suvr"]
+            line[f"{tracer}_suvr"] = measured.get(f"{tracer}_suvr", np.nan) if np.isnan(given) else given
+        cutoffs = {"amyloid": cohort.amyloid_cutoff.get(row["amyloid_tracer"], np.nan), "tau": cohort.tau_cutoff}
+        for tracer, cutoff in cutoffs.items():
+            status, suvr = row[f"{tracer}_status"], line[f"{tracer}_suvr"]
+            known = np.isfinite(suvr) and np.isfinite(cutoff)
+            line[f"{tracer}_status"] = int(suvr >= cutoff) if pd.isna(status) and known else status
+        line |= {what: outputs.get(what, "") for what in ("t1w", *TRACERS)}
+        line |= {name: row[name] for name in ("education", "mmse")}
+        line["t1_correlation"] = measured["t1_correlation"]
+        for tracer in TRACERS:
+            line |= {f"{tracer}_{name}": measured.get(f"{tracer}_{name}", np.nan) for name in _QUALITY}
+        line["flags"] = ";".join(_flags(measured))
+        rows.append(line)
+    return pd.DataFrame(rows).astype({f"{tracer}_status": "Int64" for tracer in TRACERS})
+
+
+def _flags(measured: dict[str, float]) -> list[str]:
+    """What a person should look at: a measure beyond `FLAGS`, with its value."""
+    said = []
+    for name, value in measured.items():
+        scan, _, measure = name.partition("_")
+        low, high = FLAGS.get(measure, (-np.inf, np.inf))
+        if not low <= value <= high:
+            said.append(f"{scan} {measure.replace('_', ' ')} {value:.2f}")
+    return said
+
+
+def _pack(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Write ``cohort.npy``, the templates and, last, ``index.csv``, unless they are of these very volumes already."""
+    grid, folder = Grid.of(config.preprocess.grid), config.volumes
+    index = _index(config, frame, records)
+    text = index.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    made_from = [[record["settings"], {k: v["sha256"] for k, v in record["inputs"].items()}] for record in records]
+    digest = hashlib.sha256(json.dumps([text, made_from]).encode()).hexdigest()
+    card = {"grid": to_dict(config.preprocess.grid), "settings": config.digest("preprocess"), "digest": digest}
+    targets = folder / "cohort.json", folder / "cohort.npy", folder / "index.csv"
+    try:
+        current = json.loads(targets[0].read_text(encoding="utf-8")) == card and targets[1].is_file()
+        if current and targets[2].read_text(encoding="utf-8") == text:
+            return index
+    except (OSError, ValueError):
+        pass
+
+    targets[0].unlink(missing_ok=True)
+    sums = {tracer: np.zeros(grid.shape) for tracer in TRACERS}
+    with atomic(targets[1]) as temporary:
+        array = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(index), 1 + len(TRACERS), *grid.shape))
+        for number, (split, record) in enumerate(zip(index["split"], records, strict=True)):
+            for channel, what in enumerate(("t1w", *TRACERS)):
+                if what in record["outputs"]:
+                    volume = _volume(folder / record["outputs"][what], grid)
+                    array[number, channel] = volume
+                    if what in sums and split == "train":
+                        sums[what] += volume
+        array.flush()
+        del array
+    training = index[index["split"] == "train"]
+    for tracer, total in sums.items():
+        path, n = folder / f"template_{tracer}.nii.gz", int(training[f"present_{tracer}"].sum())
+        path.unlink(missing_ok=True)
+        if n:
+            with atomic(path) as temporary:
+                nib.save(grid.image((total / n).astype(np.float32)), temporary)
+    write_json(
+        folder / "dataset_description.json",
+        {
+            "Name": f"Preprocessed volumes of profile {config.profile}",
+            "BIDSVersion": "1.9.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "resdm preprocess"}],
+        },
+    )
+    write_json(targets[0], card)
+    write_text(targets[2], text)
+    return index
+
+
+def _volume(path: Path, grid: Grid) -> np.ndarray:
+    """A preprocessed volume, checked to lie on the grid."""
+    image = nib.load(path)
+    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
+        raise VolumeError(
+            f"{path}: volumes of unequal grid: found {image.shape} at {voxel_sizes(image.affine)[0]:g} mm, expected "
+            f"{grid.shape} at {grid.voxel_mm:g} mm; delete the file and preprocess again"
+        )
+    return image.get_fdata(dtype=np.float32)

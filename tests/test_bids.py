@@ -1,0 +1,181 @@
+"""A BIDS dataset → the manifest: who is found, what they are said to be, and who is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from resdm.cohort.bids import build_manifest
+from resdm.cohort.manifest import ManifestError, read_manifest, split_people, write_manifest
+from resdm.cohort.phantom import write_phantoms
+from resdm.config import CohortConfig, Config, PhantomConfig, SplitConfig
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(profile="tiny", cohort=CohortConfig(kind="other"), root=tmp_path)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """``dataset(participants, {"sub-1/ses-1": ["anat/…_T1w", …]}, sessions)`` writes empty scans."""
+
+    def make(participants, scans, sessions=None):
+        root = tmp_path / "bids"
+        for place, files in scans.items():
+            stem = place.replace("/", "_")
+            for file in files:
+                folder, _, name = file.rpartition("/")
+                path = root / place / folder / f"{stem}_{name}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            (root / place).mkdir(parents=True, exist_ok=True)
+        if participants is not None:
+            root.mkdir(exist_ok=True)
+            (root / "participants.tsv").write_text(participants)
+        for person, table in (sessions or {}).items():
+            (root / person / f"{person}_sessions.tsv").write_text(table)
+        return root
+
+    return make
+
+
+T1 = "anat/T1w.nii.gz"
+AV45, FBB, TAU = (f"pet/trc-{label}_pet.nii.gz" for label in ("18FAV45", "18FFBB", "18FAV1451"))
+ONE = "participant_id\tsex\tage\nsub-1\tF\t70\n"
+
+
+def test_phantoms_are_read_like_any_dataset(tmp_path):
+    cohort = PhantomConfig(
+        people=12, anatomy_mm=6.0, t1_voxel_mm=(8, 8, 8), pet_voxel_mm=(8, 8, 8), single_pet=0.3, repeat_visits=0.3
+    )
+    config = Config(profile="tiny", cohort=CohortConfig(phantom=cohort), root=tmp_path)
+    root = write_phantoms(config, progress=False)
+    frame, flow = build_manifest(root, config)
+    assert flow["step"].tolist() == [
+        "found", "has T1", "has amyloid", "has tau", "has amyloid or tau", "has age and sex", "kept",
+    ]  # fmt: skip
+    people = flow.set_index("step")["people"]
+    assert people["found"] == people["kept"] == 12
+    assert people["has amyloid"] + people["has tau"] < 24  # some have one PET only
+    assert flow.set_index("step").loc["kept", "sessions"] == len(frame) > 12
+    files = sorted(path.name for path in root.glob("sub-*/ses-*/*/*.nii.gz"))
+    columns = ("t1w", "amyloid", "tau")
+    assert sorted(cell.rsplit("/")[-1] for name in columns for cell in frame[name] if cell) == files
+    for row in frame.to_dict("records"):
+        for column in columns:
+            assert not row[column] or f"/{row['person']}/{row['session']}/" in row[column]
+    assert set(frame["amyloid_tracer"]) <= {"18FAV45", "18FFBB", ""}
+    assert set(frame["tau_tracer"]) <= {"18FAV1451", ""}
+    assert frame["age"].between(50, 100).all()
+    assert frame["mmse"].notna().all()
+    later = frame[frame["session"] != "ses-M000"]
+    first = frame.drop_duplicates("person").set_index("person")["age"]
+    assert (later["age"].to_numpy() > first[later["person"]].to_numpy()).all()
+    assert flow.attrs["notes"] == []
+    write_manifest(split_people(frame, SplitConfig(), 0), config.manifest)
+    assert len(read_manifest(config.manifest)) == len(frame)
+
+
+def test_the_flow_says_who_is_left_out(dataset, config):
+    root = dataset(
+        "participant_id\tsex\tage\nsub-1\tm\t70\nsub-2\tFemale\t71\nsub-3\tF\tn/a\nsub-4\tF\t72\nsub-5\tM\t73\nsub-6\tn/a\t60\n",
+        {
+            "sub-1/ses-1": [T1, AV45, TAU], "sub-1/ses-2": [T1], "sub-2/ses-1": [T1, TAU],
+            "sub-3/ses-1": [T1, AV45], "sub-4/ses-1": [AV45], "sub-5/ses-1": [T1, "pet/trc-11CPIB_pet.nii.gz"],
+            "sub-6/ses-1": [T1, AV45],
+        },
+    )  # fmt: skip
+    frame, flow = build_manifest(root, config)
+    assert dict(zip(flow["step"], flow[["people", "sessions"]].itertuples(index=False, name=None), strict=True)) == {
+        "found": (6, 7), "has T1": (5, 6), "has amyloid": (3, 3), "has tau": (2, 2), "has amyloid or tau": (4, 4),
+        "has age and sex": (2, 2), "kept": (2, 2),
+    }  # fmt: skip
+    assert frame[["person", "session", "sex", "age"]].values.tolist() == [
+        ["sub-1", "ses-1", "M", 70.0],
+        ["sub-2", "ses-1", "F", 71.0],
+    ]
+
+
+def test_sessions_tell_before_participants_and_baselines_are_carried_on(dataset, config):
+    root = dataset(
+        "participant_id\tgender\tage_bl\tdiagnosis_sc\tmmse_bl\teducation_level\n"
+        "sub-1\tfemale\t70.0\tEMCI\t27\t12\nsub-2\tMALE\t64.5\tDementia\t22\t16\n",
+        {
+            "sub-1/ses-M000": [T1, AV45], "sub-1/ses-M018": [T1, AV45], "sub-2/ses-M000": [T1, AV45],
+            "sub-2/ses-M030": [T1, TAU], "sub-2/ses-later": [T1, TAU],
+        },
+        {"sub-1": "session_id\tage\tdiagnosis\tMMSE\nM000\t70.2\tMCI\t28\nses-M018\t71.8\tAD\tn/a\n"},
+    )  # fmt: skip
+    frame, flow = build_manifest(root, config)
+    assert frame[["session", "age", "sex", "diagnosis", "education"]].values.tolist() == [
+        ["ses-M000", 70.2, "F", "MCI", 12.0],
+        ["ses-M018", 71.8, "F", "AD", 12.0],
+        ["ses-M000", 64.5, "M", "AD", 16.0],
+        ["ses-M030", 67.0, "M", "", 16.0],  # age by its label's months; what was said at baseline is not said here
+    ]
+    assert frame["mmse"].fillna(-1).tolist() == [28, -1, 22, -1]
+    assert flow.set_index("step")["sessions"]["has age and sex"] == 4  # ses-later has no age
+
+
+def test_people_without_sessions_are_read(dataset, config):
+    frame, _ = build_manifest(dataset(ONE, {"sub-1": [T1, FBB]}), config)
+    assert frame[["session", "amyloid_tracer"]].values.tolist() == [["ses-1", "18FFBB"]]
+    assert frame["amyloid"][0].endswith("sub-1/pet/sub-1_trc-18FFBB_pet.nii.gz")
+
+
+def test_choices_are_noted_and_the_file_name_beats_the_sidecar(dataset, config, caplog):
+    root = dataset(
+        ONE,
+        {"sub-1/ses-1": [T1, "anat/acq-b_T1w.nii.gz", AV45, FBB, TAU, "pet/trc-18FAV1451_run-2_pet.nii.gz"]},
+    )
+    pet = root / "sub-1/ses-1/pet"
+    sidecar = {"TracerName": "AV-1451 flortaucipir", "Radiopharmaceutical": "[18F]Florbetaben"}  # as DLBS has it
+    (pet / "sub-1_ses-1_trc-18FAV1451_pet.json").write_text(json.dumps(sidecar))
+    (pet / "sub-1_ses-1_trc-18FAV1451_run-2_pet.json").write_text(json.dumps(sidecar))
+    (pet / "sub-1_ses-1_trc-18FAV45_pet.json").write_text(json.dumps({"TracerName": "AV45"}))
+    frame, flow = build_manifest(root, config)
+    row = frame.iloc[0]
+    assert (row["amyloid_tracer"], row["tau_tracer"]) == ("18FAV45", "18FAV1451")
+    assert row["t1w"].endswith("_T1w.nii.gz")
+    notes = "\n".join(flow.attrs["notes"])
+    assert "2 T1w; sub-1_ses-1_T1w.nii.gz is used" in notes
+    assert "18FAV45 and 18FFBB; 18FAV45 is used" in notes
+    assert "says Radiopharmaceutical '[18F]Florbetaben'; the file name's tracer 18FAV1451 is used" in notes
+    assert "TracerName" not in notes
+    assert "18FAV45_pet.json" not in notes
+    assert "the file name's tracer 18FAV1451" in caplog.text
+
+
+def test_tracers_are_an_option(dataset, config):
+    root = dataset(ONE, {"sub-1/ses-1": [T1, "pet/trc-11CPIB_pet.nii.gz", AV45]})
+    cohort = dataclasses.replace(config.cohort, tracers={"11CPIB": "amyloid", "18FAV45": "amyloid"})
+    frame, _ = build_manifest(root, dataclasses.replace(config, cohort=cohort))
+    assert frame["amyloid_tracer"].tolist() == ["11CPIB"]
+
+
+@pytest.mark.parametrize(
+    ("participants", "scans", "said"),
+    [
+        (ONE.replace("\tF\t", "\tx\t"), {"sub-1/ses-1": [T1, TAU]}, "sub-1 ses-1: unknown sex 'x'"),
+        (ONE.replace("70", "7O"), {"sub-1/ses-1": [T1, TAU]}, "sub-1 ses-1: age '7O' is no number"),
+        (ONE.replace("70", "400"), {"sub-1/ses-1": [T1, TAU]}, "age: found 400.0, expected a number from 18 to 110"),
+        (ONE + "sub-1\tF\t71\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: sub-1 has more than one row"),
+        ("person\tsex\n1\tF\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: no column participant_id"),
+        ("", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: not a table"),
+        (ONE, {}, "no sub-* folder"),
+        (ONE, {"sub-1/ses-1": [T1]}, "no session can be used: of 1 found, 1 have a T1w, 0 a PET too"),
+        (None, {"sub-1/ses-1": [T1, TAU]}, "1 a PET too (trc- 18FAV45, 18FFBB, 18FAV1451), 0 also age and sex"),
+    ],
+)
+def test_what_cannot_be_read_is_named(dataset, config, participants, scans, said):
+    with pytest.raises(ManifestError) as error:
+        build_manifest(dataset(participants, scans), config)
+    assert said in str(error.value)
+
+
+def test_a_missing_dataset_is_named(config, tmp_path):
+    with pytest.raises(ManifestError, match="nowhere: no such folder; expected a BIDS dataset"):
+        build_manifest(tmp_path / "nowhere", config)

@@ -1,0 +1,254 @@
+"""The manifest: what is refused and how it is said, and the split by person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from resdm.cohort.manifest import (
+    COLUMNS,
+    PATHS,
+    SCHEMA,
+    SPLITS,
+    LeakageError,
+    ManifestError,
+    check_leakage,
+    check_manifest,
+    read_manifest,
+    split_people,
+    write_manifest,
+)
+from resdm.config import SplitConfig
+
+DOCUMENTED = Path(__file__).resolve().parents[1] / "data_manifests"
+
+
+def sessions(people=60, seed=0):
+    """Sessions of made-up people: three diagnoses, some with one PET, some with two visits, no file behind."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(people):
+        sex, diagnosis = rng.choice(["F", "M"]), rng.choice(["CN", "MCI", "AD"], p=[0.4, 0.4, 0.2])
+        tracers = rng.choice(["both", "amyloid", "tau"], p=[0.9, 0.06, 0.04])
+        for visit in range(1 + (rng.random() < 0.2)):
+            row = dict.fromkeys(COLUMNS, "") | {"person": f"sub-{number:04d}", "session": f"ses-M{12 * visit:03d}"}
+            row |= {"age": round(rng.uniform(60, 85), 1) + visit, "sex": sex, "diagnosis": diagnosis}
+            row |= {"t1w": f"/scans/{number}_{visit}_T1w.nii.gz", "education": 16.0, "mmse": 28.0}
+            for tracer, label in (("amyloid", "18FAV45"), ("tau", "18FAV1451")):
+                if tracers in ("both", tracer):
+                    row |= {tracer: f"/scans/{number}_{visit}_{label}.nii.gz", f"{tracer}_tracer": label}
+                row |= {f"{tracer}_suvr": np.nan, f"{tracer}_status": pd.NA}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A manifest on disk with its scans; ``table(change)`` rewrites one cell, ``table(text=...)`` the whole text."""
+    folder = tmp_path / "cohort"
+    frame = sessions(6).assign(split="train")
+    for column in PATHS:
+        frame[column] = [str(folder / cell.lstrip("/")) if cell else "" for cell in frame[column]]
+        for cell in frame[column]:
+            if cell:
+                Path(cell).parent.mkdir(parents=True, exist_ok=True)
+                Path(cell).touch()
+    path = write_manifest(frame, folder / "manifest.csv")
+
+    def make(row=None, column=None, value=None, *, text=None):
+        if text is not None:
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        elif row is not None:
+            raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+            raw.loc[row, column] = value
+            raw.to_csv(path, index=False)
+        return path
+
+    return make
+
+
+def test_a_manifest_survives_writing_and_reading(table):
+    path = table()
+    frame = read_manifest(path)
+    assert tuple(frame.columns) == COLUMNS
+    assert Path(frame["t1w"][0]).is_absolute()
+    assert "scans/0_0_T1w.nii.gz" in path.read_text().splitlines()[1].split(",")  # relative in the file
+    before = path.read_bytes()
+    write_manifest(frame.sample(frac=1, random_state=0), path)
+    assert path.read_bytes() == before
+    assert frame["amyloid_status"].isna().all()
+    assert frame["age"].dtype == float
+
+
+def test_a_hand_written_table_may_leave_optional_columns_out(table, tmp_path):
+    first = read_manifest(table()).iloc[0]
+    path = tmp_path / "own.csv"
+    path.write_bytes(
+        "\ufeffperson,session,age,sex,t1w,tau,tau_tracer\r\n"
+        f"sub-1,ses-1, 71.5 ,F,{first['t1w']},{first['t1w']},18FAV1451\r\n\r\n".encode()
+    )
+    frame = read_manifest(path)
+    assert frame.loc[0, ["age", "sex", "diagnosis", "amyloid", "split"]].tolist() == [71.5, "F", "", "", ""]
+    assert np.isnan(frame.loc[0, "mmse"])
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "found", "expected"),
+    [
+        (1, "sex", "X", "'X'", "F, M"),
+        (1, "sex", "", "nothing", "F, M"),
+        (2, "age", "400", "400", "18 to 110"),
+        (2, "age", "0", "0", "18 to 110"),
+        (2, "age", "old", "'old'", "18 to 110"),
+        (2, "age", "71,5", "'71,5'", "decimals with a point"),
+        (2, "age", "inf", "'inf'", "18 to 110"),
+        (2, "age", "", "nothing", "18 to 110"),
+        (0, "diagnosis", "Dementia", "'Dementia'", "CN, MCI, AD"),
+        (0, "mmse", "31", "31", "0 to 30"),
+        (0, "amyloid_suvr", "-1.2", "-1.2", "0.2 to 10"),
+        (0, "tau_status", "2", "2", "0 to 1"),
+        (0, "tau_status", "0.5", "'0.5'", "0 to 1"),
+        (0, "split", "training", "'training'", "train, validation, test"),
+        (0, "person", "../x", "'../x'", "sub- and then"),
+        (0, "session", "baseline", "'baseline'", "ses- and then"),
+        (0, "amyloid_tracer", "", "nothing", "the tracer of 0_0_18FAV45.nii.gz"),
+        (0, "amyloid_tracer", "AV 45", "'AV 45'", "letters and digits"),
+        (0, "t1w", "", "nothing", "a path"),
+        (0, "t1w", "nowhere.nii.gz", "nowhere.nii.gz", "a file"),
+        (0, "tau", "scans", "scans", "a file"),
+    ],
+)
+def test_a_bad_cell_is_named(table, row, column, value, found, expected):
+    path = table(row, column, value)
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: row {row + 2} (")
+    assert f"), {column}: found " in message
+    said, _, wanted = message.partition(", expected ")
+    assert found in said
+    assert expected in wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("age", "years", 1), "missing age"),
+        (lambda text: text.replace("amyloid_tracer", "amyloid_tracr", 1), "did you mean 'amyloid_tracer'"),
+        (lambda text: text.replace("education", "mmse", 1), "column 'mmse' twice"),
+        (lambda text: text.replace(",", ";"), "semicolons"),
+        (lambda text: text.replace("16,28", "16,28,7", 1), "row 2: found 18 cells, expected 17"),
+        (lambda text: text.splitlines()[0], "no session"),
+        (lambda text: "", "empty"),
+        (lambda text: text.replace("CN", "Café", 1).encode("latin-1"), "not UTF-8 (byte 0xe9)"),
+        (lambda text: text + '"sub-9999', "not CSV"),
+        (lambda text: text + text.splitlines()[1] + "\n", "this session twice"),
+    ],
+)
+def test_a_bad_table_is_named(table, change, said):
+    path = table()
+    with pytest.raises(ManifestError) as error:
+        read_manifest(table(text=change(path.read_text())))
+    assert str(error.value).startswith(f"{path}: ")
+    assert said in str(error.value)
+
+
+def test_a_missing_manifest_says_how_to_make_one(tmp_path):
+    with pytest.raises(ManifestError, match=r"m\.csv: no such manifest; make one with `resdm manifest`"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_many_missing_files_are_counted_and_the_first_named(table):
+    path = table()
+    frame = read_manifest(path)
+    for cell in frame["t1w"]:
+        Path(cell).unlink()
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    lines = str(error.value).splitlines()
+    assert len(frame) > 5
+    assert len(lines) == 6
+    assert lines[-1] == f"… and {len(frame) - 5} more, {len(frame)} in all"
+    read_manifest(path, files=False)
+
+
+def test_a_session_needs_a_pet(table):
+    path = table()
+    frame = read_manifest(path)
+    frame.loc[0, ["amyloid", "tau"]] = ""
+    with pytest.raises(ManifestError, match="at least one PET"):
+        check_manifest(frame, path)
+
+
+def test_the_dictionary_of_columns_is_that_of_the_schema():
+    documented = pd.read_csv(DOCUMENTED / "columns.csv", keep_default_na=False).set_index("column")
+    assert tuple(documented.index) == COLUMNS
+    for name, column in SCHEMA.columns.items():
+        row = documented.loc[name]
+        assert row["description"] == column.description
+        assert row["values"] == (column.checks[0].error if column.checks else "")
+        assert row["unit"] == (column.metadata or {}).get("unit", "")
+        assert (row["required"] == "yes") == column.required
+    template = read_manifest(DOCUMENTED / "template.csv", files=False)
+    assert len(template) == 3
+
+
+# ── the split ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_split_is_a_function_of_people_and_seed_alone():
+    frame = sessions(80)
+    one = split_people(frame, SplitConfig(), 3).set_index(["person", "session"])["split"]
+    shuffled = frame.sample(frac=1, random_state=1)
+    other = split_people(shuffled, SplitConfig(), 3).set_index(["person", "session"])["split"]
+    pd.testing.assert_series_equal(one.sort_index(), other.sort_index())
+    third = split_people(frame, SplitConfig(), 4).set_index(["person", "session"])["split"]
+    assert 0.1 < (one != third).mean() < 0.7
+    check_leakage(one.reset_index(), "here")
+
+
+@pytest.mark.parametrize(("people", "split"), [(80, SplitConfig()), (37, SplitConfig(0.3, 0.2)), (5, SplitConfig())])
+def test_every_split_gets_its_share(people, split):
+    drawn = split_people(sessions(people), split, 0).drop_duplicates("person")["split"].value_counts()
+    assert set(drawn.index) == set(SPLITS)
+    assert abs(drawn["test"] - split.test * people) <= 0.5
+    assert abs(drawn["validation"] - split.validation * people) <= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_stratum_is_shared_out(seed):
+    """Of each diagnosis × sex with both tracers, a fifth is tested, to within a person or so; so are rare strata."""
+    frame = split_people(sessions(300, seed), SplitConfig(), seed).drop_duplicates("person")
+    both = (frame["amyloid"] != "") & (frame["tau"] != "")
+    for _, stratum in frame[both].groupby(["diagnosis", "sex"]):
+        assert abs((stratum["split"] == "test").sum() - 0.2 * len(stratum)) <= 1
+        assert abs((stratum["split"] == "validation").sum() - 0.1 * len(stratum)) <= 2
+    rare = frame[~both]
+    assert 0.05 < (rare["split"] == "test").mean() < 0.4
+
+
+def test_anybody_can_become_a_test_person():
+    frame = sessions(20)
+    often = sum(split_people(frame, SplitConfig(), seed)["split"].eq("test").to_numpy() for seed in range(60))
+    assert often.min() > 0
+    assert often.max() < 35
+
+
+def test_too_few_people_are_refused():
+    with pytest.raises(ManifestError, match="2 people are too few: nobody is left for"):
+        split_people(sessions(2), SplitConfig(), 0)
+
+
+def test_leakage_names_the_person(table):
+    frame = split_people(sessions(80), SplitConfig(), 0)
+    twice = frame["person"][frame["person"].duplicated()].iloc[0]
+    first = frame.index[frame["person"] == twice][0]
+    frame.loc[first, "split"] = "test" if frame.loc[first, "split"] != "test" else "train"
+    with pytest.raises(LeakageError, match=rf"index\.csv: 1 person is in more than one split: {twice} in \w+ and \w+"):
+        check_leakage(frame, "index.csv")
+    assert issubclass(LeakageError, ValueError)
+    with pytest.raises(LeakageError):
+        write_manifest(frame, table())

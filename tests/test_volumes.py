@@ -1,0 +1,551 @@
+"""Scans → volumes: geometry and SUVR against the phantoms' truth, what is written, resumed and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from native_scans import brain_points, make_visit, save
+from nibabel.affines import apply_affine
+from scipy import ndimage
+
+from resdm.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm.cohort import volumes as room
+from resdm.cohort.bids import build_manifest
+from resdm.cohort.dataset import CohortDataset
+from resdm.cohort.manifest import LeakageError, ManifestError, read_manifest, split_people, write_manifest
+from resdm.cohort.phantom import write_phantoms
+from resdm.cohort.registration import displacement, resample
+from resdm.cohort.volumes import VolumeError, preprocess, preprocess_mri, read_scan
+from resdm.config import TRACERS, CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+
+GRID = Grid((32, 32, 32), 6.0)
+PHANTOMS = PhantomConfig(
+    people=7, anatomy_mm=4.0, t1_voxel_mm=(3.4, 3.4, 3.6), pet_voxel_mm=(4.0, 4.0, 4.2), single_pet=0.2,
+    repeat_visits=0.2, pet_frames=2,
+)  # fmt: skip
+
+
+def make_config(root, **options) -> Config:
+    settings = PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm), registration_mm=5.0, **options)
+    return Config(profile="tiny", cohort=CohortConfig(phantom=PHANTOMS), preprocess=settings, root=root)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Phantoms with two frames a PET, preprocessed: configuration, index, truth by person."""
+    config = make_config(tmp_path_factory.mktemp("cohort"))
+    root = write_phantoms(config, progress=False)
+    write_manifest(split_people(build_manifest(root, config)[0], config.cohort.split, 0), config.manifest)
+    index = preprocess(config, progress=False)
+    truth = {}
+    for path in (config.work / "truth").glob("sub-*.json"):
+        for visit in json.loads(path.read_text())["sessions"]:
+            truth[path.stem, visit["session"]] = visit
+    return config, index, truth
+
+
+@pytest.fixture
+def copy(cohort, tmp_path):
+    """A configuration of one's own with the same scans and volumes, to break; times of files are kept."""
+    config = cohort[0]
+    shutil.copytree(config.work, tmp_path / "work" / "tiny")
+    return dataclasses.replace(config, root=tmp_path)
+
+
+def loaded(path):
+    return nib.load(path).get_fdata(dtype=np.float32)
+
+
+def sidecar(path):
+    return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def state(folder):
+    return {name: path.stat().st_mtime_ns for name, path in files(folder).items()}
+
+
+def contents(folder):
+    return {name: path.read_bytes() for name, path in files(folder).items()}
+
+
+# ── against the truth ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_registration_recovers_the_phantoms_transforms(cohort):
+    """Mean error over the brain below one voxel of the grid for everyone, and far below on average."""
+    config, index, truth = cohort
+    points, errors = brain_points(), {"t1w": [], "pet": []}
+    for row in index.to_dict("records"):
+        scans = truth[row["person"], row["session"]]["scans"]
+        in_t1 = apply_affine(np.linalg.inv(scans["t1w"]["world_to_mni"]), points)
+        for what in ("t1w", *TRACERS):
+            if what not in scans:
+                assert row[what] == ""
+                continue
+            said = sidecar(config.volumes / row[what])
+            expected = np.linalg.inv(scans[what]["world_to_mni"])
+            assert displacement(np.array(said["transform"]), expected, points).mean() < 4.0
+            if what == "t1w":
+                errors["t1w"].append(displacement(np.array(said["transform"]), expected, points).mean())
+            else:
+                expected = np.linalg.inv(scans[what]["pet_to_t1"])
+                errors["pet"].append(displacement(np.array(said["t1_to_pet"]), expected, in_t1).mean())
+    assert np.mean(errors["t1w"]) < 3.0
+    assert np.mean(errors["pet"]) < 1.5
+    assert max(errors["pet"]) < 3.0
+
+
+def test_suvr_is_1_in_the_reference_region(cohort):
+    """On the grid, and within 2 % on a grid of 3 mm that nothing was measured on."""
+    config, index, _ = cohort
+    manifest = read_manifest(config.manifest).set_index(["person", "session"])
+    fine, ratios = Grid((64, 64, 64), 3.0), []
+    for row in index.to_dict("records"):
+        for tracer in TRACERS:
+            if not row[tracer]:
+                continue
+            said = sidecar(config.volumes / row[tracer])
+            low, high = said["intensity"]["suvr_range"]
+            suvr = low + (high - low) * loaded(config.volumes / row[tracer])
+            assert suvr[regions(GRID)[REFERENCE[tracer]]].mean() == pytest.approx(1, abs=1e-3)
+            scan = read_scan(manifest.loc[(row["person"], row["session"]), tracer], frames=True)
+            native = resample(scan, fine.affine, fine.shape, np.array(said["transform"])) / said["reference_mean"]
+            ratios.append(native[regions(fine)[REFERENCE[tracer]]].mean())
+    assert np.mean(ratios) == pytest.approx(1, abs=0.01)
+    assert np.abs(np.array(ratios) - 1).max() < 0.03
+
+
+def test_measured_suvr_follows_the_planted(cohort):
+    """Not to the letter: regions lie where the template has them, and an affine cannot undo a deformation."""
+    _, index, truth = cohort
+    for tracer in TRACERS:
+        here = index[index[tracer] != ""]
+        keys = zip(here["person"], here["session"], strict=True)
+        planted = np.array([truth[key]["summary"][tracer] for key in keys])
+        measured = here[f"{tracer}_suvr"].to_numpy()
+        assert np.abs(measured - planted).mean() < 0.06
+        assert np.abs(measured - planted).max() < 0.2
+        assert np.corrcoef(measured, planted)[0, 1] > 0.95
+
+
+def test_left_stays_left_through_the_whole_path(cohort, tmp_path):
+    """A dark spot in the left parietal lobe of T1 and PET, stored from right to left, is found on the left."""
+    config, _, truth = cohort
+    row = next(row for row in read_manifest(config.manifest).to_dict("records") if row["amyloid"] and row["tau"])
+    scans = truth[row["person"], row["session"]]["scans"]
+    spot = np.array([-34.0, -44.0, 36.0])
+    other = dataclasses.replace(make_config(tmp_path, n4=False), cohort=config.cohort)
+    rows = []
+    for person, depth in (("sub-1", 0.0), ("sub-2", 0.9)):
+        made = {"person": person, "split": "train"}
+        for what in ("t1w", "amyloid"):
+            image = nib.load(row[what])
+            data = image.get_fdata(dtype=np.float32)
+            index = np.stack(np.meshgrid(*(np.arange(n) for n in data.shape[:3]), indexing="ij"), -1)
+            mni = apply_affine(np.array(scans[what]["world_to_mni"]) @ image.affine, index)
+            kept = 1 - depth * np.exp(-((mni - spot) ** 2).sum(-1) / (2 * 7.0**2))
+            data = data * (kept[..., None] if data.ndim == 4 else kept)
+            flip = np.diag([-1.0, 1, 1, 1])
+            flip[0, 3] = data.shape[0] - 1
+            path = tmp_path / f"{person}_{what}.nii.gz"
+            made[what] = str(save(path, np.ascontiguousarray(data[::-1]), image.affine @ flip))
+        rows.append(row | made | {"tau": "", "tau_tracer": ""})
+    write_manifest(pd.DataFrame(rows), other.manifest)
+    index = preprocess(other, progress=False)
+    for what in ("t1w", "amyloid"):
+        plain, spotted = (loaded(other.volumes / path) for path in index[what])
+        lost = np.where(plain - spotted > 0.5 * (plain - spotted).max(), plain - spotted, 0)
+        found = (GRID.mm() * lost).reshape(3, -1).sum(1) / lost.sum()
+        assert np.linalg.norm(found - spot) < GRID.voxel_mm
+
+
+def test_n4_takes_the_bias_out_of_white_matter(cohort):
+    """A bias of ±25 % from left to right: white matter is flatter after N4, and both hemispheres are alike."""
+    visit = make_visit(3)
+    across = np.linspace(-1, 1, visit.t1.data.shape[0])[:, None, None]
+    t1 = visit.t1._replace(data=(visit.t1.data * np.exp(0.25 * across)).astype(np.float32))
+    white, x = mni_map("wm", GRID) > 0.8, GRID.mm()[0]
+    sides = {}
+    for n4 in (False, True):
+        settings = make_config(None, n4=n4).preprocess
+        array = room._t1_on_grid(t1, settings, "t1.nii.gz")[0]
+        left, right = array[white & (x < -20)].mean(), array[white & (x > 20)].mean()
+        sides[n4] = abs(left - right) / (left + right)
+    assert sides[False] > 0.1
+    assert sides[True] < 0.25 * sides[False]
+
+
+# ── what is written ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_disk_holds_what_the_contract_says(cohort):
+    config, index, _ = cohort
+    manifest = read_manifest(config.manifest)
+    assert index[["person", "session"]].equals(manifest[["person", "session"]])
+    on_disk = pd.read_csv(config.volumes / "index.csv")
+    assert list(on_disk.columns) == list(index.columns) == [
+        "person", "session", "split", "age", "sex", "diagnosis", "present_amyloid", "present_tau", "amyloid_tracer",
+        "tau_tracer", "amyloid_suvr", "tau_suvr", "amyloid_status", "tau_status", "t1w", "amyloid", "tau",
+        "education", "mmse", "t1_correlation",
+        *(f"{t}_{m}" for t in TRACERS for m in ("similarity", "reference_mean", "reference_cov", "suvr_max")), "flags",
+    ]  # fmt: skip
+    array = np.load(config.volumes / "cohort.npy", mmap_mode="r")
+    assert (array.dtype, array.shape) == (np.float16, (len(index), 3, *GRID.shape))
+    brain = mni_map("brain", GRID)
+    for number, row in enumerate(index.to_dict("records")):
+        who = f"{row['person']}/{row['session']}", f"{row['person']}_{row['session']}"
+        assert row["t1w"] == f"{who[0]}/anat/{who[1]}_space-MNI152_desc-preproc_T1w.nii.gz"
+        for channel, what in enumerate(("t1w", *TRACERS)):
+            if not row[what]:
+                assert row[f"present_{what}"] == 0
+                assert not array[number, channel].any()
+                continue
+            if what in TRACERS:
+                assert row[f"present_{what}"] == 1
+                name = f"{who[1]}_trc-{row[f'{what}_tracer']}_space-MNI152_desc-preproc_pet.nii.gz"
+                assert row[what] == f"{who[0]}/pet/{name}"
+            image = nib.load(config.volumes / row[what])
+            volume = image.get_fdata(dtype=np.float32)
+            np.testing.assert_allclose(image.affine, GRID.affine)
+            assert image.get_data_dtype() == np.float32
+            assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (4, 4)
+            assert volume.min() == 0
+            assert not volume[~brain].any()
+            assert volume.max() <= 1
+            np.testing.assert_allclose(array[number, channel], volume, atol=5e-4)
+            if what == "t1w":
+                assert np.mean(volume[brain] == 1) == pytest.approx(0.005, abs=0.001)
+            said = sidecar(config.volumes / row[what])
+            assert np.shape(said["transform"]) == (4, 4)
+            assert said["space"] == "MNI152"
+            assert len(said["source"]["sha256"]) == 64
+            assert said["registration_similarity"] > 0.5
+            if what in TRACERS:
+                assert said["intensity"] == {"kind": "fixed", "suvr_range": [0.0, 3.0]}
+                assert said["reference_region"] == REFERENCE[what]
+    assert str(config.root) not in (config.volumes / "index.csv").read_text()
+    assert (index["flags"] == "").all()  # nothing is wrong with a phantom
+    assert index["t1_correlation"].min() > 0.8
+
+
+def test_templates_are_the_training_peoples_mean(cohort):
+    config, index, _ = cohort
+    for tracer in TRACERS:
+        chosen = index[(index["split"] == "train") & (index[tracer] != "")]
+        mean = np.mean([loaded(config.volumes / path) for path in chosen[tracer]], axis=0)
+        template = nib.load(config.volumes / f"template_{tracer}.nii.gz")
+        np.testing.assert_allclose(template.get_fdata(), mean, atol=1e-6)
+        np.testing.assert_allclose(template.affine, GRID.affine)
+
+
+def test_frames_are_averaged(cohort):
+    config, _, _ = cohort
+    path = next(path for path in read_manifest(config.manifest)["tau"] if path)
+    image = nib.load(path)
+    assert image.shape[3] == 2
+    np.testing.assert_allclose(read_scan(path, frames=True).data, image.get_fdata().mean(3), rtol=1e-4, atol=1e-2)
+
+
+def test_status_comes_from_the_manifest_or_the_cut_off(cohort):
+    config, _, _ = cohort
+    frame = read_manifest(config.manifest).iloc[[0] * 4].reset_index(drop=True)
+    frame["amyloid_tracer"] = ["18FAV45", "18FAV45", "18FFBB", "11CPIB"]
+    frame.loc[1, ["amyloid_suvr", "tau_status"]] = 1.40, 0
+    measured = {"t1_correlation": 0.9, "amyloid_suvr": 1.10, "tau_suvr": 1.30}
+    outputs = dict.fromkeys(("t1w", *TRACERS), "file.nii.gz")
+    index = room._index(config, frame, [{"measured": measured, "outputs": outputs}] * 4)
+    assert index["amyloid_suvr"].tolist() == [1.10, 1.40, 1.10, 1.10]
+    assert index["amyloid_status"].fillna(-1).tolist() == [0, 1, 1, -1]  # 1.11, given, 1.08, no cut-off known
+    assert index["tau_status"].tolist() == [1, 0, 1, 1]
+
+
+def test_flags_name_the_scan_the_measure_and_its_value():
+    fine = {"t1_correlation": 0.9, "tau_similarity": 1.2, "tau_suvr": 9.0, "tau_reference_cov": 0.2}
+    assert room._flags(fine) == []
+    bad = fine | {"t1_correlation": 0.31, "tau_similarity": 1.01, "tau_suvr_max": 8.5}
+    assert room._flags(bad) == ["t1 correlation 0.31", "tau similarity 1.01", "tau suvr max 8.50"]
+
+
+def test_a_pet_that_slipped_is_flagged(cohort):
+    """Three voxels to the front: less is shared with the T1, and every phantom falls below the limit."""
+    config, index, _ = cohort
+    brain = mni_map("brain", GRID)
+    for row in index.to_dict("records"):
+        t1 = loaded(config.volumes / row["t1w"])
+        for tracer in TRACERS:
+            if row[tracer]:
+                slipped = np.roll(loaded(config.volumes / row[tracer]), 3, axis=1)
+                shared = room._information(*(room._blur(v, GRID)[brain] for v in (t1, slipped)))
+                assert shared < room.FLAGS["similarity"][0] < row[f"{tracer}_similarity"]
+
+
+def test_options_of_intensity_and_smoothing():
+    visit = make_visit(4)
+    mni_to_pet = visit.t1_to_pet @ visit.mni_to_t1
+    brain = mni_map("brain", GRID)
+
+    def pet(**options):
+        settings = make_config(None, **options).preprocess
+        return room._pet_on_grid(visit.pet, mni_to_pet, "amyloid", settings, "pet.nii.gz")
+
+    fixed, said, measured = pet(suvr_range={"amyloid": (0.5, 2.0), "tau": (0.0, 3.0)})
+    suvr = 0.5 + 1.5 * fixed
+    assert suvr[regions(GRID)["cerebellum"]].mean() == pytest.approx(1, abs=0.02)
+    summary = np.any([regions(GRID)[name] for name in SUMMARY["amyloid"]], axis=0)
+    assert suvr[summary].mean() == pytest.approx(measured["suvr"], abs=0.01)
+    literal, said, _ = pet(intensity="minmax")
+    high = said["intensity"]["suvr_range"][1]
+    assert said["intensity"]["kind"] == "minmax"
+    assert (literal[brain].min(), literal[brain].max()) == (0, 1)
+    assert high == pytest.approx(measured["suvr_max"])
+    smoothed, _, more = pet(smooth_mm=8.0)
+    assert more["suvr_max"] < measured["suvr_max"]
+    inner = ndimage.binary_erosion(brain, iterations=2)
+    assert smoothed[inner].std() < 0.9 * pet()[0][inner].std()
+    whole = pet(mask=False)[0]
+    assert whole[~brain].any()
+
+
+# ── done once ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_second_call_does_nothing(cohort):
+    config, index, _ = cohort
+    before = state(config.volumes)
+    again = preprocess(config, jobs=2, progress=False)
+    assert state(config.volumes) == before
+    pd.testing.assert_frame_equal(again, index)
+
+
+def test_a_killed_call_goes_on_and_ends_in_the_same_bytes(cohort, tmp_path, monkeypatch):
+    """Killed in the third session; the next call, with two processes, does the others and no more."""
+    config, _, _ = cohort
+    shutil.copytree(config.work / "bids", tmp_path / "work/tiny/bids")
+    other = dataclasses.replace(config, root=tmp_path)
+    shutil.copy(config.manifest, other.manifest)
+    write, calls = room._write_session, []
+
+    def dies(config, row):
+        calls.append(row)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(config, row)
+
+    monkeypatch.setattr(room, "_write_session", dies)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(other, progress=False)
+    monkeypatch.undo()
+    survived = state(other.volumes)
+    assert sum(name.endswith("_desc-preproc.json") for name in survived) == 2
+    assert "index.csv" not in survived
+    preprocess(other, jobs=2, progress=False)
+    after = state(other.volumes)
+    assert all(after[name] == time for name, time in survived.items())
+    assert contents(other.volumes) == contents(config.volumes)
+
+
+def test_only_what_changed_is_done_again(copy):
+    """A new split repacks; a rewritten scan and a scan that left redo their sessions; a mere touch nothing."""
+    before = state(copy.volumes)
+    frame = read_manifest(copy.manifest)
+    train = frame["split"] == "train"
+    moved = frame.loc[train, "person"].iloc[0]
+    frame.loc[frame["person"] == moved, "split"] = "test"
+    write_manifest(frame, copy.manifest)
+    index = preprocess(copy, progress=False)
+    after = state(copy.volumes)
+    assert {name for name in before if after[name] != before[name]} == {
+        "cohort.json", "cohort.npy", "index.csv", "dataset_description.json", "template_amyloid.nii.gz",
+        "template_tau.nii.gz",
+    }  # fmt: skip
+    assert set(index.loc[index["person"] == moved, "split"]) == {"test"}
+
+    both = frame[(frame["amyloid"] != "") & (frame["tau"] != "")]
+    first, second, third = (both.iloc[i] for i in range(3))
+    image = nib.load(first["tau"])
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 1.5, image.affine, image.header), first["tau"])
+    os.utime(second["t1w"])
+    frame.loc[third.name, ["tau", "tau_tracer"]] = ""
+    write_manifest(frame, copy.manifest)
+    before = state(copy.volumes)
+    preprocess(copy, progress=False)
+    after = state(copy.volumes)
+    changed = {name.split("/")[0] for name in before if "/" in name and after.get(name) != before[name]}
+    assert changed == {first["person"], third["person"]}
+    assert not list((copy.volumes / third["person"] / third["session"] / "pet").glob("*AV1451*"))
+    assert len(CohortDataset(copy, "train")) == (frame["split"] == "train").sum()
+
+
+def test_other_settings_do_everything_again(copy):
+    frame = read_manifest(copy.manifest).iloc[:2].assign(split="train")
+    write_manifest(frame, copy.manifest)
+    other = dataclasses.replace(copy, preprocess=dataclasses.replace(copy.preprocess, n4=False))
+    before = contents(copy.volumes)
+    index = preprocess(other, progress=False)
+    assert len(index) == 2
+    assert all(before[path] != (copy.volumes / path).read_bytes() for path in index["t1w"])
+
+
+# ── refused ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def head(shape=(20, 20, 20)):
+    return np.random.default_rng(0).random(shape, dtype=np.float32) + 0.1
+
+
+def holed():
+    data = head()
+    data[3, 4, 5:8] = np.nan
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "affine", "codes", "frames", "said"),
+    [
+        (holed(), np.eye(4), (1, 1), False, "3 of 8000 voxels are not finite"),
+        (np.where(np.isnan(holed()), np.inf, holed()), np.eye(4), (1, 1), False, "3 of 8000 voxels are not finite"),
+        (np.stack([head(), holed()], -1), np.eye(4), (1, 1), True, "3 of 8000 voxels are not finite"),
+        (np.zeros((20, 20, 20), np.float32), np.eye(4), (1, 1), False, "empty, all voxels lie from 0 to 0"),
+        (np.full((20, 20, 20), 7, np.float32), np.eye(4), (1, 1), False, "empty, all voxels lie from 7 to 7"),
+        (-head(), np.eye(4), (1, 1), False, "empty, all voxels lie from -1"),
+        (head((20, 20)), np.eye(4), (1, 1), False, "found 2 dimensions (20, 20), expected one 3D volume"),
+        (head((20, 20, 1)), np.eye(4), (1, 1), True, "expected a 3D scan of the whole head"),
+        (head((20, 20, 20, 4)), np.eye(4), (1, 1), False, "found 4 dimensions (20, 20, 20, 4), expected one 3D"),
+        (head((20, 20, 20, 2, 2)), np.eye(4), (1, 1), True, "expected 3D, or 4D with frames"),
+        (head(), np.eye(4), (0, 0), False, "no orientation"),
+        (head(), np.diag([0.002, 0.002, 0.002, 1]), (1, 1), False, "voxels of 0.002 ×"),
+        (head(), np.diag([900.0, 900, 900, 1]), (1, 1), False, "are the units millimetres?"),
+        (head(), np.ones((4, 4)), (1, 0), False, "its affine is no map to millimetres"),
+    ],
+)
+def test_a_scan_that_cannot_be_one_is_named(tmp_path, data, affine, codes, frames, said):
+    path = tmp_path / "sub-1_T1w.nii.gz"
+    image = nib.Nifti1Image(data, None)
+    image.set_sform(affine, code=codes[0])
+    if codes[1]:
+        image.set_qform(affine, code=codes[1])
+    nib.save(image, path)
+    with pytest.raises(VolumeError) as error:
+        read_scan(path, frames=frames)
+    assert str(error.value).startswith(f"{path}: ")
+    assert said in str(error.value)
+
+
+def test_one_frame_is_a_volume(tmp_path):
+    path = save(tmp_path / "one.nii.gz", head((20, 20, 20, 1)))
+    assert read_scan(path).data.shape == read_scan(path, frames=True).data.shape == (20, 20, 20)
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[: len(raw) // 2], lambda raw: b"not an image", lambda raw: b"",
+                                   lambda raw: gzip.compress(b"nor this")])  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named(tmp_path, spoil):
+    path = save(tmp_path / "sub-1_T1w.nii.gz", head())
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(VolumeError, match=r"sub-1_T1w\.nii\.gz: cannot be read as NIfTI"):
+        read_scan(path)
+    with pytest.raises(VolumeError, match="no such file"):
+        read_scan(tmp_path / "nobody.nii.gz")
+
+
+def test_bad_scans_are_all_told_before_any_work(copy):
+    shutil.rmtree(copy.volumes)
+    frame = read_manifest(copy.manifest)
+    image = nib.load(frame["t1w"].iloc[-1])
+    data = image.get_fdata(dtype=np.float32)
+    data[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(data, image.affine), frame["t1w"].iloc[-1])
+    pet = next(path for path in frame["amyloid"] if path)
+    nib.save(nib.Nifti1Image(np.zeros((20, 20, 20), np.float32), np.eye(4)), pet)
+    with pytest.raises(VolumeError) as error:
+        preprocess(copy, progress=False)
+    assert len(str(error.value).splitlines()) == 2
+    assert f"{frame['t1w'].iloc[-1]}: 1 of {data.size} voxels are not finite" in str(error.value)
+    assert f"{pet}: empty" in str(error.value)
+    assert not copy.volumes.exists()
+
+
+def test_a_manifest_that_cannot_be_used_stops_before_any_work(copy):
+    shutil.rmtree(copy.volumes)
+    frame = read_manifest(copy.manifest)
+    write_manifest(frame.assign(split=""), copy.manifest)
+    with pytest.raises(ManifestError, match="has no split; make the manifest again"):
+        preprocess(copy, progress=False)
+    text = copy.manifest.read_text().splitlines()
+    twice = text[1].replace(frame["session"][0], "ses-again").removesuffix(",")
+    copy.manifest.write_text("\n".join([text[0], text[1] + "train", twice + ",test"]) + "\n")
+    with pytest.raises(LeakageError, match=frame["person"][0]):
+        preprocess(copy, progress=False)
+    coarse = dataclasses.replace(copy, preprocess=PreprocessConfig(grid=GridConfig((16, 16, 16), 2.0)))
+    write_manifest(frame, copy.manifest)
+    with pytest.raises(ValueError, match="holds no voxel of region"):
+        preprocess(coarse, progress=False)
+    assert not copy.volumes.exists()
+
+
+def test_a_pet_without_cerebellum_is_named():
+    visit = make_visit(5)
+    empty = visit.pet._replace(data=np.zeros_like(visit.pet.data))
+    with pytest.raises(VolumeError, match=r"^pet\.nii\.gz: the reference region \(inferior_cerebellum\) holds a mean"):
+        room._pet_on_grid(empty, np.eye(4), "tau", make_config(None).preprocess, "pet.nii.gz")
+
+
+def test_volumes_of_unequal_grid_are_refused(copy):
+    index = pd.read_csv(copy.volumes / "index.csv")
+    path = copy.volumes / index["t1w"][0]
+    other = Grid((30, 32, 32), 6.0)
+    nib.save(other.image(np.zeros(other.shape, np.float32)), path)
+    (copy.volumes / "cohort.npy").unlink()
+    with pytest.raises(VolumeError, match="volumes of unequal grid") as error:
+        preprocess(copy, progress=False)
+    assert str(path) in str(error.value)
+    assert "(30, 32, 32)" in str(error.value)
+
+
+# ── one MRI ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_mri_gives_the_cohort_s_volume(cohort):
+    config, index, _ = cohort
+    frame = read_manifest(config.manifest)
+    array, info = preprocess_mri(frame["t1w"][0], config)
+    np.testing.assert_array_equal(array, loaded(config.volumes / index["t1w"][0]))
+    assert info["transform"] == sidecar(config.volumes / index["t1w"][0])["transform"]
+    json.dumps(info)
+
+
+def test_what_is_no_t1_is_refused(cohort, tmp_path):
+    config, _, _ = cohort
+    frame = read_manifest(config.manifest)
+    pet = next(path for path in frame["tau"] if path)
+    with pytest.raises(VolumeError, match="a PET by its name; expected a T1-weighted MRI"):
+        preprocess_mri(pet, config)
+    with pytest.raises(VolumeError, match="expected one 3D volume"):
+        preprocess_mri(shutil.copy(pet, tmp_path / "series.nii.gz"), config)
+    noise = save(tmp_path / "noise_T1w.nii.gz", head((50, 60, 50)), np.diag([4.0, 4, 4, 1]))
+    with pytest.raises(VolumeError, match="does not fit the MNI152 T1"):
+        preprocess_mri(noise, config)
+
+
+def test_a_real_persons_brain_fits_the_mni_brain(real_t1, tmp_path):
+    """Dice above 0.9, on the grid of the small profiles; the brain as the file has it, holes filled."""
+    config = make_config(tmp_path, mask=False)
+    array, info = preprocess_mri(real_t1, config)
+    scan = read_scan(real_t1)
+    inside = scan._replace(data=(scan.data > 0.02 * scan.data.max()).astype(np.float32))
+    brain = ndimage.binary_fill_holes(resample(inside, GRID.affine, GRID.shape, np.array(info["transform"])) > 0.5)
+    mni = mni_map("brain", GRID)
+    assert 2 * (brain & mni).sum() / (brain.sum() + mni.sum()) > 0.93
+    assert info["t1_correlation"] > 0.75
+    assert array[mni].mean() > 5 * array[~mni].mean()
