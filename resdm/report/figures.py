@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,12 +160,13 @@ class _Page:
         self.figure.text(left / self.width, 1 - top / self.height, text, **style)
 
     def title(self, title: str, notice: str, detail: str = "") -> None:
-        """Title line, notice at the right of it, one line of detail below."""
+        """Title line, notice at the right of it, detail below, wrapped where the page is narrow."""
         self.text(0.08, 0.08, title, fontsize=9, fontweight="bold")
         if notice:
             self.text(self.width - 0.08, 0.09, notice, fontsize=7, color=_WARN, ha="right", style="italic")
         if detail:
-            self.text(0.08, 0.26, detail, fontsize=6.5, color=_GREY)
+            lines = textwrap.wrap(detail, int(self.width / 0.049))  # inches a letter of this size takes
+            self.text(0.08, 0.26, "\n".join(lines), fontsize=6.5, color=_GREY, linespacing=1.15)
 
     def bar(self, left: float, top: float, height: float, norm: Normalize, cmap: str, label: str) -> None:
         """A vertical colour bar."""
@@ -539,7 +541,7 @@ def figure2(
     room = WIDTH - label - bars - len(methods) * gap
     width = min(room / (len(methods) + 1), 0.95)
     total = label + (len(methods) + 1) * width + len(methods) * gap + bars
-    total, head, foot, tracer_gap = max(total, 5.4), 0.62, 0.34, 0.10
+    total, head, foot, tracer_gap = max(total, 5.8), 0.68, 0.34, 0.10
     heights = {tracer: [2 * width * _aspect(cut) + gap for cut in cuts[tracer]] for tracer in tracers}
     blocks = {tracer: sum(heights[tracer]) + gap * len(heights[tracer]) + foot for tracer in tracers}
     page = _Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(tracers) - 1) + 0.06)

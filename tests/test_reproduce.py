@@ -1,0 +1,166 @@
+"""The whole suite on the smoke profile, as `make reproduce PROFILE=smoke` runs it, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from nibabel import load as load_image
+
+from resdm.config import load_config
+from resdm.evaluation.image_quality import read_index, score_people
+
+BIN = Path(sys.executable).parent
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    return subprocess.run(
+        [BIN / "snakemake", "--cores", "2", "--rerun-incomplete", "--config", "profile=smoke", *arguments],
+        cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+
+
+def jobs(dry_run: str) -> set[str]:
+    return {line.split()[1].rstrip(":") for line in dry_run.splitlines() if line.startswith(("rule ", "localrule "))}
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """A copy of what a clone holds, with the smoke profile run in it."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "notebooks", "data_manifests", "resdm"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    run = snakemake(folder)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture
+def config(reproduced, monkeypatch):
+    monkeypatch.chdir(reproduced)
+    return load_config("smoke")
+
+
+def test_leaves_tables_figures_notebooks_and_provenance(config):
+    assert config.root.resolve() == Path.cwd().resolve()
+    for name in ("table1.csv", "table1.md", "table1.tex", "table2.csv", "table2.md", "table2.tex"):
+        assert (config.figures / name).stat().st_size > 0
+    for name in ("figure1", "figure2"):
+        assert (config.figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (config.figures / f"{name}.svg").read_text()
+    for record in config.figures.glob("*.json"):
+        assert config.digest() in record.read_text()
+    executed = sorted((config.work / "notebooks").glob("*.ipynb"))
+    assert len(executed) == 4 + 2 * len(config.methods)
+    for path in executed:
+        for cell in nbformat.read(path, as_version=4).cells:
+            assert not any(out.output_type == "error" for out in cell.get("outputs", [])), path.name
+    for name in config.methods:
+        for file in ("config.yaml", "provenance.json", "history.csv", "model.safetensors", "timing.json"):
+            assert (config.model(name) / file).is_file(), f"{name}: {file}"
+
+
+def test_says_what_data_it_ran_on(config):
+    for name in ("table1.md", "table2.md", "table1.tex", "table2.tex", "figure1.svg", "figure2.svg"):
+        assert "not a reproduction of the paper" in (config.figures / name).read_text(), name
+
+
+def test_table2_is_tidy_and_recomputable(config):
+    table = pd.read_csv(config.figures / "table2.csv")
+    methods = {*config.methods, "template"}
+    rows = {(m, t, r, q) for m in methods for t in ("amyloid", "tau") for r in ("whole", "brain")
+            for q in ("mae", "psnr", "ssim")}  # fmt: skip
+    assert {tuple(row) for row in table[["method", "tracer", "region", "metric"]].to_numpy()} == rows
+    assert len(table) == len(rows)
+    printed = table.set_index(["method", "tracer", "region", "metric"])
+    assert printed.loc[("ResDM", "tau", "whole", "psnr"), "paper"] == 27.78
+    assert np.isnan(printed.loc[("template", "tau", "whole", "psnr"), "paper"])
+    for method in methods:
+        scores = pd.read_csv(config.predictions(method) / "scores.csv")
+        people = scores.groupby(["tracer", "region", "person"])[["mae", "psnr", "ssim"]].mean()
+        for (tracer, region), part in people.groupby(level=[0, 1]):
+            for metric, unit in (("mae", 100), ("psnr", 1), ("ssim", 100)):
+                row = printed.loc[(method, tracer, region, metric)]
+                assert row["mean"] == pytest.approx(unit * part[metric].mean(), rel=1e-6)
+                assert row["std"] == pytest.approx(unit * part[metric].std(), rel=1e-6)
+                assert row["n"] == len(part)
+
+
+def test_scores_are_those_of_the_stored_volumes(config):
+    folder = config.predictions("ResDM")
+    again = score_people(folder, read_index(config), config)
+    pd.testing.assert_frame_equal(again, pd.read_csv(folder / "scores.csv", dtype={"person": str, "session": str}))
+
+
+def test_predictions_lie_where_the_real_volumes_lie(config):
+    index = read_index(config)
+    assert set(index["split"]) == {"test"}
+    row = index[index["present_tau"] == 1].iloc[0]
+    name = f"{row['person']}_{row['session']}_trc-18FAV1451_space-MNI152_desc-synth_pet.nii.gz"
+    synthetic = load_image(config.predictions("ResDM") / row["person"] / row["session"] / "pet" / name)
+    real = load_image(config.volumes / row["tau"])
+    np.testing.assert_array_equal(synthetic.affine, real.affine)
+    assert synthetic.shape == real.shape == config.preprocess.grid.shape
+
+
+def test_a_second_run_does_nothing(reproduced):
+    run = snakemake(reproduced)
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("resdm/report/figures.py", {"table2", "figure1", "all"}),
+        ("resdm/evaluation/statistics.py", {"cohort", "table2", "all"}),
+        ("resdm/methods/regression.py", {"train", "synthesise", "table2", "all"}),
+        ("resdm/cohort/bids.py", None),
+        ("README.md", set()),
+    ],
+)
+def test_only_what_changed_runs_again(reproduced, changed, again):
+    path = reproduced / changed
+    path.touch()
+    now = path.stat()
+    try:
+        os.utime(path, (now.st_atime + 60, now.st_mtime + 60))
+        dry = snakemake(reproduced, "--dry-run")
+        found = jobs(dry.stdout + dry.stderr)
+        if again is None:
+            assert {"manifest", "preprocess", "train", "synthesise", "table2"} <= found
+            assert "phantom" not in found
+        else:
+            assert found == again
+            if changed.endswith("regression.py"):
+                assert "models/ResDM/model.safetensors" not in _outputs(dry.stdout + dry.stderr, "train")
+    finally:
+        old = (reproduced / "resdm" / "__init__.py").stat()
+        os.utime(path, (old.st_atime, old.st_mtime))
+
+
+def _outputs(text: str, rule: str) -> str:
+    blocks = [block for block in text.split("rule ") if block.startswith(rule)]
+    return "\n".join(line for block in blocks for line in block.splitlines() if "output" in line)
+
+
+def test_profiles_of_real_cohorts_plan_without_their_data(tmp_path):
+    """`dlbs` and `adni` start at a manifest that their users make; without one the plan says what is missing."""
+    for profile in ("adni", "dlbs"):
+        path = os.pathsep.join([str(BIN), os.environ["PATH"]])
+        run = subprocess.run(
+            [BIN / "snakemake", "--dry-run", "--cores", "1", "--config", f"profile={profile}"],
+            cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert run.returncode != 0
+        assert f"work/{profile}/manifest.csv" in run.stdout + run.stderr
