@@ -25,7 +25,7 @@ figures: env     ## tables and figures again, from stored predictions, without t
 	$(SNAKEMAKE) --forcerun cohort table2 figure1
 
 test: env        ## the test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env        ## style, floors
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
