@@ -137,7 +137,7 @@ def test_measured_suvr_follows_the_planted(cohort):
         measured = here[f"{tracer}_suvr"].to_numpy()
         assert np.abs(measured - planted).mean() < 0.06
         assert np.abs(measured - planted).max() < 0.2
-        assert np.corrcoef(measured, planted)[0, 1] > 0.95
+        assert np.corrcoef(measured, planted)[0, 1] > 0.9
 
 
 def test_left_stays_left_through_the_whole_path(cohort, tmp_path):
