@@ -91,8 +91,8 @@ def test_table2_is_tidy_and_recomputable(config):
         for (tracer, region), part in people.groupby(level=[0, 1]):
             for metric, unit in (("mae", 100), ("psnr", 1), ("ssim", 100)):
                 row = printed.loc[(method, tracer, region, metric)]
-                assert row["mean"] == pytest.approx(unit * part[metric].mean(), rel=1e-6)
-                assert row["std"] == pytest.approx(unit * part[metric].std(), rel=1e-6)
+                assert row["mean"] == pytest.approx(unit * part[metric].mean(), rel=1e-5)  # six digits are printed
+                assert row["std"] == pytest.approx(unit * part[metric].std(), rel=1e-5)  # six digits are printed
                 assert row["n"] == len(part)
 
 
@@ -126,27 +126,27 @@ def test_a_second_run_does_nothing(reproduced):
         ("resdm/evaluation/statistics.py", {"cohort", "table2", "all"}),
         ("resdm/methods/regression.py", {"train", "synthesise", "table2", "all"}),
         ("resdm/cohort/bids.py", None),
-        ("README.md", set()),
+        ("data_manifests/README.md", set()),
     ],
 )
 def test_only_what_changed_runs_again(reproduced, changed, again):
     path = reproduced / changed
-    path.touch()
-    now = path.stat()
+    before = path.read_bytes()
+    path.write_bytes(before + b"\n# changed\n")  # a new time alone is no change: snakemake compares small files
     try:
-        os.utime(path, (now.st_atime + 60, now.st_mtime + 60))
         dry = snakemake(reproduced, "--dry-run")
-        found = jobs(dry.stdout + dry.stderr)
-        if again is None:
-            assert {"manifest", "preprocess", "train", "synthesise", "table2"} <= found
-            assert "phantom" not in found
-        else:
-            assert found == again
-            if changed.endswith("regression.py"):
-                assert "models/ResDM/model.safetensors" not in _outputs(dry.stdout + dry.stderr, "train")
     finally:
-        old = (reproduced / "resdm" / "__init__.py").stat()
-        os.utime(path, (old.st_atime, old.st_mtime))
+        path.write_bytes(before)
+    text = dry.stdout + dry.stderr
+    found = jobs(text)
+    if again is None:
+        assert {"manifest", "preprocess", "train", "synthesise", "table2"} <= found
+        assert "phantom" not in found
+    else:
+        assert found == again
+    if changed.endswith("regression.py"):
+        assert "models/regression/model.safetensors" in _outputs(text, "train")
+        assert "models/ResDM/model.safetensors" not in _outputs(text, "train")
 
 
 def _outputs(text: str, rule: str) -> str:
