@@ -538,14 +538,16 @@ def test_what_is_no_t1_is_refused(cohort, tmp_path):
         preprocess_mri(noise, config)
 
 
-def test_a_real_persons_brain_fits_the_mni_brain(real_t1, tmp_path):
-    """Dice above 0.9, on the grid of the small profiles; the brain as the file has it, holes filled."""
+@pytest.mark.parametrize("registration_mm", [3.0, 5.0])
+def test_a_real_persons_brain_fits_the_mni_brain(real_t1, tmp_path, registration_mm):
+    """Dice well above 0.9, on the grid of the small profiles; the brain as the file has it, holes filled."""
     config = make_config(tmp_path, mask=False)
-    array, info = preprocess_mri(real_t1, config)
+    settings = dataclasses.replace(config.preprocess, registration_mm=registration_mm)
+    array, info = preprocess_mri(real_t1, dataclasses.replace(config, preprocess=settings))
     scan = read_scan(real_t1)
     inside = scan._replace(data=(scan.data > 0.02 * scan.data.max()).astype(np.float32))
     brain = ndimage.binary_fill_holes(resample(inside, GRID.affine, GRID.shape, np.array(info["transform"])) > 0.5)
     mni = mni_map("brain", GRID)
-    assert 2 * (brain & mni).sum() / (brain.sum() + mni.sum()) > 0.93
-    assert info["t1_correlation"] > 0.75
+    assert 2 * (brain & mni).sum() / (brain.sum() + mni.sum()) > 0.94
+    assert info["t1_correlation"] > 0.78
     assert array[mni].mean() > 5 * array[~mni].mean()

@@ -34,7 +34,7 @@ from resdm.cohort.registration import Scan, register_affine, register_rigid, res
 from resdm.config import TRACERS, Config, PreprocessConfig, to_dict
 from resdm.io import atomic, sha256, write_json, write_text
 
-REVISION = 2
+REVISION = 3
 """Raised whenever the same scans and settings would give other volumes, so that old ones are made anew."""
 
 SPACE = "MNI152"
