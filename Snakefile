@@ -8,8 +8,7 @@
 from resdm.config import load_config
 
 PROFILE = config.get("profile", "phantom")
-CONFIG = f"configs/{PROFILE}.yaml"
-SETTINGS = load_config(CONFIG)
+SETTINGS = load_config(f"configs/{PROFILE}.yaml")
 WORK, FIGURES = f"work/{PROFILE}", f"figures/{PROFILE}"
 METHODS = list(SETTINGS.methods)
 BASELINES = {"pix2pix", "scgan", "transunet", "resvit"}
@@ -27,7 +26,8 @@ def package(*names):
 def method_modules(wildcards):
     """The files of one method: a changed baseline trains that baseline only."""
     kind = SETTINGS.method(wildcards.method).kind
-    paper = ["scheduler", "prior", "clip", "lessons", "unet", "losses", "methods/residual_diffusion", "methods/trace"]
+    paper = ["scheduler", "prior", "clip", "lessons", "unet", "haar", "losses"]
+    paper += ["methods/residual_diffusion", "methods/trace"]
     own = {"residual_diffusion": paper, "regression": [*paper, "methods/regression"]}.get(kind, [f"methods/{kind}"])
     return package("methods/base", *own, *(["methods/adversarial"] if kind in BASELINES else []))
 
@@ -148,7 +148,7 @@ rule table2:
         expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=METHODS),
         "data_manifests/paper/table2.csv",
         notebook="notebooks/04_table2_comparison.ipynb",
-        modules=TABLES + package("evaluation/suvr", "report/figures", "report/provenance"),
+        modules=TABLES + package("evaluation/suvr", "report/cases", "report/figures", "report/provenance"),
     output:
         multiext(f"{FIGURES}/table2", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/figure2", ".svg", ".png"),
