@@ -185,6 +185,7 @@ class ResidualDiffusionConfig(MethodConfig):
     eta_power: float = 0.3  # p of the geometric sequence (ResShift)
     kappa: float = 0.1
     lambda_high: float = 0.1
+    start_share: float = 0.0  # chance of training at t = T − 1, beyond uniform draws; 0 as the paper
     sampling_steps: int | None = None  # None: T
     ema: float = 0.9999
     ema_warmup: int = 2000  # plain copies before
@@ -209,30 +210,35 @@ class RegressionConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
-class Pix2PixConfig(MethodConfig):
-    """Pix2Pix (Isola et al. 2017), one model a tracer."""
+class AdversarialConfig(MethodConfig):
+    """What the four with a discriminator have in common; no method by itself."""
 
-    kind: str = "pix2pix"
+    kind: str = ""
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     decay: Literal["none", "cosine", "linear_half"] = "linear_half"  # 100 constant and 100 decaying epochs
-    width: int = 32
-    discriminator_width: int = 32
-    dropout: float = 0.5
     l1_weight: float = 100.0
+    discriminator_width: int = 32
 
 
 @dataclass(frozen=True)
-class SCGANConfig(MethodConfig):
-    """SC-GAN (Lan et al. 2021), one model a tracer."""
+class Pix2PixConfig(AdversarialConfig):
+    """Pix2Pix (Isola et al. 2017), one model a tracer."""
+
+    kind: str = "pix2pix"
+    width: int = 32
+    dropout: float = 0.5
+
+
+@dataclass(frozen=True)
+class SCGANConfig(AdversarialConfig):
+    """SC-GAN (Lan et al. 2021), one model a tracer. Its L2 term is part of the loss, so weight decay is none."""
 
     kind: str = "scgan"
     learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = 0.0  # its L2 term is part of the loss
+    decay: Literal["none", "cosine", "linear_half"] = "none"
     width: int = 32
-    discriminator_width: int = 32
     dropout: float = 0.5
     l1_weight: float = 200.0
     rmse_weight: float = 200.0
@@ -241,33 +247,23 @@ class SCGANConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
-class TransUNetConfig(MethodConfig):
+class TransUNetConfig(AdversarialConfig):
     """TransUNet (Chen et al. 2021) trained as Pix2Pix is, one model a tracer."""
 
     kind: str = "transunet"
-    learning_rate: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = 0.0
-    decay: Literal["none", "cosine", "linear_half"] = "linear_half"
     width: int = 32  # a multiple of 4
     units: tuple[int, int, int] = (3, 4, 9)  # residual units at 1/4, 1/8 and 1/16
     dim: int = 512
     layers: int = 8
     heads: int = 8
     dropout: float = 0.1
-    discriminator_width: int = 32
-    l1_weight: float = 100.0
 
 
 @dataclass(frozen=True)
-class ResViTConfig(MethodConfig):
+class ResViTConfig(AdversarialConfig):
     """ResViT (Dalmaz et al. 2022), its unified form: one model for both tracers."""
 
     kind: str = "resvit"
-    learning_rate: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = 0.0
-    decay: Literal["none", "cosine", "linear_half"] = "linear_half"
     width: int = 16
     kernel: int = 7  # of the first and the last convolution; odd
     middle: int = 256  # channels between the two strided convolutions of a transformer block
@@ -276,8 +272,6 @@ class ResViTConfig(MethodConfig):
     heads: int = 6
     dropout: float = 0.1
     cnn_steps: int = 0  # training steps with the transformer left out, the paper's first stage
-    discriminator_width: int = 32
-    l1_weight: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -587,6 +581,11 @@ def _check(config: Config, file: str) -> None:
         training.clip_norm is None or training.clip_norm > 0,
         f"training.clip_norm is {training.clip_norm}; expected more than 0, or null for none",
     )
+    for name, precision in [("training", training.precision), *((n, m.precision) for n, m in config.methods.items())]:
+        demand(
+            training.clip_norm is None or precision != "16-mixed",
+            f"training.clip_norm cannot be had with {name}'s precision 16-mixed; set bf16-mixed, or clip_norm: null",
+        )
     demand(
         training.devices >= 1 and training.workers >= 0 and training.shift_voxels >= 0,
         "training: expected devices ≥ 1, workers ≥ 0 and shift_voxels ≥ 0",
@@ -619,6 +618,10 @@ def _check(config: Config, file: str) -> None:
             demand(
                 method.sampling_steps is None or 1 <= method.sampling_steps <= method.steps,
                 f"methods.{name}.sampling_steps is {method.sampling_steps}; expected 1 to {method.steps}",
+            )
+            demand(
+                0 <= method.start_share <= 1,
+                f"methods.{name}.start_share is {method.start_share}; expected 0 to 1",
             )
         if isinstance(method, DDPMConfig):
             demand(

@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm.auto import tqdm
 
 from resdm.anatomy import Grid
@@ -243,7 +244,8 @@ def synthesise_people(
     -------
     Path
         ``out``, with ``<person>/<session>/pet/…_desc-synth_pet.nii.gz`` and a sidecar each. What is there already, from
-        the same model, prompt and seed, is kept. ``timing.json`` says what the sessions made by this call cost.
+        the same model, prompt and seed, is kept. ``timing.json`` says what the sessions made by this call cost; the
+        first is counted, not timed, where there are more: it warms up.
     """
     model = model if isinstance(model, Model) else Model.load(model)
     seed = model.card.config.seed if seed is None else seed
@@ -252,7 +254,7 @@ def synthesise_people(
     rows = people.to_dict("records")
     for i, row in enumerate(rows):  # before any work starts
         check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")
-    made, seconds = 0, 0.0
+    clock, counter = [], FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
     for i, row in enumerate(tqdm(rows, desc=f"{model.card.name} {condition}", unit="session", disable=not progress)):
         who = row["person"], row["session"]
         age, sex = prior.age[i], prior.sex[i]
@@ -264,17 +266,31 @@ def synthesise_people(
         start = time.perf_counter()
         volume = mri(i)
         try:
-            pet = model.synthesise(volume, age, sex, seed=derive_seed(seed, *who), steps=steps)
+            with nullcontext() if clock else counter:
+                pet = model.synthesise(volume, age, sex, seed=derive_seed(seed, *who), steps=steps)
         except SynthesisError as error:
             raise SynthesisError(f"{' '.join(who)}: {error}") from error
-        seconds += time.perf_counter() - start
-        made += 1
+        clock.append(time.perf_counter() - start)
         for channel, tracer in enumerate(TRACERS):
             model.write(files[tracer], pet[channel], sidecars[tracer])
-    if made:
-        cost = {"sessions": made, "seconds": round(seconds, 3), "seconds_per_session": seconds / made}
-        write_json(Path(out) / "timing.json", cost | {"device": model.device.type, "steps": steps})
+    if clock:
+        cost = {
+            "sessions": len(clock),
+            "seconds": round(sum(clock), 3),
+            "seconds_per_session": float(np.mean(clock[1:] or clock)),
+            "gflop_per_volume": counter.get_total_flops() / len(TRACERS) / 1e9,
+            "device": model.device.type,
+            "steps": steps,
+        }
+        write_json(Path(out) / "timing.json", cost)
     return Path(out)
+
+
+def _attention_flop(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}  # torch: CUDA's alone
 
 
 def _path(out: Path, row: dict[str, Any], tracer: str) -> Path:

@@ -124,6 +124,7 @@ def test_unknown_keys_are_refused_with_a_suggestion(write, path, message):
     ("training.flip", 1, r"training\.flip: expected bool, found 1"),
     ("training.clip_norm", "a bit", r"training\.clip_norm: expected float, found 'a bit'"),
     ("training.precision", "fp8", r"training\.precision is 'fp8'; expected one of 32-true, 16-mixed, bf16-mixed"),
+    ("training", {"clip_norm": 1.0, "precision": "16-mixed"}, r"clip_norm cannot be had with training's preci"),
     ("training.budget", "equal", r"training\.budget is 'equal'; expected one of equal_epochs, equal_time"),
     ("training", [1, 2], r"training: expected a mapping, found \[1, 2\]"),
     ("preprocess.grid.shape", [32, 32], r"preprocess\.grid\.shape: expected 3 values, found 2"),
@@ -163,6 +164,7 @@ def test_wrong_types_are_named(write, path, value, message):
     ("methods", {"A": {"kind": "regression", "ema": 1}}, r"methods\.A\.ema is 1\.0; expected 0 \(none\)"),
     ("methods", {"A": {"kind": "regression", "batch_size": 0}}, r"methods\.A\.batch_size is 0; expected at least 1"),
     ("methods", {"A": {"kind": "residual_diffusion", "sampling_steps": 16}}, "expected 1 to 15"),
+    ("methods", {"A": {"kind": "residual_diffusion", "start_share": 1.5}}, r"start_share is 1\.5; expected 0 to 1"),
     ("methods", {"A": {"kind": "residual_diffusion", "eta_range": [0.9, 0.1]}}, r"needs steps ≥ 1, 0 < eta_range\[0\]"),
 ])  # fmt: skip
 def test_values_out_of_range_are_named(write, path, value, message):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import tiny_resdm
 from tiny_methods import SHAPE, PlainConfig, Sessions, build, make_config
+from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.anatomy import Grid
 from resdm.checkpoint import save_model
@@ -19,6 +20,7 @@ from resdm.config import derive_seed
 from resdm.io import sha256
 from resdm.methods import build_method
 from resdm.synthesis import (
+    _CPU_ATTENTION,
     CONDITIONS,
     Model,
     SynthesisError,
@@ -127,7 +129,18 @@ def test_files_affine_and_sidecar(folder, people, tmp_path):
     assert sidecar["model"]["sha256"] == sha256(folder / "model.safetensors")
     assert sidecar["intensity"] == {"kind": "fixed", "suvr_range": [0.0, 3.0]}
     assert (sidecar["seed"], sidecar["steps"]) == (0, None)
-    assert json.loads((out / "timing.json").read_text())["sessions"] == 5
+    timing = json.loads((out / "timing.json").read_text())
+    assert timing["sessions"] == 5
+    voxels, width = np.prod(SHAPE), 2
+    flop = 2 * voxels * (27 * width + width * 2)  # of both volumes: two convolutions, two operations a weight
+    assert timing["gflop_per_volume"] == pytest.approx(flop / 2 / 1e9)
+
+
+def test_attention_is_counted_on_a_cpu():
+    q, k, v = (torch.randn(1, 2, n, 8) for n in (5, 7, 7))
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert counter.get_total_flops() == 2 * (2 * 5 * 7 * 8) * 2  # QKᵀ and its product with V, two heads
 
 
 def test_a_person_does_not_depend_on_the_company(folder, people, tmp_path):

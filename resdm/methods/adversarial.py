@@ -13,7 +13,7 @@ from monai.networks.nets import PatchDiscriminator
 from monai.networks.utils import normal_init
 from torch import Tensor, nn
 
-from resdm.config import MethodConfig, Pix2PixConfig, TransUNetConfig
+from resdm.config import AdversarialConfig
 from resdm.methods.base import TracerModel
 
 Shape = tuple[int, int, int]
@@ -49,10 +49,10 @@ def frozen(module: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def adam(module: nn.Module, config: MethodConfig) -> torch.optim.Adam:
+def adam(module: nn.Module, config: AdversarialConfig) -> torch.optim.Adam:
     """Adam over one network's weights, with the settings of its method: β₁ is 0.5 in all the originals."""
     return torch.optim.Adam(
-        module.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        module.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
 
 
@@ -100,11 +100,11 @@ class ConditionalGAN(TracerModel):
     ----------
     generator : Module
         (B, 1, X, Y, Z) in [−1, 1] → the same.
-    config : Pix2PixConfig or TransUNetConfig
+    config : AdversarialConfig
     shape : tuple of int
     """
 
-    def __init__(self, generator: nn.Module, config: Pix2PixConfig | TransUNetConfig, shape: Shape) -> None:
+    def __init__(self, generator: nn.Module, config: AdversarialConfig, shape: Shape) -> None:
         super().__init__()
         self.config = config
         self.generator = generator

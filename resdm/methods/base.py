@@ -78,7 +78,7 @@ class Method(nn.Module):
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         config = self.config
         rate, decay = config.learning_rate, config.weight_decay
-        return {"model": torch.optim.AdamW(weights, lr=rate, betas=config.betas, weight_decay=decay)}
+        return {"model": torch.optim.AdamW(weights, lr=rate, betas=config.betas, weight_decay=decay, fused=True)}
 
 
 class TracerModel(nn.Module):

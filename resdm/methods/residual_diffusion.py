@@ -73,9 +73,12 @@ class ResidualDiffusion(PriorGuided):
         self.scheduler = ResidualScheduler(config.steps, config.eta, config.eta_range, config.kappa, config.eta_power)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-        """Eq. 7 at a uniformly drawn step."""
+        """Eq. 7 at a uniformly drawn step, or, by a chance of ``start_share``, at the one where sampling starts."""
         mri, x0, device = batch.mri, batch.pet, batch.mri.device
         t = torch.randint(self.scheduler.steps, (len(batch),), generator=generator, device=device)
+        if self.config.start_share:
+            starts = torch.rand(len(batch), generator=generator, device=device) < self.config.start_share
+            t = torch.where(starts, self.scheduler.steps - 1, t)
         noise = torch.randn(x0.shape, generator=generator, device=device)
         x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
         x0_hat = self.predict(x_t, mri, t, self.context(batch.prior, generator))
