@@ -5,6 +5,8 @@
 # Stages meet on disk below work/<profile>/. Python imports are not tracked, so each rule lists the modules it depends
 # on: a changed figure module redraws figures and trains nothing. Executed notebooks stand under `log:`, so a failed run
 # keeps them; state.pt and the volumes of single people are not declared, so a killed run goes on from them.
+import json
+
 from resdm.config import load_config
 
 PROFILE = config.get("profile", "phantom")
@@ -39,7 +41,6 @@ TABLES = package("config", "anatomy", "io", "evaluation/image_quality", "evaluat
 
 wildcard_constraints:
     method="[^/]+",
-    condition="[^/]+",
 
 
 rule all:
@@ -128,19 +129,41 @@ rule train:
         PAPERMILL + " -p method {wildcards.method}"
 
 
+SYNTHESIS = DATA + package("batch", "checkpoint", "synthesis", "evaluation/image_quality")
+
+
 rule synthesise:
     input:
         f"{WORK}/models/{{method}}/model.safetensors",
         method_modules,
         notebook="notebooks/03_synthesise.ipynb",
-        modules=DATA + package("batch", "checkpoint", "synthesis", "evaluation/image_quality"),
+        modules=SYNTHESIS,
     output:
-        f"{WORK}/predictions/{{method}}/{{condition}}/scores.csv",
+        f"{WORK}/predictions/{{method}}/factual/scores.csv",
     log:
-        notebook=f"{WORK}/notebooks/03_synthesise_{{method}}_{{condition}}.ipynb",
+        notebook=f"{WORK}/notebooks/03_synthesise_{{method}}.ipynb",
     threads: SETTINGS.training.threads or workflow.cores
     shell:
-        PAPERMILL + " -p method {wildcards.method} -p condition {wildcards.condition}"
+        PAPERMILL + " -p method {wildcards.method}"
+
+
+if SETTINGS.conditions:
+
+    # All in one job: a job costs its imports.
+    rule conditions:
+        input:
+            f"{WORK}/models/ResDM/model.safetensors",
+            notebook="notebooks/03_synthesise.ipynb",
+            modules=SYNTHESIS,
+        output:
+            expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=SETTINGS.conditions),
+        log:
+            notebook=f"{WORK}/notebooks/03_synthesise_conditions.ipynb",
+        params:
+            conditions=json.dumps(SETTINGS.conditions),
+        threads: SETTINGS.training.threads or workflow.cores
+        shell:
+            PAPERMILL + " -p method ResDM -y 'conditions: {params.conditions}'"
 
 
 rule table2:

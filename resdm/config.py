@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -29,6 +30,16 @@ SEXES = ("F", "M")
 AGE_RANGE = (18.0, 110.0)
 """Plausible ages at scan, in years; anything outside is taken for a mistake of entry."""
 
+CONDITIONS = {
+    "factual": "the person's own age and sex",
+    "no_age": "sex only",
+    "no_sex": "age only",
+    "tracer_only": "neither age nor sex",
+    "wrong_sex": "own age, the other sex",
+    "shuffled_age": "own sex, the age of somebody else of the list",
+    "shuffled": "age and sex of somebody else of the list",
+}
+"""What a prompt says. Beside these, ``age_<years>`` says one age for everyone, ``sex_F`` and ``sex_M`` one sex."""
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 """Lightning Fabric's names. The mixed ones compute in half precision; weights, optimisers and EMA stay in 32 bits."""
@@ -47,6 +58,18 @@ def check_person(age: float | None, sex: str | None, where: str) -> None:
         raise ValueError(f"{where}: age {age} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
     if sex is not None and sex not in SEXES:
         raise ValueError(f"{where}: unknown sex {sex!r}; expected one of {', '.join(SEXES)}, or none")
+
+
+def check_condition(name: str, where: str) -> None:
+    """Raise `ConfigError` where a name is no condition of `CONDITIONS` or of its two families."""
+    age, sex = re.fullmatch(r"age_(\d+(?:\.\d+)?)", name), re.fullmatch(f"sex_({'|'.join(SEXES)})", name)
+    if age and not AGE_RANGE[0] <= float(age[1]) <= AGE_RANGE[1]:
+        raise ConfigError(f"{where}: {name!r} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
+    if not (name in CONDITIONS or age or sex):
+        raise ConfigError(
+            f"{where}: no condition {name!r}{_suggest(name, CONDITIONS)}; there are: {', '.join(CONDITIONS)}, "
+            f"age_<years>, {', '.join(f'sex_{value}' for value in SEXES)}"
+        )
 
 
 # ── the cohort ────────────────────────────────────────────────────────────────────────────────────
@@ -340,6 +363,7 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     methods: dict[str, MethodConfig] = field(default_factory=lambda: {"ResDM": ResidualDiffusionConfig()})
+    conditions: tuple[str, ...] = ()  # prompts that ResDM answers beside the factual one: Figures 4 and 5
     root: Path = field(default=Path(), compare=False)  # folder that holds configs/ and work/; no part of the digest
 
     # Stages meet on disk only, at these places.
@@ -601,6 +625,8 @@ def _check(config: Config, file: str) -> None:
     for tracer, (low, high) in config.preprocess.suvr_range.items():
         demand(low < high, f"preprocess.suvr_range.{tracer}: {low} is not below {high}")
     demand(bool(config.methods), "methods is empty")
+    for condition in config.conditions:
+        check_condition(condition, f"{file}: conditions")
     for name, method in config.methods.items():
         demand(method.learning_rate > 0, f"methods.{name}.learning_rate must be more than 0")
         demand(0 <= method.ema < 1, f"methods.{name}.ema is {method.ema}; expected 0 (none) or a decay below 1")

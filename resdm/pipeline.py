@@ -7,6 +7,7 @@ is not done again.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def synthesise_method(
     name : str
         A method of the profile.
     condition : str
-        What the prompt says, see `resdm.synthesis.CONDITIONS`.
+        What the prompt says, see `resdm.config.CONDITIONS`.
     split : {"test", "validation", "train"}
     steps : int, optional
         Sampling steps; the profile's by default.
@@ -142,6 +143,18 @@ def synthesise_method(
         write_trace(model, data, out)
     write_scores(config, name, score_people(out, people, config), condition)
     return out
+
+
+def synthesise_conditions(
+    config: Config | str | Path, name: str, conditions: Iterable[str], **options: Any
+) -> pd.DataFrame:
+    """`synthesise_method` under several conditions; returns their scores, with a first column ``condition``."""
+    frames = []
+    for condition in conditions:
+        frame = pd.read_csv(synthesise_method(config, name, condition, **options) / "scores.csv")
+        frame.insert(0, "condition", condition)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
 
 
 def write_trace(model: Model, data: CohortDataset, out: Path) -> None:

@@ -26,23 +26,12 @@ from tqdm.auto import tqdm
 from resdm.anatomy import Grid
 from resdm.batch import TRACERS, Prior
 from resdm.checkpoint import ModelCard, load_model
-from resdm.config import SEXES, check_person, derive_seed
+from resdm.config import SEXES, check_condition, check_person, derive_seed
 from resdm.io import atomic, write_json
 from resdm.methods import Method
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
 """BIDS labels of the tracers where a person has no real PET to take them from."""
-
-CONDITIONS = {
-    "factual": "the person's own age and sex",
-    "no_age": "sex only",
-    "no_sex": "age only",
-    "tracer_only": "neither age nor sex",
-    "wrong_sex": "own age, the other sex",
-    "shuffled_age": "own sex, the age of somebody else of the list",
-    "shuffled": "age and sex of somebody else of the list",
-}
-"""What a prompt says. Beside these, ``age_<years>`` says one age for everyone, ``sex_F`` and ``sex_M`` one sex."""
 
 
 class SynthesisError(ValueError):
@@ -58,7 +47,7 @@ def condition_prior(condition: str, age: Sequence[float | None], sex: Sequence[s
     Parameters
     ----------
     condition : str
-        A key of `CONDITIONS`, ``age_<years>``, ``sex_F`` or ``sex_M``.
+        A key of `resdm.config.CONDITIONS`, ``age_<years>``, ``sex_F`` or ``sex_M``.
     age : sequence of float or None
         Years; NaN counts as unknown, and what is unknown stays unsaid.
     sex : sequence of {"F", "M"} or None
@@ -67,9 +56,10 @@ def condition_prior(condition: str, age: Sequence[float | None], sex: Sequence[s
 
     Raises
     ------
-    SynthesisError
-        No such condition.
+    ConfigError
+        No such condition, or an age out of range.
     """
+    check_condition(condition, "prompt")
     age = tuple(None if value is None or pd.isna(value) else float(value) for value in age)
     sex = tuple(None if value is None or pd.isna(value) else str(value) for value in sex)
     own, n = Prior(age, sex), len(age)
@@ -91,16 +81,8 @@ def condition_prior(condition: str, age: Sequence[float | None], sex: Sequence[s
             source[order] = np.roll(order, 1)  # one cycle through everyone
             shuffled = tuple(age[i] for i in source)
             return Prior(shuffled, sex if condition == "shuffled_age" else tuple(sex[i] for i in source))
-    if found := re.fullmatch(r"age_(\d+(?:\.\d+)?)", condition):
-        years = float(found[1])
-        check_person(years, None, f"condition {condition!r}")
-        return Prior((years,) * n, sex)
-    if found := re.fullmatch(f"sex_({'|'.join(SEXES)})", condition):
-        return Prior(age, (found[1],) * n)
-    raise SynthesisError(
-        f"no condition {condition!r}; there are: {', '.join(CONDITIONS)}, age_<years>, "
-        f"{', '.join(f'sex_{value}' for value in SEXES)}"
-    )
+    family, value = condition.split("_")
+    return Prior((float(value),) * n, sex) if family == "age" else Prior(age, (value,) * n)
 
 
 # ── a model ───────────────────────────────────────────────────────────────────────────────────────

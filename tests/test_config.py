@@ -158,6 +158,8 @@ def test_wrong_types_are_named(write, path, value, message):
     ("preprocess.suvr_range", {"amyloid": [0, 3]}, "needs exactly the keys amyloid, tau"),
     ("preprocess.suvr_range", {"amyloid": [0, 3], "tau": [2, 1]}, r"suvr_range\.tau: 2\.0 is not below 1\.0"),
     ("methods", {}, "methods is empty"),
+    ("conditions", ["no_sexx"], r"conditions: no condition 'no_sexx' \(did you mean 'no_sex'\?\)"),
+    ("conditions", ["age_12"], r"conditions: 'age_12' is outside 18–110 years"),
     ("methods", {"template": {"kind": "regression"}}, "'template' cannot be a method's name"),
     ("methods", {"a/b": {"kind": "regression"}}, "'a/b' cannot be a method's name"),
     ("methods", {"A": {"kind": "regression", "learning_rate": 0}}, r"methods\.A\.learning_rate must be more than 0"),
