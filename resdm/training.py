@@ -345,7 +345,8 @@ class _Loop:
         if fabric.world_size > 1:
             for value in tensors(method).values():
                 torch.distributed.broadcast(value.data, 0)
-        self.average = [weight.detach().clone() for weight in self.trained.values()] if self.settings.ema else None
+        self.followed = {key: weight for key, weight in self.trained.items() if method.averages(key)}  # by the EMA
+        self.average = [weight.detach().clone() for weight in self.followed.values()] if self.settings.ema else None
         self.step = 0
         self.total: int | None = None
         self.sums: dict[str, Tensor] = {}  # since the epoch began, on the device
@@ -392,7 +393,7 @@ class _Loop:
             self._add(key, value)
         if self.average is not None:
             plain = self.step < getattr(self.settings, "ema_warmup", 0)
-            update_average(self.average, list(self.trained.values()), 0.0 if plain else self.settings.ema)
+            update_average(self.average, list(self.followed.values()), 0.0 if plain else self.settings.ema)
         self.step += 1
 
     def _next(self, losses: Iterator[tuple[str, Tensor]]) -> tuple[str | None, Tensor | None]:
@@ -535,7 +536,7 @@ class _Loop:
 
     def averaged(self) -> dict[str, Tensor]:
         """Averaged weights and current buffers, on the device."""
-        average = zip(self.trained, self.average or self.trained.values(), strict=True)
+        average = zip(self.followed, self.average or self.followed.values(), strict=True)
         return self._changing() | dict(average)
 
     def _changing(self) -> dict[str, Tensor]:
@@ -549,7 +550,7 @@ class _Loop:
         if self.average is None:
             yield
             return
-        weights = list(self.trained.values())
+        weights = list(self.followed.values())
         own = [weight.detach().clone() for weight in weights]
         torch._foreach_copy_(weights, self.average)
         try:

@@ -73,6 +73,10 @@ class Method(nn.Module):
     def prepare(self, seed: int) -> None:
         """Work before the first training step that needs no image (a text tower's first lessons). None by default."""
 
+    def averages(self, name: str) -> bool:
+        """Whether the EMA, where the configuration has one, holds the trained weight of this name: all by default."""
+        return True
+
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers by name, over trainable weights only: one AdamW named ``model`` unless overridden."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
