@@ -228,6 +228,19 @@ class RegressionConfig(MethodConfig):
     prior: PriorConfig = field(default_factory=PriorConfig)
 
 
+@dataclass(frozen=True)
+class ReleasedConfig(MethodConfig):
+    """The released code, fault for fault, its T, η, κ and λ included: see `resdm.methods.released`."""
+
+    kind: str = "released"
+    ema: float = 0.9999
+    ema_warmup: int = 2000  # plain copies before
+    sampling_steps: int | None = None  # None: T = 15
+    width: int = 32
+    mri_shift: int = 2  # voxels, in training: of the MRI alone, after training.shift_voxels has moved all volumes
+    prior: PriorConfig = field(default_factory=lambda: PriorConfig(context="pooled"))  # dim: 8 × width
+
+
 # ── the five competitors ──────────────────────────────────────────────────────────────────────────
 # Widths are those at which a 128³ grid costs about what ResDM does; each docstring in resdm.methods names its source.
 
@@ -320,6 +333,7 @@ class DDPMConfig(MethodConfig):
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "residual_diffusion": ResidualDiffusionConfig,
     "regression": RegressionConfig,
+    "released": ReleasedConfig,
     "pix2pix": Pix2PixConfig,
     "scgan": SCGANConfig,
     "transunet": TransUNetConfig,
@@ -648,6 +662,16 @@ def _check(config: Config, file: str) -> None:
             demand(
                 0 <= method.start_share <= 1,
                 f"methods.{name}.start_share is {method.start_share}; expected 0 to 1",
+            )
+        if isinstance(method, ReleasedConfig):
+            demand(
+                method.prior.context == "pooled" and method.prior.dim == 8 * method.width,
+                f"methods.{name}.prior: the released network takes context pooled and dim {8 * method.width}, "
+                "8 × its width",
+            )
+            demand(
+                method.width >= 1 and method.mri_shift >= 0 and method.sampling_steps in (None, *range(1, 16)),
+                f"methods.{name}: expected width ≥ 1, mri_shift ≥ 0 and sampling_steps 1 to T = 15",
             )
         if isinstance(method, DDPMConfig):
             demand(

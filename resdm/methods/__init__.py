@@ -7,6 +7,7 @@ from resdm.methods.base import Method
 from resdm.methods.ddpm import DDPM
 from resdm.methods.pix2pix import Pix2Pix
 from resdm.methods.regression import Regression
+from resdm.methods.released import Released
 from resdm.methods.residual_diffusion import ResidualDiffusion
 from resdm.methods.resvit import ResViT
 from resdm.methods.scgan import SCGAN
@@ -17,6 +18,7 @@ __all__ = ["METHODS", "Method", "build_method"]
 METHODS: dict[str, type[Method]] = {
     "residual_diffusion": ResidualDiffusion,
     "regression": Regression,
+    "released": Released,
     "pix2pix": Pix2Pix,
     "scgan": SCGAN,
     "transunet": TransUNet,
