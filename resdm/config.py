@@ -238,6 +238,7 @@ class ReleasedConfig(MethodConfig):
     sampling_steps: int | None = None  # None: T = 15
     width: int = 32
     mri_shift: int = 2  # voxels, in training: of the MRI alone, after training.shift_voxels has moved all volumes
+    mended: tuple[Literal["input", "attention", "middle"], ...] = ()  # faults to leave out, to see what each costs
     prior: PriorConfig = field(default_factory=lambda: PriorConfig(context="pooled"))  # dim: 8 × width
 
 
@@ -665,9 +666,10 @@ def _check(config: Config, file: str) -> None:
             )
         if isinstance(method, ReleasedConfig):
             demand(
-                method.prior.context == "pooled" and method.prior.dim == 8 * method.width,
-                f"methods.{name}.prior: the released network takes context pooled and dim {8 * method.width}, "
-                "8 × its width",
+                (method.prior.context == "pooled" or "attention" in method.mended)
+                and method.prior.dim == 8 * method.width,
+                f"methods.{name}.prior: the released network takes context pooled, or tokens where mended has "
+                f"attention, and dim {8 * method.width}, 8 × its width",
             )
             demand(
                 method.width >= 1 and method.mri_shift >= 0 and method.sampling_steps in (None, *range(1, 16)),

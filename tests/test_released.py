@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from resdm.methods import build_method
 from resdm.methods.released import ReleasedUNet, load_released, shifted
 from resdm.prior import PriorModule, prompt
 from resdm.training import train
+from resdm.unet import Attention
 
 SHAPE = (16, 16, 16)
 IDLE = ("middle_block.0.", "middle_block.1.", "middle_block.3.")
@@ -240,20 +242,29 @@ def test_synthesis_follows_equation_3(steps):
     torch.testing.assert_close(out, x.clamp(0, 1), rtol=1e-4, atol=1e-5)
 
 
+def test_half_precision_ends_before_the_output():
+    method, batch = build(), random_batch(1, SHAPE)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(0), steps=2)
+    assert out.dtype == torch.float32
+    full = method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(0), steps=2)
+    assert 0 < (out - full).abs().max() < 0.05
+
+
 def test_overfits_one_person():
     batch = random_batch(1, SHAPE)
     smooth = [F.avg_pool3d(v, 7, 1, 3) for v in (batch.mri, batch.pet)]
     batch = Batch(*[(v - v.min()) / (v.max() - v.min()) for v in smooth], batch.present, batch.prior)
     method, g = build(tiny(learning_rate=3e-3)), torch.Generator().manual_seed(0)
     optimiser, losses = method.optimisers()["model"], []
-    for _ in range(24):
+    for _ in range(18):
         ((_, loss),) = method.losses(batch, g)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
     variance = batch.pet.var(dim=(0, 2, 3, 4), correction=0).sum().item()
-    assert sum(losses[-5:]) / 5 < 0.3 * 10 * variance  # that of predicting the mean
+    assert sum(losses[-5:]) / 5 < 0.4 * 10 * variance  # that of predicting the mean
 
 
 def test_the_average_holds_the_unet_alone(tmp_path):
@@ -265,6 +276,41 @@ def test_the_average_holds_the_unet_alone(tmp_path):
     moving = {n for n, w in own.items() if w.requires_grad and not n.removeprefix("unet.").startswith(IDLE)}
     differ = {name for name, weight in kept.named_parameters() if not torch.equal(weight, own[name])}
     assert differ == {name for name in moving if name.startswith("unet.")}
+
+
+# ── its faults left out, one at a time ────────────────────────────────────────────────────────────
+
+
+def test_mended_input_is_the_only_one_that_sees_the_mri(generator):
+    x, mri, text = (torch.randn(shape, generator=generator) for shape in ((1, 1, *SHAPE), (1, 1, *SHAPE), (1, 1, 64)))
+    for mended in ((), ("input",), ("attention",), ("middle",)):
+        torch.manual_seed(0)
+        net, t = ReleasedUNet(8, mended), torch.tensor([3])
+        assert torch.equal(net(x, t, text, mri), net(x, t, text, mri + 1)) == (mended != ("input",))
+
+
+def test_mended_middle_has_no_idle_weight_and_runs_its_four_parts_in_a_row(generator):
+    torch.manual_seed(0)
+    net = ReleasedUNet(8, ("middle",))
+    seen = []
+    for part in net.middle_block:
+        part.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    net(torch.randn((1, 1, *SHAPE), generator=generator), torch.tensor([3]), torch.randn((1, 1, 64))).sum().backward()
+    assert all(torch.equal(before[1], after[0]) for before, after in pairwise(seen))
+    assert all(weight.grad.any() for weight in net.parameters())
+
+
+@pytest.mark.parametrize("context", ["pooled", "tokens"])
+def test_mended_attention_is_that_of_the_clean_method(context):
+    config = tiny(mended=("attention",), prior=tiny_prior(context=context, dim=64))
+    method, batch = build(config), random_batch(1, SHAPE)
+    assert isinstance(method.unet.middle_block[2], Attention)
+    seen = []
+    method.unet.middle_block[2].register_forward_hook(lambda _, inputs, output: seen.append(output - inputs[0]))
+    out = method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(0), steps=1)
+    assert out.isfinite().all()
+    varies = seen[0].flatten(2).std(2).max().item() > 1e-6
+    assert varies == (context == "tokens"), "one key makes the softmax 1: the same vector everywhere"
 
 
 # ── its checkpoints ───────────────────────────────────────────────────────────────────────────────
@@ -405,8 +451,9 @@ def test_what_is_no_released_checkpoint_is_refused(checkpoints, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("{ width: 8 }", r"methods\.it\.prior: the released network takes context pooled and dim 64"),
-        ("{ prior: { weights: none } }", "context pooled"),
+        ("{ width: 8 }", r"methods\.it\.prior: the released network takes .* dim 64"),
+        ("{ prior: { weights: none } }", "context pooled, or tokens where mended has attention"),
+        ("{ mended: [everything] }", r"mended\[0\] is 'everything'"),
         ("{ sampling_steps: 16 }", "sampling_steps 1 to T = 15"),
     ],
 )

@@ -23,7 +23,7 @@ from resdm.losses import total_loss
 from resdm.methods.base import Method
 from resdm.prior import PriorModule, prompts
 from resdm.scheduler import ResidualScheduler
-from resdm.unet import norm, sinusoidal
+from resdm.unet import Attention, norm, sinusoidal
 
 _GROUPS, _HEADS, _MULTIPLIERS = 32, 8, (1, 2, 4, 8)
 
@@ -60,7 +60,7 @@ class SelfAttention(nn.Module):
         """(B, C, X, Y, Z) → the same."""
         q, k, v = (part.mT for part in self.qkv(self.norm(x.flatten(2))).chunk(3, dim=1))  # (B, voxels, C) each
         attended = F.scaled_dot_product_attention(q, k, v).mT  # (B, C, voxels)
-        return x + self.proj_out(attended).view_as(x)
+        return x + self.proj_out(attended).reshape(x.shape)
 
 
 class Gating(nn.Module):
@@ -99,15 +99,18 @@ class ReleasedUNet(nn.Module):
     ----------
     width : int
         Channels of the first level, 32 in the released code; the fourth has 8 times as many, as has the text.
+    mended : tuple of str
+        Faults to leave out: ``input`` (y_0 is one), ``attention`` (the clean method's for the gating), ``middle`` (all
+        four parts of the middle block in a row). None is the released network.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, mended: tuple[str, ...] = ()) -> None:
         super().__init__()
         widths, time_dim = [width * multiplier for multiplier in _MULTIPLIERS], 4 * width
         last = len(widths) - 1
-        self.width = width
+        self.width, self.mended = width, mended
         self.time_embed = nn.Sequential(nn.Linear(width, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv3d(1, width, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv3d(2 if "input" in mended else 1, width, 3, padding=1))])
         skips, channels = [width], width
         for level, wide in enumerate(widths):
             attention = [SelfAttention(wide)] if level == last else []
@@ -118,7 +121,8 @@ class ReleasedUNet(nn.Module):
                 self.input_blocks.append(Stage(nn.Sequential(down)))
                 skips.append(wide)
         around = [ResidualBlock(channels, channels, time_dim) for _ in range(2)]
-        self.middle_block = nn.ModuleList([around[0], SelfAttention(channels), Gating(channels), around[1]])
+        cross = Attention(channels, _HEADS, _GROUPS, channels) if "attention" in mended else Gating(channels)
+        self.middle_block = nn.ModuleList([around[0], SelfAttention(channels), cross, around[1]])
         self.output_blocks = nn.ModuleList()
         for level in range(last, -1, -1):
             wide = widths[level]
@@ -131,7 +135,7 @@ class ReleasedUNet(nn.Module):
                 self.output_blocks[-1].append(nn.Sequential(up))
         self.out = nn.Sequential(nn.Conv3d(width, 1, 3, padding=1), nn.Tanh())
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, y0: Tensor | None = None) -> Tensor:
         """Predict x_0, in (−1, 1).
 
         Parameters
@@ -141,22 +145,27 @@ class ReleasedUNet(nn.Module):
         t : Tensor (B,), int
             Step index 0 … T−1.
         text : Tensor (B, 1, 8 × width)
+            More than one token where the attention is mended.
+        y0 : Tensor (B, 1, X, Y, Z), optional
+            Not looked at unless the input is mended.
 
         Returns
         -------
         Tensor (B, 1, X, Y, Z)
         """
         time = self.time_embed(sinusoidal(t, self.width).to(x_t.dtype))  # (B, 4 width)
-        x, skips = x_t, []
+        x, skips = torch.cat([x_t, y0], dim=1) if "input" in self.mended else x_t, []
         for stage in self.input_blocks:
             x = stage(x, time)
             skips.append(x)
-        first, attention, gating, second = self.middle_block
-        # Three of four results are thrown away: their weights, 7.48 M of 29.2 M, get no gradient.
-        first(x, time)
-        attention(x)
-        x = gating(x, text)
-        second(x, time)
+        first, attention, cross, second = self.middle_block
+        if "middle" in self.mended:
+            x = second(cross(attention(first(x, time)), text), time)
+        else:  # three of four results are thrown away: their weights, 7.48 M of 29.2 M, get no gradient
+            first(x, time)
+            attention(x)
+            x = cross(x, text)
+            second(x, time)
         for stage in self.output_blocks:
             x = stage(torch.cat([x, skips.pop()], dim=1), time)
         return self.out(x)
@@ -186,7 +195,7 @@ class Released(Method):
             raise ValueError(f"the released network takes multiples of {multiple}, preprocess.grid.shape is {shape}")
         self.scheduler = ResidualScheduler()  # its defaults are the released settings
         self.prior = PriorModule(config.prior)
-        self.unet = ReleasedUNet(config.width)
+        self.unet = ReleasedUNet(config.width, config.mended)
 
     def prepare(self, seed: int) -> None:
         """Lessons of the text tower, where it has no pretrained weights."""
@@ -203,27 +212,30 @@ class Released(Method):
         noise = torch.randn(x0.shape, generator=generator, device=device)
         mri = shifted(batch.mri, self.config.mri_shift, generator)
         x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
-        x0_hat = self.predict(x_t, t, self.text(batch.prior, generator))
+        x0_hat = self.predict(x_t, mri, t, self.text(batch.prior, generator))
         loss, self.scalars = total_loss(x0_hat, x0, batch.present, 0.1)
         yield "model", 10 * loss
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
-        """From the noisy MRI, which the network sees nowhere else, back to both PETs (Eq. 2, 3)."""
+        """Eq. 2: from the noisy MRI, all that the released network sees of it, back to both PETs by Eq. 3."""
         text = self.text(prior)
         x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)
         for t in self.scheduler.set_timesteps(steps or self.config.sampling_steps or self.scheduler.steps):
-            x0_hat = self.predict(x, torch.full((len(mri),), t, device=mri.device), text)
+            x0_hat = self.predict(x, mri, torch.full((len(mri),), t, device=mri.device), text)
             x = self.scheduler.step(x0_hat, t, x, generator)
         return x.clamp(0, 1)
 
     def text(self, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
-        """Pooled text (B, 2, 1, dim) of each person and tracer; a ``generator`` turns on dropout of fields."""
+        """Text (B, 2, tokens, dim) of each person and tracer, one token where it is pooled.
+
+        A ``generator`` turns on dropout of fields.
+        """
         return self.prior(prompts(self.prior.spoken(prior, generator))).unflatten(0, (-1, len(TRACERS)))
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """x̂_0 (B, 2, X, Y, Z) of x_t (B, 2, X, Y, Z) at steps (B,), a pass a tracer."""
-        passes = [self.unet(x_t[:, i : i + 1], t, text[:, i]) for i in range(len(TRACERS))]
+        passes = [self.unet(x_t[:, i : i + 1], t, text[:, i], mri) for i in range(len(TRACERS))]
         return torch.cat(passes, dim=1).float()
 
 
