@@ -31,6 +31,8 @@ def method_modules(wildcards):
     paper = ["scheduler", "prior", "clip", "lessons", "unet", "haar", "losses"]
     paper += ["methods/residual_diffusion", "methods/trace"]
     own = {"residual_diffusion": paper, "regression": [*paper, "methods/regression"]}.get(kind, [f"methods/{kind}"])
+    if kind == "released":
+        own += ["scheduler", "prior", "clip", "lessons", "unet", "haar", "losses"]
     return package("methods/base", *own, *(["methods/adversarial"] if kind in BASELINES else []))
 
 
