@@ -369,6 +369,39 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class EvaluatorConfig:
+    """An evaluator that is trained on real scans only; by default DSNet with the original's width and shift."""
+
+    width: int = 16  # channels of the first convolution
+    pool: int = 1  # average-pool the volumes by this first, an adaptation for small budgets
+    epochs: int = 100
+    batch_size: int = 8
+    learning_rate: float = 1e-3  # of AdamW, with cosine decay
+    weight_decay: float = 0.01
+    shift_voxels: int = 3  # augmentation: a translation of up to this many voxels along each axis
+
+
+@dataclass(frozen=True)
+class BrainAgeConfig(EvaluatorConfig):
+    """The brain-age network: the original's width, batch, decay and shift."""
+
+    width: int = 8
+    batch_size: int = 28
+    weight_decay: float = 5e-5
+    shift_voxels: int = 10
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The downstream evaluators of Table 4 and Figures 4 and 5, by what they tell; defaults are for 128³."""
+
+    folds: int = 5  # of the training people
+    status: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    sex: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    age: BrainAgeConfig = field(default_factory=BrainAgeConfig)
+
+
+@dataclass(frozen=True)
 class Config:
     """One profile."""
 
@@ -377,6 +410,7 @@ class Config:
     cohort: CohortConfig = field(default_factory=CohortConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     methods: dict[str, MethodConfig] = field(default_factory=lambda: {"ResDM": ResidualDiffusionConfig()})
     conditions: tuple[str, ...] = ()  # prompts that ResDM answers beside the factual one: Figures 4 and 5
     root: Path = field(default=Path(), compare=False)  # folder that holds configs/ and work/; no part of the digest
@@ -414,6 +448,11 @@ class Config:
     def predictions(self, method: str, condition: str = "factual") -> Path:
         """``predictions/<method>/<condition>/``: synthetic PET and ``scores.csv``."""
         return self.work / "predictions" / method / condition
+
+    @property
+    def evaluation_folder(self) -> Path:
+        """``evaluation/``: scores of the downstream evaluators, and their weights."""
+        return self.work / "evaluation"
 
     def method(self, name: str) -> MethodConfig:
         """The named method's settings, or a `ConfigError` that lists the names there are."""
@@ -639,6 +678,22 @@ def _check(config: Config, file: str) -> None:
     )
     for tracer, (low, high) in config.preprocess.suvr_range.items():
         demand(low < high, f"preprocess.suvr_range.{tracer}: {low} is not below {high}")
+    folds = config.evaluation.folds
+    demand(folds >= 2, f"evaluation.folds is {folds}; expected at least 2")
+    for name in ("status", "sex", "age"):
+        at, evaluator = f"evaluation.{name}", getattr(config.evaluation, name)
+        demand(
+            min(evaluator.width, evaluator.pool, evaluator.epochs, evaluator.batch_size) >= 1,
+            f"{at}: width, pool, epochs and batch_size must each be at least 1",
+        )
+        demand(
+            min(grid.shape) // evaluator.pool >= 8,
+            f"{at}.pool is {evaluator.pool}; 8 voxels an axis must be left of a grid of {grid.shape}",
+        )
+        demand(
+            evaluator.learning_rate > 0 and evaluator.weight_decay >= 0 and evaluator.shift_voxels >= 0,
+            f"{at}: expected learning_rate > 0, weight_decay ≥ 0 and shift_voxels ≥ 0",
+        )
     demand(bool(config.methods), "methods is empty")
     for condition in config.conditions:
         check_condition(condition, f"{file}: conditions")
@@ -649,7 +704,8 @@ def _check(config: Config, file: str) -> None:
             method.batch_size is None or method.batch_size >= 1,
             f"methods.{name}.batch_size is {method.batch_size}; expected at least 1",
         )
-        demand("/" not in name and name not in ("template", ""), f"methods: {name!r} cannot be a method's name")
+        taken = ("template", "real", "mri", "age_sex", "")  # other sources in the tables
+        demand("/" not in name and name not in taken, f"methods: {name!r} cannot be a method's name")
         if isinstance(method, ResidualDiffusionConfig):
             low, high = method.eta_range
             demand(

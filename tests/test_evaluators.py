@@ -1,0 +1,386 @@
+"""The evaluators: networks against formulas, folds by person, and scores that are where they should be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_curve
+from stored_cohort import GRID, LABELS, RANGES, make_config, save
+from torch import nn
+
+from resdm.anatomy import SUMMARY, mni_map, regions
+from resdm.config import TRACERS, BrainAgeConfig, EvaluationConfig, EvaluatorConfig, RegressionConfig
+from resdm.evaluation import downstream, fitting
+from resdm.evaluation.downstream import (
+    LeakageError,
+    check_folds,
+    draw_folds,
+    evaluate_age,
+    evaluate_sex,
+    evaluate_status,
+    fit_evaluators,
+    labelled,
+)
+from resdm.evaluation.fitting import fit, fit_evaluator, predict, regressor, shifted, youden
+from resdm.evaluation.image_quality import read_index, synthetic_path
+from resdm.evaluation.networks import BrainAge, DSNet, spatial_cosine
+from resdm.io import write_csv, write_json, write_text
+
+# ── the networks ──────────────────────────────────────────────────────────────────────────────────
+
+
+def count(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def operations(network: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Floating-point operations of the convolutions, two a multiplication with addition."""
+    total = 0.0
+
+    def add(module: nn.Conv3d, _: tuple, out: torch.Tensor) -> None:
+        nonlocal total
+        total += 2 * module.weight.numel() * out[0, 0].numel()
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_hook(add)
+    with torch.device("meta"):
+        network.to("meta")(torch.empty(1, 1, *shape))
+    return total
+
+
+@pytest.mark.parametrize(("network", "parameters", "flop"), [(DSNet, 0.30e6, 14e9), (BrainAge, 0.89e6, 18e9)])
+def test_size_of_the_originals(network, parameters, flop):
+    """The published networks at 128³, within 5 %."""
+    made = network((128, 128, 128))
+    assert count(made) == pytest.approx(parameters, rel=0.05)
+    assert operations(made, (128, 128, 128)) == pytest.approx(flop, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("size", "pool", "dsnet", "age"),
+    [(128, 1, 3, 4), (64, 1, 4, 4), (32, 1, 4, 4), (32, 2, 4, 4), (24, 1, 3, 3), (16, 1, 4, 4), (17, 2, 4, 4)],
+)
+def test_no_map_is_pooled_below_three_voxels(size, pool, dsnet, age):
+    """128 → 64 → 32 → 16 → 8 → 3 and 128 → … → 4 as published; small grids leave pooling layers out."""
+    for network, edge in ((DSNet(3 * (size,), pool=pool), dsnet), (BrainAge(3 * (size,), pool=pool), age)):
+        with torch.device("meta"):
+            out = network.features.to("meta")(torch.empty(1, 1, size, size, size))
+        assert tuple(out.shape[2:]) == 3 * (edge,)
+        assert network.head.in_features == (2 if network.__class__ is DSNet else 1) * out[0].numel()
+
+
+def test_spatial_cosine_is_its_formula(generator):
+    x = torch.randn((2, 3, 4, 5, 6), generator=generator)
+    plain = x.double().numpy()
+    both = np.concatenate([plain, plain**2 - 1], axis=1)
+    both /= np.sqrt((both**2).sum(axis=1, keepdims=True))
+    flat = both.reshape(2, -1)
+    found = spatial_cosine(x)
+    np.testing.assert_allclose(found, flat / np.sqrt((flat**2).sum(axis=1, keepdims=True)), atol=1e-6)
+    voxels = found.reshape(2, 6, -1).norm(dim=1)
+    np.testing.assert_allclose(voxels, 1 / np.sqrt(4 * 5 * 6), atol=1e-6)  # every voxel weighs the same
+
+
+def test_logit_scale_is_learned(generator):
+    torch.manual_seed(0)
+    net = DSNet((16, 16, 16), width=2)
+    x = torch.rand((2, 1, 16, 16, 16), generator=generator)
+    bare = net.head(spatial_cosine(net.features(x)))
+    torch.testing.assert_close(net(x), 10 * bare)
+    assert bare.abs().max() < 1  # what the scale is for
+    net.loss(x, torch.tensor([0.0, 1.0])).backward()
+    assert net.log_scale.grad != 0
+    torch.testing.assert_close(net.predict(x), torch.sigmoid(net(x)[:, 1] - net(x)[:, 0]))
+
+
+def test_brain_age_starts_at_the_mean_age_and_loses_in_standard_deviations(generator):
+    net = BrainAge((16, 16, 16), width=2, mean=72.0, std=8.0)
+    nn.init.zeros_(net.head.weight)
+    x = torch.rand((3, 1, 16, 16, 16), generator=generator)
+    assert net.predict(x).tolist() == [72.0] * 3
+    assert net.loss(x, torch.tensor([72.0, 80.0, 56.0])).item() == pytest.approx((0 + 1 + 2) / 3)
+
+
+# ── fitting ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_youden():
+    labels, scores = np.array([0, 0, 1, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
+    assert youden(labels, scores) == pytest.approx(0.6)  # 2/3 − 0, equal to 1 − 1/3 at 0.25: the higher is taken
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 80), rng.normal(size=80)
+    at = youden(labels, scores)
+    false, true, _ = roc_curve(labels, scores)
+    found = (scores >= at)[labels == 1].mean() - (scores >= at)[labels == 0].mean()
+    assert found == pytest.approx((true - false).max())
+    assert at not in scores
+
+
+def test_shifts_move_each_volume_by_itself_and_bring_in_zeros():
+    volumes = torch.zeros((40, 1, 7, 7, 7))
+    volumes[:, 0, 3, 3, 3] = 1
+    moved = shifted(volumes, 2, np.random.default_rng(0))
+    assert moved.shape == volumes.shape
+    places = moved.nonzero()[:, 2:]
+    assert len(places) == 40
+    assert (places.amin(0).tolist(), places.amax(0).tolist()) == ([1, 1, 1], [5, 5, 5])
+    assert len(np.unique(places, axis=0)) > 20
+    assert shifted(torch.ones((20, 1, 4, 4, 4)), 3, np.random.default_rng(0)).amin() == 0
+    assert shifted(volumes, 0, np.random.default_rng(0)) is volumes
+
+
+def test_brain_age_loses_its_mean_error_only():
+    ages = np.array([60.0, 70.0, 80.0])
+    one = regressor(lambda x: x, 5, ages, np.array([66.0, 72.0, 78.0]))
+    assert (one.offset, one.quality, one.n_held_out) == (pytest.approx(2.0), pytest.approx(1.0), 3)
+    assert one.answer(np.array([66.0, 78.0])).tolist() == pytest.approx([64.0, 76.0])
+
+
+def test_both_networks_learn(generator):
+    """A planted patch and its strength are found in people not trained on."""
+    strength = torch.rand(60, generator=generator)
+    volumes = 0.3 + 0.05 * torch.randn((60, 1, 12, 12, 12), generator=generator)
+    volumes[:, :, 3:7, 3:7, 3:7] += 0.4 * strength[:, None, None, None, None]
+    settings = EvaluatorConfig(epochs=20, learning_rate=2e-3, shift_voxels=0)
+    torch.manual_seed(0)
+    sick, age = DSNet((12,) * 3, width=4), BrainAge((12,) * 3, width=4, mean=75.0, std=6.0)
+    fit(sick, volumes[:40], (strength[:40] > 0.5).float(), settings, seed=0)
+    fit(age, volumes[:40], 65 + 20 * strength[:40], settings, seed=0)
+    unseen = (strength[40:] > 0.5).numpy()
+    assert ((predict(sick, volumes[40:]) > 0.5) == unseen).mean() >= 0.9
+    assert np.corrcoef(predict(age, volumes[40:]), strength[40:])[0, 1] > 0.9
+
+
+# ── a stored cohort ───────────────────────────────────────────────────────────────────────────────
+
+
+CONDITIONS = {"factual": lambda age, sex: (age, sex), "no_sex": lambda age, sex: (age, None)}
+
+
+def make_people(root, train=14, test=4):
+    """People of whom every third has two visits; a strong load where the status is 1; status or scan missing at times.
+
+    One validation person stands between; the method `copy` has predictions equal to the real PET, `late` has none.
+    """
+    config = make_config(
+        root,
+        evaluation=EvaluationConfig(
+            folds=3,
+            status=EvaluatorConfig(width=2, epochs=2, shift_voxels=1),
+            sex=EvaluatorConfig(width=2, epochs=1, shift_voxels=0),
+            age=BrainAgeConfig(width=2, epochs=1, batch_size=8, shift_voxels=0),
+        ),
+        methods={"copy": RegressionConfig(), "late": RegressionConfig()},
+    )
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=1))
+    brain, masks, rng, rows = mni_map("brain", GRID), regions(GRID), np.random.default_rng(0), []
+    for i in range(train + test + 1):
+        split = "train" if i < train else "validation" if i == train else "test"
+        for visit in range(2 if i % 3 == 0 else 1):
+            who, session, status = f"sub-{i:04d}", f"ses-M{12 * visit:03d}", float(i % 2)
+            row = {"person": who, "session": session, "split": split, "age": 60.0 + i + visit, "sex": "FM"[i // 2 % 2]}
+            row["t1w"] = f"{who}/{session}/anat/{who}_{session}_T1w.nii.gz"
+            save(config.volumes / row["t1w"], rng.uniform(0, 1, GRID.shape) * brain)
+            for tracer, label in LABELS.items():
+                present = not (tracer == "tau" and i in (1, train + 2))
+                path = f"{who}/{session}/pet/{who}_{session}_trc-{label}_pet.nii.gz"
+                row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else ""}
+                row |= {tracer: path if present else "", f"{tracer}_status": status if i != 2 else None}
+                if present:
+                    load = sum(masks[name] for name in SUMMARY[tracer]) * 0.4 * status
+                    pet = np.clip(0.3 + load + 0.05 * rng.normal(size=GRID.shape), 0, 1) * brain
+                    save(config.volumes / path, pet, suvr_range=RANGES[tracer])
+                    for condition, said in CONDITIONS.items() if split == "test" else ():
+                        made = save(synthetic_path(config.predictions("copy", condition), who, session, label), pet)
+                        prompt = dict(zip(("age", "sex"), said(row["age"], row["sex"]), strict=True))
+                        write_json(str(made).replace(".nii.gz", ".json"), {"prompt": prompt})
+            rows.append(row)
+    for tracer in TRACERS:
+        save(config.volumes / f"template_{tracer}.nii.gz", 0.4 * brain)
+    for condition in CONDITIONS:
+        write_text(config.predictions("copy", condition) / "scores.csv", "")
+    save(synthetic_path(config.predictions("late"), "sub-0015", "ses-M000", "18FAV45"), 0.1 * brain)  # unfinished
+    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
+    return config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = make_people(tmp_path_factory.mktemp("people"))
+    fit_evaluators(config, progress=False)
+    for evaluate in (evaluate_status, evaluate_sex, evaluate_age):
+        evaluate(config, progress=False)
+    return config
+
+
+def table(config, name):
+    return pd.read_csv(config.evaluation_folder / f"{name}.csv")
+
+
+def test_folds_are_by_person_with_repeat_visits(config):
+    train = labelled(config, "train", "amyloid", "status")
+    assert train["person"].duplicated().any(), "repeat visits are what this is about"
+    assert "sub-0002" not in set(train["person"]), "no status, no label"
+    folds = draw_folds(config, train, "amyloid status")
+    held = [set(train["person"].iloc[held_out]) for _, held_out in folds]
+    assert sorted(row for _, held_out in folds for row in held_out) == list(range(len(train)))
+    assert sum(map(len, held)) == len(set.union(*held)) == train["person"].nunique()
+    for rows, held_out in folds:
+        assert not set(train["person"].iloc[rows]) & set(train["person"].iloc[held_out])
+        assert set(train["label"].iloc[held_out]) == set(train["label"].iloc[rows]) == {0, 1}
+    again = draw_folds(config, train, "amyloid status")
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, again, strict=True))
+    other = draw_folds(dataclasses.replace(config, seed=1), train, "amyloid status")
+    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(folds, other, strict=True))
+
+
+def test_leaks_are_refused(config):
+    index, train = read_index(config, None), labelled(config, "train", "amyloid", "status")
+    folds = draw_folds(config, train, "amyloid status")
+    check_folds(train, folds, index)
+    first, second = train.index[train["person"] == "sub-0000"]
+    rest = np.setdiff1d(np.arange(len(train)), [first, second])
+    with pytest.raises(LeakageError, match="fold 0: sub-0000 would be trained on and held out"):
+        check_folds(train, [(np.append(rest, first), np.array([second]))], index)
+    with pytest.raises(LeakageError, match="sub-0000 is held out in the folds 0 and 1"):
+        check_folds(train, [(rest, np.array([first])), (rest, np.array([second]))], index)
+    leaking = index.assign(
+        split=index["split"].mask((index["person"] == "sub-0003") & (index["session"] != "ses-M000"), "test")
+    )
+    with pytest.raises(LeakageError, match="sub-0003 is in fold"):
+        check_folds(train, folds, leaking)
+
+
+def test_a_person_of_two_splits_stops_every_protocol(tmp_path):
+    config = make_people(tmp_path)
+    index = pd.read_csv(config.volumes / "index.csv")
+    index.loc[(index["person"] == "sub-0003") & (index["session"] == "ses-M012"), "split"] = "test"
+    write_csv(config.volumes / "index.csv", index)
+    for protocol in (fit_evaluators, evaluate_status, evaluate_sex, evaluate_age):
+        with pytest.raises(LeakageError, match="sub-0003"):
+            protocol(config, progress=False)
+    assert not config.evaluation_folder.exists(), "nothing was fitted"
+
+
+def test_no_test_or_validation_volume_is_trained_on(tmp_path, monkeypatch):
+    """Spies on what reaches the optimiser: volumes of training people alone, in a fold those of its own people."""
+    config, seen = make_people(tmp_path), []
+    index = read_index(config, None)
+    owner = {}
+    for row in index.to_dict("records"):
+        for column in ("t1w", *(tracer for tracer in TRACERS if row[f"present_{tracer}"])):
+            scan = downstream.read_volumes(config, [config.volumes / row[column]])
+            owner[scan.numpy().tobytes()] = (row["person"], row["split"], column)
+
+    def spy(network, volumes, *rest):
+        seen.append([owner[volume[None].numpy().tobytes()] for volume in volumes])
+        return fit(network, volumes, *rest)
+
+    monkeypatch.setattr(fitting, "fit", spy)
+    fit_evaluators(config, progress=False)
+    assert len(seen) == 2 * (2 * 3 + 2)
+    assert {split for fitted in seen for _, split, _ in fitted} == {"train"}
+    for fitted in seen:
+        assert len({column for *_, column in fitted}) == 1
+        assert len({who for who, *_ in fitted}) < len(fitted), "repeat visits are among them"
+    evaluate_status(config, progress=False)
+    assert len(seen) == 16, "scoring fits nothing anew"
+
+
+def test_status_table(config):
+    scores, test = table(config, "status"), {t: labelled(config, "test", t, "status") for t in TRACERS}
+    assert list(scores) == ["fold", "source", "person", "session", "tracer", "label", "score", "threshold"]
+    assert len(test["tau"]) == len(test["amyloid"]) - 1, "a person without tau PET"
+    for (source, tracer, _), part in scores.groupby(["source", "tracer", "fold"]):
+        assert (
+            part[["person", "session"]].to_numpy().tolist() == test[tracer][["person", "session"]].to_numpy().tolist()
+        )
+        assert part["label"].tolist() == test[tracer]["label"].tolist(), source
+    assert set(scores["source"]) == {"real", "copy", "template", "mri", "age_sex"}, "late is not finished"
+    assert set(scores["fold"]) == {0, 1, 2}
+    wide = scores.pivot_table(index=["fold", "tracer", "person", "session"], columns="source", values="score")
+    np.testing.assert_array_equal(wide["real"], wide["copy"])  # the same volumes by the same networks
+    assert wide["template"].groupby(level=["fold", "tracer"]).nunique().eq(1).all(), "one image for everyone"
+    assert wide[["mri", "age_sex"]].nunique().gt(4).all()
+    folds = table(config, "status_folds")
+    assert len(folds) == 3 * 2 * 3
+    own = scores.merge(folds, on=["fold", "source", "tracer"], suffixes=("", "_fold"))
+    np.testing.assert_allclose(own["threshold"], own["threshold_fold"])
+    sizes = folds.groupby("tracer")[["n_train", "n_held_out"]].sum().sum(axis=1) / 9
+    assert sizes.to_dict() == {t: len(labelled(config, "train", t, "status")) for t in TRACERS}
+
+
+def test_sex_and_age_tables(config):
+    sex, age = table(config, "sex"), table(config, "age")
+    assert list(sex) == [
+        "source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt",
+    ]  # fmt: skip
+    assert list(age) == [
+        "source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted",
+    ]  # fmt: skip
+    index = read_index(config).set_index(["person", "session"])
+    for frame in (sex, age):
+        assert set(zip(frame["source"], frame["condition"], strict=True)) == {
+            ("real", "real"), ("copy", "factual"), ("copy", "no_sex"),
+        }  # fmt: skip
+        value = "score" if frame is sex else "predicted"
+        wide = frame.pivot_table(index=["tracer", "person", "session"], columns="condition", values=value)
+        np.testing.assert_array_equal(wide["real"], wide["no_sex"])
+    own = index.loc[list(zip(sex["person"], sex["session"], strict=True))]
+    assert (own["sex"].eq("M").to_numpy() == sex["label"]).all()
+    said = sex["prompt"].where(sex["condition"] == "factual")
+    pd.testing.assert_series_equal(sex["prompt"], said)  # nothing is said to real PET, nor under no_sex
+    assert (said.dropna().to_numpy() == own["sex"].to_numpy()[said.notna()]).all()
+    asked = age[age["condition"] != "real"]
+    assert asked["prompt_age"].tolist() == asked["age"].tolist()
+    assert age.loc[age["condition"] == "real", "prompt_age"].isna().all()
+    assert set(table(config, "sex_folds")) == {"tracer", "n_train", "n_held_out", "held_out_auc", "threshold"}
+    assert set(table(config, "age_folds")) == {"tracer", "n_train", "n_held_out", "held_out_r", "bias"}
+
+
+def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_path):
+    train = labelled(config, "train", "tau", "sex")
+    fold = draw_folds(config, train, "sex in tau PET")[0]
+    volumes = partial(downstream.read_volumes, config, [config.volumes / path for path in train["tau"]])
+    epochs = []
+
+    def again(profile, scans=volumes):
+        one = fit_evaluator(profile, "sex", "sex_tau", scans, train["label"].to_numpy(), fold, lambda: epochs.append(1))
+        return one, (profile.evaluation_folder / "models" / "sex_tau.safetensors").read_bytes()
+
+    elsewhere = dataclasses.replace(config, root=tmp_path)
+    (tmp_path / "work" / "tiny").mkdir(parents=True)
+    (elsewhere.volumes).symlink_to(config.volumes)
+    first, stored = again(config, scans=None)  # what is stored needs no volume
+    assert len(epochs) == config.evaluation.sex.epochs, "the bar goes on"
+    fitted, fresh = again(elsewhere)
+    assert fresh == stored
+    assert fitted.card == first.card
+    np.testing.assert_array_equal(fitted.answer(volumes()), first.answer(volumes()))
+    assert again(dataclasses.replace(elsewhere, seed=1))[1] != stored
+    quick = dataclasses.replace(config.evaluation, sex=dataclasses.replace(config.evaluation.sex, learning_rate=1e-4))
+    assert again(dataclasses.replace(elsewhere, evaluation=quick))[1] != stored
+    assert again(elsewhere)[1] == stored
+
+
+def test_what_cannot_be_done_is_said(tmp_path):
+    config = make_people(tmp_path)
+    many = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, folds=9))
+    with pytest.raises(ValueError, match=r"index\.csv: amyloid status: 7 positive and 6 negative .* 9 folds; set a"):
+        evaluate_status(many, progress=False)
+    sidecar = next(config.predictions("copy", "factual").rglob("*.json"))
+    assert json.loads(sidecar.read_text())["prompt"]
+    sidecar.unlink()
+    with pytest.raises(FileNotFoundError, match="its prompt is unknown"):
+        evaluate_sex(config, progress=False)
+    index = pd.read_csv(config.volumes / "index.csv").drop(columns="tau_status")
+    write_csv(config.volumes / "index.csv", index)
+    with pytest.raises(ValueError, match=r"index\.csv: columns missing: tau_status"):
+        evaluate_status(config, progress=False)
