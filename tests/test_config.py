@@ -157,10 +157,15 @@ def test_wrong_types_are_named(write, path, value, message):
     ("preprocess.grid.voxel_mm", 0, "expected more than 0"),
     ("preprocess.suvr_range", {"amyloid": [0, 3]}, "needs exactly the keys amyloid, tau"),
     ("preprocess.suvr_range", {"amyloid": [0, 3], "tau": [2, 1]}, r"suvr_range\.tau: 2\.0 is not below 1\.0"),
+    ("evaluation.folds", 1, r"evaluation\.folds is 1; expected at least 2"),
+    ("evaluation.sex.epochs", 0, r"evaluation\.sex: width, pool, epochs and batch_size must each be at least 1"),
+    ("evaluation.age.pool", 17, r"evaluation\.age\.pool is 17; 8 voxels an axis must be left"),
+    ("evaluation.status.shift_voxels", -1, r"evaluation\.status: expected learning_rate > 0, .* shift_voxels ≥ 0"),
     ("methods", {}, "methods is empty"),
     ("conditions", ["no_sexx"], r"conditions: no condition 'no_sexx' \(did you mean 'no_sex'\?\)"),
     ("conditions", ["age_12"], r"conditions: 'age_12' is outside 18–110 years"),
     ("methods", {"template": {"kind": "regression"}}, "'template' cannot be a method's name"),
+    ("methods", {"age_sex": {"kind": "regression"}}, "'age_sex' cannot be a method's name"),
     ("methods", {"a/b": {"kind": "regression"}}, "'a/b' cannot be a method's name"),
     ("methods", {"A": {"kind": "regression", "learning_rate": 0}}, r"methods\.A\.learning_rate must be more than 0"),
     ("methods", {"A": {"kind": "regression", "ema": 1}}, r"methods\.A\.ema is 1\.0; expected 0 \(none\)"),
@@ -177,6 +182,12 @@ def test_values_out_of_range_are_named(write, path, value, message):
 def test_a_phantom_cohort_needs_its_settings(write):
     with pytest.raises(ConfigError, match=r"cohort\.kind is phantom, but cohort\.phantom is missing"):
         load_config(write({"seed": 0}))
+
+
+def test_evaluators_keep_the_defaults_of_their_own_original(write):
+    evaluation = load_config(write(nested("evaluation.age.pool", 2))).evaluation
+    assert (evaluation.age.width, evaluation.age.batch_size, evaluation.age.shift_voxels) == (8, 28, 10)
+    assert (evaluation.sex.width, evaluation.status.shift_voxels, evaluation.folds) == (16, 3, 5)
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -373,14 +373,19 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
 def test_what_cannot_be_done_is_said(tmp_path):
     config = make_people(tmp_path)
     many = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, folds=9))
-    with pytest.raises(ValueError, match=r"index\.csv: amyloid status: 7 positive and 6 negative .* 9 folds; set a"):
+    with pytest.raises(ValueError, match=r"index\.csv: amyloid status: 6 and 7 training people .* 9 folds; set a"):
         evaluate_status(many, progress=False)
     sidecar = next(config.predictions("copy", "factual").rglob("*.json"))
     assert json.loads(sidecar.read_text())["prompt"]
     sidecar.unlink()
     with pytest.raises(FileNotFoundError, match="its prompt is unknown"):
         evaluate_sex(config, progress=False)
-    index = pd.read_csv(config.volumes / "index.csv").drop(columns="tau_status")
-    write_csv(config.volumes / "index.csv", index)
+    index = pd.read_csv(config.volumes / "index.csv")
+    write_csv(
+        config.volumes / "index.csv", index.assign(tau_status=index["tau_status"].where(index["split"] != "test"))
+    )
+    with pytest.raises(ValueError, match=r"index\.csv: no test session has both tau PET and tau_status"):
+        evaluate_status(config, progress=False)
+    write_csv(config.volumes / "index.csv", index.drop(columns="tau_status"))
     with pytest.raises(ValueError, match=r"index\.csv: columns missing: tau_status"):
         evaluate_status(config, progress=False)

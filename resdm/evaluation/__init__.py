@@ -1,1 +1,1 @@
-"""The judgement: image quality, regional SUVR, statistics."""
+"""The judgement: image quality, regional SUVR, statistics, and what evaluators of real PET see in synthetic PET."""

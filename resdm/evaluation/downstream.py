@@ -65,6 +65,11 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
     -------
     DataFrame
         Rows of ``index.csv`` with a column ``label``: status 0 or 1; 1 for M; years.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, or no session is left.
     """
     index = read_index(config, split)
     column = f"{tracer}_status" if target == "status" else target
@@ -75,6 +80,11 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
             f"{config.volumes / 'index.csv'}: columns missing: {', '.join(missing)}; run the preprocessing again"
         )
     rows = index[(index[f"present_{tracer}"] == 1) & index[column].notna()].reset_index(drop=True)
+    if rows.empty:
+        raise ValueError(
+            f"{config.volumes / 'index.csv'}: no {split} session has both {tracer} PET and {column}; "
+            f"fill in {column} in the manifest, or the SUVR that it is made of"
+        )
     return rows.assign(label=((rows["sex"] == "M") if target == "sex" else rows[column]).astype(float))
 
 
@@ -100,7 +110,7 @@ def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
     classes = train["label"] if train["label"].isin((0, 1)).all() else train["label"] > train["label"].median()
     classes = classes.to_numpy(dtype=int)
     people = [train["person"][classes == value].nunique() for value in (0, 1)]
-    said = f"{config.volumes / 'index.csv'}: {name}: {people[1]} positive and {people[0]} negative training people"
+    said = f"{config.volumes / 'index.csv'}: {name}: {people[0]} and {people[1]} training people of the two classes"
     remedy = "set a smaller evaluation.folds, or take more people"
     if min(people) < n:
         raise ValueError(f"{said} are too few for {n} folds; {remedy}")

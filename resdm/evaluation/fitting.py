@@ -175,8 +175,8 @@ def fit_evaluator(
     """
     settings, (train, held_out) = getattr(config.evaluation, target), fold
     path = config.evaluation_folder / "models" / f"{name}.safetensors"
-    made_of = {"name": name, "settings": to_dict(settings), "seed": config.seed, "folds": config.evaluation.folds}
-    made_of |= {"preprocess": config.digest("preprocess"), "data": _data(config)}
+    made_of = {"name": name, "settings": to_dict(settings), "seed": config.seed, "data": _data(config)}
+    made_of |= {"preprocess": config.digest("preprocess"), "train": train.tolist(), "held_out": held_out.tolist()}
     network = _fresh(config, target, derive_seed(config.seed, "evaluation", name), targets[train])
     scores = _stored(path, made_of, network)
     if scores is None:

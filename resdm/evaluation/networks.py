@@ -1,8 +1,8 @@
 """The two networks that judge a PET: DSNet for status and sex, a 3D CNN for brain age.
 
-Both are natively 3D and were described at some 128³ voxels. Where a map has become small, a pooling layer that would
-leave fewer than `LEAST` voxels an axis is left out, which is what both originals end with or above: a 32³ volume then
-goes into the last layer as a map of 4³, and at 128³ nothing is left out.
+Both are natively 3D and made for volumes of about 128³ voxels, at the end of which a map of 3³ (DSNet) or 4³ is left.
+On smaller grids a pooling layer that would leave fewer than `LEAST` voxels an axis is left out: a volume of 32³ reaches
+the last layer as a map of 4³ in both. At 128³ nothing is left out.
 """
 
 from __future__ import annotations
