@@ -80,7 +80,7 @@ _STYLE = {
     "svg.hashsalt": "resdm",
 }
 _DPI = {".svg": 150, ".png": 200}  # of pictures inside the SVG, of the whole PNG
-_INK, _GREY, _WARN = "#222222", "#777777", "#B00020"
+_INK, GREY, _WARN = "#222222", "#777777", "#B00020"
 
 
 # ── frame: style, canvas, saving ──────────────────────────────────────────────────────────────────
@@ -105,7 +105,9 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in this module's style."""
+
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
         with _style():
@@ -138,7 +140,7 @@ def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any])
 
 
 @dataclass(frozen=True)
-class _Page:
+class Page:
     """A figure on which axes are placed in inches from the upper left corner."""
 
     figure: Figure
@@ -146,16 +148,19 @@ class _Page:
     height: float
 
     @classmethod
-    def of(cls, width: float, height: float) -> _Page:
+    def of(cls, width: float, height: float) -> Page:
+        """An empty page of so many inches."""
         figure = PaperFigure(figsize=(width, height), facecolor="white")
         FigureCanvasAgg(figure)
         return cls(figure, width, height)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes of so many inches, their upper left corner so many from the page's."""
         bottom = self.height - top - height
         return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
 
     def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Text whose upper left corner is so many inches from the page's."""
         style = {"va": "top", "ha": "left", "color": _INK} | style
         self.figure.text(left / self.width, 1 - top / self.height, text, **style)
 
@@ -166,7 +171,7 @@ class _Page:
             self.text(self.width - 0.08, 0.09, notice, fontsize=7, color=_WARN, ha="right", style="italic")
         if detail:
             lines = textwrap.wrap(detail, int(self.width / 0.049))  # inches a letter of this size takes
-            self.text(0.08, 0.26, "\n".join(lines), fontsize=6.5, color=_GREY, linespacing=1.15)
+            self.text(0.08, 0.26, "\n".join(lines), fontsize=6.5, color=GREY, linespacing=1.15)
 
     def bar(self, left: float, top: float, height: float, norm: Normalize, cmap: str, label: str) -> None:
         """A vertical colour bar."""
@@ -270,7 +275,7 @@ def _top(values: Sequence[float], step: float) -> float:
 # ── QC montage ────────────────────────────────────────────────────────────────────────────────────
 
 
-@_styled
+@styled
 def qc_montage(
     people: Sequence[Mapping[str, Any]],
     grid: Grid,
@@ -299,7 +304,7 @@ def qc_montage(
     room = WIDTH - label_width - bar_width - 3 * (len(cuts) - 1) * gap - 2 * group_gap - 0.08
     height = room / (3 * sum(widths))
     head = 0.78
-    page = _Page.of(WIDTH, head + len(people) * (height + 0.06) + 0.12)
+    page = Page.of(WIDTH, head + len(people) * (height + 0.06) + 0.12)
     page.title(title, notice, "Outlines: MNI152 brain (cyan), reference region of the tracer (white); left is left.")
     brain, masks = mni_map("brain", grid), regions(grid)
     pets = [to_suvr(person[t], suvr_range[t])[brain] for person in people for t in TRACERS if person.get(t) is not None]
@@ -312,7 +317,7 @@ def qc_montage(
         if "flags" in person:
             flags = list(person["flags"])
             text = "\n".join(flags) if flags else "no flags"
-            page.text(0.08, top + 0.17 + 0.12 * len(more), text, fontsize=6, color=_WARN if flags else _GREY)
+            page.text(0.08, top + 0.17 + 0.12 * len(more), text, fontsize=6, color=_WARN if flags else GREY)
         left = label_width
         for kind in ("mri", *TRACERS):
             for column, (cut, width) in enumerate(zip(cuts, widths, strict=True)):
@@ -323,7 +328,7 @@ def qc_montage(
                     axes.set_facecolor("#EEEEEE")
                     if column == len(cuts) // 2:
                         axes.text(0.5, 0.5, "not acquired", transform=axes.transAxes, ha="center", va="center",
-                                  fontsize=6, color=_GREY)  # fmt: skip
+                                  fontsize=6, color=GREY)  # fmt: skip
                 else:
                     if kind == "mri":
                         _show(axes, volume, grid, cut, Normalize(0, 1), T1_MAP, marks=row == 0)
@@ -335,7 +340,7 @@ def qc_montage(
                     axes.set_xlim(_extent(cut)[:2])
                     axes.set_ylim(_extent(cut)[2:])
                 if row == 0:
-                    axes.set_title(slice_name(cut), fontsize=5.5, pad=2, color=_GREY)
+                    axes.set_title(slice_name(cut), fontsize=5.5, pad=2, color=GREY)
                     if column == 0:
                         name = "T1" if kind == "mri" else TRACER_TITLES[kind]
                         page.text(left, head - 0.30, name, fontsize=7.5, fontweight="bold")
@@ -348,7 +353,7 @@ def qc_montage(
 # ── figure 1 ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@_styled
+@styled
 def figure1(
     tensors: Mapping[str, Any], grid: Grid, *, notice: str = "", cut: tuple[str, float] = ("z", 14.0)
 ) -> Figure:
@@ -392,7 +397,7 @@ def figure1(
     tops = [0.78, 0.78 + strip + 0.52]
     third = tops[1] + strip + 0.52
     fourth = third + strip + 0.56
-    page = _Page.of(WIDTH, third + strip + 0.20 if shares is None else fourth + strip + 0.12)
+    page = Page.of(WIDTH, third + strip + 0.20 if shares is None else fourth + strip + 0.12)
     page.title(
         "Figure 1: The residual diffusion model", notice,
         f"Tensors of one person and one run. One slice, {slice_name(cut)}; left is left.",
@@ -500,7 +505,7 @@ def figure1(
 # ── figure 2 ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@_styled
+@styled
 def figure2(
     real: Mapping[str, np.ndarray],
     synthetic: Mapping[str, Mapping[str, np.ndarray]],
@@ -544,7 +549,7 @@ def figure2(
     total, head, foot, tracer_gap = max(total, 5.8), 0.68, 0.34, 0.10
     heights = {tracer: [2 * width * _aspect(cut) + gap for cut in cuts[tracer]] for tracer in tracers}
     blocks = {tracer: sum(heights[tracer]) + gap * len(heights[tracer]) + foot for tracer in tracers}
-    page = _Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(tracers) - 1) + 0.06)
+    page = Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(tracers) - 1) + 0.06)
     detail = "Left is left. PSNR and MAE are of this person, inside the brain."
     page.title("Figure 2: Real and synthetic PET", notice, f"{person} {detail}".strip())
     brain = mni_map("brain", grid)
@@ -583,7 +588,7 @@ def figure2(
             if i == 0:
                 first_bottom = top - gap
         small = {"fontsize": 6, "linespacing": 1.25}
-        page.text(label + width, top + 0.01, "PSNR (dB)\nMAE (%)", ha="right", color=_GREY, **small)
+        page.text(label + width, top + 0.01, "PSNR (dB)\nMAE (%)", ha="right", color=GREY, **small)
         for column, name in enumerate(methods, start=1):
             values = real[tracer], synthetic[name][tracer], brain
             page.text(
@@ -602,13 +607,13 @@ def figure2(
 # ── curves and points ─────────────────────────────────────────────────────────────────────────────
 
 
-def _look(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+def looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of every method, the same in all figures for the known ones."""
     spare = iter(_SPARE_COLOURS * (len(methods) // len(_SPARE_COLOURS) + 1))
     return {m: (_COLOURS.get(m) or next(spare), _MARKERS[i % len(_MARKERS)]) for i, m in enumerate(methods)}
 
 
-@_styled
+@styled
 def training_curves(histories: Mapping[str, pd.DataFrame], *, notice: str = "") -> Figure:
     """Losses and validation scores of one or more methods over training.
 
@@ -632,9 +637,9 @@ def training_curves(histories: Mapping[str, pd.DataFrame], *, notice: str = "") 
     lines = -(-len(names) // columns)
     height, left, head, pitch = 1.25, 0.48, 0.62, (WIDTH - 0.1) / columns
     width = min(pitch - left - 0.08, 4.0)
-    page = _Page.of(WIDTH, head + lines * (height + 0.52) + 0.12)
+    page = Page.of(WIDTH, head + lines * (height + 0.52) + 0.12)
     page.title("Training", notice)
-    look = _look(list(histories))
+    look = looks(list(histories))
     for i, name in enumerate(names):
         axes = page.axes(left + (i % columns) * pitch, head + (i // columns) * (height + 0.52), width, height)
         for method, frame in histories.items():
@@ -660,7 +665,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame], *, notice: str = "") 
     return page.figure
 
 
-@_styled
+@styled
 def regional_panel(
     regional: pd.DataFrame,
     agreement: pd.DataFrame,
@@ -691,9 +696,9 @@ def regional_panel(
     methods = list(dict.fromkeys(agreement["method"]))
     if method not in methods:
         raise ValueError(f"no regional SUVR of {method!r}; there are: {', '.join(methods) or 'none'}")
-    look = _look(methods)
+    look = looks(methods)
     head, height, side, pitch = 0.82, 3.05, 1.72, 3.68
-    page = _Page.of(WIDTH, head + len(tracers) * pitch - 0.20)
+    page = Page.of(WIDTH, head + len(tracers) * pitch - 0.20)
     page.title("Regional SUVR: real against synthetic PET", notice)
     for i, tracer in enumerate(tracers):
         top = head + i * pitch
@@ -702,7 +707,7 @@ def regional_panel(
             part = textures[textures["tracer"] == tracer].set_index("method").reindex(methods)
             axes = page.axes(0.88, top + side + 0.62, side + 0.50 - 0.88, height - side - 0.62)
             places = np.arange(len(methods))[::-1]
-            axes.axvline(1, color=_GREY, linewidth=0.6)
+            axes.axvline(1, color=GREY, linewidth=0.6)
             for place, (name, values) in zip(places, part.iterrows(), strict=True):
                 colour, marker = look[name]
                 low, high = values["mean"] - values["std"], values["mean"] + values["std"]
@@ -733,7 +738,7 @@ def _scatter(
     chosen = (regional["tracer"] == tracer) & (regional["method"] == method) & (regional["region"] == "summary")
     people = regional[chosen].groupby("person")[["real", "synthetic"]].mean()
     low, high = np.floor(people.to_numpy().min() * 10) / 10, np.ceil(people.to_numpy().max() * 10) / 10
-    axes.plot([low, high], [low, high], color=_GREY, linewidth=0.7, dashes=(3, 2))
+    axes.plot([low, high], [low, high], color=GREY, linewidth=0.7, dashes=(3, 2))
     axes.plot(people["real"], people["synthetic"], "o", color=colour, markersize=3, alpha=0.75, markeredgewidth=0)
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
@@ -754,7 +759,7 @@ def _by_region(
     places = np.arange(len(names))[::-1]
     for place in places[::2]:
         axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0)
-    axes.axvline(0, color=_GREY, linewidth=0.6)
+    axes.axvline(0, color=GREY, linewidth=0.6)
     for k, name in enumerate(methods):
         rows = agreement[agreement["method"] == name].set_index("region").reindex(names)
         colour, marker = look[name]
