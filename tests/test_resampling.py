@@ -1,0 +1,137 @@
+"""Statistics in which every person counts once, against scikit-learn, scipy and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from resdm.evaluation.resampling import (
+    accuracy,
+    auc,
+    brier,
+    f1,
+    interval,
+    pearson,
+    person_weights,
+    reliability,
+    resamples,
+    roc,
+    slope,
+)
+
+
+@pytest.fixture
+def readings():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 40)
+    score = np.round(rng.uniform(size=40) / 2 + label / 3, 1)  # with ties
+    people = [f"p{i % 25}" for i in range(40)]
+    return label, score, person_weights(people), people
+
+
+def test_a_person_counts_once():
+    assert person_weights(["a", "b", "a", "c", "a"]).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1, 1 / 3])
+    assert person_weights([]).size == 0
+
+
+def test_resamples_draw_people_with_all_sessions():
+    weights = resamples(["b", "a", "b", "c"], seed=1, repeats=500)
+    assert weights.shape == (500, 4)
+    assert weights.sum(axis=1) == pytest.approx(3)  # people
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert set(np.unique(weights[:, 1])) <= {0, 1, 2, 3}
+    assert weights[:, 1].mean() == pytest.approx(1, abs=0.1)
+    assert (weights == resamples(["b", "a", "b", "c"], seed=1, repeats=500)).all()
+    assert (weights != resamples(["b", "a", "b", "c"], seed=2, repeats=500)).any()
+
+
+def test_classification_is_scikit_learns(readings):
+    label, score, weights, _ = readings
+    called = (score >= 0.5).astype(int)
+    assert auc(label, score, weights) == pytest.approx(metrics.roc_auc_score(label, score, sample_weight=weights))
+    assert accuracy(label, called, weights) == pytest.approx(
+        metrics.accuracy_score(label, called, sample_weight=weights)
+    )
+    assert f1(label, called, weights) == pytest.approx(metrics.f1_score(label, called, sample_weight=weights))
+    assert brier(label, score, weights) == pytest.approx(metrics.brier_score_loss(label, score, sample_weight=weights))
+    curve = metrics.roc_curve(label, score, sample_weight=weights, drop_intermediate=False)
+    for ours, theirs in zip(roc(label, score, weights), curve, strict=False):
+        assert ours == pytest.approx(theirs)
+
+
+def test_many_resamples_at_once_are_each_of_them(readings):
+    label, score, _, people = readings
+    called, many = (score >= 0.5).astype(int), resamples(people, seed=0, repeats=20)
+    for function, y in (
+        (auc, score),
+        (accuracy, called),
+        (f1, called),
+        (brier, score),
+        (pearson, score),
+        (slope, score),
+    ):
+        assert function(label, y, many) == pytest.approx([float(function(label, y, one)) for one in many])
+
+
+def test_auc_by_hand():
+    label, score = np.array([1, 1, 0, 0]), np.array([0.9, 0.4, 0.4, 0.1])
+    assert auc(label, score, np.ones(4)) == pytest.approx(3.5 / 4)
+    assert auc(label, score, np.array([3, 1, 1, 1])) == pytest.approx((3 * 2 + 1.5) / 8)
+    assert auc(label, np.full(4, 0.3), np.ones(4)) == 0.5
+
+
+def test_what_is_not_defined_is_nan():
+    one = np.ones(3)
+    assert np.isnan(auc(one, np.arange(3.0), one))
+    assert np.isnan(f1(np.zeros(3), np.zeros(3), one))
+    assert f1(np.ones(3), np.zeros(3), one) == 0
+    assert np.isnan(pearson(np.arange(3.0), np.full(3, 70.1), one))
+    assert np.isnan(slope(np.zeros(3), np.arange(3.0), one))
+    assert np.isnan(interval(np.array([np.nan, np.nan, np.nan, 1.0, 2.0]))).all()
+    assert interval(np.array([np.nan, 1.0, 2.0, 3.0]), 0.5) == (1.5, 2.5)
+
+
+def test_pearson_and_slope():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(70, 8, 30), rng.normal(70, 3, 30)
+    y += 0.5 * x
+    assert pearson(x, y, np.ones(30)) == pytest.approx(stats.pearsonr(x, y)[0])
+    counts = rng.integers(0, 4, 30)
+    repeated = [np.repeat(values, counts) for values in (x, y)]
+    assert pearson(x, y, counts.astype(float)) == pytest.approx(stats.pearsonr(*repeated)[0])
+    assert slope(x, y, np.ones(30)) == pytest.approx(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0])
+
+
+def test_reliability():
+    rng = np.random.default_rng(4)
+    score = rng.uniform(size=5000)
+    label = (rng.uniform(size=5000) < score).astype(int)
+    bins = reliability(label, score, np.ones(5000), bins=5)
+    assert bins["n"].tolist() == [1000] * 5
+    assert np.abs(bins["score"] - bins["observed"]).max() < 0.05  # calibrated
+    inside = label[np.argsort(score)][:1000].sum()
+    wilson = stats.binomtest(int(inside), 1000).proportion_ci(method="wilson")
+    assert (bins["low"][0], bins["high"][0]) == pytest.approx((wilson.low, wilson.high))
+    flat = reliability(label, np.full(5000, 0.4), np.ones(5000))
+    assert len(flat) == 1  # equal scores share a bin
+    assert flat["observed"][0] == pytest.approx(label.mean())
+
+
+def test_intervals_over_people_cover(readings):
+    """200 cohorts in which half of the people have three identical visits: the true AUC is covered as often as said."""
+    rng, covered, naive = np.random.default_rng(5), 0, 0
+    truth = stats.norm.cdf(1 / np.sqrt(2))
+    for trial in range(200):
+        label = rng.integers(0, 2, 60)
+        score = rng.normal(size=60) + label
+        which = np.repeat(np.arange(60), np.where(np.arange(60) % 2, 3, 1))
+        for people in (which, np.arange(len(which))):
+            low, high = interval(auc(label[which], score[which], resamples(people, seed=trial, repeats=400)))
+            if people is which:
+                covered += low <= truth <= high
+            else:
+                naive += low <= truth <= high
+    assert 0.90 <= covered / 200 <= 0.99
+    assert naive < covered  # scans taken for people claim too much
