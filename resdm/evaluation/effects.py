@@ -38,9 +38,11 @@ COLUMNS = {
     "status": ("fold", "source", "person", "session", "tracer", "label", "score", "threshold"),
     "status_folds": ("fold", "source", "tracer", "n_train", "n_held_out", "held_out_auc", "threshold"),
     "sex": ("source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"),
+    "sex_folds": ("tracer", "n_train", "n_held_out", "held_out_auc", "threshold"),
     "age": ("source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"),
+    "age_folds": ("tracer", "n_train", "n_held_out", "held_out_r", "bias"),
 }
-"""Columns of the stored readings, by file."""
+"""Columns of the stored readings, by file; ``…_folds`` tell how the evaluators did on held-out training people."""
 
 SEX_PROMPTS = {"right": "factual", "none": "no_sex", "wrong": "wrong_sex"}
 """What Figure 4's prompts say about sex → the condition's name."""

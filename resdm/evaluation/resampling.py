@@ -103,13 +103,17 @@ def f1(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray
 
 
 def roc(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ROC curve: false and true positive rates from (0, 0) to (1, 1), one point a distinct score."""
+    """The ROC curve: false and true positive rates from (0, 0) to (1, 1), one point a distinct score.
+
+    The rate of a class without weight is NaN.
+    """
     order = np.argsort(-score, kind="stable")
     last = np.append(np.diff(score[order]) != 0, True)  # equal scores move together
     rates = []
     for value in (0, 1):
         weight = np.where(label[order] == value, weights[order], 0.0)
-        rates.append(np.append(0.0, np.cumsum(weight)[last] / weight.sum()))
+        total = np.full(np.count_nonzero(last), weight.sum())
+        rates.append(np.append(0.0, _ratio(np.cumsum(weight)[last], total)))
     return rates[0], rates[1]
 
 

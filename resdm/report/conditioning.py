@@ -84,9 +84,8 @@ def figure4(summary: pd.DataFrame, effects: pd.DataFrame, *, notice: str = "") -
             row = rows.loc[(prompt, "logit")]
             _point(logit, x, row["value"], row["low"], row["high"], PROMPT_COLOURS.get(prompt, "#000000"))
         _categories(logit, ["real\nPET", "right\nsex", "no\nsex", "wrong\nsex"], "log odds of own sex")
-        logit.set_title(
-            f"right − wrong: {_found(changes.loc['logit_right_wrong'], 2)}", pad=4, loc="left", x=-0.30, fontsize=7
-        )
+        shift = f"right − wrong: {_found(changes.loc['logit_right_wrong'], 2)}"
+        logit.set_title(shift, pad=8, loc="right", fontsize=6.5)
     return page.figure
 
 
@@ -177,6 +176,8 @@ def figure5(
         "people; MAE is the mean absolute error against the age of the axis.",
     )  # fmt: skip
     low, high = _limits(age, [*_PANELS] + (["sweep"] if swept else []), method)
+    step = 10 * max(1, np.ceil((high - low) / 50))
+    ticks = np.arange(step * np.ceil((low + 2) / step), high + 1e-9, step)  # none in the corner, where two would meet
     for i, tracer in enumerate(tracers):
         top = head + i * pitch
         rows = summary[summary["tracer"] == tracer].set_index(["condition", "against"])
@@ -185,7 +186,8 @@ def figure5(
             axes.plot([low, high], [low, high], color=GREY, linewidth=0.6, dashes=(3, 2), zorder=0)
             axes.set_xlim(low, high)
             axes.set_ylim(low, high)
-            axes.locator_params(nbins=4)
+            axes.set_xticks(ticks)
+            axes.set_yticks(ticks)
         for axes, (condition, (against, title)) in zip(all_axes, _PANELS.items(), strict=False):
             part = age_part(age, method, condition, tracer)
             x = part["age" if against == "own" else "prompt_age"]

@@ -102,6 +102,7 @@ def table4(config: Config, sources: Iterable[str] | None = None) -> Table:
             "Controls that the paper does not show: MRI alone is the same network on the T1, age and sex alone a "
             "logistic regression, mean template the training people's mean PET, the same for everyone. regression is "
             "the network of ResDM in one pass of plain L2.",
+            "Third block: sessions of real PET that a fold's classifier is trained on, and those held out of it.",
             "Paper: printed values, on another cohort; what its folds are is not stated there.",
         ),
     )
@@ -162,7 +163,7 @@ def _held_out_block(folds: pd.DataFrame, tracers: Sequence[str]) -> Block:
     columns = [("", "Trained on")]
     rows: list[list[Any]] = [[SOURCE_NAMES.get(source, source)] for source in sources]
     for tracer in tracers:
-        columns += [(STATUS_NAMES[tracer], head) for head in ("n trained", "n held out", "AUC (%) ↑", "threshold")]
+        columns += [(STATUS_NAMES[tracer], head) for head in ("sessions", "held out", "AUC (%) ↑", "threshold")]
         for row, source in zip(rows, sources, strict=True):
             part = folds[(folds["tracer"] == tracer) & (folds["source"] == source)]
             area, threshold = part["held_out_auc"] * 100, part["threshold"]
@@ -263,7 +264,7 @@ def _unit_square(axes: Axes, x: str, y: str) -> None:
 
 def _legend(page: Page, left: float, top: float, sources: Sequence[str], rows: pd.DataFrame, look: dict) -> None:
     small, step = {"fontsize": 6}, 0.145
-    page.text(left + 1.06, top - 0.02, "AUC (%)", color=GREY, **small)
+    page.text(left + 1.09, top - 0.02, "AUC (%)", color=GREY, **small)
     page.text(WIDTH - 0.06, top - 0.02, "Brier", color=GREY, ha="right", **small)
     n = rows.iloc[0]
     for k, source in enumerate(sources, start=1):
@@ -275,7 +276,7 @@ def _legend(page: Page, left: float, top: float, sources: Sequence[str], rows: p
         page.text(left + 0.26, y, SOURCE_NAMES.get(source, source), **small)
         area, error = rows.loc[(source, "auc_mean_score")], rows.loc[(source, "brier")]
         text = f"{number(area['mean'], 1)} [{number(area['ci_low'], 1)}, {number(area['ci_high'], 1)}]"
-        page.text(left + 1.06, y, text, **small)
+        page.text(left + 1.09, y, text, **small)
         page.text(WIDTH - 0.06, y, number(error["mean"], 3), ha="right", **small)
     page.text(left, top + (len(sources) + 1.3) * step, f"n = {n['n']} people, {n['positive']} positive", color=GREY,
               **small)  # fmt: skip

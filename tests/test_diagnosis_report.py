@@ -1,0 +1,271 @@
+"""Table 4 and Figures 4 and 5: values from the stored readings, the paper's beside them, the same bytes twice."""
+
+from __future__ import annotations
+
+import functools
+import re
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from stored_cohort import make_config
+from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
+
+from resdm.evaluation.effects import age_effects, age_summary, sex_effects, sex_summary, status_summary
+from resdm.report.conditioning import PROMPT_COLOURS, figure4, figure5
+from resdm.report.diagnosis import table4, table4_roc, table4_sources
+from resdm.report.figures import save_figure
+from resdm.report.provenance import provenance
+from resdm.report.tables import number, read_paper, save_table
+
+NOTICE = "phantom data: not a reproduction of the paper's numbers"
+SOURCES = {"mri": 1.2, "ResDM": 2.0, "ResDM-seed1": 2.0, "real": 4.0, "template": 0.0, "DDPM": 1.4, "age_sex": 0.5}
+ROWS = ["DDPM", "ResDM", "real", "template", "mri", "age_sex"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = make_config(tmp_path_factory.mktemp("readings"))
+    status, folds = make_status(SOURCES)
+    store_readings(config, status=status, status_folds=folds)
+    return config
+
+
+@pytest.fixture(scope="module")
+def status():
+    return make_status(SOURCES)[0]
+
+
+@pytest.fixture(scope="module")
+def fourth(config):
+    return table4(config)
+
+
+def cells(block, row: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    (found,) = [cells for cells in block.rows if cells[0] == row]
+    return dict(zip(block.columns[1:], found[1:], strict=True))
+
+
+class TestTable4:
+    def test_rows_are_the_papers_then_the_controls(self, status, fourth):
+        assert table4_sources(status, read_paper(4)) == ROWS  # and no other seed
+        assert list(dict.fromkeys(fourth.frame["source"])) == ROWS
+        names = ["DDPM", "ResDM", "Real PET", "Mean template", "MRI alone", "Age and sex alone"]
+        assert [row[0] for row in fourth.blocks[0].rows] == names
+        assert not fourth.frame.duplicated(["source", "tracer", "metric"]).any()
+        assert len(fourth.frame) == 6 * 2 * 5
+
+    def test_values_are_of_the_readings_in_percent(self, config, status, fourth):
+        expected = status_summary(status, ROWS, seed=config.seed)
+        scale = np.where(expected["metric"] == "brier", 1, 100)
+        for column in ("mean", "std", "ci_low", "ci_high"):
+            found = fourth.frame[column].to_numpy()
+            assert found == pytest.approx(expected[column].to_numpy() * scale, nan_ok=True)
+        assert (fourth.frame["unit"] == np.where(expected["metric"] == "brier", "", "%")).all()
+
+    def test_paper_values_stand_where_the_paper_has_them(self, fourth):
+        printed = read_paper(4).set_index(["method", "status", "metric"])
+        frame = fourth.frame
+        has = frame["source"].isin(["DDPM", "ResDM", "real"]) & frame["metric"].isin(["auc", "acc", "f1"])
+        assert (frame["paper"].notna() == has).all()
+        for row in frame[has].to_dict("records"):
+            values = printed.loc[(row["source"], row["tracer"], row["metric"])]
+            assert (row["paper"], row["paper_std"]) == (values["mean"], values["std"])
+
+    def test_print(self, fourth):
+        rows = fourth.frame.set_index(["source", "tracer", "metric"])
+        row = rows.loc[("ResDM", "tau", "f1")]
+        cell = cells(fourth.blocks[0], "ResDM")["tau status", "F1 (%) ↑"]
+        assert cell == (
+            f"{number(row['mean'], 2)} ± {number(row['std'], 2)}",
+            f"[{number(row['ci_low'], 2)}, {number(row['ci_high'], 2)}]",
+            "paper 76.67 ± 6.00",
+        )
+        row = rows.loc[("ResDM", "amyloid", "auc_mean_score")]
+        gain = cells(fourth.blocks[1], "ResDM")["Aβ status", "minus MRI alone"]
+        assert gain == (
+            number(row["over_mri"], 1), f"[{number(row['over_mri_low'], 1)}, {number(row['over_mri_high'], 1)}]"
+        )  # fmt: skip
+        assert cells(fourth.blocks[1], "ResDM")["Aβ status", "minus ResDM"] == ("–",)
+        held_out = cells(fourth.blocks[2], "Real PET")
+        assert held_out["tau status", "AUC (%) ↑"] == "88.00 ± 1.58"  # 86 … 90
+        assert held_out["tau status", "sessions"] == "120"
+
+    def test_best_is_bold_and_real_pet_is_no_rival(self, fourth):
+        block = fourth.blocks[0]
+        real = [row[0] for row in block.rows].index("Real PET")
+        assert not {i for i, _ in block.best} & {real}
+        for j in range(1, len(block.columns)):
+            means = [float(row[j][0].split(" ±")[0]) for row in block.rows]
+            means[real] = -1
+            assert (int(np.argmax(means)), j) in block.best
+
+    def test_markdown_latex_and_bytes(self, config, fourth, tmp_path):
+        for folder in ("a", "b"):
+            paths = save_table(table4(config), tmp_path / folder, provenance(config))
+        for path in paths:
+            assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+        text = fourth.markdown()
+        assert text.startswith("## Table 4: ")
+        assert NOTICE in text
+        for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+        assert fourth.latex().isascii()
+
+    def test_without_controls(self, tmp_path):
+        config = make_config(tmp_path)
+        status, folds = make_status({"real": 3.0, "DDPM": 1.0})
+        store_readings(config, status=status, status_folds=folds)
+        table = table4(config)
+        assert table.frame[["over_mri", "over_resdm"]].isna().all(axis=None)
+        assert cells(table.blocks[1], "DDPM")["tau status", "minus MRI alone"] == ("–",)
+
+
+# ── figures ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def texts(figure) -> list[str]:
+    found = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        found += [axes.get_title(loc="left"), axes.get_ylabel(), axes.get_xlabel()]
+        found += [text.get_text() for text in axes.texts]
+    return found
+
+
+@functools.cache
+def roc_frames():
+    status = make_status(SOURCES)[0]
+    frame = status_summary(status, ROWS, seed=0)
+    frame.loc[frame["metric"] != "brier", ["mean", "ci_low", "ci_high"]] *= 100
+    return status, frame
+
+
+@functools.cache
+def sex_frames():
+    sex, scores = make_sex(0.6), make_scores({"no_sex": 0.2, "wrong_sex": 0.5})
+    return sex_summary(sex, "ResDM", seed=0), sex_effects(sex, scores, "ResDM", seed=0)
+
+
+@functools.cache
+def age_frames(sweep=SWEEP):
+    age, scores = make_age(0.4, sweep=sweep), make_scores({"no_age": 0.2, "shuffled_age": 0.5})
+    return age, age_summary(age, "ResDM", seed=0), age_effects(age, scores, "ResDM", seed=0)
+
+
+DRAWN = {
+    "table4_roc": lambda: table4_roc(*roc_frames(), notice=NOTICE),
+    "figure4": lambda: figure4(*sex_frames(), notice=NOTICE),
+    "figure5": lambda: figure5(*age_frames(), notice=NOTICE),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_same_bytes_twice_whatever_the_users_settings(name, tmp_path):
+    figure = DRAWN[name]()
+    assert NOTICE in texts(figure)
+    save_figure(figure, tmp_path / "a" / name, {})
+    with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "other", "axes.facecolor": "red"}):
+        paths = save_figure(DRAWN[name](), tmp_path / "b" / name, {})
+    for path in paths:
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+    ElementTree.fromstring(paths[0].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_text_leaves_the_page_and_none_hides_another(name):
+    figure = DRAWN[name]()
+    renderer = figure.canvas.get_renderer()
+    figure.canvas.draw()
+    written = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text().strip() and text.get_visible()]
+    boxes = [
+        (text.get_text(), text.get_window_extent(renderer)) for text in written if text.axes is None or _drawn(text)
+    ]
+    assert len(boxes) > 20
+    for i, (one, a) in enumerate(boxes):
+        assert a.x0 >= -1
+        assert a.x1 <= figure.bbox.width + 1, one
+        assert a.y0 >= -1
+        for other, b in boxes[i + 1 :]:
+            x = min(a.x1, b.x1) - max(a.x0, b.x0)
+            y = min(a.y1, b.y1) - max(a.y0, b.y0)
+            assert x <= 1 or y <= 1, (one, other)
+
+
+def _drawn(text) -> bool:
+    """Whether axes draw it: they keep tick labels beyond their limits."""
+    axes = text.axes
+    for axis in (axes.xaxis, axes.yaxis):
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if text in (tick.label1, tick.label2):
+                low, high = sorted(axis.get_view_interval())
+                shown = tick.label1 if tick.label1.get_visible() else tick.label2
+                return text is shown and axes.axison and low <= tick.get_loc() <= high
+    return axes.axison or text in axes.texts
+
+
+def test_figure4_draws_its_numbers():
+    summary, effects = sex_frames()
+    figure = figure4(summary, effects)
+    bars, psnr, _ = figure.axes[3:6]  # tau
+    rows = summary[summary["tracer"] == "tau"].set_index(["prompt", "metric"])["value"]
+    for prompt, colour in PROMPT_COLOURS.items():
+        heights = [patch.get_height() for patch in bars.patches if to_hex(patch.get_facecolor()) == colour.lower()]
+        assert heights == pytest.approx([100 * rows[prompt, metric] for metric in ("auc", "acc", "f1")])
+    change = effects.set_index(["name", "tracer"]).loc[("psnr_right_wrong", "tau")]
+    assert psnr.lines[1].get_ydata()[0] == pytest.approx(-change["estimate"])
+    (segment,) = psnr.collections[1].get_segments()
+    assert sorted(segment[:, 1]) == pytest.approx([-change["high"], -change["low"]])
+
+
+def test_figure5_draws_every_session_and_says_r():
+    age, summary, effects = age_frames()
+    figure = figure5(age, summary, effects)
+    assert len(figure.axes) == 10
+    part = age[(age["tracer"] == "tau") & (age["condition"] == "shuffled_age")]
+    points = figure.axes[8].lines[1]
+    assert sorted(points.get_xdata()) == pytest.approx(sorted(part["prompt_age"]))
+    assert sorted(points.get_ydata()) == pytest.approx(sorted(part["predicted"]))
+    rows = summary.set_index(["tracer", "condition", "against"])
+    for condition, against in (("real", "own"), ("factual", "prompt"), ("no_age", "own"), ("shuffled_age", "prompt")):
+        row = rows.loc[("amyloid", condition, against)]
+        expected = " ".join(["r", number(row["r"], 2), f"[{number(row['low'], 2)}, {number(row['high'], 2)}]"])
+        assert [text for text in texts(figure) if text.startswith(expected)]
+
+
+def test_figure5_without_single_people():
+    age, summary, effects = age_frames()
+    figure = figure5(age, summary, effects, people=False)
+    real = age[(age["tracer"] == "amyloid") & (age["condition"] == "real")]
+    binned = real.assign(years=5 * np.floor(real["age"] / 5))
+    people = binned.groupby("years")["person"].nunique()
+    drawn = [float(line.get_xdata()[0]) for line in figure.axes[0].lines[1:]]
+    assert drawn == [years + 2.5 for years in people.index[people >= 5]]
+    assert (people < 5).any()  # and these are left out
+    assert len(figure.axes[4].lines) == 2  # of the sweep, the mean alone
+
+
+def test_figure5_without_a_sweep():
+    figure = figure5(*age_frames(sweep=()), notice=NOTICE)
+    assert len(figure.axes) == 8
+    assert NOTICE in texts(figure)
+
+
+@pytest.mark.parametrize("people", [1, 4])
+def test_a_handful_of_people_is_drawn_without_intervals(people, tmp_path):
+    config = make_config(tmp_path)
+    status, folds = make_status(SOURCES, people=people)
+    store_readings(config, status=status, status_folds=folds)
+    table = table4(config)
+    assert table.latex()
+    assert table.frame.loc[table.frame["metric"] == "acc", "mean"].between(0, 100).all()
+    sex, scores = make_sex(0.5, people=people), make_scores({"no_sex": 0.2, "wrong_sex": 0.5}, people=people)
+    age, other = make_age(0.5, people=people), make_scores({"no_age": 0.2, "shuffled_age": 0.5}, people=people)
+    figures = [
+        table4_roc(status, table.frame),
+        figure4(sex_summary(sex, "ResDM", seed=0), sex_effects(sex, scores, "ResDM", seed=0)),
+        figure5(age, age_summary(age, "ResDM", seed=0), age_effects(age, other, "ResDM", seed=0)),
+    ]
+    for figure in figures:
+        figure.canvas.draw()
