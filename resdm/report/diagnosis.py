@@ -102,7 +102,8 @@ def table4(config: Config, sources: Iterable[str] | None = None) -> Table:
             "Controls that the paper does not show: MRI alone is the same network on the T1, age and sex alone a "
             "logistic regression, mean template the training people's mean PET, the same for everyone. regression is "
             "the network of ResDM in one pass of plain L2.",
-            "Third block: sessions of real PET that a fold's classifier is trained on, and those held out of it.",
+            "Third block: training sessions that a fold's classifier is fitted on, and those held out, "
+            "which set its threshold.",
             "Paper: printed values, on another cohort; what its folds are is not stated there.",
         ),
     )
