@@ -22,7 +22,7 @@ reproduce: env   ## everything, from raw scans to tables and figures; goes on wh
 	$(SNAKEMAKE)
 
 figures: env     ## tables and figures again, from stored predictions, without training
-	$(SNAKEMAKE) --forcerun cohort table2 figure1
+	$(SNAKEMAKE) --forcerun cohort table2 figure1 table4 figure4 figure5
 
 test: env        ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -41,15 +41,20 @@ PAPERMILL = "papermill {input.notebook} {log.notebook} --cwd . --no-progress-bar
 TABLES = package("config", "anatomy", "io", "evaluation/image_quality", "evaluation/statistics", "report/tables")
 
 
+CONDITIONS = SETTINGS.conditions
+FIGURE4 = {"no_sex", "wrong_sex"} <= set(CONDITIONS)
+FIGURE5 = {"no_age", "shuffled_age"} <= set(CONDITIONS)
+RESULTS = ["table1.csv", "table2.csv", "figure1.png", "table4.csv"]
+RESULTS += ["figure4.png"] * FIGURE4 + ["figure5.png"] * FIGURE5
+
+
 wildcard_constraints:
     method="[^/]+",
 
 
 rule all:
     input:
-        f"{FIGURES}/table1.csv",
-        f"{FIGURES}/table2.csv",
-        f"{FIGURES}/figure1.png",
+        [f"{FIGURES}/{name}" for name in RESULTS],
 
 
 if SETTINGS.cohort.kind == "phantom":
@@ -149,23 +154,21 @@ rule synthesise:
         PAPERMILL + " -p method {wildcards.method}"
 
 
-if SETTINGS.conditions:
-
-    # All in one job: a job costs its imports.
-    rule conditions:
-        input:
-            f"{WORK}/models/ResDM/model.safetensors",
-            notebook="notebooks/03_synthesise.ipynb",
-            modules=SYNTHESIS,
-        output:
-            expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=SETTINGS.conditions),
-        log:
-            notebook=f"{WORK}/notebooks/03_synthesise_conditions.ipynb",
-        params:
-            conditions=json.dumps(SETTINGS.conditions),
-        threads: SETTINGS.training.threads or workflow.cores
-        shell:
-            PAPERMILL + " -p method ResDM -y 'conditions: {params.conditions}'"
+# All in one job: a job costs its imports.
+rule conditions:
+    input:
+        f"{WORK}/models/ResDM/model.safetensors",
+        notebook="notebooks/03_synthesise.ipynb",
+        modules=SYNTHESIS,
+    output:
+        expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=CONDITIONS),
+    log:
+        notebook=f"{WORK}/notebooks/03_synthesise_conditions.ipynb",
+    params:
+        conditions=json.dumps(CONDITIONS),
+    threads: SETTINGS.training.threads or workflow.cores
+    shell:
+        PAPERMILL + " -p method ResDM -y 'conditions: {params.conditions}'"
 
 
 rule table2:
@@ -192,5 +195,75 @@ rule figure1:
         multiext(f"{FIGURES}/figure1", ".svg", ".png"),
     log:
         notebook=f"{WORK}/notebooks/09_figure1_method.ipynb",
+    shell:
+        PAPERMILL
+
+
+# ── what evaluators fitted on real PET see ────────────────────────────────────────────────────────
+
+EVALUATORS = package("config", "anatomy", "io", "evaluation/networks", "evaluation/fitting", "evaluation/downstream")
+READINGS = package("evaluation/effects", "evaluation/resampling", "evaluation/statistics", "report/figures")
+
+
+# Beside the trainings: they need no synthetic PET. Their files are not declared: a second run takes what is there.
+rule evaluators:
+    input:
+        rules.preprocess.output,
+        modules=EVALUATORS,
+    output:
+        touch(f"{WORK}/evaluation/fitted"),
+    params:
+        digest("evaluation", "preprocess", "seed"),
+    threads: SETTINGS.training.threads or workflow.cores
+    shell:
+        "resdm evaluators {PROFILE}"
+
+
+rule table4:
+    input:
+        rules.evaluators.output,
+        expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=METHODS),
+        "data_manifests/paper/table4.csv",
+        notebook="notebooks/06_table4_diagnosis.ipynb",
+        modules=EVALUATORS + READINGS + package("report/tables", "report/diagnosis", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/table4", ".csv", ".md", ".tex"),
+        multiext(f"{FIGURES}/table4_roc", ".svg", ".png"),
+        f"{FIGURES}/table4_calibration.csv",
+    log:
+        notebook=f"{WORK}/notebooks/06_table4_diagnosis.ipynb",
+    shell:
+        PAPERMILL
+
+
+CONDITIONED = EVALUATORS + READINGS + package("report/conditioning", "report/provenance")
+PROMPTED = expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=["factual", *CONDITIONS])
+
+rule figure4:
+    input:
+        rules.evaluators.output,
+        PROMPTED,
+        notebook="notebooks/07_figure4_gender.ipynb",
+        modules=CONDITIONED,
+    output:
+        multiext(f"{FIGURES}/figure4", ".svg", ".png", ".csv"),
+        f"{FIGURES}/figure4_effects.csv",
+    log:
+        notebook=f"{WORK}/notebooks/07_figure4_gender.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule figure5:
+    input:
+        rules.evaluators.output,
+        PROMPTED,
+        notebook="notebooks/08_figure5_age.ipynb",
+        modules=CONDITIONED,
+    output:
+        multiext(f"{FIGURES}/figure5", ".svg", ".png", ".csv"),
+        f"{FIGURES}/figure5_effects.csv",
+    log:
+        notebook=f"{WORK}/notebooks/08_figure5_age.ipynb",
     shell:
         PAPERMILL

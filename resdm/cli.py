@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--condition", action="append", help="what the prompt says; may be repeated (default: factual)")
     sub.add_argument("--split", default="test", choices=["test", "validation", "train"])
 
+    sub = command("evaluators", _evaluators, "fit the evaluators of status, sex and age on real PET of training people")
+    profile(sub), quiet(sub)
+
     sub = command("synthesise", _synthesise, "make both PETs of one person from a T1-weighted MRI")
     sub.add_argument("t1w", type=Path, metavar="T1w.nii.gz")
     sub.add_argument("--age", type=float, help="years at scan; left out of the prompt where not given")
@@ -165,6 +168,13 @@ def _predict(options: argparse.Namespace) -> None:
     for name in names:
         for condition in options.condition or ["factual"]:
             print(synthesise_method(config, name, condition, split=options.split, progress=not options.quiet))
+
+
+def _evaluators(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from resdm.evaluation.downstream import fit_evaluators
+
+    print(fit_evaluators(config, progress=not options.quiet))
 
 
 def _synthesise(options: argparse.Namespace) -> None:

@@ -412,7 +412,9 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     methods: dict[str, MethodConfig] = field(default_factory=lambda: {"ResDM": ResidualDiffusionConfig()})
-    conditions: tuple[str, ...] = ()  # prompts that ResDM answers beside the factual one: Figures 4 and 5
+    conditions: tuple[str, ...] = (  # prompts that ResDM answers beside the factual one: Figures 4 and 5
+        "no_age", "no_sex", "wrong_sex", "shuffled_age", "age_55", "age_65", "age_75", "age_85",
+    )  # fmt: skip
     root: Path = field(default=Path(), compare=False)  # folder that holds configs/ and work/; no part of the digest
 
     # Stages meet on disk only, at these places.
