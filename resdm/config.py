@@ -195,6 +195,7 @@ class MethodConfig:
     ema: float = 0.0  # 0: none
     batch_size: int | None = None  # None: training.batch_size
     precision: Precision | None = None  # None: training.precision
+    seed: int | None = None  # of training and sampling; None: the profile's. X@seed1 is X with another one
 
 
 @dataclass(frozen=True)
@@ -465,6 +466,11 @@ class Config:
             )
         return self.methods[name]
 
+    def seeded(self, name: str) -> Config:
+        """The profile under the seed of one of its methods: the profile's own where the method names none."""
+        seed = self.method(name).seed
+        return self if seed is None else dataclasses.replace(self, seed=seed)
+
     @property
     def notice(self) -> str:
         """What every title and table says where the cohort is not the paper's; empty on ADNI."""
@@ -708,6 +714,14 @@ def _check(config: Config, file: str) -> None:
         )
         taken = ("template", "real", "mri", "age_sex", "")  # other sources in the tables
         demand("/" not in name and name not in taken, f"methods: {name!r} cannot be a method's name")
+        demand(method.seed is None or method.seed >= 0, f"methods.{name}.seed is {method.seed}; expected 0 or more")
+        base, mark, _ = name.partition("@")
+        if mark and base in config.methods:  # a model folder's profile holds its own method alone
+            same = dataclasses.replace(method, seed=None) == dataclasses.replace(config.methods[base], seed=None)
+            demand(same, f"methods.{name} repeats methods.{base}: only its seed may differ")
+            others = [other for other in config.methods if other != name and other.partition("@")[0] == base]
+            equal = [other for other in others if config.seeded(other).seed == config.seeded(name).seed]
+            demand(not equal, f"methods.{name} has the seed of methods.{', '.join(equal)}; give each its own")
         if isinstance(method, ResidualDiffusionConfig):
             low, high = method.eta_range
             demand(

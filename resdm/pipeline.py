@@ -73,10 +73,11 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     """
     config = profile(config)
     settings = config.method(name)
-    sets = CohortDataset(config, "train", augment=True), CohortDataset(config, "validation")
+    seeded = config.seeded(name)
+    sets = CohortDataset(seeded, "train", augment=True), CohortDataset(seeded, "validation")
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    torch.manual_seed(config.seed)  # of the fresh weights
+    torch.manual_seed(seeded.seed)  # of the fresh weights
     method = build_method(settings, config.preprocess.grid.shape)
     digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
     folder = train(
@@ -135,7 +136,7 @@ def synthesise_method(
         data.mri,
         config.predictions(name, condition),
         condition=condition,
-        seed=config.seed,
+        seed=config.seeded(name).seed,
         steps=steps or getattr(settings, "sampling_steps", None),
         progress=progress,
     )

@@ -111,7 +111,7 @@ def fingerprint(
     """All that a training's result depends on, as plain values."""
     settings = config.method(name)
     found = {
-        "seed": config.seed,
+        "seed": config.seeded(name).seed,
         f"methods.{name}": to_dict(settings),
         "preprocess": to_dict(config.preprocess),
         "training": {key: getattr(config.training, key) for key in RESULT_SETTINGS}
@@ -125,7 +125,8 @@ def fingerprint(
             "validation": 0 if validation_set is None else len(validation_set),
         },
     }
-    del found[f"methods.{name}"]["batch_size"], found[f"methods.{name}"]["precision"]
+    for resolved in ("batch_size", "precision", "seed"):  # said above, as they hold
+        del found[f"methods.{name}"][resolved]
     return found
 
 
@@ -147,7 +148,7 @@ def train(
     Parameters
     ----------
     method : Method
-        With fresh weights, made under the profile's seed.
+        With fresh weights, made under the seed of `Config.seeded`.
     config : Config
     name : str
         The method's name in the profile.
@@ -187,6 +188,7 @@ def train(
 
     On several devices, people of a batch are dealt out to the processes and gradients averaged over them.
     """
+    config = config.seeded(name)
     settings, run = config.method(name), config.training
     size = settings.batch_size or run.batch_size
     folder = config.model(name) if folder is None else Path(folder)
