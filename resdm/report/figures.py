@@ -515,6 +515,7 @@ def figure2(
     mri: np.ndarray | None = None,
     notice: str = "",
     person: str = "",
+    title: str = "Figure 2: Real and synthetic PET",
     cuts: Mapping[str, Sequence[tuple[str, float]]] = SLICES,
 ) -> Figure:
     """Ground truth, syntheses and error maps of one person, both tracers.
@@ -533,6 +534,8 @@ def figure2(
     notice : str
     person : str
         Who it is and by which rule chosen, for the line under the title.
+    title : str
+        Figure 3 is this figure with the variants of Table 3 as its methods.
     cuts : mapping of tracer to sequence of (axis, mm)
 
     Notes
@@ -551,7 +554,7 @@ def figure2(
     blocks = {tracer: sum(heights[tracer]) + gap * len(heights[tracer]) + foot for tracer in tracers}
     page = Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(tracers) - 1) + 0.06)
     detail = "Left is left. PSNR and MAE are of this person, inside the brain."
-    page.title("Figure 2: Real and synthetic PET", notice, f"{person} {detail}".strip())
+    page.title(title, notice, f"{person} {detail}".strip())
     brain = mni_map("brain", grid)
     top = head
     for tracer in tracers:

@@ -435,7 +435,9 @@ def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
     )
 
 
-def quality(scores: pd.DataFrame, *, seed: int, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+def quality(
+    scores: pd.DataFrame, *, seed: int, paper: pd.DataFrame | None = None, reference: str = REFERENCE_METHOD
+) -> pd.DataFrame:
     """The tidy numbers of Table 2 from stored scores.
 
     Parameters
@@ -446,6 +448,8 @@ def quality(scores: pd.DataFrame, *, seed: int, paper: pd.DataFrame | None = Non
         Of the bootstrap.
     paper : DataFrame, optional
         Printed values: method, tracer, metric, mean, std.
+    reference : str
+        The method that the others are tested against.
 
     Returns
     -------
@@ -468,7 +472,7 @@ def quality(scores: pd.DataFrame, *, seed: int, paper: pd.DataFrame | None = Non
                     column.append(
                         {"method": method, "tracer": tracer, "region": region, "metric": metric}
                         | {"unit": METRIC_UNITS[metric]}
-                        | _summary(part, method, metric, seed)
+                        | _summary(part, method, metric, seed, reference)
                         | {"sessions": int(sessions.get((method, tracer, region), 0))}
                         | {"paper": values.get("mean", math.nan), "paper_std": values.get("std", math.nan)}
                     )
@@ -485,16 +489,16 @@ _VALUES = (
 )  # fmt: skip
 
 
-def _summary(people: pd.DataFrame, method: str, metric: str, seed: int) -> dict[str, Any]:
+def _summary(people: pd.DataFrame, method: str, metric: str, seed: int, reference: str) -> dict[str, Any]:
     values = people.loc[people["method"] == method, metric].to_numpy()
     with np.errstate(invalid="ignore"):  # the spread of infinite PSNR is NaN
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     low, high = bootstrap_mean(values, seed=seed)
     row = {"mean": float(np.mean(values)), "std": spread, "n": len(values), "ci_low": low, "ci_high": high}
-    if method == REFERENCE_METHOD or not (people["method"] == REFERENCE_METHOD).any():
+    if method == reference or not (people["method"] == reference).any():
         nothing = ("difference", "difference_low", "difference_high", "rank_biserial", "p")
         return row | dict.fromkeys(nothing, math.nan)
-    result = compare(*paired(people, method, REFERENCE_METHOD, metric), seed=seed)
+    result = compare(*paired(people, method, reference, metric), seed=seed)
     return row | {
         "difference": result.difference,
         "difference_low": result.low,

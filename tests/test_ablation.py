@@ -1,0 +1,248 @@
+"""Table 3: variants, seeds, accuracy of status; and the seed of a method."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, tiny_resdm
+from scipy import stats
+from stored_cohort import make_cohort, make_config
+from test_pipeline import config as trainable  # noqa: F401 (a fixture)
+from tiny_methods import PlainConfig, Sessions
+
+from resdm.checkpoint import differences, load_card
+from resdm.config import Config, ConfigError, load_config
+from resdm.evaluation.image_quality import read_scores, score_method
+from resdm.evaluation.statistics import holm
+from resdm.io import write_csv
+from resdm.pipeline import synthesise_method, train_method
+from resdm.report.ablation import VARIANTS, ablation, present_variants, status_accuracy, table3
+from resdm.report.cases import typical_case
+from resdm.report.figures import figure2
+from resdm.report.tables import read_paper
+from resdm.training import fingerprint
+
+BLURS = {"Base": 0.7, "+L_high": 0.6, "+prior": 0.5, "ResDM": 0.4, "Base@seed1": 0.9, "ResDM@seed1": 0.45}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    config, _ = make_cohort(tmp_path_factory.mktemp("cohort"), BLURS, people=5)
+    methods = {name: tiny_resdm(seed=1 if "@" in name else None) for name in BLURS}
+    config = dataclasses.replace(config, methods=methods)
+    for method in BLURS:
+        score_method(config, method)
+    return config
+
+
+@pytest.fixture(scope="module")
+def single(config) -> Config:
+    """The same with one seed a variant."""
+    return dataclasses.replace(config, methods={name: config.methods[name] for name in VARIANTS})
+
+
+def people_of(config, method, tracer="tau", metric="psnr") -> pd.Series:
+    scores = read_scores(config, [method])
+    chosen = scores[(scores["tracer"] == tracer) & (scores["region"] == "brain")]
+    return chosen.groupby("person")[metric].mean()
+
+
+def row_of(frame, method, tracer="tau", region="brain", metric="psnr") -> pd.Series:
+    keys = {"method": method, "tracer": tracer, "region": region, "metric": metric}
+    (place,) = np.flatnonzero(np.all([frame[key] == value for key, value in keys.items()], axis=0))
+    return frame.iloc[place]
+
+
+def test_numbers_by_hand_with_one_seed(single):
+    table = table3(single)
+    assert list(dict.fromkeys(table.frame["method"])) == ["Base", "+L_high", "+prior", "ResDM"]
+    values = {name: people_of(single, name) for name in VARIANTS}
+    against = {}
+    for other, prefix in (("Base", "base"), ("ResDM", "full")):
+        rows = [name for name in VARIANTS if name != other]
+        corrected = holm(stats.wilcoxon(values[name] - values[other]).pvalue for name in rows)
+        against |= {(prefix, name): p for name, p in zip(rows, corrected, strict=True)}
+    for name in VARIANTS:
+        row = row_of(table.frame, name)
+        assert (row["mean"], row["std"], row["n"]) == pytest.approx((values[name].mean(), values[name].std(), 4))
+        assert (row["seeds"], row["sessions"]) == (1, 5)
+        assert np.isnan(row["seed_std"])
+        for prefix, other in (("base", "Base"), ("full", "ResDM")):
+            if name == other:
+                assert np.isnan([row[f"{prefix}_difference"], row[f"{prefix}_p"]]).all()
+            else:
+                assert row[f"{prefix}_difference"] == pytest.approx((values[name] - values[other]).mean())
+                assert row[f"{prefix}_p"] == pytest.approx(against[prefix, name])
+    text = table.markdown()
+    assert "One training a variant" in text
+    assert "seeds ±" not in text
+    assert "Base: p = " in text
+    assert "ResDM: p = " in text
+
+
+def test_seeds_are_averaged_by_person_and_their_spread_is_told_apart(config):
+    table = table3(config)
+    for name, count in (("Base", 2), ("ResDM", 2), ("+prior", 1)):
+        one = [people_of(config, seed) for seed in (name, f"{name}@seed1")[:count]]
+        row = row_of(table.frame, name)
+        assert row["seeds"] == count
+        assert row["mean"] == pytest.approx(np.mean(one))
+        assert row["std"] == pytest.approx(np.mean(one, axis=0).std(ddof=1))
+        assert (
+            np.isnan(row["seed_std"])
+            if count == 1
+            else row["seed_std"] == pytest.approx(abs(one[0].mean() - one[1].mean()) / np.sqrt(2))
+        )
+    base = np.mean([people_of(config, "Base"), people_of(config, "Base@seed1")], axis=0)
+    row = row_of(table.frame, "+prior")
+    assert row["base_difference"] == pytest.approx((people_of(config, "+prior") - base).mean())
+    text = table.markdown()
+    assert "Base 2, +L_high 1, +prior 1, ResDM 2" in text
+    assert "<br>seeds ± " in text
+
+
+def test_seeds_must_have_scored_the_same_people(config):
+    scores = read_scores(config, BLURS)
+    gap = (scores["method"] == "Base@seed1") & (scores["person"] == "sub-0003")
+    with pytest.raises(ValueError, match=r"'Base': its seeds were not scored on the same people.*sub-0003"):
+        ablation(scores[~gap], list(VARIANTS), seed=0)
+
+
+def test_paper_values_stand_beside_whole_volumes_and_accuracy_only(single):
+    frame = table3(single).frame
+    printed = read_paper(3).set_index(["variant", "tracer", "metric"])
+    for row in frame.to_dict("records"):
+        if row["region"] == "brain":
+            assert np.isnan(row["paper"])
+        else:
+            values = printed.loc[(VARIANTS[row["method"]], row["tracer"], row["metric"])]
+            assert (row["paper"], row["paper_std"]) == (values["mean"], values["std"])
+
+
+def make_status(sources, folds=2) -> pd.DataFrame:
+    """Four people and two folds; person a has two sessions. Everyone is right but as listed."""
+    wrong = {("Base", 0): ("b", "c"), ("Base", 1): ("c",), ("ResDM", 0): ("a1",), ("+prior", 1): ("a1", "a2")}
+    rows = []
+    for source in sources:
+        for fold in range(folds):
+            for number, who in enumerate(("a1", "a2", "b", "c", "d")):
+                label = number % 2
+                right = who not in wrong.get((source, fold), ())
+                row = {"fold": fold, "source": source, "person": who[0], "session": who, "tracer": "amyloid"}
+                rows.append(row | {"label": label, "score": 0.3 + 0.1 * (label == right), "threshold": 0.4})
+    return pd.DataFrame(rows)
+
+
+def test_accuracy_by_hand(single, tmp_path):
+    status = make_status(["Base", "+prior", "ResDM", "real"])
+    grid = status_accuracy(status, ["Base"])
+    np.testing.assert_allclose(grid.to_numpy(), [[100, 0, 0, 100], [100, 100, 0, 100]])
+    assert status_accuracy(status, ["ResDM"]).loc[0, "a"] == 50.0  # one of two sessions
+
+    path = single.work / "evaluation" / "status.csv"
+    write_csv(path, status)
+    try:
+        table = table3(single)
+    finally:
+        path.unlink()
+    row = row_of(table.frame, "Base", "amyloid", "status", "acc")
+    assert (row["mean"], row["std"], row["n"], row["sessions"]) == (62.5, pytest.approx(25 / np.sqrt(2)), 4, 5)
+    row = row_of(table.frame, "ResDM", "amyloid", "status", "acc")
+    assert row["mean"] == pytest.approx(100 - 12.5 / 2)
+    assert row["base_difference"] == pytest.approx(93.75 - 62.5)
+    assert np.isnan(row_of(table.frame, "+L_high", "amyloid", "status", "acc")["mean"])  # nobody classified it
+    assert np.isnan(row_of(table.frame, "Base", "tau", "status", "acc")["mean"])
+    assert "62.50 ± 17.68" in table.markdown()
+    assert "No ACC" not in table.markdown()
+
+
+def test_without_classification_there_is_a_note_and_no_accuracy(single):
+    table = table3(single)
+    accuracy = table.frame[table.frame["metric"] == "acc"]
+    assert accuracy["mean"].isna().all()
+    assert accuracy["paper"].notna().all()
+    assert "No ACC: there is no evaluation/status.csv" in table.markdown()
+    assert [block.title for block in table.blocks] == ["Whole volume (as the paper)", "Inside the brain"]
+    assert table.latex().isascii()
+
+
+def test_any_part_of_the_variants(single, tmp_path):
+    some = dataclasses.replace(single, methods={name: single.methods[name] for name in ("+prior", "ResDM")})
+    table = table3(some)
+    assert present_variants(some) == ["+prior", "ResDM"]
+    assert table.frame["base_p"].isna().all()
+    assert "Without stored scores: Base, +L_high." in table.markdown()
+    with pytest.raises(FileNotFoundError, match=r"no variant of Table 3 \(Base, \+L_high"):
+        table3(make_config(tmp_path))
+
+
+def test_figure3_is_figure2_with_the_variants(single):
+    case = typical_case(single, read_scores(single, VARIANTS), list(VARIANTS))
+    assert list(case["synthetic"]) == list(VARIANTS)
+    figure = figure2(**case, title="Figure 3: Variants", notice=single.notice)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["Real", *VARIANTS]
+    assert figure.texts[0].get_text() == "Figure 3: Variants"
+
+
+# ── the seed of a method ──────────────────────────────────────────────────────────────────────────
+
+
+def write_profile(tmp_path, **methods):
+    tree = {"cohort": {"kind": "phantom", "phantom": {}}, "methods": methods}
+    path = tmp_path / "configs" / "some.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_a_repetition_differs_in_its_seed_alone(tmp_path):
+    kind = {"kind": "ddpm"}
+    config = load_config(write_profile(tmp_path, X=kind, **{"X@seed1": kind | {"seed": 1}}))
+    assert [config.seeded(name).seed for name in config.methods] == [0, 1]
+    for methods, message in (
+        ({"X": kind, "X@seed1": kind}, "X@seed1 has the seed of methods.X"),
+        ({"X": kind, "X@seed1": kind | {"seed": 1, "steps": 500}}, "only its seed may differ"),
+        ({"X": kind | {"seed": -1}}, "methods.X.seed is -1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(write_profile(tmp_path, **methods))
+
+
+def test_a_seed_of_its_own_is_the_profiles_seed_in_all_that_training_depends_on(tmp_path):
+    sets = Sessions(4), Sessions(2)
+    config = make_config(tmp_path, methods={"X": PlainConfig(), "X@seed5": PlainConfig(seed=5)})
+    one, other = fingerprint(config, "X@seed5", *sets), fingerprint(config, "X", *sets)
+    assert [row[0] for row in differences(one, other)] == ["seed", "methods.X@seed5", "methods.X"]
+    assert one == fingerprint(dataclasses.replace(config, seed=5), "X@seed5", *sets)
+    assert "seed" not in other["methods.X"]  # a model from before there was the option is still the same
+
+
+def test_a_repetition_is_trained_and_synthesised_as_under_another_profile_seed(trainable):  # noqa: F811
+    config = dataclasses.replace(trainable, methods={"X": PlainConfig(), "X@seed5": PlainConfig(seed=5)})
+    first, repeated = (train_method(config, name, progress=False) / "history.csv" for name in config.methods)
+    assert first.read_bytes() != repeated.read_bytes()
+    again = dataclasses.replace(trainable, seed=5, profile="again", methods={"X": PlainConfig()})
+    again.volumes.parent.mkdir(parents=True)
+    again.volumes.symlink_to(config.volumes)
+    assert (train_method(again, "X", progress=False) / "history.csv").read_bytes() == repeated.read_bytes()
+    assert load_card(config.model("X@seed5")).config.seed == 5
+    folder = synthesise_method(config, "X@seed5", progress=False)
+    said = [json.loads(path.read_text())["seed"] for path in folder.rglob("*_pet.json")]
+    assert set(said) == {5}
+
+
+def test_the_default_profiles_variants_differ_from_resdm_as_the_paper_says():
+    config = load_config(ROOT / "configs" / "phantom.yaml")
+    if "Base" not in config.methods:
+        pytest.skip("the profile has no ablation")
+    full = config.methods["ResDM"]
+    silent = dataclasses.replace(full.prior, fields=())
+    assert config.methods["+prior"] == dataclasses.replace(full, lambda_high=0.0)
+    assert config.methods["+L_high"] == dataclasses.replace(full, prior=silent)
+    assert config.methods["Base"] == dataclasses.replace(full, prior=silent, lambda_high=0.0)
