@@ -1,0 +1,261 @@
+"""Planted effects: recovered from made-up people within their interval, numbers by hand, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from stored_cohort import LABELS, make_cohort, make_config
+
+from resdm.anatomy import REFERENCE
+from resdm.cohort import phantom
+from resdm.cohort.thinning import thinning_slope
+from resdm.config import CohortConfig, ConfigError, PhantomConfig
+from resdm.evaluation.planted import (
+    EFFECTS,
+    estimate_effects,
+    jackknife,
+    read_causes,
+    read_planted,
+    recovered_effects,
+    recovery,
+    regional_sources,
+)
+from resdm.evaluation.image_quality import score_method
+from resdm.evaluation.suvr import regional_suvr
+from resdm.io import write_csv, write_json
+from resdm.report.planted import planted_figure, planted_table
+from resdm.report.figures import save_figure
+
+REGIONS = ("frontal", "pons")
+PLANTED = {"status": 0.40, "sex": 0.15, "age": 0.10}  # of frontal; nothing in the pons
+
+
+def make_people(n: int, seed: int = 0, noise: float = 0.03) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Causes and regional SUVR of n people, every fourth with two visits; sex and disease go together."""
+    rng = np.random.default_rng(seed)
+    causes, regional = [], []
+    for i in range(n):
+        woman = float(rng.random() < 0.5)
+        positive = float(rng.random() < 0.3 + 0.3 * woman)
+        load = 0.4 / 0.5 * positive + 0.1 * rng.normal()
+        stage, own = 1.0 + load + 0.5 * rng.normal(), noise * rng.normal(size=2)
+        for visit in range(2 if i % 4 == 0 else 1):
+            who = {"person": f"sub-{i:04d}", "session": f"ses-M{12 * visit:03d}"}
+            decades, fbb, severity = rng.normal(), float(i % 3 == 0), rng.normal()
+            suvr = PLANTED["sex"] * woman + PLANTED["age"] * decades + 0.05 * severity + own[0]
+            causes.append(who | {"woman": woman, "decades": decades, "florbetaben": fbb, "load": load, "stage": stage}
+                          | {"severity": severity, "amyloid_positive": positive, "tau_positive": positive})  # fmt: skip
+            for tracer, disease in (("amyloid", 0.5 * load * (1 + 0.12 * fbb)), ("tau", 0.02 * (stage - 1) ** 3)):
+                for region, value in zip(REGIONS, (1 + suvr + disease, 1 + own[1]), strict=True):
+                    regional.append({"source": "real", **who, "tracer": tracer, "region": region, "suvr": value})
+    return pd.DataFrame(regional), pd.DataFrame(causes)
+
+
+def test_known_effects_lie_in_their_intervals_which_hold_what_they_promise():
+    """Coverage over many cohorts: 95 % of the intervals hold the planted slope, though sex foretells disease."""
+    held = {("amyloid", "sex"): [], ("amyloid", "age"): [], ("tau", "sex"): [], ("tau", "age"): []}
+    pons, estimates = [], []
+    for seed in range(60):
+        frame = estimate_effects(*make_people(30, seed)).set_index(["tracer", "effect", "region"])
+        for (tracer, effect), inside in held.items():
+            row = frame.loc[(tracer, effect, "frontal")]
+            inside.append(row["low"] <= PLANTED[effect] <= row["high"])
+            estimates.append(row["estimate"] - PLANTED[effect])
+        pons += [row["low"] <= 0 <= row["high"] for _, row in frame.xs("pons", level="region").iterrows()]
+    for inside in held.values():
+        assert 0.85 < np.mean(inside) <= 1
+    assert 0.90 < np.mean(pons) < 1  # of nothing, 5 % of the intervals say something
+    assert abs(np.mean(estimates)) < 0.003
+
+
+def test_status_is_the_difference_of_means():
+    regional, causes = make_people(24)
+    frame = estimate_effects(regional, causes).set_index(["tracer", "effect", "region"])
+    values = regional[(regional["tracer"] == "tau") & (regional["region"] == "frontal")].reset_index(drop=True)
+    positive = causes["tau_positive"] == 1
+    by_hand = values.loc[positive, "suvr"].mean() - values.loc[~positive, "suvr"].mean()
+    row = frame.loc[("tau", "status", "frontal")]
+    assert row["estimate"] == pytest.approx(by_hand)
+    assert (row["n"], row["sessions"], row["unit"]) == (24, 30, "SUVR")
+
+
+def test_status_in_place_of_the_disease_would_hide_the_sex_effect_on_tau():
+    """Why the causes are in the model: tau status is a cut through an SUVR that sex raises."""
+    rng = np.random.default_rng(0)
+    woman, disease = rng.integers(2, size=400).astype(float), rng.normal(size=400)
+    suvr = 0.5 * disease + 0.5 * woman
+    one, status = np.ones(400), (suvr > 0.5).astype(float)
+    by_cause = np.linalg.lstsq(np.column_stack([woman, one, disease]), suvr)[0][0]
+    by_status = np.linalg.lstsq(np.column_stack([woman, one, status]), suvr)[0][0]
+    assert by_cause == pytest.approx(0.5)
+    assert by_status < 0.3
+
+
+def test_jackknife_of_a_mean_is_the_t_interval():
+    y = np.array([[1.0], [2.0], [4.0], [9.0]])
+    estimate, low, high = jackknife(np.ones((4, 1)), y, np.array(list("abcd")))[:, 0]
+    half = stats.t.ppf(0.975, 3) * y.std(ddof=1) / 2
+    assert (estimate, low, high) == pytest.approx((4.0, 4 - half, 4 + half))
+
+
+def test_visits_are_not_independent_people():
+    rng = np.random.default_rng(0)
+    y, who = rng.normal(size=(12, 1)), np.arange(12)
+    one = jackknife(np.ones((12, 1)), y, who)
+    copied = jackknife(np.ones((36, 1)), np.repeat(y, 3, axis=0), np.repeat(who, 3))
+    np.testing.assert_allclose(copied, one)  # three equal visits of everyone tell nothing new
+
+
+def test_a_cause_that_nobody_has_does_no_harm():
+    regional, causes = make_people(24)
+    without = estimate_effects(regional, causes.assign(florbetaben=0.0))
+    amyloid = without[(without["tracer"] == "amyloid") & (without["effect"] == "sex")].set_index("region")
+    about = causes[["woman", "decades", "load", "severity"]].assign(one=1.0).to_numpy()
+    values = regional[(regional["tracer"] == "amyloid") & (regional["region"] == "frontal")]["suvr"].to_numpy()
+    assert amyloid.loc["frontal", "estimate"] == pytest.approx(np.linalg.lstsq(about, values)[0][0])
+
+
+def test_too_few_people_give_no_number():
+    regional, causes = make_people(7)
+    frame = estimate_effects(regional, causes).set_index(["tracer", "effect", "region"])
+    assert np.isnan(frame.loc[("amyloid", "sex", "frontal"), "estimate"])  # seven columns
+    assert np.isfinite(frame.loc[("amyloid", "status", "frontal"), "estimate"])
+    everyone = estimate_effects(regional, causes.assign(amyloid_positive=1.0)).set_index(["tracer", "effect"])
+    assert everyone.loc[("amyloid", "status"), ["estimate", "low", "high"]].isna().all(axis=None)
+    only = causes["amyloid_positive"].where(causes["person"] == "sub-0001", 0.0)  # without this person: singular
+    one = estimate_effects(regional, causes.assign(amyloid_positive=only)).set_index(["tracer", "effect"])
+    assert one.loc[("amyloid", "status"), "estimate"].isna().all()
+
+
+# ── with a cohort on disk ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Twelve test people with volumes, predictions that are blurred, and a truth that is made from the real PET."""
+    config, index = make_cohort(tmp_path_factory.mktemp("cohort"), {"ResDM": 0.5}, people=12)
+    config = dataclasses.replace(config, cohort=CohortConfig(phantom=PhantomConfig(anatomy_mm=4.0)))
+    score_method(config, "ResDM")
+    test = index[index["split"] == "test"]
+    real = regional_suvr(config, "ResDM", test)[0].rename(columns={"real": "suvr"})
+    real = real[real["region"] != "summary"]
+    truth = config.work / "truth"
+    write_csv(truth / "regional.csv", real[["person", "session", "tracer", "region", "suvr"]])
+    people = index[["person", "session", "age", "sex"]].assign(amyloid_tracer=LABELS["amyloid"])
+    rng = np.random.default_rng(0)
+    people = people.assign(**{key: rng.normal(size=len(people)) for key in ("load", "stage", "severity")})
+    people = people.assign(amyloid_positive=index.index % 2, tau_positive=index.index % 2)
+    write_csv(truth / "people.csv", people)
+    effects = {"status": 0.4, "sex": 0.2, "age": 0.01}
+    planted = {tracer: dict.fromkeys(real["region"].unique(), effects) for tracer in LABELS}
+    write_json(truth / "truth.json", {"age_centre": 60.0, "planted": planted})
+    return config
+
+
+def test_sources_are_the_true_the_real_and_the_synthetic_suvr_of_the_test_people(config):
+    frame = regional_sources(config, ["ResDM"])
+    assert list(dict.fromkeys(frame["source"])) == ["truth", "real", "ResDM"]
+    parts = {name: part.set_index(["person", "session", "tracer", "region"])["suvr"]
+             for name, part in frame[frame["region"] != "summary"].groupby("source")}  # fmt: skip
+    assert len(parts["truth"]) == len(parts["real"]) == len(parts["ResDM"])
+    np.testing.assert_allclose(parts["truth"], parts["real"].reindex(parts["truth"].index))  # as the fixture made it
+    stored = regional_suvr(config, "ResDM")[0].set_index(["person", "session", "tracer", "region"])["synthetic"]
+    np.testing.assert_array_equal(parts["ResDM"], stored.reindex(parts["ResDM"].index))
+    assert set(frame["person"]) == {f"sub-{i:04d}" for i in range(12)}  # nobody of the training people
+
+
+def test_causes_are_centred_and_coded(config):
+    causes = read_causes(config).set_index(["person", "session"])
+    assert causes.loc[("sub-0000", "ses-M000"), ["woman", "decades"]].tolist() == [1.0, 0.0]
+    assert causes.loc[("sub-0003", "ses-M000"), ["woman", "decades", "florbetaben"]].tolist() == [1.0, 0.4, 0.0]
+
+
+def test_table_compares_with_what_is_planted(config):
+    thinning = {tracer: dict.fromkeys(read_planted(config)["region"].unique(), -0.045) for tracer in LABELS}
+    frame = recovered_effects(config, ["ResDM"], thinning)
+    assert not (frame["region"] == frame["tracer"].map(REFERENCE)).any()
+    assert not frame.duplicated(["source", "tracer", "region", "effect"]).any()
+    age, sex = (frame[frame["effect"] == effect] for effect in ("age", "sex"))
+    assert age["planted"].eq(0.01).all()
+    assert np.allclose(age["expected"], -0.035)
+    assert sex["expected"].eq(0.2).all()
+    np.testing.assert_allclose(sex["recovery"], sex["estimate"] / 0.2)
+    inside = (sex["low"] <= 0.2) & (sex["high"] >= 0.2)
+    assert (sex["covered"] == inside).all()
+    assert (frame.loc[frame["source"] == "truth", "of_truth"].dropna() == 1).all()
+    real = frame[frame["source"] == "real"].dropna(subset="of_truth")
+    np.testing.assert_allclose(real["of_truth"], 1)  # the fixture's truth is the real PET's
+    assert np.isnan(recovered_effects(config)["recovery"][age.index[0]])  # 0.01 is below what has a ratio
+
+
+def test_recovery_is_the_slope_over_regions():
+    regions = [f"r{i}" for i in range(3)]
+    parts = {"truth": [0.2, 0.4, 0.0], "half": [0.1, 0.2, 0.0]}
+    frame = pd.concat([
+        pd.DataFrame({"source": s, "tracer": "tau", "effect": "sex", "region": regions, "estimate": v,
+                      "expected": [0.25, 0.5, 0.0], "covered": pd.array([True, False, pd.NA], "boolean")})
+        for s, v in parts.items()
+    ])  # fmt: skip
+    found = recovery(frame).set_index("source")
+    assert found["slope"].to_dict() == pytest.approx({"truth": 0.8, "half": 0.4})
+    assert found["of_truth"].to_dict() == pytest.approx({"truth": 1.0, "half": 0.5})
+    assert (found["covered"] == 1).all()
+    nothing = recovery(frame.assign(expected=0.0)).set_index("source")
+    assert nothing["slope"].isna().all()
+    assert nothing.loc["half", "largest"] == 0.2
+
+
+def test_the_page_and_the_picture(config, tmp_path):
+    table = planted_table(config)
+    assert set(table.frame["source"]) == {"truth", "real", "ResDM"}
+    text = table.markdown()
+    assert text.startswith("## Planted effects, and what is found of them (phantom data")
+    row = table.frame[(table.frame["source"] == "ResDM") & (table.frame["effect"] == "sex")].iloc[0]
+    assert f"{row['estimate']:.3f}<br>[{row['low']:.3f}, {row['high']:.3f}]".replace("-", "−") in text
+    assert table.latex().isascii()
+    figures = [planted_figure(table.frame, notice=config.notice) for _ in range(2)]
+    assert len(figures[0].axes) == 2 * len(EFFECTS)
+    first, again = (save_figure(figure, tmp_path / str(i), {})[1] for i, figure in enumerate(figures))
+    assert first.read_bytes() == again.read_bytes()
+    assert "No synthetic PET" in planted_table(config, []).markdown()
+
+
+def test_no_truth_no_table(config, tmp_path):
+    real = dataclasses.replace(config, profile="clinic", cohort=CohortConfig(kind="adni"))
+    with pytest.raises(ValueError, match="'clinic' has a cohort of kind adni: no truth is planted"):
+        planted_table(real)
+    with pytest.raises(FileNotFoundError, match=r"truth\.json: no truth of these phantoms; run `resdm phantom`"):
+        planted_table(make_config(tmp_path))
+    index = config.volumes / "index.csv"
+    stored = index.read_text()
+    try:
+        index.write_text(stored.replace("sub-0003", "sub-9999"))
+        with pytest.raises(ValueError, match=r"test people without truth \(sub-9999\)"):
+            regional_sources(config)
+    finally:
+        index.write_text(stored)
+
+
+# ── the generator's own ───────────────────────────────────────────────────────────────────────────
+
+
+def test_thinning_is_what_age_does_where_no_effect_of_age_is_planted(tmp_path):
+    settings = PhantomConfig(anatomy_mm=4.0, age_effect=0.0, sex_effect=0.0)
+    config = make_config(tmp_path, cohort=CohortConfig(phantom=settings))
+    planted = phantom._planted(config)
+    slopes = thinning_slope(config)
+    assert {effects[key] for regions in planted.values() for effects in regions.values() for key in ("age", "sex")} == {
+        0.0
+    }
+    assert set(slopes["tau"]) == set(planted["tau"])
+    for tracer, region in (("amyloid", "frontal"), ("tau", "medial_temporal")):  # where the cortex thins most
+        assert -0.05 < slopes[tracer][region] < -0.015
+        assert slopes[tracer][region] == min(slopes[tracer].values())
+    assert all(abs(slopes[tracer]["pons"]) < 0.003 for tracer in slopes)
+    assert thinning_slope(dataclasses.replace(config, seed=1)) == slopes
+    with pytest.raises(ConfigError, match=r"cohort\.phantom is missing"):
+        thinning_slope(make_config(tmp_path, cohort=CohortConfig(kind="adni")))
