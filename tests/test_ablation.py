@@ -81,8 +81,8 @@ def test_numbers_by_hand_with_one_seed(single):
     text = table.markdown()
     assert "One training a variant" in text
     assert "seeds ±" not in text
-    assert "Base: p = " in text
-    assert "ResDM: p = " in text
+    assert " vs Base<br>" in text
+    assert " vs ResDM<br>" in text
 
 
 def test_seeds_are_averaged_by_person_and_their_spread_is_told_apart(config):

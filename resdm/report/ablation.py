@@ -251,7 +251,7 @@ def _block(frame: pd.DataFrame, region: str, metrics: Sequence[str], names: Sequ
                 f"{number(values['mean'], 2)} ± {number(values['std'], 2)}",
                 f"[{number(values['ci_low'], 2)}, {number(values['ci_high'], 2)}]",
                 "" if pd.isna(values["seed_std"]) else f"seeds ± {number(values['seed_std'], 2)}",
-                *(f"{other}: {p}" for other, p in tests if p),
+                *(f"{p} vs {other}" for other, p in tests if p),
                 f"paper {number(values['paper'], 2)} ± {number(values['paper_std'], 2)}" if region != "brain" else "",
             ]
             row.append(tuple(line for line in lines if line))
