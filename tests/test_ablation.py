@@ -237,12 +237,23 @@ def test_a_repetition_is_trained_and_synthesised_as_under_another_profile_seed(t
     assert set(said) == {5}
 
 
-def test_the_default_profiles_variants_differ_from_resdm_as_the_paper_says():
-    config = load_config(ROOT / "configs" / "phantom.yaml")
-    if "Base" not in config.methods:
-        pytest.skip("the profile has no ablation")
+@pytest.mark.parametrize(("profile", "seeds"), [("phantom", 1), ("phantom128", 3), ("dlbs", 3), ("adni", 3)])
+def test_variants_differ_from_resdm_as_the_paper_says_and_larger_profiles_repeat_them(profile, seeds):
+    config = load_config(ROOT / "configs" / f"{profile}.yaml")
     full = config.methods["ResDM"]
+    assert full.lambda_high > 0
+    assert full.prior.fields == ("age", "sex")
     silent = dataclasses.replace(full.prior, fields=())
     assert config.methods["+prior"] == dataclasses.replace(full, lambda_high=0.0)
     assert config.methods["+L_high"] == dataclasses.replace(full, prior=silent)
     assert config.methods["Base"] == dataclasses.replace(full, prior=silent, lambda_high=0.0)
+    for variant in VARIANTS:
+        trained = [name for name in config.methods if name.partition("@")[0] == variant]
+        assert len({config.seeded(name).seed for name in trained}) == len(trained) == seeds
+
+
+def test_the_null_phantom_is_the_default_one_without_the_effects():
+    null, default = (load_config(ROOT / "configs" / f"{name}.yaml") for name in ("phantom_null", "phantom"))
+    assert null.cohort.phantom == dataclasses.replace(default.cohort.phantom, age_effect=0.0, sex_effect=0.0)
+    assert (null.seed, null.preprocess, null.training) == (default.seed, default.preprocess, default.training)
+    assert null.methods == {"ResDM": default.methods["ResDM"]}
