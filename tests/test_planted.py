@@ -12,7 +12,7 @@ from stored_cohort import LABELS, make_cohort, make_config
 
 from resdm.anatomy import REFERENCE
 from resdm.cohort import phantom
-from resdm.cohort.thinning import thinning_slope
+from resdm.cohort.planted import grey_share, thinning_slope
 from resdm.config import CohortConfig, ConfigError, PhantomConfig
 from resdm.evaluation.planted import (
     EFFECTS,
@@ -224,6 +224,24 @@ def test_the_page_and_the_picture(config, tmp_path):
     assert "No synthetic PET" in planted_table(config, []).markdown()
 
 
+def test_a_handful_of_people_gives_a_page_without_estimates(config, tmp_path):
+    few = dataclasses.replace(config, root=tmp_path)
+    few.work.parent.mkdir()
+    few.work.symlink_to(config.work)
+    index = config.volumes / "index.csv"
+    stored = index.read_text()
+    try:
+        frame = pd.read_csv(index)
+        write_csv(index, frame[frame["person"].isin(["sub-0002", "sub-0003"])])
+        table = planted_table(few)
+    finally:
+        index.write_text(stored)
+    assert table.frame["estimate"].isna().all()
+    assert table.frame["covered"].isna().all()
+    assert "–<br>[–, –]" in table.markdown()
+    assert len(planted_figure(table.frame).axes) == 2 * len(EFFECTS)
+
+
 def test_no_truth_no_table(config, tmp_path):
     real = dataclasses.replace(config, profile="clinic", cohort=CohortConfig(kind="adni"))
     with pytest.raises(ValueError, match="'clinic' has a cohort of kind adni: no truth is planted"):
@@ -257,5 +275,23 @@ def test_thinning_is_what_age_does_where_no_effect_of_age_is_planted(tmp_path):
         assert slopes[tracer][region] == min(slopes[tracer].values())
     assert all(abs(slopes[tracer]["pons"]) < 0.003 for tracer in slopes)
     assert thinning_slope(dataclasses.replace(config, seed=1)) == slopes
+
+
+def test_the_planted_sex_effect_is_the_tissues_as_far_as_the_region_shows_it(tmp_path):
+    config = make_config(tmp_path, cohort=CohortConfig(phantom=PhantomConfig(anatomy_mm=4.0)))
+    planted, shares = phantom._planted(config), grey_share(config)
+    for tracer in LABELS:
+        values = {region: share for region, share in shares[tracer].items() if not np.isnan(share)}
+        assert all(0.2 < share < 0.9 for share in values.values())
+        assert set(phantom._FIELDS[f"{tracer}_sex"]) == set(values)
+        ratio = [planted[tracer][r]["sex"] / phantom._FIELDS[f"{tracer}_sex"][r] / share for r, share in values.items()]
+        assert np.ptp(ratio) < 1e-6 * np.mean(ratio)  # twice the unit effect, over one reference region
+        assert 1.8 < np.mean(ratio) < 3.2
+    blurred = dataclasses.replace(config.cohort.phantom, pet_fwhm_mm=(16.0, 16.0))
+    coarse = grey_share(dataclasses.replace(config, cohort=CohortConfig(phantom=blurred)))
+    assert coarse["amyloid"]["sensorimotor"] < shares["amyloid"]["sensorimotor"]
+
+
+def test_only_phantoms_have_planted_effects(tmp_path):
     with pytest.raises(ConfigError, match=r"cohort\.phantom is missing"):
         thinning_slope(make_config(tmp_path, cohort=CohortConfig(kind="adni")))

@@ -220,7 +220,7 @@ def recovered_effects(
     methods : iterable of str
         With stored predictions.
     thinning : mapping of tracer to mapping of region to float, optional
-        SUVR per decade that comes with age but not by uptake; see `resdm.cohort.thinning`. Zero by default.
+        SUVR per decade that comes with age but not by uptake; see `resdm.cohort.planted`. Zero by default.
 
     Returns
     -------

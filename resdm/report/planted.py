@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resdm.cohort.thinning import thinning_slope
+from resdm.cohort.planted import grey_share, thinning_slope
 from resdm.config import TRACERS, Config
 from resdm.evaluation.planted import EFFECTS, LEAST_RATIO, read_planted, recovered_effects, recovery
 from resdm.report.figures import _GREY, _INK, TRACER_TITLES, WIDTH, _look, _Page, _styled
@@ -32,7 +32,8 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
     Returns
     -------
     Table
-        Frame: see `resdm.evaluation.planted.recovered_effects`.
+        Frame: see `resdm.evaluation.planted.recovered_effects`; last, grey_share (of an effect in the region's grey
+        matter that its SUVR shows at the scanner's resolution, see `resdm.cohort.planted`).
 
     Raises
     ------
@@ -44,6 +45,11 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
     methods = list(methods)
     read_planted(config)  # no truth is an error of its own, before any work
     frame = recovered_effects(config, methods, thinning_slope(config))
+    shares = grey_share(config)
+    frame["grey_share"] = [
+        shares[tracer][region] for tracer, region in zip(frame["tracer"], frame["region"], strict=True)
+    ]
+    low, high = frame["grey_share"].min(), frame["grey_share"].max()
     sources = list(dict.fromkeys(frame["source"]))
     n = sorted(set(frame["n"]))
     return Table(
@@ -59,6 +65,9 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
             "PET of the same people.",
             f"Status is the planted one. n = {'–'.join(map(str, sorted({n[0], n[-1]})))} test people; 95 % intervals "
             "by a jackknife over people, not corrected for the number of regions.",
+            f"Partial volume: at that resolution a region's SUVR shows {100 * low:.0f}–{100 * high:.0f} % of an effect "
+            "in its grey matter, since it holds white matter and fluid as well (column grey_share of the .csv). This "
+            "is in what is planted; what the coarser grid takes away on top is real against truth.",
             "Status: plain difference of means, as planted; sex and age may differ by chance between the few people of "
             "the two groups, and show in regions without pathology. Sex and age: at equal disease (amyloid load and "
             "tracer, or tau stage; neurodegeneration).",
