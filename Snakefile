@@ -13,6 +13,8 @@ PROFILE = config.get("profile", "phantom")
 SETTINGS = load_config(f"configs/{PROFILE}.yaml")
 WORK, FIGURES = f"work/{PROFILE}", f"figures/{PROFILE}"
 METHODS = list(SETTINGS.methods)
+VARIANTS = [name for name in METHODS if name.partition("@")[0] in ("Base", "+L_high", "+prior", "ResDM")]  # of Table 3
+COMPARED = [name for name in METHODS if name == "ResDM" or name not in VARIANTS]  # in Table 2
 BASELINES = {"pix2pix", "scgan", "transunet", "resvit"}
 
 
@@ -45,6 +47,7 @@ CONDITIONS = SETTINGS.conditions
 FIGURE4 = {"no_sex", "wrong_sex"} <= set(CONDITIONS)
 FIGURE5 = {"no_age", "shuffled_age"} <= set(CONDITIONS)
 RESULTS = ["table1.csv", "table2.csv", "figure1.png", "table4.csv"]
+RESULTS += ["table3.csv"] * ("Base" in METHODS) + ["planted.csv"] * (SETTINGS.cohort.kind == "phantom")
 RESULTS += ["figure4.png"] * FIGURE4 + ["figure5.png"] * FIGURE5
 
 
@@ -173,7 +176,7 @@ rule conditions:
 
 rule table2:
     input:
-        expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=METHODS),
+        expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=COMPARED),
         "data_manifests/paper/table2.csv",
         notebook="notebooks/04_table2_comparison.ipynb",
         modules=TABLES + package("evaluation/suvr", "report/cases", "report/figures", "report/provenance"),
@@ -230,6 +233,7 @@ rule table4:
         multiext(f"{FIGURES}/table4", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/table4_roc", ".svg", ".png"),
         f"{FIGURES}/table4_calibration.csv",
+        f"{WORK}/evaluation/status.csv",
     log:
         notebook=f"{WORK}/notebooks/06_table4_diagnosis.ipynb",
     shell:
@@ -265,5 +269,36 @@ rule figure5:
         f"{FIGURES}/figure5_effects.csv",
     log:
         notebook=f"{WORK}/notebooks/08_figure5_age.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule table3:
+    input:
+        expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=VARIANTS),
+        f"{WORK}/evaluation/status.csv",
+        "data_manifests/paper/table3.csv",
+        notebook="notebooks/05_table3_ablation.ipynb",
+        modules=TABLES + package("report/ablation", "report/cases", "report/figures", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/table3", ".csv", ".md", ".tex"),
+        multiext(f"{FIGURES}/figure3", ".svg", ".png"),
+    log:
+        notebook=f"{WORK}/notebooks/05_table3_ablation.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule planted:
+    input:
+        f"{WORK}/predictions/ResDM/factual/scores.csv",
+        notebook="notebooks/11_planted_effects.ipynb",
+        modules=TABLES
+        + package("cohort/phantom", "cohort/planted", "evaluation/suvr", "evaluation/planted", "report/planted")
+        + package("report/figures", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/planted", ".csv", ".md", ".tex", ".svg", ".png"),
+    log:
+        notebook=f"{WORK}/notebooks/11_planted_effects.ipynb",
     shell:
         PAPERMILL

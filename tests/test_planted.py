@@ -14,6 +14,7 @@ from resdm.anatomy import REFERENCE
 from resdm.cohort import phantom
 from resdm.cohort.planted import grey_share, thinning_slope
 from resdm.config import CohortConfig, ConfigError, PhantomConfig
+from resdm.evaluation.image_quality import score_method
 from resdm.evaluation.planted import (
     EFFECTS,
     estimate_effects,
@@ -24,11 +25,10 @@ from resdm.evaluation.planted import (
     recovery,
     regional_sources,
 )
-from resdm.evaluation.image_quality import score_method
 from resdm.evaluation.suvr import regional_suvr
 from resdm.io import write_csv, write_json
-from resdm.report.planted import planted_figure, planted_table
 from resdm.report.figures import save_figure
+from resdm.report.planted import planted_figure, planted_table
 
 REGIONS = ("frontal", "pons")
 PLANTED = {"status": 0.40, "sex": 0.15, "age": 0.10}  # of frontal; nothing in the pons

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from resdm.cohort.planted import grey_share, thinning_slope
 from resdm.config import TRACERS, Config
 from resdm.evaluation.planted import EFFECTS, LEAST_RATIO, read_planted, recovered_effects, recovery
-from resdm.report.figures import _GREY, _INK, TRACER_TITLES, WIDTH, _look, _Page, _styled
+from resdm.report.figures import _INK, GREY, TRACER_TITLES, WIDTH, Page, looks, styled
 from resdm.report.tables import REFERENCE_METHOD, TRACER_NAMES, Block, Table, number, present_methods
 
 EFFECT_TITLES = {"status": "Status: positive − negative", "sex": "Sex: women − men", "age": "Age: a decade"}
@@ -132,7 +132,7 @@ def _rounded(value: float, decimals: int) -> str:
 # ── the figure ────────────────────────────────────────────────────────────────────────────────────
 
 
-@_styled
+@styled
 def planted_figure(frame: pd.DataFrame, *, notice: str = "") -> Figure:
     """A forest of the planted effects: what is planted, and the estimates with intervals, region by region.
 
@@ -144,11 +144,11 @@ def planted_figure(frame: pd.DataFrame, *, notice: str = "") -> Figure:
     """
     tracers = [tracer for tracer in TRACERS if (frame["tracer"] == tracer).any()]
     sources = list(dict.fromkeys(frame["source"]))
-    look = {"truth": (_GREY, "o"), "real": (_INK, "s")}
-    look |= {name: (colour, "D") for name, (colour, _) in _look([s for s in sources if s not in look]).items()}
+    look = {"truth": (GREY, "o"), "real": (_INK, "s")}
+    look |= {name: (colour, "D") for name, (colour, _) in looks([s for s in sources if s not in look]).items()}
     head, height, left, gap = 0.84, 3.3, 1.10, 0.12
     width = (WIDTH - left - 0.08) / len(EFFECTS) - gap
-    page = _Page.of(WIDTH, head + len(tracers) * (height + 0.52) + 0.10)
+    page = Page.of(WIDTH, head + len(tracers) * (height + 0.52) + 0.10)
     page.title("Planted effects, and what is found of them", notice)
     limits = {}
     for effect in EFFECTS:
@@ -178,7 +178,7 @@ def _forest(
     places = np.arange(len(regions))[::-1]
     for place in places[::2]:
         axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0)
-    axes.axvline(0, color=_GREY, linewidth=0.6)
+    axes.axvline(0, color=GREY, linewidth=0.6)
     truth = part[part["source"] == sources[0]].set_index("region").loc[regions]
     axes.vlines(truth["planted"], places - 0.45, places + 0.45, color="#0072B2", linewidth=1.4, label="planted")
     if part["effect"].iloc[0] == "age":
