@@ -17,7 +17,7 @@ from conftest import ROOT, tiny_prior
 from stored_cohort import make_config
 
 from resdm import clip
-from resdm.config import CohortConfig, ResidualDiffusionConfig
+from resdm.config import CohortConfig, RegressionConfig, ResidualDiffusionConfig
 from resdm.io import write_csv
 from resdm.methods.base import PerTracer
 from resdm.methods.ddpm import DDPM
@@ -36,7 +36,6 @@ from resdm.report.claims import (
     UNTESTABLE,
     Comparison,
     Estimate,
-    by_status,
     claim_inputs,
     claims,
     compare_estimates,
@@ -644,7 +643,9 @@ def test_the_papers_settings_are_held_where_a_profile_takes_them(tmp_path):
     small = dataclasses.replace(resdm, prior=tiny_prior(), eta_range=(0.2, 0.9))
     frame = ledger(dataclasses.replace(config, methods={"ResDM": small}))
     assert frame.loc[["text_encoder", "eta_first", "eta_last"], "status"].tolist() == [UNTESTABLE] * 3
-    assert ledger(dataclasses.replace(config, methods={})).loc["eta_first", "ours"] == "–"
+    for methods in ({}, {"ResDM": RegressionConfig()}):
+        frame = ledger(dataclasses.replace(config, methods=methods))
+        assert frame.loc["eta_first", "reason"] == "configs/tiny.yaml has no residual diffusion ResDM"
 
 
 def test_what_is_written(tmp_path):
@@ -665,4 +666,7 @@ def test_what_is_written(tmp_path):
     tex = table.latex()
     assert tex.isascii()
     assert tex.count("\\begin{longtable}") == tex.count("\\end{longtable}") == len(table.blocks)
-    assert len(by_status(table.frame, CONTRADICTED)) == 10
+    alone = table.having(CONTRADICTED)
+    assert len(alone.frame) == len(alone.blocks[0].rows) == 10
+    assert "Section 4.1: sets of Aβ-PET" in alone.markdown()
+    assert table.having(MISSING).markdown().endswith("- none\n") is (MISSING not in set(table.frame["status"]))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from resdm.config import TRACERS, Config
+from resdm.config import TRACERS, Config, ResidualDiffusionConfig
 from resdm.evaluation.image_quality import read_index
 from resdm.report.printed import (
     NAMES,
@@ -440,8 +440,10 @@ class Resolver:
             if "fold" not in folds:
                 raise ValueError(f"{self.folds}: columns missing: fold; run notebooks/06_table4_diagnosis.ipynb again")
             value = folds["fold"].nunique()
-        elif method is None:
-            return Finding(UNTESTABLE, f"configs/{self.config.profile}.yaml has no method {REFERENCE_METHOD}")
+        elif not isinstance(method, ResidualDiffusionConfig):
+            return Finding(
+                UNTESTABLE, f"configs/{self.config.profile}.yaml has no residual diffusion {REFERENCE_METHOD}"
+            )
         elif quantity == "text_encoder":
             paper = method.prior.weights != "none" and method.prior.tower is None
             value, text = (32, "ViT-B/32") if paper else (math.nan, "a small tower of its own")
@@ -521,18 +523,35 @@ class Resolver:
 class Ledger(Table):
     """A table over several pages: its LaTeX breaks across them, where `Table` floats."""
 
-    _WIDTHS: ClassVar = {"Claim": 0.30, "Printed": 0.12, "Ours": 0.12, "n": 0.04, "Status": 0.11, "Why": 0.25}
+    _WIDTHS: ClassVar = {"Claim": 0.29, "Printed": 0.12, "Ours": 0.12, "n": 0.04, "Status": 0.11, "Why": 0.24}
+
+    def markdown(self) -> str:
+        """GitHub-flavoured Markdown, every column set left: most of it is words."""
+        return super().markdown().replace("|--:", "|---")
+
+    def having(self, *statuses: str) -> Ledger:
+        """The claims of some statuses alone, in one list."""
+        part = self.frame[self.frame["status"].isin(statuses)]
+        notes = () if len(part) else ("none",)
+        return Ledger(self.name, ", ".join(statuses), self.notice, part, (_list("", part, sections=True),), notes)
 
     def latex(self) -> str:
         """A ``longtable`` a block; needs ``booktabs`` and ``longtable``, plain ASCII."""
-        out = [f"% needs \\usepackage{{booktabs,longtable}}; label tab:{self.name}", "{\\footnotesize"]
+        out = ["% needs \\usepackage{booktabs,longtable}", "{\\footnotesize\\setlength{\\tabcolsep}{2pt}"]
         out.append(f"\\noindent\\textbf{{{_tex(self.heading)}}}\\label{{tab:{self.name}}}\\par")
         for block in self.blocks:
             labels = [f"{group} {label}".strip() for group, label in block.columns]
-            even = 0.86 / len(labels)
+            even = 0.88 / len(labels)
             widths = "".join(f"p{{{self._WIDTHS.get(label, even):.3g}\\linewidth}}" for label in labels)
-            out += [f"\\begin{{longtable}}{{{widths}}}", f"\\multicolumn{{{len(labels)}}}{{l}}{{{_tex(block.title)}}}"]
-            out += ["\\\\", "\\toprule", " & ".join(map(_tex, labels)) + " \\\\", "\\midrule", "\\endhead"]
+            title = f"\\multicolumn{{{len(labels)}}}{{p{{0.9\\linewidth}}}}{{{_tex(block.title)}}} \\\\"
+            out += [
+                f"\\begin{{longtable}}{{{widths}}}",
+                title,
+                "\\toprule",
+                " & ".join(map(_tex, labels)) + " \\\\",
+                "\\midrule",
+                "\\endhead",
+            ]
             cells = [[" \\newline ".join(map(_tex, _lines(cell))) for cell in row] for row in block.rows]
             out += [" & ".join(row) + " \\\\" for row in cells]
             out += ["\\bottomrule", "\\end{longtable}"]
@@ -637,16 +656,22 @@ def _block(frame: pd.DataFrame, section: str) -> Block:
     part = frame[frame["section"] == section]
     if section.startswith("Table"):
         return _grid(part, section)
+    return _list(_title(section), part)
+
+
+def _list(title: str, part: pd.DataFrame, *, sections: bool = False) -> Block:
+    """Claims, a row each; each says where it stands in the paper if it is not in the title."""
     labels = ("Claim", "Printed", "Ours", "n", "Status", "Why")
     rows, marked = [], set()
     for i, row in enumerate(part.to_dict("records")):
         place = f" [{_short(row['where'])}]" if row["where"] else ""
+        said = f"{_title(row['section'])}: " if sections else ""
         printed = f"{row['printed']} {row['unit']}".strip()
         n = "–" if pd.isna(row["n"]) else str(row["n"])
-        rows.append((row["statement"] + place, printed, row["ours"], n, row["status"], row["reason"]))
+        rows.append((said + row["statement"] + place, printed, row["ours"], n, row["status"], row["reason"]))
         if row["status"] in (FAILED, CONTRADICTED):
             marked.add((i, labels.index("Status")))
-    return Block(_title(section), tuple(("", label) for label in labels), tuple(rows), frozenset(marked))
+    return Block(title, tuple(("", label) for label in labels), tuple(rows), frozenset(marked))
 
 
 def _short(where: str) -> str:
@@ -676,9 +701,4 @@ def _grid(part: pd.DataFrame, section: str) -> Block:
         cell = (row["printed"], f"ours {row['ours']}{n}", said)
         grid.setdefault(name, [name]).append(tuple(line for line in cell if line))
     title = f"{section} ({part['where'].iloc[0]}); {usual} where a cell says no other{absent}"
-    return Block(title, (("", "Printed"), *columns), tuple(map(tuple, grid.values())))
-
-
-def by_status(frame: pd.DataFrame, *statuses: str) -> pd.DataFrame:
-    """The rows of some statuses, as a reader wants them: section, statement, printed, ours, reason."""
-    return frame.loc[frame["status"].isin(statuses), ["section", "statement", "printed", "ours", "reason"]]
+    return Block(title, (("", "Row"), *columns), tuple(map(tuple, grid.values())))
