@@ -231,8 +231,8 @@ def test_a_sentence_that_its_table_does_not_bear_out_is_a_contradiction(tmp_path
 BETTER = {"mae": -1, "psnr": 1, "ssim": 1, "acc": 1}
 
 
-def quality_rows(gains: dict[str, float], metrics=("mae", "psnr", "ssim"), regions=("whole", "brain"), p=0.001):
-    """Rows of Table 2 or 3 in which ResDM is better than each method by so much, everywhere."""
+def quality_rows(gains, metrics=("mae", "psnr", "ssim"), regions=("whole", "brain"), p=0.001, against=None):
+    """Rows of Table 2 (or 3: ``against``) in which ResDM is better than each method by so much, everywhere."""
     rows = []
     for method, gain in gains.items():
         for tracer in ("amyloid", "tau"):
@@ -241,17 +241,25 @@ def quality_rows(gains: dict[str, float], metrics=("mae", "psnr", "ssim"), regio
                     row = {"method": method, "tracer": tracer, "region": region, "metric": metric, "unit": "%"}
                     mean = 50 - BETTER[metric] * gain
                     row |= {"mean": mean, "std": 2.0, "n": 20, "ci_low": mean - 1, "ci_high": mean + 1}
-                    row |= dict.fromkeys(("difference", "difference_low", "difference_high", "p"), math.nan)
-                    if method != "ResDM":
-                        difference = -BETTER[metric] * gain
-                        row |= {"difference": difference, "difference_low": difference - 0.2}
-                        row |= {"difference_high": difference + 0.2, "p": p}
+                    for prefix, other in (against or {"": "ResDM"}).items():
+                        keys = [f"{prefix}{key}" for key in ("difference", "difference_low", "difference_high", "p")]
+                        row |= dict.fromkeys(keys, math.nan)
+                        if method != other:
+                            difference = -BETTER[metric] * (gain - gains[other])
+                            row |= zip(keys, (difference, difference - 0.2, difference + 0.2, p), strict=True)
                     rows.append(row)
     return rows
 
 
 GAINS = {"Pix2Pix": 2.0, "SC-GAN": 1.5, "DDPM": 1.2, "TransUNet": 1.0, "ResViT": 0.8, "ResDM": 0.0, "regression": -1.0}
 VARIANTS = {"Base": 1.0, "+L_high": 0.5, "+prior": 0.4, "ResDM": 0.0}
+
+
+BOTH = {"base_": "Base", "full_": "ResDM"}
+
+
+def table3_rows(gains: dict[str, float] = VARIANTS, p: float = 0.001) -> list[dict]:
+    return quality_rows(gains, p=p, against=BOTH) + quality_rows(gains, ("acc",), ("status",), p=p, against=BOTH)
 
 
 def table4_rows(values: dict[str, float], half: float = 1.0) -> list[dict]:
@@ -292,11 +300,10 @@ def table1_rows() -> list[dict]:
 
 
 def write_outputs(config, **changes: list[dict]) -> None:
-    acc = quality_rows(VARIANTS, ("acc",), ("status",))
     outputs = {
         "table1": table1_rows(),
         "table2": quality_rows(GAINS),
-        "table3": quality_rows(VARIANTS) + acc,
+        "table3": table3_rows(),
         "table4": table4_rows(SOURCES),
         "figure4": figure_rows({"real": 90, "factual": 85, "no_sex": 70, "wrong_sex": 30}, ("acc", "f1", "auc"), 5),
         "figure5": figure_rows({"real": 0.8, "factual": 0.7, "no_age": 0.2}, ("r",), 0.1),
@@ -459,20 +466,27 @@ def test_a_method_that_was_not_run_leaves_the_sentence_open_unless_it_fails_alre
     assert gain == (UNTESTABLE, "DDPM is not in figures/tiny/table2.csv")
 
 
-def test_variants_are_compared_by_their_differences_from_the_full_model(tmp_path):
-    """Their means' intervals (±1) would hide 0.5; the paired differences' (±0.2) do not."""
-    config = make_config(tmp_path)
-    write_outputs(config)
-    frame = ledger(config)
-    assert frame.loc["loss_tau", ["status", "ours"]].tolist() == [HELD, "4 of 4"]
-    reach = math.hypot(0.2, 0.2)
-    assert f"+0.50 % [{0.5 - reach:.2f}, {0.5 + reach:.2f}]" in frame.loc["loss_tau", "reason"]
-    close = {"Base": 1.0, "+L_high": 0.8, "+prior": 0.4, "ResDM": 0.0}
-    rows = quality_rows(close) + quality_rows(close, ("acc",), ("status",))
-    loss, prior = statuses(tmp_path, "loss_tau", "prior_tau", table3=rows)
-    assert loss[0] == FAILED
-    assert loss[1].startswith("direction holds")
-    assert prior[0] == HELD
+def test_variants_are_compared_by_their_own_paired_tests(tmp_path):
+    """Their means' intervals (±1) would hide 0.5; the paired test does not."""
+    (loss,) = statuses(tmp_path, "loss_tau")
+    assert loss[0] == HELD
+    assert "+L_high against Base: +0.50 % [0.30, 0.70], p = 0.001" in loss[1]
+    rows = [
+        row | ({"base_p": 0.2} if row["method"] == "+L_high" else {"full_p": 0.3} if row["method"] == "Base" else {})
+        for row in table3_rows()
+    ]
+    loss, prior, both, figure = statuses(tmp_path, "loss_tau", "prior_tau", "both_tau", "figure3", table3=rows)
+    assert [loss[0], prior[0], both[0], figure[0]] == [FAILED, HELD, FAILED, FAILED]
+    assert loss[1].count("direction holds, not supported") == 3  # and one more
+    assert "tau MAE, ResDM against Base: +1.00 % [0.80, 1.20], p = 0.300" in both[1]
+
+
+def test_variants_without_a_status_leave_accuracy_open(tmp_path):
+    rows = change(table3_rows(), {"metric": "acc"}, mean=math.nan, base_difference=math.nan, full_difference=math.nan)
+    loss, value, cell = statuses(tmp_path, "loss_accuracy", "prior_diagnosis", "table3/prior/tau/acc", table3=rows)
+    assert loss[0] == HELD
+    assert value == (UNTESTABLE, "ACC of +prior, ACC of Base are not in figures/tiny/table3.csv")
+    assert cell == (UNTESTABLE, "+prior, tau ACC is not in figures/tiny/table3.csv")
 
 
 def test_orders_of_the_figures(tmp_path):
@@ -556,13 +570,18 @@ def test_gain_is_towards_better_for_errors_and_scores():
     ours = {
         ("ResDM", "tau", "mae"): Estimate(2, 1, 3, 9),
         ("ResDM", "tau", "psnr"): Estimate(2, 1, 3, 9),
-        ("DDPM", "tau", "mae"): Estimate(3, 2, 4, 8, difference=(1.0, 0.5, 1.5), p=0.01),
-        ("DDPM", "tau", "psnr"): Estimate(1, 0, 2, 8, difference=(-1.0, -2.0, 0.5), p=0.2),
+        ("DDPM", "tau", "mae"): Estimate(3, 2, 4, 8, against={"ResDM": (1.0, 0.5, 1.5, 0.01)}),
+        ("DDPM", "tau", "psnr"): Estimate(1, 0, 2, 8, against={"ResDM": (-1.0, -2.0, 0.5, 0.2)}),
+        ("SC-GAN", "tau", "mae"): Estimate(5, 2, 8, 8, against={"ResDM": (3.0, 2.7, 3.4, 0.01)}),
     }
     error = compare_estimates(ours, ("ResDM", "DDPM", "tau", "mae"))
     assert (error.gain, error.low, error.high, error.p, error.n) == (1.0, 0.5, 1.5, 0.01, 8)
     score = compare_estimates(ours, ("ResDM", "DDPM", "tau", "psnr"))
     assert (score.gain, score.low, score.high, score.p) == (1.0, -0.5, 2.0, 0.2)
+    others = compare_estimates(ours, ("DDPM", "SC-GAN", "tau", "mae"))  # by what both differ from ResDM
+    expected = (2.0, 2.0 - math.hypot(0.3, 0.5), 2.0 + math.hypot(0.4, 0.5))
+    assert (others.gain, others.low, others.high) == pytest.approx(expected)
+    assert math.isnan(others.p)
     back = compare_estimates(ours, ("DDPM", "ResDM", "tau", "mae"))
     assert (back.gain, back.low, back.high, back.held) == (-1.0, -1.5, -0.5, False)
     assert compare_estimates(ours, ("ResDM", "ResViT", "tau", "mae")) is None

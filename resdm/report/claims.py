@@ -7,7 +7,7 @@ status is given. What is printed is `resdm.report.printed`'s.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,21 +90,35 @@ class Stored:
     numbers: tuple[str, ...]
 
 
-_QUALITY = ("mean", "std", "n", "low", "high", "difference", "difference_low", "difference_high", "p")
+_MEAN = ("mean", "std", "n", "low", "high")
+_DIFFERENCE = ("difference", "difference_low", "difference_high", "p")
 _EFFECTS = ("estimate", "low", "high", "n")
+
+REFERENCES = {
+    "table2": {REFERENCE_METHOD: ""},
+    "table3": {"Base": "base_", REFERENCE_METHOD: "full_"},
+    "table4": {REFERENCE_METHOD: ""},
+}
+"""Whom a frame's rows are compared with → prefix of the columns difference, difference_low, difference_high and p of
+these paired comparisons (row − reference). Table 4 may be without."""
+
+
+def _compared(name: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}{column}" for prefix in REFERENCES[name].values() for column in _DIFFERENCE)
+
+
 STORED = {
     "table1": Stored("00_cohort", ("characteristic", "diagnosis", "statistic"), ("value", "n")),
-    "table2": Stored("04_table2_comparison", ("method", "tracer", "region", "metric"), _QUALITY),
-    "table3": Stored("05_table3_ablation", ("method", "tracer", "region", "metric"), _QUALITY),
-    "table4": Stored("06_table4_diagnosis", ("source", "tracer", "metric"), ("mean", "std", "n", "low", "high")),
+    "table2": Stored("04_table2_comparison", ("method", "tracer", "region", "metric"), (*_MEAN, *_compared("table2"))),
+    "table3": Stored("05_table3_ablation", ("method", "tracer", "region", "metric"), (*_MEAN, *_compared("table3"))),
+    "table4": Stored("06_table4_diagnosis", ("source", "tracer", "metric"), _MEAN),
     "figure4": Stored("07_figure4_gender", ("source", "condition", "tracer", "metric"), ("value", "low", "high", "n")),
     "figure5": Stored("08_figure5_age", ("source", "condition", "tracer"), ("r", "low", "high", "n")),
     "figure4_effects": Stored("07_figure4_gender", ("name", "tracer"), _EFFECTS),
     "figure5_effects": Stored("08_figure5_age", ("name", "tracer"), _EFFECTS),
 }
 """File stem → what must be in it. Columns beyond these are left alone; ``ci_low`` and ``ci_high`` are read as ``low``
-and ``high``. A paired difference from ResDM (columns difference, difference_low, difference_high) is used wherever a
-frame has one; those of the figures are in the ``_effects`` files."""
+and ``high``. Paired differences of the figures are in the ``_effects`` files."""
 
 _STEPS = {
     ("factual", "no_sex"): "right_none",
@@ -115,7 +129,6 @@ _STEPS = {
 
 _PROMPTS = {"right": "factual", "none": "no_sex", "wrong": "wrong_sex"}  # Figure 4 by what a prompt says of sex
 _SUBJECTS = {"factual": "own prompt", "no_sex": "no sex", "wrong_sex": "wrong sex", "no_age": "no age"}
-_DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
 def read_output(config: Config, name: str) -> pd.DataFrame | None:
@@ -145,7 +158,8 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
     twice = frame.duplicated(list(stored.keys))
     if twice.any():
         raise ValueError(f"{path}: {'/'.join(frame.loc[twice, list(stored.keys)].iloc[0])} stands twice; {remedy}")
-    for column in (*stored.numbers, *(c for c in ("std", *_DIFFERENCE, "p") if c in frame and c not in stored.numbers)):
+    optional = [column for column in _DIFFERENCE if column in frame]
+    for column in dict.fromkeys([*stored.numbers, *optional]):
         values = pd.to_numeric(frame[column].replace("", "nan"), errors="coerce")
         wrong = frame[column][values.isna() & ~frame[column].str.lower().isin(["", "nan"])]
         if len(wrong):
@@ -156,15 +170,18 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value of ours with its 95 % interval; its paired difference from ResDM, with interval and p, where stored."""
+    """A value of ours with its 95 % interval, and its stored paired differences.
+
+    ``against`` holds, by reference, the difference (this − reference), its interval and the p of its test, NaN where
+    not stored.
+    """
 
     value: float
     low: float
     high: float
     n: float
     std: float = math.nan
-    difference: tuple[float, float, float] = (math.nan,) * 3
-    p: float = math.nan
+    against: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
 
 
 Estimates = dict[tuple[str, str, str], Estimate]
@@ -172,7 +189,7 @@ Estimates = dict[tuple[str, str, str], Estimate]
 
 
 def estimates(name: str, frame: pd.DataFrame, region: str = "whole") -> Estimates:
-    """The rows of a stored frame in one form.
+    """The rows of a stored frame in one form; those without a value are left out.
 
     Parameters
     ----------
@@ -187,15 +204,18 @@ def estimates(name: str, frame: pd.DataFrame, region: str = "whole") -> Estimate
     value = {"figure4": "value", "figure5": "r"}.get(name, "mean")
     found = {}
     for row in frame.to_dict("records"):
-        if row.get("region", region) not in (region, "status"):
+        if row.get("region", region) not in (region, "status") or math.isnan(row[value]):
             continue
         if subject == "condition" and row["source"] not in (REFERENCE_METHOD, "real"):
             continue
+        against = {
+            reference: stored
+            for reference, prefix in REFERENCES.get(name, {}).items()
+            if not math.isnan((stored := tuple(row.get(f"{prefix}{key}", math.nan) for key in _DIFFERENCE))[0])
+        }
+        numbers = (row[key] for key in (value, "low", "high", "n"))
         found[row[subject], row["tracer"], row.get("metric", "r")] = Estimate(
-            *(row[key] for key in (value, "low", "high", "n")),
-            std=row.get("std", math.nan),
-            difference=tuple(row.get(key, math.nan) for key in _DIFFERENCE),
-            p=row.get("p", math.nan),
+            *numbers, row.get("std", math.nan), against
         )
     return found
 
@@ -261,8 +281,8 @@ def mover(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple
 def compare_estimates(ours: Estimates, pair: Pair, paired: dict | None = None, unit: str = "") -> Comparison | None:
     """One comparison from what is stored, or ``None`` where one side is not.
 
-    Taken is the first that there is: a paired effect of this pair; the paired difference from ResDM, where one side is
-    ResDM; the difference of both sides' paired differences from ResDM, which share its noise; that of their values.
+    Taken is the first that there is: a paired effect of this pair; the stored comparison of one side with the other;
+    the difference of both sides' paired differences from a third, which share its noise; that of their values.
 
     Parameters
     ----------
@@ -277,19 +297,24 @@ def compare_estimates(ours: Estimates, pair: Pair, paired: dict | None = None, u
     """
     better, worse, tracer, metric = pair
     a, b = (ours.get((subject, tracer, metric)) for subject in (better, worse))
-    if a is None or b is None or math.isnan(a.value) or math.isnan(b.value):
+    if a is None or b is None:
         return None
     effect = (paired or {}).get((f"{metric}_{_STEPS.get((better, worse))}", tracer))
-    sides = [(0.0,) * 3 if s == REFERENCE_METHOD else e.difference for s, e in ((better, a), (worse, b))]
+    third = next((reference for reference in a.against if reference in b.against), None)
+    p = math.nan
     if effect is not None:
         difference, low, high = effect
-    elif any(math.isnan(value) for side in sides for value in side):
-        difference, low, high = mover((a.value, a.low, a.high), (b.value, b.low, b.high))
+    elif better in b.against:
+        minus, minus_low, minus_high, p = b.against[better]
+        difference, low, high = -minus, -minus_high, -minus_low
+    elif worse in a.against:
+        difference, low, high, p = a.against[worse]
+    elif third is not None:
+        difference, low, high = mover(a.against[third][:3], b.against[third][:3])
     else:
-        difference, low, high = mover(*sides)
+        difference, low, high = mover((a.value, a.low, a.high), (b.value, b.low, b.high))
     if sign(metric) < 0:
         difference, low, high = -difference, -high, -low
-    p = b.p if better == REFERENCE_METHOD else a.p if worse == REFERENCE_METHOD else math.nan
     return Comparison(pair, difference, low, high, p, min(a.n, b.n), unit)
 
 
@@ -370,7 +395,9 @@ class Resolver:
         key = row["subjects"], row["tracers"], row["quantities"]
         found = self.estimates[row["output"], "whole"].get(key)
         if found is None:
-            return self._not_in(row, row["subjects"])
+            there = any(subject == key[0] for subject, _, _ in self.estimates[row["output"], "whole"])
+            cell = f"{key[0]}, {NAMES[key[1]]} {NAMES[key[2]]}" if there else key[0]
+            return self._not_in(row, cell)
         return self._absolute(row, spread(found.value, found.std), found.value, found.low, found.high, found.n)
 
     def _gain(self, row: dict[str, str]) -> Finding:
@@ -464,7 +491,13 @@ class Resolver:
         found = [result for result in everything.values() if result is not None]
         tested = [result for result in found if result.tested]
         ours = self.estimates[row["output"], "whole"]
-        lacking = [s for s in row["subjects"].split() if any(s in p and (s, *p[2:]) not in ours for p in everything)]
+        there = {subject for subject, _, _ in ours}
+        lacking = dict.fromkeys(
+            f"{NAMES[metric]} of {subject}" if subject in there else subject
+            for better, worse, tracer, metric in everything
+            for subject in (better, worse)
+            if (subject, tracer, metric) not in ours
+        )
         if not found:
             return self._not_in(row, *lacking)
         text = self._text(row, found)
