@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from resdm.config import TRACERS, Config, ResidualDiffusionConfig
-from resdm.evaluation.image_quality import read_index
+from resdm.evaluation.image_quality import METRICS, read_index
 from resdm.report.printed import (
     NAMES,
     OUTPUTS,
@@ -504,7 +504,7 @@ class Resolver:
         if not tested:
             return Finding(MISSING, f"{self._file(row)} holds no test and no interval for it", text)
         value = found[0].gain if len(everything) == 1 else math.nan
-        rest, ending = (text, value, min(result.n for result in tested)), self._inside_the_brain(row, len(tested))
+        rest, ending = (text, value, min(result.n for result in tested)), self._inside_the_brain(row)
         failed = sorted((result for result in tested if not result.held), key=lambda result: result.gain > 0)
         if failed:
             reasons = "; ".join(f"{result.direction}: {result}" for result in failed[:3])
@@ -516,12 +516,13 @@ class Resolver:
         weakest = max(tested, key=lambda result: (0.0 if math.isnan(result.p) else result.p, -result.low))
         return Finding(HELD, f"{'' if len(tested) == 1 else 'the weakest: '}{weakest}{ending}", *rest)
 
-    def _inside_the_brain(self, row: dict[str, str], count: int) -> str:
-        """The other convention, for orientation: the verdict is on the whole volume, as in the paper."""
-        if row["output"] not in ("table2", "table3") or not {"mae", "psnr", "ssim"} & set(row["quantities"].split()):
+    def _inside_the_brain(self, row: dict[str, str]) -> str:
+        """Image quality in the other convention, for orientation: the verdict is on the whole volume, as the paper."""
+        if row["output"] not in ("table2", "table3"):
             return ""
-        found = [result for pair in pairs(row) if (result := self._compare(row, pair, "brain")) and result.tested]
-        return f". Inside the brain: {sum(r.held for r in found)} of {len(found)} held" if len(found) == count else ""
+        images = [self._compare(row, pair, "brain") for pair in pairs(row) if pair[3] in METRICS]
+        tested = [result for result in images if result is not None and result.tested]
+        return f". Inside the brain: {sum(r.held for r in tested)} of {len(tested)} held" if tested else ""
 
     def _text(self, row: dict[str, str], found: list[Comparison]) -> str:
         """Values in a chain, the gain of a single comparison, else how many held."""
