@@ -49,6 +49,9 @@ FIGURE5 = {"no_age", "shuffled_age"} <= set(CONDITIONS)
 RESULTS = ["table1.csv", "table2.csv", "figure1.png", "table4.csv"]
 RESULTS += ["table3.csv"] * ("Base" in METHODS) + ["planted.csv"] * (SETTINGS.cohort.kind == "phantom")
 RESULTS += ["figure4.png"] * FIGURE4 + ["figure5.png"] * FIGURE5
+LEDGER = [f"{FIGURES}/{name}" for name in RESULTS if name.endswith(".csv")]
+LEDGER += [f"{FIGURES}/{name}" for name in ("figure4.csv",) * FIGURE4 + ("figure5.csv",) * FIGURE5]
+RESULTS += ["claims.csv"]
 
 
 wildcard_constraints:
@@ -300,5 +303,19 @@ rule planted:
         multiext(f"{FIGURES}/planted", ".csv", ".md", ".tex", ".svg", ".png"),
     log:
         notebook=f"{WORK}/notebooks/11_planted_effects.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule claims:
+    input:
+        LEDGER,
+        expand("data_manifests/paper/{name}.csv", name=["table1", "table2", "table3", "table4", "claims"]),
+        notebook="notebooks/10_claims.ipynb",
+        modules=TABLES + package("report/claims", "report/printed", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/claims", ".csv", ".md", ".tex"),
+    log:
+        notebook=f"{WORK}/notebooks/10_claims.ipynb",
     shell:
         PAPERMILL
