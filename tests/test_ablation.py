@@ -21,10 +21,10 @@ from resdm.evaluation.image_quality import read_scores, score_method
 from resdm.evaluation.statistics import holm
 from resdm.io import write_csv
 from resdm.pipeline import synthesise_method, train_method
-from resdm.report.ablation import VARIANTS, ablation, present_variants, status_accuracy, table3
+from resdm.report.ablation import ablation, present_variants, status_accuracy, table3
 from resdm.report.cases import typical_case
 from resdm.report.figures import figure2
-from resdm.report.tables import read_paper
+from resdm.report.tables import VARIANTS, read_paper
 from resdm.training import fingerprint
 
 BLURS = {"Base": 0.7, "+L_high": 0.6, "+prior": 0.5, "ResDM": 0.4, "Base@seed1": 0.9, "ResDM@seed1": 0.45}

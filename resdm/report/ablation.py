@@ -25,6 +25,7 @@ from resdm.report.tables import (
     REFERENCE_METHOD,
     REGION_TITLES,
     TRACER_NAMES,
+    VARIANTS,
     Block,
     Table,
     number,
@@ -35,9 +36,6 @@ from resdm.report.tables import (
 
 BASE = "Base"
 """The variant with neither part: tracer-only prompt, λ = 0."""
-
-VARIANTS = {BASE: "base", "+L_high": "intra_domain_loss", "+prior": "prior", REFERENCE_METHOD: "ResDM"}
-"""Rows of Table 3: a method of the profile → ``variant`` of the paper's printed table."""
 
 _COMPARISON = ("difference", "difference_low", "difference_high", "rank_biserial", "p")
 _KEYS = ["method", "tracer", "region", "metric"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from resdm.evaluation.image_quality import HIGHER_IS_BETTER
-from resdm.report.tables import REFERENCE_METHOD, number, read_paper
+from resdm.report.tables import VARIANTS, number, read_paper
 
 KINDS = ("value", "characteristic", "gain", "count", "setting", "best", "chain", "close", "words")
 """``best``: the first subject beats each of the others; ``chain``: each beats the next; ``words``: nothing measured."""
@@ -21,8 +21,7 @@ SECTIONS = (
 )  # fmt: skip
 """In the paper's order. A claim that is made more than once stands where it is made first."""
 
-VARIANTS = {"base": "Base", "intra_domain_loss": "+L_high", "prior": "+prior", REFERENCE_METHOD: REFERENCE_METHOD}
-"""Rows of the printed Table 3 → rows of ours."""
+_OURS = {printed: name for name, printed in VARIANTS.items()}  # rows of the printed Table 3 → rows of ours
 
 OUTPUTS = ("table1", "table2", "table3", "table4", "figure4", "figure5")
 """What a claim's ``output`` may be, where ours is in a file of ``figures/<profile>/``."""
@@ -105,7 +104,7 @@ def _cells(table: int, frame: pd.DataFrame) -> list[dict[str, str]]:
     subject, tracer = {2: ("method", "tracer"), 3: ("variant", "tracer"), 4: ("method", "status")}[table]
     return [
         {"id": f"table{table}/{row[subject]}/{row[tracer]}/{row['metric']}", "kind": "value"}
-        | {"subjects": VARIANTS[row[subject]] if table == 3 else row[subject], "tracers": row[tracer]}
+        | {"subjects": _OURS[row[subject]] if table == 3 else row[subject], "tracers": row[tracer]}
         | {"quantities": row["metric"], "printed": spread(row["mean"], row["std"]), "unit": row["unit"]}
         | {"statement": f"{row['printed_as']}, {NAMES[row[tracer]]} {NAMES[row['metric']]}"} | at
         for row in frame.to_dict("records")
@@ -131,7 +130,7 @@ def printed_means(root: str | Path | None = None) -> Means:
     means = {}
     for table, subject, tracer in ((2, "method", "tracer"), (3, "variant", "tracer"), (4, "method", "status")):
         for row in read_paper(table, root).to_dict("records"):
-            name = VARIANTS[row[subject]] if table == 3 else row[subject]
+            name = _OURS[row[subject]] if table == 3 else row[subject]
             means[f"table{table}", name, row[tracer], row["metric"]] = row["mean"]
     return means
 

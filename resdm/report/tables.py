@@ -31,6 +31,9 @@ CONTROLS = ("regression", "template")
 REFERENCE_METHOD = "ResDM"
 """The method that all others are tested against."""
 
+VARIANTS = {"Base": "base", "+L_high": "intra_domain_loss", "+prior": "prior", REFERENCE_METHOD: "ResDM"}
+"""Rows of Table 3: a method of the profile → ``variant`` of the paper's printed table."""
+
 TRACER_NAMES = {"amyloid": "Aβ-PET", "tau": "tau-PET"}
 REGION_TITLES = {"whole": "Whole volume (as the paper)", "brain": "Inside the brain"}
 METRIC_NAMES = {"mae": "MAE", "psnr": "PSNR", "ssim": "SSIM"}
@@ -378,8 +381,10 @@ def _statistics(characteristic: str) -> tuple[str, ...]:
 
 
 def present_methods(config: Config, condition: str = "factual") -> list[str]:
-    """Rows of Table 2 that have stored scores: the paper's methods in its order, then the controls."""
-    return [m for m in (*PAPER_METHODS, *CONTROLS) if (config.predictions(m, condition) / "scores.csv").is_file()]
+    """Rows of Table 2 that have stored scores: the paper's methods in its order, the profile's others, the controls."""
+    others = [m for m in config.methods if m not in {*PAPER_METHODS, *CONTROLS} and m.partition("@")[0] not in VARIANTS]
+    names = (*PAPER_METHODS, *others, *CONTROLS)
+    return [m for m in names if (config.predictions(m, condition) / "scores.csv").is_file()]
 
 
 def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
