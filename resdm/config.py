@@ -97,6 +97,8 @@ class PhantomConfig:
     repeat_visits: float = 0.12  # fraction of people with a second session
     age_effect: float = 1.0  # multiplies the planted age slope; 0 makes a null phantom
     sex_effect: float = 1.0  # multiplies the planted sex effect; 0 makes a null phantom
+    age_atrophy: float = 1.0  # multiplies the atrophy that age brings; 0 too in a null phantom, where age would else
+    # tell atrophy of age from that of disease, and so foretell uptake
     noise: float = 1.0  # multiplies the noise of T1 and PET; 0 for tests that need exact values
     pet_frames: int = 1  # more than 1: PET files are 4D, frames to be averaged
 

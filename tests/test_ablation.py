@@ -254,6 +254,7 @@ def test_variants_differ_from_resdm_as_the_paper_says_and_larger_profiles_repeat
 
 def test_the_null_phantom_is_the_default_one_without_the_effects():
     null, default = (load_config(ROOT / "configs" / f"{name}.yaml") for name in ("phantom_null", "phantom"))
-    assert null.cohort.phantom == dataclasses.replace(default.cohort.phantom, age_effect=0.0, sex_effect=0.0)
+    nothing = {"age_effect": 0.0, "sex_effect": 0.0, "age_atrophy": 0.0}
+    assert null.cohort.phantom == dataclasses.replace(default.cohort.phantom, **nothing)
     assert (null.seed, null.preprocess, null.training) == (default.seed, default.preprocess, default.training)
     assert null.methods == {"ResDM": default.methods["ResDM"]}

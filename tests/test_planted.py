@@ -273,6 +273,8 @@ def test_thinning_is_what_age_does_where_no_effect_of_age_is_planted(tmp_path):
     for tracer, region in (("amyloid", "frontal"), ("tau", "medial_temporal")):  # where the cortex thins most
         assert -0.05 < slopes[tracer][region] < -0.015
         assert slopes[tracer][region] == min(slopes[tracer].values())
+    ageless = dataclasses.replace(config, cohort=CohortConfig(phantom=dataclasses.replace(settings, age_atrophy=0.0)))
+    assert {slope for regions in thinning_slope(ageless).values() for slope in regions.values()} == {0.0}
     assert all(abs(slopes[tracer]["pons"]) < 0.003 for tracer in slopes)
     assert thinning_slope(dataclasses.replace(config, seed=1)) == slopes
 

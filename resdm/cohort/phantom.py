@@ -400,7 +400,7 @@ def _person(config: Config, index: int) -> dict[str, Any]:
         days = round(month * 30.44) + (int(visit.integers(-30, 31)) if month else 0)
         years = days / 365.25
         now = round(age + years, 1)
-        decades = (now - AGE_CENTRE) / 10
+        aged = settings.age_atrophy * (now - AGE_CENTRE) / 10  # decades
         worse = severity + 0.05 * years * latent["severity"]
         visits.append({
             "session": f"ses-M{month:03d}",
@@ -411,7 +411,7 @@ def _person(config: Config, index: int) -> dict[str, Any]:
             "load": float(load + 0.03 * years * positive),
             "stage": float(stage + 0.08 * years * (positive + 0.2)),
             "severity": float(worse),
-            "ventricles": float(np.clip(0.32 + 0.17 * decades + 0.13 * worse + wide, -0.1, 0.75)),
+            "ventricles": float(np.clip(0.32 + 0.17 * aged + 0.13 * worse + wide, -0.1, 0.75)),
         })  # fmt: skip
     return {
         "sex": sex,
@@ -839,7 +839,7 @@ def _write_session(
     visit = _Visit(
         settings=settings,
         template=template,
-        tissues=_tissues(template, decades, record["severity"], ribbon),
+        tissues=_tissues(template, settings.age_atrophy * decades, record["severity"], ribbon),
         field=_displacement_on_axes(record["deformation"], template.axes),
         person_to_mni=np.array(person["person_to_mni"]),
         decades=decades,

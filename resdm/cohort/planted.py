@@ -63,7 +63,7 @@ def _scanned(config: Config, tracer: str, *, thinned: float = 0.0, sex: float = 
     if settings is None:
         raise ConfigError(f"profile {config.profile!r}: cohort.phantom is missing; only phantoms have planted effects")
     template = phantom._template(settings.anatomy_mm)
-    tissues = phantom._tissues(template, thinned, 0.4, 0.0)
+    tissues = phantom._tissues(template, settings.age_atrophy * thinned, 0.4, 0.0)
     uptake = phantom._uptake(template, tissues, tracer, _TRACERS[tracer], load=0.45, stage=1.0, white=0.0, own=0.0,
                              decades=0.0, sex=sex)  # fmt: skip
     sigma = np.mean(settings.pet_fwhm_mm) / 2.3548 / settings.anatomy_mm
