@@ -434,10 +434,18 @@ def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
             "and SSIM window are not stated.",
             "template: mean PET of the training people, the same for everyone. regression: the network of ResDM in one "
             "pass, trained by plain L2. Neither is in the paper.",
+            *(f"{name} predicts x_0, not the noise: {_NOT_NOISE}." for name in names if _predicts_sample(config, name)),
             "Cost: seconds and GFLOP are of one synthetic volume, one tracer. Peak memory is that of the device in "
             "training, or of the process where that is a CPU. – is not measured.",
         ),
     )
+
+
+_NOT_NOISE = "better after the few steps that this profile has, worse in the original's study of long trainings"
+
+
+def _predicts_sample(config: Config, name: str) -> bool:
+    return getattr(config.methods.get(name), "prediction", "epsilon") == "sample"
 
 
 def quality(
