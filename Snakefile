@@ -46,12 +46,15 @@ TABLES = package("config", "anatomy", "io", "evaluation/image_quality", "evaluat
 CONDITIONS = SETTINGS.conditions
 FIGURE4 = {"no_sex", "wrong_sex"} <= set(CONDITIONS)
 FIGURE5 = {"no_age", "shuffled_age"} <= set(CONDITIONS)
+RELEASED = [name for name in METHODS if SETTINGS.method(name).kind == "released"]
 RESULTS = ["table1.csv", "table2.csv", "figure1.png", "table4.csv"]
 RESULTS += ["table3.csv"] * ("Base" in METHODS) + ["planted.csv"] * (SETTINGS.cohort.kind == "phantom")
 RESULTS += ["figure4.png"] * FIGURE4 + ["figure5.png"] * FIGURE5
 LEDGER = [f"{FIGURES}/{name}" for name in RESULTS if name.endswith(".csv")]
 LEDGER += [f"{FIGURES}/{name}" for name in ("figure4.csv",) * FIGURE4 + ("figure5.csv",) * FIGURE5]
 RESULTS += ["claims.csv"]
+if RELEASED:
+    RESULTS = ["table1.csv", "departures.csv"]  # a profile of its own
 
 
 wildcard_constraints:
@@ -317,5 +320,18 @@ rule claims:
         multiext(f"{FIGURES}/claims", ".csv", ".md", ".tex"),
     log:
         notebook=f"{WORK}/notebooks/10_claims.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule departures:
+    input:
+        expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=RELEASED),
+        notebook="notebooks/12_released_code.ipynb",
+        modules=TABLES + package("report/ablation", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/departures", ".csv", ".md", ".tex"),
+    log:
+        notebook=f"{WORK}/notebooks/12_released_code.ipynb",
     shell:
         PAPERMILL

@@ -16,12 +16,12 @@ from test_pipeline import config as trainable  # noqa: F401 (a fixture)
 from tiny_methods import PlainConfig, Sessions
 
 from resdm.checkpoint import differences, load_card
-from resdm.config import Config, ConfigError, load_config
+from resdm.config import Config, ConfigError, ReleasedConfig, load_config
 from resdm.evaluation.image_quality import read_scores, score_method
 from resdm.evaluation.statistics import holm
 from resdm.io import write_csv
 from resdm.pipeline import synthesise_method, train_method
-from resdm.report.ablation import ablation, present_variants, status_accuracy, table3
+from resdm.report.ablation import ablation, departures, present_variants, status_accuracy, table3
 from resdm.report.cases import typical_case
 from resdm.report.figures import figure2
 from resdm.report.tables import VARIANTS, read_paper
@@ -250,6 +250,33 @@ def test_variants_differ_from_resdm_as_the_paper_says_and_larger_profiles_repeat
     for variant in VARIANTS:
         trained = [name for name in config.methods if name.partition("@")[0] == variant]
         assert len({config.seeded(name).seed for name in trained}) == len(trained) == seeds
+
+
+def test_each_departure_leaves_one_fault_out():
+    methods = load_config(ROOT / "configs" / "released.yaml").methods
+    released = methods["released"]
+    assert (released.mended, released.mri_shift, released.prior.context) == ((), 1, "pooled")
+    tokens = dataclasses.replace(released.prior, context="tokens")
+    for name, change in {
+        "+y0": {"mended": ("input",)}, "+middle": {"mended": ("middle",)}, "+paired": {"mri_shift": 0},
+        "+attention": {"mended": ("attention",)}, "+tokens": {"mended": ("attention",), "prior": tokens},
+        "+all": {"mended": ("input", "attention", "middle"), "mri_shift": 0, "prior": tokens},
+    }.items():  # fmt: skip
+        assert methods[name] == dataclasses.replace(released, **change)
+
+
+def test_departures_are_differences_to_the_first(single):
+    config = dataclasses.replace(single, methods={name: ReleasedConfig() for name in ("Base", "+prior")})
+    table = departures(config)
+    for tracer in ("amyloid", "tau"):
+        values = {name: people_of(config, name, tracer) for name in ("Base", "+prior")}
+        row = row_of(table.frame, "+prior", tracer)
+        assert row["mean"] == pytest.approx(values["+prior"].mean())
+        assert row["difference"] == pytest.approx((values["+prior"] - values["Base"]).mean())
+        assert np.isnan(row_of(table.frame, "Base", tracer)["difference"])
+        assert f"{row['difference']:.2f}".replace("-", "−") in table.markdown()
+    with pytest.raises(ValueError, match="no method of kind released"):
+        departures(single)
 
 
 def test_the_null_phantom_is_the_default_one_without_the_effects():

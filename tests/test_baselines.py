@@ -191,9 +191,9 @@ def test_a_synthesis_is_deterministic(kind):
     ("kind", "steps", "changes"),
     [
         ("pix2pix", 25, {"width": 8, "learning_rate": 1e-3}),
-        ("scgan", 55, {"width": 8, "learning_rate": 4e-3, "dropout": 0.0}),
+        ("scgan", 100, {"width": 8, "learning_rate": 4e-3, "dropout": 0.0}),
         ("transunet", 25, {"learning_rate": 1e-3}),
-        ("resvit", 60, {"learning_rate": 2e-3}),
+        ("resvit", 100, {"learning_rate": 2e-3}),
     ],
 )
 def test_overfits_two_people(kind, steps, changes):

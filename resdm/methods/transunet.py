@@ -90,7 +90,7 @@ class TransUNetGenerator(nn.Module):
         self.embedding = TokenEmbedding(16 * w, dim, self.grid, config.dropout)
         self.encoder = vit_encoder(dim, config.layers, config.heads, config.dropout)
         self.bridge = _conv_relu(dim, 8 * w)
-        widths, skips = (8 * w, 4 * w, 2 * w, w, w // 4), (8 * w, 4 * w, w, 0)
+        widths, skips = (8 * w, 4 * w, 2 * w, w, max(w // 4, 8)), (8 * w, 4 * w, w, 0)
         self.decoder = nn.ModuleList(
             nn.Sequential(_conv_relu(before + skip, after), _conv_relu(after, after))
             for before, after, skip in zip(widths, widths[1:], skips, strict=False)
@@ -128,6 +128,8 @@ class TransUNet(PerTracer):
     - 3D kernels and trilinear upsampling; width 32, 8 layers of 512 with 8 heads instead of 64 and 12 of 768 with 12:
       38.2 M weights at 128³, 8³ tokens. Weights start random: the ImageNet ones are 2D.
     - Under 64 voxels an axis the last stage keeps its resolution, or 2³ tokens would be left at 32³.
+    - The decoder's last map has a quarter of the root's channels, as the original's, but at least 8: under two or four
+      normalised channels a narrow network cannot draw the image.
     - The max pooling pads by one voxel; the original pads by none and then appends zeros to its skips.
     - Instance norm for the decoder's batch norm, the same at batch size 1.
     - Blocks are MONAI's `TransformerBlock`: layer norms with ε 1e-5 instead of 1e-6, its own initial weights.

@@ -154,6 +154,63 @@ def ablation(
     return frame
 
 
+def departures(config: Config) -> Table:
+    """What each departure of the released code costs: its network, and the same with one fault left out at a time.
+
+    Parameters
+    ----------
+    config : Config
+        A profile with methods of kind ``released``; the first is the reference, with every fault.
+
+    Returns
+    -------
+    Table
+        Frame: columns of Table 2 without costs and paper; ``difference`` is the row − the reference.
+
+    Raises
+    ------
+    ValueError
+        The profile has no such method.
+    """
+    names = [name for name, method in config.methods.items() if method.kind == "released"]
+    if not names:
+        raise ValueError(f"profile {config.profile!r} has no method of kind released; configs/released.yaml has")
+    frame = quality(read_scores(config, names), seed=config.seed, reference=names[0])
+    frame = frame.drop(columns=["paper", "paper_std"])
+    return Table(
+        name="departures",
+        title="What each departure of the released code costs",
+        notice=config.notice,
+        frame=frame,
+        blocks=tuple(_departures(frame, region, names) for region in REGIONS),
+        notes=(
+            f"{names[0]}: the network of the released code, fault for fault; every other row leaves out what its name "
+            "says, and differs in nothing else. Mean ± standard deviation over test people "
+            f"(n = {'–'.join(map(str, sorted({int(frame['n'].min()), int(frame['n'].max())})))}); below it the "
+            "difference to the first row with its 95 % interval, and p, Wilcoxon signed-rank, Holm over the column.",
+            "One training a row: a difference may be one between two seeds.",
+        ),
+    )
+
+
+def _departures(frame: pd.DataFrame, region: str, names: Sequence[str]) -> Block:
+    part = frame[frame["region"] == region].set_index(["method", "tracer", "metric"])
+    heads = [(tracer, metric) for tracer in TRACERS for metric in METRICS if (names[0], tracer, metric) in part.index]
+    columns = [("", "Network"), *((TRACER_NAMES[t], f"{METRIC_NAMES[m]} ({METRIC_UNITS[m]})") for t, m in heads)]
+    rows = []
+    for name in names:
+        cells: list[Any] = [name]
+        for head in heads:
+            values = part.loc[(name, *head)]
+            low, high = number(values["difference_low"], 2), number(values["difference_high"], 2)
+            lines = [f"{number(values['mean'], 2)} ± {number(values['std'], 2)}"]
+            if name != names[0]:
+                lines += [f"{number(values['difference'], 2)} [{low}, {high}]", p_value(values["p"])]
+            cells.append(tuple(lines))
+        rows.append(tuple(cells))
+    return Block(REGION_TITLES[region], tuple(columns), tuple(rows))
+
+
 # ── status classification ─────────────────────────────────────────────────────────────────────────
 
 

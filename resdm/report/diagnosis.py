@@ -230,7 +230,7 @@ def table4_roc(
             left.plot(*curve, color=colour, linestyle=line, linewidth=width)
         _unit_square(left, "false positive rate", "true positive rate")
         left.set_title(f"{STATUS_NAMES[tracer]}: ROC", pad=4, loc="left")
-        right = page.axes(2.96, top, side, side)
+        right = page.axes(2.93, top, side, side)
         right.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, dashes=(3, 2))
         for source, part in bins[bins["tracer"] == tracer].groupby("source", sort=False):
             colour, line, width = look[source]
@@ -240,7 +240,7 @@ def table4_roc(
         _unit_square(right, "probability of positive, as scored", "observed share of positives")
         right.set_title("calibration", pad=4, loc="left")
         rows = frame[frame["tracer"] == tracer].set_index(["source", "metric"])
-        _legend(page, 4.98, top, list(parts), rows, look)
+        _legend(page, 4.92, top, list(parts), rows, look)
     return page.figure
 
 
@@ -265,7 +265,7 @@ def _unit_square(axes: Axes, x: str, y: str) -> None:
 
 def _legend(page: Page, left: float, top: float, sources: Sequence[str], rows: pd.DataFrame, look: dict) -> None:
     small, step = {"fontsize": 6}, 0.145
-    page.text(left + 1.09, top - 0.02, "AUC (%)", color=GREY, **small)
+    page.text(left + 1.05, top - 0.02, "AUC (%)", color=GREY, **small)
     page.text(WIDTH - 0.06, top - 0.02, "Brier", color=GREY, ha="right", **small)
     n = rows.iloc[0]
     for k, source in enumerate(sources, start=1):
@@ -277,7 +277,7 @@ def _legend(page: Page, left: float, top: float, sources: Sequence[str], rows: p
         page.text(left + 0.26, y, SOURCE_NAMES.get(source, source), **small)
         area, error = rows.loc[(source, "auc_mean_score")], rows.loc[(source, "brier")]
         text = f"{number(area['mean'], 1)} [{number(area['ci_low'], 1)}, {number(area['ci_high'], 1)}]"
-        page.text(left + 1.09, y, text, **small)
+        page.text(left + 1.05, y, text, **small)
         page.text(WIDTH - 0.06, y, number(error["mean"], 3), ha="right", **small)
     page.text(left, top + (len(sources) + 1.3) * step, f"n = {n['n']} people, {n['positive']} positive", color=GREY,
               **small)  # fmt: skip
