@@ -52,6 +52,26 @@ def test_loss_is_equation_7_of_the_predicted_pets():
     torch.testing.assert_close(step(method, batch, seed=4), expected)
 
 
+def test_more_draws_at_the_start_of_sampling_where_asked(monkeypatch):
+    batch = random_batch(8)
+
+    def drawn(share):
+        method, seen = build(tiny_resdm(start_share=share)), []
+        predict = method.predict
+        monkeypatch.setattr(method, "predict", lambda x, mri, t, text: seen.append(t) or predict(x, mri, t, text))
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(25):
+            list(method.losses(batch, generator))
+        return torch.cat(seen)
+
+    uniform, half, all_ = (drawn(share) for share in (0.0, 0.5, 1.0))
+    assert (all_ == 14).all()
+    assert set(uniform.tolist()) == set(half.tolist()) == set(range(15))
+    # 200 draws: shares of 1/15 and 1/2 + 1/30, standard deviations of 0.018 and 0.035
+    assert float((uniform == 14).float().mean()) == pytest.approx(1 / 15, abs=0.06)
+    assert float((half == 14).float().mean()) == pytest.approx(1 / 2 + 1 / 30, abs=0.12)
+
+
 def test_one_pass_for_both_tracers_equals_one_by_one():
     method, batch = build(), random_batch()
     context, t = method.context(batch.prior), torch.tensor([3, 9])
