@@ -16,7 +16,7 @@ from torch import nn
 
 from resdm.anatomy import SUMMARY, mni_map, regions
 from resdm.config import TRACERS, BrainAgeConfig, EvaluationConfig, EvaluatorConfig, RegressionConfig
-from resdm.evaluation import downstream, fitting
+from resdm.evaluation import downstream, fitting, networks
 from resdm.evaluation.downstream import (
     LeakageError,
     check_folds,
@@ -345,7 +345,7 @@ def test_sex_and_age_tables(config):
     assert set(table(config, "age_folds")) == {"tracer", "n_train", "n_held_out", "held_out_r", "bias"}
 
 
-def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_path):
+def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_path, monkeypatch):
     train = labelled(config, "train", "tau", "sex")
     fold = draw_folds(config, train, "sex in tau PET")[0]
     volumes = partial(downstream.read_volumes, config, [config.volumes / path for path in train["tau"]])
@@ -368,6 +368,11 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
     quick = dataclasses.replace(config.evaluation, sex=dataclasses.replace(config.evaluation.sex, learning_rate=1e-4))
     assert again(dataclasses.replace(elsewhere, evaluation=quick))[1] != stored
     assert again(elsewhere)[1] == stored
+    changed = tmp_path / "networks.py"
+    changed.write_text("# other code")
+    monkeypatch.setattr(networks, "__file__", str(changed))
+    with pytest.raises(TypeError):  # it asks for the volumes, to fit again
+        again(config, scans=None)
 
 
 def test_what_cannot_be_done_is_said(tmp_path):

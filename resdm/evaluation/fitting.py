@@ -23,6 +23,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from resdm.config import Config, EvaluatorConfig, derive_seed, to_dict
+from resdm.evaluation import networks
 from resdm.evaluation.networks import BrainAge, DSNet
 from resdm.evaluation.suvr import correlation
 from resdm.io import atomic, sha256
@@ -177,6 +178,7 @@ def fit_evaluator(
     path = config.evaluation_folder / "models" / f"{name}.safetensors"
     made_of = {"name": name, "settings": to_dict(settings), "seed": config.seed, "data": _data(config)}
     made_of |= {"preprocess": config.digest("preprocess"), "train": train.tolist(), "held_out": held_out.tolist()}
+    made_of["code"] = [sha256(module) for module in (__file__, networks.__file__)]  # a stored one is of today's code
     network = _fresh(config, target, derive_seed(config.seed, "evaluation", name), targets[train])
     scores = _stored(path, made_of, network)
     if scores is None:
