@@ -45,7 +45,9 @@ def make_status(
                 rows.append(part.assign(score=score, threshold=0.45 + 0.02 * fold))
                 if source in ("real", "mri", "age_sex"):
                     held = {"fold": fold, "source": source, "tracer": tracer, "n_train": 120, "n_held_out": 30}
-                    trained.append(held | {"held_out_auc": 0.9 - 0.01 * fold, "threshold": 0.45 + 0.02 * fold})
+                    trained.append(
+                        held | {"held_out_auc": 0.9 - 0.01 * fold, "held_out_p": 0.001, "threshold": 0.45 + 0.02 * fold}
+                    )
     columns = ["fold", "source", "person", "session", "tracer", "label", "score", "threshold"]
     return pd.concat(rows, ignore_index=True)[columns], pd.DataFrame(trained)
 

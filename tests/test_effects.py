@@ -28,6 +28,7 @@ from resdm.evaluation.effects import (
     status_reliability,
     status_summary,
     sweep_slopes,
+    witnessed,
 )
 from resdm.evaluation.resampling import person_weights
 
@@ -144,6 +145,15 @@ class TestSex:
         order = sex_order(make_sex(1.0), "ResDM", seed=0)
         assert (order["p_holm"] < 0.001).all()
         assert order["claim"].tolist() == ["right > none", "none > wrong", "right > wrong"] * 2
+
+    def test_an_evaluator_that_knows_nothing_is_no_witness(self):
+        effects = sex_effects(make_sex(1.0), make_scores({"no_sex": 0.3, "wrong_sex": 0.6}), "ResDM", seed=0)
+        left = witnessed(effects, pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.3, 0.001]}))
+        gone = (left["tracer"] == "amyloid") & ~left["name"].str.startswith("psnr")
+        assert gone.sum() == 12
+        assert left.loc[gone, ["low", "high", "covers_zero"]].isna().all(axis=None)
+        pd.testing.assert_series_equal(left["estimate"], effects["estimate"])
+        pd.testing.assert_frame_equal(left[~gone], effects[~gone])
 
     def test_the_wrong_order_is_not_confirmed(self):
         order = sex_order(make_sex(-1.0), "ResDM", seed=0)

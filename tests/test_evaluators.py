@@ -27,7 +27,7 @@ from resdm.evaluation.downstream import (
     fit_evaluators,
     labelled,
 )
-from resdm.evaluation.fitting import fit, fit_evaluator, predict, regressor, shifted, youden
+from resdm.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
 from resdm.evaluation.image_quality import read_index, synthetic_path
 from resdm.evaluation.networks import BrainAge, DSNet, spatial_cosine
 from resdm.io import write_csv, write_json, write_text
@@ -141,6 +141,14 @@ def test_brain_age_loses_its_mean_error_only():
     one = regressor(lambda x: x, 5, ages, np.array([66.0, 72.0, 78.0]))
     assert (one.offset, one.quality, one.n_held_out) == (pytest.approx(2.0), pytest.approx(1.0), 3)
     assert one.answer(np.array([66.0, 78.0])).tolist() == pytest.approx([64.0, 76.0])
+    assert regressor(lambda x: x, 5, ages, np.full(3, 70.0)).p == 1.0
+
+
+def test_how_sure_it_is_that_an_evaluator_knows_anything():
+    labels = np.repeat([0, 1], 4)
+    sure = classifier(lambda x: x, 5, labels, np.arange(8.0))
+    assert (sure.quality, sure.p) == (1.0, pytest.approx(1 / 70))  # one of 8! / (4! 4!) orders
+    assert classifier(lambda x: x, 5, labels, np.arange(8.0)[::-1]).p == 1.0
 
 
 def test_both_networks_learn(generator):
@@ -341,8 +349,15 @@ def test_sex_and_age_tables(config):
     asked = age[age["condition"] != "real"]
     assert asked["prompt_age"].tolist() == asked["age"].tolist()
     assert age.loc[age["condition"] == "real", "prompt_age"].isna().all()
-    assert set(table(config, "sex_folds")) == {"tracer", "n_train", "n_held_out", "held_out_auc", "threshold"}
-    assert set(table(config, "age_folds")) == {"tracer", "n_train", "n_held_out", "held_out_r", "bias"}
+    assert set(table(config, "sex_folds")) == {
+        "tracer",
+        "n_train",
+        "n_held_out",
+        "held_out_auc",
+        "held_out_p",
+        "threshold",
+    }
+    assert set(table(config, "age_folds")) == {"tracer", "n_train", "n_held_out", "held_out_r", "held_out_p", "bias"}
 
 
 def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_path, monkeypatch):

@@ -121,6 +121,7 @@ def test_beats_the_template():
     assert (result["n"] == 9).all()  # people, not sessions
     assert result["p"].iloc[0] == pytest.approx(1 / 2**9)
     assert result["p_holm"].tolist() == pytest.approx([6 / 2**9] * 6)
+    assert beats(table, "ResDM", "regression", seed=0).empty  # the profile does not run it
     worse = beats(table, "template", "ResDM", seed=0)
     assert (worse["p"] > 0.99).all()
 

@@ -251,7 +251,7 @@ def evaluate_status(config: Config, *, progress: bool = True) -> Path:
     Path
         ``evaluation/status.csv``: fold, source, person, session, tracer, label, score, threshold. Beside it
         ``status_folds.csv``: fold, source (``real``, ``mri``, ``age_sex``), tracer, n_train, n_held_out (sessions),
-        held_out_auc, threshold.
+        held_out_auc, held_out_p (one-sided, against chance), threshold.
 
     Raises
     ------
@@ -283,7 +283,7 @@ def evaluate_status(config: Config, *, progress: bool = True) -> Path:
                         who.assign(fold=k, source=source, score=one.answer(given), threshold=one.offset)
                         for k, one in enumerate(evaluators)
                     ]
-    folds = pd.DataFrame(folds).rename(columns={"quality": "held_out_auc", "offset": "threshold"})
+    folds = pd.DataFrame(folds).rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
     order = ["fold", "source", "person", "session", "tracer", "label", "score", "threshold"]
     write_csv(config.evaluation_folder / "status_folds.csv", folds, _FORMAT)
     return write_csv(config.evaluation_folder / "status.csv", pd.concat(scores)[order], _FORMAT)
@@ -297,10 +297,10 @@ def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
     Path
         ``evaluation/sex.csv``: source (``real`` or a method), condition, person, session, tracer, label (1: M), score
         (probability of M), threshold, prompt (the sex that the prompt said; empty for none). Beside it
-        ``sex_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_auc, threshold.
+        ``sex_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_auc, held_out_p, threshold.
     """
     frame, folds = _judge(config, "sex", progress)
-    folds = folds.rename(columns={"quality": "held_out_auc", "offset": "threshold"})
+    folds = folds.rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
     order = ["source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"]
     write_csv(config.evaluation_folder / "sex_folds.csv", folds, _FORMAT)
     return write_csv(config.evaluation_folder / "sex.csv", frame.astype({"label": int})[order], _FORMAT)
@@ -314,11 +314,12 @@ def evaluate_age(config: Config, *, progress: bool = True) -> Path:
     Path
         ``evaluation/age.csv``: source, condition, person, session, tracer, age (the person's, years), prompt_age (what
         the prompt said; empty for none), predicted (years, less the mean error on held-out people). Beside it
-        ``age_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_r, bias (that mean error, years).
+        ``age_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_r, held_out_p, bias (that mean error,
+        years).
     """
     frame, folds = _judge(config, "age", progress)
     frame = frame.rename(columns={"label": "age", "prompt": "prompt_age", "score": "predicted"})
-    folds = folds.rename(columns={"quality": "held_out_r", "offset": "bias"})
+    folds = folds.rename(columns={"quality": "held_out_r", "p": "held_out_p", "offset": "bias"})
     order = ["source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"]
     write_csv(config.evaluation_folder / "age_folds.csv", folds, _FORMAT)
     return write_csv(config.evaluation_folder / "age.csv", frame[order], _FORMAT)

@@ -36,11 +36,11 @@ from resdm.evaluation.statistics import bootstrap_mean, compare, holm
 
 COLUMNS = {
     "status": ("fold", "source", "person", "session", "tracer", "label", "score", "threshold"),
-    "status_folds": ("fold", "source", "tracer", "n_train", "n_held_out", "held_out_auc", "threshold"),
+    "status_folds": ("fold", "source", "tracer", "n_train", "n_held_out", "held_out_auc", "held_out_p", "threshold"),
     "sex": ("source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"),
-    "sex_folds": ("tracer", "n_train", "n_held_out", "held_out_auc", "threshold"),
+    "sex_folds": ("tracer", "n_train", "n_held_out", "held_out_auc", "held_out_p", "threshold"),
     "age": ("source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"),
-    "age_folds": ("tracer", "n_train", "n_held_out", "held_out_r", "bias"),
+    "age_folds": ("tracer", "n_train", "n_held_out", "held_out_r", "held_out_p", "bias"),
 }
 """Columns of the stored readings, by file; ``…_folds`` tell how the evaluators did on held-out training people."""
 
@@ -250,6 +250,29 @@ def _effect(name: str, tracer: str, unit: str, estimate: float, ends: tuple[floa
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     columns = ["name", "tracer", "unit", "estimate", "low", "high", "n", "covers_zero"]
     return pd.DataFrame(rows, columns=columns).astype({"covers_zero": "boolean"})
+
+
+def witnessed(effects: pd.DataFrame, folds: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """Effects without the intervals that rest on an evaluator which knows nothing.
+
+    An evaluator that is no better than chance on held-out real PET (``held_out_p`` of at least ``alpha``) is no
+    witness of what a prompt draws: it and the synthesiser learn from the same people, and what is chance in those moves
+    both alike, however little. Its rows keep the estimate and lose the interval; rows in dB need no evaluator.
+
+    Parameters
+    ----------
+    effects : DataFrame
+        From `sex_effects` or `age_effects`.
+    folds : DataFrame
+        ``sex_folds.csv`` or ``age_folds.csv``.
+    alpha : float
+    """
+    told = folds.loc[folds["held_out_p"] < alpha, "tracer"]
+    unvouched = ~effects["tracer"].isin(told) & (effects["unit"] != "dB")
+    left = effects.copy()
+    left.loc[unvouched, ["low", "high"]] = math.nan
+    left.loc[unvouched, "covers_zero"] = pd.NA
+    return left
 
 
 def _mean_effect(name: str, tracer: str, unit: str, values: pd.Series, seed: int, level: float) -> dict[str, Any]:

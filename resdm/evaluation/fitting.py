@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.stats import mannwhitneyu, pearsonr
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
@@ -44,6 +45,8 @@ class Evaluator:
         Sessions.
     quality : float
         On the held-out sessions: AUC of a classifier; Pearson's r of a brain age, NaN where it always says the same.
+    p : float
+        One-sided p of that quality against chance: Mann–Whitney, or of r; 1 where it always says the same.
     offset : float
         Set on the held-out sessions: a classifier's threshold (`youden`), or the mean error of a brain age in years.
     """
@@ -52,12 +55,13 @@ class Evaluator:
     n_train: int
     n_held_out: int
     quality: float
+    p: float
     offset: float
 
     @property
     def card(self) -> dict[str, float]:
         """All but the answer."""
-        return {key: getattr(self, key) for key in ("n_train", "n_held_out", "quality", "offset")}
+        return {key: getattr(self, key) for key in ("n_train", "n_held_out", "quality", "p", "offset")}
 
 
 def youden(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -133,13 +137,16 @@ def predict(network: Network, volumes: Tensor) -> np.ndarray:
 
 def classifier(answer: Callable[[Any], np.ndarray], n_train: int, labels: np.ndarray, scores: np.ndarray) -> Evaluator:
     """A classifier with the threshold that suits the held-out sessions' ``labels`` and ``scores`` best."""
-    return Evaluator(answer, n_train, len(labels), float(roc_auc_score(labels, scores)), youden(labels, scores))
+    p = float(mannwhitneyu(scores[labels == 1], scores[labels == 0], alternative="greater").pvalue)
+    return Evaluator(answer, n_train, len(labels), float(roc_auc_score(labels, scores)), p, youden(labels, scores))
 
 
 def regressor(answer: Callable[[Any], np.ndarray], n_train: int, ages: np.ndarray, scores: np.ndarray) -> Evaluator:
     """A brain age without its mean error on the held-out sessions, whose slope is left as it is."""
     bias = float(np.mean(scores - ages))
-    return Evaluator(lambda x: answer(x) - bias, n_train, len(ages), correlation(ages, scores), bias)
+    r = correlation(ages, scores)
+    p = 1.0 if math.isnan(r) else float(pearsonr(ages, scores, alternative="greater").pvalue)
+    return Evaluator(lambda x: answer(x) - bias, n_train, len(ages), r, p, bias)
 
 
 def fit_evaluator(

@@ -183,8 +183,11 @@ def beats(
     -------
     DataFrame
         One row a tracer and metric: n, people won (fraction), difference towards better (positive is better; fractions
-        and dB) with its 95 % interval, rank-biserial correlation, one-sided p and Holm's p over all rows.
+        and dB) with its 95 % interval, rank-biserial correlation, one-sided p and Holm's p over all rows. Empty where
+        one of the two has no scores at all: the profile does not run it.
     """
+    if not {method, other} <= set(scores["method"]):
+        return pd.DataFrame()
     people = by_person(scores[scores["region"] == region])
     rows = []
     for tracer in dict.fromkeys(people["tracer"]):

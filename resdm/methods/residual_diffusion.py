@@ -65,9 +65,8 @@ class ResidualDiffusion(PriorGuided):
     Both tracers of a person share t and draw their own noise, as in the released code. Departures from it: y_0 is an
     input (as Eq. 3 says), attention over token states, one augmentation for all volumes, missing tracers masked.
 
-    ``start_share`` is an addition, off by default. With κ = 0.1 the uptake of x_0 can be read off every x_t but the
-    last (its noise averages out over thousands of voxels), so under uniform draws one step in T trains what sampling
-    has to do first: infer the PET from the MRI and the text. A run of minutes needs more of those.
+    ``start_share`` is an addition, off by default: with κ = 0.1 every x_t but the last gives x_0's uptake away, so of
+    uniform draws one in T trains what sampling does first, and a run of minutes needs more.
     """
 
     config: ResidualDiffusionConfig

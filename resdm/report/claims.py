@@ -221,8 +221,11 @@ def estimates(name: str, frame: pd.DataFrame, region: str = "whole") -> Estimate
 
 
 def effects(frame: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """The paired differences of a figure: name and tracer → estimate, low, high. Empty where there is no file."""
-    rows = [] if frame is None else frame.to_dict("records")
+    """The paired differences of a figure: name and tracer → estimate, low, high. Empty where there is no file.
+
+    One without an interval, which no evaluator vouches for, could be anything.
+    """
+    rows = [] if frame is None else frame.fillna({"low": -math.inf, "high": math.inf}).to_dict("records")
     return {(row["name"], row["tracer"]): (row["estimate"], row["low"], row["high"]) for row in rows}
 
 
