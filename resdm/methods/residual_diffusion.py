@@ -63,10 +63,9 @@ class ResidualDiffusion(PriorGuided):
     Notes
     -----
     Both tracers of a person share t and draw their own noise, as in the released code. Departures from it: y_0 is an
-    input (as Eq. 3 says), attention over token states, one augmentation for all volumes, missing tracers masked.
-
-    ``start_share`` is an addition, off by default: with κ = 0.1 every x_t but the last gives x_0's uptake away, so of
-    uniform draws one in T trains what sampling does first, and a run of minutes needs more.
+    input (as Eq. 3 says), attention over token states, one augmentation for all volumes, missing tracers masked. An
+    addition, off by default, is ``start_share``: with κ = 0.1 every x_t but the last gives x_0's uptake away, so one
+    uniform draw in T trains what sampling does first, and a run of minutes needs more.
     """
 
     config: ResidualDiffusionConfig
@@ -77,12 +76,11 @@ class ResidualDiffusion(PriorGuided):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
         """Eq. 7 at a uniformly drawn step, or, by a chance of ``start_share``, at the one where sampling starts."""
-        mri, x0, device = batch.mri, batch.pet, batch.mri.device
-        t = torch.randint(self.scheduler.steps, (len(batch),), generator=generator, device=device)
+        mri, x0, draw = batch.mri, batch.pet, {"generator": generator, "device": batch.mri.device}
+        t = torch.randint(self.scheduler.steps, (len(batch),), **draw)
         if self.config.start_share:
-            starts = torch.rand(len(batch), generator=generator, device=device) < self.config.start_share
-            t = torch.where(starts, self.scheduler.steps - 1, t)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
+            t = t.masked_fill(torch.rand(len(batch), **draw) < self.config.start_share, self.scheduler.steps - 1)
+        noise = torch.randn(x0.shape, **draw)
         x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
         x0_hat = self.predict(x_t, mri, t, self.context(batch.prior, generator))
         loss, self.scalars = total_loss(x0_hat, x0, batch.present, self.config.lambda_high)
