@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
 
-from resdm.evaluation.effects import age_effects, age_summary, sex_effects, sex_summary, status_summary
+from resdm.evaluation.effects import age_effects, age_summary, sex_effects, sex_summary, status_summary, witnessed
 from resdm.report.conditioning import PROMPT_COLOURS, figure4, figure5
 from resdm.report.diagnosis import table4, table4_roc, table4_sources
 from resdm.report.figures import save_figure
@@ -217,6 +218,9 @@ def test_figure4_draws_its_numbers():
     assert psnr.lines[1].get_ydata()[0] == pytest.approx(-change["estimate"])
     (segment,) = psnr.collections[1].get_segments()
     assert sorted(segment[:, 1]) == pytest.approx([-change["high"], -change["low"]])
+    told = witnessed(effects, pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.5, 0.001]}))
+    titles = [axes.get_title(loc="left") for axes in figure4(summary, told).axes]
+    assert [title.partition(":")[0] for title in titles if "by a classifier at chance" in title] == ["Aβ-PET"]
 
 
 def test_figure5_draws_every_session_and_says_r():

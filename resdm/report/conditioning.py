@@ -66,7 +66,10 @@ def figure4(summary: pd.DataFrame, effects: pd.DataFrame, *, notice: str = "") -
         _bars(bars, rows)
         n = {prompt: int(rows.loc[(prompt, "auc"), "n"]) for prompt in ("real", "right")}
         people = f"n = {n['right']}" if len(set(n.values())) == 1 else f"n = {n['right']}, real PET {n['real']}"
-        bars.set_title(f"{TRACER_TITLES[tracer]}: sex told ({people})", pad=4, loc="left")
+        told = "sex told"
+        if pd.isna(changes.loc["logit_right_wrong", "low"]):  # see `resdm.evaluation.effects.witnessed`
+            told += " by a classifier at chance"
+        bars.set_title(f"{TRACER_TITLES[tracer]}: {told} ({people})", pad=4, loc="left")
         if i == 0:
             handles, labels = bars.get_legend_handles_labels()
             page.figure.legend(
