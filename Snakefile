@@ -318,6 +318,8 @@ rule claims:
         modules=TABLES + package("report/claims", "report/printed", "report/provenance"),
     output:
         multiext(f"{FIGURES}/claims", ".csv", ".md", ".tex"),
+    params:
+        digest("cohort", "preprocess", "methods"),
     log:
         notebook=f"{WORK}/notebooks/10_claims.ipynb",
     shell:
