@@ -5,6 +5,8 @@ PYTHON  ?= python3
 VENV    ?= .venv
 BIN     := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.csv claims.csv \
+           figure1.png figure4.png figure5.png
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
 .PHONY: help env reproduce figures test lint format unlock clean
@@ -22,7 +24,7 @@ reproduce: env   ## everything, from raw scans to tables and figures; goes on wh
 	$(SNAKEMAKE)
 
 figures: env     ## tables and figures again, from stored predictions, without training
-	$(SNAKEMAKE) --forcerun cohort table2 figure1 table4 figure4 figure5
+	$(SNAKEMAKE) --forcerun $(wildcard $(DRAWN:%=figures/$(PROFILE)/%))
 
 test: env        ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
