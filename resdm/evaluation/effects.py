@@ -57,7 +57,7 @@ _SESSION = ["person", "session"]
 
 def readings_path(config: Config, name: str) -> Path:
     """Where the readings of `COLUMNS` are stored."""
-    return config.work / "evaluation" / f"{name}.csv"
+    return config.evaluation_folder / f"{name}.csv"
 
 
 def read_readings(config: Config, name: str) -> pd.DataFrame:

@@ -86,7 +86,7 @@ def table3(config: Config) -> Table:
         )
     scores = read_scores(config, [seed for seeds in repeats.values() for seed in seeds])
     paper = read_paper(3, config.root).assign(method=lambda t: t["variant"].map({v: k for k, v in VARIANTS.items()}))
-    status = config.work / "evaluation" / "status.csv"
+    status = config.evaluation_folder / "status.csv"
     frame = ablation(scores, names, seed=config.seed, paper=paper)
     accuracy = _accuracy(read_status(status) if status.is_file() else None, repeats, config.seed, paper)
     frame = pd.concat([frame, accuracy], ignore_index=True)

@@ -356,7 +356,7 @@ class Resolver:
             if self.frames[name] is not None
         }
         self.index = config.volumes / "index.csv"
-        self.folds = config.work / "evaluation" / "status_folds.csv"
+        self.folds = config.evaluation_folder / "status_folds.csv"
 
     def inputs(self) -> list[Path]:
         """The files that were read or counted, for the provenance."""
