@@ -9,6 +9,7 @@ import torch
 
 from resdm.batch import Batch, Prior
 from resdm.config import NetworkConfig, PriorConfig, RegressionConfig, ResidualDiffusionConfig, TowerConfig
+from resdm.methods import Method
 
 torch.set_num_threads(1)  # two test workers on two cores; and sums in one order
 
@@ -64,3 +65,10 @@ def random_batch(n: int = 2, size: int | tuple[int, int, int] = 8, seed: int = 0
         torch.ones((n, 2), dtype=torch.bool),
         Prior(ages, tuple("FM"[i % 2] for i in range(n))),
     )
+
+
+def step(method: Method, batch: Batch, seed: int = 0) -> torch.Tensor:
+    """The one loss of a method without a second network."""
+    ((name, loss),) = method.losses(batch, torch.Generator().manual_seed(seed))
+    assert name == "model"
+    return loss

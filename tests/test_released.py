@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_batch, tiny_prior
+from conftest import random_batch, step, tiny_prior
 from tiny_methods import Sessions, collate, make_config
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,12 +34,6 @@ def tiny(**changes) -> ReleasedConfig:
 def build(config=None, seed=0, shape=SHAPE):
     torch.manual_seed(seed)
     return build_method(config or tiny(), shape)
-
-
-def step(method, batch, seed=0):
-    ((name, loss),) = method.losses(batch, torch.Generator().manual_seed(seed))
-    assert name == "model"
-    return loss
 
 
 # ── the network ───────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import random_batch, tiny_network, tiny_prior, tiny_regression, tiny_resdm
+from conftest import random_batch, step, tiny_network, tiny_prior, tiny_regression, tiny_resdm
 
 from resdm.batch import Batch
 from resdm.losses import total_loss
@@ -19,12 +19,6 @@ SHAPE = (8, 8, 8)
 def build(config=None, seed=0):
     torch.manual_seed(seed)
     return build_method(config or tiny_resdm(), SHAPE)
-
-
-def step(method, batch, seed=0):
-    ((name, loss),) = method.losses(batch, torch.Generator().manual_seed(seed))
-    assert name == "model"
-    return loss
 
 
 def test_same_network_in_both():
