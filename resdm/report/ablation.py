@@ -32,6 +32,7 @@ from resdm.report.tables import (
     p_value,
     quality,
     read_paper,
+    span,
 )
 
 BASE = "Base"
@@ -186,7 +187,7 @@ def departures(config: Config) -> Table:
         notes=(
             f"{names[0]}: the network of the released code, fault for fault; every other row leaves out what its name "
             "says, and differs in nothing else. Mean ± standard deviation over test people "
-            f"(n = {'–'.join(map(str, sorted({int(frame['n'].min()), int(frame['n'].max())})))}); below it the "
+            f"(n = {span(frame['n'])}); below it the "
             "difference to the first row with its 95 % interval, and p, Wilcoxon signed-rank, Holm over the column.",
             "One training a row: a difference may be one between two seeds.",
         ),
@@ -317,7 +318,7 @@ def _block(frame: pd.DataFrame, region: str, metrics: Sequence[str], names: Sequ
 def _notes(
     frame: pd.DataFrame, names: Sequence[str], repeats: Mapping[str, Sequence[str]], status: Path
 ) -> tuple[str, ...]:
-    n = sorted(set(frame.loc[frame["region"] != "status", "n"]))
+    people = frame.loc[frame["region"] != "status", "n"]
     counts = {name: len(seeds) for name, seeds in repeats.items()}
     absent = [name for name in VARIANTS if name not in names]
     if max(counts.values()) == 1:
@@ -333,7 +334,7 @@ def _notes(
     tests = f"p: two-sided Wilcoxon signed-rank tests over people, against {' and against '.join(tested)}, each "
     tests += "Holm-corrected over the rows of the column. The paper's claim is ResDM against Base."
     return (
-        f"Mean ± standard deviation over test people (n = {'–'.join(map(str, sorted({n[0], n[-1]})))}; sessions of "
+        f"Mean ± standard deviation over test people (n = {span(people)}; sessions of "
         "one person averaged first), 95 % bootstrap interval of the mean below it. Bold: best mean of the column.",
         "Base: tracer-only prompt, λ = 0. +L_high: tracer-only prompt, intra-domain loss. +prior: age and sex in the "
         "prompt, λ = 0. ResDM: both." + (f" Without stored scores: {', '.join(absent)}." if absent else ""),

@@ -23,7 +23,7 @@ from resdm.evaluation.effects import (
 )
 from resdm.evaluation.resampling import person_weights, roc
 from resdm.report.figures import GREY, WIDTH, Page, looks, styled
-from resdm.report.tables import CONTROLS, REFERENCE_METHOD, Block, Table, number, read_paper
+from resdm.report.tables import CONTROLS, REFERENCE_METHOD, Block, Table, number, read_paper, span
 
 SOURCE_NAMES = {"real": "Real PET", "template": "Mean template", "mri": "MRI alone", "age_sex": "Age and sex alone"}
 """How sources are printed; a method has its own name."""
@@ -169,18 +169,12 @@ def _held_out_block(folds: pd.DataFrame, tracers: Sequence[str]) -> Block:
             part = folds[(folds["tracer"] == tracer) & (folds["source"] == source)]
             area, threshold = part["held_out_auc"] * 100, part["threshold"]
             row += [
-                _span(part["n_train"]),
-                _span(part["n_held_out"]),
+                span(part["n_train"]),
+                span(part["n_held_out"]),
                 f"{number(area.mean(), 2)} ± {number(area.std(ddof=1), 2)}",
                 f"{number(threshold.mean(), 3)} ± {number(threshold.std(ddof=1), 3)}",
             ]
     return Block("The classifiers on held-out training people", tuple(columns), tuple(map(tuple, rows)))
-
-
-def _span(counts: pd.Series) -> str:
-    if counts.empty:
-        return "–"
-    return "–".join(f"{count:.0f}" for count in sorted({counts.min(), counts.max()}))
 
 
 # ── ROC and calibration ───────────────────────────────────────────────────────────────────────────

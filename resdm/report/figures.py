@@ -755,14 +755,25 @@ def _scatter(
     axes.set_title(f"{TRACER_TITLES[tracer]}, cortical summary, {method}", pad=4, loc="left")
 
 
+def region_rows(axes: Axes, regions: Sequence[str], *, names: bool, rim: float) -> np.ndarray:
+    """A banded row a region, from the top, on axes with zero marked, a ``rim`` of rows around; their heights."""
+    places = np.arange(len(regions))[::-1]
+    for place in places[::2]:
+        axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0)
+    axes.axvline(0, color=GREY, linewidth=0.6)
+    axes.set_ylim(-0.5 - rim, len(regions) - 0.5 + rim)
+    axes.set_yticks(places, [name.replace("_", " ") for name in regions] if names else [""] * len(regions))
+    axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=5)
+    axes.spines["left"].set_visible(False)
+    return places
+
+
 def _by_region(
     axes: Axes, agreement: pd.DataFrame, column: str, methods: Sequence[str], look: Mapping[str, tuple[str, str]]
 ) -> None:
     names = list(dict.fromkeys(agreement["region"]))
-    places = np.arange(len(names))[::-1]
-    for place in places[::2]:
-        axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0)
-    axes.axvline(0, color=GREY, linewidth=0.6)
+    places = region_rows(axes, names, names=column == "r", rim=0.2)
     for k, name in enumerate(methods):
         rows = agreement[agreement["method"] == name].set_index("region").reindex(names)
         colour, marker = look[name]
@@ -770,11 +781,6 @@ def _by_region(
         if column == "bias" and len(methods) <= 4:
             axes.hlines(y, rows["bias_low"], rows["bias_high"], color=colour, linewidth=0.7)
         axes.plot(rows[column], y, marker, color=colour, markersize=3, markeredgewidth=0, label=name)
-    axes.set_ylim(-0.7, len(names) - 0.3)
-    axes.set_yticks(places, [name.replace("_", " ") for name in names] if column == "r" else [""] * len(names))
-    axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=5)
-    axes.spines["left"].set_visible(False)
     if column == "r":
         lowest = agreement["r"].min()
         axes.set_xlim(min(-0.05, (0.0 if np.isnan(lowest) else lowest) - 0.05), 1.03)

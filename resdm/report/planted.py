@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from resdm.cohort.planted import grey_share, thinning_slope
 from resdm.config import TRACERS, Config
 from resdm.evaluation.planted import EFFECTS, LEAST_RATIO, read_planted, recovered_effects, recovery
-from resdm.report.figures import _INK, GREY, TRACER_TITLES, WIDTH, Page, looks, styled
-from resdm.report.tables import REFERENCE_METHOD, TRACER_NAMES, Block, Table, number, present_methods
+from resdm.report.figures import _INK, GREY, TRACER_TITLES, WIDTH, Page, looks, region_rows, styled
+from resdm.report.tables import REFERENCE_METHOD, TRACER_NAMES, Block, Table, number, present_methods, span
 
 EFFECT_TITLES = {"status": "Status: positive − negative", "sex": "Sex: women − men", "age": "Age: a decade"}
 
@@ -51,7 +51,6 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
     ]
     low, high = frame["grey_share"].min(), frame["grey_share"].max()
     sources = list(dict.fromkeys(frame["source"]))
-    n = sorted(set(frame["n"]))
     return Table(
         name="planted",
         title="Planted effects, and what is found of them",
@@ -63,7 +62,7 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
             "status contrast is that of the whole cohort. truth: the same estimated from the true regional SUVR of the "
             "test people, before noise, registration and grid. real: from their PET as preprocessed. Then synthetic "
             "PET of the same people.",
-            f"Status is the planted one. n = {'–'.join(map(str, sorted({n[0], n[-1]})))} test people; 95 % intervals "
+            f"Status is the planted one. n = {span(frame['n'])} test people; 95 % intervals "
             "by a jackknife over people, not corrected for the number of regions.",
             f"Partial volume: at that resolution a region's SUVR shows {100 * low:.0f}–{100 * high:.0f} % of an effect "
             "in its grey matter, since it holds white matter and fluid as well (column grey_share of the .csv). This "
@@ -175,10 +174,7 @@ def _forest(
     axes: Axes, part: pd.DataFrame, sources: Sequence[str], look: dict[str, tuple[str, str]], *, names: bool
 ) -> None:
     regions = list(dict.fromkeys(part["region"]))
-    places = np.arange(len(regions))[::-1]
-    for place in places[::2]:
-        axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0)
-    axes.axvline(0, color=GREY, linewidth=0.6)
+    places = region_rows(axes, regions, names=names, rim=0.1)
     truth = part[part["source"] == sources[0]].set_index("region").loc[regions]
     axes.vlines(truth["planted"], places - 0.45, places + 0.45, color="#0072B2", linewidth=1.4, label="planted")
     if part["effect"].iloc[0] == "age":
@@ -190,8 +186,3 @@ def _forest(
         y = places + (0.5 - (k + 0.5) / len(sources)) * 0.8
         axes.hlines(y, rows["low"], rows["high"], color=colour, linewidth=0.8)
         axes.plot(rows["estimate"], y, marker, color=colour, markersize=2.4, markeredgewidth=0, label=source)
-    axes.set_ylim(-0.6, len(regions) - 0.4)
-    axes.set_yticks(places, [name.replace("_", " ") for name in regions] if names else [""] * len(regions))
-    axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=5)
-    axes.spines["left"].set_visible(False)

@@ -255,6 +255,13 @@ def number(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
+def span(counts: pd.Series) -> str:
+    """``58``, ``57–58`` where counts differ, – where there is none."""
+    if counts.empty:
+        return "–"
+    return "–".join(f"{count:.0f}" for count in sorted({counts.min(), counts.max()}))
+
+
 def p_value(value: float) -> str:
     """``p < 0.001``, ``p = 0.012``, or empty where there is none."""
     if value is None or math.isnan(value):
@@ -415,7 +422,6 @@ def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
     cost = costs(config, names)
     frame = frame.merge(cost, on="method", how="left", validate="many_to_one")
     compared = REFERENCE_METHOD in names and len(names) > 1
-    n = sorted(set(frame["n"]))
     return Table(
         name="table2",
         title="Table 2: Quantitative evaluation of the synthetic PET",
@@ -423,7 +429,7 @@ def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
         frame=frame,
         blocks=(*(_block2(frame, region, names) for region in REGIONS), _cost_block(cost)),
         notes=(
-            f"Mean ± standard deviation over test people (n = {'–'.join(map(str, sorted({n[0], n[-1]})))}; sessions of "
+            f"Mean ± standard deviation over test people (n = {span(frame['n'])}; sessions of "
             "one person averaged first), 95 % bootstrap interval of the mean below it. Bold: best mean of the column.",
             "Intensities in [0, 1], data range 1; SSIM 3D with a uniform window of 7 × 7 × 7 voxels.",
             f"p: two-sided Wilcoxon signed-rank test against {REFERENCE_METHOD} over people, Holm-corrected over the "
