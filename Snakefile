@@ -80,18 +80,20 @@ if SETTINGS.cohort.kind == "phantom":
             "resdm phantom {PROFILE} --jobs {threads}"
 
 
-if SETTINGS.cohort.bids or SETTINGS.cohort.kind == "phantom":
+READERS = ["bids", "matching", "manifest"] + [SETTINGS.cohort.source] * (SETTINGS.cohort.source != "bids")
 
-    rule manifest:
-        input:
-            f"{WORK}/bids/participants.tsv" if SETTINGS.cohort.kind == "phantom" else [],
-            package("cohort/bids", "cohort/manifest"),
-        output:
-            f"{WORK}/manifest.csv",
-        params:
-            digest("cohort", "seed"),
-        shell:
-            "resdm manifest bids {PROFILE}"
+
+# A source of real people is no input: it may be terabytes, and lie on another disk.
+rule manifest:
+    input:
+        f"{WORK}/bids/participants.tsv" if SETTINGS.cohort.kind == "phantom" else [],
+        package(*(f"cohort/{name}" for name in READERS)),
+    output:
+        f"{WORK}/manifest.csv",
+    params:
+        digest("cohort", "seed"),
+    shell:
+        "resdm manifest {SETTINGS.cohort.source} {PROFILE}"
 
 
 rule preprocess:

@@ -136,7 +136,7 @@ def _manifest(options: argparse.Namespace) -> None:
     config = load_config(options.profile)
     from resdm.pipeline import make_manifest
 
-    print(make_manifest(config, options.root).to_string(index=False))
+    print(make_manifest(config, options.root, options.source).to_string(index=False))
     print(config.manifest)
 
 
@@ -204,7 +204,7 @@ def _summary(config: Config) -> list[str]:
     grid, training = config.preprocess.grid, config.training
     shape = " x ".join(map(str, grid.shape))
     budget = f"{training.seconds:g} s" if training.budget == "equal_time" else f"{training.epochs} epochs"
-    places = {"BIDS": config.bids, "manifest": config.manifest, "volumes": config.volumes / "index.csv"}
+    places = {"BIDS": config.source_root, "manifest": config.manifest, "volumes": config.volumes / "index.csv"}
     places |= {f"model {name}": config.model(name) / "model.safetensors" for name in config.methods}
     return [
         f"profile {config.profile}, digest {config.digest()}: valid" + (f" ({config.notice})" if config.notice else ""),

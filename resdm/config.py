@@ -107,8 +107,21 @@ class PhantomConfig:
 class SplitConfig:
     """Fractions of people. Stratified by diagnosis, tracers present and sex."""
 
-    test: float = 0.20
+    test: float = 0.20  # not used where there are folds
     validation: float = 0.10
+    folds: int | None = None  # k-fold: the people in k parts, of which one is the test set
+    fold: int = 0  # which, from 0
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """Which scans of a person make a session, where a source knows the days on which they were made."""
+
+    window_days: float = 365.0  # from the T1 scan to each PET at most; ±180, ±365 and ±730 occur, the paper says none
+    same_visit: bool = False  # only scans that the source files under one visit
+    tie: Literal["earlier", "later"] = "earlier"  # of two PETs as near, the one before or the one after the T1 scan
+    require: Literal["any", "both"] = "any"  # both: people with one PET only are left out
+    per_person: Literal["all", "first", "closest"] = "all"  # sessions a person: all, the first, or the tightest triplet
 
 
 @dataclass(frozen=True)
@@ -116,9 +129,13 @@ class CohortConfig:
     """Which people."""
 
     kind: Literal["phantom", "dlbs", "adni", "other"] = "phantom"
-    bids: str | None = None  # BIDS root, relative to the profile's work folder or absolute
+    source: Literal["bids", "adni", "openneuro", "csv", "released"] = "bids"  # how the data lie: `resdm manifest`
+    folder: str = "bids"  # where they lie, relative to the profile's work folder or absolute
+    tables: str | None = None  # folder of the study's tables (adni); None: folder
     phantom: PhantomConfig | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
+    match: MatchConfig = field(default_factory=MatchConfig)
+    exclude_flagged: bool = False  # leave out sessions that preprocessing flags; else they stay, flagged
     tracers: dict[str, Literal["amyloid", "tau"]] = field(  # BIDS labels that are read, the first wins in a session
         default_factory=lambda: {"18FAV45": "amyloid", "18FFBB": "amyloid", "18FAV1451": "tau"}
     )
@@ -432,9 +449,9 @@ class Config:
         return self.root / "figures" / self.profile
 
     @property
-    def bids(self) -> Path:
-        """The BIDS root; relative paths start at the work folder."""
-        return self.work / (self.cohort.bids or "bids")
+    def source_root(self) -> Path:
+        """Where the source's data lie; relative paths start at the work folder."""
+        return self.work / self.cohort.folder
 
     @property
     def manifest(self) -> Path:
@@ -646,6 +663,14 @@ def _check(config: Config, file: str) -> None:
     demand(
         0 < split.test < 1 and 0 < split.validation < 1 and split.test + split.validation < 1,
         f"cohort.split: test {split.test} and validation {split.validation} must leave people to train on",
+    )
+    demand(
+        split.folds is None or (split.folds >= 2 and 0 <= split.fold < split.folds),
+        f"cohort.split: fold {split.fold} of {split.folds}; expected 2 or more folds, and a fold from 0",
+    )
+    demand(
+        config.cohort.match.window_days >= 0,
+        f"cohort.match.window_days is {config.cohort.match.window_days}; expected 0 or more",
     )
     demand(
         config.cohort.kind != "phantom" or config.cohort.phantom is not None,

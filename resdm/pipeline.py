@@ -16,13 +16,13 @@ import pandas as pd
 import torch
 
 from resdm.checkpoint import check_model, load_card
-from resdm.cohort.bids import build_manifest
+from resdm.cohort import bids
 from resdm.cohort.dataset import CohortDataset, collate
 from resdm.cohort.manifest import check_leakage, split_people, write_manifest
 from resdm.cohort.volumes import preprocess_mri
 from resdm.config import TRACERS, Config, check_person, load_config
 from resdm.evaluation.image_quality import psnr, read_index, read_volume, score_people, ssim, write_scores
-from resdm.io import atomic, sha256, write_csv, write_json
+from resdm.io import atomic, sha256, write_csv, write_json, write_text
 from resdm.methods import build_method
 from resdm.report.figures import qc_montage, save_figure
 from resdm.report.provenance import provenance
@@ -40,14 +40,22 @@ def validation_score(real: np.ndarray, synthetic: np.ndarray) -> float:
     return psnr(real, synthetic) + 10 * ssim(real, synthetic)
 
 
-def make_manifest(config: Config | str | Path, root: str | Path | None = None) -> pd.DataFrame:
-    """Read a BIDS dataset, split its people, write ``manifest.csv`` and ``flow.csv``.
+READERS = {"bids": bids.build_manifest}
+"""``cohort.source`` → what reads it."""
+
+
+def make_manifest(
+    config: Config | str | Path, root: str | Path | None = None, source: str | None = None
+) -> pd.DataFrame:
+    """Read a source, split its people; write ``manifest.csv``, ``flow.csv``, ``left_out.csv`` and ``notes.txt``.
 
     Parameters
     ----------
     config : Config, name or path
     root : path, optional
-        The dataset; by default the profile's.
+        Where the data lie; by default as the profile says.
+    source : str, optional
+        How they lie, a key of `READERS`; by default as the profile says.
 
     Returns
     -------
@@ -55,12 +63,14 @@ def make_manifest(config: Config | str | Path, root: str | Path | None = None) -
         Who was left out and why: step, people, sessions.
     """
     config = profile(config)
-    frame, flow = build_manifest(config.bids if root is None else Path(root), config)
-    frame = split_people(frame, config.cohort.split, config.seed)
+    found = READERS[source or config.cohort.source](config.source_root if root is None else Path(root), config)
+    frame = split_people(found.manifest, config.cohort.split, config.seed)
     check_leakage(frame, str(config.manifest))
+    write_csv(config.work / "flow.csv", found.flow)
+    write_csv(config.work / "left_out.csv", found.left_out)
+    write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in found.notes))
     write_manifest(frame, config.manifest)
-    write_csv(config.work / "flow.csv", flow)
-    return flow
+    return found.flow
 
 
 def train_method(config: Config | str | Path, name: str, *, progress: bool = True) -> Path:

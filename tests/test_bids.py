@@ -53,9 +53,9 @@ def test_phantoms_are_read_like_any_dataset(tmp_path):
     )
     config = Config(profile="tiny", cohort=CohortConfig(phantom=cohort), root=tmp_path)
     root = write_phantoms(config, progress=False)
-    frame, flow = build_manifest(root, config)
+    frame, flow, _, notes = build_manifest(root, config)
     assert flow["step"].tolist() == [
-        "found", "has T1", "has amyloid", "has tau", "has amyloid or tau", "has age and sex", "kept",
+        "found", "has T1", "has amyloid", "has tau", "has amyloid or tau", "in window", "has age and sex", "kept",
     ]  # fmt: skip
     people = flow.set_index("step")["people"]
     assert people["found"] == people["kept"] == 12
@@ -74,7 +74,7 @@ def test_phantoms_are_read_like_any_dataset(tmp_path):
     later = frame[frame["session"] != "ses-M000"]
     first = frame.drop_duplicates("person").set_index("person")["age"]
     assert (later["age"].to_numpy() > first[later["person"]].to_numpy()).all()
-    assert flow.attrs["notes"] == []
+    assert notes == []
     write_manifest(split_people(frame, SplitConfig(), 0), config.manifest)
     assert len(read_manifest(config.manifest)) == len(frame)
 
@@ -88,10 +88,10 @@ def test_the_flow_says_who_is_left_out(dataset, config):
             "sub-6/ses-1": [T1, AV45],
         },
     )  # fmt: skip
-    frame, flow = build_manifest(root, config)
+    frame, flow, *_ = build_manifest(root, config)
     assert dict(zip(flow["step"], flow[["people", "sessions"]].itertuples(index=False, name=None), strict=True)) == {
         "found": (6, 7), "has T1": (5, 6), "has amyloid": (3, 3), "has tau": (2, 2), "has amyloid or tau": (4, 4),
-        "has age and sex": (2, 2), "kept": (2, 2),
+        "in window": (4, 4), "has age and sex": (2, 2), "kept": (2, 2),
     }  # fmt: skip
     assert frame[["person", "session", "sex", "age"]].values.tolist() == [
         ["sub-1", "ses-1", "M", 70.0],
@@ -109,7 +109,7 @@ def test_sessions_tell_before_participants_and_baselines_are_carried_on(dataset,
         },
         {"sub-1": "session_id\tage\tdiagnosis\tMMSE\nM000\t70.2\tMCI\t28\nses-M018\t71.8\tAD\tn/a\n"},
     )  # fmt: skip
-    frame, flow = build_manifest(root, config)
+    frame, flow, *_ = build_manifest(root, config)
     assert frame[["session", "age", "sex", "diagnosis", "education"]].values.tolist() == [
         ["ses-M000", 70.2, "F", "MCI", 12.0],
         ["ses-M018", 71.8, "F", "AD", 12.0],
@@ -121,7 +121,7 @@ def test_sessions_tell_before_participants_and_baselines_are_carried_on(dataset,
 
 
 def test_people_without_sessions_are_read(dataset, config):
-    frame, _ = build_manifest(dataset(ONE, {"sub-1": [T1, FBB]}), config)
+    frame, *_ = build_manifest(dataset(ONE, {"sub-1": [T1, FBB]}), config)
     assert frame[["session", "amyloid_tracer"]].values.tolist() == [["ses-1", "18FFBB"]]
     assert frame["amyloid"][0].endswith("sub-1/pet/sub-1_trc-18FFBB_pet.nii.gz")
 
@@ -136,11 +136,11 @@ def test_choices_are_noted_and_the_file_name_beats_the_sidecar(dataset, config, 
     (pet / "sub-1_ses-1_trc-18FAV1451_pet.json").write_text(json.dumps(sidecar))
     (pet / "sub-1_ses-1_trc-18FAV1451_run-2_pet.json").write_text(json.dumps(sidecar))
     (pet / "sub-1_ses-1_trc-18FAV45_pet.json").write_text(json.dumps({"TracerName": "AV45"}))
-    frame, flow = build_manifest(root, config)
+    frame, _, _, notes = build_manifest(root, config)
     row = frame.iloc[0]
     assert (row["amyloid_tracer"], row["tau_tracer"]) == ("18FAV45", "18FAV1451")
     assert row["t1w"].endswith("_T1w.nii.gz")
-    notes = "\n".join(flow.attrs["notes"])
+    notes = "\n".join(notes)
     assert "2 T1w; sub-1_ses-1_T1w.nii.gz is used" in notes
     assert "18FAV45 and 18FFBB; 18FAV45 is used" in notes
     assert "says Radiopharmaceutical '[18F]Florbetaben'; the file name's tracer 18FAV1451 is used" in notes
@@ -152,7 +152,7 @@ def test_choices_are_noted_and_the_file_name_beats_the_sidecar(dataset, config, 
 def test_tracers_are_an_option(dataset, config):
     root = dataset(ONE, {"sub-1/ses-1": [T1, "pet/trc-11CPIB_pet.nii.gz", AV45]})
     cohort = dataclasses.replace(config.cohort, tracers={"11CPIB": "amyloid", "18FAV45": "amyloid"})
-    frame, _ = build_manifest(root, dataclasses.replace(config, cohort=cohort))
+    frame, *_ = build_manifest(root, dataclasses.replace(config, cohort=cohort))
     assert frame["amyloid_tracer"].tolist() == ["11CPIB"]
 
 
@@ -166,8 +166,12 @@ def test_tracers_are_an_option(dataset, config):
         ("person\tsex\n1\tF\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: no column participant_id"),
         ("", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: not a table"),
         (ONE, {}, "no sub-* folder"),
-        (ONE, {"sub-1/ses-1": [T1]}, "no session can be used: of 1 found, 1 have a T1w, 0 a PET too"),
-        (None, {"sub-1/ses-1": [T1, TAU]}, "1 a PET too (trc- 18FAV45, 18FFBB, 18FAV1451), 0 also age and sex"),
+        (ONE, {"sub-1/ses-1": [T1]}, "no session can be used: of 1 found, 1 have a T1w, 0 amyloid or tau PET too"),
+        (
+            None,
+            {"sub-1/ses-1": [T1, TAU]},
+            "1 amyloid or tau PET too (trc- 18FAV45, 18FFBB, 18FAV1451), 1 in the window of 365 days, 0 also age",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(dataset, config, participants, scans, said):

@@ -47,7 +47,7 @@ def baseline(config: Config) -> pd.DataFrame:
 
 def sample(config: Config, scan: dict, mni: np.ndarray) -> np.ndarray:
     """Values of a scan at MNI points (3, …), through the true affine alone."""
-    image = nib.load(config.bids / scan["path"])
+    image = nib.load(config.source_root / scan["path"])
     to_voxel = np.linalg.inv(np.array(scan["world_to_mni"]) @ image.affine)
     points = np.tensordot(to_voxel[:3, :3], mni, 1) + to_voxel[:3, 3].reshape(3, *[1] * (mni.ndim - 1))
     return ndimage.map_coordinates(image.get_fdata(dtype=np.float32), points, order=1)
@@ -111,20 +111,20 @@ def test_bytes_follow_from_the_seed_alone(tmp_path):
     again = profile(tmp_path / "b")
     write_phantoms(again, jobs=2, progress=False)
     assert digests(first.work) == digests(again.work)
-    assert len(digests(first.bids, "*.nii.gz")) >= 8
+    assert len(digests(first.source_root, "*.nii.gz")) >= 8
     other = write(tmp_path / "c", seed=1)
-    mine, theirs = digests(first.bids, "*_T1w.nii.gz"), digests(other.bids, "*_T1w.nii.gz")
+    mine, theirs = digests(first.source_root, "*_T1w.nii.gz"), digests(other.source_root, "*_T1w.nii.gz")
     assert not set(mine.values()) & set(theirs.values())
 
 
 def test_a_person_does_not_depend_on_how_many_there_are(tmp_path):
     few, many = write(tmp_path / "few", people=2), write(tmp_path / "many", people=4)
-    assert digests(few.bids / "sub-0002") == digests(many.bids / "sub-0002")
+    assert digests(few.source_root / "sub-0002") == digests(many.source_root / "sub-0002")
     grown = write(tmp_path / "few", people=4)  # grows in place, without a warning
     assert digests(grown.work) == digests(many.work)
     shrunk = write(tmp_path / "few", people=2)
-    assert sorted(p.name for p in shrunk.bids.glob("sub-*")) == ["sub-0001", "sub-0002"]
-    assert len(pd.read_csv(shrunk.bids / "participants.tsv", sep="\t")) == 2
+    assert sorted(p.name for p in shrunk.source_root.glob("sub-*")) == ["sub-0001", "sub-0002"]
+    assert len(pd.read_csv(shrunk.source_root / "participants.tsv", sep="\t")) == 2
 
 
 def test_a_second_call_writes_nothing_and_a_killed_one_goes_on(tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_second_call_writes_nothing_and_a_killed_one_goes_on(tmp_path, monkeyp
 
     def dies(config, index, digest):
         if index == 2:
-            for half in (config.bids / "sub-0003" / ".9.half.nii.gz", config.work / "truth" / ".9.people.csv"):
+            for half in (config.source_root / "sub-0003" / ".9.half.nii.gz", config.work / "truth" / ".9.people.csv"):
                 half.parent.mkdir(exist_ok=True)
                 half.write_bytes(b"half a file")
             raise KeyboardInterrupt
@@ -154,28 +154,30 @@ def test_a_second_call_writes_nothing_and_a_killed_one_goes_on(tmp_path, monkeyp
     times = {path: path.stat().st_mtime_ns for path in config.work.rglob("*")}
     write_phantoms(config, progress=False)
     assert {path: path.stat().st_mtime_ns for path in config.work.rglob("*")} == times
-    next((config.bids / "sub-0002").rglob("*_T1w.nii.gz")).unlink()  # a lost file comes back; others stay untouched
+    next(
+        (config.source_root / "sub-0002").rglob("*_T1w.nii.gz")
+    ).unlink()  # a lost file comes back; others stay untouched
     write_phantoms(config, progress=False)
     assert digests(config.work) == digests(whole.work)
-    assert all(path.stat().st_mtime_ns == times[path] for path in (config.bids / "sub-0001").rglob("*.nii.gz"))
+    assert all(path.stat().st_mtime_ns == times[path] for path in (config.source_root / "sub-0001").rglob("*.nii.gz"))
 
 
 def test_other_settings_replace_our_own_files_and_no_others(tmp_path):
     config = write(tmp_path, people=2)
-    (config.bids / "sub-notes").mkdir()
+    (config.source_root / "sub-notes").mkdir()
     with pytest.warns(UserWarning, match="made anew"):
         write(tmp_path, people=2, scalp=True)
     fresh = write(tmp_path / "fresh", people=2, scalp=True)
-    assert digests(config.bids) == digests(fresh.bids)
-    assert (config.bids / "sub-notes").is_dir()
+    assert digests(config.source_root) == digests(fresh.source_root)
+    assert (config.source_root / "sub-notes").is_dir()
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     config = profile(tmp_path)
-    scan = config.bids / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz"
+    scan = config.source_root / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz"
     scan.parent.mkdir(parents=True)
     scan.write_bytes(b"real")
-    (config.bids / "dataset_description.json").write_text('{"Name": "Real people", "BIDSVersion": "1.8.0"}')
+    (config.source_root / "dataset_description.json").write_text('{"Name": "Real people", "BIDSVersion": "1.8.0"}')
     with pytest.raises(PhantomError, match=r"bids: holds files that .* did not write"):
         write_phantoms(config, progress=False)
     assert scan.read_bytes() == b"real"
@@ -209,7 +211,7 @@ def test_impossible_settings_are_named(tmp_path, setting, value):
 
 
 def test_the_dataset_is_bids(cohort):
-    root = cohort.bids
+    root = cohort.source_root
     description = json.loads((root / "dataset_description.json").read_text())
     assert description["DatasetType"] == "raw"
     assert {"Name", "BIDSVersion", "License"} <= set(description)
@@ -248,7 +250,7 @@ def test_pet_sidecars_hold_what_bids_requires(cohort):
     }  # fmt: skip
     names = {"18FAV45": "florbetapir", "18FFBB": "florbetaben", "18FAV1451": "flortaucipir"}
     seen = set()
-    for path in cohort.bids.rglob("*_pet.json"):
+    for path in cohort.source_root.rglob("*_pet.json"):
         sidecar = json.loads(path.read_text())
         tracer = re.search(r"trc-(\w+?)_", path.name)[1]
         seen.add(tracer)
@@ -262,7 +264,7 @@ def test_every_scan_has_an_oblique_grid_of_its_own(cohort):
     codes, gains = {"anat": set(), "pet": set()}, []
     settings = cohort.cohort.phantom
     voxels = {"anat": settings.t1_voxel_mm, "pet": settings.pet_voxel_mm}
-    for path in cohort.bids.rglob("*.nii.gz"):
+    for path in cohort.source_root.rglob("*.nii.gz"):
         image = nib.load(path)
         assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 1)
         np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-5)
@@ -298,11 +300,11 @@ def test_the_field_of_view_holds_the_brain(cohort):
     for person in truth(cohort)[:40]:
         expected = brain / np.linalg.det(np.array(person["person_to_mni"])[:3, :3])
         for session in person["sessions"]:
-            t1 = nib.load(cohort.bids / session["scans"]["t1w"]["path"])
+            t1 = nib.load(cohort.source_root / session["scans"]["t1w"]["path"])
             inside = np.asanyarray(t1.dataobj) > 0
             assert inside.sum() * abs(np.linalg.det(t1.affine)) == pytest.approx(expected, rel=0.06)
             for scan in session["scans"].values():
-                data = nib.load(cohort.bids / scan["path"]).get_fdata(dtype=np.float32)
+                data = nib.load(cohort.source_root / scan["path"]).get_fdata(dtype=np.float32)
                 for axis in range(3):
                     border = np.take(data, [0, -1], axis=axis)
                     assert border.max() < 0.2 * data.max()
@@ -399,7 +401,7 @@ def test_images_hold_the_regional_suvr_of_the_truth(quiet):
 
 def test_a_null_phantom_differs_by_the_planted_effects_alone(quiet, null):
     """Person by person, image by image: effect minus no effect is sex times its size plus age times its slope."""
-    assert digests(quiet.bids, "*_T1w.nii.gz") == digests(null.bids, "*_T1w.nii.gz")
+    assert digests(quiet.source_root, "*_T1w.nii.gz") == digests(null.source_root, "*_T1w.nii.gz")
     planted = json.loads((quiet.work / "truth" / "truth.json").read_text())["planted"]
     zero = json.loads((null.work / "truth" / "truth.json").read_text())["planted"]
     names = ["frontal", "precuneus", "lateral_temporal", "striatum"]
@@ -428,7 +430,9 @@ def test_noise_grows_with_the_counts(tmp_path):
     for person in truth(noisy):
         for tracer in person["tracers"]:
             scan = person["sessions"][0]["scans"][tracer]
-            with_noise, without = (nib.load(c.bids / scan["path"]).get_fdata() / scan["gain"] for c in (noisy, clean))
+            with_noise, without = (
+                nib.load(c.source_root / scan["path"]).get_fdata() / scan["gain"] for c in (noisy, clean)
+            )
             error = with_noise - without
             low, high = (without > 0.4) & (without < 0.7), without > 1.0
             ratio = error[high].std() / error[low].std()
@@ -545,7 +549,7 @@ def test_small_cohorts_have_the_intended_fractions(cohort):
 
 
 def test_truth_stays_outside_the_dataset(cohort):
-    text = "".join(p.read_text() for p in cohort.bids.rglob("*") if p.suffix in (".json", ".tsv"))
+    text = "".join(p.read_text() for p in cohort.source_root.rglob("*") if p.suffix in (".json", ".tsv"))
     for word in ("world_to", "severity", "deformation", "positive"):
         assert word not in text
     people = pd.read_csv(cohort.work / "truth" / "people.csv")
@@ -557,7 +561,7 @@ def test_truth_stays_outside_the_dataset(cohort):
 
 def test_frames_average_to_the_scan(tmp_path):
     config = write(tmp_path, people=1, pet_frames=4)
-    for path in config.bids.rglob("*_pet.nii.gz"):
+    for path in config.source_root.rglob("*_pet.nii.gz"):
         data, sidecar = nib.load(path).get_fdata(), json.loads(path.with_name(path.name[:-7] + ".json").read_text())
         assert data.shape[3] == 4
         assert len(sidecar["FrameDuration"]) == len(sidecar["FrameTimesStart"]) == 4

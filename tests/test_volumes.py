@@ -43,7 +43,7 @@ def cohort(tmp_path_factory):
     """Phantoms with two frames a PET, preprocessed: configuration, index, truth by person."""
     config = make_config(tmp_path_factory.mktemp("cohort"))
     root = write_phantoms(config, progress=False)
-    write_manifest(split_people(build_manifest(root, config)[0], config.cohort.split, 0), config.manifest)
+    write_manifest(split_people(build_manifest(root, config).manifest, config.cohort.split, 0), config.manifest)
     index = preprocess(config, progress=False)
     truth = {}
     for path in (config.work / "truth").glob("sub-*.json"):

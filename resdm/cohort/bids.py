@@ -6,7 +6,6 @@ Read are file names, ``participants.tsv``, ``sub-*_sessions.tsv`` and the JSON b
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resdm.cohort.manifest import COLUMNS, ManifestError, check_manifest
-from resdm.config import TRACERS, Config
-
-log = logging.getLogger(__name__)
+from resdm.cohort.manifest import COLUMNS, EMPTY, ManifestError
+from resdm.cohort.matching import Found, close_manifest
+from resdm.config import Config
 
 # what a table may call a thing, in lower case; the first that is there and filled is taken
 _NAMES = {
@@ -41,14 +39,14 @@ _SPOKEN = {  # words of a sidecar that belong to one label alone
 }
 
 
-def build_manifest(root: str | Path, config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+def build_manifest(root: str | Path, config: Config) -> Found:
     """Find the sessions of a BIDS dataset that have a T1w and at least one PET of a known tracer.
 
     Age, diagnosis and MMSE come from ``sub-*_sessions.tsv``, and where that is silent from ``participants.tsv``; a
     baseline age there (``age_bl``) is carried on by the months in a session's label (``ses-M012``). Where a session
     has several T1w or several PETs of one tracer, the first by name is taken; of two tracers for one target, the one
     that ``cohort.tracers`` names first. The tracer is the file name's ``trc-`` entity, whatever the sidecar says.
-    Each such choice is logged and kept in ``flow.attrs["notes"]``.
+    Each such choice is noted.
 
     Parameters
     ----------
@@ -59,11 +57,7 @@ def build_manifest(root: str | Path, config: Config) -> tuple[pd.DataFrame, pd.D
 
     Returns
     -------
-    manifest : DataFrame
-        Checked, one row a session, by person and session; ``split`` is empty.
-    flow : DataFrame
-        step, people, sessions: who was found and who was left. ``has amyloid``, ``has tau`` and ``has amyloid or
-        tau`` each count among those with a T1.
+    Found
 
     Raises
     ------
@@ -85,36 +79,10 @@ def build_manifest(root: str | Path, config: Config) -> tuple[pd.DataFrame, pd.D
             visit = visits.loc[session] if visits is not None and session in visits.index else pd.Series(dtype=str)
             found.append(_row(subject.name, session, number == 0, folder, visit, told, config, notes))
     if not found:
-        raise ManifestError(f"{root}: no sub-* folder; expected a BIDS dataset (cohort.bids, or the given folder)")
+        raise ManifestError(f"{root}: no sub-* folder; expected a BIDS dataset (cohort.folder, or the given folder)")
     frame = pd.DataFrame(found)[list(COLUMNS)]
 
-    t1, pet = frame["t1w"] != "", {tracer: frame[tracer] != "" for tracer in TRACERS}
-    scanned = t1 & (pet["amyloid"] | pet["tau"])
-    kept = scanned & frame["age"].notna() & (frame["sex"] != "")
-    steps = {
-        "found": np.ones(len(frame), dtype=bool),
-        "has T1": t1,
-        "has amyloid": t1 & pet["amyloid"],
-        "has tau": t1 & pet["tau"],
-        "has amyloid or tau": scanned,
-        "has age and sex": kept,
-        "kept": kept,
-    }
-    flow = pd.DataFrame(
-        [(step, frame.loc[mask, "person"].nunique(), int(mask.sum())) for step, mask in steps.items()],
-        columns=["step", "people", "sessions"],
-    )
-    flow.attrs["notes"] = notes
-    for note in notes[:5]:
-        log.warning("%s", note)
-    if len(notes) > 5:
-        log.warning("… and %d more notes on %s", len(notes) - 5, root)
-    if not kept.any():
-        raise ManifestError(
-            f"{root}: no session can be used: of {len(frame)} found, {int(t1.sum())} have a T1w, {int(scanned.sum())} "
-            f"a PET too (trc- {', '.join(config.cohort.tracers)}), {int(kept.sum())} also age and sex"
-        )
-    return check_manifest(frame[kept], root), flow
+    return close_manifest(frame, config, root, notes)
 
 
 def _row(
@@ -129,8 +97,11 @@ def _row(
 ) -> dict[str, object]:
     """One session; what is not known is empty."""
     where = f"{person} {session}"
-    row: dict[str, object] = dict.fromkeys(COLUMNS, "")
-    row |= {"person": person, "session": session, "t1w": _first(folder.glob("anat/*_T1w.nii*"), where, "T1w", notes)}
+    row: dict[str, object] = EMPTY | {
+        "person": person,
+        "session": session,
+        "t1w": _first(folder.glob("anat/*_T1w.nii*"), where, "T1w", notes),
+    }
     for label, tracer in config.cohort.tracers.items():
         scan = _first(folder.glob(f"pet/*_trc-{label}_*pet.nii*"), where, f"{label} PET", notes)
         if scan and row[tracer]:
@@ -159,7 +130,6 @@ def _row(
         notes.append(f"{where}: diagnosis {diagnosis!r} is none of CN, MCI, AD; left empty")
     row |= {"sex": _SEX.get(sex.lower(), ""), "diagnosis": _DIAGNOSIS.get(diagnosis.lower(), "")}
     row |= {column: _number(where, column, values.get(column, "")) for column in ("age", "education", "mmse")}
-    row |= {f"{tracer}_{what}": np.nan for tracer in TRACERS for what in ("suvr", "status")}
     return row
 
 
@@ -198,7 +168,7 @@ def _listen(scan: Path, label: str, where: str, notes: list[str]) -> None:
 def _participants(root: Path) -> pd.DataFrame | None:
     """``participants.tsv`` by person, or None where there is none."""
     if not root.is_dir():
-        raise ManifestError(f"{root}: no such folder; expected a BIDS dataset (cohort.bids, or the given folder)")
+        raise ManifestError(f"{root}: no such folder; expected a BIDS dataset (cohort.folder, or the given folder)")
     return _table(root / "participants.tsv", "participant_id", "sub-")
 
 

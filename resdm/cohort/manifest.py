@@ -27,6 +27,9 @@ SPLITS = ("train", "validation", "test")
 DIAGNOSES = ("CN", "MCI", "AD")
 """Codes of the ``diagnosis`` column: cognitively normal, mild cognitive impairment, Alzheimer's dementia."""
 
+SPACE = "MNI152"
+"""The space that preprocessing brings every scan to: that of nilearn's packaged MNI152 maps."""
+
 PATHS = ("t1w", *TRACERS)
 """Columns that name a file."""
 
@@ -90,9 +93,15 @@ SCHEMA = pa.DataFrameSchema(
                                 remedy="write the tracer's BIDS label"),
         "tau_tracer": _text("BIDS label of the tau tracer; needed where there is a scan.", _TRACER_LABEL,
                             remedy="write the tracer's BIDS label"),
+        "space": _text("MNI152 where the session's scans lie in MNI152 space already: resampled, not registered.",
+                       _one_of(SPACE, empty=True), remedy=f"write {SPACE}, or nothing for scans in their native space"),
+        "amyloid_days": _number("From the T1 scan to the amyloid PET.", -7305, 7305, "days"),
+        "tau_days": _number("From the T1 scan to the tau PET.", -7305, 7305, "days"),
         "amyloid_suvr": _number("Cortical summary of amyloid uptake; measured by preprocessing where empty.",
                                 0.2, 10, "SUVR"),
         "tau_suvr": _number("Meta-temporal tau uptake; measured by preprocessing where empty.", 0.2, 10, "SUVR"),
+        "amyloid_centiloid": _number("Global amyloid on the Centiloid scale, where the study gives it.",
+                                     -150, 400, "Centiloid"),
         "amyloid_status": _number("1: amyloid-positive; by cut-off of the SUVR where empty.", 0, 1, "", whole=True),
         "tau_status": _number("1: tau-positive; by cut-off of the SUVR where empty.", 0, 1, "", whole=True),
         "split": _text("Which people train, select and test; drawn by person where empty.",
@@ -104,8 +113,11 @@ SCHEMA = pa.DataFrameSchema(
 """One row a session. The order of columns is the file's."""
 
 COLUMNS = tuple(SCHEMA.columns)
+EMPTY = {name: np.nan if column.coerce else "" for name, column in SCHEMA.columns.items()}
+"""A session of which nothing is known, for readers to fill in."""
+
 _REQUIRED = ("person", "session", "age", "sex", "t1w")
-_EMPTY = {"", "n/a", "na", "nan", "none", "null"}
+_NOTHING = {"", "n/a", "na", "nan", "none", "null"}
 
 
 # ── reading and writing ───────────────────────────────────────────────────────────────────────────
@@ -144,7 +156,7 @@ def read_manifest(path: str | Path, *, files: bool = True) -> pd.DataFrame:
         if name not in frame:
             frame[name] = ""
         frame[name] = frame[name].str.strip()
-        frame.loc[frame[name].str.lower().isin(_EMPTY), name] = ""
+        frame.loc[frame[name].str.lower().isin(_NOTHING), name] = ""
         if column.coerce:  # a number
             frame[name], bad = _numbers(frame[name])
             expected = column.checks[0].error

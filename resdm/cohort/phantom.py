@@ -196,7 +196,7 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
     settings = config.cohort.phantom
     if settings is None:
         raise ConfigError(f"profile {config.profile!r}: cohort.phantom is missing; phantoms need its settings")
-    root, truth, digest = config.bids, config.work / "truth", _digest(config)
+    root, truth, digest = config.source_root, config.work / "truth", _digest(config)
     names = [_name(index) for index in range(settings.people)]
     _claim(root, truth, digest, keep=set(names))
 
@@ -239,7 +239,7 @@ def _claim(root: Path, truth: Path, digest: str, keep: set[str]) -> None:
         if made_by[0].get("Name") != GENERATOR:
             raise PhantomError(
                 f"{root}: holds files that the phantom generator did not write (no {description.name} with "
-                f"GeneratedBy {GENERATOR!r}); give cohort.bids an empty folder, or move these files away"
+                f"GeneratedBy {GENERATOR!r}); give cohort.folder an empty folder, or move these files away"
             )
         if made_by[0].get("Digest") != digest:
             warnings.warn(
@@ -276,7 +276,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write_cohort(config: Config, digest: str, people: list[dict[str, Any]]) -> None:
     """The tables of the dataset and of the truth, once every person is there."""
-    root, truth = config.bids, config.work / "truth"
+    root, truth = config.source_root, config.work / "truth"
     write_text(root / "README", _README)
     columns = {"age": "age_bl", "diagnosis": "diagnosis_sc", "mmse": "mmse_bl"}
     baseline = [
@@ -343,7 +343,7 @@ _PERSON, _DEFORMATION, _FIELD, _VISIT, _SCAN = range(5)  # purposes
 
 def _write_person(config: Config, index: int, digest: str) -> None:
     with threadpool_limits(limits=1):  # BLAS sums in another order with more threads: other bytes
-        root, name, person = config.bids, _name(index), _person(config, index)
+        root, name, person = config.source_root, _name(index), _person(config, index)
         shutil.rmtree(root / name, ignore_errors=True)  # what a killed call left of this person
         visits = person.pop("visits")
         files = [file for n, visit in enumerate(visits) for file in _write_session(config, index, n, person, visit)]
@@ -827,7 +827,7 @@ def _write_session(
     config: Config, index: int, number: int, person: dict[str, Any], record: dict[str, Any]
 ) -> list[str]:
     """Write the scans of one session, add transforms and regional SUVR to its ``record``; the files written."""
-    settings, seed, root, name = config.cohort.phantom, config.seed, config.bids, _name(index)
+    settings, seed, root, name = config.cohort.phantom, config.seed, config.source_root, _name(index)
     template = _template(settings.anatomy_mm)
     stem, folder = f"{name}_{record['session']}", root / name / record["session"]
     record["deformation"] = _deformation(seed, index, record["ventricles"])

@@ -29,16 +29,13 @@ from nibabel.affines import voxel_sizes
 from tqdm.auto import tqdm
 
 from resdm.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
-from resdm.cohort.manifest import ManifestError, read_manifest
+from resdm.cohort.manifest import SPACE, ManifestError, read_manifest
 from resdm.cohort.registration import Scan, register_affine, register_rigid, resample, smooth
 from resdm.config import TRACERS, Config, PreprocessConfig, to_dict
 from resdm.io import atomic, sha256, write_json, write_text
 
 REVISION = 3
 """Raised whenever the same scans and settings would give other volumes, so that old ones are made anew."""
-
-SPACE = "MNI152"
-"""The ``space-`` entity of what is written: that of nilearn's packaged MNI152 maps."""
 
 FLAGS = {
     "correlation": (0.6, np.inf),
