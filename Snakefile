@@ -81,6 +81,7 @@ if SETTINGS.cohort.kind == "phantom":
 
 
 READERS = ["bids", "matching", "manifest"] + [SETTINGS.cohort.source] * (SETTINGS.cohort.source != "bids")
+READERS += ["adni_tables"] * (SETTINGS.cohort.source == "adni")
 
 
 # A source of real people is no input: it may be terabytes, and lie on another disk.

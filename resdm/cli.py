@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     profile(sub), jobs(sub), quiet(sub)
 
     sub = command("manifest", _manifest, "list the sessions of a dataset, with their split, in manifest.csv")
-    sub.add_argument("source", choices=["bids"], help="kind of the dataset")
+    sub.add_argument("source", choices=["adni", "bids"], help="kind of the dataset")
     profile(sub)
     sub.add_argument("--root", type=Path, metavar="FOLDER", help="the dataset (default: the profile's)")
 

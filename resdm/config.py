@@ -132,6 +132,7 @@ class CohortConfig:
     source: Literal["bids", "adni", "openneuro", "csv", "released"] = "bids"  # how the data lie: `resdm manifest`
     folder: str = "bids"  # where they lie, relative to the profile's work folder or absolute
     tables: str | None = None  # folder of the study's tables (adni); None: folder
+    pet_level: Literal["dynamic", "averaged", "standardized", "uniform_8mm", "uniform_6mm"] = "standardized"  # LONI's
     phantom: PhantomConfig | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
     match: MatchConfig = field(default_factory=MatchConfig)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from resdm.checkpoint import check_model, load_card
-from resdm.cohort import bids
+from resdm.cohort import adni, bids
 from resdm.cohort.dataset import CohortDataset, collate
 from resdm.cohort.manifest import check_leakage, split_people, write_manifest
 from resdm.cohort.volumes import preprocess_mri
@@ -40,7 +40,7 @@ def validation_score(real: np.ndarray, synthetic: np.ndarray) -> float:
     return psnr(real, synthetic) + 10 * ssim(real, synthetic)
 
 
-READERS = {"bids": bids.build_manifest}
+READERS = {"bids": bids.build_manifest, "adni": adni.build_manifest}
 """``cohort.source`` → what reads it."""
 
 
