@@ -199,8 +199,8 @@ def write_loni(
     def place(p: Person, what: str, month: int, after: int) -> list[Path]:
         day, suffix = p.day(month, after), ".nii" if p.number % 4 else ".nii.gz"
         if what == T1:
-            repeat = ["MPRAGE_Repeat"] if p.number == 2 else []
-            return [image(p, name, day, suffix) for name in [*repeat, "Accelerated_Sag_IR-FSPGR", *repeat]][-2:][::-1]
+            names = ["MPRAGE_Repeat"] * (p.number == 2) + ["Accelerated_Sag_IR-FSPGR"]
+            return [image(p, name, day, suffix) for name in names]
         if p.number == 0 and what == AV45:
             return [image(p, "AV45_Co-registered_Dynamic", day, suffix)]
         levels = [_STANDARD]
@@ -213,9 +213,10 @@ def write_loni(
         path = image(p, _STANDARD, p.day(0, 40), ".nii")  # FDG: no tracer in its name
         path.parent.mkdir(parents=True)
         path.touch()
-    path = image(made[2], "MPRAGE", made[2].day(36), ".dcm")
-    path.parent.mkdir(parents=True)
-    path.touch()
+        if p.number == 2:
+            path = image(p, "MPRAGE", p.day(36), ".dcm")
+            path.parent.mkdir(parents=True)
+            path.touch()
     return mock
 
 

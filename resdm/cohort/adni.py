@@ -259,7 +259,7 @@ def _loni_scans(folder: Path, config: Config, notes: list[str]) -> list[Scan]:
     for (ptid, date, what), by_level in found.items():
         level = "T1w" if what == "T1w" else min(by_level, key=order.index)
         # "Repeat" and later numbers come second
-        images = sorted(by_level[level], key=lambda one: ("repeat" in str(one[1]).lower(), len(one[0]), one[0]))
+        images = sorted(by_level[level], key=lambda one: ("repeat" in one[1].parts[-4].lower(), len(one[0]), one[0]))
         if len(images) > 1:
             notes.append(f"{ptid} {date:%Y-%m-%d}: {len(images)} {what}; {images[0][0]} is used")
         if level not in ("T1w", wanted):

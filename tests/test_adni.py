@@ -1,0 +1,387 @@
+"""An ADNI download → the manifest, on mock downloads in each layout: exact ages, gaps, SUVRs, and who is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from mock_adni import AV45, FBB, MK, SITE, T1, TAU, make_people, write_caps, write_clinica_bids, write_loni
+
+from resdm.cohort.adni import build_manifest
+from resdm.cohort.adni_tables import day_of, read_tables, rid_of
+from resdm.cohort.manifest import ManifestError, write_manifest
+from resdm.cohort.volumes import VolumeError, preprocess
+from resdm.config import CohortConfig, Config, GridConfig, MatchConfig, PreprocessConfig
+
+WRITERS = {"bids": write_clinica_bids, "caps": write_caps, "loni": write_loni}
+NAMED = [person.name for person in make_people()]
+
+
+@pytest.fixture
+def config(tmp_path):
+    cohort = CohortConfig(kind="adni", source="adni", match=MatchConfig(window_days=180))
+    return Config(profile="tiny", cohort=cohort, root=tmp_path)
+
+
+def changed(config, **cohort):
+    return dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, **cohort))
+
+
+def matched(config, **match):
+    return changed(config, match=dataclasses.replace(config.cohort.match, **match))
+
+
+def born_in_the_middle(person) -> pd.Timestamp:
+    born = pd.Timestamp(person.day(0) - round(person.age * 365.25))
+    return born.replace(day=15)
+
+
+@pytest.mark.parametrize("tables", ["new", "old"])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_each_layout_gives_the_same_people_and_numbers(tmp_path, config, layout, tables):
+    mock = WRITERS[layout](tmp_path / "data", tables=tables, images=False)
+    frame, flow, left_out, notes = build_manifest(mock.root, config)
+    assert set(frame["person"]) == mock.kept_people
+    assert len(frame) == len(mock.kept) == 11
+    assert dict(zip(flow["step"], flow[["people", "sessions"]].itertuples(index=False, name=None), strict=True)) == {
+        "found": (14, 16), "has T1": (13, 15), "has amyloid": (12, 13), "has tau": (11, 12),
+        "has amyloid or tau": (12, 13), "in window": (11, 12), "has age and sex": (10, 11), "kept": (10, 11),
+    }  # fmt: skip
+    assert left_out[["person", "reason"]].to_numpy().tolist() == [[name, reason] for name, _, reason in mock.left_out]
+    assert [left_out["reason"][i] for i in range(5)] == [
+        "its PET goes with a T1 that lies nearer", "PET more than 180 days from the T1", "no amyloid or tau PET",
+        "no T1", "no age, or no sex",
+    ]  # fmt: skip
+    people = {person.name: person for person in mock.people}
+    for row in frame.to_dict("records"):
+        person, second = people[row["person"]], row["session"] in ("ses-M024", "ses-20140613")
+        day = pd.Timestamp(person.day(24 if second else 0))
+        if tables == "old":
+            assert row["age"] == pytest.approx(person.age + (730 / 365.25 if second else 0), abs=1e-9)
+        else:
+            assert row["age"] == pytest.approx((day - born_in_the_middle(person)).days / 365.25, abs=1e-9)
+        told = (row["sex"], row["diagnosis"], row["education"], row["mmse"], row["space"])
+        space = "MNI152" if layout == "caps" else ""
+        assert told == (person.sex, person.diagnosis, person.education, person.mmse, space)
+        gaps = {4: (21, None)}.get(person.number, (10, -20) if second else (14, 30))
+        if person.number == 9 and tables == "old" and layout != "loni":
+            gaps = (0, 30)  # no row, so the day of the visit
+        assert (row["amyloid_days"], None if np.isnan(row["tau_days"]) else row["tau_days"]) == gaps
+        assert (row["amyloid_tracer"], row["tau_tracer"]) == ((FBB, "") if person.number == 4 else (AV45, TAU))
+        failed = person.number == 9
+        assert row["amyloid_suvr"] == pytest.approx(np.nan if failed else person.amyloid, abs=1e-9, nan_ok=True)
+        cutoff = 1.08 if person.number == 4 else 1.11
+        assert pd.isna(row["amyloid_status"]) if failed else row["amyloid_status"] == (person.amyloid >= cutoff)
+        known = tables == "new" and not failed
+        assert row["amyloid_centiloid"] == pytest.approx(person.centiloid if known else np.nan, nan_ok=True)
+        if person.number != 4:
+            assert row["tau_suvr"] == pytest.approx(person.tau, abs=1e-6)  # after division by 0.8 or by 1
+            assert row["tau_status"] == (person.tau >= 1.27)
+    said = "\n".join(notes)
+    assert "1 PET of 18FMK6240 (another tau scale: never pooled): not in cohort.tracers, not read" in said
+    assert ("row 12 has qc_flag 0, not used" in said) == (tables == "new")
+    assert ("UCBERKELEY_AMY_6MM_15Nov2024.csv is the newest of 2 files" in said) == (tables == "new")
+    assert ("are in MNI space already" in said) == (layout == "caps")
+    assert frame["split"].eq("").all()
+
+
+def test_a_bids_folder_alone_will_do(tmp_path, config):
+    mock = write_clinica_bids(tmp_path, tables="none", images=False)
+    frame, _, left_out, _ = build_manifest(tmp_path, config)
+    assert set(frame["person"]) == mock.kept_people
+    third = frame.set_index("person").loc[NAMED[3]]
+    assert (third["age"], third["diagnosis"], third["mmse"], third["education"]) == (63.5, "CN", 27, 13)
+    assert frame.loc[frame["session"] == "ses-M024", "age"].round(4).tolist() == [67.4986]
+    assert frame[["amyloid_suvr", "tau_suvr", "amyloid_status", "tau_status"]].isna().all(axis=None)
+    assert frame["amyloid_days"].eq(0).all()  # the days of the visits are all that is known
+    assert left_out.set_index("session").loc["ses-M006", "reason"] == "PET more than 180 days from the T1"
+
+
+def test_days_of_scans_beat_those_of_visits(tmp_path, config):
+    mock = write_clinica_bids(tmp_path, people=1, tables="none", images=False)
+    person = mock.people[0]
+    scans = "filename\tacq_time\nanat/{0}_T1w.nii.gz\t{1}T08:00:00\npet/{0}_trc-{2}_rec-coregavg_pet.nii.gz\t{3}\n"
+    stem = f"{person.name}_ses-M000"
+    text = scans.format(stem, person.day(0, 5), TAU, person.day(0, 65))
+    (tmp_path / person.name / "ses-M000" / f"{stem}_scans.tsv").write_text(text)
+    frame = build_manifest(tmp_path, config).manifest
+    assert frame[["amyloid_days", "tau_days"]].to_numpy().tolist() == [[-5, 60]]
+
+
+def test_baselines_tell_of_the_first_visit_and_carry_the_age_on(tmp_path, config):
+    mock = write_clinica_bids(tmp_path, people=6, tables="none", images=False)
+    for path in tmp_path.glob("sub-*/*_sessions.tsv"):
+        path.unlink()
+    frame = build_manifest(tmp_path, config).manifest
+    visits = frame[frame["person"] == NAMED[5]]
+    assert visits[["age", "diagnosis"]].to_numpy().tolist() == [[65.5, "AD"], [67.5, ""]]
+    assert visits["mmse"].fillna(-1).tolist() == [25, -1]
+    assert frame["amyloid_days"].isna().all()  # no day of anything: both of one visit
+    assert len(mock.people) == 6
+
+
+def test_csf_labels_of_clinica_are_never_read(tmp_path, config):
+    write_clinica_bids(tmp_path, people=2, tables="none", images=False)
+    before = build_manifest(tmp_path, config).manifest
+    for path in tmp_path.glob("sub-*/*_sessions.tsv"):
+        path.write_text(path.read_text().replace("\t+\t-", "\t-\t+"))
+    pd.testing.assert_frame_equal(build_manifest(tmp_path, config).manifest, before)
+    assert before[["amyloid_status", "tau_status"]].isna().all(axis=None)
+
+
+def test_caps_needs_no_bids_beside_it_but_can_use_one(tmp_path, config):
+    write_caps(tmp_path / "caps", tables="none", images=False)
+    with pytest.raises(ManifestError, match=r"no session can be used.*0 also age and sex; look at .* tables"):
+        build_manifest(tmp_path / "caps", config)
+    bids = write_clinica_bids(tmp_path / "bids", tables="none", images=False)
+    frame = build_manifest(tmp_path / "caps", changed(config, tables=str(bids.root))).manifest
+    assert set(frame["person"]) == bids.kept_people
+    by_person = frame.set_index("person")["t1w"]
+    assert "_desc-Crop_" not in by_person[NAMED[1]]
+    assert "_desc-Crop_" in by_person[NAMED[2]]
+
+
+def test_levels_and_repeats_of_loni(tmp_path, config):
+    mock = write_loni(tmp_path, images=False)
+    frame, _, _, notes = build_manifest(tmp_path, config)
+    by_person = frame.drop_duplicates("person").set_index("person")
+    assert "Co-registered_Dynamic" in by_person["amyloid"][NAMED[0]]
+    assert "/AV45_Coreg,_Avg,_Standardized_Image_and_Voxel_Size/" in by_person["amyloid"][NAMED[1]]
+    assert "/Accelerated_Sag_IR-FSPGR/" in by_person["t1w"][NAMED[2]]
+    said = "\n".join(notes)
+    assert "1 image folders hold DICOM only and are not read; convert them with dcm2niix" in said
+    assert "1 PET are not there at level standardized; dynamic is used (cohort.pet_level)" in said
+    assert f"{mock.people[2].ptid} 2012-03-12: 2 T1w" in said
+    frame, _, _, notes = build_manifest(tmp_path, changed(config, pet_level="uniform_8mm"))
+    assert "Uniform_Resolution" in frame.set_index("person")["amyloid"][NAMED[1]]
+    assert any("PET are not there at level uniform_8mm; standardized is used" in note for note in notes)
+
+
+def test_options_of_matching(tmp_path, config):
+    mock = write_clinica_bids(tmp_path, images=False)
+    wide = build_manifest(tmp_path, matched(config, window_days=1200)).manifest
+    assert set(wide["person"]) == mock.kept_people | {NAMED[7]}
+    assert wide.set_index("person").loc[NAMED[7], "amyloid_days"] == 1096
+    both = build_manifest(tmp_path, matched(config, require="both"))
+    assert NAMED[4] not in set(both.manifest["person"])
+    assert both.left_out.set_index("person").loc[NAMED[4], "reason"] == "no amyloid and tau PET"
+    same = build_manifest(tmp_path, matched(config, window_days=1200, same_visit=True)).manifest
+    assert NAMED[7] not in set(same["person"])
+    one = build_manifest(tmp_path, matched(config, per_person="first"))
+    assert len(one.manifest) == 10
+    assert "another session of the person was chosen (first)" in set(one.left_out["reason"])
+    florbetaben = changed(config, tracers={FBB: "amyloid", AV45: "amyloid", TAU: "tau"})
+    assert build_manifest(tmp_path, florbetaben).manifest.set_index("person").loc[NAMED[3], "amyloid_tracer"] == FBB
+
+
+def test_tau_tracers_are_never_pooled(tmp_path, config):
+    write_clinica_bids(tmp_path, images=False)
+    with pytest.raises(ManifestError, match=r"names 2 tau tracers .18FAV1451, 18FMK6240., whose SUVRs are on scales"):
+        build_manifest(tmp_path, changed(config, tracers=config.cohort.tracers | {MK: "tau"}))
+    frame = build_manifest(tmp_path, changed(config, tracers={MK: "tau"})).manifest
+    assert frame[["person", "tau_tracer"]].to_numpy().tolist() == [[NAMED[8], MK]]
+    assert frame["tau_suvr"].tolist() == pytest.approx([make_people()[8].tau])
+
+
+def test_a_corrupt_scan_is_found_before_anything_is_made(tmp_path, config):
+    config = dataclasses.replace(
+        config, preprocess=PreprocessConfig(grid=GridConfig((24, 24, 24), 8.0), registration_mm=6.0, n4=False)
+    )
+    mock = write_clinica_bids(tmp_path / "data", people=11, corrupt=True)
+    frame = build_manifest(mock.root, config).manifest
+    assert str(mock.corrupt) in set(frame["t1w"])
+    write_manifest(frame[frame["person"].isin(NAMED[9:11])].assign(split="train"), config.manifest)
+    with pytest.raises(VolumeError, match="cannot be read as NIfTI") as error:
+        preprocess(config, progress=False)
+    assert str(mock.corrupt) in str(error.value)
+    assert not list(config.volumes.rglob("*.nii.gz"))
+
+
+# ── tables ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_forms_of_a_rid_and_of_a_date():
+    ptid = f"{SITE:03d}_S_{74:04d}"
+    texts = ["74", "0074", "74.0", ptid, ptid.lower(), f"sub-ADNI{SITE}S0074", f"ADNI{SITE}S0074", " 74 "]
+    assert {rid_of(text) for text in texts} == {74}
+    assert [rid_of(text) for text in ("", "A74", "74.5", "-4")] == [None] * 4
+    day = pd.Timestamp("2012-05-03")
+    assert [day_of(text) for text in ("2012-05-03", "05/03/2012", "5/3/2012", "2012-05-03 09:12:33.0")] == [day] * 4
+    assert all(day_of(text) is pd.NaT for text in ("", "-4", "NA"))
+    assert [day_of(text) for text in ("23/05/2012", "2012-13-01", "05/03/12", "May 3")] == [None] * 4
+
+
+def tables(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_tables(folder)
+
+
+AMY = "UCBERKELEY_AMY_6MM"
+HEAD = "LONIUID,RID,SCANDATE,QC_FLAG,TRACER,SUMMARY_SUVR,AMYLOID_STATUS,CENTILOIDS\n"
+
+
+def test_the_row_of_a_pet(tmp_path):
+    rows = "I10,7,2012-01-01,2,FBP,1.2,1,-4\nI11,0007,2012-01-20,1,FBB,1.3,,-1\nI12,7.0,2014-01-01,-1,FBP,1.4,1,9\n"
+    found = tables(tmp_path, UCBERKELEY_AMY_6MM=HEAD + rows)
+    day = pd.Timestamp("2012-01-15")
+    assert found.pet(7, AV45, day)["suvr"] == 1.2
+    assert found.pet(7, AV45, day)["centiloid"] == -4
+    assert found.pet(7, FBB, day)["centiloid"] == -1
+    assert np.isnan(found.pet(7, FBB, day)["status"])
+    assert found.pet(7, AV45, day, "12")["suvr"] == 1.4  # by LONI's number, whatever its day
+    assert found.pet(7, AV45, pd.Timestamp("2014-01-01"))["qc"] == -1
+    assert found.pet(7, AV45, pd.Timestamp("2012-03-31")) is not None  # 90 days
+    assert found.pet(7, AV45, pd.Timestamp("2012-04-01")) is None
+    assert found.pet(8, AV45, day) is None
+
+
+def test_a_new_row_beats_an_old_one_and_a_passed_one_a_failed_one(tmp_path):
+    old = "RID,EXAMDATE,SUMMARYSUVR_WHOLECEREBNORM,SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF\n"
+    old += "7,01/01/2012,1.9,1\n8,01/01/2012,1.0,0\n"
+    new = HEAD + "I1,7,2012-01-01,0,FBP,1.1,0,0\nI2,7,2012-01-01,2,FBP,1.3,1,40\n"
+    found = tables(tmp_path, UCBERKELEY_AMY_6MM=new, UCBERKELEYAV45_01_14_21=old)
+    assert found.pet(7, AV45, pd.Timestamp("2012-01-01"))["suvr"] == 1.3
+    assert found.pet(8, AV45, pd.Timestamp("2012-01-01"))[["suvr", "status"]].tolist() == [1.0, 0.0]
+
+
+def test_tau_is_always_divided(tmp_path):
+    text = "RID,SCANDATE,QC_FLAG,TRACER,META_TEMPORAL_SUVR,INFERIORCEREBELLUM_SUVR\n"
+    text += (
+        "7,2015-02-01,2,FTP,1.5,1.2\n8,2015-02-01,2,FTP,1.5,1\n9,2015-02-01,2,FTP,1.5,0\n7,2015-02-01,2,PI2620,2.0,1\n"
+    )
+    found = tables(tmp_path, UCBERKELEY_TAU_6MM_01Feb2025=text)
+    suvr = [found.pet(rid, TAU, pd.Timestamp("2015-02-01"))["suvr"] for rid in (7, 8, 9)]
+    assert suvr == pytest.approx([1.25, 1.5, np.nan], nan_ok=True)
+    assert found.pet(7, "18FPI2620", pd.Timestamp("2015-02-01"))["suvr"] == 2.0
+
+
+def test_who_people_are_on_a_day(tmp_path):
+    merged = (
+        "RID,VISCODE,EXAMDATE,EXAMDATE_bl,DX,AGE,PTGENDER,PTEDUCAT,MMSE\n"
+        "7,bl,2010-01-01,2010-01-01,CN,70.1,Female,16,29\n7,m12,2011-01-05,2010-01-01,NL to MCI,70.1,Female,16,-4\n"
+        "7,m24,2012-01-02,2010-01-01,Dementia,70.1,Female,16,24\n7,m36,2013-01-02,2010-01-01,,70.1,Female,16,\n"
+    )
+    demog = "RID,PTGENDER,PTDOB,PTEDUCAT\n7,1,01/1900,3\n8,2,05/20/1940,-4\n9,Male,-4,12\n"
+    found = tables(tmp_path, ADNIMERGE=merged, PTDEMOG_1=b"", **{"PTDEMOG_01Jan2024": demog})
+    assert found.age(7, pd.Timestamp("2011-07-01")) == pytest.approx(70.1 + 546 / 365.25)
+    assert found.age(8, pd.Timestamp("2010-05-20")) == pytest.approx(25567 / 365.25)
+    assert np.isnan(found.age(9, pd.Timestamp("2010-05-20")))
+    assert found.people[7]["sex"] == "F"  # ADNIMERGE, where both tell
+    assert (found.people[8]["sex"], found.people[8].get("education"), found.people[9]["sex"]) == ("F", None, "M")
+    days = [pd.Timestamp(day) for day in ("2010-06-30", "2011-01-06", "2011-12-01", "2013-01-01", "2013-01-02")]
+    assert [found.diagnosis(7, day) for day in days] == ["CN", "MCI", "AD", "AD", ""]
+    assert [found.score(7, day) for day in days[:3]] == [29, 24, 24]
+    assert found.visit(7, 12) == pd.Timestamp("2011-01-05")
+    assert found.visit(7, 6) is pd.NaT
+
+
+def test_diagnoses_by_change_in_old_tables(tmp_path):
+    text = "RID,VISCODE2,EXAMDATE,DXCHANGE\n" + "".join(f"{n},bl,2012-01-01,{n}\n" for n in range(1, 10))
+    found = tables(tmp_path, DXSUM_PDXCONV_ADNIALL=text)
+    said = [found.diagnosis(n, pd.Timestamp("2012-01-01")) for n in range(1, 10)]
+    assert said == ["CN", "MCI", "AD", "MCI", "AD", "AD", "CN", "MCI", "CN"]
+
+
+def test_files_are_found_by_stem_and_the_newest_is_read(tmp_path):
+    row = "I1,7,2012-01-01,2,FBP,{},1,\n"
+    (tmp_path / "study").mkdir()
+    names = {"x_02Jan2023": 1.5, "x_15Nov2024 (1)": 1.6, "x_08_17_22": 1.7, "study/All_Subjects_x_01Feb2024": 1.8}
+    files = {name.replace("x", AMY): HEAD + row.format(suvr) for name, suvr in names.items()}
+    found = tables(tmp_path, **files, UCBERKELEY_AMYPVC_6MM_01Jan2026="nothing")
+    assert found.pet(7, AV45, pd.Timestamp("2012-01-01"))["suvr"] == 1.6
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith(f"{AMY}_15Nov2024 (1).csv is the newest of 4 files")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (AMY, HEAD + "I1,7,2012-01-01,2,FBP,1.2,1,0\n\nI2,7,23/01/2013,2,FBP,1.2,1,0\n",
+         "row 4, SCANDATE: found '23/01/2013', expected a date, YYYY-MM-DD or MM/DD/YYYY; correct"),
+        (AMY, HEAD + 'I1,7,2012-01-01,2,FBP,"1,2",1,0\n', "row 2, SUMMARY_SUVR: found '1,2', expected a number with"),
+        (AMY, HEAD + "I1,7,2012-01-01,2,FBP,12,1,0\n", "row 2, SUMMARY_SUVR: found '12', expected a number from 0.2"),
+        (AMY, HEAD + "I1,7,2012-01-01,2,XYZ,1.2,1,0\n", "row 2, TRACER: found 'XYZ', expected FBP, AV45, FBB, NAV"),
+        (AMY, HEAD + "I1,seven,2012-01-01,2,FBP,1.2,1,0\n", "row 2, RID: found 'seven', expected a RID such as"),
+        (AMY, HEAD.replace("SUMMARY_SUVR,", ""), "no column SUMMARY_SUVR or SUMMARYSUVR_WHOLECEREBNORM; download"),
+        (AMY, HEAD.replace(",", ";"), "no column RID or PTID; found LONIUID;RID"),
+        (AMY, "", "cannot be read as a table"),
+        ("UCBERKELEY_TAU_6MM", "RID,SCANDATE,TRACER,META_TEMPORAL_SUVR\n", "no column INFERIORCEREBELLUM_SUVR or"),
+        ("PTDEMOG", "RID,PTGENDER,PTDOB,PTEDUCAT\n7,3,05/1940,12\n", "row 2, PTGENDER: found '3', expected Male"),
+        ("PTDEMOG", "RID,PTGENDER,PTDOB,PTEDUCAT\n7,1,1940,12\n", "row 2, PTDOB: found '1940', expected MM/YYYY"),
+        ("PTDEMOG", f"RID,PTID,PTGENDER,PTDOB\n8,{SITE}_S_0007,1,05/1940\n", "expected the person of RID 8"),
+        ("ADNIMERGE", "RID,EXAMDATE,EXAMDATE_bl,AGE\n7,2012-01-01,2012-01-01,400\n", "row 2, AGE: found '400', exp"),
+        ("MMSE", "RID,VISDATE,MMSCORE\n7,2012-01-01,31\n", "row 2, MMSCORE: found '31', expected a number from 0"),
+    ],
+)  # fmt: skip
+def test_what_a_table_cannot_say_is_named(tmp_path, name, text, said):
+    with pytest.raises(ManifestError) as error:
+        tables(tmp_path, **{name: text})
+    assert said in str(error.value)
+    assert str(tmp_path / f"{name}.csv") in str(error.value)
+
+
+def test_free_text_of_another_encoding_does_no_harm(tmp_path):
+    text = "RID,VISDATE,MMSCORE,NOTE\n7,2012-01-01,28,patient\x92s word\n".encode("latin-1")
+    assert tables(tmp_path, MMSE_01Jan2024=text).score(7, pd.Timestamp("2012-01-01")) == 28
+
+
+# ── layouts ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_no_download_is_named(tmp_path, config):
+    with pytest.raises(ManifestError, match="nowhere: no such folder; expected an ADNI download"):
+        build_manifest(tmp_path / "nowhere", config)
+    with pytest.raises(
+        ManifestError, match=r"looked for sub-\* \(Clinica BIDS\), subjects/sub-\* \(Clinica CAPS\) and"
+    ):
+        build_manifest(tmp_path, config)
+    write_loni(tmp_path, people=1, images=False)
+    with pytest.raises(ManifestError, match=r"set match\.same_visit: false"):
+        build_manifest(tmp_path, matched(config, same_visit=True))
+    with pytest.raises(ManifestError, match=r"away: no such folder of tables; correct cohort\.tables"):
+        build_manifest(tmp_path, changed(config, tables="away"))
+    write_clinica_bids(tmp_path, people=1, images=False)
+    with pytest.raises(ManifestError, match=r"more than one layout: BIDS in .*, LONI in .*ADNI; name one"):
+        build_manifest(tmp_path, config)
+
+
+def test_loni_as_dicom_or_with_a_renamed_folder(tmp_path, config):
+    mock = write_loni(tmp_path, people=1, images=False)
+    t1 = next(path for path in mock.files if "FSPGR" in str(path))
+    renamed = t1.parent.parent.with_name("day one")
+    t1.parent.parent.rename(renamed)
+    with pytest.raises(ManifestError, match=r"found 'day one' as date and time, expected 2012-05-03_09_12_33.0"):
+        build_manifest(tmp_path, config)
+    renamed.rename(t1.parent.parent)
+    for path in mock.files:
+        path.rename(path.with_name("1.dcm"))
+    with pytest.raises(ManifestError, match=r"no T1 and no PET as NIfTI .*; 3 image folders hold DICOM only: convert"):
+        build_manifest(tmp_path, config)
+
+
+def test_what_clinica_cannot_say_is_named(tmp_path, config):
+    write_clinica_bids(tmp_path, people=2, tables="none", images=False)
+    table = tmp_path / "participants.tsv"
+    whole = table.read_text()
+    table.write_text(whole.replace("\tF\t", "\tX\t"))
+    with pytest.raises(ManifestError, match=r"found sex 'X' in participants\.tsv, expected M or F"):
+        build_manifest(tmp_path, config)
+    table.write_text(whole)
+    visits = tmp_path / NAMED[0] / f"{NAMED[0]}_sessions.tsv"
+    text = visits.read_text()
+    for old, new, said in (
+        ("60.5", "6O.5", "age: found '6O.5000'"),
+        ("2012-01", "2012-31", "date: found '2012-31-10'"),
+    ):
+        visits.write_text(text.replace(old, new))
+        with pytest.raises(ManifestError, match=said):
+            build_manifest(tmp_path, config)
+
+
+def test_the_mock_knows_its_truth():
+    people = make_people(16)
+    assert [len(people), people[15].scans] == [16, ((T1, 0, 0), (AV45, 0, 14), (TAU, 0, 30))]
+    assert people[2].name == f"sub-ADNI{SITE}S0009"
