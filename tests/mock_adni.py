@@ -16,7 +16,7 @@ import numpy as np
 from native_scans import SOURCE, about, rotation, scan_of, storage
 from scipy import ndimage
 
-from resdm.anatomy import CENTRE_MM, Grid, mni_map
+from resdm.anatomy import CENTRE_MM, SUMMARY, Grid, mni_map, regions
 
 SITE = 999
 MK, AV45, FBB, TAU, T1 = "18FMK6240", "18FAV45", "18FFBB", "18FAV1451", "T1w"
@@ -258,10 +258,20 @@ def _write(
 
 
 @cache
-def _head(what: str) -> np.ndarray:
+def _maps(what: str) -> tuple[np.ndarray, np.ndarray]:
+    """On `SOURCE`: a head, and what of it lies in the summary region of a tracer."""
     if what == T1:
-        return mni_map("t1", SOURCE)
-    return ndimage.gaussian_filter(1.3 * mni_map("gm", SOURCE) + 0.9 * mni_map("wm", SOURCE), 1.3)
+        return mni_map("t1", SOURCE), np.zeros(SOURCE.shape)
+    masks = regions(SOURCE)
+    inside = np.any([masks[name] for name in SUMMARY["tau" if what in (TAU, MK) else "amyloid"]], axis=0)
+    uptake = 1.3 * mni_map("gm", SOURCE) + 0.9 * mni_map("wm", SOURCE)
+    return ndimage.gaussian_filter(uptake, 1.3), ndimage.gaussian_filter(uptake * inside, 1.3)
+
+
+def _head(p: Person, what: str) -> np.ndarray:
+    """A T1, or a PET whose summary region takes up as much more than its reference as the tables say, about."""
+    head, inside = _maps(what)
+    return head + (p.tau - 1.0 if what in (TAU, MK) else p.amyloid - 1.0) * inside
 
 
 def _pose(rng: np.random.Generator) -> np.ndarray:
@@ -276,8 +286,8 @@ def _native(p: Person, what: str, pose: np.ndarray, rng: np.random.Generator) ->
     shape = (44, 50, 46)
     tilt = (12, -9, 7) if p.number == 1 else (0, 0, 0)
     affine = storage("LAS" if p.number == 2 else "RAS", (4.5, 4.5, 4.5), shape, np.array(CENTRE_MM), tilt)
-    scan = scan_of(_head(what), affine, shape, pose @ moved)
-    data = 3000 * _uptake(p, what) * scan.data
+    scan = scan_of(_head(p, what), affine, shape, pose @ moved)
+    data = 3000 * scan.data
     data = np.maximum(data + rng.normal(0, 30, shape) * (scan.data > 0.05), 0).astype(np.float32)
     if p.number == 0 and what == AV45:
         data = np.stack([0.8 * data, data, 1.2 * data], axis=3)
@@ -286,12 +296,8 @@ def _native(p: Person, what: str, pose: np.ndarray, rng: np.random.Generator) ->
 
 def _standard(p: Person, what: str) -> nib.Nifti1Image:
     grid = Grid((48, 56, 48), 4.0)
-    scan = scan_of(_head(what), grid.affine, grid.shape, np.eye(4))
-    return _image((_uptake(p, what) * scan.data).astype(np.float32), grid.affine)
-
-
-def _uptake(p: Person, what: str) -> float:
-    return {T1: 0.3, AV45: p.amyloid, FBB: p.amyloid}.get(what, p.tau)
+    scan = scan_of(_head(p, what), grid.affine, grid.shape, np.eye(4))
+    return _image(scan.data, grid.affine)
 
 
 def _image(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:

@@ -11,11 +11,13 @@ from mock_adni import AV45, FBB, MK, SITE, T1, TAU, make_people, write_caps, wri
 
 from resdm.cohort.adni import build_manifest
 from resdm.cohort.adni_tables import day_of, read_tables, rid_of
-from resdm.cohort.manifest import ManifestError, write_manifest
+from resdm.cohort.manifest import ManifestError, read_manifest, write_manifest
 from resdm.cohort.volumes import VolumeError, preprocess
 from resdm.config import CohortConfig, Config, GridConfig, MatchConfig, PreprocessConfig
+from resdm.pipeline import make_manifest
 
 WRITERS = {"bids": write_clinica_bids, "caps": write_caps, "loni": write_loni}
+COARSE = PreprocessConfig(grid=GridConfig((24, 24, 24), 8.0), registration_mm=6.0, n4=False)
 NAMED = [person.name for person in make_people()]
 
 
@@ -185,10 +187,32 @@ def test_tau_tracers_are_never_pooled(tmp_path, config):
     assert frame["tau_suvr"].tolist() == pytest.approx([make_people()[8].tau])
 
 
+def test_the_stage_writes_what_it_found_and_whom_it_left_out(tmp_path, config):
+    mock = write_loni(tmp_path / "data", images=False)
+    flow = make_manifest(config, mock.root, "adni")
+    assert flow["people"].tolist()[::7] == [14, 10]
+    assert set(read_manifest(config.manifest)["person"]) == mock.kept_people
+    assert len((config.work / "left_out.csv").read_text().splitlines()) == 6
+    assert "convert them with dcm2niix" in (config.work / "notes.txt").read_text()
+
+
+def test_scans_of_each_layout_fit_the_template_and_tell_of_uptake(tmp_path, config):
+    """The oblique, the left-handed, the one of four dimensions and those in MNI space already."""
+    config = dataclasses.replace(config, preprocess=COARSE)
+    for layout, write in WRITERS.items():
+        mock = write(tmp_path / layout, people=3 if layout == "bids" else 2)
+        mine = dataclasses.replace(config, profile=layout)
+        frame = build_manifest(mock.root, mine).manifest.assign(amyloid_suvr=np.nan, tau_suvr=np.nan, split="train")
+        write_manifest(frame, mine.manifest)
+        index = preprocess(mine, progress=False)
+        assert index["t1_correlation"].min() > 0.97
+        assert index["flags"].eq("").all()
+        for tracer in ("amyloid", "tau"):
+            assert np.diff(index[f"{tracer}_suvr"]).min() > 0.01  # by 0.05 and 0.04 a person, less the blur
+
+
 def test_a_corrupt_scan_is_found_before_anything_is_made(tmp_path, config):
-    config = dataclasses.replace(
-        config, preprocess=PreprocessConfig(grid=GridConfig((24, 24, 24), 8.0), registration_mm=6.0, n4=False)
-    )
+    config = dataclasses.replace(config, preprocess=COARSE)
     mock = write_clinica_bids(tmp_path / "data", people=11, corrupt=True)
     frame = build_manifest(mock.root, config).manifest
     assert str(mock.corrupt) in set(frame["t1w"])
