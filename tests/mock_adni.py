@@ -61,7 +61,7 @@ class Person:
 
     @property
     def age(self) -> float:
-        return 60.5 + self.number
+        return 60.5 + self.number % 30
 
     @property
     def education(self) -> int:
@@ -72,12 +72,12 @@ class Person:
         return 30 - self.number % 10
 
     def day(self, month: int, after: int = 0) -> np.datetime64:
-        baseline = np.datetime64("2012-01-10") + 31 * self.number
+        baseline = np.datetime64("2012-01-10") + 31 * (self.number % 60)
         return baseline + round(month * 365.25 / 12) + after
 
     @property
     def amyloid(self) -> float:
-        return round(0.9 + 0.05 * self.number, 3)
+        return round(0.9 + 0.05 * (self.number % 20), 3)
 
     @property
     def centiloid(self) -> int:
@@ -85,7 +85,7 @@ class Person:
 
     @property
     def tau(self) -> float:
-        return round(1.1 + 0.04 * self.number, 3)
+        return round(1.1 + 0.04 * (self.number % 20), 3)
 
     @property
     def reference(self) -> float:

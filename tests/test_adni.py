@@ -84,6 +84,7 @@ def test_each_layout_gives_the_same_people_and_numbers(tmp_path, config, layout,
     said = "\n".join(notes)
     assert "1 PET of 18FMK6240 (another tau scale: never pooled): not in cohort.tracers, not read" in said
     assert ("row 12 has qc_flag 0, not used" in said) == (tables == "new")
+    assert "1 of 25 PET have no row in UC Berkeley's tables to use; they will be measured" in notes
     assert ("UCBERKELEY_AMY_6MM_15Nov2024.csv is the newest of 2 files" in said) == (tables == "new")
     assert ("are in MNI space already" in said) == (layout == "caps")
     assert frame["split"].eq("").all()
@@ -143,6 +144,17 @@ def test_caps_needs_no_bids_beside_it_but_can_use_one(tmp_path, config):
     by_person = frame.set_index("person")["t1w"]
     assert "_desc-Crop_" not in by_person[NAMED[1]]
     assert "_desc-Crop_" in by_person[NAMED[2]]
+
+
+def test_a_visit_that_the_tables_miss_is_counted_from_baseline(tmp_path, config):
+    write_caps(tmp_path, people=6, tables="old", images=False)
+    merged = next((tmp_path / "tables").glob("ADNIMERGE*"))
+    merged.write_text("".join(line for line in merged.open() if '"m24"' not in line))
+    frame, _, _, notes = build_manifest(tmp_path, config)
+    later = frame.set_index("session").loc["ses-M024"]
+    assert later["age"] == pytest.approx(65.5 + 730 / 365.25)  # 24 months are 730.5 days
+    assert (later["diagnosis"], later["amyloid_days"]) == ("", 10)  # the last diagnosis is two years old
+    assert f"{NAMED[5]} ses-M024: no day of the visit; 24 months after baseline are taken" in notes
 
 
 def test_levels_and_repeats_of_loni(tmp_path, config):

@@ -133,6 +133,9 @@ def build_manifest(root: str | Path, config: Config) -> Found:
     for scan in (scan for scan in scans if scan.what in cohort.tracers):
         date, measured[str(scan.path)] = _measured(scan, tables, config, notes)
         pets.append((scan.person, scan.session, date, cohort.tracers[scan.what], scan.what, str(scan.path)))
+    bare = sum(not row for row in measured.values())
+    if tables.pets and bare:
+        notes.append(f"{bare} of {len(measured)} PET have no row in UC Berkeley's tables to use; they will be measured")
     matched = match_scans(
         pd.DataFrame(t1s, columns=["person", "session", "date", "t1w"]),
         pd.DataFrame(pets, columns=["person", "session", "date", "target", "tracer", "path"]),
