@@ -52,7 +52,7 @@ RESULTS += ["table3.csv"] * ("Base" in METHODS) + ["planted.csv"] * (SETTINGS.co
 RESULTS += ["figure4.png"] * FIGURE4 + ["figure5.png"] * FIGURE5
 LEDGER = [f"{FIGURES}/{name}" for name in RESULTS if name.endswith(".csv")]
 LEDGER += [f"{FIGURES}/{name}" for name in ("figure4.csv",) * FIGURE4 + ("figure5.csv",) * FIGURE5]
-RESULTS += ["claims.csv"]
+RESULTS += ["claims.csv", "qc.png"]
 if RELEASED:
     RESULTS = ["table1.csv", "departures.csv"]  # a profile of its own
 
@@ -114,6 +114,20 @@ rule preprocess:
     threads: workflow.cores
     shell:
         PAPERMILL
+
+
+# A rule of its own, though notebook 01 does the same: a changed picture must not remake the volumes.
+rule qc:
+    input:
+        f"{WORK}/volumes/index.csv",
+        modules=package("config", "anatomy", "io", "cohort/qc", "report/figures", "report/provenance", "report/qc"),
+    output:
+        f"{WORK}/qc/qc.csv",
+        f"{WORK}/qc/index.html",
+        multiext(f"{FIGURES}/qc", ".svg", ".png"),
+    threads: workflow.cores
+    shell:
+        "resdm qc {PROFILE} --jobs {threads}"
 
 
 rule cohort:

@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("preprocess", _preprocess, "register and scale every scan of the manifest onto the profile's grid")
     profile(sub), jobs(sub), quiet(sub)
 
+    sub = command("qc", _qc, "measure and draw every preprocessed session: qc.csv, and a page to look through")
+    profile(sub), jobs(sub), quiet(sub)
+
     sub = command("train", _train, "train methods, or go on where a training was stopped")
     profile(sub), methods(sub), quiet(sub)
 
@@ -146,6 +149,14 @@ def _preprocess(options: argparse.Namespace) -> None:
 
     index = preprocess(config, jobs=options.jobs, progress=not options.quiet)
     print(f"{len(index)} sessions of {index['person'].nunique()} people in {config.volumes}")
+
+
+def _qc(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from resdm.report.qc import write_qc
+
+    table = write_qc(config, jobs=options.jobs, progress=not options.quiet)
+    print(f"{len(table)} sessions, {(table['flags'] != '').sum()} flagged: {config.work / 'qc' / 'index.html'}")
 
 
 def _methods(options: argparse.Namespace) -> tuple[Config, list[str]]:

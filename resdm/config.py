@@ -137,6 +137,7 @@ class CohortConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
     exclude_flagged: bool = False  # leave out sessions that preprocessing flags; else they stay, flagged
+    skip_unreadable: bool = False  # leave out sessions with a scan that cannot be used; else such a scan is an error
     tracers: dict[str, Literal["amyloid", "tau"]] = field(  # BIDS labels that are read, the first wins in a session
         default_factory=lambda: {"18FAV45": "amyloid", "18FFBB": "amyloid", "18FAV1451": "tau"}
     )
@@ -152,7 +153,9 @@ class PreprocessConfig:
     registration_mm: float = 2.0  # finest resolution of the registration pyramid
     n4: bool = True
     mask: bool = True  # zero outside the MNI brain
-    smooth_mm: float | None = None  # common PET resolution (FWHM to add), an option
+    # FWHM in mm of the Gaussian that every PET gets in its own voxels, an option. It adds in squares: 6 mm scans
+    # smoothed by 8 are 10 mm scans. Studies smooth by 6 or 8; ADNI's own images have a common 8 (or 6) mm already.
+    smooth_mm: float | None = None
     intensity: Literal["fixed", "minmax"] = "fixed"  # minmax is the paper-literal option: it erases SUVR
     suvr_range: dict[str, tuple[float, float]] = field(
         default_factory=lambda: {"amyloid": (0.0, 3.0), "tau": (0.0, 3.0)}
@@ -661,6 +664,11 @@ def _check(config: Config, file: str) -> None:
     grid, split, training = config.preprocess.grid, config.cohort.split, config.training
     demand(min(grid.shape) >= 16, f"preprocess.grid.shape is {grid.shape}; 16 voxels an axis are the least")
     demand(grid.voxel_mm > 0, f"preprocess.grid.voxel_mm is {grid.voxel_mm}; expected more than 0")
+    smooth_mm = config.preprocess.smooth_mm
+    demand(
+        smooth_mm is None or 0 < smooth_mm <= 20,
+        f"preprocess.smooth_mm is {smooth_mm}; expected a FWHM of up to 20 mm, such as 6 or 8, or null for none",
+    )
     demand(
         0 < split.test < 1 and 0 < split.validation < 1 and split.test + split.validation < 1,
         f"cohort.split: test {split.test} and validation {split.validation} must leave people to train on",

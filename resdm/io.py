@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+
+class WriteError(OSError):
+    """A file that cannot be written: names it, the reason and the remedy."""
+
+
+_CANNOT = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space in your quota",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EACCES: "give yourself the right to write there",
+    errno.EPERM: "give yourself the right to write there",
+    errno.EROFS: "give a folder on a disk that can be written",
+    errno.ENOTDIR: "a file is where a folder must be; move it away",
+    errno.EEXIST: "a file is where a folder must be; move it away",
+    errno.EISDIR: "a folder is where the file must be; move it away",
+    errno.ELOOP: "its folder is a link to itself; remove the link",
+}
 
 
 @contextmanager
@@ -18,15 +37,30 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffixes, that takes its place when the block ends well.
 
     A killed or failed block leaves ``path`` as it was.
+
+    Raises
+    ------
+    WriteError
+        A full disk, a folder without the right to write, a file in place of a folder.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # suffixes kept: writers choose a format by them
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # else it would hide why the block failed
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        ours = {None, *map(str, (temporary, path, *path.parents))}  # else it is a file that the block reads
+        if error.errno not in _CANNOT or error.filename not in ours:
+            raise
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror}); {_CANNOT[error.errno]} and run the same command again: "
+            "what is finished stays"
+        ) from None
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -470,7 +470,8 @@ def test_bad_scans_are_all_told_before_any_work(copy):
     nib.save(nib.Nifti1Image(np.zeros((20, 20, 20), np.float32), np.eye(4)), pet)
     with pytest.raises(VolumeError) as error:
         preprocess(copy, progress=False)
-    assert len(str(error.value).splitlines()) == 2
+    assert len(str(error.value).splitlines()) == 3
+    assert str(error.value).endswith("leave their sessions out by cohort.skip_unreadable: true")
     assert f"{frame['t1w'].iloc[-1]}: 1 of {data.size} voxels are not finite" in str(error.value)
     assert f"{pet}: empty" in str(error.value)
     assert not copy.volumes.exists()

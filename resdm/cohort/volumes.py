@@ -3,10 +3,12 @@
 For one session: T1 → MNI affine, PET → T1 rigid, composed, every scan interpolated once; the T1's bias field removed
 (N4) and its bright end scaled to 1; each PET divided by the mean of its reference region (SUVR) and a fixed range of
 SUVR mapped to [0, 1]; all voxels outside the MNI brain set to 0. The reference region is measured on the profile's
-grid, where every later stage measures too, so that its mean is 1 there.
+grid, where every later stage measures too, so that its mean is 1 there. A session whose ``space`` is MNI152 is
+resampled by its headers and registered to nothing.
 
 What is finished is not done again: each session leaves a record with the digests of its inputs and settings, written
-last; a killed call loses the sessions in work, no more.
+last; a killed call loses the sessions in work, no more. ``excluded.csv`` says which sessions of the manifest are not in
+``index.csv``, and why.
 """
 
 from __future__ import annotations
@@ -25,20 +27,27 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk  # noqa: N813 - its own users call it so
 from joblib import Parallel, delayed, effective_n_jobs
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 from tqdm.auto import tqdm
 
 from resdm.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm.cohort.manifest import SPACE, ManifestError, read_manifest
-from resdm.cohort.registration import Scan, register_affine, register_rigid, resample, smooth
+from resdm.cohort.registration import Scan, displacement, register_affine, register_rigid, resample, smooth
 from resdm.config import TRACERS, Config, PreprocessConfig, to_dict
-from resdm.io import atomic, sha256, write_json, write_text
+from resdm.io import atomic, sha256, write_csv, write_json, write_text
 
 REVISION = 3
 """Raised whenever the same scans and settings would give other volumes, so that old ones are made anew."""
 
+LEAST_FIT = 0.3
+"""Correlation with the MNI152 T1 below which a scan that should lie in MNI152 already does not lie there."""
+
+LEAST_COVERAGE = 0.5
+"""Part of the reference region that a PET must hold; its mean over less would be that of the region's rim."""
+
 FLAGS = {
     "correlation": (0.6, np.inf),
+    "reference_coverage": (0.95, np.inf),
     "similarity": (1.06, np.inf),
     "reference_cov": (-np.inf, 0.4),
     "suvr_max": (1.1, 6.0),
@@ -46,8 +55,6 @@ FLAGS = {
 """Measures of quality and the range beyond which a session is flagged for somebody to look at."""
 
 _QUALITY = ("similarity", "reference_mean", "reference_cov", "suvr_max")
-
-_SHOWN = 5
 
 
 class VolumeError(ValueError):
@@ -74,17 +81,21 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
     Raises
     ------
     VolumeError
-        Not readable, wrong number of dimensions, no orientation, voxel sizes that are no millimetres, voxels that are
-        not finite, or all the same.
+        Not readable, wrong number of dimensions, no orientation or two that contradict each other, voxel sizes that are
+        no millimetres, voxels that are not finite, or all the same.
     """
     path = Path(path)
+    if path.is_dir():
+        raise VolumeError(f"{path}: found a folder, expected a NIfTI file; name the file in it")
     try:
         image = nib.load(path)
         shape = image.shape
+        if image.get_data_dtype().kind not in "buif":
+            raise TypeError(f"voxels of type {image.get_data_dtype()}, expected plain numbers")
         data = np.asarray(image.dataobj, dtype=np.float32)
     except FileNotFoundError:
-        raise VolumeError(f"{path}: no such file") from None
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, TypeError, ValueError, zlib.error) as error:
+        raise VolumeError(f"{path}: no such file; correct its path in the manifest, or copy the scan there") from None
+    except _UNREADABLE as error:
         raise VolumeError(f"{path}: cannot be read as NIfTI ({error}); copy or convert the scan again") from None
     if data.ndim == 4 and (frames or shape[3] == 1):
         data = data.mean(axis=3)  # NaN in any frame stays NaN
@@ -96,11 +107,8 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
     if min(data.shape) < 8:
         raise VolumeError(f"{path}: found {shape} voxels, expected a 3D scan of the whole head, 8 or more an axis")
     affine = np.asarray(image.affine, dtype=np.float64)
-    if isinstance(image, nib.Nifti1Pair) and image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
-        raise VolumeError(
-            f"{path}: no orientation (sform and qform codes are 0), so left and right cannot be told; "
-            "convert the scan from DICOM again"
-        )
+    if isinstance(image, nib.Nifti1Pair):
+        _check_orientation(image, path)
     size = voxel_sizes(affine)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * size.prod():
         raise VolumeError(f"{path}: its affine is no map to millimetres: {affine.tolist()}; convert the scan again")
@@ -115,6 +123,53 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
     if data.max() <= 0 or data.min() == data.max():
         raise VolumeError(f"{path}: empty, all voxels lie from {data.min():g} to {data.max():g}; expected a scan")
     return Scan(data, affine)
+
+
+_UNREADABLE = (
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, TypeError, ValueError,
+    OverflowError, MemoryError, zlib.error,
+)  # fmt: skip
+
+
+def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
+    """Raise `VolumeError` where the header gives no way to millimetres of left, front and up, or two that disagree.
+
+    Where sform and qform claim different spaces (the scanner's and a template's, say), the sform is used and the qform
+    may say something else; but left cannot be right in any space.
+    """
+    header = image.header
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if codes == (0, 0):
+        raise VolumeError(
+            f"{path}: no orientation (sform and qform codes are 0), so left and right cannot be told; "
+            "convert the scan from DICOM again"
+        )
+    units = header.get_xyzt_units()[0]
+    if units not in ("mm", "unknown"):
+        raise VolumeError(f"{path}: its header counts in {units}, expected mm; correct the header's units")
+    if 0 in codes:
+        return
+    sform, qform = image.get_sform(), image.get_qform()
+    if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        raise VolumeError(
+            f"{path}: sform and qform disagree on which side is left; find out which is right, and set the other's "
+            "code to 0"
+        )
+    apart = form_difference(image)
+    if codes[0] == codes[1] and apart > 20:
+        raise VolumeError(
+            f"{path}: sform and qform (both of code {codes[0]}) put a corner {apart:.0f} mm apart; find out which is "
+            "right, and set the other's code to 0"
+        )
+
+
+def form_difference(image: nib.Nifti1Pair) -> float:
+    """Largest distance in mm between where sform and qform put a corner of the scan; NaN where one is not set."""
+    if image.header["sform_code"] == 0 or image.header["qform_code"] == 0:
+        return np.nan
+    ends = [(0, n - 1) for n in image.shape[:3]]
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
+    return float(displacement(image.get_sform(), image.get_qform(), corners).max())
 
 
 # ── one T1 ────────────────────────────────────────────────────────────────────────────────────────
@@ -165,18 +220,25 @@ def _registering(path: str | Path) -> Iterator[None]:
 
 
 def _t1_on_grid(
-    t1: Scan, settings: PreprocessConfig, path: str | Path
+    t1: Scan, settings: PreprocessConfig, path: str | Path, space: str = ""
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """The T1 in [0, 1] on the grid, the matrix MNI → T1, and what the sidecar says."""
     grid = Grid.of(settings.grid)
     brain = mni_map("brain", grid)
-    with _registering(path):
-        mni_to_t1 = register_affine(t1, settings.registration_mm)
+    mni_to_t1 = np.eye(4)
+    if not space:
+        with _registering(path):
+            mni_to_t1 = register_affine(t1, settings.registration_mm)
     array = np.maximum(resample(t1, grid.affine, grid.shape, mni_to_t1), 0)
     if settings.n4:
         array /= np.exp(_log_bias(t1, mni_to_t1, grid))
     here, template = (_blur(volume, grid)[brain] for volume in (array, mni_map("t1", grid)))
-    correlation = float(np.corrcoef(here, template)[0, 1])
+    correlation = float(np.corrcoef(here, template)[0, 1]) if here.any() else 0.0
+    if space and correlation < LEAST_FIT:
+        raise VolumeError(
+            f"{path}: the manifest says that it lies in {space}, but it does not fit the {SPACE} T1 there (correlation "
+            f"{correlation:.2f} inside the brain, expected {LEAST_FIT} or more); leave the space empty to register it"
+        )
     one = float(np.percentile(array[brain], settings.mri_percentile))
     array = np.clip(array / one, 0, 1)
     if settings.mask:
@@ -222,6 +284,13 @@ def _pet_on_grid(
     array = resample(pet, grid.affine, grid.shape, mni_to_pet)
     reference = array[masks[REFERENCE[tracer]]]
     mean = float(reference.mean())
+    voxels = apply_affine(np.linalg.inv(pet.affine) @ mni_to_pet, grid.mm()[:, masks[REFERENCE[tracer]]].T)
+    covered = float(np.mean(np.all((voxels > -0.5) & (voxels < np.array(pet.data.shape) - 0.5), axis=1)))
+    if covered < LEAST_COVERAGE:
+        raise VolumeError(
+            f"{path}: holds {100 * covered:.0f} % of the reference region ({REFERENCE[tracer]}), expected "
+            f"{100 * LEAST_COVERAGE:.0f} % or more; does the scan cover the cerebellum, and is its affine right?"
+        )
     if not mean > 0:
         raise VolumeError(
             f"{path}: the reference region ({REFERENCE[tracer]}) holds a mean of {mean:g}, expected more than 0; "
@@ -233,6 +302,7 @@ def _pet_on_grid(
         "reference_mean": mean,
         "reference_cov": float(reference.std() / mean),
         "suvr_max": float(array[brain].max()),
+        "reference_coverage": covered,
     }
     low, high = settings.suvr_range[tracer]
     if settings.intensity == "minmax":
@@ -295,6 +365,8 @@ def _record(config: Config, row: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if record.get("settings") != _settings_digest(config) or record.get("outputs") != _outputs(row):
         return None
+    if record.get("space", "") != row["space"]:
+        return None
     scans = _scans(row)
     if set(record["inputs"]) != set(scans) or not all(
         (config.volumes / p).is_file() for p in record["outputs"].values()
@@ -331,27 +403,28 @@ def _write_session(config: Config, row: dict[str, Any]) -> None:
         write_json(str(path).removesuffix(".nii.gz") + ".json", head | sidecar)
 
     brain = mni_map("brain", grid)
-    t1, mni_to_t1, said = _t1_on_grid(scans["t1w"], settings, row["t1w"])
+    t1, mni_to_t1, said = _t1_on_grid(scans["t1w"], settings, row["t1w"], row["space"])
     similarity = said.pop("t1_correlation")
-    write("t1w", t1, mni_to_t1, {"registration_similarity": similarity} | said)
+    arrived = {"registered": False} if row["space"] else {}
+    write("t1w", t1, mni_to_t1, {"registration_similarity": similarity} | arrived | said)
     measured = {"t1_correlation": similarity}
     for tracer in TRACERS:
         if tracer in scans:
-            with _registering(row[tracer]):
-                t1_to_pet = register_rigid(scans["t1w"], scans[tracer], mni_to_t1, settings.registration_mm)
+            t1_to_pet = np.eye(4)
+            if not row["space"]:
+                with _registering(row[tracer]):
+                    t1_to_pet = register_rigid(scans["t1w"], scans[tracer], mni_to_t1, settings.registration_mm)
             mni_to_pet = t1_to_pet @ mni_to_t1
             array, said, found = _pet_on_grid(scans[tracer], mni_to_pet, tracer, settings, row[tracer])
             found["similarity"] = _information(_blur(t1, grid)[brain], _blur(array, grid)[brain])
             said |= {"tracer": row[f"{tracer}_tracer"], "t1_to_pet": t1_to_pet.tolist()}
-            write(tracer, array, mni_to_pet, {"registration_similarity": found["similarity"]} | said)
+            write(tracer, array, mni_to_pet, {"registration_similarity": found["similarity"]} | arrived | said)
             measured |= {f"{tracer}_{name}": value for name, value in found.items()}
     written = {config.volumes / name for path in outputs.values() for name in (path, path[:-7] + ".json")}
     for stale in set(record_path.parent.glob("*/*_desc-preproc_*")) - written:  # of a PET that the manifest had once
         stale.unlink()
-    write_json(
-        record_path,
-        {"settings": _settings_digest(config), "inputs": inputs, "outputs": outputs, "measured": measured},
-    )
+    record = {"settings": _settings_digest(config), "inputs": inputs, "outputs": outputs, "measured": measured}
+    write_json(record_path, record | ({"space": row["space"]} if row["space"] else {}))
 
 
 # ── the cohort ────────────────────────────────────────────────────────────────────────────────────
@@ -360,12 +433,14 @@ def _write_session(config: Config, row: dict[str, Any]) -> None:
 def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.DataFrame:
     """Preprocess every session of the manifest that is not done yet, and pack them all into ``cohort.npy``.
 
-    Every scan still to do is read and checked before the first is worked on.
+    Every scan still to do is read and checked before the first is worked on. A session that turns out bad only then
+    (a PET without cerebellum) stops no other: all are done, then the bad ones are told together.
 
     Parameters
     ----------
     config : Config
-        Reads ``manifest.csv``, writes below ``volumes/``.
+        Reads ``manifest.csv``, writes below ``volumes/``. ``cohort.skip_unreadable`` and ``cohort.exclude_flagged``
+        leave sessions out, with their reason in ``excluded.csv``; without them nobody is left out.
     jobs : int
         Processes, one thread each; -1 for as many as cores. The volumes do not depend on it.
     progress : bool
@@ -381,7 +456,7 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
     ManifestError, LeakageError
         A manifest that cannot be used.
     VolumeError
-        A scan that cannot be used.
+        Scans that cannot be used, each named; or every session left out.
     """
     frame = read_manifest(config.manifest)
     if (frame["split"] == "").any():
@@ -393,29 +468,96 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
     regions(Grid.of(config.preprocess.grid))  # a grid that holds no reference region is refused now
     rows = frame.to_dict("records")
     todo = [row for row in rows if _record(config, row) is None]
+    bad: dict[tuple[str, str], list[str]] = {}
 
-    def run(work: Callable[..., Any], label: str) -> list[Any]:
-        parallel = Parallel(n_jobs=min(effective_n_jobs(jobs), max(len(todo), 1)), return_as="generator_unordered")
-        results = parallel(delayed(work)(config, row) for row in todo)
-        return list(tqdm(results, total=len(todo), desc=label, unit="session", disable=not progress or not todo))
+    def run(work: Callable[[Config, dict[str, Any]], list[str]], label: str) -> None:
+        here = [row for row in todo if _key(row) not in bad]
+        parallel = Parallel(n_jobs=min(effective_n_jobs(jobs), max(len(here), 1)), return_as="generator")
+        results = parallel(delayed(work)(config, row) for row in here)
+        bar = tqdm(results, total=len(here), desc=label, unit="session", disable=not progress or not here)
+        for row, problems in zip(here, bar, strict=True):
+            if problems:
+                bad[_key(row)] = problems
+        if bad and not config.cohort.skip_unreadable:
+            problems = [problem for _, problems in sorted(bad.items()) for problem in problems]
+            leave = "; mend these, or leave their sessions out by cohort.skip_unreadable: true"
+            raise VolumeError("\n".join(problems) + (f"\n{len(problems)} scans{leave}" if len(problems) > 1 else ""))
 
-    problems = sorted(problem for problems in run(_problems, "checks") for problem in problems)
-    if problems:
-        more = [f"… and {len(problems) - _SHOWN} more, {len(problems)} in all"] if len(problems) > _SHOWN else []
-        raise VolumeError("\n".join([*problems[:_SHOWN], *more]))
-    run(_write_session, "preprocessing")
-    return _pack(config, frame, [json.loads(_record_path(config, row).read_text(encoding="utf-8")) for row in rows])
+    run(_problems, "checks")
+    run(_attempt, "preprocessing")
+    read = [
+        None if _key(row) in bad else json.loads(_record_path(config, row).read_text(encoding="utf-8")) for row in rows
+    ]
+    return _pack(config, frame, read, bad)
+
+
+def cohort_flow(config: Config) -> pd.DataFrame:
+    """``flow.csv`` of the manifest, and how many of its people came through preprocessing.
+
+    Returns
+    -------
+    DataFrame
+        step, people, sessions. After the source's steps: ``scans usable`` and ``passes QC``, those without a flag;
+        whoever is flagged stays in the cohort unless ``cohort.exclude_flagged``.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the cohort is not preprocessed.
+    """
+    manifest, path = read_manifest(config.manifest, files=False), config.work / "flow.csv"
+    index, excluded = config.volumes / "index.csv", config.volumes / "excluded.csv"
+    if not index.is_file():
+        raise FileNotFoundError(f"{index}: no preprocessed cohort; run `resdm preprocess` first")
+    if path.is_file():
+        flow = pd.read_csv(path)
+    else:  # a manifest written by hand
+        flow = pd.DataFrame([("kept", manifest["person"].nunique(), len(manifest))], columns=_FLOW)
+    text = {"person": str, "session": str}
+    kept = pd.read_csv(index, dtype=text).assign(step="")
+    left = pd.read_csv(excluded, dtype=text) if excluded.is_file() else pd.DataFrame(columns=_EXCLUDED)
+    usable = pd.concat([kept, left[left["step"] == "flagged"]])
+    clean = kept[kept["flags"].isna()]
+    steps = [(step, part["person"].nunique(), len(part)) for step, part in
+             (("scans usable", usable), ("passes QC", clean))]  # fmt: skip
+    return pd.concat([flow, pd.DataFrame(steps, columns=_FLOW)], ignore_index=True)
+
+
+_FLOW = ["step", "people", "sessions"]
+_EXCLUDED = ["person", "session", "split", "step", "reason"]
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["person"], row["session"]
 
 
 def _problems(config: Config, row: dict[str, Any]) -> list[str]:
     """What is wrong with the scans of a session."""
-    problems = []
+    problems, digests = [], {}
     for what, path in _scans(row).items():
+        stem = Path(path).name.removesuffix(".gz").removesuffix(".nii")
+        other = "_pet" if what == "t1w" else "_T1w"
+        if stem.endswith(other):
+            problems.append(f"{path}: by its name no {what} scan; put each scan in its own column of the manifest")
+            continue
         try:
             read_scan(path, frames=what != "t1w")
         except VolumeError as error:
             problems.append(str(error))
+            continue
+        twin = digests.setdefault(sha256(path), what)
+        if twin != what:
+            problems.append(f"{path}: the same bytes as the session's {twin}; correct the path in column {what}")
     return problems
+
+
+def _attempt(config: Config, row: dict[str, Any]) -> list[str]:
+    """Preprocess a session; what is wrong with it where that cannot be done."""
+    try:
+        _write_session(config, row)
+    except VolumeError as error:
+        return [str(error)]
+    return []
 
 
 def _index(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -> pd.DataFrame:
@@ -456,12 +598,38 @@ def _flags(measured: dict[str, float]) -> list[str]:
     return said
 
 
-def _pack(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -> pd.DataFrame:
+def _pack(
+    config: Config,
+    frame: pd.DataFrame,
+    records: list[dict[str, Any] | None],
+    bad: dict[tuple[str, str], list[str]],
+) -> pd.DataFrame:
     """Write ``cohort.npy``, the templates and, last, ``index.csv``, unless they are of these very volumes already."""
     grid, folder = Grid.of(config.preprocess.grid), config.volumes
-    index = _index(config, frame, records)
+    usable = [number for number, record in enumerate(records) if record is not None]
+    records = [records[number] for number in usable]
+    index = _index(config, frame.iloc[usable], records)
+    flagged = (index["flags"] != "") & config.cohort.exclude_flagged
+    left = [(*key, "unusable", " ".join("; ".join(problems).split())) for key, problems in bad.items()]
+    left += [(row.person, row.session, "flagged", row.flags) for row in index[flagged].itertuples()]
+    excluded = pd.DataFrame(left, columns=["person", "session", "step", "reason"]).sort_values(["person", "session"])
+    excluded = excluded.merge(frame[["person", "session", "split"]])[_EXCLUDED]
+    if len(excluded) == len(frame):
+        raise VolumeError(
+            f"{config.manifest}: all {len(frame)} sessions are left out, the first because: {excluded['reason'][0]}; "
+            "mend the scans, or set cohort.exclude_flagged and cohort.skip_unreadable to false"
+        )
+    told = folder / "excluded.csv"
+    if not told.is_file() or told.read_text(encoding="utf-8") != excluded.to_csv(index=False, lineterminator="\n"):
+        write_csv(told, excluded)
+    records = [record for record, out in zip(records, flagged, strict=True) if not out]
+    index = index[~flagged].reset_index(drop=True)
+
     text = index.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    made_from = [[record["settings"], {k: v["sha256"] for k, v in record["inputs"].items()}] for record in records]
+    made_from = [
+        [record["settings"], {k: v["sha256"] for k, v in record["inputs"].items()}, *_space(record)]
+        for record in records
+    ]
     digest = hashlib.sha256(json.dumps([text, made_from]).encode()).hexdigest()
     card = {"grid": to_dict(config.preprocess.grid), "settings": config.digest("preprocess"), "digest": digest}
     targets = folder / "cohort.json", folder / "cohort.npy", folder / "index.csv"
@@ -474,17 +642,20 @@ def _pack(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) ->
 
     targets[0].unlink(missing_ok=True)
     sums = {tracer: np.zeros(grid.shape) for tracer in TRACERS}
-    with atomic(targets[1]) as temporary:
-        array = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(index), 1 + len(TRACERS), *grid.shape))
-        for number, (split, record) in enumerate(zip(index["split"], records, strict=True)):
+    shape = (1 + len(TRACERS), *grid.shape)
+    header = {"descr": "<f2", "fortran_order": False, "shape": (len(index), *shape)}
+    # person after person, not by a memory map: on a full disk a write fails with a reason, a page with a dead process
+    with atomic(targets[1]) as temporary, open(temporary, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for split, record in zip(index["split"], records, strict=True):
+            session = np.zeros(shape, "<f2")
             for channel, what in enumerate(("t1w", *TRACERS)):
                 if what in record["outputs"]:
                     volume = _volume(folder / record["outputs"][what], grid)
-                    array[number, channel] = volume
+                    session[channel] = volume
                     if what in sums and split == "train":
                         sums[what] += volume
-        array.flush()
-        del array
+            stream.write(session.tobytes())
     training = index[index["split"] == "train"]
     for tracer, total in sums.items():
         path, n = folder / f"template_{tracer}.nii.gz", int(training[f"present_{tracer}"].sum())
@@ -504,6 +675,10 @@ def _pack(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) ->
     write_json(targets[0], card)
     write_text(targets[2], text)
     return index
+
+
+def _space(record: dict[str, Any]) -> list[str]:
+    return [record["space"]] if "space" in record else []
 
 
 def _volume(path: Path, grid: Grid) -> np.ndarray:
