@@ -57,10 +57,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
         ours = {None, *map(str, (temporary, path, *path.parents))}  # else it is a file that the block reads
         if error.errno not in _CANNOT or error.filename not in ours:
             raise
-        raise WriteError(
-            f"{path}: cannot be written ({error.strerror}); {_CANNOT[error.errno]} and run the same command again: "
-            "what is finished stays"
-        ) from None
+        raise _told(path, error) from None
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file if it is there; `WriteError` where that is not allowed."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        raise _told(path, error) from None
+
+
+def _told(path: str | Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"{path}: cannot be written ({error.strerror}); {_CANNOT[error.errno]} and run the same command again: "
+        "what is finished stays"
+    )
 
 
 def write_text(path: str | Path, text: str) -> Path:

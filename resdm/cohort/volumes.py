@@ -13,6 +13,7 @@ last; a killed call loses the sessions in work, no more. ``excluded.csv`` says w
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +35,7 @@ from resdm.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm.cohort.manifest import SPACE, ManifestError, read_manifest
 from resdm.cohort.registration import Scan, displacement, register_affine, register_rigid, resample, smooth
 from resdm.config import TRACERS, Config, PreprocessConfig, to_dict
-from resdm.io import atomic, sha256, write_csv, write_json, write_text
+from resdm.io import atomic, remove, sha256, write_csv, write_json, write_text
 
 REVISION = 3
 """Raised whenever the same scans and settings would give other volumes, so that old ones are made anew."""
@@ -89,6 +90,8 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
         raise VolumeError(f"{path}: found a folder, expected a NIfTI file; name the file in it")
     try:
         image = nib.load(path)
+        if path.suffix == ".gz":
+            _check_gzip(path)
         shape = image.shape
         if image.get_data_dtype().kind not in "buif":
             raise TypeError(f"voxels of type {image.get_data_dtype()}, expected plain numbers")
@@ -105,7 +108,10 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
             f"{path}: found {len(shape)} dimensions {shape}, expected {expected}; choose or average the volumes"
         )
     if min(data.shape) < 8:
-        raise VolumeError(f"{path}: found {shape} voxels, expected a 3D scan of the whole head, 8 or more an axis")
+        raise VolumeError(
+            f"{path}: found {shape} voxels, expected a 3D scan of the whole head, 8 or more an axis; choose "
+            "the scan itself, not a part or a localiser"
+        )
     affine = np.asarray(image.affine, dtype=np.float64)
     if isinstance(image, nib.Nifti1Pair):
         _check_orientation(image, path)
@@ -121,7 +127,10 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
             f"{path}: {broken} of {data.size} voxels are not finite (NaN or infinite); set what lies outside to 0"
         )
     if data.max() <= 0 or data.min() == data.max():
-        raise VolumeError(f"{path}: empty, all voxels lie from {data.min():g} to {data.max():g}; expected a scan")
+        raise VolumeError(
+            f"{path}: empty, all voxels lie from {data.min():g} to {data.max():g}, expected a scan; copy or "
+            "convert it again"
+        )
     return Scan(data, affine)
 
 
@@ -129,6 +138,20 @@ _UNREADABLE = (
     nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, TypeError, ValueError,
     OverflowError, MemoryError, zlib.error,
 )  # fmt: skip
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a gzip to its end, where its checksum is: nibabel stops at the last voxel, and takes what it finds."""
+    with gzip.open(path) as stream:
+        while stream.read(1 << 22):
+            pass
+
+
+def _raw_header(image: nib.Nifti1Pair) -> nib.Nifti1Header:
+    """The header as it is stored: nibabel turns voxel sizes of 0 into 1."""
+    place = image.file_map.get("header", image.file_map["image"])
+    with place.get_prepare_fileobj("rb") as stream:
+        return type(image.header).from_fileobj(stream, check=False)
 
 
 def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
@@ -147,6 +170,10 @@ def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
     units = header.get_xyzt_units()[0]
     if units not in ("mm", "unknown"):
         raise VolumeError(f"{path}: its header counts in {units}, expected mm; correct the header's units")
+    sizes = _raw_header(image)["pixdim"][1:4]
+    if codes[0] == 0 and not np.all(np.abs(sizes) > 0):
+        said = " × ".join(f"{mm:g}" for mm in sizes)
+        raise VolumeError(f"{path}: voxels of {said} mm in its header; convert the scan from DICOM again")
     if 0 in codes:
         return
     sform, qform = image.get_sform(), image.get_qform()
@@ -392,7 +419,7 @@ def _write_session(config: Config, row: dict[str, Any]) -> None:
         scans[what] = read_scan(path, frames=what != "t1w")
     outputs = _outputs(row)
     record_path = _record_path(config, row)
-    record_path.unlink(missing_ok=True)
+    remove(record_path)
 
     def write(what: str, array: np.ndarray, transform: np.ndarray, sidecar: dict[str, Any]) -> None:
         path = config.volumes / outputs[what]
@@ -607,18 +634,17 @@ def _pack(
     """Write ``cohort.npy``, the templates and, last, ``index.csv``, unless they are of these very volumes already."""
     grid, folder = Grid.of(config.preprocess.grid), config.volumes
     usable = [number for number, record in enumerate(records) if record is not None]
+    left = [(*key, "unusable", " ".join("; ".join(problems).split())) for key, problems in sorted(bad.items())]
+    if not usable:
+        _nobody(config, left)
     records = [records[number] for number in usable]
     index = _index(config, frame.iloc[usable], records)
     flagged = (index["flags"] != "") & config.cohort.exclude_flagged
-    left = [(*key, "unusable", " ".join("; ".join(problems).split())) for key, problems in bad.items()]
     left += [(row.person, row.session, "flagged", row.flags) for row in index[flagged].itertuples()]
     excluded = pd.DataFrame(left, columns=["person", "session", "step", "reason"]).sort_values(["person", "session"])
     excluded = excluded.merge(frame[["person", "session", "split"]])[_EXCLUDED]
-    if len(excluded) == len(frame):
-        raise VolumeError(
-            f"{config.manifest}: all {len(frame)} sessions are left out, the first because: {excluded['reason'][0]}; "
-            "mend the scans, or set cohort.exclude_flagged and cohort.skip_unreadable to false"
-        )
+    if len(left) == len(frame):
+        _nobody(config, left)
     told = folder / "excluded.csv"
     if not told.is_file() or told.read_text(encoding="utf-8") != excluded.to_csv(index=False, lineterminator="\n"):
         write_csv(told, excluded)
@@ -675,6 +701,13 @@ def _pack(
     write_json(targets[0], card)
     write_text(targets[2], text)
     return index
+
+
+def _nobody(config: Config, left: list[tuple[str, str, str, str]]) -> NoReturn:
+    raise VolumeError(
+        f"{config.manifest}: all {len(left)} sessions are left out, the first because: {left[0][3]}; mend the scans, "
+        "or set cohort.exclude_flagged and cohort.skip_unreadable to false"
+    )
 
 
 def _space(record: dict[str, Any]) -> list[str]:

@@ -1,0 +1,393 @@
+"""Bad scans end to end: an error names the file and says what to do, and nothing made before is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gzip
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from native_scans import make_visit, save
+
+from resdm.cohort import volumes as room
+from resdm.cohort.manifest import EMPTY, ManifestError, read_manifest, write_manifest
+from resdm.cohort.volumes import VolumeError, cohort_flow, preprocess
+from resdm.config import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+from resdm.io import WriteError, write_csv
+
+ROOT = Path(__file__).resolve().parents[1]  # not of conftest: it imports torch, and so would the processes below
+GRID = GridConfig((24, 24, 24), 8.0)
+SHIFT = np.array([[0, 0, 0, 900.0], [0] * 4, [0] * 4, [0] * 4])
+
+
+def make_config(root) -> Config:
+    settings = PreprocessConfig(grid=GRID, registration_mm=8.0, n4=False)
+    return Config(profile="bad", cohort=CohortConfig(phantom=PhantomConfig()), preprocess=settings, root=root)
+
+
+def manifest(config, *people):
+    rows = []
+    for person in people:
+        files = {what: str(config.work / "scans" / f"{person}_{name}.nii.gz") for what, name in NAMES.items()}
+        said = {"session": "ses-1", "age": 70.0, "sex": "F", "split": "train"}
+        rows.append(EMPTY | {"person": person, **said, **files, "amyloid_tracer": "18FAV45"})
+    return pd.DataFrame(rows)
+
+
+NAMES = {"t1w": "T1w", "amyloid": "pet"}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """One person, preprocessed, and a second whose scans lie there, good too."""
+    config = make_config(tmp_path_factory.mktemp("good"))
+    for person, seed in (("sub-good", 1), ("sub-other", 2)):
+        visit = make_visit(seed)
+        save(config.work / "scans" / f"{person}_T1w.nii.gz", *visit.t1)
+        save(config.work / "scans" / f"{person}_pet.nii.gz", *visit.pet)
+    write_manifest(manifest(config, "sub-good"), config.manifest)
+    preprocess(config, progress=False)
+    return config
+
+
+@pytest.fixture
+def config(good, tmp_path):
+    """The same in a folder of its own, and the second person in the manifest."""
+    shutil.copytree(good.work, tmp_path / "work" / "bad")
+    config = make_config(tmp_path)
+    write_manifest(manifest(config, "sub-good", "sub-other"), config.manifest)
+    return config
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ── how each is spoilt: path of a scan, its data and affine → what lies there then ────────────────
+
+
+def stored(change=lambda data: data, affine=lambda affine: affine, codes=(1, 1)):
+    def spoil(path, data, old):
+        save(path, change(data).astype(np.float32), affine(old), codes)
+
+    return spoil
+
+
+def raw(change):
+    return lambda path, data, affine: path.write_bytes(change(path.read_bytes()))
+
+
+def header(**fields):
+    """Fields written into the bytes of the header, past what nibabel would let through."""
+
+    def spoil(path, data, affine):
+        plain = bytearray(gzip.decompress(path.read_bytes()))
+        head = nib.Nifti1Header(bytes(plain[:348]), check=False)
+        for name, value in fields.items():
+            head[name] = value
+        plain[:348] = head.binaryblock
+        path.write_bytes(gzip.compress(bytes(plain)))
+
+    return spoil
+
+
+def holed(value):
+    def change(data):
+        data = data.copy()
+        data[9, 9, 9] = value
+        return data
+
+    return change
+
+
+def mirrored_qform(path, data, affine):
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) @ affine, code=1)
+    nib.save(image, path)
+
+
+def far_qform(path, data, affine):
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine + SHIFT, code=1)
+    nib.save(image, path)
+
+
+def folder(path, data, affine):
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path, data, affine):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def complex_voxels(path, data, affine):
+    nib.save(nib.Nifti1Image(data.astype(np.complex64), affine), path)
+
+
+def without_cerebellum(path, data, affine):
+    """Only the upper third of the field of view, as if the bed had stood too low."""
+    axis = int(np.argmax(np.abs(affine[2, :3])))
+    keep = slice(None, data.shape[axis] // 3) if affine[2, axis] < 0 else slice(-(data.shape[axis] // 3), None)
+    cut = affine.copy()
+    if affine[2, axis] > 0:
+        cut[:3, 3] += affine[:3, axis] * (data.shape[axis] - data.shape[axis] // 3)
+    save(path, np.ascontiguousarray(data[(slice(None),) * axis + (keep,)]), cut)
+
+
+BAD = {
+    "T1 missing": ("T1w", lambda path, *_: path.unlink(), "expected a file; correct the path"),
+    "PET missing": ("pet", lambda path, *_: path.unlink(), "expected a file; correct the path"),
+    "T1 truncated": ("T1w", raw(lambda b: b[: len(b) // 2]), "cannot be read as NIfTI"),
+    "PET truncated": ("pet", raw(lambda b: b[: len(b) - 200]), "cannot be read as NIfTI"),
+    "gzip with a broken byte": ("pet", raw(lambda b: b[:3000] + bytes([b[3000] ^ 255]) + b[3001:]), "cannot be read"),
+    "empty file": ("T1w", raw(lambda b: b""), "cannot be read as NIfTI"),
+    "text": ("T1w", raw(lambda b: b"<html>404</html>"), "cannot be read as NIfTI"),
+    "not gzipped": ("T1w", raw(gzip.decompress), "cannot be read as NIfTI"),
+    "NaN": ("T1w", stored(holed(np.nan)), "1 of 222720 voxels are not finite"),
+    "infinity": ("pet", stored(holed(np.inf)), "1 of 134400 voxels are not finite"),
+    "all-zero PET": ("pet", stored(lambda d: 0 * d), "empty, all voxels lie from 0 to 0"),
+    "constant T1": ("T1w", stored(lambda d: 0 * d + 7), "empty, all voxels lie from 7 to 7"),
+    "T1 with several volumes": ("T1w", stored(lambda d: np.stack([d] * 3, -1)), "4 dimensions (58, 64, 60, 3)"),
+    "2D": ("T1w", stored(lambda d: d[:, :, 30]), "found 2 dimensions"),
+    "one slice": ("pet", stored(lambda d: d[:, :, 20:21]), "8 or more an axis"),
+    "5D": ("pet", stored(lambda d: np.stack([np.stack([d] * 2, -1)] * 2, -1)), "found 5 dimensions"),
+    "tiny": ("T1w", stored(lambda d: d[:5, :5, :5]), "8 or more an axis"),
+    "complex": ("T1w", complex_voxels, "voxels of type complex64"),
+    "in metres": ("T1w", stored(affine=lambda a: np.diag([1e-3, 1e-3, 1e-3, 1]) @ a), "are the units millimetres?"),
+    "in microns": ("pet", stored(affine=lambda a: np.diag([1e3, 1e3, 1e3, 1]) @ a), "are the units millimetres?"),
+    "header of metres": ("T1w", header(xyzt_units=1), "its header counts in meter, expected mm"),
+    "header of microns": ("pet", header(xyzt_units=3), "its header counts in micron, expected mm"),
+    "voxels of size 0": ("T1w", header(sform_code=0, pixdim=[1, 0, 0, 0, 1, 1, 1, 1]), "voxels of 0 × 0 × 0 mm"),
+    "no orientation": ("T1w", stored(codes=(0, 0)), "left and right cannot be told"),
+    "sform mirrors qform": ("T1w", mirrored_qform, "disagree on which side is left"),
+    "sform far from qform": ("pet", far_qform, "put a corner 900 mm apart"),
+    "singular affine": ("T1w", header(srow_x=[0, 0, 0, 0], qform_code=0), "its affine is no map to millimetres"),
+    "affine of NaN": ("T1w", header(srow_x=[np.nan] * 4, qform_code=0), "its affine is no map to millimetres"),
+    "negative PET": ("pet", stored(lambda d: -d), "empty, all voxels lie from"),
+    "negative reference region": ("pet", stored(lambda d: d - 0.98 * d.max()), "reference region (cerebellum)"),
+    "no cerebellum": ("pet", without_cerebellum, "does the scan cover the cerebellum"),
+    "folder": ("T1w", folder, "expected a file"),
+    "loop of links": ("pet", loop, "expected a file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_scan_is_named_and_nothing_made_is_lost(config, name):
+    which, spoil, said = BAD[name]
+    path = config.work / "scans" / f"sub-other_{which}.nii.gz"
+    image = nib.load(path)
+    data, affine = image.get_fdata(dtype=np.float32), image.affine
+    made = contents(config.volumes)
+    spoil(path, data, affine)
+    with pytest.raises((VolumeError, ManifestError)) as error:
+        preprocess(config, progress=False)
+    text = str(error.value)
+    assert str(path) in text
+    assert said in text
+    assert any(mark in text for mark in (";", "?")), "says what to do"
+    assert contents(config.volumes).items() >= made.items()
+
+
+def test_what_looks_odd_but_is_none_the_worse_passes(config):
+    """A PET of one frame in 4D, units that the header leaves open, and another space's qform."""
+    scans = config.work / "scans"
+    image = nib.load(scans / "sub-other_pet.nii.gz")
+    save(scans / "sub-other_pet.nii.gz", image.get_fdata(dtype=np.float32)[..., None], image.affine)
+    header(xyzt_units=0)(scans / "sub-other_pet.nii.gz", None, None)
+    t1 = nib.load(scans / "sub-other_T1w.nii.gz")
+    data, affine = t1.get_fdata(dtype=np.float32), t1.affine
+    t1 = nib.Nifti1Image(data, affine)
+    t1.set_sform(affine, code=2)
+    t1.set_qform(affine + SHIFT, code=1)
+    nib.save(t1, scans / "sub-other_T1w.nii.gz")
+    assert len(preprocess(config, progress=False)) == 2
+
+
+@pytest.mark.parametrize(("column", "other"), [("t1w", "amyloid"), ("amyloid", "t1w")])
+def test_a_scan_in_the_wrong_column_is_named(config, column, other):
+    frame = read_manifest(config.manifest)
+    frame.loc[1, column] = frame.loc[1, other]
+    write_manifest(frame, config.manifest)
+    with pytest.raises(VolumeError, match=f"by its name no {column} scan; put each scan in its own column"):
+        preprocess(config, progress=False)
+
+
+def test_the_same_scan_twice_under_other_names_is_named(config):
+    scans = config.work / "scans"
+    shutil.copy(scans / "sub-other_T1w.nii.gz", scans / "uptake.nii.gz")
+    frame = read_manifest(config.manifest)
+    frame.loc[1, "amyloid"] = str(scans / "uptake.nii.gz")
+    write_manifest(frame, config.manifest)
+    with pytest.raises(VolumeError, match=r"uptake\.nii\.gz: the same bytes as the session's t1w"):
+        preprocess(config, progress=False)
+
+
+def test_a_pet_of_other_content_is_flagged(config):
+    """Noise where the PET should be: nothing forbids it, but it shares nothing with the T1."""
+    path = config.work / "scans" / "sub-other_pet.nii.gz"
+    image = nib.load(path)
+    save(path, np.random.default_rng(0).random(image.shape, dtype=np.float32), image.affine)
+    index = preprocess(config, progress=False)
+    assert index["flags"][0] == ""
+    assert "amyloid similarity 1.0" in index["flags"][1]
+
+
+def test_an_unreadable_file_is_named(config, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        if "sub-other_T1w" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return load(path, *args, **kwargs)
+
+    load = nib.load
+    monkeypatch.setattr(room.nib, "load", refuse)
+    with pytest.raises(VolumeError, match=r"sub-other_T1w\.nii\.gz: cannot be read as NIfTI .*Permission denied"):
+        preprocess(config, progress=False)
+
+
+# ── places that cannot be written ─────────────────────────────────────────────────────────────────
+
+
+def test_a_file_where_the_folder_must_be_is_named(config):
+    made = contents(config.volumes)
+    (config.volumes / "sub-other").write_text("in the way")
+    with pytest.raises(WriteError, match=r"sub-other.*cannot be written.*a file is where a folder must be"):
+        preprocess(config, progress=False)
+    (config.volumes / "sub-other").unlink()
+    assert contents(config.volumes) == made
+    assert len(preprocess(config, progress=False)) == 2
+
+
+@pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EROFS, "on a disk that can be"),
+                                              (errno.EACCES, "give yourself the right")])  # fmt: skip
+def test_a_disk_that_refuses_is_told_and_the_next_call_goes_on(config, monkeypatch, code, remedy):
+    made, save_image = contents(config.volumes), nib.save
+
+    def full(image, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(room.nib, "save", full)
+    with pytest.raises(WriteError, match=f"sub-other.*cannot be written.*{remedy}.*what is finished stays"):
+        preprocess(config, progress=False)
+    assert contents(config.volumes) == made
+    monkeypatch.setattr(room.nib, "save", save_image)
+    assert len(preprocess(config, progress=False)) == 2
+
+
+CALL = (
+    "import sys; sys.path.insert(0, {tests!r}); from pathlib import Path; import test_bad_scans as t; {before}; {run}"
+)
+RUN = "t.preprocess(t.make_config(Path({root!r})), progress=False)"
+
+
+def call(config, before="pass", **options):
+    code = CALL.format(tests=str(ROOT / "tests"), before=before, run=RUN.format(root=str(config.root)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, **options)
+
+
+def test_a_disk_that_is_really_full(config):
+    """The system itself refuses to let cohort.npy grow: an error with a remedy, no dead process, the rest stays."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))  # the array takes 166 kB, a volume less
+
+    with call(config, stderr=subprocess.PIPE, text=True, preexec_fn=limit) as process:
+        said = process.communicate()[1]
+    assert process.returncode == 1, said
+    assert "cohort.npy: cannot be written (File too large)" in said
+    assert not list(config.volumes.glob(".*"))
+    volume = next((config.volumes / "sub-other").rglob("*_T1w.nii.gz"))
+    written = volume.stat().st_mtime_ns
+    assert len(preprocess(config, progress=False)) == 2
+    assert volume.stat().st_mtime_ns == written
+
+
+def test_a_call_that_is_really_killed_loses_one_person_at_most(config):
+    """SIGKILL while the second of two new people is in work; the next call does her and no other."""
+    scans = config.work / "scans"
+    for which in NAMES.values():
+        shutil.copy(scans / f"sub-other_{which}.nii.gz", scans / f"sub-third_{which}.nii.gz")
+    write_manifest(manifest(config, "sub-good", "sub-other", "sub-third"), config.manifest)
+    dies = (
+        "import os, signal; first = t.room.write_json; "
+        "t.room.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL) "
+        "if 'sub-third' in str(path) else first(path, value)"
+    )
+    with call(config, dies) as process:
+        assert process.wait() == -signal.SIGKILL
+    records = {path: path.stat().st_mtime_ns for path in config.volumes.glob("*/*/*_desc-preproc.json")}
+    assert {path.parts[-3] for path in records} == {"sub-good", "sub-other"}
+    assert len(preprocess(config, progress=False)) == 3
+    assert all(path.stat().st_mtime_ns == time for path, time in records.items())
+    assert not list(config.volumes.rglob(".*"))
+
+
+# ── going on without them ─────────────────────────────────────────────────────────────────────────
+
+
+def test_every_bad_scan_is_named_by_default(config):
+    rows = [f"sub-{number}" for number in range(8)]
+    for person in rows:
+        for which in NAMES.values():
+            (config.work / "scans" / f"{person}_{which}.nii.gz").write_bytes(b"nothing")
+    write_manifest(manifest(config, "sub-good", *rows), config.manifest)
+    with pytest.raises(VolumeError) as error:
+        preprocess(config, progress=False)
+    assert all(f"{person}_{which}.nii.gz: cannot" in str(error.value) for person in rows for which in NAMES.values())
+    assert "16 scans; mend these, or leave their sessions out by cohort.skip_unreadable: true" in str(error.value)
+
+
+def test_sessions_that_cannot_be_used_are_left_out_by_option(config):
+    whole = preprocess(config, progress=False)
+    (config.work / "scans" / "sub-other_pet.nii.gz").write_bytes(b"nothing")
+    skip = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, skip_unreadable=True))
+    index = preprocess(skip, progress=False)
+    pd.testing.assert_frame_equal(index, whole.iloc[:1])
+    assert np.load(config.volumes / "cohort.npy").shape[0] == 1
+    (excluded,) = pd.read_csv(config.volumes / "excluded.csv").to_dict("records")
+    assert (excluded["person"], excluded["session"], excluded["step"]) == ("sub-other", "ses-1", "unusable")
+    assert "sub-other_pet.nii.gz: cannot be read as NIfTI" in excluded["reason"]
+    before = {path: path.stat().st_mtime_ns for path in config.volumes.rglob("*")}
+    preprocess(skip, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in config.volumes.rglob("*")} == before
+    assert cohort_flow(skip).tail(2).to_numpy().tolist() == [["scans usable", 1, 1], ["passes QC", 1, 1]]
+    (config.work / "scans" / "sub-good_T1w.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(VolumeError, match=r"all 2 sessions are left out, the first because: .*sub-good_T1w"):
+        preprocess(skip, progress=False)
+
+
+def test_flagged_sessions_are_left_out_by_option_only(config, monkeypatch):
+    monkeypatch.setitem(room.FLAGS, "suvr_max", (1.1, 1.3))
+    spread = preprocess(config, progress=False).set_index("person")["amyloid_suvr_max"]
+    monkeypatch.setitem(room.FLAGS, "suvr_max", (1.1, spread.mean()))  # one of the two is beyond
+    high = spread.idxmax()
+    index = preprocess(config, progress=False)
+    assert index.loc[index["flags"] != "", "person"].tolist() == [high]
+    assert pd.read_csv(config.volumes / "excluded.csv").empty
+    write_csv(config.work / "flow.csv", pd.DataFrame([["found", 3, 4]], columns=["step", "people", "sessions"]))
+    expected = [["found", 3, 4], ["scans usable", 2, 2], ["passes QC", 1, 1]]
+    assert cohort_flow(config).to_numpy().tolist() == expected
+    strict = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, exclude_flagged=True))
+    index = preprocess(strict, progress=False)
+    assert high not in set(index["person"])
+    assert np.load(config.volumes / "cohort.npy").shape[0] == len(index) == 1
+    (excluded,) = pd.read_csv(config.volumes / "excluded.csv").to_dict("records")
+    assert (excluded["person"], excluded["split"], excluded["step"]) == (high, "train", "flagged")
+    assert excluded["reason"] == f"amyloid suvr max {spread.max():.2f}"
+    assert cohort_flow(strict).to_numpy().tolist() == expected
