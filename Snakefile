@@ -80,8 +80,9 @@ if SETTINGS.cohort.kind == "phantom":
             "resdm phantom {PROFILE} --jobs {threads}"
 
 
-READERS = ["bids", "matching", "manifest"] + [SETTINGS.cohort.source] * (SETTINGS.cohort.source != "bids")
-READERS += ["adni_tables"] * (SETTINGS.cohort.source == "adni")
+READER = {"csv": "table", "released": "released_layout"}.get(SETTINGS.cohort.source, SETTINGS.cohort.source)
+READERS = ["bids", "matching", "manifest"] + [READER] * (READER != "bids")
+READERS += {"adni": ["adni_tables"], "openneuro": ["download"]}.get(READER, [])
 
 
 # A source of real people is no input: it may be terabytes, and lie on another disk.

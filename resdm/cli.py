@@ -10,10 +10,15 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resdm import __version__
-from resdm.config import SEXES, Config, load_config
+from resdm.config import SEXES, SOURCES, Config, ConfigError, load_config
+
+if TYPE_CHECKING:
+    from resdm.cohort.matching import Found
 
 BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0; argparse uses 2 for the same."""
@@ -80,10 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("phantom", _phantom, "write the phantom cohort as a BIDS dataset")
     profile(sub), jobs(sub), quiet(sub)
 
-    sub = command("manifest", _manifest, "list the sessions of a dataset, with their split, in manifest.csv")
-    sub.add_argument("source", choices=["adni", "bids"], help="kind of the dataset")
-    profile(sub)
-    sub.add_argument("--root", type=Path, metavar="FOLDER", help="the dataset (default: the profile's)")
+    sub = command("manifest", _manifest, "list the sessions of a source, with their split, in manifest.csv")
+    sub.add_argument("source", choices=SOURCES, help="how the data lie")
+    profile(sub), quiet(sub)
+    sub.add_argument("--root", type=Path, metavar="PATH", help="the data set, or the table of csv (default: profile's)")
+    sub.add_argument("--tables", type=Path, metavar="FOLDER", help="adni: the study's tables (default: the profile's)")
+    sub.add_argument("--draw-split", action="store_true", help="csv, released: draw a split where the source has one")
+    sub.add_argument("--download", action="store_true", help="openneuro: fetch what is missing of the manifest's scans")
+    sub.add_argument("--jobs", type=_positive, default=4, help="connections of the download at a time (default: 4)")
+    sub.add_argument("--url", metavar="URL", help="of the bucket of the download, if it is a mirror")
 
     sub = command("preprocess", _preprocess, "register and scale every scan of the manifest onto the profile's grid")
     profile(sub), jobs(sub), quiet(sub)
@@ -137,10 +147,32 @@ def _phantom(options: argparse.Namespace) -> None:
 
 def _manifest(options: argparse.Namespace) -> None:
     config = load_config(options.profile)
-    from resdm.pipeline import make_manifest
+    if options.download and options.source != "openneuro":
+        raise ConfigError(f"--download fetches openneuro's data only; the source is {options.source}")
+    if options.tables is not None:
+        config = replace(config, cohort=replace(config.cohort, tables=str(options.tables.absolute())))
+    from resdm import pipeline
 
-    print(make_manifest(config, options.root, options.source).to_string(index=False))
+    if options.download:
+        address = {"url": options.url} if options.url else {}
+        root = config.source_root if options.root is None else options.root
+        n = pipeline.openneuro.download(config, root, jobs=options.jobs, progress=not options.quiet, **address)
+        print(f"{n} files downloaded to {root}")
+    found = pipeline.find_sessions(config, options.root, options.source, draw=options.draw_split)
+    print("\n".join(_flow(found)))
+    pipeline.make_manifest(config, options.root, options.source, found=found)
     print(config.manifest)
+
+
+def _flow(found: Found) -> list[str]:
+    """The flow table, who was left out by reason with the first of each, and where the rest is told."""
+    lines = [found.flow.to_string(index=False, justify="right")]
+    for reason, rows in found.left_out.groupby("reason", sort=False):
+        first = ", ".join(f"{row.person} {row.session}" for row in rows.head(2).itertuples())
+        lines.append(f"left out, {reason}: {len(rows)} ({first}{', …' if len(rows) > 2 else ''})")
+    if len(found.left_out) or found.notes:
+        lines.append(f"all {len(found.left_out)} in left_out.csv; {len(found.notes)} notes in notes.txt")
+    return lines
 
 
 def _preprocess(options: argparse.Namespace) -> None:

@@ -41,6 +41,10 @@ CONDITIONS = {
 }
 """What a prompt says. Beside these, ``age_<years>`` says one age for everyone, ``sex_F`` and ``sex_M`` one sex."""
 
+Source = Literal["bids", "adni", "openneuro", "csv", "released"]
+SOURCES: tuple[str, ...] = typing.get_args(Source)
+"""How the data of a cohort may lie."""
+
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 """Lightning Fabric's names. The mixed ones compute in half precision; weights, optimisers and EMA stay in 32 bits."""
 
@@ -129,7 +133,7 @@ class CohortConfig:
     """Which people."""
 
     kind: Literal["phantom", "dlbs", "adni", "other"] = "phantom"
-    source: Literal["bids", "adni", "openneuro", "csv", "released"] = "bids"  # how the data lie: `resdm manifest`
+    source: Source = "bids"  # how the data lie: `resdm manifest`
     folder: str = "bids"  # where they lie, relative to the profile's work folder or absolute
     tables: str | None = None  # folder of the study's tables (adni); None: folder
     pet_level: Literal["dynamic", "averaged", "standardized", "uniform_8mm", "uniform_6mm"] = "standardized"  # LONI's

@@ -89,9 +89,9 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_csv(path: str | Path, frame: pd.DataFrame, float_format: str | None = None) -> Path:
+def write_csv(path: str | Path, frame: pd.DataFrame, float_format: str | None = None, *, separator: str = ",") -> Path:
     """Write a table as CSV atomically, without the index."""
-    return write_text(path, frame.to_csv(index=False, float_format=float_format, lineterminator="\n"))
+    return write_text(path, frame.to_csv(index=False, sep=separator, float_format=float_format, lineterminator="\n"))
 
 
 def sha256(path: str | Path) -> str:

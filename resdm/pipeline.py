@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 
 from resdm.checkpoint import check_model, load_card
-from resdm.cohort import adni, bids
+from resdm.cohort import adni, bids, openneuro, released_layout, table
 from resdm.cohort.dataset import CohortDataset, collate
-from resdm.cohort.manifest import check_leakage, split_people, write_manifest
+from resdm.cohort.manifest import PATHS, SPLITS, ManifestError, check_leakage, split_people, write_manifest
+from resdm.cohort.matching import Found
 from resdm.cohort.volumes import preprocess_mri
 from resdm.config import TRACERS, Config, check_person, load_config
 from resdm.evaluation.image_quality import psnr, read_index, read_volume, score_people, ssim, write_scores
@@ -40,14 +41,23 @@ def validation_score(real: np.ndarray, synthetic: np.ndarray) -> float:
     return psnr(real, synthetic) + 10 * ssim(real, synthetic)
 
 
-READERS = {"bids": bids.build_manifest, "adni": adni.build_manifest}
+READERS = {
+    "bids": bids.build_manifest,
+    "adni": adni.build_manifest,
+    "openneuro": openneuro.build_manifest,
+    "csv": table.build_manifest,
+    "released": released_layout.build_manifest,
+}
 """``cohort.source`` → what reads it."""
 
+WITH_SPLIT = ("csv", "released")
+"""Sources that may come with a split of their own."""
 
-def make_manifest(
-    config: Config | str | Path, root: str | Path | None = None, source: str | None = None
-) -> pd.DataFrame:
-    """Read a source, split its people; write ``manifest.csv``, ``flow.csv``, ``left_out.csv`` and ``notes.txt``.
+
+def find_sessions(
+    config: Config | str | Path, root: str | Path | None = None, source: str | None = None, *, draw: bool = False
+) -> Found:
+    """Read a source: its sessions, and who was left out and why. Nothing is written.
 
     Parameters
     ----------
@@ -56,21 +66,84 @@ def make_manifest(
         Where the data lie; by default as the profile says.
     source : str, optional
         How they lie, a key of `READERS`; by default as the profile says.
+    draw : bool
+        Leave aside the split that a source of `WITH_SPLIT` comes with.
+    """
+    config = profile(config)
+    source = source or config.cohort.source
+    options = {"draw": True} if draw and source in WITH_SPLIT else {}
+    return READERS[source](_source_root(config, root), config, **options)
+
+
+def _source_root(config: Config, root: str | Path | None) -> Path:
+    return config.source_root if root is None else Path(root)
+
+
+def make_manifest(
+    config: Config | str | Path,
+    root: str | Path | None = None,
+    source: str | None = None,
+    *,
+    draw: bool = False,
+    found: Found | None = None,
+) -> pd.DataFrame:
+    """Read a source, split its people; write ``manifest.csv``, ``flow.csv``, ``left_out.csv`` and ``notes.txt``.
+
+    A split that the source comes with is kept, if it is complete.
+
+    Parameters
+    ----------
+    config, root, source, draw
+        See `find_sessions`.
+    found : Found, optional
+        What `find_sessions` has found already.
 
     Returns
     -------
     DataFrame
         Who was left out and why: step, people, sessions.
+
+    Raises
+    ------
+    ManifestError
+        Scans that the manifest would name are not there, or a split has nobody; ``manifest.csv`` stays as it was.
     """
     config = profile(config)
-    found = READERS[source or config.cohort.source](config.source_root if root is None else Path(root), config)
-    frame = split_people(found.manifest, config.cohort.split, config.seed)
-    check_leakage(frame, str(config.manifest))
+    source = source or config.cohort.source
+    found = find_sessions(config, root, source, draw=draw) if found is None else found
     write_csv(config.work / "flow.csv", found.flow)
     write_csv(config.work / "left_out.csv", found.left_out)
     write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in found.notes))
+    _check_there(config, _source_root(config, root), source, found.manifest)
+    frame = found.manifest
+    if (frame["split"] == "").any():
+        frame = split_people(frame, config.cohort.split, config.seed)
+    nobody = [name for name in SPLITS if name not in set(frame["split"])]
+    if nobody:
+        raise ManifestError(
+            f"{config.manifest}: the split that came with the data leaves nobody for {', '.join(nobody)}; complete it, "
+            f"or draw another: `resdm manifest {source} {config.profile} --draw-split`"
+        )
+    check_leakage(frame, str(config.manifest))
     write_manifest(frame, config.manifest)
     return found.flow
+
+
+def _check_there(config: Config, root: Path, source: str, frame: pd.DataFrame) -> None:
+    """Raise `ManifestError` where scans are not on disk, and say how to get them."""
+    size = 0
+    if source == "openneuro":
+        absent, size = openneuro.not_downloaded(frame, root)
+        remedy = openneuro.remedy(config)
+    else:
+        absent = sorted(cell for name in PATHS for cell in frame[name] if cell and not Path(cell).is_file())
+        remedy = "correct the paths, or leave those sessions out"
+    if absent:
+        scans = sum(int((frame[name] != "").sum()) for name in PATHS)
+        said = f" of {size / 1e9:.2f} GB" if size else ""
+        raise ManifestError(
+            f"{root}: {len(absent)} of {scans} scans{said} are not there or not whole, the first {absent[0]}; {remedy}"
+        )
 
 
 def train_method(config: Config | str | Path, name: str, *, progress: bool = True) -> Path:

@@ -26,8 +26,8 @@ _NAMES = {
     "mmse": ("mmse", "mmse_bl", "mmse_total"),
 }
 _BASELINE = {"age_bl", "diagnosis_sc", "diagnosis_bl", "mmse_bl"}  # true of the first session only
-_SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
-_DIAGNOSIS = {
+SEX_WORDS = {"f": "F", "female": "F", "m": "M", "male": "M"}
+DIAGNOSIS_WORDS = {
     **dict.fromkeys(("cn", "nc", "hc", "control", "smc"), "CN"),
     **dict.fromkeys(("mci", "emci", "lmci"), "MCI"),
     **dict.fromkeys(("ad", "dementia"), "AD"),
@@ -120,20 +120,21 @@ def _row(
             values[column] = source[name]
             if later:
                 months = re.fullmatch(r"ses-M0*(\d+)", session)
-                values[column] = str(_number(where, column, source[name]) + int(months[1]) / 12) if months else ""
+                values[column] = str(to_number(where, column, source[name]) + int(months[1]) / 12) if months else ""
             break
     sex = values.get("sex", "")
-    if sex and sex.lower() not in _SEX:
-        raise ManifestError(f"{where}: unknown sex {sex!r} in participants.tsv; expected {', '.join(_SEX)} or n/a")
+    if sex and sex.lower() not in SEX_WORDS:
+        raise ManifestError(f"{where}: unknown sex {sex!r} in participants.tsv; expected {', '.join(SEX_WORDS)} or n/a")
     diagnosis = values.get("diagnosis", "")
-    if diagnosis and diagnosis.lower() not in _DIAGNOSIS:
+    if diagnosis and diagnosis.lower() not in DIAGNOSIS_WORDS:
         notes.append(f"{where}: diagnosis {diagnosis!r} is none of CN, MCI, AD; left empty")
-    row |= {"sex": _SEX.get(sex.lower(), ""), "diagnosis": _DIAGNOSIS.get(diagnosis.lower(), "")}
-    row |= {column: _number(where, column, values.get(column, "")) for column in ("age", "education", "mmse")}
+    row |= {"sex": SEX_WORDS.get(sex.lower(), ""), "diagnosis": DIAGNOSIS_WORDS.get(diagnosis.lower(), "")}
+    row |= {column: to_number(where, column, values.get(column, "")) for column in ("age", "education", "mmse")}
     return row
 
 
-def _number(where: str, column: str, text: str) -> float:
+def to_number(where: str, column: str, text: str) -> float:
+    """A cell as a number, NaN where it is empty; `ManifestError` where it is none."""
     try:
         return float(text) if text else np.nan
     except ValueError:
@@ -158,26 +159,34 @@ def _listen(scan: Path, label: str, where: str, notes: list[str]) -> None:
     except (OSError, ValueError):
         notes.append(f"{where}: {sidecar.name} cannot be read as JSON; the file name's tracer {label} is used")
         return
+    for key, value in other_tracers(said, label):
+        notes.append(f"{where}: {sidecar.name} says {key} {value!r}; the file name's tracer {label} is used")
+
+
+def other_tracers(said: object, label: str) -> list[tuple[str, object]]:
+    """What a PET's sidecar says of its tracer, key and value, that belongs to another label."""
+    found = []
     for key in ("TracerName", "Radiopharmaceutical"):
         text = re.sub(r"[^a-z0-9]", "", str(said.get(key, "") if isinstance(said, dict) else "").lower())
         others = [other for other, words in _SPOKEN.items() if any(word in text for word in words)]
         if others and label not in others:
-            notes.append(f"{where}: {sidecar.name} says {key} {said[key]!r}; the file name's tracer {label} is used")
+            found.append((key, said[key]))
+    return found
 
 
 def _participants(root: Path) -> pd.DataFrame | None:
     """``participants.tsv`` by person, or None where there is none."""
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; expected a BIDS dataset (cohort.folder, or the given folder)")
-    return _table(root / "participants.tsv", "participant_id", "sub-")
+    return read_tsv(root / "participants.tsv", "participant_id", "sub-")
 
 
 def _sessions(subject: Path) -> pd.DataFrame | None:
-    return _table(subject / f"{subject.name}_sessions.tsv", "session_id", "ses-")
+    return read_tsv(subject / f"{subject.name}_sessions.tsv", "session_id", "ses-")
 
 
-def _table(path: Path, key: str, prefix: str) -> pd.DataFrame | None:
-    """A TSV by its key column: column names in lower case, cells as text, ``n/a`` empty."""
+def read_tsv(path: Path, key: str, prefix: str) -> pd.DataFrame | None:
+    """A TSV by its key column: column names in lower case, cells as text, ``n/a`` empty; None without file."""
     if not path.is_file():
         return None
     try:
@@ -187,7 +196,7 @@ def _table(path: Path, key: str, prefix: str) -> pd.DataFrame | None:
     table.columns = [column.strip().lower() for column in table.columns]
     if key not in table:
         raise ManifestError(f"{path}: no column {key}; found {', '.join(table.columns)}")
-    table = table.apply(lambda column: column.str.strip()).replace(["n/a", "N/A", "NaN", "nan"], "")
+    table = table.apply(lambda column: column.str.strip()).replace(["n/a", "N/A", "NA", "NaN", "nan"], "")
     table[key] = [name if name.startswith(prefix) else prefix + name for name in table[key]]
     twice = table[key][table[key].duplicated()]
     if len(twice):

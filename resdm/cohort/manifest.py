@@ -123,7 +123,7 @@ _NOTHING = {"", "n/a", "na", "nan", "none", "null"}
 # ── reading and writing ───────────────────────────────────────────────────────────────────────────
 
 
-def read_manifest(path: str | Path, *, files: bool = True) -> pd.DataFrame:
+def read_manifest(path: str | Path, *, files: bool = True, split: bool = True) -> pd.DataFrame:
     """Read and check a manifest.
 
     Parameters
@@ -132,6 +132,8 @@ def read_manifest(path: str | Path, *, files: bool = True) -> pd.DataFrame:
         CSV, UTF-8.
     files : bool
         Also check that every scan is there.
+    split : bool
+        Read the column ``split``; else it is left empty.
 
     Returns
     -------
@@ -153,7 +155,7 @@ def read_manifest(path: str | Path, *, files: bool = True) -> pd.DataFrame:
         _wrong_columns(path, header, unknown, absent)
     problems = []
     for name, column in SCHEMA.columns.items():
-        if name not in frame:
+        if name not in frame or (name == "split" and not split):
             frame[name] = ""
         frame[name] = frame[name].str.strip()
         frame.loc[frame[name].str.lower().isin(_NOTHING), name] = ""

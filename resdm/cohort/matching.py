@@ -29,7 +29,7 @@ class Found(NamedTuple):
     Parameters
     ----------
     manifest : DataFrame
-        Checked, one row a session, by person and session; ``split`` is empty.
+        Checked, one row a session, by person and session; ``split`` is empty, but for sources that come with one.
     flow : DataFrame
         step, people, sessions: how many pass each step.
     left_out : DataFrame
