@@ -1,6 +1,7 @@
 """A BIDS dataset with T1w and PET → the manifest, and who was left out.
 
-Read are file names, ``participants.tsv``, ``sub-*_sessions.tsv`` and the JSON beside each PET; no image is opened.
+Read are file names, ``participants.tsv``, ``sub-*_sessions.tsv``, ``sub-*_scans.tsv`` and the JSON beside each PET; no
+image is opened.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resdm.cohort.manifest import COLUMNS, EMPTY, ManifestError
+from resdm.cohort.manifest import COLUMNS, EMPTY, SPACE, ManifestError
 from resdm.cohort.matching import Found, close_manifest
-from resdm.config import Config
+from resdm.config import TRACERS, Config
 
 # what a table may call a thing, in lower case; the first that is there and filled is taken
 _NAMES = {
@@ -32,6 +33,7 @@ DIAGNOSIS_WORDS = {
     **dict.fromkeys(("mci", "emci", "lmci"), "MCI"),
     **dict.fromkeys(("ad", "dementia"), "AD"),
 }
+_NATIVE = {"T1w", "orig", "individual", "native", "scanner"}  # entities space- of scans that lie as acquired
 _SPOKEN = {  # words of a sidecar that belong to one label alone
     "18FAV45": ("florbetapir", "av45", "amyvid"),
     "18FFBB": ("florbetaben", "fbb", "neuraceq"),
@@ -46,7 +48,9 @@ def build_manifest(root: str | Path, config: Config) -> Found:
     baseline age there (``age_bl``) is carried on by the months in a session's label (``ses-M012``). Where a session
     has several T1w or several PETs of one tracer, the first by name is taken; of two tracers for one target, the one
     that ``cohort.tracers`` names first. The tracer is the file name's ``trc-`` entity, whatever the sidecar says.
-    Each such choice is noted.
+    Scans of one session are taken from one space: as they were acquired, else, in a derivative, from ``space-MNI…``;
+    what lies in any other space is not used. Each such choice is noted. Days from the T1w to a PET come from
+    ``acq_time`` in ``scans.tsv``.
 
     Parameters
     ----------
@@ -97,18 +101,25 @@ def _row(
 ) -> dict[str, object]:
     """One session; what is not known is empty."""
     where = f"{person} {session}"
-    row: dict[str, object] = EMPTY | {
-        "person": person,
-        "session": session,
-        "t1w": _first(folder.glob("anat/*_T1w.nii*"), where, "T1w", notes),
-    }
+    row: dict[str, object] = EMPTY | {"person": person, "session": session}
+    t1ws = _by_space(folder.glob("anat/*_T1w.nii*"), where, notes)
+    space = "" if t1ws[""] else SPACE if t1ws[SPACE] else ""
+    row["t1w"] = _first(t1ws[space], where, "T1w", notes)
     for label, tracer in config.cohort.tracers.items():
-        scan = _first(folder.glob(f"pet/*_trc-{label}_*pet.nii*"), where, f"{label} PET", notes)
+        pets = _by_space(folder.glob(f"pet/*_trc-{label}_*pet.nii*"), where, notes)
+        if row["t1w"] and not pets[space] and any(pets.values()):
+            notes.append(
+                f"{where}: {label} PET and T1w lie in different spaces ({SPACE} and native); not used together"
+            )
+        scan = _first(pets[space], where, f"{label} PET", notes)
         if scan and row[tracer]:
             notes.append(f"{where}: {row[f'{tracer}_tracer']} and {label}; {row[f'{tracer}_tracer']} is used")
         elif scan:
             row |= {tracer: scan, f"{tracer}_tracer": label}
             _listen(Path(scan), label, where, notes)
+
+    row["space"] = space
+    row |= _days(folder, row, where, notes)
 
     values: dict[str, str] = {}
     for column, names in _NAMES.items():
@@ -147,6 +158,41 @@ def _first(paths: Iterable[Path], where: str, what: str, notes: list[str]) -> st
     if len(paths) > 1:
         notes.append(f"{where}: {len(paths)} {what}; {paths[0].name} is used")
     return str(paths[0]) if paths else ""
+
+
+def _by_space(paths: Iterable[Path], where: str, notes: list[str]) -> dict[str, list[Path]]:
+    """Scans as acquired (or in their T1w's space) under "", those in an MNI space under `SPACE`; no others."""
+    found: dict[str, list[Path]] = {"": [], SPACE: []}
+    for path in sorted(paths):
+        entity = re.search(r"_space-([A-Za-z0-9]+)_", path.name)
+        if entity is None or entity[1] in _NATIVE:
+            found[""].append(path)
+        elif entity[1].startswith("MNI"):
+            found[SPACE].append(path)
+        else:
+            notes.append(f"{where}: {path.name} lies in space {entity[1]}; not used")
+    return found
+
+
+def _days(folder: Path, row: dict[str, object], where: str, notes: list[str]) -> dict[str, float]:
+    """``<tracer>_days`` of a session by the dates in its ``scans.tsv``, where there are any."""
+    table = next(iter(sorted(folder.glob("*_scans.tsv"))), None)
+    scans = read_tsv(table, "filename", "") if table and row["t1w"] else None
+    if scans is None or "acq_time" not in scans:
+        return {}
+
+    def date(path: str) -> pd.Timestamp:
+        name = Path(path).relative_to(folder).as_posix()
+        said = scans["acq_time"].get(name, "")
+        parsed = pd.to_datetime(said or None, errors="coerce")
+        if said and pd.isna(parsed):
+            notes.append(f"{where}: {table.name} has no date for {name}: {said!r}")
+        return parsed
+
+    first = date(str(row["t1w"]))
+    dates = {tracer: date(str(row[tracer])) for tracer in TRACERS if row[tracer]}
+    return {f"{tracer}_days": float((then.normalize() - first.normalize()).days)
+            for tracer, then in dates.items() if not (pd.isna(then) or pd.isna(first))}  # fmt: skip
 
 
 def _listen(scan: Path, label: str, where: str, notes: list[str]) -> None:
