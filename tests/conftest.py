@@ -25,6 +25,15 @@ def real_t1() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def real_dlbs() -> Path:
+    """Metadata of OpenNeuro ds004856 that lie beside the repository in development, and do not ship with it."""
+    path = ROOT.parent / "shared" / "data" / "dlbs"
+    if not path.is_dir():
+        pytest.skip("the real metadata do not ship with the project")
+    return path
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

@@ -79,7 +79,7 @@ def list_bucket(bucket: str, prefix: str, *, progress: bool = True) -> dict[str,
             url = f"{bucket}/?{urlencode(query)}"
             try:
                 page = ElementTree.fromstring(_retried(lambda url=url: _read(url), url))
-                found = [(entry.findtext("{*}Key"), entry.findtext("{*}Size")) for entry in page.iter("{*}Contents")]
+                found = [(entry.findtext("{*}Key"), entry.findtext("{*}Size")) for entry in page.findall("{*}Contents")]
                 if not page.tag.endswith("ListBucketResult"):
                     raise ValueError(page.tag)
                 keys |= {key: int(size) for key, size in found}

@@ -1,0 +1,418 @@
+"""DLBS: who is found on the real metadata, what is said of faults, and a download against a server of our own."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import shutil
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlparse
+
+import numpy as np
+import pytest
+from mock_sources import write_dlbs
+
+from resdm.cohort import download as transfer
+from resdm.cohort.download import DownloadError, Remote, fetch, list_bucket
+from resdm.cohort.manifest import ManifestError
+from resdm.cohort.openneuro import FILES, build_manifest, download, not_downloaded, sidecar_faults
+from resdm.config import CohortConfig, Config, MatchConfig, load_config
+from resdm.pipeline import make_manifest
+
+
+def make_config(root: Path, **match) -> Config:
+    match = MatchConfig(**{"window_days": 366.0, "same_visit": True} | match)
+    return Config(profile="dlbs", cohort=CohortConfig(kind="dlbs", source="openneuro", match=match), root=root)
+
+
+@pytest.fixture(scope="module")
+def mock(tmp_path_factory):
+    """A mock download; tests that write take a copy."""
+    folder = tmp_path_factory.mktemp("mock") / "ds004856"
+    return write_dlbs(folder, corrupt=False)
+
+
+def flow(found) -> dict[str, tuple[int, int]]:
+    return {step: (people, sessions) for step, people, sessions in found.flow.itertuples(index=False)}
+
+
+# ── the real metadata ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_real_metadata(real_dlbs, tmp_path):
+    """From the listing alone: 464 people, 123 triplets of 105 people, 51 of them within one year by ages."""
+    found = build_manifest(real_dlbs, make_config(tmp_path, require="both"))
+    assert flow(found) == {
+        "found": (464, 969), "has T1": (464, 957), "has amyloid": (295, 542), "has tau": (154, 181),
+        "has amyloid and tau": (105, 123), "in window": (49, 51), "has age and sex": (49, 51), "kept": (49, 51),
+    }  # fmt: skip
+    assert found.left_out["reason"].value_counts().to_dict() == {
+        "no amyloid and tau PET": 834, "PET more than 366 days from the T1": 72, "no T1": 12,
+    }  # fmt: skip
+    assert found.notes[0].startswith("123 waves of 105 people have T1w, amyloid and tau PET; in 51 of them (49 people)")
+    days = found.manifest[["amyloid_days", "tau_days"]].value_counts().to_dict()
+    assert days == {(0.0, 365.25): 31, (0.0, 0.0): 12, (365.25, 365.25): 8}
+    absent, size = not_downloaded(found.manifest, real_dlbs)
+    assert (len(absent), size) == (153, 672814076)
+
+    wide = build_manifest(real_dlbs, make_config(tmp_path, require="both", window_days=1461.0))
+    assert (len(wide.manifest), wide.manifest["person"].nunique()) == (123, 105)
+    assert round(not_downloaded(wide.manifest, real_dlbs)[1] / 1e9, 2) == 1.57
+
+
+def test_the_profile_on_the_real_metadata(real_dlbs):
+    config = load_config("dlbs")
+    frame = build_manifest(real_dlbs, config).manifest
+    assert (len(frame), frame["person"].nunique()) == (536, 293)
+    assert ((frame["amyloid"] != "").sum(), (frame["tau"] != "").sum()) == (536, 51)
+    assert frame["sex"].value_counts().to_dict() == {"F": 324, "M": 212}
+    assert frame["t1w"].str.contains("run-2").sum() == 4  # of ten waves, the others have no PET in the window
+    assert frame["age"].between(30, 97).all()
+    assert frame["diagnosis"].eq("").all()
+    with pytest.raises(ManifestError, match=r"no participants\.tsv; `resdm manifest openneuro dlbs --download`"):
+        build_manifest(real_dlbs / "json_examples", config)
+
+
+def test_the_real_sidecars(real_dlbs):
+    examples = {
+        label: json.loads(next((real_dlbs / "json_examples").glob(f"*trc-{label}_*.json")).read_text())
+        for label in ("18FAV45", "18FAV1451")
+    }
+    said = {label: "\n".join(sidecar_faults(sidecar, label)) for label, sidecar in examples.items()}
+    assert "Radiopharmaceutical '[18F]Florbetaben' is not 18FAV1451" in said["18FAV1451"]
+    assert "a frame of no duration" in said["18FAV1451"]
+    assert "AcquisitionMode dynamic, but one frame" in said["18FAV1451"]
+    assert "SliceTiming" in said["18FAV45"]
+    assert "back-projection, with iterations" in said["18FAV45"]
+    assert "is not 18FAV45" not in said["18FAV45"]
+    for text in said.values():
+        assert "milliseconds" in text
+        assert "InjectedRadioactivityUnits 'mSV'" in text
+        assert "InjectedMassUnits 'approximate mCi'" in text
+
+
+# ── a mock of it ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_is_in_the_mock_and_who_is_not(mock, tmp_path):
+    found = build_manifest(mock.root, make_config(tmp_path))
+    kept = {
+        (row.person, row.session): {tracer for tracer in ("amyloid", "tau") if getattr(row, tracer)}
+        for row in found.manifest.itertuples()
+    }
+    assert kept == mock.kept
+    reasons = {(row.person, row.session): row.reason for row in found.left_out.itertuples()}
+    assert reasons.keys() == mock.left_out.keys()
+    assert all(reasons[key].startswith(said) for key, said in mock.left_out.items())
+    first = found.manifest.set_index(["person", "session"]).loc[("sub-9002", "ses-wave2")]
+    assert first[["age", "sex", "education", "mmse"]].tolist() == [62.0, "F", 14.0, 28.0]
+    assert first[["amyloid_days", "tau_days", "tau_tracer"]].tolist() == [0.0, 365.25, "18FAV1451"]
+    assert found.manifest.set_index("person").loc["sub-9009", "t1w"].endswith("run-2_T1w.nii.gz")
+    notes = "\n".join(found.notes)
+    assert "sidecars of 8 of 32 PETs: Radiopharmaceutical '[18F]Florbetaben' is not 18FAV1451" in notes
+    assert "sidecars of 32 of 32 PETs: FrameDuration, FrameTimesStart and InjectionStart in milliseconds" in notes
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"FrameDuration": [300, 300], "FrameTimesStart": [0, 300]}, []),
+    ({"FrameDuration": [300, 300], "FrameTimesStart": [0]}, ["FrameDuration and FrameTimesStart of unequal length"]),
+    ({"FrameDuration": [300, 300], "FrameTimesStart": [0, 200]}, ["FrameTimesStart is not the running sum"]),
+    ({"FrameDuration": [300], "FrameTimesStart": [0]}, ["FrameDuration tells of 1 frames, the file holds 2"]),
+    ({"FrameDuration": 300}, []),
+    ({"TracerName": "florbetapir"}, ["TracerName 'florbetapir' is not 18FAV1451"]),
+    ({"InjectedRadioactivityUnits": "MBq", "InjectedMassUnits": "ug"}, []),
+])  # fmt: skip
+def test_faults_of_a_sidecar(change, said):
+    found = sidecar_faults(change, "18FAV1451", frames=2)
+    assert len(found) == len(said)
+    assert all(fault.startswith(start) for fault, start in zip(found, said, strict=True))
+
+
+def test_ages_and_intervals_that_cannot_be(mock, tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    table = (mock.root / "participants.tsv").read_text().splitlines()
+    header, cells = table[0].split("\t"), [line.split("\t") for line in table[1:]]
+
+    def write(person, column, value):
+        changed = [list(row) for row in cells]
+        changed[person][header.index(column)] = value
+        (folder / "participants.tsv").write_text("\n".join("\t".join(row) for row in [header, *changed]))
+
+    paths = sorted(path.relative_to(mock.root).as_posix() for path in mock.root.glob("sub-*/*/*/*.nii.gz"))
+    (folder / FILES).write_text("path\tbytes\n" + "\n".join(f"{path}\t10" for path in paths))
+    write(0, "MRIW1toW2", "5.5")  # ages 4 years apart
+    assert any("5.5 years from wave 1 to 2" in note for note in build_manifest(folder, make_config(tmp_path)).notes)
+    write(1, "PETAmyW1toW2", "3.9")  # no age in wave 2
+    assert any("but no age at one of the two waves" in n for n in build_manifest(folder, make_config(tmp_path)).notes)
+    write(0, "AgePETTau_W2", "n/a")
+    found = build_manifest(folder, make_config(tmp_path))
+    assert "sub-9000 ses-wave2: no age at the tau PET; taken to be in the window, as of the same wave" in found.notes
+    write(0, "AgeMRI_W1", "xx")  # as other tables of the study say of those who did not come
+    assert flow(build_manifest(folder, make_config(tmp_path)))["has age and sex"] == (13, 20)
+    for column, value, said in (
+        ("Sex", "w", "participants.tsv: sub-9000 ses-wave1: unknown sex 'w'"),
+        ("AgeMRI_W1", "5O", "sub-9000 ses-wave1: agemri_w1 '5O' is no number"),
+    ):
+        write(0, column, value)
+        with pytest.raises(ManifestError) as error:
+            build_manifest(folder, make_config(tmp_path))
+        assert said in str(error.value)
+    (folder / "participants.tsv").write_text("participant_id\tage\tsex\nsub-1\t70\tF\n")
+    with pytest.raises(ManifestError, match=r"no column agemri_w1, .*use `resdm manifest bids`"):
+        build_manifest(folder, make_config(tmp_path))
+
+
+def test_without_scans_the_command_tells_how_to_get_them(mock, tmp_path):
+    config = make_config(tmp_path)
+    folder = tmp_path / "d"
+    folder.mkdir()
+    shutil.copy(mock.root / "participants.tsv", folder)
+    with pytest.raises(ManifestError, match=r"no T1w and no PET.*`resdm manifest openneuro dlbs --download`"):
+        make_manifest(config, folder)
+    paths = sorted(path.relative_to(mock.root).as_posix() for path in mock.root.glob("sub-*/*/*/*.nii.gz"))
+    (folder / FILES).write_text("path\tbytes\n" + "\n".join(f"{path}\t1000000" for path in paths))
+    with pytest.raises(ManifestError, match=r"49 of 49 scans of 0\.05 GB are not there .*--download"):
+        make_manifest(config, folder)
+    assert not config.manifest.exists()
+    assert (config.work / "flow.csv").read_text().startswith("step,people,sessions\nfound,14,25\n")
+
+
+# ── the download ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """A folder as S3 serves it, in pages of 20, with the faults that ``faults`` asks for: name → one a request."""
+
+    def do_GET(self):
+        server, url = self.server, urlparse(self.path)
+        if url.path == "/":
+            self.list(parse_qs(url.query))
+            return
+        key = unquote(url.path).lstrip("/")
+        name = key.rsplit("/")[-1]
+        server.asked[name] += 1
+        server.ranges.append((name, self.headers.get("Range")))
+        with server.lock:
+            server.open += 1
+            server.most = max(server.most, server.open)
+        try:
+            self.send(name, server.root / key)
+        finally:
+            with server.lock:
+                server.open -= 1
+
+    def send(self, name, path):
+        faults = self.server.faults.get(name, [])
+        fault = faults.pop(0) if faults else None
+        if isinstance(fault, int):
+            self.send_error(fault)
+            return
+        data = path.read_bytes() if fault != "other" else b"x" * path.stat().st_size
+        data += b"more" * (fault == "longer")
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if fault != "no range" else 0
+        if start >= len(data):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        rest = data[start:]
+        self.wfile.write(rest[: len(rest) // 2] if fault == "cut" else rest)
+
+    def list(self, query):
+        keys = sorted(p.relative_to(self.server.root).as_posix() for p in self.server.root.rglob("*") if p.is_file())
+        keys = [key for key in keys if key.startswith(query["prefix"][0])]
+        start = int(query.get("continuation-token", ["0"])[0])
+        page, after = keys[start : start + 20], start + 20
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><Size>{(self.server.root / key).stat().st_size}</Size></Contents>"
+            for key in page
+        )
+        more = f"<NextContinuationToken>{after}</NextContinuationToken>" if after < len(keys) else ""
+        text = (
+            '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}{entries}</ListBucketResult>"
+        ).encode()
+        if self.server.html:
+            text = b"<html><body>Sign in to the hotel</body></html>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """``bucket(folder)`` serves it; the server has ``url``, ``asked``, ``ranges``, ``faults`` and ``most``."""
+    monkeypatch.setattr(transfer, "DELAYS", (0.01, 0.01))
+    servers = []
+
+    def serve(root):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+        server.root, server.faults, server.html = root, {}, False
+        server.asked, server.ranges, server.lock, server.open, server.most = Counter(), [], threading.Lock(), 0, 0
+        server.url = f"http://127.0.0.1:{server.server_address[1]}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def small(tmp_path, bucket):
+    """A server with one gzip file and one other; ``small.files(folder)`` lists them."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "served"
+    (root / "d").mkdir(parents=True)
+    (root / "d" / "a.nii.gz").write_bytes(gzip.compress(rng.bytes(600_000)))
+    (root / "d" / "b.json").write_bytes(b"{}" * 50_000)
+    server = bucket(root)
+    server.files = lambda folder: [
+        Remote(f"{server.url}/d/{path.name}", folder / path.name, path.stat().st_size)
+        for path in sorted((root / "d").iterdir())
+    ]
+    server.same = lambda folder: all((folder / p.name).read_bytes() == p.read_bytes() for p in (root / "d").iterdir())
+    return server
+
+
+def test_the_download_brings_what_the_manifest_needs_and_no_more(mock, bucket, tmp_path):
+    served = tmp_path / "served"
+    shutil.copytree(mock.root, served / "ds004856")
+    bold = served / "ds004856" / "sub-9000" / "ses-wave1" / "func" / "sub-9000_ses-wave1_task-rest_bold.nii.gz"
+    bold.parent.mkdir()
+    bold.write_bytes(b"large")
+    server, config = bucket(served), make_config(tmp_path)
+    root = tmp_path / "d"
+    n = download(config, root, url=server.url + "/", jobs=3, progress=False)
+    found = build_manifest(root, config)
+    assert {(row.person, row.session) for row in found.manifest.itertuples()} == set(mock.kept)
+    scans = sorted(path for path in root.rglob("*.nii.gz"))
+    assert [str(path) for path in scans] == sorted(
+        cell for column in ("t1w", "amyloid", "tau") for cell in found.manifest[column] if cell
+    )
+    assert len(scans) == 21 + 28
+    assert n == 49 + 28 + 2  # a sidecar for each PET, two documents
+    assert not any("func" in str(path) or path.suffix == ".part" for path in root.rglob("*"))
+    assert server.most <= 3
+    make_manifest(config, root)
+    assert download(config, root, url=server.url, progress=False) == 0  # nothing to do
+    scans[0].write_bytes(b"broken")
+    with pytest.raises(ManifestError, match=r"1 of 49 scans .* not there or not whole"):
+        make_manifest(config, root)
+    assert download(config, root, url=server.url, progress=False) == 1
+    make_manifest(config, root)
+
+
+def test_a_stopped_download_goes_on_where_it_was(small, tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    whole = (small.root / "d" / "a.nii.gz").read_bytes()
+    (folder / "a.nii.gz.part").write_bytes(whole[:123_456])
+    assert fetch(small.files(folder), progress=False) == 2
+    assert ("a.nii.gz", "bytes=123456-") in small.ranges
+    assert ("b.json", None) in small.ranges
+    assert small.same(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.nii.gz", "b.json"]
+
+
+@pytest.mark.parametrize("faults", [
+    ["cut"], ["cut", "cut", "cut", "cut"], [500], [503, "cut", 500], [429], ["other"], ["longer"],
+])  # fmt: skip
+def test_what_fails_once_is_tried_again(small, tmp_path, faults):
+    small.faults["a.nii.gz"] = list(faults)
+    fetch(small.files(tmp_path / "d"), progress=False)
+    assert small.same(tmp_path / "d")
+    assert small.asked == {"a.nii.gz": len(faults) + 1, "b.json": 1}
+
+
+def test_a_server_without_ranges_and_a_part_of_something_else(small, tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "a.nii.gz.part").write_bytes(b"y" * 1000)  # found out when the file is whole, and begun again
+    (folder / "b.json.part").write_bytes(b"y" * 200_000)  # too long
+    fetch(small.files(folder), progress=False)
+    assert small.same(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "a.nii.gz.part").write_bytes(b"y" * 1000)
+    small.faults["a.nii.gz"] = ["no range"]
+    fetch(small.files(folder), progress=False)
+    assert small.same(folder)
+
+
+@pytest.mark.parametrize(("faults", "said"), [
+    (["other"] * 9, "a.nii.gz: not a whole gzip file .*3 times in a row; run the same command again"),
+    (["longer"] * 9, r"a.nii.gz: found \d+ bytes, expected \d+, 3 times in a row"),
+    ([500] * 9, "a.nii.gz: HTTP Error 500: .*, 3 times in a row"),
+    ([404], r"a.nii.gz: the server refuses \(404 Not Found\); is the address right"),
+])  # fmt: skip
+def test_what_cannot_be_brought_is_named_and_the_rest_is_there(small, tmp_path, faults, said):
+    small.faults["a.nii.gz"] = faults
+    with pytest.raises(DownloadError, match=said):
+        fetch(small.files(tmp_path / "d"), jobs=1, progress=False)
+    assert not (tmp_path / "d" / "a.nii.gz").exists()
+    assert (tmp_path / "d" / "b.json").read_bytes() == (small.root / "d" / "b.json").read_bytes()
+
+
+def test_a_file_that_the_server_has_made_shorter(small, tmp_path):
+    (url, path, size), _ = small.files(tmp_path / "d")
+    with pytest.raises(DownloadError, match=f"found {size} bytes, expected {size + 10}, 3 times in a row"):
+        fetch([Remote(url, path, size + 10)], progress=False)
+
+
+def test_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "DELAYS", (0.01,))
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1:9/.*2 times in a row; is there a connection .*HTTPS_PROXY"):
+        download(make_config(tmp_path), tmp_path / "d", url="http://127.0.0.1:9", progress=False)
+
+
+def test_a_login_page_is_no_listing(small):
+    small.html = True
+    with pytest.raises(DownloadError, match=r"expected S3's list of files, found something else .*login page"):
+        list_bucket(small.url, "d/", progress=False)
+
+
+def test_another_bucket(small, tmp_path):
+    with pytest.raises(DownloadError, match=r"lists no ds004856/participants\.tsv among 0 files"):
+        download(make_config(tmp_path), tmp_path / "d", url=small.url, progress=False)
+
+
+def test_too_little_disk(small, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(DownloadError, match=r"2 files of 0\.00 GB are to come, 0\.00 GB are free; make room"):
+        fetch(small.files(tmp_path / "d"), progress=False)
+    assert small.asked == {}
+
+
+def test_a_disk_that_fills_up_is_not_tried_again(small, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transfer, "_stream", full)
+    with pytest.raises(DownloadError, match=r"cannot be written: .*No space left on device; make room"):
+        fetch(small.files(tmp_path / "d"), progress=False)
+
+
+def test_other_errors_of_the_manifest_come_first(mock, bucket, tmp_path):
+    """Nobody in the window: said before a scan is fetched."""
+    served = tmp_path / "served"
+    shutil.copytree(mock.root, served / "ds004856", ignore=shutil.ignore_patterns("*AV45*", "*AV1451*"))
+    server = bucket(served)
+    with pytest.raises(ManifestError, match="no session can be used"):
+        download(make_config(tmp_path), tmp_path / "d", url=server.url, progress=False)
+    assert not any(name.endswith(".nii.gz") for name in server.asked)

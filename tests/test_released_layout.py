@@ -1,0 +1,121 @@
+"""The folders that the released code reads: its lists, its table, and what is looked at rather than believed."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from mock_sources import participant, write_released
+
+from resdm.cohort.manifest import LeakageError, ManifestError, read_manifest
+from resdm.cohort.released_layout import build_manifest
+from resdm.config import CohortConfig, Config
+from resdm.pipeline import make_manifest
+
+
+@pytest.fixture(scope="module")
+def mock(tmp_path_factory):
+    return write_released(tmp_path_factory.mktemp("mock"), corrupt=False)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(profile="tiny", cohort=CohortConfig(kind="other", source="released"), root=tmp_path)
+
+
+@pytest.fixture
+def copy(mock, tmp_path):
+    """A copy to change: ``data_info`` is its own, the volumes are links."""
+    root = tmp_path / "released"
+    shutil.copytree(mock.root / "data_info", root / "data_info")
+    (root / "data").symlink_to(mock.root / "data")
+    return root
+
+
+def test_the_folders_become_the_manifest_with_their_split(mock, config):
+    found = build_manifest(mock.root, config)
+    kept = {
+        (row.person, row.session): {tracer for tracer in ("amyloid", "tau") if getattr(row, tracer)}
+        for row in found.manifest.itertuples()
+    }
+    assert kept == mock.kept
+    assert dict(zip(found.manifest["person"], found.manifest["split"], strict=True)) == mock.split
+    row = found.manifest.set_index("person").loc[f"sub-{participant(4)}"]
+    assert row[["age", "sex", "diagnosis", "amyloid_tracer"]].tolist() == [65.0, "F", "MCI", "18FAV45"]
+    reasons = {row.person: row.reason for row in found.left_out.itertuples()}
+    assert reasons == {
+        f"sub-{participant(3)}": "no amyloid or tau PET", f"sub-{participant(5)}": "no age, or no sex",
+    }  # fmt: skip
+    make_manifest(config, mock.root)
+    assert read_manifest(config.manifest).groupby("split").size().to_dict() == {"test": 3, "train": 6, "validation": 3}
+
+
+def test_mni_is_what_the_headers_say(mock, config):
+    found = build_manifest(mock.root, config)
+    odd = [person for person, space in zip(found.manifest["person"], found.manifest["space"], strict=True) if space]
+    assert odd == sorted(f"sub-{participant(i)}" for i in (1, 7, 9, 11, 13))
+    assert "headers say MNI152 for 7 sessions, which are resampled; the other 7 are registered" in found.notes
+
+
+def test_one_person_in_two_lists_is_refused(copy, config):
+    lists = {split: copy / "data_info" / f"{split}.txt" for split in ("train", "test")}
+    name = lists["train"].read_text().split()[0]
+    before = lists["test"].read_text()
+    lists["test"].write_text(f"{before} {name}.nii\n")
+    with pytest.raises(LeakageError, match=rf"test\.txt: {name} is in train\.txt too\. .*--draw-split"):
+        make_manifest(config, copy)
+    make_manifest(config, copy, draw=True)
+    split = read_manifest(config.manifest).groupby("split").size().to_dict()
+    assert split == {"test": 2, "train": 9, "validation": 1}
+
+
+def test_two_visits_of_one_person_in_two_lists_are_refused(mock, copy, config):
+    """Two IDs, one participant: the number says so."""
+    (copy / "data").unlink()
+    shutil.copytree(mock.root / "data", copy / "data")
+    name = (copy / "data_info" / "train.txt").read_text().split()[0]
+    for folder in ("whole_MRI", "whole_Abeta"):
+        source = copy / "data" / folder / f"{name}.nii"
+        if source.is_file():
+            shutil.copy(source, source.with_name(f"{name}_m24.nii"))
+    with open(copy / "data_info" / "data_info.csv", "a") as table:
+        table.write(f"{name}_m24,70,F,CN,\n")
+    with open(copy / "data_info" / "test.txt", "a") as test:
+        test.write(f"{name}_m24\n")
+    with pytest.raises(LeakageError, match=rf"sub-{name} in test and train.*draw the split again by person: `resdm"):
+        build_manifest(copy, config)
+    frame = build_manifest(copy, config, draw=True).manifest
+    assert frame[frame["person"] == f"sub-{name}"]["session"].tolist() == ["ses-1", "ses-m24"]
+
+
+def test_who_is_in_no_list_is_not_used(copy, config):
+    path = copy / "data_info" / "train.txt"
+    names = path.read_text().split()
+    path.write_text(" ".join(names[1:]))
+    found = build_manifest(copy, config)
+    assert f"1 volumes of data/whole_MRI are in no list ({names[0]} …); not used" in found.notes
+    assert f"sub-{names[0]}" not in set(found.manifest["person"])
+
+
+@pytest.mark.parametrize(("file", "text", "said"), [
+    ("data_info.csv", "ID,Age\nx,70\n", "data_info.csv: no column sex; found id, age, expected ID, Age, Sex"),
+    ("data_info.csv", "", "data_info.csv: not a table of values separated by commas"),
+    ("data_info.csv", "ID,Age,Sex\n{0},70,F\n{0},71,F\n", "data_info.csv: {0} has more than one row; keep one"),
+    ("data_info.csv", "ID,Age,Sex\n{0},7O,F\n", "data_info.csv: {0}: Age '7O' is no number"),
+    ("data_info.csv", "ID,Age,Sex\n{0},70,x\n", "data_info.csv: {0}: unknown sex 'x'"),
+    ("data_info.csv", None, "no data_info.csv; expected a table with columns ID, Age, Sex"),
+    ("validation.txt", None, "validation.txt: no such list; write one, or draw the split: --draw-split"),
+])  # fmt: skip
+def test_what_does_not_fit_is_named(copy, config, file, text, said):
+    path = copy / "data_info" / file
+    path.unlink()
+    if text is not None:
+        path.write_text(text.format(participant(0)))
+    with pytest.raises(ManifestError) as error:
+        build_manifest(copy, config)
+    assert said.format(participant(0)) in str(error.value)
+
+
+def test_another_folder(config, tmp_path):
+    with pytest.raises(ManifestError, match="no folder data/whole_MRI; expected the released layout"):
+        build_manifest(tmp_path, config)

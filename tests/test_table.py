@@ -1,0 +1,107 @@
+"""A table of one's own: read as a spreadsheet saves it, windows and splits as everywhere."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from mock_sources import write_csv_cohort
+
+from resdm.cohort.manifest import LeakageError, ManifestError, read_manifest
+from resdm.cohort.table import build_manifest
+from resdm.config import CohortConfig, Config
+from resdm.pipeline import make_manifest
+
+
+@pytest.fixture(scope="module")
+def mock(tmp_path_factory):
+    return write_csv_cohort(tmp_path_factory.mktemp("mock"), corrupt=False)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(profile="tiny", cohort=CohortConfig(kind="other", source="csv"), root=tmp_path)
+
+
+@pytest.fixture
+def changed(mock):
+    """``changed(split=[...])``: the table with other columns, beside the first, for its paths are relative."""
+
+    def make(**columns):
+        path = mock.root.with_name("changed.csv")
+        pd.read_csv(mock.root).assign(**columns).to_csv(path, index=False)
+        return path
+
+    return make
+
+
+def test_the_table_becomes_the_manifest(mock, config):
+    found = build_manifest(mock.root, config)
+    kept = {
+        (row.person, row.session): {tracer for tracer in ("amyloid", "tau") if getattr(row, tracer)}
+        for row in found.manifest.itertuples()
+    }
+    assert kept == mock.kept
+    assert found.left_out[["person", "session", "reason"]].to_numpy().tolist() == [
+        ["sub-own03", "ses-1", "PET more than 365 days from the T1"]
+    ]
+    row = found.manifest.set_index("person").loc["sub-own04"]
+    assert row[["age", "sex", "amyloid_days", "tau_tracer"]].tolist() == [62.5, "F", -200.0, "18FAV1451"]
+    assert row["t1w"] == str(mock.root.parent / "scans" / "04_0" / "t1.nii.gz")
+    make_manifest(config, mock.root)
+    stored = read_manifest(config.manifest)
+    assert stored["t1w"].tolist() == found.manifest["t1w"].tolist()
+    assert stored.groupby("split")["person"].nunique().to_dict() == {"test": 3, "train": 9, "validation": 1}
+
+
+def test_a_split_of_ones_own_is_kept_and_may_be_drawn_anew(changed, config):
+    own = ["train"] * 9 + ["validation"] * 2 + ["test"] * 4
+    path = changed(split=own)
+    make_manifest(config, path)
+    stored = read_manifest(config.manifest).set_index(["person", "session"])["split"]
+    assert stored[("sub-own13", "ses-1")] == "test"
+    assert stored.value_counts().to_dict() == {"train": 8, "test": 4, "validation": 2}  # one is out of the window
+    make_manifest(config, path, draw=True)
+    drawn = read_manifest(config.manifest).groupby("split")["person"].nunique().to_dict()
+    assert drawn == {"test": 3, "train": 9, "validation": 1}
+
+
+def test_half_a_split_is_drawn_for_all_and_said(changed, config):
+    path = changed(split=["train"] * 9 + [""] * 6)
+    found = build_manifest(path, config)
+    assert found.notes == [f"{path}: 6 of 15 sessions have no split; it is drawn for all"]
+    assert found.manifest["split"].eq("").all()
+
+
+def test_leakage_in_the_table_is_refused(changed, config):
+    table = pd.read_csv(changed())
+    again = (table["person"] == "sub-own02") & (table["session"] == "ses-3")
+    split = again.map({True: "test", False: "train"})
+    path = changed(split=split)
+    with pytest.raises(LeakageError, match=r"changed\.csv: 1 person is in more than one split: sub-own02 in test and"):
+        make_manifest(config, path)
+    make_manifest(config, path, draw=True)
+
+
+def test_a_split_that_leaves_nobody_to_test_on(changed, config):
+    with pytest.raises(ManifestError, match=r"leaves nobody for validation, test; .*--draw-split"):
+        make_manifest(config, changed(split="train"))
+    assert not config.manifest.exists()
+
+
+@pytest.mark.parametrize(("columns", "said"), [
+    ({"sex": "female"}, "row 2 (sub-own00 ses-1), sex: found 'female', expected F, M"),
+    ({"age": 400}, "row 2 (sub-own00 ses-1), age: found 400.0, expected a number from 18 to 110"),
+    ({"agee": 1}, "unknown column 'agee' (did you mean 'age'?)"),
+    ({"t1w": "nowhere.nii.gz"}, "expected a file; correct the path or leave the session out"),
+])  # fmt: skip
+def test_what_does_not_fit_is_named(changed, config, columns, said):
+    with pytest.raises(ManifestError) as error:
+        build_manifest(changed(**columns), config)
+    assert said in str(error.value)
+
+
+def test_no_table(config, tmp_path):
+    with pytest.raises(ManifestError, match=r"a folder; expected a table, by --root table\.csv"):
+        build_manifest(tmp_path, config)
+    with pytest.raises(ManifestError, match="no such table; data_manifests/template"):
+        build_manifest(tmp_path / "people.csv", config)
