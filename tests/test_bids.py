@@ -183,3 +183,38 @@ def test_what_cannot_be_read_is_named(dataset, config, participants, scans, said
 def test_a_missing_dataset_is_named(config, tmp_path):
     with pytest.raises(ManifestError, match="nowhere: no such folder; expected a BIDS dataset"):
         build_manifest(tmp_path / "nowhere", config)
+
+
+MNI = "space-MNI152NLin2009cSym"
+
+
+@pytest.mark.parametrize(("files", "space", "tracers"), [
+    ([f"anat/{MNI}_T1w.nii.gz", f"pet/trc-18FAV45_{MNI}_pet.nii.gz"], "MNI152", ["18FAV45", ""]),
+    ([T1, f"anat/{MNI}_T1w.nii.gz", AV45, f"pet/trc-18FAV45_{MNI}_pet.nii.gz"], "", ["18FAV45", ""]),
+    ([T1, "pet/trc-18FAV45_space-T1w_pet.nii.gz"], "", ["18FAV45", ""]),
+    ([T1, AV45, f"pet/trc-18FAV1451_{MNI}_pet.nii.gz"], "", ["18FAV45", ""]),
+    ([T1, AV45, "pet/trc-18FAV1451_space-fsaverage_pet.nii.gz"], "", ["18FAV45", ""]),
+])  # fmt: skip
+def test_scans_of_a_session_come_from_one_space(dataset, config, files, space, tracers):
+    frame, _, _, notes = build_manifest(dataset(ONE, {"sub-1/ses-1": files}), config)
+    assert frame[["space", "amyloid_tracer", "tau_tracer"]].to_numpy().tolist() == [[space, *tracers]]
+    assert all(("MNI" in cell) == (space == "MNI152") for cell in (frame["t1w"][0], frame["amyloid"][0]))
+    assert len(notes) == (1 if any("1451" in file for file in files) else 0)
+
+
+def test_days_come_from_the_dates_of_scans(dataset, config):
+    root = dataset(ONE, {"sub-1/ses-1": [T1, AV45, TAU]})
+    table = root / "sub-1" / "ses-1" / "sub-1_ses-1_scans.tsv"
+    line = "{}\t{}\n"
+    names = ("anat/sub-1_ses-1_T1w", "pet/sub-1_ses-1_trc-18FAV45_pet", "pet/sub-1_ses-1_trc-18FAV1451_pet")
+    dates = ("2011-03-01T23:10:00", "2011-02-26T08:00:00", "2012-12-01T08:00:00")
+    rows = "".join(line.format(f"{name}.nii.gz", date) for name, date in zip(names, dates, strict=True))
+    table.write_text("filename\tacq_time\n" + rows)
+    frame, flow, *_ = build_manifest(root, config)
+    assert frame["amyloid_days"].tolist() == [-3.0]
+    assert frame["tau"].tolist() == [""]  # 641 days
+    assert flow.set_index("step")["sessions"]["has tau"] == 1
+    table.write_text("filename\tacq_time\n" + rows.replace(dates[2], "soon"))
+    frame, _, _, notes = build_manifest(root, config)
+    assert frame["tau_days"].isna().all()
+    assert "has no date for pet/sub-1_ses-1_trc-18FAV1451_pet.nii.gz: 'soon'" in notes[0]

@@ -19,6 +19,7 @@ import resdm
 from resdm import cli, pipeline
 from resdm.anatomy import Grid
 from resdm.checkpoint import load_card, save_model
+from resdm.cohort import download
 from resdm.config import check_person, load_config, to_dict
 
 REPOSITORY = Path(__file__).parents[1]
@@ -222,3 +223,40 @@ def test_bad_input_of_one_mri(model, scan, preprocessed, tmp_path, capsys, chang
     assert message in capsys.readouterr().err
     assert preprocessed == []
     assert not (tmp_path / "o").exists()
+
+
+# ── manifests ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_manifest_prints_who_is_left_out_and_why(profile, tmp_path, capsys):
+    table = tmp_path / "people.csv"
+    rows = [f"sub-{i},ses-1,{60 + i},F,t1_{i}.nii,a_{i}.nii,18FAV45,{800 if i > 5 else 10}" for i in range(9)]
+    table.write_text("person,session,age,sex,t1w,amyloid,amyloid_tracer,amyloid_days\n" + "\n".join(rows))
+    for i in range(9):
+        (tmp_path / f"t1_{i}.nii").touch()
+        (tmp_path / f"a_{i}.nii").touch()
+    assert cli.main(["manifest", "csv", str(profile), "--root", str(table)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"found +9 +9\n", out)
+    assert re.search(r"kept +6 +6\n", out)
+    assert "left out, PET more than 365 days from the T1: 3 (sub-6 ses-1, sub-7 ses-1, …)\n" in out
+    config = load_config(profile)
+    assert out.endswith(f"{config.manifest}\n")
+    assert (config.work / "left_out.csv").read_text().count("\n") == 4
+    (tmp_path / "a_0.nii").unlink()
+    assert cli.main(["manifest", "csv", str(profile), "--root", str(table)]) == 2
+    assert "a_0.nii" in capsys.readouterr().err
+
+
+def test_only_openneuro_is_downloaded(profile, capsys):
+    assert cli.main(["manifest", "bids", str(profile), "--download"]) == 2
+    assert "--download fetches openneuro's data only; the source is bids" in capsys.readouterr().err
+
+
+def test_offline_the_download_says_so_in_a_line(profile, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(download, "DELAYS", ())
+    words = ["manifest", "openneuro", str(profile), "--download", "--quiet", "--url", "http://127.0.0.1:9"]
+    assert cli.main([*words, "--root", str(tmp_path / "d")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("resdm manifest: http://127.0.0.1:9/")
+    assert "Traceback" not in error
