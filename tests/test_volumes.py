@@ -187,6 +187,70 @@ def test_n4_takes_the_bias_out_of_white_matter(cohort):
     assert sides[True] < 0.25 * sides[False]
 
 
+@pytest.fixture(scope="module")
+def aligned(cohort, tmp_path_factory):
+    """The first session with both PETs, resampled by the truth onto an MNI152 grid of 3 mm, and its row."""
+    config, _, truth = cohort
+    row = next(row for row in read_manifest(config.manifest).to_dict("records") if row["amyloid"] and row["tau"])
+    scans, grid = truth[row["person"], row["session"]]["scans"], Grid((66, 78, 68), 3.0)
+    folder = tmp_path_factory.mktemp("aligned")
+    for what in ("t1w", *TRACERS):
+        data = resample(
+            read_scan(row[what], frames=True), grid.affine, grid.shape, np.linalg.inv(scans[what]["world_to_mni"])
+        )
+        row[what] = str(save(folder / f"{what}.nii.gz", data, grid.affine, codes=(4, 0)))
+    return row | {"split": "train", "space": "MNI152"}
+
+
+def test_scans_in_mni_space_are_resampled_not_registered(cohort, aligned, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("registered")
+
+    config = dataclasses.replace(make_config(tmp_path, n4=False, mask=False), cohort=cohort[0].cohort)
+    write_manifest(pd.DataFrame([aligned]), config.manifest)
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "register_affine", never)
+        patch.setattr(room, "register_rigid", never)
+        index = preprocess(config, progress=False)
+        before = state(config.volumes)
+        preprocess(config, progress=False)
+        assert state(config.volumes) == before
+    assert index["t1_correlation"][0] > 0.85
+    for what in ("t1w", *TRACERS):
+        said = sidecar(config.volumes / index[what][0])
+        assert said["registered"] is False
+        assert said["transform"] == np.eye(4).tolist()
+        here = loaded(config.volumes / index[what][0])
+        plain = resample(read_scan(aligned[what]), GRID.affine, GRID.shape)
+        scale = said["intensity"]["value"] if what == "t1w" else 3 * said["reference_mean"]
+        np.testing.assert_allclose(here, np.clip(plain / scale, 0, 1), atol=1e-5)
+    write_manifest(pd.DataFrame([aligned | {"space": ""}]), config.manifest)  # the same files, now to be registered
+    preprocess(config, progress=False)
+    said = sidecar(config.volumes / index["t1w"][0])
+    assert "registered" not in said
+    assert displacement(np.array(said["transform"]), np.eye(4), brain_points()).mean() < 3
+
+
+def test_scans_that_do_not_lie_where_the_manifest_says_are_named(cohort, aligned, tmp_path):
+    config = dataclasses.replace(make_config(tmp_path, n4=False), cohort=cohort[0].cohort)
+    image = nib.load(aligned["t1w"])
+    for name, shift, said in (("near", 45, "it does not fit the MNI152 T1 there"), ("far", 900, "correlation 0.00")):
+        affine = image.affine.copy()
+        affine[1, 3] += shift
+        path = str(save(tmp_path / f"{name}.nii.gz", image.get_fdata(dtype=np.float32), affine))
+        write_manifest(pd.DataFrame([aligned | {"t1w": path}]), config.manifest)
+        with pytest.raises(VolumeError, match=rf"{name}\.nii\.gz: the manifest says .*leave the space empty") as error:
+            preprocess(config, progress=False)
+        assert said in str(error.value)
+    pet = nib.load(aligned["tau"])
+    affine = pet.affine.copy()
+    affine[2, 3] += 60
+    path = str(save(tmp_path / "high.nii.gz", pet.get_fdata(dtype=np.float32), affine))
+    write_manifest(pd.DataFrame([aligned | {"tau": path}]), config.manifest)
+    with pytest.raises(VolumeError, match=r"high\.nii\.gz: holds \d+ % of the reference region"):
+        preprocess(config, progress=False)
+
+
 # ── what is written ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -316,6 +380,22 @@ def test_options_of_intensity_and_smoothing():
     assert smoothed[inner].std() < 0.9 * pet()[0][inner].std()
     whole = pet(mask=False)[0]
     assert whole[~brain].any()
+
+
+@pytest.mark.parametrize("fwhm", [6.0, 8.0])
+def test_smoothing_adds_in_squares(fwhm):
+    """A blob of 6 mm FWHM, in voxels of unequal size, becomes one of √(6² + FWHM²) along every axis of the grid."""
+    grid, sd = Grid((64, 64, 64), 2.0), 6 / 2.3548
+    affine = np.diag([1.5, 2.0, 2.5, 1.0])
+    affine[:3, 3] = np.array([0, -17, 5]) - np.array([1.5, 2.0, 2.5]) * 31.5
+    x, y, z = (np.stack(np.meshgrid(*[np.arange(64)] * 3, indexing="ij"), 0).reshape(3, -1) - 31.5) * np.diag(affine)[
+        :3, None
+    ]
+    blob = np.exp(-(x**2 + y**2 + z**2) / (2 * sd**2)).reshape(64, 64, 64).astype(np.float32)
+    smoothed = resample(room.smooth(room.Scan(blob, affine), fwhm), grid.affine, grid.shape)
+    away = grid.mm() - np.array([0, -17, 5])[:, None, None, None]
+    found = 2.3548 * np.sqrt((away**2 * smoothed).reshape(3, -1).sum(1) / smoothed.sum())
+    np.testing.assert_allclose(found, np.sqrt(36 + fwhm**2), rtol=0.05)
 
 
 # ── done once ─────────────────────────────────────────────────────────────────────────────────────
@@ -552,3 +632,23 @@ def test_a_real_persons_brain_fits_the_mni_brain(real_t1, tmp_path, registration
     assert 2 * (brain & mni).sum() / (brain.sum() + mni.sum()) > 0.94
     assert info["t1_correlation"] > 0.78
     assert array[mni].mean() > 5 * array[~mni].mean()
+
+
+def test_a_real_persons_left_stays_left(real_t1, tmp_path):
+    """A bright spot set into the left hemisphere of the scan, as its file says left, lands at x < 0 where it should."""
+    image = nib.load(real_t1)
+    data = image.get_fdata(dtype=np.float32)
+    spot = np.array([-40.0, -20.0, 30.0])  # scanner mm: RAS+
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in data.shape), indexing="ij"), -1)
+    from_spot = np.linalg.norm(apply_affine(image.affine, index) - spot, axis=-1)
+    marked = data + 2 * data.max() * np.exp(-(from_spot**2) / (2 * 6.0**2))
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = data.shape[0] - 1
+    path = save(tmp_path / "marked_T1w.nii.gz", np.ascontiguousarray(marked[::-1]), image.affine @ flip)
+    config = make_config(tmp_path, n4=False)
+    array, info = preprocess_mri(path, config)
+    bright = np.where(array > 0.9, array, 0)
+    found = (GRID.mm() * bright).reshape(3, -1).sum(1) / bright.sum()
+    expected = apply_affine(np.linalg.inv(np.array(info["transform"])), spot)
+    assert found[0] < -25
+    assert np.linalg.norm(found - expected) < GRID.voxel_mm

@@ -1,0 +1,309 @@
+"""QC: measures against the truth, what a flip and a wrong transform do to them, montages, the page, done once."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import re
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from native_scans import brain_points
+from nibabel.affines import apply_affine
+
+from resdm.anatomy import Grid, mni_map
+from resdm.cohort import qc
+from resdm.cohort.bids import build_manifest
+from resdm.cohort.manifest import read_manifest, split_people, write_manifest
+from resdm.cohort.phantom import write_phantoms
+from resdm.cohort.volumes import preprocess
+from resdm.config import TRACERS, CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+from resdm.io import write_csv, write_json
+from resdm.report import qc as page_room
+from resdm.report.figures import FIELD_MM, plane
+from resdm.report.qc import montage, qc_distributions, write_qc
+
+GRID = Grid((28, 32, 28), 6.0)
+PHANTOMS = PhantomConfig(
+    people=5, anatomy_mm=4.0, t1_voxel_mm=(3.4, 3.4, 3.6), pet_voxel_mm=(4.0, 4.0, 4.2), single_pet=0.3
+)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Phantoms on the grid of the default profile, preprocessed and looked at: configuration and table."""
+    settings = PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm), registration_mm=4.0, n4=False)
+    root = tmp_path_factory.mktemp("qc")
+    config = Config(profile="tiny", cohort=CohortConfig(phantom=PHANTOMS), preprocess=settings, root=root)
+    found = build_manifest(write_phantoms(config, progress=False), config)
+    write_manifest(split_people(found.manifest, config.cohort.split, 0), config.manifest)
+    preprocess(config, progress=False)
+    return config, write_qc(config, progress=False)
+
+
+@pytest.fixture
+def copy(cohort, tmp_path):
+    """A cohort of one's own, to break; times of files are kept."""
+    config = cohort[0]
+    shutil.copytree(config.root, tmp_path, dirs_exist_ok=True)
+    return dataclasses.replace(config, root=tmp_path)
+
+
+def session(config, number=0, both=True):
+    there = qc.sessions(config)
+    return [one for one in there if len(one["record"]["outputs"]) == 3][number] if both else there[number]
+
+
+def quality(config, one):
+    return qc.session_quality(config, one["row"], one["record"])
+
+
+def flip(config, one, what):
+    path = config.volumes / one["record"]["outputs"][what]
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(image.get_fdata(dtype=np.float32)[::-1]), image.affine), path)
+
+
+def times(config):
+    folders = config.work / "qc", config.figures
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
+
+
+# ── measures ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_table_holds_the_error_against_the_truth(cohort):
+    """Within 3 mm (T1 → MNI), 2 mm (PET → T1) and 2 % (reference region) in every phantom, and counted right."""
+    config, table = cohort
+    points = brain_points()
+    assert table["t1w_error_mm"].notna().all()
+    assert table["t1w_error_mm"].max() < 3
+    for tracer in TRACERS:
+        assert table[f"{tracer}_error_mm"].max() < 2
+        assert (table[f"{tracer}_reference_suvr"].dropna() - 1).abs().max() < 0.02
+        assert table[f"{tracer}_error_mm"].isna().equals(table[f"{tracer}_similarity"].isna())
+    for row, one in zip(table.to_dict("records"), qc.sessions(config), strict=True):
+        truth = json.loads((config.work / "truth" / f"{row['person']}.json").read_text())
+        scans = next(v["scans"] for v in truth["sessions"] if v["session"] == row["session"])
+        path = config.volumes / one["record"]["outputs"]["t1w"].replace(".nii.gz", ".json")
+        there = apply_affine(json.loads(path.read_text())["transform"], points)
+        true = apply_affine(np.linalg.inv(scans["t1w"]["world_to_mni"]), points)
+        assert row["t1w_error_mm"] == pytest.approx(np.linalg.norm(there - true, axis=1).mean(), rel=1e-6)
+    assert (table["flags"] == "").all()
+    assert (table["kept"] == 1).all()
+    on_disk = pd.read_csv(config.work / "qc" / "qc.csv")
+    assert list(on_disk.columns) == list(table.columns)
+    np.testing.assert_allclose(on_disk["t1w_error_mm"], table["t1w_error_mm"], rtol=1e-5)
+    assert set(on_disk["axes"].str.split().str.len()) <= {2, 3}
+
+
+def test_the_planted_scale_is_found(cohort):
+    """The reference mean over the scan's own Bq/mL at SUVR 1: a few percent, by partial volume and deformation."""
+    _, table = cohort
+    away = np.abs(table[[f"{tracer}_scale" for tracer in TRACERS]].to_numpy() - 1)
+    assert np.nanmean(away) < 0.06
+    assert np.nanmax(away) < 0.2
+
+
+@pytest.mark.parametrize(("what", "key", "said"), [("t1w", "transform", "t1w"), ("tau", "t1_to_pet", "tau")])
+def test_a_wrong_transform_shows(copy, what, key, said):
+    one = session(copy)
+    before = quality(copy, one)
+    path = copy.volumes / one["record"]["outputs"][what].replace(".nii.gz", ".json")
+    sidecar = json.loads(path.read_text())
+    sidecar[key][2][3] += 8.0  # mm
+    write_json(path, sidecar)
+    after = quality(copy, one)
+    assert after[f"{said}_error_mm"] == pytest.approx(8, abs=before[f"{said}_error_mm"] + 0.1)
+    assert before["flags"] == ""
+    assert re.fullmatch(rf"{said} registration \d\.\d mm off the truth", after["flags"])
+
+
+def test_reference_that_is_not_1_shows(copy):
+    one = session(copy)
+    path = copy.volumes / one["record"]["outputs"]["amyloid"]
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 1.05, image.affine), path)
+    found = quality(copy, one)
+    assert found["amyloid_reference_suvr"] == pytest.approx(1.05, abs=1e-3)
+    assert found["flags"] == "amyloid reference region at SUVR 1.050, not 1"
+
+
+def test_nothing_is_said_of_a_truth_that_nobody_knows(copy):
+    shutil.rmtree(copy.work / "truth")
+    found = quality(copy, session(copy))
+    assert not [name for name in found if name.endswith(("_mm", "_scale")) and name != "form_mm"]
+
+
+def test_a_flipped_pet_and_a_flipped_t1_are_flagged_in_every_phantom(copy):
+    """And the T1 alone could not tell: the template is its own mirror image."""
+    template = mni_map("t1", GRID)
+    np.testing.assert_allclose(template, template[::-1], atol=1e-5)
+    for one in qc.sessions(copy):
+        tracers = [tracer for tracer in TRACERS if tracer in one["record"]["outputs"]]
+        straight = quality(copy, one)
+        flip(copy, one, tracers[0])
+        flipped = quality(copy, one)
+        for tracer in tracers:
+            expected = -1 if tracer == tracers[0] else 1
+            assert flipped[f"{tracer}_mirror"] == pytest.approx(expected * straight[f"{tracer}_mirror"], abs=1e-3)
+            assert straight[f"{tracer}_mirror"] > 0.005
+        assert f"{tracers[0]} fits the T1 better mirrored" in flipped["flags"]
+        flip(copy, one, tracers[0])
+        flip(copy, one, "t1w")
+        turned = quality(copy, one)
+        assert all(turned[f"{tracer}_mirror"] < 0 for tracer in tracers)
+        assert turned["t1_torque"] == pytest.approx(-straight["t1_torque"], abs=1e-6)
+
+
+def test_forms_that_disagree_are_noted(copy):
+    one = session(copy)
+    image = nib.load(one["row"]["tau"])
+    affine = image.affine.copy()
+    affine[1, 3] += 30
+    image.set_qform(affine, code=2)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine, image.header), one["row"]["tau"])
+    found = quality(copy, one)
+    assert found["form_mm"] == pytest.approx(30, abs=0.01)
+    assert found["flags"] == "sform and qform 30 mm apart"
+    shutil.rmtree(copy.source_root)  # scans that were moved away are no error
+    assert quality(copy, one)["axes"] == ""
+
+
+# ── montages ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("cut", page_room.CUTS)
+def test_slices_are_those_of_the_figures(cut):
+    volume = mni_map("t1", GRID)
+    section = page_room._section(volume, GRID, cut, 3)
+    np.testing.assert_allclose(np.clip(section, volume.min(), volume.max()), plane(volume, GRID, cut), atol=1e-5)
+
+
+def test_left_is_left_in_a_montage():
+    """A bright spot in the left hemisphere lies left of the middle of coronal and axial slices, at its millimetre."""
+    spot = np.array([-34.0, -58.0, -18.0])
+    volume = np.exp(-((GRID.mm() - spot[:, None, None, None]) ** 2).sum(0) / (2 * 8.0**2)).astype(np.float32)
+    picture = np.asarray(montage({"t1w": volume, "amyloid": None, "tau": None}, GRID)).astype(int)
+    t1 = picture[page_room._HEAD : page_room._HEAD + 191]
+    grey = (t1[..., 0] == t1[..., 1]) & (t1[..., 0] == t1[..., 2])
+    coronal, axial = 191 + page_room._GAP, 191 + 157 + 2 * page_room._GAP
+    for left, up, field in ((coronal, 2, "z"), (axial, 1, "y")):
+        panel = np.where(grey, t1[..., 0], 0)[20:165, left : left + 157]  # without the marks and the name
+        row, column = np.unravel_index(panel.argmax(), panel.shape)
+        assert column + FIELD_MM["x"][0] == pytest.approx(spot[0], abs=3)
+        height = int(np.ptp(FIELD_MM[field])) + 1
+        assert FIELD_MM[field][1] - (row + 20 - (191 - height) // 2) == pytest.approx(spot[up], abs=3)
+
+
+def test_a_montage_has_outlines_and_says_what_was_not_acquired():
+    brain = mni_map("t1", GRID)
+    full = np.asarray(montage({"t1w": brain, "amyloid": brain, "tau": brain}, GRID, "sub-1 ses-1"))
+    part = np.asarray(montage({"t1w": brain, "amyloid": brain, "tau": None}, GRID, "sub-1 ses-1"))
+    cyan = (full == page_room._BRAIN_INK).all(-1)
+    rows = [slice(page_room._HEAD + i * 193, page_room._HEAD + i * 193 + 191) for i in range(3)]
+    assert all(cyan[row].sum() > 1000 for row in rows)
+    assert full.shape == part.shape
+    assert (full[: rows[2].start] == part[: rows[2].start]).all()
+    assert not (part[rows[2]] == page_room._BRAIN_INK).all(-1).any()
+
+
+# ── the page, done once ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_shows_everybody_flagged_first_and_needs_nothing_else(copy):
+    one = session(copy, -1)
+    path = copy.volumes / one["record"]["outputs"]["tau"].replace(".nii.gz", ".json")
+    sidecar = json.loads(path.read_text())
+    sidecar["t1_to_pet"][0][3] += 9
+    write_json(path, sidecar)
+    shutil.rmtree(copy.work / "qc")
+    reason = "sub-x_pet.nii.gz: cannot be read <as> NIfTI"
+    write_csv(copy.volumes / "excluded.csv", pd.DataFrame([["sub-x", "ses-1", "train", "unusable", reason]],
+              columns=["person", "session", "split", "step", "reason"]))  # fmt: skip
+    table = write_qc(copy, progress=False)
+    folder = copy.work / "qc"
+    text = (folder / "index.html").read_text()
+    assert re.findall(r'<article id="([^"]+)"', text)[0] == f"{one['row']['person']}_{one['row']['session']}"
+    assert text.count("<article") == len(table)
+    assert "tau registration 9" in text or "tau registration 8" in text
+    assert "1 flagged; 1 could not be used" in text
+    assert "&lt;as&gt;" in text
+    links = set(re.findall(r'(?:src|href)="([^"]+)"', text))
+    assert len(links) == len(table) + 2
+    assert all((folder / link).is_file() for link in links)
+    assert "<script" not in text
+    assert 'name="viewport"' in text
+    assert html.escape(copy.notice) in text
+    assert str(copy.root) not in text
+
+
+def test_a_second_call_writes_nothing_and_a_changed_session_is_done_alone(copy):
+    before = times(copy)
+    write_qc(copy, progress=False)
+    assert times(copy) == before
+    frame = read_manifest(copy.manifest)
+    gone, changed = frame.iloc[-1], frame.iloc[0]
+    image = nib.load(changed["t1w"])
+    data = image.get_fdata(dtype=np.float32) * (1 + 0.2 * np.linspace(-1, 1, image.shape[0])[:, None, None])
+    nib.save(nib.Nifti1Image(data.astype(np.float32), image.affine, image.header), changed["t1w"])
+    write_manifest(frame.iloc[:-1].assign(split="train"), copy.manifest)
+    preprocess(copy, progress=False)
+    table = write_qc(copy, progress=False)
+    after = times(copy)
+    drawn = {path.stem for path in after if path.suffix == ".png" and after[path] != before.get(path)}
+    assert drawn == {f"{changed['person']}_{changed['session']}", "distributions", "qc"}
+    assert not list((copy.work / "qc").glob(f"{gone['person']}_{gone['session']}.*"))
+    assert set(table["split"]) == {"train"}
+
+
+def test_a_killed_call_goes_on_and_ends_in_the_same_bytes(cohort, copy, monkeypatch):
+    config, _ = cohort
+    shutil.rmtree(copy.work / "qc")
+    write, calls = page_room._write_session, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(page_room, "_write_session", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_qc(copy, progress=False)
+    monkeypatch.undo()
+    survived = times(copy)
+    write_qc(copy, progress=False)
+    assert sum(path.parent.name == "qc" and path.suffix == ".png" and "sub-" in path.name for path in survived) == 2
+    assert all(times(copy)[path] == t for path, t in survived.items() if path.is_file() and "sub-" in path.name)
+    for path in (config.work / "qc").iterdir():
+        assert (copy.work / "qc" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_whom_an_option_left_out_stays_on_the_page(copy):
+    index = pd.read_csv(copy.volumes / "index.csv")
+    write_csv(copy.volumes / "index.csv", index.iloc[1:])
+    table = write_qc(copy, progress=False)
+    assert table["kept"].tolist() == [0, *[1] * (len(index) - 1)]
+    assert (copy.work / "qc" / "index.html").read_text().count("left out of the cohort</p>") == 1
+
+
+def test_the_figure_names_nobody_and_leaves_out_what_is_not_known(cohort):
+    config, table = cohort
+    svg = (config.figures / "qc.svg").read_text()
+    assert "sub-" not in svg
+    assert "sub-" not in (config.figures / "qc.json").read_text()
+    assert len(qc_distributions(table).axes) == 9
+    unknown = table.drop(columns=[name for name in table if name.endswith("error_mm")])
+    assert len(qc_distributions(unknown).axes) == 7
+    nobody = unknown.assign(**{name: np.nan for name in table if name.startswith("tau_")})
+    assert len(qc_distributions(nobody.iloc[:1]).axes) == 7
+
+
+def test_without_volumes_there_is_nothing_to_see(tmp_path, cohort):
+    with pytest.raises(FileNotFoundError, match="run `resdm preprocess` first"):
+        write_qc(dataclasses.replace(cohort[0], root=tmp_path), progress=False)
