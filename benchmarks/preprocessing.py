@@ -1,0 +1,115 @@
+"""One person from scanner to grid: T1 at 1 mm with scalp and two PETs onto 128³ of 1.5 mm, on a number of cores.
+
+    python benchmarks/preprocessing.py
+
+A phantom is written to a temporary folder with the voxels of a scanner and preprocessed under the settings of profile
+``adni`` (registration at 2 mm, N4). Seconds are those of `resdm.cohort.volumes.preprocess` alone, in a process of its
+own, imports and maps of the template included: what the first person costs. Writes ``results/preprocessing.{csv,md}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET_S = 90
+PACKAGES = ("numpy", "scipy", "SimpleITK", "nilearn", "nibabel")
+
+
+def profile(root: Path):
+    """Profile ``adni``'s preprocessing for one phantom."""
+    from resdm.config import CohortConfig, PhantomConfig, load_config
+
+    phantom = PhantomConfig(people=1, anatomy_mm=2.0, t1_voxel_mm=(1.0, 1.0, 1.0), pet_voxel_mm=(2.0, 2.0, 3.3),
+                            scalp=True, single_pet=0.0, repeat_visits=0.0)  # fmt: skip
+    config = load_config(ROOT / "configs" / "adni.yaml")
+    cohort = CohortConfig(kind="phantom", phantom=phantom)
+    return dataclasses.replace(config, profile="benchmark", cohort=cohort, root=root)
+
+
+def prepare(root: Path) -> None:
+    """Write the phantom and its manifest."""
+    from resdm.cohort.bids import build_manifest
+    from resdm.cohort.manifest import write_manifest
+    from resdm.cohort.phantom import write_phantoms
+
+    config = profile(root)
+    found = build_manifest(write_phantoms(config, progress=False), config)
+    write_manifest(found.manifest.assign(split="train"), config.manifest)
+
+
+def measure(root: Path) -> None:
+    """Preprocess; print seconds, peak memory in GiB, shapes, and the errors against the truth in mm."""
+    start = time.perf_counter()
+    from resdm.cohort.qc import registration_error, sessions
+    from resdm.cohort.volumes import preprocess, read_scan
+
+    config = profile(root)
+    preprocess(config, progress=False)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 2**10
+    (one,) = sessions(config)
+    shape = "x".join(map(str, read_scan(one["row"]["t1w"]).data.shape))
+    error = registration_error(config, one["row"], one["record"])
+    errors = (error[f"{what}_error_mm"] for what in ("t1w", "amyloid", "tau"))
+    print("result", f"{seconds:.1f}", f"{peak:.2f}", shape, *(f"{mm:.2f}" for mm in errors))
+
+
+def main() -> None:
+    """Measure in a fresh process and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure)
+        return
+    from importlib.metadata import version
+
+    import pandas as pd
+
+    from resdm.io import write_csv, write_text
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        command = [sys.executable, __file__, "--measure", folder]
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.cores), "PYTHONPATH": str(ROOT)}
+        pin = {0} if not hasattr(os, "sched_getaffinity") else set(sorted(os.sched_getaffinity(0))[: options.cores])
+        start = (lambda: os.sched_setaffinity(0, pin)) if hasattr(os, "sched_setaffinity") else None
+        done = subprocess.run(command, env=environment, preexec_fn=start, capture_output=True, text=True, check=True)
+    _, seconds, peak, shape, *errors = done.stdout.splitlines()[-1].split()
+    row = {
+        "t1": shape, "t1_voxel_mm": 1.0, "pets": 2, "grid": "128x128x128", "cores": min(options.cores, len(pin)),
+        "seconds": float(seconds), "target_s": TARGET_S, "peak_gib": float(peak),
+        **{f"{what}_error_mm": float(mm) for what, mm in zip(("t1w", "amyloid", "tau"), errors, strict=True)},
+        "device": f"{_processor()} ({platform.machine()})", "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }  # fmt: skip
+    write_csv(options.out / "preprocessing.csv", pd.DataFrame([row]))
+    lines = ["# Preprocessing one person", "",
+             "phantom data: a T1 with scalp and two PETs onto the grid of profile `adni`; "
+             "`python benchmarks/preprocessing.py`", "",
+             "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in row.items()), ""]  # fmt: skip
+    write_text(options.out / "preprocessing.md", "\n".join(lines))
+    print("\n".join(lines))
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+             ] if info.is_file() else []  # fmt: skip
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+if __name__ == "__main__":
+    main()
