@@ -18,14 +18,14 @@ import torch
 from resdm.checkpoint import check_model, load_card
 from resdm.cohort import adni, bids, openneuro, released_layout, table
 from resdm.cohort.dataset import CohortDataset, collate
-from resdm.cohort.manifest import PATHS, SPLITS, ManifestError, check_leakage, split_people, write_manifest
+from resdm.cohort.manifest import PATHS, SPLITS, ManifestError, check_leakage, split_card, split_people, write_manifest
 from resdm.cohort.matching import Found
 from resdm.cohort.volumes import preprocess_mri
 from resdm.config import TRACERS, Config, check_person, load_config
 from resdm.evaluation.image_quality import psnr, read_index, read_volume, score_people, ssim, write_scores
 from resdm.io import atomic, sha256, write_csv, write_json, write_text
 from resdm.methods import build_method
-from resdm.report.figures import qc_montage, save_figure
+from resdm.report.figures import FEWEST, qc_montage, save_figure
 from resdm.report.provenance import provenance
 from resdm.synthesis import Model, bids_prefix, check_phantom, synthesise_mri, synthesise_people
 from resdm.training import train
@@ -89,7 +89,8 @@ def make_manifest(
 ) -> pd.DataFrame:
     """Read a source, split its people; write ``manifest.csv``, ``flow.csv``, ``left_out.csv`` and ``notes.txt``.
 
-    A split that the source comes with is kept, if it is complete.
+    A split that the source comes with is kept, if it is complete. ``split.json`` holds the digest of the split, how it
+    was drawn, and counts.
 
     Parameters
     ----------
@@ -115,8 +116,8 @@ def make_manifest(
     write_csv(config.work / "left_out.csv", found.left_out)
     write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in found.notes))
     _check_there(config, _source_root(config, root), source, found.manifest)
-    frame = found.manifest
-    if (frame["split"] == "").any():
+    frame, drawn = found.manifest, (found.manifest["split"] == "").any()
+    if drawn:
         frame = split_people(frame, config.cohort.split, config.seed)
     nobody = [name for name in SPLITS if name not in set(frame["split"])]
     if nobody:
@@ -125,6 +126,8 @@ def make_manifest(
             f"or draw another: `resdm manifest {source} {config.profile} --draw-split`"
         )
     check_leakage(frame, str(config.manifest))
+    card = split_card(frame, config.cohort.split if drawn else None, config.seed)
+    write_json(config.work / "split.json", card)
     write_manifest(frame, config.manifest)
     return found.flow
 
@@ -224,7 +227,7 @@ def synthesise_method(
         progress=progress,
     )
     if condition == "factual":
-        write_trace(model, data, out)
+        write_trace(model, data, out, individual=config.individual)
     write_scores(config, name, score_people(out, people, config), condition)
     return out
 
@@ -241,17 +244,39 @@ def synthesise_conditions(
     return pd.concat(frames, ignore_index=True)
 
 
-def write_trace(model: Model, data: CohortDataset, out: Path) -> None:
-    """``trace.npz``: how the method comes to its result, of the first person with both tracers; for Figure 1."""
-    sessions = (data[i] for i in range(len(data)))
-    batch = next((one for one in (collate([session]) for session in sessions) if one.present.all()), None)
-    if batch is None:
-        return
-    generator = torch.Generator(model.device).manual_seed(model.card.config.seed)
-    tensors = model.method.trace(batch.to(model.device), generator)
-    if tensors:
+def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: bool = True) -> None:
+    """``trace.npz``: how the method comes to its result, for Figure 1.
+
+    Of the first person with both tracers; or, where single people may not be shown, the means over the first `_TRACED`
+    such people and their number (``people``), if there are `FEWEST` of them; no prompt then.
+    """
+    (out / "trace.npz").unlink(missing_ok=True)
+    sums: dict[str, Any] = {}
+    seen: set[str] = set()
+    for number, person in enumerate(data.index["person"]):
+        if person in seen or len(seen) == (1 if individual else _TRACED):
+            continue
+        batch = collate([data[number]])
+        if not batch.present.all():
+            continue
+        generator = torch.Generator(model.device).manual_seed(model.card.config.seed)
+        tensors = model.method.trace(batch.to(model.device), generator)
+        if not tensors:
+            return
+        seen.add(person)
+        for key, value in tensors.items():
+            mean = key in sums and np.issubdtype(value.dtype, np.floating)
+            sums[key] = sums[key] + value if mean else sums.get(key, value)
+    if len(seen) >= (1 if individual else FEWEST):
+        if not individual:
+            sums = {k: v / len(seen) if np.issubdtype(v.dtype, np.floating) else v for k, v in sums.items()}
+            del sums["prompts"]
+            sums["people"] = np.array(len(seen))
         with atomic(out / "trace.npz") as temporary:
-            np.savez_compressed(temporary, **tensors)
+            np.savez_compressed(temporary, **sums)
+
+
+_TRACED = 20  # people that a mean trace is of, at most: each costs a synthesis
 
 
 def synthesise_scan(

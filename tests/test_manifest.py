@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from resdm.cohort.manifest import (
     check_leakage,
     check_manifest,
     read_manifest,
+    split_card,
+    split_digest,
     split_people,
     write_manifest,
 )
@@ -252,3 +256,47 @@ def test_leakage_names_the_person(table):
     assert issubclass(LeakageError, ValueError)
     with pytest.raises(LeakageError):
         write_manifest(frame, table())
+
+
+@pytest.mark.parametrize(("people", "folds"), [(60, 5), (37, 4), (6, 3)])
+def test_over_all_folds_everybody_is_tested_once(people, folds):
+    frame = sessions(people)
+    drawn = [split_people(frame, SplitConfig(folds=folds, fold=fold), 1) for fold in range(folds)]
+    assert (sum((one["split"] == "test").astype(int) for one in drawn) == 1).all()
+    for one in drawn:
+        check_leakage(one, "here")
+        count = one.drop_duplicates("person")["split"].value_counts()
+        assert set(count.index) == set(SPLITS)
+        assert abs(count["test"] - people / folds) < 1
+        assert abs(count["validation"] - 0.1 * people) <= 1
+    both = drawn[0].drop_duplicates("person")
+    for _, stratum in both[(both["amyloid"] != "") & (both["tau"] != "")].groupby(["diagnosis", "sex"]):
+        assert abs((stratum["split"] == "test").sum() - len(stratum) / folds) <= 1
+    again = split_people(frame.sample(frac=1, random_state=2), SplitConfig(folds=folds), 1).sort_index()
+    pd.testing.assert_series_equal(again["split"], drawn[0]["split"].sort_index())
+
+
+def test_the_papers_fractions():
+    """The paper tests 254 of its 1274 sets; 0.2 of as many people is one more."""
+    drawn = split_people(sessions(1274).drop_duplicates("person"), SplitConfig(), 0)["split"].value_counts()
+    assert abs(drawn["test"] - 254) <= 1
+    assert abs(drawn["train"] + drawn["validation"] - 1020) <= 1
+
+
+def test_the_card_of_a_split_counts_and_names_nobody():
+    frame = split_people(sessions(60), SplitConfig(folds=5, fold=2), 7)
+    card = split_card(frame, SplitConfig(folds=5, fold=2), 7)
+    assert card["digest"] == split_digest(frame.sample(frac=1, random_state=0))
+    assert card["drawn"] == {"seed": 7, "folds": 5, "fold": 2, "validation": 0.1}
+    assert card["people"] == frame.drop_duplicates("person")["split"].value_counts()[list(SPLITS)].to_dict()
+    assert sum(sum(row.values()) for row in card["strata"].values()) == 60
+    assert all(stratum.split()[1] in ("++", "+-", "-+") for stratum in card["strata"])
+    assert "sub-" not in json.dumps(card)
+    lines = "".join(
+        f"{p}\t{s}\n" for p, s in sorted(set(frame[["person", "split"]].itertuples(index=False, name=None)))
+    )
+    assert card["digest"] == hashlib.sha256(lines.encode()).hexdigest()
+    swapped = frame.assign(split=frame["split"].replace({"test": "train", "train": "test"}))
+    assert split_digest(swapped) != card["digest"]
+    assert split_card(swapped, SplitConfig(), 7)["drawn"] == {"seed": 7, "test": 0.2, "validation": 0.1}
+    assert split_card(swapped, None, 7)["drawn"] is None

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ import pandera.pandas as pa
 
 from resdm.config import AGE_RANGE, SEXES, TRACERS, SplitConfig, derive_seed
 from resdm.io import write_csv
+from resdm.leakage import LeakageError, check_leakage  # noqa: F401 - readers of manifests look for both here
 
 SPLITS = ("train", "validation", "test")
 """In the order in which tables print them."""
@@ -38,10 +41,6 @@ _SHOWN = 5  # problems that one error spells out; it counts the rest
 
 class ManifestError(ValueError):
     """A table of people that cannot be used: names file, row, column, what was found and expected, and the remedy."""
-
-
-class LeakageError(ValueError):
-    """A person in more than one split: every score on the test people would be worthless."""
 
 
 # ── the columns ───────────────────────────────────────────────────────────────────────────────────
@@ -332,7 +331,8 @@ def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataF
 
     People are put in order by stratum, and at random (by seed and name) within one; then every n-th is taken. So each
     split holds its share of every stratum to within a person, and strata too rare for that share with their
-    neighbours. The order of the rows does not matter.
+    neighbours. The order of the rows does not matter. With ``folds``, every n-th from the ``fold``-th on is tested, so
+    that over all folds everybody is a test person once; the validation people are drawn from the rest.
 
     Parameters
     ----------
@@ -351,15 +351,16 @@ def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataF
     ManifestError
         Too few people for every split to get one.
     """
-    people = {}
-    for person, sessions in frame.sort_values("session").groupby("person"):
-        tracers = "".join("+" if (sessions[tracer] != "").any() else "-" for tracer in TRACERS)
-        stratum = (sessions["diagnosis"].iloc[0], tracers, sessions["sex"].iloc[0])
-        people[person] = (*stratum, derive_seed(seed, "split", person))
+    people = {person: (*stratum, derive_seed(seed, "split", person)) for person, stratum in _strata(frame).items()}
     order = sorted(people, key=people.__getitem__)
     turn = derive_seed(seed, "split") % len(order)  # else who comes first in the order could never be a test person
-    rest, test = _every(order[turn:] + order[:turn], split.test)
-    train, validation = _every(rest, split.validation / (1 - split.test))
+    order = order[turn:] + order[:turn]
+    if split.folds is None:
+        share, (rest, test) = split.test, _every(order, split.test)
+    else:
+        share, test = 1 / split.folds, order[split.fold :: split.folds]
+        rest = [person for person in order if person not in set(test)]
+    train, validation = _every(rest, split.validation / (1 - share))
     drawn = {"train": train, "validation": validation, "test": test}
     for name, members in drawn.items():
         if not members:
@@ -368,28 +369,57 @@ def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataF
     return frame.assign(split=frame["person"].map(which))
 
 
-def _every(order: list[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Evenly spaced people: (those passed over, those taken); ``fraction`` of them, rounded, are taken."""
-    taken = [math.floor((i + 1) * fraction + 0.5) > math.floor(i * fraction + 0.5) for i in range(len(order))]
-    return [p for p, t in zip(order, taken, strict=True) if not t], [p for p, t in zip(order, taken, strict=True) if t]
+def _strata(frame: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """Diagnosis at the first session, tracers present (``++``, ``+-``, ``-+``) and sex of every person."""
+    return {
+        person: (
+            sessions["diagnosis"].iloc[0],
+            "".join("+" if (sessions[tracer] != "").any() else "-" for tracer in TRACERS),
+            sessions["sex"].iloc[0],
+        )
+        for person, sessions in frame.sort_values("session").groupby("person")
+    }
 
 
-def check_leakage(frame: pd.DataFrame, where: str) -> None:
-    """Raise `LeakageError` where sessions of one person lie in different splits.
+def split_digest(frame: pd.DataFrame) -> str:
+    """SHA-256 (hex) of who is in which split: sorted lines of person, tab, split. Nobody can be told from it."""
+    pairs = sorted(set(zip(frame["person"], frame["split"], strict=True)))
+    return hashlib.sha256("".join(f"{person}\t{split}\n" for person, split in pairs).encode()).hexdigest()
+
+
+def split_card(frame: pd.DataFrame, split: SplitConfig | None, seed: int) -> dict[str, Any]:
+    """What ``split.json`` says of a split, counts only.
 
     Parameters
     ----------
     frame : DataFrame
-        With ``person`` and ``split``.
-    where : str
-        Starts the message: the file it came from.
+        Sessions of a manifest with their split.
+    split : SplitConfig or None
+        How it was drawn; None where the source came with it.
+    seed : int
+
+    Returns
+    -------
+    dict
+        digest (see `split_digest`), drawn (``seed``, ``folds`` and ``fold`` or ``test``, ``validation``; None where
+        ``split`` is), people by split, and people by split of each stratum.
     """
-    splits = frame.groupby("person")["split"].unique()
-    both = splits[splits.map(len) > 1]
-    if len(both):
-        said = [f"{person} in {' and '.join(sorted(map(str, names)))}" for person, names in both.items()]
-        more = f" … and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
-        raise LeakageError(
-            f"{where}: {len(both)} {'person is' if len(both) == 1 else 'people are'} in more than one split: "
-            f"{'; '.join(said[:_SHOWN])}{more}. All sessions of a person belong in one; draw the split again by person"
-        )
+    people = frame.drop_duplicates("person").set_index("person")["split"]
+    strata = pd.Series({person: " ".join(part or "–" for part in s) for person, s in _strata(frame).items()})
+    counts = pd.crosstab(strata.rename("stratum"), people).reindex(columns=list(SPLITS), fill_value=0)
+    drawn = None
+    if split is not None:
+        parts = {"test": split.test} if split.folds is None else {"folds": split.folds, "fold": split.fold}
+        drawn = {"seed": seed, **parts, "validation": split.validation}
+    return {
+        "digest": split_digest(frame),
+        "drawn": drawn,
+        "people": {name: int(counts[name].sum()) for name in SPLITS},
+        "strata": {stratum: {name: int(row[name]) for name in SPLITS} for stratum, row in counts.iterrows()},
+    }
+
+
+def _every(order: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Evenly spaced people: (those passed over, those taken); ``fraction`` of them, rounded, are taken."""
+    taken = [math.floor((i + 1) * fraction + 0.5) > math.floor(i * fraction + 0.5) for i in range(len(order))]
+    return [p for p, t in zip(order, taken, strict=True) if not t], [p for p, t in zip(order, taken, strict=True) if t]

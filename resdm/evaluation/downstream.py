@@ -36,15 +36,12 @@ from resdm.config import TRACERS, Config, derive_seed
 from resdm.evaluation.fitting import Evaluator, classifier, fit_evaluator
 from resdm.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm.io import write_csv
+from resdm.leakage import LeakageError
 
 Fold = tuple[np.ndarray, np.ndarray]
 """Rows to train on, rows held out."""
 
 _FORMAT = "%.9g"
-
-
-class LeakageError(ValueError):
-    """A person whom an evaluator would be trained on and judged by."""
 
 
 # ── people ────────────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from resdm.config import TRACERS, Config
-from resdm.evaluation.image_quality import read_scores
+from resdm.evaluation.image_quality import check_people, read_scores
 from resdm.evaluation.resampling import (
     accuracy,
     auc,
@@ -69,6 +69,8 @@ def read_readings(config: Config, name: str) -> pd.DataFrame:
         No such file.
     ValueError
         Columns missing, or no row.
+    LeakageError
+        Readings of people whom ``index.csv``, where it is there, does not test.
     """
     path = readings_path(config, name)
     if not path.is_file():
@@ -78,6 +80,8 @@ def read_readings(config: Config, name: str) -> pd.DataFrame:
     if missing or frame.empty:
         found = f"columns missing: {', '.join(missing)}" if missing else "no row"
         raise ValueError(f"{path}: {found}; run the evaluators again")
+    if "person" in frame:
+        check_people(frame, config, path)
     return frame
 
 

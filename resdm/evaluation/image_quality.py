@@ -26,6 +26,7 @@ from skimage.metrics import structural_similarity
 from resdm.anatomy import Grid, mni_map
 from resdm.config import TRACERS, Config
 from resdm.io import write_csv
+from resdm.leakage import check_leakage, check_tested
 
 DATA_RANGE = 1.0
 """Range of the intensities, for PSNR and SSIM."""
@@ -169,6 +170,13 @@ def read_index(config: Config, split: str | None = "test") -> pd.DataFrame:
     config : Config
     split : {"train", "validation", "test"} or None
         Keep the people of one split; ``None`` keeps all.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        No index, columns that it lacks, or nobody in the split.
+    LeakageError
+        A person in more than one split.
     """
     path = config.volumes / "index.csv"
     if not path.is_file():
@@ -179,11 +187,21 @@ def read_index(config: Config, split: str | None = "test") -> pd.DataFrame:
     missing = [column for column in needed if column not in index]
     if missing:
         raise ValueError(f"{path}: columns missing: {', '.join(missing)}; run the preprocessing again")
+    check_leakage(index, str(path))
     kept = index if split is None else index[index["split"] == split]
     if kept.empty:
         there = ", ".join(sorted(map(str, set(index["split"])))) or "none"
         raise ValueError(f"{path}: no session in split {split!r}; splits there: {there}")
     return kept.reset_index(drop=True)
+
+
+def check_people(frame: pd.DataFrame, config: Config, path: Path) -> None:
+    """Raise `LeakageError` where a stored table (at ``path``) holds people whom ``index.csv`` does not test.
+
+    Nothing is checked where there is no index: tables can be made from stored scores alone.
+    """
+    if (config.volumes / "index.csv").is_file():
+        check_tested(frame, read_index(config, None), str(path))
 
 
 def synthetic_path(folder: str | Path, person: str, session: str, label: str) -> Path:
@@ -306,6 +324,8 @@ def read_scores(config: Config, methods: Iterable[str], condition: str = "factua
         A method without ``scores.csv``: names the file.
     ValueError
         A file without the columns of ``scores.csv``.
+    LeakageError
+        Scores of people whom ``index.csv``, where it is there, does not test.
     """
     frames = []
     for method in methods:
@@ -316,6 +336,7 @@ def read_scores(config: Config, methods: Iterable[str], condition: str = "factua
         missing = [c for c in ("person", "session", "tracer", "region", *METRICS) if c not in frame]
         if missing:
             raise ValueError(f"{path}: columns missing: {', '.join(missing)}; run the synthesis of {method!r} again")
+        check_people(frame, config, path)
         frame.insert(0, "method", method)
         frames.append(frame)
     if not frames:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from resdm.config import TRACERS, Config
-from resdm.evaluation.image_quality import HIGHER_IS_BETTER, METRICS, REGIONS, read_scores
+from resdm.evaluation.image_quality import HIGHER_IS_BETTER, METRICS, REGIONS, check_people, read_scores
 from resdm.evaluation.statistics import bootstrap_mean, compare, holm
 from resdm.report.tables import (
     METRIC_NAMES,
@@ -89,7 +89,10 @@ def table3(config: Config) -> Table:
     paper = read_paper(3, config.root).assign(method=lambda t: t["variant"].map({v: k for k, v in VARIANTS.items()}))
     status = config.evaluation_folder / "status.csv"
     frame = ablation(scores, names, seed=config.seed, paper=paper)
-    accuracy = _accuracy(read_status(status) if status.is_file() else None, repeats, config.seed, paper)
+    readings = read_status(status) if status.is_file() else None
+    if readings is not None:
+        check_people(readings, config, status)
+    accuracy = _accuracy(readings, repeats, config.seed, paper)
     frame = pd.concat([frame, accuracy], ignore_index=True)
     frame["sessions"], frame["seeds"] = frame["sessions"].astype("Int64"), frame["seeds"].astype("Int64")
     blocks = [*(_block(frame, region, METRICS, names) for region in REGIONS)]

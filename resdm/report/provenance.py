@@ -10,6 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from resdm.cohort.manifest import split_digest
 from resdm.config import Config
 from resdm.io import sha256
 
@@ -36,15 +39,17 @@ def provenance(config: Config, inputs: Iterable[str | Path] = (), *, device: str
     Returns
     -------
     dict
-        profile, notice, config (digest), seed, code (git commit, dirty), device, versions, inputs. Stable order.
+        profile, notice, config (digest), seed, split (digest), code (git commit, dirty), device, versions, inputs.
+        Stable order. ``split`` is that of the manifest (see `resdm.cohort.manifest.split_digest`); None where no input
+        is of the profile's work folder, or no split is drawn.
 
     Raises
     ------
     FileNotFoundError
         An input that is not there.
     """
-    digests = {}
-    for path in sorted({Path(item) for item in inputs}):
+    digests, work, paths = {}, config.work.resolve(), sorted({Path(item) for item in inputs})
+    for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: an input of the table or figure is not there")
         digests[_portable(path, config.root)] = sha256(path)
@@ -53,12 +58,21 @@ def provenance(config: Config, inputs: Iterable[str | Path] = (), *, device: str
         "notice": config.notice,
         "config": config.digest(),
         "seed": config.seed,
+        "split": _split(config) if any(path.resolve().is_relative_to(work) for path in paths) else None,
         "code": git_state(),
         "device": device,
         "versions": versions(),
         "inputs": dict(sorted(digests.items())),
         **extra,
     }
+
+
+def _split(config: Config) -> str | None:
+    if not config.manifest.is_file():
+        return None
+    frame = pd.read_csv(config.manifest, dtype=str, keep_default_na=False)
+    drawn = {"person", "split"} <= set(frame) and (frame["split"] != "").all()
+    return split_digest(frame) if drawn else None
 
 
 def git_state(folder: str | Path | None = None) -> dict[str, str | bool | None]:

@@ -1,0 +1,162 @@
+"""A person in two splits, or a train person among the scores: every stage refuses as it reads, not the split alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from stored_cohort import GRID, make_cohort
+from stored_readings import make_age, make_status
+
+from resdm import pipeline
+from resdm.cohort import volumes
+from resdm.cohort.dataset import CohortDataset
+from resdm.cohort.manifest import EMPTY, read_manifest
+from resdm.cohort.matching import Found
+from resdm.evaluation.downstream import evaluate_status, fit_evaluators
+from resdm.evaluation.effects import prompt_scores, read_readings, readings_path
+from resdm.evaluation.image_quality import read_index, read_scores, score_method, template_scores
+from resdm.evaluation.suvr import regional_suvr
+from resdm.io import write_csv, write_json
+from resdm.leakage import LeakageError, check_tested
+from resdm.report.ablation import table3
+from resdm.report.cases import regional_comparison, typical_case
+from resdm.report.tables import table1, table2
+
+WHO = "sub-0006"  # a training person
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A stored cohort with scores, as the stages leave it."""
+    config, index = make_cohort(tmp_path, {"ResDM": 0.3, "Base": 0.5}, people=6)
+    write_csv(config.volumes / "index.csv", index)
+    for method in ("ResDM", "Base"):
+        score_method(config, method)
+    np.save(config.volumes / "cohort.npy", np.zeros((len(index), 3, *GRID.shape), np.float16))
+    card = {"grid": {"shape": list(GRID.shape), "voxel_mm": GRID.voxel_mm}, "settings": config.digest("preprocess")}
+    write_json(config.volumes / "cohort.json", card | {"digest": "abc"})
+    return config
+
+
+def _visit_in_another_split(config) -> None:
+    """One more visit of a training person, and it is a test visit."""
+    path = config.volumes / "index.csv"
+    index = pd.read_csv(path)
+    row = index[index["person"] == WHO].iloc[[0]].assign(session="ses-M099", split="test")
+    write_csv(path, pd.concat([index, row], ignore_index=True))
+
+
+STAGES = {
+    "data set": lambda config: CohortDataset(config, "train"),
+    "training": lambda config: pipeline.train_method(config, "ResDM", progress=False),
+    "reading the index": read_index,
+    "scoring": lambda config: score_method(config, "ResDM"),
+    "mean template": template_scores,
+    "regional SUVR": lambda config: regional_suvr(config, "ResDM"),
+    "fitting evaluators": lambda config: fit_evaluators(config, progress=False),
+    "reading status": lambda config: evaluate_status(config),
+    "stored scores": lambda config: read_scores(config, ["ResDM"]),
+    "scores by prompt": lambda config: prompt_scores(config, "ResDM", ["factual"]),
+    "Table 1": lambda config: table1(pd.read_csv(config.volumes / "index.csv"), config),
+    "Table 2": table2,
+    "Table 3": table3,
+    "Figure 2": lambda config: typical_case(
+        config, pd.read_csv(config.predictions("ResDM") / "scores.csv").assign(method="ResDM")
+    ),
+    "regional figure": lambda config: regional_comparison(config, ["ResDM"]),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_person_in_two_splits_stops_every_stage(config, stage):
+    _visit_in_another_split(config)
+    with pytest.raises(LeakageError, match=rf"1 person is in more than one split: {WHO} in test and train"):
+        STAGES[stage](config)
+
+
+def test_synthesis_reads_the_index_first(config, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_card", lambda folder: None)
+    monkeypatch.setattr(pipeline, "check_model", lambda *arguments: None)
+    _visit_in_another_split(config)
+    with pytest.raises(LeakageError, match=WHO):
+        pipeline.synthesise_method(config, next(iter(config.methods)), progress=False)
+    assert not list(config.predictions(next(iter(config.methods))).rglob("*_synth_*"))
+
+
+def _manifest(config, splits) -> None:
+    rows = []
+    for number, split in enumerate(splits):
+        row = EMPTY | {"person": "sub-1", "session": f"ses-{number}", "age": 70.0, "sex": "F", "split": split}
+        rows.append(row | {"t1w": "t1.nii.gz", "tau": "tau.nii.gz", "tau_tracer": "18FAV1451"})
+    for name in ("t1.nii.gz", "tau.nii.gz"):
+        config.work.mkdir(parents=True, exist_ok=True)
+        (config.work / name).touch()
+    write_csv(config.manifest, pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize(
+    "stage", [lambda c: read_manifest(c.manifest), lambda c: volumes.preprocess(c, progress=False)]
+)
+def test_so_do_the_stages_that_start_from_the_manifest(config, stage):
+    _manifest(config, ["train", "test"])
+    before = (config.volumes / "index.csv").read_bytes()
+    with pytest.raises(LeakageError, match=r"manifest\.csv: 1 person .* sub-1 in test and train"):
+        stage(config)
+    assert (config.volumes / "index.csv").read_bytes() == before
+
+
+def test_a_manifest_that_leaks_is_not_written(config, monkeypatch):
+    _manifest(config, ["train", "train"])
+    before, frame = config.manifest.read_bytes(), read_manifest(config.manifest).assign(split=["train", "test"])
+    flow = pd.DataFrame({"step": ["found"]})
+    monkeypatch.setattr(pipeline, "split_people", lambda frame, split, seed: frame)
+    monkeypatch.setitem(pipeline.READERS, "bids", lambda root, config: Found(frame, flow, flow, []))
+    with pytest.raises(LeakageError, match="sub-1"):
+        pipeline.make_manifest(config)
+    assert config.manifest.read_bytes() == before
+    assert not (config.work / "split.json").exists()
+
+
+# ── the right split, the wrong people ─────────────────────────────────────────────────────────────
+
+
+def _scored_as_well(path) -> None:
+    frame = pd.read_csv(path)
+    write_csv(path, pd.concat([frame, frame.iloc[[0]].assign(person=WHO)], ignore_index=True))
+
+
+@pytest.mark.parametrize("stage", [table2, table3, lambda config: read_scores(config, ["ResDM"])])
+def test_scores_of_a_train_person_make_no_table(config, stage):
+    path = config.predictions("ResDM") / "scores.csv"
+    _scored_as_well(path)
+    with pytest.raises(LeakageError, match=rf"scores\.csv: 1 person is not of the test split .*: {WHO} in train"):
+        stage(config)
+
+
+@pytest.mark.parametrize("name", ["status", "age"])
+def test_readings_of_a_train_person_make_no_table(config, name):
+    frame = make_status({"real": 2.0}, people=5)[0] if name == "status" else make_age(0.5, people=5)
+    write_csv(readings_path(config, name), frame)
+    assert len(read_readings(config, name)) == len(frame)
+    _scored_as_well(readings_path(config, name))
+    with pytest.raises(LeakageError, match=rf"{name}\.csv: .*{WHO} in train"):
+        read_readings(config, name)
+
+
+def test_table3_refuses_calls_of_a_train_person(config):
+    write_csv(readings_path(config, "status"), make_status({"ResDM": 1.0, "Base": 1.0}, people=7)[0])  # 6 is of train
+    with pytest.raises(LeakageError, match=rf"status\.csv: .*{WHO} in train"):
+        table3(config)
+
+
+def test_scores_alone_need_no_index(config):
+    (config.volumes / "index.csv").unlink()
+    assert len(read_scores(config, ["ResDM"]))
+
+
+def test_many_are_counted():
+    index = pd.DataFrame({"person": [f"sub-{i}" for i in range(8)], "split": "validation"})
+    with pytest.raises(LeakageError, match=r"s\.csv: 8 people .*sub-4 in validation … and 3 more\. Tables are of test"):
+        check_tested(index, index, "s.csv")
+    check_tested(index.assign(person="sub-99"), index, "s.csv")  # of nobody in the index: stale, no leak
