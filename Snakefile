@@ -176,6 +176,8 @@ rule synthesise:
         f"{WORK}/predictions/{{method}}/factual/scores.csv",
     log:
         notebook=f"{WORK}/notebooks/03_synthesise_{{method}}.ipynb",
+    params:
+        digest("privacy"),
     threads: SETTINGS.training.threads or workflow.cores
     shell:
         PAPERMILL + " -p method {wildcards.method}"
@@ -209,6 +211,8 @@ rule table2:
         multiext(f"{FIGURES}/figure2", ".svg", ".png"),
     log:
         notebook=f"{WORK}/notebooks/04_table2_comparison.ipynb",
+    params:
+        digest("privacy"),
     shell:
         PAPERMILL
 
@@ -217,11 +221,13 @@ rule figure1:
     input:
         f"{WORK}/predictions/ResDM/factual/scores.csv",
         notebook="notebooks/09_figure1_method.ipynb",
-        modules=package("config", "anatomy", "io", "report/figures", "report/provenance"),
+        modules=package("config", "anatomy", "io", "report/cases", "report/figures", "report/provenance"),
     output:
         multiext(f"{FIGURES}/figure1", ".svg", ".png"),
     log:
         notebook=f"{WORK}/notebooks/09_figure1_method.ipynb",
+    params:
+        digest("privacy"),
     shell:
         PAPERMILL
 
@@ -293,6 +299,8 @@ rule figure5:
         f"{FIGURES}/figure5_effects.csv",
     log:
         notebook=f"{WORK}/notebooks/08_figure5_age.ipynb",
+    params:
+        digest("privacy"),
     shell:
         PAPERMILL
 
@@ -309,6 +317,8 @@ rule table3:
         multiext(f"{FIGURES}/figure3", ".svg", ".png"),
     log:
         notebook=f"{WORK}/notebooks/05_table3_ablation.ipynb",
+    params:
+        digest("privacy"),
     shell:
         PAPERMILL
 

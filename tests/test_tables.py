@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 from stored_cohort import make_cohort, make_config
 
+from resdm.cohort.manifest import EMPTY, write_manifest
 from resdm.config import CohortConfig
 from resdm.evaluation.image_quality import read_index, read_scores, score_method
 from resdm.evaluation.statistics import bootstrap_mean
@@ -19,6 +20,7 @@ from resdm.report.provenance import provenance
 from resdm.report.tables import (
     Block,
     Table,
+    cohort_sessions,
     costs,
     number,
     p_value,
@@ -243,3 +245,57 @@ def test_table1_of_a_manifest_with_gaps(config, tmp_path):
     assert np.isnan(values["mmse", "all", "mean"])
     assert table.markdown().startswith("## Table 1: Demographics of the cohort\n")  # ADNI needs no notice
     write_csv(tmp_path / "table1.csv", table.frame)
+
+
+def test_table1_says_tracers_days_and_centiloid_where_they_are_known(config):
+    index = read_index(config, None)
+    plain = table1(index, config)
+    assert "| Aβ tracers | 18FAV45 3 | – |" in plain.markdown()
+    assert not re.search("Days|Centiloid", plain.markdown())
+    days = [-400, 10, 20, 30, np.nan, np.nan, np.nan, np.nan, np.nan]
+    told = index.assign(amyloid_days=days, tau_days=np.nan, amyloid_centiloid=[25.0, *[np.nan] * 8])
+    told.loc[0, "amyloid_tracer"] = "18FFBB"
+    table = table1(told, config)
+    values = table.frame.set_index(["characteristic", "diagnosis", "statistic"])
+    assert values.loc[("amyloid_days", "all", ["median", "max"]), "value"].tolist() == [25, 400]  # without signs
+    assert values.loc[("amyloid_days", "all", "max"), "n"] == 4
+    assert values.loc[("amyloid_tracer", "all", ["18FAV45", "18FFBB"]), "value"].tolist() == [8, 1]
+    assert values.loc[("amyloid_tracer", "AD", "18FFBB"), "value"] == 0
+    text = table.markdown()
+    assert "| Days T1 to Aβ-PET, median (max) |" in text
+    assert "| 25 (400) |" in text
+    assert "Days T1 to tau" not in text  # nobody has one
+    assert "25.0 ± –" in text
+    assert "18FAV45 8<br>18FFBB 1" in text
+    assert balanced(table.latex())
+
+
+def test_table1_without_diagnoses_has_the_papers_groups_beside_everybody(config):
+    """As the Dallas study's."""
+    table = table1(read_index(config, None).assign(diagnosis=""), config)
+    assert set(table.frame["diagnosis"]) == {"all"}
+    head, _, *rows = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    assert head == "|  | all here | AD paper | MCI paper | CN paper |"
+    assert rows[0] == "| People | 8 | – | – | – |"
+    assert any(
+        row.startswith("| Age | ") and row.endswith("| 74.58 ± 8.09 | 71.66 ± 7.48 | 71.37 ± 6.63 |") for row in rows
+    )
+    assert "Nobody here has a diagnosis" in table.markdown()
+
+
+def test_table1_takes_days_and_centiloid_from_the_manifest(config):
+    index = read_index(config, None)
+    rows = [
+        EMPTY | {name: row[name] for name in ("person", "session", "age", "sex")} | {"t1w": "a.nii"}
+        | {"tau": "b.nii", "tau_tracer": "18FAV1451", "tau_days": 10.0 + number, "amyloid_centiloid": 50.0}
+        for number, row in enumerate(index.to_dict("records"))
+    ]  # fmt: skip
+    write_manifest(pd.DataFrame(rows[:5]), config.manifest)
+    try:
+        sessions = cohort_sessions(config)
+    finally:
+        config.manifest.unlink()
+    assert len(sessions) == len(index)
+    assert sessions["tau_days"].tolist()[:5] == [10, 11, 12, 13, 14]
+    assert sessions["tau_days"].isna().sum() == 4
+    assert sessions["amyloid_suvr"].tolist() == index["amyloid_suvr"].tolist()  # as measured

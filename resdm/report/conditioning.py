@@ -11,16 +11,13 @@ from matplotlib.figure import Figure
 
 from resdm.evaluation.effects import CLASSIFICATION, age_part, age_sweep, present_tracers
 from resdm.evaluation.resampling import person_weights
-from resdm.report.figures import GREY, TRACER_TITLES, WIDTH, Page, styled
+from resdm.report.figures import FEWEST, GREY, TRACER_TITLES, WIDTH, Page, styled
 from resdm.report.tables import REFERENCE_METHOD, number
 
 PROMPT_COLOURS = {"right": "#D55E00", "none": "#B8B8B8", "wrong": "#0072B2"}
 PROMPT_NAMES = {"real": "real PET", "right": "right sex", "none": "no sex", "wrong": "wrong sex"}
 _METRICS = {"auc": "AUC", "acc": "ACC", "f1": "F1"}
 _DOTS = {"real": "#333333", "factual": "#D55E00", "no_age": "#888888", "shuffled_age": "#0072B2", "sweep": "#009E73"}
-
-FEWEST = 5
-"""People that a summary of people must have to be drawn where single people are not."""
 
 
 def _found(row: pd.Series, decimals: int, columns: Sequence[str] = ("estimate", "low", "high")) -> str:

@@ -50,6 +50,12 @@ FIELD_MM = {"x": (-78.0, 78.0), "y": (-112.0, 78.0), "z": (-76.0, 88.0)}
 SLICES = {"amyloid": (("x", 7.0), ("z", 24.0)), "tau": (("y", -20.0), ("z", -16.0))}
 """Slices of Figure 2: through precuneus, cingulate and striatum for amyloid, through the temporal lobes for tau."""
 
+FEWEST = 5
+"""People that a summary of people must have to be drawn where single people are not."""
+
+GROUP_SLICES = {tracer: cuts[:1] for tracer, cuts in SLICES.items()}
+"""Of Figure 2 where it shows the means of groups: there are twice as many rows."""
+
 _COLOURS = {
     "ResDM": "#D55E00", "DDPM": "#0072B2", "ResViT": "#CC79A7", "TransUNet": "#56B4E9", "SC-GAN": "#009E73",
     "Pix2Pix": "#E69F00", "regression": "#333333", "template": "#999999",
@@ -379,6 +385,8 @@ def figure1(
             over the group, averaged over heads; optional.
         ``prompts`` (2,)
             The texts, for the heading of the attention maps; optional.
+        ``people`` ()
+            Over how many people the tensors are averaged; optional, one person without it.
     grid : Grid
     notice : str
     cut : (axis, mm)
@@ -398,9 +406,12 @@ def figure1(
     third = tops[1] + strip + 0.52
     fourth = third + strip + 0.56
     page = Page.of(WIDTH, third + strip + 0.20 if shares is None else fourth + strip + 0.12)
+    whose = "Tensors of one person and one run."
+    if "people" in tensors:
+        whose = f"Tensors are means over {int(tensors['people'])} test people, a run each; nobody is shown alone."
     page.title(
         "Figure 1: The residual diffusion model", notice,
-        f"Tensors of one person and one run. One slice, {slice_name(cut)}; left is left.",
+        f"{whose} One slice, {slice_name(cut)}; left is left.",
     )  # fmt: skip
     grey = Normalize(0, 1)
 
@@ -517,26 +528,32 @@ def figure2(
     person: str = "",
     title: str = "Figure 2: Real and synthetic PET",
     cuts: Mapping[str, Sequence[tuple[str, float]]] = SLICES,
+    groups: Mapping[str, str] | None = None,
+    quality: Mapping[tuple[str, str], tuple[float, float]] | None = None,
 ) -> Figure:
-    """Ground truth, syntheses and error maps of one person, both tracers.
+    """Ground truth, syntheses and error maps of one person, both tracers; or those of the means of groups of people.
 
     Parameters
     ----------
     real : mapping of tracer to ndarray (X, Y, Z)
-        Real PET, intensities in [0, 1].
+        Real PET, intensities in [0, 1]; with ``groups``, of group. Nothing in it gives a page that says so.
     synthetic : mapping of method to mapping of tracer to ndarray (X, Y, Z)
         Synthetic PET, in column order.
     grid : Grid
     suvr_range : mapping of tracer to (low, high)
         What intensities 0 and 1 stand for.
-    mri : ndarray (X, Y, Z), optional
-        The person's T1, shown below the real PET.
+    mri : ndarray (X, Y, Z) or mapping of group to it, optional
+        The person's T1, or the group's mean, shown below the real PET.
     notice : str
     person : str
         Who it is and by which rule chosen, for the line under the title.
     title : str
         Figure 3 is this figure with the variants of Table 3 as its methods.
     cuts : mapping of tracer to sequence of (axis, mm)
+    groups : mapping of str to str, optional
+        Name of a group as it is printed, to its tracer, in row order.
+    quality : mapping of (method, group) to (float, float), optional
+        PSNR (dB) and MAE (%) to print below the columns, of people; by default those of the volumes shown.
 
     Notes
     -----
@@ -544,30 +561,38 @@ def figure2(
     scale for all errors, up to the largest of the methods' 99.5th percentiles. Numbers below a column are in-brain.
     """
     methods = list(synthetic)
-    tracers = [tracer for tracer in TRACERS if tracer in real]
+    tracer_of = {tracer: tracer for tracer in TRACERS if tracer in real} if groups is None else dict(groups)
+    if not tracer_of:
+        page = Page.of(WIDTH, 0.62)
+        page.title(title, notice, person)
+        return page.figure
+    names = TRACER_TITLES if groups is None else {group: group for group in groups}
     label, gap, bars = 0.52, 0.03, 0.58
     room = WIDTH - label - bars - len(methods) * gap
     width = min(room / (len(methods) + 1), 0.95)
     total = label + (len(methods) + 1) * width + len(methods) * gap + bars
     total, head, foot, tracer_gap = max(total, 5.8), 0.68, 0.34, 0.10
-    heights = {tracer: [2 * width * _aspect(cut) + gap for cut in cuts[tracer]] for tracer in tracers}
-    blocks = {tracer: sum(heights[tracer]) + gap * len(heights[tracer]) + foot for tracer in tracers}
-    page = Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(tracers) - 1) + 0.06)
+    heights = {block: [2 * width * _aspect(cut) + gap for cut in cuts[tracer]] for block, tracer in tracer_of.items()}
+    blocks = {block: sum(heights[block]) + gap * len(heights[block]) + foot for block in tracer_of}
+    page = Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(blocks) - 1) + 0.06)
     detail = "Left is left. PSNR and MAE are of this person, inside the brain."
+    if groups is not None:
+        detail = "Left is left. PSNR and MAE: means over people, inside the brain."
     page.title(title, notice, f"{person} {detail}".strip())
     brain = mni_map("brain", grid)
     top = head
-    for tracer in tracers:
-        truth = to_suvr(real[tracer], suvr_range[tracer])
-        made = {method: to_suvr(synthetic[method][tracer], suvr_range[tracer]) for method in methods}
+    for block, tracer in tracer_of.items():
+        truth = to_suvr(real[block], suvr_range[tracer])
+        made = {method: to_suvr(synthetic[method][block], suvr_range[tracer]) for method in methods}
+        t1 = mri.get(block) if isinstance(mri, Mapping) else mri
         errors = {method: volume - truth for method, volume in made.items()}
         norm = Normalize(0, _top([np.quantile(truth[brain], 0.999)], 0.25))
         limit = _top([np.quantile(np.abs(error[brain]), 0.995) for error in errors.values()] or [0.1], 0.1)
         signed = Normalize(-limit, limit)
         start = top
-        for i, (cut, tall) in enumerate(zip(cuts[tracer], heights[tracer], strict=True)):
+        for i, (cut, tall) in enumerate(zip(cuts[tracer], heights[block], strict=True)):
             height = width * _aspect(cut)
-            page.text(label - 0.06, top + tall / 2, f"{TRACER_TITLES[tracer]}, {slice_name(cut)}", rotation=90,
+            page.text(label - 0.06, top + tall / 2, f"{names[block]}, {slice_name(cut)}", rotation=90,
                       ha="right", va="center", fontsize=6.5)  # fmt: skip
             for column, name in enumerate(["real", *methods]):
                 left = label + column * (width + gap)
@@ -577,10 +602,10 @@ def figure2(
                 if top == head:
                     style = {"fontweight": "bold"} if name == "ResDM" else {}
                     axes.set_title("Real" if name == "real" else name, fontsize=7, pad=3, **style)
-                if name != "real" or mri is not None:
+                if name != "real" or t1 is not None:
                     axes = page.axes(left, top + height + gap, width, height)
                     if name == "real":
-                        _show(axes, mri, grid, cut, Normalize(0, 1), T1_MAP)
+                        _show(axes, t1, grid, cut, Normalize(0, 1), T1_MAP)
                         axes.text(0.03, 0.96, "T1", transform=axes.transAxes, color="white", fontsize=5.5, va="top")
                     else:
                         _show(axes, errors[name], grid, cut, signed, ERROR_MAP)
@@ -593,10 +618,11 @@ def figure2(
         small = {"fontsize": 6, "linespacing": 1.25}
         page.text(label + width, top + 0.01, "PSNR (dB)\nMAE (%)", ha="right", color=GREY, **small)
         for column, name in enumerate(methods, start=1):
-            values = real[tracer], synthetic[name][tracer], brain
+            values = real[block], synthetic[name][block], brain
+            shown = (psnr(*values), 100 * mae(*values)) if quality is None else quality[name, block]
             page.text(
                 label + column * (width + gap) + width / 2, top + 0.01,
-                f"{psnr(*values):.1f}\n{100 * mae(*values):.2f}",
+                f"{shown[0]:.1f}\n{shown[1]:.2f}",
                 ha="center", **small,
             )  # fmt: skip
         bar_left = label + (len(methods) + 1) * (width + gap) + 0.02
@@ -675,6 +701,7 @@ def regional_panel(
     textures: pd.DataFrame | None = None,
     *,
     method: str = "ResDM",
+    people: bool = True,
     notice: str = "",
 ) -> Figure:
     """Regional SUVR, real against synthetic: the scatter of one method; r, bias and texture of all.
@@ -688,7 +715,10 @@ def regional_panel(
     textures : DataFrame, optional
         From `resdm.evaluation.suvr.texture_summary`.
     method : str
-        Whose scatter is drawn (summary region, one point a person).
+        Whose scatter is drawn (summary region).
+    people : bool
+        One point a person. Else, for cohorts whose single people may not be shown, up to ten groups of as many people
+        of like real SUVR, at least `FEWEST` each: mean and standard deviation of both.
     notice : str
 
     Notes
@@ -703,9 +733,18 @@ def regional_panel(
     head, height, side, pitch = 0.82, 3.05, 1.72, 3.68
     page = Page.of(WIDTH, head + len(tracers) * pitch - 0.20)
     page.title("Regional SUVR: real against synthetic PET", notice)
+    if not people:
+        page.text(
+            WIDTH - 0.08,
+            0.24,
+            "scatter: means and deviations of groups of people",
+            fontsize=6.5,
+            color=GREY,
+            ha="right",
+        )
     for i, tracer in enumerate(tracers):
         top = head + i * pitch
-        _scatter(page.axes(0.50, top, side, side), regional, agreement, tracer, method, look[method][0])
+        _scatter(page.axes(0.50, top, side, side), regional, agreement, tracer, method, look[method][0], people)
         if textures is not None:
             part = textures[textures["tracer"] == tracer].set_index("method").reindex(methods)
             axes = page.axes(0.88, top + side + 0.62, side + 0.50 - 0.88, height - side - 0.62)
@@ -736,13 +775,24 @@ def regional_panel(
 
 
 def _scatter(
-    axes: Axes, regional: pd.DataFrame, agreement: pd.DataFrame, tracer: str, method: str, colour: str
+    axes: Axes, regional: pd.DataFrame, agreement: pd.DataFrame, tracer: str, method: str, colour: str, single: bool
 ) -> None:
     chosen = (regional["tracer"] == tracer) & (regional["method"] == method) & (regional["region"] == "summary")
     people = regional[chosen].groupby("person")[["real", "synthetic"]].mean()
-    low, high = np.floor(people.to_numpy().min() * 10) / 10, np.ceil(people.to_numpy().max() * 10) / 10
+    groups = people if single else _grouped(people)
+    spread = 0 if single else groups[["real_std", "synthetic_std"]].to_numpy()
+    values = groups[["real", "synthetic"]].to_numpy()
+    low, high = 0.0, 1.0  # of nothing
+    if len(values):
+        low, high = np.floor((values - spread).min() * 10) / 10, np.ceil((values + spread).max() * 10) / 10
     axes.plot([low, high], [low, high], color=GREY, linewidth=0.7, dashes=(3, 2))
-    axes.plot(people["real"], people["synthetic"], "o", color=colour, markersize=3, alpha=0.75, markeredgewidth=0)
+    if single:
+        axes.plot(people["real"], people["synthetic"], "o", color=colour, markersize=3, alpha=0.75, markeredgewidth=0)
+    else:
+        axes.errorbar(
+            groups["real"], groups["synthetic"], groups["synthetic_std"], groups["real_std"],
+            fmt="o", color=colour, markersize=3, markeredgewidth=0, elinewidth=0.7,
+        )  # fmt: skip
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.locator_params(nbins=5)
@@ -753,6 +803,15 @@ def _scatter(
     text = f"r = {values['r']:.2f}\nICC = {values['icc']:.2f}\nn = {int(values['n'])}".replace("-", "−")
     axes.text(0.04, 0.97, text, transform=axes.transAxes, va="top", fontsize=6.5)
     axes.set_title(f"{TRACER_TITLES[tracer]}, cortical summary, {method}", pad=4, loc="left")
+
+
+def _grouped(people: pd.DataFrame) -> pd.DataFrame:
+    """Up to ten groups of people of like real SUVR, at least `FEWEST` each: means, and deviations as ``…_std``."""
+    ordered = people.sort_values("real", kind="stable").reset_index(drop=True)
+    count = min(10, len(ordered) // FEWEST)
+    group = np.arange(len(ordered)) * count // max(len(ordered), 1)
+    parts = ordered.groupby(group) if count else ordered.iloc[:0].groupby(group[:0])
+    return parts.mean().join(parts.std(ddof=1), rsuffix="_std")
 
 
 def region_rows(axes: Axes, regions: Sequence[str], *, names: bool, rim: float) -> np.ndarray:

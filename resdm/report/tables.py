@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resdm.cohort.manifest import read_manifest
 from resdm.config import TRACERS, Config
-from resdm.evaluation.image_quality import HIGHER_IS_BETTER, METRICS, REGIONS, read_scores
+from resdm.evaluation.image_quality import HIGHER_IS_BETTER, METRICS, REGIONS, read_index, read_scores
 from resdm.evaluation.statistics import bootstrap_mean, by_person, compare, holm, paired
 from resdm.io import write_csv, write_json, write_text
+from resdm.leakage import check_leakage
 
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
 """Methods of the paper's Table 2, in its order."""
@@ -277,7 +279,19 @@ _CHARACTERISTICS = {
     "mmse": ("MMSE", "points", 2),
     "amyloid_suvr": ("Aβ SUVR", "SUVR", 2),
     "tau_suvr": ("Tau SUVR", "SUVR", 2),
+    "amyloid_centiloid": ("Centiloid", "Centiloid", 1),
 }
+_DAYS = {f"{tracer}_days": f"Days T1 to {name}, median (max)" for tracer, name in TRACER_NAMES.items()}
+_OPTIONAL = ("amyloid_centiloid", *_DAYS)  # rows that are left out where the whole cohort has nothing
+
+
+def cohort_sessions(config: Config) -> pd.DataFrame:
+    """The sessions of ``volumes/index.csv`` with what the manifest alone knows: days between scans, Centiloid."""
+    keys, columns = ["person", "session"], [*_DAYS, "amyloid_centiloid"]
+    manifest = read_manifest(config.manifest, files=False)[[*keys, *columns]]
+    index = read_index(config, split=None)
+    index = index[[name for name in index if name not in columns]]
+    return index.merge(manifest, on=keys, how="left", validate="one_to_one")
 
 
 def table1(sessions: pd.DataFrame, config: Config) -> Table:
@@ -286,19 +300,30 @@ def table1(sessions: pd.DataFrame, config: Config) -> Table:
     Parameters
     ----------
     sessions : DataFrame
-        Rows of ``volumes/index.csv`` or of ``manifest.csv``. Characteristics that are missing or empty print ``–``.
+        Rows of ``volumes/index.csv`` or of ``manifest.csv``, or of both, see `cohort_sessions`. Characteristics that
+        are missing or empty print ``–``; Centiloid and days without any value are left out.
     config : Config
 
     Returns
     -------
     Table
         Frame: characteristic, diagnosis, statistic, unit, value, n (sessions with that characteristic known), paper.
+        Days are absolute. A cohort without diagnoses has ``all`` only, and the paper's columns beside it.
+
+    Raises
+    ------
+    LeakageError
+        A person in more than one split.
     """
     paper = read_paper(1, config.root).set_index(["characteristic", "diagnosis", "statistic"])["value"]
+    if "split" in sessions:
+        check_leakage(sessions, "Table 1")
     sessions = sessions.reset_index(drop=True)
     diagnosis = sessions["diagnosis"].fillna("").astype(str).replace("", "unlabelled")
     others = sorted(set(diagnosis) - {*DIAGNOSES, "unlabelled"})
     groups = [d for d in (*DIAGNOSES, *others, "unlabelled") if (diagnosis == d).any()]
+    if groups == ["unlabelled"]:
+        groups = []
     parts = {name: sessions[diagnosis == name] for name in groups} | {"all": sessions}
     rows: list[dict[str, Any]] = []
 
@@ -323,25 +348,41 @@ def table1(sessions: pd.DataFrame, config: Config) -> Table:
             values = pd.to_numeric(part.get(column, empty), errors="coerce").dropna()
             add(column, name, "mean", unit, values.mean(), len(values))
             add(column, name, "std", unit, values.std(ddof=1), len(values))
+        for column in _DAYS:
+            days = pd.to_numeric(part.get(column, pd.Series(dtype=float)), errors="coerce").abs().dropna()
+            add(column, name, "median", "days", days.median(), len(days))
+            add(column, name, "max", "days", days.max(), len(days))
         for tracer in TRACERS:
+            labels = _labels(part, tracer)
+            for label in sorted(set(_labels(sessions, tracer))):
+                add(f"{tracer}_tracer", name, label, "", int((labels == label).sum()), len(labels))
             status = pd.to_numeric(part.get(f"{tracer}_status", pd.Series(np.nan, index=part.index)), errors="coerce")
             n = int(status.notna().sum())
             add(f"{tracer}_status", name, "positive", "", float((status == 1).sum()) if n else math.nan, n)
     frame = pd.DataFrame(rows)
     frame["characteristic"] = frame["characteristic"].astype(str)
+    of_days = frame["characteristic"].isin(_DAYS)
     return Table(
         name="table1",
         title="Table 1: Demographics of the cohort",
         notice=config.notice,
         frame=frame,
-        blocks=(_block1(frame, list(parts)),),
+        blocks=(_block1(frame, list(parts), paper),),
         notes=(
             "Mean ± standard deviation over sessions; sessions are counted as the paper counts its sets. "
             "A set is a session with T1, Aβ-PET and tau-PET.",
             "Paper: printed values of its Table 1. Its columns sum to 1474 sets (210 + 656 + 608) where its text says "
             "1274; status counts and totals are not printed there.",
+            *(["Days are absolute, from the T1 scan to the PET."] if frame.loc[of_days, "n"].any() else []),
+            *([] if groups else ["Nobody here has a diagnosis; the paper's groups stand beside all sessions."]),
         ),
     )
+
+
+def _labels(part: pd.DataFrame, tracer: str) -> pd.Series:
+    """BIDS labels of a tracer's PETs."""
+    labels = part.get(f"{tracer}_tracer", pd.Series("", index=part.index))[_has(part, tracer)].fillna("")
+    return labels[labels != ""]
 
 
 def _has(part: pd.DataFrame, tracer: str) -> pd.Series:
@@ -350,29 +391,43 @@ def _has(part: pd.DataFrame, tracer: str) -> pd.Series:
     return part[tracer].fillna("").astype(str).ne("")
 
 
-def _block1(frame: pd.DataFrame, groups: list[str]) -> Block:
-    values = frame.set_index(["characteristic", "diagnosis", "statistic"])
+def _block1(frame: pd.DataFrame, groups: list[str], paper: pd.Series) -> Block:
+    values = frame.set_index(["characteristic", "diagnosis", "statistic"])["value"]
 
-    def cell(column: str, group: str, characteristic: str, decimals: int) -> str:
-        found = [values[column].get((characteristic, group, word), math.nan) for word in _statistics(characteristic)]
+    def cell(source: pd.Series, group: str, characteristic: str, decimals: int) -> str:
+        words = _statistics(characteristic)
+        found = [source.get((characteristic, group, word), math.nan) for word in words]
         if all(math.isnan(value) for value in found):
             return "–"
-        return ("/" if characteristic == "sex" else " ± ").join(number(value, decimals) for value in found)
+        said = [number(value, decimals) for value in found]
+        if characteristic in _DAYS:
+            return f"{said[0]} ({said[1]})"
+        return ("/" if characteristic == "sex" else " ± ").join(said)
 
+    def tracers(source: pd.Series, group: str, characteristic: str, _: int) -> Any:
+        counts = [
+            f"{label} {number(n, 0)}" for (name, g, label), n in source.items() if (name, g) == (characteristic, group)
+        ]
+        return tuple(counts) or "–"
+
+    known = {name for name in _OPTIONAL if (frame.loc[frame["characteristic"] == name, "n"] > 0).any()}
     labels = (
         [("people", "People", 0), ("sessions", "Sessions", 0), ("sets", "Sets (T1, Aβ, tau)", 0)]
         + [("sex", "Sex (female/male)", 0)]
         + [(key, label, decimals) for key, (label, _, decimals) in _CHARACTERISTICS.items()]
         + [("amyloid_status", "Aβ positive", 0), ("tau_status", "Tau positive", 0)]
+        + [("amyloid_tracer", "Aβ tracers", 0), ("tau_tracer", "Tau tracers", 0)]
+        + [(key, label, 0) for key, label in _DAYS.items()]
     )
+    labels = [label for label in labels if label[0] in known or label[0] not in _OPTIONAL]
+    shown = [(name, source) for name in groups for source in ("here", "paper") if source == "here" or name in DIAGNOSES]
+    shown += [(name, "paper") for name in DIAGNOSES if name not in groups]
     columns, rows = [("", "")], [[label] for _, label, _ in labels]
-    for group in groups:
-        for column, word in (("value", "here"), ("paper", "paper")):
-            if column == "paper" and group not in DIAGNOSES:
-                continue
-            columns.append((group, word))
-            for row, (key, _, decimals) in zip(rows, labels, strict=True):
-                row.append(cell(column, group, key, decimals))
+    for group, source in shown:
+        columns.append((group, source))
+        for row, (key, _, decimals) in zip(rows, labels, strict=True):
+            make = tracers if key.endswith("_tracer") else cell
+            row.append(make(values if source == "here" else paper, group, key, decimals))
     return Block("", tuple(columns), tuple(map(tuple, rows)))
 
 
@@ -381,6 +436,8 @@ def _statistics(characteristic: str) -> tuple[str, ...]:
         return ("female", "male")
     if characteristic in _CHARACTERISTICS:
         return ("mean", "std")
+    if characteristic in _DAYS:
+        return ("median", "max")
     return ("positive",) if characteristic.endswith("_status") else ("count",)
 
 
