@@ -173,7 +173,7 @@ PLANTED = {
     "notes.txt": (f"see {BARE}.nii", "a PTID without its bars"),
     "code.py": (f'WHO = "sub-ADNI{BARE}"', "a BIDS label of ADNI"),
     "tree.md": (f"ADNI/x/{LONI}/y.dcm", "a LONI image"),
-    "log.json": (json.dumps({"RID": 74}), "an RID"),
+    "log.json": (json.dumps(dict.fromkeys(["RID"], 74)), "an RID"),
     f"scans/{PTID}.txt": ("x", "an ADNI PTID"),
     "latin.csv": (f"a,b\n{PTID},é\n".encode("latin-1"), "an ADNI PTID"),
     "figures/adni/table2.csv": ("person,psnr\nx1,20.1\n", "a table of participants"),

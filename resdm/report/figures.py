@@ -566,7 +566,10 @@ def figure2(
         page = Page.of(WIDTH, 0.62)
         page.title(title, notice, person)
         return page.figure
-    names = TRACER_TITLES if groups is None else {group: group for group in groups}
+    names, comma, difference = TRACER_TITLES, ", ", "synthetic − real (SUVR)"
+    if groups is not None:
+        names, comma, difference = {group: group for group in groups}, "\n", "difference"
+        title = f"{title}, means of groups"
     label, gap, bars = 0.52, 0.03, 0.58
     room = WIDTH - label - bars - len(methods) * gap
     width = min(room / (len(methods) + 1), 0.95)
@@ -577,7 +580,7 @@ def figure2(
     page = Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(blocks) - 1) + 0.06)
     detail = "Left is left. PSNR and MAE are of this person, inside the brain."
     if groups is not None:
-        detail = "Left is left. PSNR and MAE: means over people, inside the brain."
+        detail = "Below: synthetic − real. Left is left. PSNR and MAE: means over people, inside the brain."
     page.title(title, notice, f"{person} {detail}".strip())
     brain = mni_map("brain", grid)
     top = head
@@ -592,7 +595,7 @@ def figure2(
         start = top
         for i, (cut, tall) in enumerate(zip(cuts[tracer], heights[block], strict=True)):
             height = width * _aspect(cut)
-            page.text(label - 0.06, top + tall / 2, f"{names[block]}, {slice_name(cut)}", rotation=90,
+            page.text(label - 0.06, top + tall / 2, f"{names[block]}{comma}{slice_name(cut)}", rotation=90,
                       ha="right", va="center", fontsize=6.5)  # fmt: skip
             for column, name in enumerate(["real", *methods]):
                 left = label + column * (width + gap)
@@ -628,7 +631,7 @@ def figure2(
         bar_left = label + (len(methods) + 1) * (width + gap) + 0.02
         middle = first_bottom if len(cuts[tracer]) > 1 else start + (top - start) / 2
         page.bar(bar_left, start, middle - start - 0.08, norm, PET_MAP, "SUVR")
-        page.bar(bar_left, middle + 0.08, top - gap - middle - 0.08, signed, ERROR_MAP, "synthetic − real (SUVR)")
+        page.bar(bar_left, middle + 0.08, top - gap - middle - 0.08, signed, ERROR_MAP, difference)
         top += foot + tracer_gap
     return page.figure
 
@@ -811,7 +814,7 @@ def _grouped(people: pd.DataFrame) -> pd.DataFrame:
     count = min(10, len(ordered) // FEWEST)
     group = np.arange(len(ordered)) * count // max(len(ordered), 1)
     parts = ordered.groupby(group) if count else ordered.iloc[:0].groupby(group[:0])
-    return parts.mean().join(parts.std(ddof=1), rsuffix="_std")
+    return parts.mean().join(parts.std(ddof=1).add_suffix("_std"))
 
 
 def region_rows(axes: Axes, regions: Sequence[str], *, names: bool, rim: float) -> np.ndarray:

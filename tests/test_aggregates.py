@@ -1,0 +1,179 @@
+"""Where single people may not be shown: means of groups, and none of fewer people than `FEWEST`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_resdm
+from stored_cohort import GRID, LABELS, make_cohort
+
+from resdm.batch import Batch, Prior
+from resdm.config import CohortConfig, PhantomConfig
+from resdm.evaluation.image_quality import read_index, read_scores, read_volume, score_method, synthetic_path
+from resdm.io import write_csv
+from resdm.methods import build_method
+from resdm.pipeline import write_trace
+from resdm.report.cases import mean_cases, read_trace, regional_comparison, shown_cases
+from resdm.report.figures import FEWEST, figure1, figure2, regional_panel, save_figure
+from resdm.report.provenance import provenance
+
+METHODS = {"ResDM": 0.3, "Base": 0.5}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Twelve test people of ADNI's kind, the first with two visits; amyloid status by the number of the session."""
+    config, _ = make_cohort(tmp_path_factory.mktemp("cohort"), METHODS, people=12)
+    for method in METHODS:
+        score_method(config, method)
+    return dataclasses.replace(config, cohort=CohortConfig(kind="adni"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "privacy", "individual"),
+    [
+        ("phantom", None, True), ("dlbs", None, True), ("adni", None, False), ("other", None, False),
+        ("adni", "individual", True), ("phantom", "aggregate", False),
+    ],
+)  # fmt: skip
+def test_who_may_be_shown(config, kind, privacy, individual):
+    cohort = CohortConfig(kind=kind, phantom=PhantomConfig() if kind == "phantom" else None)
+    assert dataclasses.replace(config, cohort=cohort, privacy=privacy).individual is individual
+
+
+def test_the_mean_is_that_of_the_group_one_vote_a_person(config):
+    scores, index = read_scores(config, METHODS), read_index(config)
+    case = mean_cases(config, scores, METHODS)
+    assert set(case["groups"].values()) == {"amyloid", "tau"}
+    group = next(name for name in case["groups"] if "Aβ" in name and "positive" in name)
+    part = index[(index["present_amyloid"] == 1) & (index["amyloid_status"] == 1)]
+    assert f"n = {part['person'].nunique()}" in group
+    people = [  # sessions of a person averaged first
+        np.mean([read_volume(config.volumes / path, GRID) for path in visits["amyloid"]], axis=0)
+        for _, visits in part.groupby("person")
+    ]
+    assert len(people) >= FEWEST
+    np.testing.assert_allclose(case["real"][group], np.mean(people, axis=0), atol=1e-6)
+    first = part[part["person"] == part["person"].iloc[0]].iloc[0]
+    made = synthetic_path(config.predictions("Base"), first["person"], first["session"], LABELS["amyloid"])
+    assert not np.allclose(case["synthetic"]["Base"][group], read_volume(made, GRID), atol=1e-2)
+    chosen = scores.merge(part[["person", "session"]]).query(
+        "method == 'Base' and tracer == 'amyloid' and region == 'brain'"
+    )
+    expected = chosen.groupby("person")["psnr"].mean().mean()
+    assert case["quality"]["Base", group][0] == pytest.approx(expected)
+
+
+def test_figure2_shows_means_and_names_nobody(config, tmp_path):
+    case = shown_cases(config, read_scores(config, METHODS), METHODS)
+    figure = figure2(**case)
+    texts = [text.get_text() for text in figure.texts]
+    assert "Figure 2: Real and synthetic PET, means of groups" in texts
+    assert any("nobody is shown alone" in text for text in texts)
+    assert sum("(n = " in text for text in texts) == len(case["groups"]) == 4
+    record = provenance(config, [config.predictions("ResDM") / "scores.csv", config.volumes / "index.csv"])
+    written = save_figure(figure, tmp_path / "figure2", record)
+    for path in written:
+        assert b"sub-" not in path.read_bytes()
+    assert all("sub-" not in name for name in json.loads(written[-1].read_text())["inputs"])
+    individual = dataclasses.replace(config, privacy="individual")
+    shown = shown_cases(individual, read_scores(config, METHODS), METHODS)
+    assert "groups" not in shown
+    assert "sub-" not in shown["person"]  # shown, but not named
+
+
+def test_groups_too_small_are_joined_and_fewer_are_not_shown(config, tmp_path):
+    scores, path = read_scores(config, METHODS), config.volumes / "index.csv"
+    before = path.read_bytes()
+    try:
+        index = pd.read_csv(path)
+        write_csv(path, index.assign(amyloid_status=0, tau_status=np.nan))
+        names = list(mean_cases(config, scores, METHODS)["groups"])
+        assert names == ["Aβ-PET, negative (n = 12)", "tau-PET, all (n = 11)"]
+        tested = index[index["split"] == "test"]["person"].unique()
+        few = index["person"].isin(tested[: FEWEST - 1]) | (index["split"] != "test")
+        write_csv(path, index[few])
+        case = mean_cases(config, scores, METHODS)
+        assert case["real"] == {}
+        texts = [text.get_text() for text in figure2(**case).texts]
+        assert any(f"Fewer than {FEWEST} test people" in text for text in texts)
+    finally:
+        path.write_bytes(before)
+
+
+def test_the_scatter_has_no_point_of_a_person(config):
+    regional, agreement, textures = regional_comparison(config, ["ResDM"])
+    scatter = {single: regional_panel(regional, agreement, textures, people=single).axes[0] for single in (True, False)}
+
+    def points(single: bool) -> np.ndarray:
+        line = next(line for line in scatter[single].lines if line.get_marker() == "o")
+        return np.array(line.get_xydata(), dtype=float)
+
+    chosen = regional.query("tracer == 'amyloid' and region == 'summary'")
+    people = chosen.groupby("person")[["real", "synthetic"]].mean().sort_values("real")
+    assert len(points(True)) == len(people) == 12
+    halves = [people.iloc[:6].mean(), people.iloc[6:].mean()]  # 12 people are two groups of at least five
+    np.testing.assert_allclose(points(False), np.array(halves))
+    few = regional[regional["person"].isin(people.index[:4])]
+    axes = regional_panel(few, agreement, textures, people=False).axes[0]
+    assert not [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+
+
+# ── figure 1 ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Data(list):
+    """Sessions as `CohortDataset` gives them, of which some lack a tracer."""
+
+    def __init__(self, people):
+        rng = np.random.default_rng(0)
+        super().__init__(
+            {"volumes": torch.from_numpy(rng.random((3, *GRID.shape), dtype=np.float32)),
+             "present": torch.tensor([True, number != 1]), "age": 60.0 + number, "sex": "F"}
+            for number, _ in enumerate(people)
+        )  # fmt: skip
+        self.index = pd.DataFrame({"person": people})
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    method = build_method(tiny_resdm(sampling_steps=2), GRID.shape).eval()
+    card = type("Card", (), {"config": config})
+    return type("Model", (), {"method": method, "card": card, "device": torch.device("cpu")})
+
+
+def test_the_mean_trace_is_over_people(model, config):
+    data = Data(["a", "b", "c", "c", "d", "e", "f"])  # b has no tau PET, c a second visit
+    out = config.predictions("ResDM")
+    write_trace(model, data, out, individual=False)
+    trace = read_trace(config)
+    assert int(trace["people"]) == 5
+    assert "prompts" not in trace
+    shown = [data[i] for i in (0, 2, 4, 5, 6)]
+    np.testing.assert_allclose(trace["mri"], np.mean([one["volumes"][0].numpy() for one in shown], axis=0), atol=1e-6)
+    each = []
+    for one in shown:
+        prior = Prior((one["age"],), (one["sex"],))
+        batch = Batch(one["volumes"][None, :1], one["volumes"][None, 1:], one["present"][None], prior)
+        each.append(model.method.trace(batch, torch.Generator().manual_seed(config.seed)))
+    for key in ("reverse", "attention", "eta"):
+        np.testing.assert_allclose(trace[key], np.mean([tensors[key] for tensors in each], axis=0), atol=1e-5)
+    np.testing.assert_array_equal(trace["reverse_t"], each[0]["reverse_t"])
+    texts = [text.get_text() for text in figure1(trace, GRID).texts]
+    assert any("means over 5 test people" in text for text in texts)
+
+
+def test_a_single_trace_is_not_shown_where_nobody_may_be(model, config):
+    out = config.predictions("ResDM")
+    write_trace(model, Data(["a", "b", "c"]), out, individual=True)
+    assert "people" not in read_trace(dataclasses.replace(config, privacy="individual"))
+    with pytest.raises(ValueError, match=r"trace\.npz: the tensors of 1 person.*shows no single people"):
+        read_trace(config)
+    write_trace(model, Data(["a", "b", "c"]), out, individual=False)  # too few: the single one goes
+    with pytest.raises(FileNotFoundError, match=r"no trace of 'ResDM'.*or 5 where privacy is aggregate"):
+        read_trace(config)
