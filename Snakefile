@@ -38,9 +38,9 @@ def method_modules(wildcards):
     return package("methods/base", *own, *(["methods/adversarial"] if kind in BASELINES else []))
 
 
-DATA = package("config", "anatomy", "io", "cohort/manifest", "cohort/dataset")
+DATA = package("config", "anatomy", "io", "leakage", "cohort/manifest", "cohort/dataset")
 PAPERMILL = "papermill {input.notebook} {log.notebook} --cwd . --no-progress-bar -k python3 -p config {PROFILE}"
-TABLES = package("config", "anatomy", "io", "evaluation/image_quality", "evaluation/statistics", "report/tables")
+TABLES = package("config", "anatomy", "io", "leakage", "evaluation/image_quality", "evaluation/statistics", "report/tables")
 
 
 CONDITIONS = SETTINGS.conditions
@@ -234,7 +234,7 @@ rule figure1:
 
 # ── what evaluators fitted on real PET see ────────────────────────────────────────────────────────
 
-EVALUATORS = package("config", "anatomy", "io", "evaluation/networks", "evaluation/fitting", "evaluation/downstream")
+EVALUATORS = package("config", "anatomy", "io", "leakage", "evaluation/networks", "evaluation/fitting", "evaluation/downstream")
 READINGS = package("evaluation/effects", "evaluation/resampling", "evaluation/statistics", "report/figures")
 
 

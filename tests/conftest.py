@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from stored_cohort import sessions
 
 from resdm.batch import Batch, Prior
+from resdm.cohort.manifest import PATHS, write_manifest
 from resdm.config import NetworkConfig, PriorConfig, RegressionConfig, ResidualDiffusionConfig, TowerConfig
 from resdm.methods import Method
 
@@ -37,6 +40,31 @@ def real_dlbs() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A manifest on disk with its scans; ``table(change)`` rewrites one cell, ``table(text=...)`` the whole text."""
+    folder = tmp_path / "cohort"
+    frame = sessions(6).assign(split="train")
+    for column in PATHS:
+        frame[column] = [str(folder / cell.lstrip("/")) if cell else "" for cell in frame[column]]
+        for cell in frame[column]:
+            if cell:
+                Path(cell).parent.mkdir(parents=True, exist_ok=True)
+                Path(cell).touch()
+    path = write_manifest(frame, folder / "manifest.csv")
+
+    def make(row=None, column=None, value=None, *, text=None):
+        if text is not None:
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        elif row is not None:
+            raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+            raw.loc[row, column] = value
+            raw.to_csv(path, index=False)
+        return path
+
+    return make
 
 
 def tiny_prior(**changes) -> PriorConfig:

@@ -1,4 +1,7 @@
-"""A stored cohort of a few people on a 16³ grid: volumes, sidecars, template, predictions, as the stages leave them."""
+"""A stored cohort of a few people on a 16³ grid: volumes, sidecars, template, predictions, as the stages leave them.
+
+And sessions of a manifest, without any file behind.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 
 from resdm.anatomy import SUMMARY, Grid, mni_map, regions
+from resdm.cohort.manifest import EMPTY
 from resdm.config import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm.evaluation.image_quality import synthetic_path
 from resdm.io import write_csv, write_json
@@ -98,3 +102,21 @@ def make_cohort(root: Path, methods: dict[str, float], people: int = 6) -> tuple
         save(config.volumes / f"template_{tracer}.nii.gz", np.mean([v[tracer] for v in trained], axis=0))
     write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
     return config, pd.DataFrame(rows)
+
+
+def sessions(people=60, seed=0):
+    """Sessions of made-up people: three diagnoses, some with one PET, some with two visits, no file behind."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(people):
+        sex, diagnosis = rng.choice(["F", "M"]), rng.choice(["CN", "MCI", "AD"], p=[0.4, 0.4, 0.2])
+        tracers = rng.choice(["both", "amyloid", "tau"], p=[0.9, 0.06, 0.04])
+        for visit in range(1 + (rng.random() < 0.2)):
+            row = EMPTY | {"person": f"sub-{number:04d}", "session": f"ses-M{12 * visit:03d}"}
+            row |= {"age": round(rng.uniform(60, 85), 1) + visit, "sex": sex, "diagnosis": diagnosis}
+            row |= {"t1w": f"/scans/{number}_{visit}_T1w.nii.gz", "education": 16.0, "mmse": 28.0}
+            for tracer, label in (("amyloid", "18FAV45"), ("tau", "18FAV1451")):
+                if tracers in ("both", tracer):
+                    row |= {tracer: f"/scans/{number}_{visit}_{label}.nii.gz", f"{tracer}_tracer": label}
+            rows.append(row)
+    return pd.DataFrame(rows)

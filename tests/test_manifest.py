@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from stored_cohort import sessions
 
 from resdm.cohort.manifest import (
     COLUMNS,
-    EMPTY,
-    PATHS,
     SCHEMA,
     SPLITS,
     LeakageError,
@@ -29,49 +28,6 @@ from resdm.cohort.manifest import (
 from resdm.config import SplitConfig
 
 DOCUMENTED = Path(__file__).resolve().parents[1] / "data_manifests"
-
-
-def sessions(people=60, seed=0):
-    """Sessions of made-up people: three diagnoses, some with one PET, some with two visits, no file behind."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number in range(people):
-        sex, diagnosis = rng.choice(["F", "M"]), rng.choice(["CN", "MCI", "AD"], p=[0.4, 0.4, 0.2])
-        tracers = rng.choice(["both", "amyloid", "tau"], p=[0.9, 0.06, 0.04])
-        for visit in range(1 + (rng.random() < 0.2)):
-            row = EMPTY | {"person": f"sub-{number:04d}", "session": f"ses-M{12 * visit:03d}"}
-            row |= {"age": round(rng.uniform(60, 85), 1) + visit, "sex": sex, "diagnosis": diagnosis}
-            row |= {"t1w": f"/scans/{number}_{visit}_T1w.nii.gz", "education": 16.0, "mmse": 28.0}
-            for tracer, label in (("amyloid", "18FAV45"), ("tau", "18FAV1451")):
-                if tracers in ("both", tracer):
-                    row |= {tracer: f"/scans/{number}_{visit}_{label}.nii.gz", f"{tracer}_tracer": label}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-@pytest.fixture
-def table(tmp_path):
-    """A manifest on disk with its scans; ``table(change)`` rewrites one cell, ``table(text=...)`` the whole text."""
-    folder = tmp_path / "cohort"
-    frame = sessions(6).assign(split="train")
-    for column in PATHS:
-        frame[column] = [str(folder / cell.lstrip("/")) if cell else "" for cell in frame[column]]
-        for cell in frame[column]:
-            if cell:
-                Path(cell).parent.mkdir(parents=True, exist_ok=True)
-                Path(cell).touch()
-    path = write_manifest(frame, folder / "manifest.csv")
-
-    def make(row=None, column=None, value=None, *, text=None):
-        if text is not None:
-            path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        elif row is not None:
-            raw = pd.read_csv(path, dtype=str, keep_default_na=False)
-            raw.loc[row, column] = value
-            raw.to_csv(path, index=False)
-        return path
-
-    return make
 
 
 def test_a_manifest_survives_writing_and_reading(table):
@@ -97,67 +53,6 @@ def test_a_hand_written_table_may_leave_optional_columns_out(table, tmp_path):
     frame = read_manifest(path)
     assert frame.loc[0, ["age", "sex", "diagnosis", "amyloid", "split"]].tolist() == [71.5, "F", "", "", ""]
     assert np.isnan(frame.loc[0, "mmse"])
-
-
-@pytest.mark.parametrize(
-    ("row", "column", "value", "found", "expected"),
-    [
-        (1, "sex", "X", "'X'", "F, M"),
-        (1, "sex", "", "nothing", "F, M"),
-        (2, "age", "400", "400", "18 to 110"),
-        (2, "age", "0", "0", "18 to 110"),
-        (2, "age", "old", "'old'", "18 to 110"),
-        (2, "age", "71,5", "'71,5'", "decimals with a point"),
-        (2, "age", "inf", "'inf'", "18 to 110"),
-        (2, "age", "", "nothing", "18 to 110"),
-        (0, "diagnosis", "Dementia", "'Dementia'", "CN, MCI, AD"),
-        (0, "mmse", "31", "31", "0 to 30"),
-        (0, "amyloid_suvr", "-1.2", "-1.2", "0.2 to 10"),
-        (0, "tau_status", "2", "2", "0 to 1"),
-        (0, "tau_status", "0.5", "'0.5'", "0 to 1"),
-        (0, "split", "training", "'training'", "train, validation, test"),
-        (0, "person", "../x", "'../x'", "sub- and then"),
-        (0, "session", "baseline", "'baseline'", "ses- and then"),
-        (0, "amyloid_tracer", "", "nothing", "the tracer of 0_0_18FAV45.nii.gz"),
-        (0, "amyloid_tracer", "AV 45", "'AV 45'", "letters and digits"),
-        (0, "t1w", "", "nothing", "a path"),
-        (0, "t1w", "nowhere.nii.gz", "nowhere.nii.gz", "a file"),
-        (0, "tau", "scans", "scans", "a file"),
-    ],
-)
-def test_a_bad_cell_is_named(table, row, column, value, found, expected):
-    path = table(row, column, value)
-    with pytest.raises(ManifestError) as error:
-        read_manifest(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}: row {row + 2} (")
-    assert f"), {column}: found " in message
-    said, _, wanted = message.partition(", expected ")
-    assert found in said
-    assert expected in wanted
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda text: text.replace("age", "years", 1), "missing age"),
-        (lambda text: text.replace("amyloid_tracer", "amyloid_tracr", 1), "did you mean 'amyloid_tracer'"),
-        (lambda text: text.replace("education", "mmse", 1), "column 'mmse' twice"),
-        (lambda text: text.replace(",", ";"), "semicolons"),
-        (lambda text: text.replace("16,28", "16,28,7", 1), "row 2: found 22 cells, expected 21"),
-        (lambda text: text.splitlines()[0], "no session"),
-        (lambda text: "", "empty"),
-        (lambda text: text.replace("CN", "Café", 1).encode("latin-1"), "not UTF-8 (byte 0xe9)"),
-        (lambda text: text + '"sub-9999', "not CSV"),
-        (lambda text: text + text.splitlines()[1] + "\n", "this session twice"),
-    ],
-)
-def test_a_bad_table_is_named(table, change, said):
-    path = table()
-    with pytest.raises(ManifestError) as error:
-        read_manifest(table(text=change(path.read_text())))
-    assert str(error.value).startswith(f"{path}: ")
-    assert said in str(error.value)
 
 
 def test_a_missing_manifest_says_how_to_make_one(tmp_path):

@@ -249,6 +249,10 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
 
 def _read_cells(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
     """Header, rows and the line each row ends on."""
+    if path.is_dir():
+        raise ManifestError(f"{path}: a folder; expected a table, CSV UTF-8; move the folder away")
+    if path.is_symlink() and not path.is_file():
+        raise ManifestError(f"{path}: a link that leads nowhere or in a circle; link to the table, or put it here")
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest; make one with `resdm manifest`")
     try:

@@ -1,0 +1,200 @@
+"""A corpus of bad tables: each is refused by file, row, what was found and the remedy; nothing made before is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from resdm import io
+from resdm.cli import BAD_INPUT, UNEXPECTED, main
+from resdm.cohort.manifest import LeakageError, ManifestError, read_manifest, write_manifest
+
+CELLS = [  # row, column, what is written there, found, expected
+    (1, "sex", "X", "'X'", "F, M; recode the sex, or leave the person out"),
+    (1, "sex", "female", "'female'", "F, M; recode"),
+    (1, "sex", "", "nothing", "F, M"),
+    (2, "age", "400", "400", "18 to 110"),
+    (2, "age", "0", "0", "18 to 110"),
+    (2, "age", "old", "'old'", "18 to 110"),
+    (2, "age", "71,5", "'71,5'", "decimals with a point"),
+    (2, "age", "inf", "'inf'", "18 to 110"),
+    (2, "age", "", "nothing", "18 to 110"),
+    (0, "diagnosis", "Dementia", "'Dementia'", "CN, MCI, AD or nothing; recode the diagnosis, or leave the cell empty"),
+    (0, "education", "-4", "-4", "0 to 40; give years"),
+    (0, "mmse", "31", "31", "0 to 30"),
+    (0, "amyloid_suvr", "-1.2", "-1.2", "0.2 to 10"),
+    (0, "tau_suvr", "1,31", "'1,31'", "0.2 to 10; write decimals with a point"),
+    (0, "amyloid_centiloid", "1000", "1000", "-150 to 400"),
+    (0, "amyloid_days", "99999", "99999", "-7305 to 7305"),
+    (0, "tau_days", "soon", "'soon'", "-7305 to 7305"),
+    (0, "tau_status", "2", "2", "0 to 1"),
+    (0, "tau_status", "0.5", "'0.5'", "0 to 1"),
+    (0, "tau_status", "yes", "'yes'", "0 to 1"),
+    (0, "space", "Talairach", "'Talairach'", "MNI152 or nothing; write MNI152, or nothing"),
+    (0, "split", "training", "'training'", "train, validation, test or nothing; correct the split"),
+    (0, "person", "../x", "'../x'", "sub- and then letters and digits, as in BIDS; rename the person"),
+    (0, "person", "0001", "'0001'", "sub- and then"),
+    (0, "person", "sub-00 01", "'sub-00 01'", "sub- and then"),
+    (0, "person", "", "nothing", "sub- and then"),
+    (0, "session", "baseline", "'baseline'", "ses- and then"),
+    (0, "amyloid_tracer", "", "nothing", "the tracer of 0_0_18FAV45.nii.gz"),
+    (0, "amyloid_tracer", "AV 45", "'AV 45'", "letters and digits"),
+    (0, "t1w", "", "nothing", "a path; give the path of the scan"),
+    (0, "t1w", "nowhere.nii.gz", "nowhere.nii.gz", "a file; correct the path or leave the session out"),
+    (0, "tau", "scans", "scans", "a file"),
+]
+
+
+@pytest.mark.parametrize(("row", "column", "value", "found", "expected"), CELLS)
+def test_a_bad_cell_is_named(table, row, column, value, found, expected):
+    path = table(row, column, value)
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: row {row + 2} (")
+    assert f"), {column}: found " in message
+    said, _, wanted = message.partition(", expected ")
+    assert found in said
+    assert expected in wanted
+
+
+TABLES = {
+    "column missing": (lambda text: text.replace("age", "years", 1), "missing age; rename or remove them"),
+    "a slip in a name": (lambda text: text.replace("amyloid_tracer", "amyloid_tracr", 1), "mean 'amyloid_tracer'"),
+    "a column twice": (lambda text: text.replace("education", "mmse", 1), "column 'mmse' twice"),
+    "an unknown column": (lambda text: text.replace("education", "income", 1), "unknown column 'income'"),
+    "semicolons": (lambda text: text.replace(",", ";"), "separated by semicolons or tabs; save the table with commas"),
+    "tabs": (lambda text: text.replace(",", "\t"), "separated by semicolons or tabs"),
+    "a cell too many": (lambda text: text.replace("16,28", "16,28,7", 1), "row 2: found 22 cells, expected 21"),
+    "a cell too few": (lambda text: text.replace("16,28", "16", 1), "row 2: found 20 cells, expected 21"),
+    "header only": (lambda text: text.splitlines()[0], "no session"),
+    "empty": (lambda text: "", "empty; expected a header"),
+    "blank lines only": (lambda text: "\n\n,,,\n", "empty"),
+    "Latin-1": (lambda text: text.replace("CN", "Café", 1).encode("latin-1"), "not UTF-8 (byte 0xe9); save the table"),
+    "UTF-16": (lambda text: text.encode("utf-16"), "row 1: not UTF-8 (byte 0xff)"),
+    "an open quote": (lambda text: text + '"sub-9999', "not CSV"),
+    "a quote inside": (
+        lambda text: text.replace("sub-0000", 'sub-"00"00', 1).replace("sub-", '"sub-"', 1),
+        "row 2: not",
+    ),
+    "a session twice": (lambda text: text + text.splitlines()[1] + "\n", "this session twice; keep one row"),
+    "no PET": (lambda text: _without_pets(text), "found nothing, expected at least one PET; leave the session out"),
+}
+
+
+def _without_pets(text: str) -> str:
+    head, first, *rest = text.splitlines()
+    cells = dict(zip(head.split(","), first.split(","), strict=True))
+    cells |= dict.fromkeys(["amyloid", "tau", "amyloid_tracer", "tau_tracer"], "")
+    return "\n".join([head, ",".join(cells.values()), *rest]) + "\n"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_bad_table_is_named(table, name):
+    path, (change, said) = table(), TABLES[name]
+    with pytest.raises(ManifestError) as error:
+        read_manifest(table(text=change(path.read_text())))
+    assert str(error.value).startswith(f"{path}: ")
+    assert said in str(error.value)
+
+
+def test_a_person_in_two_splits(table):
+    path = table()
+    person = next(p for p, n in read_manifest(path)["person"].value_counts().items() if n > 1)
+    raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table(int(raw.index[raw["person"] == person][0]), "split", "test")
+    with pytest.raises(
+        LeakageError, match=rf"manifest\.csv: 1 person .* {person} in test and train\. .* draw the split"
+    ):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace(",F,", ", F ,").replace("sub-0001", " sub-0001 "),
+        lambda text: text + "\n\n",
+        lambda text: text.replace(",,", ",n/a,"),
+    ],
+    ids=["CRLF", "BOM", "spaces around cells", "blank lines", "n/a"],
+)
+def test_what_spreadsheets_do_is_read(table, change):
+    path = table()
+    expected = read_manifest(path)
+    pd.testing.assert_frame_equal(read_manifest(table(text=change(path.read_bytes().decode()))), expected)
+
+
+# ── what is no file, and disks ────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_in_place_of_the_table(tmp_path):
+    (tmp_path / "manifest.csv").mkdir()
+    with pytest.raises(ManifestError, match=r"manifest\.csv: a folder; expected a table"):
+        read_manifest(tmp_path / "manifest.csv")
+
+
+def test_links_in_a_circle(tmp_path):
+    (tmp_path / "manifest.csv").symlink_to(tmp_path / "other.csv")
+    (tmp_path / "other.csv").symlink_to(tmp_path / "manifest.csv")
+    with pytest.raises(ManifestError, match=r"manifest\.csv: a link that leads nowhere"):
+        read_manifest(tmp_path / "manifest.csv")
+
+
+def test_a_scan_that_is_links_in_a_circle(table):
+    path = table()
+    scan = Path(read_manifest(path)["t1w"][0])
+    scan.unlink()
+    scan.symlink_to(scan)
+    with pytest.raises(ManifestError, match=r"row 2 \(.*\), t1w: found .* expected a file; correct the path"):
+        read_manifest(path)
+
+
+def test_a_full_disk_leaves_the_manifest_as_it_was(table, monkeypatch):
+    path = table()
+    before, frame = path.read_bytes(), read_manifest(path).assign(age=50.0)
+
+    def full(self, *arguments, **options):
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(io.Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_manifest(frame, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["manifest.csv"]
+
+
+def test_a_folder_that_cannot_be_written(table):
+    """Also for root, whom permissions do not stop: the folder is a file."""
+    path = table()
+    (path.parent / "work").touch()
+    with pytest.raises(OSError, match="work"):
+        write_manifest(read_manifest(path), path.parent / "work" / "manifest.csv")
+    assert (path.parent / "work").read_bytes() == b""
+
+
+def test_a_manifest_that_cannot_be_stays_unwritten(table):
+    path = table()
+    before = path.read_bytes()
+    for bad in ({"age": 5.0}, {"sex": "X"}, {"tau_status": 2}, {"person": "me"}):
+        with pytest.raises((ManifestError, LeakageError)):
+            write_manifest(read_manifest(path).assign(**bad), path)
+    assert path.read_bytes() == before
+
+
+def test_the_command_says_it_in_a_line(tmp_path, capsys):
+    """No traceback, exit 2."""
+    (tmp_path / "own.yaml").write_text("profile: own\ncohort: { kind: other }\n")
+    (tmp_path / "work" / "own").mkdir(parents=True)
+    (tmp_path / "work" / "own" / "manifest.csv").write_text("person;age\nsub-1;70\n")
+    assert main(["preprocess", str(tmp_path / "own.yaml"), "--quiet"]) == BAD_INPUT != UNEXPECTED
+    said = capsys.readouterr().err
+    assert said.startswith("resdm preprocess: ")
+    assert "manifest.csv: columns are separated by semicolons" in said
+    assert "Traceback" not in said
