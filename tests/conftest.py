@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from browser import page as page  # a fixture
 from stored_cohort import sessions
 
 from resdm.batch import Batch, Prior
