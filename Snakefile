@@ -5,6 +5,7 @@
 # Stages meet on disk below work/<profile>/. Python imports are not tracked, so each rule lists the modules it depends
 # on: a changed figure module redraws figures and trains nothing. Executed notebooks stand under `log:`, so a failed run
 # keeps them; state.pt and the volumes of single people are not declared, so a killed run goes on from them.
+import importlib.util
 import json
 
 from resdm.config import load_config
@@ -30,6 +31,8 @@ def package(*names):
 def method_modules(wildcards):
     """The files of one method: a changed baseline trains that baseline only."""
     kind = SETTINGS.method(wildcards.method).kind
+    if ":" in kind:  # module:Class, from outside
+        return [*package("methods/base"), importlib.util.find_spec(kind.partition(":")[0]).origin]
     paper = ["scheduler", "prior", "clip", "lessons", "unet", "haar", "losses"]
     paper += ["methods/residual_diffusion", "methods/trace"]
     own = {"residual_diffusion": paper, "regression": [*paper, "methods/regression"]}.get(kind, [f"methods/{kind}"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import json
 import re
 import types
@@ -369,7 +370,35 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "resvit": ResViTConfig,
     "ddpm": DDPMConfig,
 }
-"""``kind`` → its dataclass. A new method adds a line here and one in `resdm.methods.METHODS`."""
+"""``kind`` → its dataclass. A new method adds a line here and one in `resdm.methods.METHODS`; one from outside this
+package is named by ``module:Class`` and needs neither."""
+
+
+def imported_method(kind: str, where: str) -> type:
+    """The class that a ``kind`` of the form ``module:Class`` names, imported.
+
+    Raises
+    ------
+    ConfigError
+        No such module or class; ``where`` starts the message.
+    """
+    module, _, name = kind.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{where} is {kind!r}, and cannot be had: {error}; expected module:Class of an installed package, or of a "
+            "file in a folder that PYTHONPATH names"
+        ) from error
+
+
+def _settings_class(kind: str, where: str) -> type[MethodConfig]:
+    """The settings of a method from outside: the dataclass that its class annotates as ``config``."""
+    found = imported_method(kind, where)
+    settings = typing.get_type_hints(found).get("config", MethodConfig) if isinstance(found, type) else None
+    if not (isinstance(settings, type) and issubclass(settings, MethodConfig)):
+        raise ConfigError(f"{where} is {kind!r}; expected a class with config: a dataclass made from MethodConfig")
+    return settings
 
 
 # ── the work ──────────────────────────────────────────────────────────────────────────────────────
@@ -656,10 +685,12 @@ def _method(tree: Any, file: str, at: str) -> MethodConfig:
     if not isinstance(tree, dict) or "kind" not in tree:
         raise ConfigError(f"{file}: {at or 'method'} needs a kind: one of {', '.join(METHOD_CONFIGS)}")
     kind = tree["kind"]
+    if isinstance(kind, str) and ":" in kind:
+        return _build(_settings_class(kind, f"{file}: {_join(at, 'kind')}"), tree, file, at)
     if kind not in METHOD_CONFIGS:
         raise ConfigError(
             f"{file}: {_join(at, 'kind')} is {kind!r}{_suggest(str(kind), METHOD_CONFIGS)}; "
-            f"expected one of {', '.join(METHOD_CONFIGS)}"
+            f"expected one of {', '.join(METHOD_CONFIGS)}, or module:Class"
         )
     return _build(METHOD_CONFIGS[kind], tree, file, at)
 

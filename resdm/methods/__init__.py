@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resdm.config import MethodConfig
+from resdm.config import ConfigError, MethodConfig, imported_method
 from resdm.methods.base import Method
 from resdm.methods.ddpm import DDPM
 from resdm.methods.pix2pix import Pix2Pix
@@ -30,4 +30,9 @@ METHODS: dict[str, type[Method]] = {
 
 def build_method(config: MethodConfig, shape: tuple[int, int, int]) -> Method:
     """A method with fresh weights (drawn from torch's global random state: seed it first)."""
-    return METHODS[config.kind](config, shape)
+    if ":" not in config.kind:
+        return METHODS[config.kind](config, shape)
+    found = imported_method(config.kind, "kind")
+    if not issubclass(found, Method):
+        raise ConfigError(f"kind is {config.kind!r}; expected a class made from resdm.methods.Method")
+    return found(config, shape)
