@@ -67,6 +67,7 @@ wildcard_constraints:
 rule all:
     input:
         [f"{FIGURES}/{name}" for name in RESULTS],
+        f"{WORK}/report/index.html",
 
 
 if SETTINGS.cohort.kind == "phantom":
@@ -368,3 +369,15 @@ rule departures:
         notebook=f"{WORK}/notebooks/12_released_code.ipynb",
     shell:
         PAPERMILL
+
+
+# Last: pages of all that is there. After a failed run, `resdm report` makes them of what there is.
+rule report:
+    input:
+        [f"{FIGURES}/{name}" for name in RESULTS],
+        package("config", "report/site", "report/provenance"),
+        expand("resdm/report/templates/{name}", name=["index.html.j2", "notebook.html.j2", "notebook.css"]),
+    output:
+        f"{WORK}/report/index.html",
+    shell:
+        "resdm report {PROFILE}"

@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         help="let a model that has seen phantoms only take a real MRI; every output says so",
     )
 
+    profile(command("report", _report, "tie all that a profile has made into pages to look through"))
     profile(command("check", _check, "read a profile strictly and say what it holds and what is there already"))
     command("version", _version, "print the version")
     return parser
@@ -237,6 +238,13 @@ def _synthesise(options: argparse.Namespace) -> None:
     print(load_card(options.model).notice)
     for name, path in files.items():
         print(f"{name}: {path}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from resdm.report.site import write_report
+
+    print(write_report(config))
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -7,12 +7,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from browser import open_page
+from bs4 import BeautifulSoup
 from conftest import ROOT
+from crawl import broken_links, fetched_from_a_network
 from nibabel import load as load_image
 
 from resdm.config import load_config
@@ -116,6 +120,49 @@ def test_predictions_lie_where_the_real_volumes_lie(config):
     assert synthetic.shape == real.shape == config.preprocess.grid.shape
 
 
+def test_the_report_holds_everything_and_misses_nothing(config):
+    folder = config.work / "report"
+    tree = BeautifulSoup((folder / "index.html").read_text(), "html.parser")
+    links = {unquote(tag["href"]) for tag in tree.find_all("a")}
+    assert {f"files/{path.name}" for path in config.figures.iterdir()} <= links
+    assert {f"notebooks/{path.stem}.html" for path in (config.work / "notebooks").glob("*.ipynb")} <= links
+    assert tree.find(id="missing") is None
+    assert tree.find(id="more") is None  # every drawing stands with its notebook
+    assert "not a reproduction of the paper's numbers" in tree.find("header").get_text()
+    assert "resdm phantom smoke" in tree.find(id="timings").find_next("table").get_text()
+    assert config.digest() in tree.get_text()
+    assert broken_links(folder) == []
+    assert fetched_from_a_network(folder) == []
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 30e6
+
+
+@pytest.mark.parametrize(("width", "mobile"), [(1280, False), (390, True)], ids=["desktop", "phone"])
+def test_the_report_in_a_browser(config, width, mobile):
+    """From a folder, without a network: no error, no request, no broken picture, nothing wider than the window."""
+    folder = (config.work / "report").resolve()
+    pages = [folder / "index.html", *sorted((folder / "notebooks").glob("*.html"))]
+    with open_page(width, is_mobile=mobile, device_scale_factor=1) as page:
+        page.context.set_offline(True)
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        for path in pages:
+            page.goto(path.as_uri())
+            page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+            page.wait_for_function("[...document.images].every(image => image.complete)")
+            assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), path.name
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+        assert page.errors == []
+        assert all(url.startswith(("file:", "data:")) for url in asked)
+        page.goto(pages[0].as_uri())
+        page.click("nav a[href='#timings']")
+        assert page.url.endswith("index.html#timings")
+        page.click("#notebooks + div a >> nth=0")
+        page.click("summary >> nth=0")  # code unfolds
+        assert page.locator("details[open]").count() == 1
+        page.click("text=All results")
+        assert page.title() == "ResDM · smoke"
+
+
 def test_a_second_run_does_nothing(reproduced):
     run = snakemake(reproduced)
     assert run.returncode == 0
@@ -127,10 +174,14 @@ def test_a_second_run_does_nothing(reproduced):
     [
         (
             "resdm/report/figures.py",
-            {"figure1", "table2", "table3", "table4", "figure4", "figure5", "planted", "claims", "all"},
+            {"figure1", "table2", "table3", "table4", "figure4", "figure5", "planted", "claims", "report", "all"},
         ),
-        ("resdm/report/claims.py", {"claims", "all"}),
-        ("resdm/methods/regression.py", {"train", "synthesise", "table2", "table3", "table4", "claims", "all"}),
+        ("resdm/report/claims.py", {"claims", "report", "all"}),
+        ("resdm/report/site.py", {"report", "all"}),
+        (
+            "resdm/methods/regression.py",
+            {"train", "synthesise", "table2", "table3", "table4", "claims", "report", "all"},
+        ),
         ("resdm/cohort/bids.py", None),
         ("data_manifests/README.md", set()),
     ],

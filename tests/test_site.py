@@ -1,0 +1,214 @@
+"""The report's pages, of a profile that has made a little of everything, and of one that failed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from base64 import b64decode, b64encode
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from conftest import ROOT
+from crawl import broken_links, fetched_from_a_network
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from stored_cohort import make_config
+
+from resdm import cli
+from resdm.io import write_json
+from resdm.report import site
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+NOTICE = "phantom data: not a reproduction of the paper's numbers"
+
+
+def notebook(path: Path, title: str, *outputs, seconds: float | None = 12.5, source: str | None = None, **parameters):
+    run = {"input_path": f"notebooks/{source or path.stem}.ipynb", "parameters": parameters, "duration": seconds}
+    cells = [
+        new_markdown_cell(f"# {title}\n\nWhy $x$? See [the first part](#First-part)."),
+        new_markdown_cell("## First part"),
+        new_code_cell("draw()", outputs=list(outputs)),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata={"papermill": run}), path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Table 1 and Figure 2 drawn, one method trained, one notebook failed, one killed."""
+    config = make_config(tmp_path)
+    figures, executed = config.figures, config.work / "notebooks"
+    figures.mkdir(parents=True)
+    for suffix in ("csv", "tex", "json"):
+        (figures / f"table1.{suffix}").write_text("a\n1\n")
+    table = f"## Table 1: Who ({NOTICE})\n\n| a | b |\n|---|--:|\n| x | 1 ± 2<br>p < 0.001 |\n\n- A note.\n"
+    (figures / "table1.md").write_text(table)
+    (figures / "figure2.png").write_bytes(b64decode(PIXEL))
+    (figures / "figure2.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (figures / "figure 9+.csv").write_text("name,value\n<b>,0.123456\n")
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "0%|bar|"}
+    notebook(
+        executed / "00_cohort.ipynb", "00 · Who is there?", new_output("display_data", {"image/png": PIXEL}),
+        new_output("display_data", widget),
+    )  # fmt: skip
+    notebook(executed / "02_train_+A b.ipynb", "02 · Train", source="02_train", method="+A b", seconds=100.0)
+    error = new_output("error", ename="ValueError", evalue="3 < 4 <b>people</b>", traceback=["ValueError"])
+    notebook(executed / "04_table2_comparison.ipynb", "04 · Which is best?", error)
+    notebook(executed / "09_figure1_method.ipynb", "09 · What does it do?", seconds=None)
+    config.model("ResDM").mkdir(parents=True)
+    (config.model("ResDM") / "model.safetensors").touch()
+    timing = {"parameters": 2_615_720, "steps": 1160, "seconds": 132.4, "seconds_per_step": 0.1141, "device": "cpu"}
+    write_json(config.model("ResDM") / "timing.json", timing | {"peak_memory_bytes": 3 * 2**29})
+    return config
+
+
+def text(path: Path) -> str:
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").get_text(" ", strip=True)
+
+
+def test_every_file_and_notebook_is_linked_from_the_index(config):
+    index = site.write_report(config)
+    assert index == config.work / "report" / "index.html"
+    tree = BeautifulSoup(index.read_text(), "html.parser")
+    links = {tag["href"] for tag in tree.find_all("a")}
+    names = {path.name for path in config.figures.iterdir()}
+    assert {path.name for path in (index.parent / "files").iterdir()} == names
+    assert {
+        link.partition("/")[2].replace("%20", " ").replace("%2B", "+") for link in links if "files/" in link
+    } == names
+    assert len([link for link in links if link.startswith("notebooks/")]) == 4
+    assert tree.find("img")["src"] == "files/figure2.png"
+    assert tree.find("img").parent["href"] == "files/figure2.svg"
+    assert tree.find(id="00_cohort").get_text() == "Who is there?"
+    cells = [cell.get_text(" ") for cell in tree.find(id="table1").find_all("td")]
+    assert cells == ["x", "1 ± 2 p < 0.001"]
+    assert NOTICE not in tree.find(id="table1").get_text()  # once, at the head of the page
+    assert NOTICE[1:] in tree.find("header").get_text()
+    assert "<b>" in tree.find(id="figure 9+").get_text()  # a cell's text, no tag
+    assert tree.find("meta", attrs={"name": "viewport"})
+
+
+def test_pages_hold_together_wherever_they_are_moved(config, tmp_path):
+    moved = tmp_path / "else where"
+    shutil.move(site.write_report(config).parent, moved)
+    shutil.rmtree(config.work)
+    assert broken_links(moved) == []
+
+
+def test_nothing_comes_from_a_network_and_no_script_runs(config):
+    folder = site.write_report(config).parent
+    assert fetched_from_a_network(folder) == []
+    for page in folder.rglob("*.html"):
+        assert "<script" not in page.read_text()
+
+
+def test_crawling_finds_what_is_broken(tmp_path):
+    """The two helpers above can fail."""
+    (tmp_path / "a.html").write_text(
+        "<a href='b.html'></a><a href='#no'></a><a href='../out.txt'></a><img src='https://x.org/p.png'>"
+        "<script>import m from 'https://x.org/m.js'</script><a href='https://x.org'></a>"
+        "<p id='yes'></p><a href='#yes'></a>"
+    )
+    (tmp_path.parent / "out.txt").touch()
+    (tmp_path / "s.css").write_text("@import 'https://x.org/s.css'; p { background: url(//x.org/i.png) }")
+    assert broken_links(tmp_path) == ["a.html: b.html", "a.html: #no", "a.html: ../out.txt"]
+    assert len(fetched_from_a_network(tmp_path)) == 4
+
+
+def test_notebooks_fold_their_code_and_drop_dead_widgets(config):
+    folder = site.write_report(config).parent / "notebooks"
+    tree = BeautifulSoup((folder / "00_cohort.html").read_text(), "html.parser")
+    (folded,) = tree.find_all("details")
+    assert "draw()" in folded.get_text()
+    assert not folded.has_attr("open")
+    assert tree.find("img")["src"].startswith("data:image/png")
+    assert "0%|bar|" not in tree.get_text()
+    assert tree.find("nav").find_all("a")[0]["href"] == "../index.html"
+
+
+def test_says_what_is_missing_and_what_failed(config):
+    said = text(site.write_report(config))
+    assert "04 · Which is best?: failed: ValueError: 3 < 4 <b>people</b>" in said
+    assert "09 · What does it do?: not finished" in said
+    assert "no manifest: work/tiny/manifest.csv" in said
+    assert "ResDM: trained, but not synthesised" in said
+    assert "table2, which notebook 04_table2_comparison makes" in said
+    assert "table1, which" not in said
+    assert "table3, which" not in said  # the profile has no variants
+    (config.model("ResDM") / "model.safetensors").unlink()
+    (config.model("ResDM") / "state.pt").touch()
+    assert "ResDM: training not finished" in text(site.write_report(config))
+
+
+def test_timings_are_those_of_the_records(config):
+    records = config.root / ".snakemake" / "metadata"
+    records.mkdir(parents=True)
+    job = {"shellcmd": "resdm phantom tiny --jobs 2", "starttime": 10.0, "endtime": 75.0}
+    others = {"shellcmd": "resdm phantom big", "starttime": 0, "endtime": 9}, {"shellcmd": None}, {"shellcmd": "resdm"}
+    for i, record in enumerate((job, *others)):
+        (records / b64encode(bytes([i])).decode()).write_text(json.dumps(record))
+    (records / "torn").write_text('{"shellcmd": "resdm ')
+    tree = BeautifulSoup(site.write_report(config).read_text(), "html.parser")
+    times, trainings = tree.find(id="timings").find_all_next("table")[:2]
+    rows = [[cell.get_text() for cell in row.find_all("td")][:2] for row in times.find_all("tr")[1:]]
+    assert rows == [
+        ["resdm phantom tiny --jobs 2", "1 min 5 s"], ["00 · Who is there?", "12.5 s"],
+        ["02 · Train · +A b", "1 min 40 s"], ["04 · Which is best?", "12.5 s"],
+    ]  # fmt: skip
+    widths = [tag["style"] for tag in times.find_all(class_="bar")]
+    assert widths == ["width: 65.0%", "width: 12.5%", "width: 100.0%", "width: 12.5%"]
+    assert "Together 3 min 10 s" in tree.get_text()
+    row = [cell.get_text() for cell in trainings.find_all("td")]
+    assert row == ["ResDM", "2.62 M", "1160", "2 min 12 s", "114.1", "1.50 GiB", "cpu"]
+    assert site._duration(7384) == "2 h 3 min"
+
+
+def test_quality_control_travels_with_the_report(config):
+    (config.work / "qc").mkdir()
+    (config.work / "qc" / "qc.csv").write_text("person,flags\nsub-1,\nsub-2,low similarity\n")
+    (config.work / "qc" / "index.html").write_text("<p>montages</p>")
+    index = site.write_report(config)
+    assert "1 of 2 sessions are flagged" in text(index)
+    assert (index.parent / "qc" / "index.html").is_file()
+    assert broken_links(index.parent) == []
+
+
+def test_written_anew_or_not_at_all(config, monkeypatch):
+    index = site.write_report(config)
+    (index.parent / "old.html").touch()
+    before = index.read_bytes()
+    monkeypatch.setattr(site, "_write_notebooks", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        site.write_report(config)
+    assert index.read_bytes() == before
+    monkeypatch.undo()
+    site.write_report(config)
+    assert not (index.parent / "old.html").exists()
+    assert [path.name for path in config.work.iterdir() if "report" in path.name] == ["report"]
+
+
+def test_real_people_come_with_a_warning(config):
+    real = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, kind="adni"))
+    said = text(site.write_report(real))
+    assert "data-use agreement" in said
+    assert "Phantom data" not in said
+    assert "data-use agreement" not in text(site.write_report(config))
+
+
+def test_nothing_made_is_an_error_with_its_remedy(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("cohort: {kind: phantom, phantom: {people: 12}}\n")
+    assert cli.main(["report", str(path)]) == 2
+    assert "nothing there to report; make reproduce PROFILE=mine" in capsys.readouterr().err
+
+
+def test_needs_no_torch(config):
+    code = "import sys, resdm.report.site; print([m for m in ('torch', 'nilearn', 'matplotlib') if m in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout == "[]\n", run.stderr
