@@ -1,0 +1,313 @@
+"""What the pages say is so: commands exist, links resolve, and two tutorials run as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+from scipy.ndimage import correlate
+
+from resdm import cli
+from resdm.config import METHOD_CONFIGS, ConfigError, load_config, method_from_dict
+from resdm.evaluation.image_quality import read_index, read_volume
+from resdm.methods import build_method
+from resdm.pipeline import READERS
+from resdm.report.tables import present_methods, table2
+from resdm.synthesis import Model
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "data_manifests").rglob("*.md"))
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of a language, without their indentation."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [re.sub(rf"(?m)^{indent}", "", text) for indent, text in found]
+
+
+def lines(page: Path) -> list[str]:
+    """Commands of the page's shell blocks, without comments."""
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines()) if line]
+
+
+def spoken(page: Path) -> list[str]:
+    """Commands named in the running text, between backticks."""
+    prose = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text(encoding="utf-8"))
+    return [re.sub(r"^\.venv/bin/", "", text) for text in re.findall(r"`([^`\n]+)`", prose)]
+
+
+def subcommands(parser) -> dict:
+    """Names → parsers, of a parser with subcommands."""
+    return next((action.choices for action in parser._actions if isinstance(action.choices, dict)), {})
+
+
+def test_the_pages_are_there():
+    assert {path.name for path in PAGES} >= {
+        "README.md",
+        "CHANGELOG.md",
+        "own_data.md",
+        "data_access.md",
+        "add_a_method.md",
+    }
+    assert {"reproduce", "figures", "test", "help"} <= TARGETS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+class TestPages:
+    def test_every_shell_line_is_a_command_that_exists(self, page):
+        for line in lines(page):
+            words = shlex.split(line)
+            if words[0].endswith("resdm"):
+                cli._parser().parse_args(words[1:])  # exits where it cannot be parsed
+            elif words[0] == "make":
+                assert {word for word in words[1:] if "=" not in word} <= TARGETS, line
+            else:
+                assert words[0] in ("export", "cp", "docker", "git", "pip", "clinica"), line
+
+    def test_every_command_in_the_text_exists(self, page):
+        commands = subcommands(cli._parser())
+        for text in spoken(page):
+            words = text.split()
+            if words[0] == "resdm" and len(words) > 1:
+                assert words[1] in commands, text
+                known = subcommands(commands[words[1]])
+                assert not known or len(words) < 3 or words[2] in known, text
+            if words[0] == "make" and len(words) > 1:
+                assert words[1] in TARGETS or "=" in words[1], text
+
+    def test_every_option_in_the_text_exists(self, page):
+        known = {option for sub in subcommands(cli._parser()).values() for option in sub._option_string_actions}
+        for text in spoken(page):
+            if text.startswith("--"):
+                assert text.split()[0] in known, text
+
+    def test_every_relative_link_leads_somewhere(self, page):
+        text = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text(encoding="utf-8"))
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            target, _, anchor = link.partition("#")
+            if re.match(r"[a-z]+:", link):
+                continue
+            path = (page.parent / target) if target else page
+            assert path.exists(), link
+            if anchor:
+                assert anchor in anchors(path), link
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ── the README ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_notebook_profile_and_page_stands_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        assert f"(notebooks/{path.name})" in text, path.name
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        assert f"`{path.stem}`" in text, path.name
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        assert f"(docs/{path.name})" in text, path.name
+
+
+def test_every_module_stands_in_the_layout():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    layout = text[text.index("## Layout") :]
+    for path in sorted((ROOT / "resdm").rglob("*.py")):
+        if path.stem != "__init__":
+            assert re.search(rf"\b{path.stem}\b", layout), path.relative_to(ROOT)
+
+
+# ── the doors ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_image_opens_on_the_same_environment():
+    text = (ROOT / "Dockerfile").read_text()
+    python = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][0].partition("=")[2]
+    assert re.search(rf"^FROM python:{re.escape(python)}\b", text, flags=re.MULTILINE)
+    assert "-c constraints.txt -e '.[notebooks,dev]'" in text
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for name in (
+        "pyproject.toml",
+        "constraints.txt",
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+    ):
+        assert name in re.search(r"^COPY (.*)\./$", text, flags=re.MULTILINE)[1].split()
+    for package in project["tool"]["setuptools"]["packages"]:
+        assert package == "resdm" or package.replace(".", "/") in text, f"{package} has no folder while pip installs"
+    instruction = re.compile(r"(FROM|RUN|WORKDIR|COPY|ENV|EXPOSE|CMD) \S")
+    joined = re.sub(r"\\\n", " ", text)
+    assert all(instruction.match(line) for line in joined.splitlines() if line and not line.startswith("#"))
+
+
+def test_the_image_leaves_out_what_git_ignores():
+    ignored = {line.strip("*/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"}
+    for line in (ROOT / ".gitignore").read_text().splitlines():
+        assert line.startswith("#") or line.strip("*/") in ignored, line
+
+
+def test_the_dev_container_opens_on_the_same_environment():
+    tree = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    python = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][0].partition("=")[2]
+    assert tree["image"].endswith(f"python:{python}")
+    assert tree["postCreateCommand"] == "make env"
+    assert "env" in TARGETS
+
+
+def test_make_help_names_every_target(capfd):
+    text = (ROOT / "Makefile").read_text()
+    said = set(re.findall(r"^([a-z]+): .*##", text, flags=re.MULTILINE))
+    assert said == TARGETS == set(re.search(r"\.PHONY: (.*)", text)[1].split())
+
+
+def test_changelog_has_the_version_and_its_form():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(.+?)\]", text, flags=re.MULTILINE)
+    assert versions[0] == "Unreleased"
+    assert versions[1] == __import__("resdm").__version__
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", text, flags=re.MULTILINE)) <= kinds
+
+
+# ── the tutorials ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A folder like a clone's, whose `phantom` profile is as small as `smoke`; and a study with scans, in BIDS."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "configs").mkdir()
+    smoke = (ROOT / "configs" / "smoke.yaml").read_text()
+    for name in ("smoke", "phantom"):
+        (folder / "configs" / f"{name}.yaml").write_text(smoke.replace("profile: smoke", f"profile: {name}"))
+    shutil.copytree(ROOT / "data_manifests", folder / "data_manifests")
+    return folder
+
+
+def run(page: Path, **replace: str) -> None:
+    """Run a page's shell lines, but for those of `make` (which the tests run elsewhere)."""
+    for line in lines(page):
+        for old, new in replace.items():
+            line = line.replace(old, new)
+        words = shlex.split(line)
+        if words[0] == "resdm":
+            quiet = ["--quiet"] * ("--quiet" in subcommands(cli._parser())[words[1]]._option_string_actions)
+            assert cli.main([*words[1:], *quiet]) == 0, line
+        elif words[0] == "cp":
+            shutil.copy(*words[1:])
+        else:
+            assert words[0] in ("make", "export"), line
+
+
+def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch, capsys):
+    page = ROOT / "docs" / "add_a_method.md"
+    monkeypatch.chdir(study)
+    monkeypatch.syspath_prepend(study)
+    (code,), (settings,) = blocks(page, "python"), blocks(page, "yaml")
+    (study / "local_linear.py").write_text(code)
+    smoke = (study / "configs" / "smoke.yaml").read_text().replace("profile: smoke", "profile: mine")
+    (study / "configs" / "mine.yaml").write_text(smoke.replace("methods:\n", f"methods:\n{settings}"))
+    run(page)
+    config = load_config("mine")
+    assert "method Local: local_linear:LocalLinear" in capsys.readouterr().out
+    assert present_methods(config) == ["ResDM", "Local"]
+    frame = table2(config).frame.set_index(["method", "tracer", "region", "metric"])
+    row = frame.loc[("Local", "amyloid", "brain", "mae")]
+    assert 0 < row["mean"] < 100
+    assert row["n"] == frame.loc[("ResDM", "amyloid", "brain", "mae")]["n"] > 1
+    assert 0 <= row["p"] <= 1  # tested against ResDM
+    history = pd.read_csv(config.model("Local") / "history.csv")
+    assert history["ridge"].gt(0).all()
+    # The stored volume is the mean image plus the convolution of the MRI, by its stored weights.
+    method, index = Model.load(config.model("Local")).method, read_index(config)
+    person = index[index["present_amyloid"] == 1].iloc[0]
+    grid = Model.load(config.model("Local")).grid
+    mri = read_volume(config.volumes / person["mri"], grid)
+    weight, shift = method.around.weight[0, 0].detach().numpy(), method.mean[0].detach().numpy()
+    expected = np.clip(shift + correlate(mri, weight, mode="constant"), 0, 1)
+    folder = config.predictions("Local") / person["person"] / person["session"] / "pet"
+    (path,) = folder.glob("*18FAV45*desc-synth_pet.nii.gz")
+    np.testing.assert_allclose(nib.load(path).get_fdata(), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    ("nowhere_at_all:Ridge", "cannot be had: No module named 'nowhere_at_all'"),
+    ("resdm.methods:Ridge", "cannot be had: module 'resdm.methods' has no attribute 'Ridge'"),
+    (":Ridge", "cannot be had: Empty module name"),
+    ("pathlib:sep", "cannot be had: module 'pathlib' has no attribute 'sep'"),
+    ("resdm.methods:build_method", "expected a class with config: a dataclass made from MethodConfig"),
+    ("resdm.config:Config", None),
+])  # fmt: skip
+def test_a_kind_that_is_no_method_is_refused(kind, message):
+    if message is None:  # a class, but no method: known when it is built
+        with pytest.raises(ConfigError, match=r"expected a class made from resdm\.methods\.Method"):
+            build_method(method_from_dict({"kind": kind}, "x.yaml"), (16, 16, 16))
+    else:
+        with pytest.raises(ConfigError, match=re.escape(message)) as error:
+            method_from_dict({"kind": kind}, "x.yaml")
+        assert str(error.value).startswith(f"x.yaml: kind is '{kind}'")
+
+
+def test_a_kind_with_a_colon_may_be_one_of_ours():
+    """The class's own settings are found by its annotation, and unknown keys are refused as everywhere."""
+    ours = method_from_dict({"kind": "resdm.methods:Regression", "lambda_high": 0.5}, "x.yaml")
+    assert type(ours) is METHOD_CONFIGS["regression"]
+    assert ours.lambda_high == 0.5
+    with pytest.raises(ConfigError, match="unknown key 'lambda_hihg'"):
+        method_from_dict({"kind": "resdm.methods:Regression", "lambda_hihg": 0.5}, "x.yaml")
+
+
+@pytest.mark.parametrize("source", ["csv", "bids"])
+def test_ones_own_data_reach_table_2_and_a_synthetic_pet(study, monkeypatch, tmp_path, source):
+    if source not in READERS:
+        pytest.skip(f"no reader of {source}")
+    page = ROOT / "docs" / "own_data.md"
+    monkeypatch.chdir(study)
+    smoke = load_config("smoke")
+    if not smoke.manifest.is_file():  # the mock study: phantoms, from now on somebody's scans
+        assert cli.main(["phantom", "smoke", "--quiet"]) == 0
+        assert cli.main(["manifest", "bids", "smoke"]) == 0
+    data = smoke.source_root
+    if source == "csv":
+        frame = pd.read_csv(smoke.manifest, dtype=str, keep_default_na=False)
+        (least,) = [text for text in blocks(page, "") if text.startswith("person,")]
+        columns = least.splitlines()[0].split(",")
+        for name in ("t1w", "amyloid", "tau"):
+            frame[name] = [str((smoke.work / path).resolve()) if path else "" for path in frame[name]]
+        data = tmp_path / "table.csv"
+        frame[columns].to_csv(data, index=False)
+    # The page's profile, in place of the copy's first lines and cohort.
+    (settings,) = blocks(page, "yaml")
+    copy = yaml.safe_load((study / "configs" / "phantom.yaml").read_text())
+    copy |= yaml.safe_load(settings.replace("/data/study/table.csv", str(data)))
+    copy["cohort"] |= {"source": source}
+    monkeypatch.setattr(shutil, "copy", lambda *_: (study / "configs" / "mine.yaml").write_text(yaml.safe_dump(copy)))
+    t1w = next(path for path in sorted(smoke.source_root.rglob("*_T1w.nii.gz")))
+    shutil.rmtree(study / "work" / "mine", ignore_errors=True)
+    run(
+        page,
+        **{"manifest csv": f"manifest {source}", "new_T1w.nii.gz": str(t1w), "--out out": f"--out {tmp_path / 'out'}"},
+    )
+    config = load_config("mine")
+    assert config.notice == "other data: not the paper's cohort"
+    table = table2(config).frame
+    assert set(table["method"]) == {"ResDM", "regression"}
+    assert table["n"].gt(1).all()
+    assert (config.work / "report" / "index.html").is_file()
+    image = nib.load(next((tmp_path / "out").rglob("*trc-18FAV45*_pet.nii.gz")))
+    assert np.isfinite(image.get_fdata()).all()
