@@ -12,9 +12,13 @@ FETCHED = {"img": "src", "script": "src", "link": "href", "iframe": "src", "sour
 """Tags that make a browser fetch something by itself."""
 
 
-def broken_links(folder: Path) -> list[str]:
-    """``page: link`` of each local link whose file or anchor is not there, or that leads out of the folder."""
-    trees = {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in folder.rglob("*.html")}
+def broken_links(folder: Path, within: Path | None = None) -> list[str]:
+    """``page: link`` of each local link whose file or anchor is not there, or that leads out of ``within``."""
+    within = (within or folder).resolve()
+    trees = {
+        path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        for path in folder.resolve().rglob("*.html")
+    }
     assert trees, f"no page in {folder}"
     found = []
     for page, tree in trees.items():
@@ -24,11 +28,11 @@ def broken_links(folder: Path) -> list[str]:
             if parts.scheme in ("http", "https", "data", "mailto"):
                 continue
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
-            there = target.is_file() and target.is_relative_to(folder.resolve())
-            if there and parts.fragment and target.suffix == ".html":
+            there = target.is_file() and target.is_relative_to(within)
+            if there and parts.fragment and target in trees:
                 there = trees[target].find(id=[parts.fragment, unquote(parts.fragment)]) is not None  # as browsers do
             if not there:
-                found.append(f"{page.relative_to(folder)}: {link}")
+                found.append(f"{page.relative_to(folder.resolve())}: {link}")
     return found
 
 

@@ -80,7 +80,7 @@ class TestPages:
         commands = subcommands(cli._parser())
         for text in spoken(page):
             words = text.split()
-            if words[0] == "resdm" and len(words) > 1:
+            if words[0] == "resdm" and len(words) > 1 and not words[1].startswith("-"):
                 assert words[1] in commands, text
                 known = subcommands(commands[words[1]])
                 assert not known or len(words) < 3 or words[2] in known, text
@@ -234,15 +234,15 @@ def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch,
     history = pd.read_csv(config.model("Local") / "history.csv")
     assert history["ridge"].gt(0).all()
     # The stored volume is the mean image plus the convolution of the MRI, by its stored weights.
-    method, index = Model.load(config.model("Local")).method, read_index(config)
+    model, index = Model.load(config.model("Local")), read_index(config)
+    crop = model.box.crop if hasattr(model, "box") else np.asarray  # the part of the grid that the method sees
     person = index[index["present_amyloid"] == 1].iloc[0]
-    grid = Model.load(config.model("Local")).grid
-    mri = read_volume(config.volumes / person["mri"], grid)
-    weight, shift = method.around.weight[0, 0].detach().numpy(), method.mean[0].detach().numpy()
-    expected = np.clip(shift + correlate(mri, weight, mode="constant"), 0, 1)
+    mri = crop(read_volume(config.volumes / person["t1w"], model.grid))
+    weight, mean = (part[0].detach().numpy().squeeze() for part in (model.method.around.weight, model.method.mean))
     folder = config.predictions("Local") / person["person"] / person["session"] / "pet"
     (path,) = folder.glob("*18FAV45*desc-synth_pet.nii.gz")
-    np.testing.assert_allclose(nib.load(path).get_fdata(), expected, atol=2e-4)
+    expected = np.clip(mean + correlate(mri, weight, mode="constant"), 0, 1)
+    np.testing.assert_allclose(crop(nib.load(path).get_fdata()), expected, atol=1e-3)  # MRIs are kept as float16
 
 
 @pytest.mark.parametrize(("kind", "message"), [

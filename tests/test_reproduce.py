@@ -131,7 +131,7 @@ def test_the_report_holds_everything_and_misses_nothing(config):
     assert "not a reproduction of the paper's numbers" in tree.find("header").get_text()
     assert "resdm phantom smoke" in tree.find(id="timings").find_next("table").get_text()
     assert config.digest() in tree.get_text()
-    assert broken_links(folder) == []
+    assert broken_links(folder, config.work) == []
     assert fetched_from_a_network(folder) == []
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 30e6
 

@@ -168,14 +168,17 @@ def test_timings_are_those_of_the_records(config):
     assert site._duration(7384) == "2 h 3 min"
 
 
-def test_quality_control_travels_with_the_report(config):
+def test_quality_control_lies_beside_and_is_linked(config):
+    index = site.write_report(config)
+    assert "qc/index.html" not in index.read_text()
     (config.work / "qc").mkdir()
     (config.work / "qc" / "qc.csv").write_text("person,flags\nsub-1,\nsub-2,low similarity\n")
     (config.work / "qc" / "index.html").write_text("<p>montages</p>")
-    index = site.write_report(config)
-    assert "1 of 2 sessions are flagged" in text(index)
-    assert (index.parent / "qc" / "index.html").is_file()
-    assert broken_links(index.parent) == []
+    assert "1 of 2 are flagged" in text(site.write_report(config))
+    assert broken_links(index.parent, config.work) == []
+    (config.work / "qc" / "qc.csv").unlink()
+    assert "are flagged" not in text(site.write_report(config))
+    assert broken_links(index.parent, config.work) == []
 
 
 def test_written_anew_or_not_at_all(config, monkeypatch):

@@ -61,6 +61,7 @@ def _has_truth(config: Config) -> bool:
 
 SECTIONS = (
     Section("00_cohort", "Table 1", ("table1",), lambda config: True),
+    Section("01_preprocess", "Preprocessing", ("qc",), _compares),
     Section("04_table2_comparison", "Table 2", ("figure2", "table2", "figure2_regions"), _compares),
     Section("05_table3_ablation", "Table 3", ("figure3", "table3"), _has_variants),
     Section("06_table4_diagnosis", "Table 4", ("table4_roc", "table4"), _compares),
@@ -100,7 +101,7 @@ class Page:
 def write_report(config: Config) -> Path:
     """Write ``work/<profile>/report/``, anew each time.
 
-    The folder holds copies of all that it links to, and may be moved or packed as it is.
+    The folder holds copies of all that it links to, but for ``qc/`` beside it, and may be packed and moved with that.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ def write_report(config: Config) -> Path:
             facts=_facts(config),
             missing=_missing(config, pages),
             sections=_sections(config, pages, [path.name for path in files]),
-            qc=_quality(config, folder),
+            qc=_quality(config),
             pages=pages,
             timings=timings,
             total=total,
@@ -262,7 +263,9 @@ def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
     elif "csv" in own:
         frame = pd.read_csv(config.figures / own["csv"])
         title, shown = stem.replace("_", " ").capitalize(), _frame(frame)
-        if "png" in own or len(frame) > LONG:
+        if "png" in own:
+            title, shown, rest = "", "", shown  # a figure says its own title
+        elif len(frame) > LONG:
             shown, rest = "", shown
     return {
         "stem": stem,
@@ -332,20 +335,19 @@ def _facts(config: Config) -> list[tuple[str, str]]:
     return [*facts, ("Methods", str(len(config.methods))), ("Seed", str(config.seed)), ("Settings", config.digest())]
 
 
-def _quality(config: Config, folder: Path) -> dict[str, Any] | None:
+def _quality(config: Config) -> dict[str, Any] | None:
+    """Links to the pages of `resdm qc`, which lie beside: a montage a session is too much to copy."""
     source = config.work / "qc"
-    if not source.is_dir():
+    if not (source / "index.html").is_file():
         return None
-    shutil.copytree(source, folder / "qc")
-    said, files = "Each person's registration, reference regions and ranges.", []
-    table = source / "qc.csv"
-    if table.is_file():
-        frame = pd.read_csv(table, dtype=str, keep_default_na=False)
-        files.append(("QC table (CSV)", "qc/qc.csv"))
-        if "flags" in frame:
-            said = f"{(frame['flags'] != '').sum()} of {len(frame)} sessions are flagged."
-    if (source / "index.html").is_file():
-        files.insert(0, ("Every person's montage", "qc/index.html"))
+    said, files = (
+        "A montage, measures and flags of every session.",
+        [("Look through every session", "../qc/index.html")],
+    )
+    if (source / "qc.csv").is_file():
+        flags = pd.read_csv(source / "qc.csv", dtype=str, keep_default_na=False).get("flags", pd.Series(dtype=str))
+        said += f" {(flags != '').sum()} of {len(flags)} are flagged."
+        files.append(("QC table (CSV)", "../qc/qc.csv"))
     return {"said": said, "files": files}
 
 
