@@ -69,9 +69,11 @@ SECTIONS = (
     Section("08_figure5_age", "Figure 5", ("figure5",), _answers("no_age", "shuffled_age")),
     Section("09_figure1_method", "Figure 1", ("figure1",), _compares),
     Section("11_planted_effects", "Planted effects", ("planted",), _has_truth),
-    Section("13_suvr_fidelity", "SUVR", ("fidelity",), lambda config: False),
+    Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
     Section("14_uncertainty", "Uncertainty", ("uncertainty",), _samples),
-    Section("15_counterfactuals", "Counterfactuals", ("counterfactuals",), lambda config: False),
+    Section(
+        "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
+    ),
     Section("12_released_code", "Released code", ("departures",), lambda config: not _compares(config)),
     Section("10_claims", "Claims", ("claims",), _compares),
 )
