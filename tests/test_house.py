@@ -98,7 +98,7 @@ class TestNotebooks:
         assert len(tagged) == 1
         names = {node.targets[0].id for node in ast.parse(tagged[0].source).body}
         assert "config" in names
-        assert names <= {"config", "method", "conditions"}
+        assert names <= {"config", "method", "conditions", "person"}
         assert "profile.notice" in "".join(cell.source for cell in cells), "says what data it ran on"
 
     def test_no_function_no_class_no_loop(self, path):

@@ -1,0 +1,285 @@
+"""The explorer: what it shows is what it says, it remembers, it runs headless, and it answers in a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import nibabel as nib
+import numpy as np
+import pytest
+from browser import chromium
+from conftest import ROOT
+
+from resdm.config import derive_seed, load_config
+from resdm.evaluation.image_quality import read_volume
+
+pytest.importorskip("ipywidgets", reason="no ipywidgets: pip install -e '.[notebooks]'")
+
+from resdm.explorer import Explorer, Request, Studio, explore, step_choices
+from resdm.pipeline import make_manifest, train_method
+from resdm.report.views import Scene, orthogonal_views
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """Configurations, notebooks, and a smoke cohort with a trained ResDM."""
+    from resdm.cohort.phantom import write_phantom
+    from resdm.cohort.volumes import preprocess
+
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "notebooks"):
+        shutil.copytree(ROOT / name, folder / name)
+    config = load_config(folder / "configs" / "smoke.yaml")
+    write_phantom(config, progress=False)
+    make_manifest(config)
+    preprocess(config, progress=False)
+    train_method(config, "ResDM", progress=False)
+    return folder
+
+
+@pytest.fixture
+def config(clone):
+    return load_config(clone / "configs" / "smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def studio(clone):
+    return Studio(load_config(clone / "configs" / "smoke.yaml"))
+
+
+@pytest.fixture
+def explorer(studio):
+    shown = Explorer(studio)
+    assert "color" not in shown.status.value, shown.status.value
+    return shown
+
+
+def test_shows_the_mean_spread_and_change_of_what_the_model_makes(studio):
+    source = next(iter(studio.people))
+    age, sex = studio.own(source)
+    asked = Request(source, 90.0, sex, 2, seed=3, samples=3)
+    scene = studio.scene(asked)
+    high = studio.config.preprocess.suvr_range["tau"][1]
+    mri = read_volume(studio.config.volumes / studio.people[source]["t1w"], studio.model.grid)
+
+    def by_hand(years):
+        seeds = [derive_seed(3, source, number) for number in range(3)]
+        return high * np.stack([studio.model.synthesise(mri, years, sex, seed=seed, steps=2)[1] for seed in seeds])
+
+    prompted, factual = by_hand(90.0), by_hand(age)
+    np.testing.assert_allclose(scene.pet["tau"], prompted.mean(0), atol=1e-6)
+    np.testing.assert_allclose(scene.spread["tau"], prompted.std(0, ddof=1), atol=1e-6)
+    np.testing.assert_allclose(scene.change["tau"], prompted.mean(0) - factual.mean(0), atol=1e-6)
+    assert scene.spread["tau"].max() > 0
+    own = studio.scene(dataclasses.replace(asked, age=age))
+    assert all(np.abs(own.change[tracer]).max() == 0 for tracer in own.change)
+
+
+def test_cutting_makes_no_volume_and_going_back_costs_none(explorer):
+    studio, first = explorer.studio, explorer.image.value
+    made = studio.synthesised
+    explorer.cuts[2].value += 20
+    assert studio.synthesised == made
+    assert explorer.image.value != first
+    explorer.cuts[2].value -= 20
+    assert explorer.image.value == first
+    explorer.age.value = 90
+    assert studio.synthesised > made
+    assert explorer.request.age == 90
+    assert explorer.image.value != first
+    made = studio.synthesised
+    explorer.factual.click()
+    assert studio.synthesised == made
+    assert explorer.image.value == first
+    assert explorer.request.age == studio.own(explorer.request.source)[0]  # not the slider's whole years
+
+
+def test_a_prompt_can_say_nothing(explorer):
+    explorer.say_age.value = False
+    explorer.sex.value = None
+    assert (explorer.request.age, explorer.request.sex) == (None, None)
+    assert np.abs(explorer.scene.change["amyloid"]).max() > 0
+
+
+def test_another_person_comes_with_their_own_prompt_and_one_picture(explorer):
+    drawn, other = explorer.drawn, list(explorer.studio.people)[-1]
+    explorer.person.value = other
+    assert explorer.drawn == drawn + 1
+    assert (explorer.request.source, explorer.request.age) == (other, explorer.studio.own(other)[0])
+
+
+def test_memory_forgets_what_was_not_looked_at_longest(studio, monkeypatch):
+    source = next(iter(studio.people))
+    one = studio.sample(Request(source, 60.0, "F", 1, 0, 1), 0)
+    monkeypatch.setattr("resdm.explorer.MOST_BYTES", 2 * one.nbytes)
+    for age in (61.0, 62.0, 61.0, 63.0):
+        studio.sample(Request(source, age, "F", 1, 0, 1), 0)
+    made = studio.synthesised
+    studio.sample(Request(source, 61.0, "F", 1, 0, 1), 0)
+    assert studio.synthesised == made
+    studio.sample(Request(source, 62.0, "F", 1, 0, 1), 0)
+    assert studio.synthesised == made + 1
+
+
+def test_export_writes_what_is_shown(explorer):
+    explorer.age.value = 88
+    folder = explorer.export()
+    assert (folder / "views.png").read_bytes() == explorer.image.value
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["request"]["age"] == 88
+    assert settings["synthetic"] is True
+    assert "not a reproduction" in settings["cohort_notice"]
+    stem = explorer.request.source.replace(" ", "_")
+    for entity, volume in {
+        "trc-tau_desc-change_pet": explorer.scene.change["tau"],
+        "trc-amyloid_desc-std_pet": explorer.scene.spread["amyloid"],
+        "T1w": explorer.scene.mri,
+    }.items():
+        image = nib.load(folder / f"{stem}_space-MNI152_{entity}.nii.gz")
+        np.testing.assert_allclose(image.affine, explorer.scene.grid.affine)
+        np.testing.assert_allclose(image.get_fdata(), volume, atol=1e-6)
+
+
+def test_faults_are_said_below_the_picture_and_nothing_breaks(explorer, tmp_path):
+    shown, picture = explorer.request, explorer.image.value
+    explorer.file.value = str(tmp_path / "nobody.nii.gz")
+    assert "neither a T1 file" in explorer.status.value
+    assert (explorer.request, explorer.image.value) == (shown, picture)
+    real = tmp_path / "sub-9_T1w.nii.gz"
+    nib.save(explorer.scene.grid.image(explorer.scene.mri), real)
+    explorer.file.value = str(real)
+    assert "phantoms only" in explorer.status.value  # a phantom-trained model and a file
+    explorer.person.value = shown.source
+    assert explorer.request == shown
+
+
+def test_a_file_is_preprocessed_and_has_no_prompt_of_its_own(config):
+    t1 = next(config.source_root.rglob("*_T1w.nii.gz"))
+    shown = explore(config, person=str(t1), allow_phantom_model=True)
+    assert (shown.request.source, shown.request.age, shown.request.sex) == (str(t1), None, None)
+    assert np.abs(shown.scene.change["tau"]).max() == 0
+    assert shown.export().name.startswith(t1.name.removesuffix("_T1w.nii.gz"))
+
+
+def test_step_choices_are_those_a_method_takes():
+    methods = load_config("phantom").methods
+    assert step_choices(methods["ResDM"]) == list(range(1, 16))
+    assert step_choices(methods["regression"]) == []
+    assert all(methods["DDPM"].steps % n == 0 for n in step_choices(methods["DDPM"]))
+    assert methods["DDPM"].sampling_steps in step_choices(methods["DDPM"])
+
+
+def test_views_read_the_voxel_under_the_cross_hairs_and_want_two_samples(studio):
+    grid = studio.model.grid
+    volume = np.zeros(grid.shape)
+    volume[10, 11, 12] = 1.5
+    point = tuple(grid.affine[:3, 3] + grid.voxel_mm * np.array([10, 11, 12]))
+    scene = Scene(grid, volume / 2, {"tau": volume}, {"tau": -volume}, {}, samples=1)
+    assert scene.at(point) == {"tau": {"pet": 1.5, "change": -1.5}}
+    assert scene.at((1e4, 1e4, 1e4))["tau"]["pet"] == 0  # beyond the grid: its nearest voxel
+    texts = {text.get_text() for axes in orthogonal_views(scene, point).axes for text in axes.texts}
+    assert {"L", "R", "P", "A", "needs two samples\nor more"} <= texts
+
+
+def test_runs_headless_by_papermill(clone):
+    out = clone / "explored.ipynb"
+    run = subprocess.run(
+        [BIN / "papermill", clone / "notebooks" / "explore.ipynb", out, "--cwd", clone, "-k", "python3",
+         "--no-progress-bar", "-p", "config", "smoke"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    shown = [o for cell in nbformat.read(out, as_version=4).cells for o in cell.get("outputs", [])]
+    assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in shown)
+
+
+# ── in a browser ──────────────────────────────────────────────────────────────────────────────────
+
+PICTURE = """async () => {
+    const image = document.querySelector('img.resdm-views, .resdm-views img');
+    if (!image || !image.naturalWidth) return null;
+    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+    const digest = await crypto.subtle.digest('SHA-256', bytes);
+    return image.naturalWidth + ' ' + Array.from(new Uint8Array(digest)).join(',');
+}"""
+
+
+@pytest.fixture
+def lab(clone):
+    """JupyterLab on a free port of this machine, in the clone."""
+    if chromium() is None:
+        pytest.skip("no Chromium: apt-get install chromium, or set RESDM_CHROMIUM")
+    notebook = clone / "notebooks" / "explore.ipynb"
+    notebook.write_text(notebook.read_text().replace('config = \\"phantom\\"', 'config = \\"smoke\\"'))
+    runtime = clone / "runtime"
+    server = subprocess.Popen(
+        [BIN / "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--notebook-dir={clone}",
+         "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_RUNTIME_DIR": str(runtime),
+                          "JUPYTER_CONFIG_DIR": str(clone / "jupyter")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(240):
+            found = list(runtime.glob("jpserver-*.json"))
+            if found:
+                url = json.loads(found[0].read_text())["url"]
+                try:
+                    urllib.request.urlopen(f"{url}api/status", timeout=5)
+                    break
+                except OSError:
+                    pass
+            assert server.poll() is None, "JupyterLab ended"
+            time.sleep(0.5)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def changed(page, before: str | None, seconds: float = 120) -> str:
+    """The digest of the picture once it is another one than before."""
+    for _ in range(int(seconds * 4)):
+        now = page.evaluate(PICTURE)
+        if now is not None and now != before:
+            return now
+        page.wait_for_timeout(250)
+    raise AssertionError("the picture did not change")
+
+
+def drag(page, name: str, by: float) -> None:
+    """Move the slider of a class by so many CSS pixels, with the mouse."""
+    handle = page.locator(f".{name} .noUi-handle")
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + by, y, steps=5)
+    page.mouse.up()
+
+
+def test_a_slider_moved_in_jupyterlab_changes_the_picture(lab, page):
+    page.set_viewport_size({"width": 1600, "height": 1250})
+    page.goto(f"{lab}lab/tree/notebooks/explore.ipynb")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+    page.wait_for_function("window.jupyterapp && window.jupyterapp.commands.isEnabled('notebook:run-all-cells')")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    first = changed(page, None, 180)
+    drag(page, "resdm-age", 60)
+    second = changed(page, first)
+    drag(page, "resdm-z", 30)
+    assert changed(page, second) != first
+    if folder := os.environ.get("RESDM_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/explorer.png")
