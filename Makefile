@@ -6,7 +6,7 @@ VENV    ?= .venv
 BIN     := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.csv claims.csv \
-           figure1.png figure4.png figure5.png
+           figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
 .PHONY: help env reproduce figures test lint format unlock clean

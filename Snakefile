@@ -49,11 +49,13 @@ TABLES = package("config", "anatomy", "io", "leakage", "evaluation/image_quality
 CONDITIONS = SETTINGS.conditions
 FIGURE4 = {"no_sex", "wrong_sex"} <= set(CONDITIONS)
 FIGURE5 = {"no_age", "shuffled_age"} <= set(CONDITIONS)
+COUNTERFACTUALS = {"wrong_sex", "tracer_only", "shuffled"} <= set(CONDITIONS)
 RELEASED = [name for name in METHODS if SETTINGS.method(name).kind == "released"]
 RESULTS = ["table1.csv", "table2.csv", "figure1.png", "table4.csv"]
 RESULTS += ["table3.csv"] * ("Base" in METHODS) + ["planted.csv"] * (SETTINGS.cohort.kind == "phantom")
 RESULTS += ["figure4.png"] * FIGURE4 + ["figure5.png"] * FIGURE5
-LEDGER = [f"{FIGURES}/{name}" for name in RESULTS if name.endswith(".csv")]
+RESULTS += ["suvr_fidelity.csv"] + ["counterfactuals.png"] * COUNTERFACTUALS
+LEDGER = [f"{FIGURES}/{name}" for name in RESULTS if name.endswith(".csv") and name != "suvr_fidelity.csv"]
 LEDGER += [f"{FIGURES}/{name}" for name in ("figure4.csv",) * FIGURE4 + ("figure5.csv",) * FIGURE5]
 RESULTS += ["claims.csv", "qc.png"]
 if RELEASED:
@@ -338,6 +340,38 @@ rule planted:
         multiext(f"{FIGURES}/planted", ".csv", ".md", ".tex", ".svg", ".png"),
     log:
         notebook=f"{WORK}/notebooks/11_planted_effects.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule fidelity:
+    input:
+        expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=COMPARED),
+        notebook="notebooks/13_suvr_fidelity.ipynb",
+        modules=TABLES
+        + package("evaluation/suvr", "evaluation/agreement", "evaluation/atlas", "evaluation/fidelity")
+        + package("report/fidelity", "report/figures", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/suvr_fidelity", ".csv", ".md", ".tex", ".svg", ".png"),
+    params:
+        digest("fidelity"),
+    log:
+        notebook=f"{WORK}/notebooks/13_suvr_fidelity.ipynb",
+    shell:
+        PAPERMILL
+
+
+rule counterfactuals:
+    input:
+        PROMPTED,
+        notebook="notebooks/15_counterfactuals.ipynb",
+        modules=package("config", "anatomy", "io", "evaluation/suvr", "evaluation/statistics")
+        + package("evaluation/image_quality", "evaluation/counterfactuals")
+        + package("report/counterfactuals", "report/figures", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/counterfactuals", ".svg", ".png", ".csv"),
+    log:
+        notebook=f"{WORK}/notebooks/15_counterfactuals.ipynb",
     shell:
         PAPERMILL
 

@@ -459,6 +459,24 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class CentiloidConfig:
+    """The standard volumes of interest and, where one was made, an own calibration."""
+
+    cortex: str  # mask image in MNI152, absolute or relative to the folder that holds configs/
+    reference: str  # whole cerebellum, likewise
+    equations: dict[str, tuple[float, float]] = field(default_factory=dict)  # BIDS label → slope, intercept of SUVR
+
+
+@dataclass(frozen=True)
+class FidelityConfig:
+    """Regions of the SUVR fidelity beside the built-in ones. Apart from ``evaluation``: it changes no evaluator."""
+
+    atlas: str | None = None  # aal, harvard_oxford (downloaded once by nilearn), or the path of a label image in MNI152
+    labels: str | None = None  # TSV with columns index and name, for a path
+    centiloid: CentiloidConfig | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """One profile."""
 
@@ -468,9 +486,11 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     methods: dict[str, MethodConfig] = field(default_factory=lambda: {"ResDM": ResidualDiffusionConfig()})
-    conditions: tuple[str, ...] = (  # prompts that ResDM answers beside the factual one: Figures 4 and 5
-        "no_age", "no_sex", "wrong_sex", "shuffled_age", "age_55", "age_65", "age_75", "age_85",
+    conditions: tuple[str, ...] = (  # prompts that ResDM answers beside the factual one: Figures 4, 5, counterfactuals
+        "no_age", "no_sex", "wrong_sex", "shuffled_age", "tracer_only", "shuffled", "age_55", "age_65", "age_75",
+        "age_85",
     )  # fmt: skip
     privacy: Literal["aggregate", "individual"] | None = None  # may figures show single people? None: see individual
     root: Path = field(default=Path(), compare=False)  # folder that holds configs/ and work/; no part of the digest

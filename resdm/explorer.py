@@ -97,6 +97,8 @@ class Studio:
         index = read_index(config)
         keys = index["person"] + " " + index["session"]
         self.people: dict[str, dict[str, Any]] = dict(zip(keys, index.to_dict("records"), strict=True))
+        low, high = (int(AGE_RANGE[0]), int(AGE_RANGE[1]))
+        self.ages = (max(low, int(index["age"].min()) - 10), min(high, int(index["age"].max()) + 10))
         self.synthesised = 0  # volumes made, not taken from memory
         self._allow = allow_phantom_model
         self._mri: dict[str, np.ndarray] = {}
@@ -235,18 +237,19 @@ class Explorer(widgets.VBox):
         self.studio, self.drawn, self._quiet = studio, 0, False
         source = self._source(person)
         own = studio.own(source)
-        narrow = {"layout": widgets.Layout(width="330px"), "style": {"description_width": "64px"}}
+        narrow = {"layout": widgets.Layout(width="268px"), "style": {"description_width": "64px"}}
         late = {"continuous_update": False} | narrow
         people = [(self._label(key), key) for key in studio.people]
         value = source if source in studio.people else None
         self.person = widgets.Dropdown(options=people, value=value, description="person", **narrow)
         self.file = widgets.Text("" if value else source, description="or a T1", placeholder="path, then Enter", **late)
-        self.age = widgets.IntSlider(round(own[0] or 70), *map(int, AGE_RANGE), description="age", **late)
+        self.age = widgets.IntSlider(round(own[0] or 70), *studio.ages, description="age", **late)
         self.sex = widgets.ToggleButtons(
             options=[("F", "F"), ("M", "M"), ("unsaid", None)], value=own[1], description="sex",
-            style={"button_width": "72px", "description_width": "64px"},
+            style={"button_width": "56px", "description_width": "64px"},
         )  # fmt: skip
-        self.say_age = widgets.Checkbox(own[0] is not None, description="say the age", indent=False)
+        self.say_age = widgets.Checkbox(own[0] is not None, description="say the age", indent=False,
+                                        layout=widgets.Layout(width="140px", margin="0 0 0 14px"))  # fmt: skip
         self.factual = widgets.Button(description="factual", tooltip="the person's own age and sex", icon="undo",
                                       layout=widgets.Layout(width="110px"))  # fmt: skip
         choices = step_choices(studio.model.card.settings)
@@ -280,7 +283,7 @@ class Explorer(widgets.VBox):
                                   widgets.HBox([self.say_age, self.factual], layout=beside)]),
                     widgets.VBox([_heading("sampler"), self.steps, self.seed, self.samples]),
                     widgets.VBox([_heading("where (MNI)"), *self.cuts]),
-                ], layout=widgets.Layout(flex_flow="row wrap", grid_gap="4px 18px")),
+                ], layout=widgets.Layout(flex_flow="row wrap", grid_gap="4px 12px")),
                 self.image,
                 self.readout,
                 widgets.HBox([self.save, self.status], layout=beside),

@@ -19,6 +19,8 @@ import pytest
 from browser import chromium
 from conftest import ROOT
 
+from resdm.cohort.phantom import write_phantoms
+from resdm.cohort.volumes import preprocess
 from resdm.config import derive_seed, load_config
 from resdm.evaluation.image_quality import read_volume
 
@@ -34,14 +36,11 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """Configurations, notebooks, and a smoke cohort with a trained ResDM."""
-    from resdm.cohort.phantom import write_phantom
-    from resdm.cohort.volumes import preprocess
-
     folder = tmp_path_factory.mktemp("clone")
     for name in ("configs", "notebooks"):
         shutil.copytree(ROOT / name, folder / name)
     config = load_config(folder / "configs" / "smoke.yaml")
-    write_phantom(config, progress=False)
+    write_phantoms(config, progress=False)
     make_manifest(config)
     preprocess(config, progress=False)
     train_method(config, "ResDM", progress=False)
@@ -215,6 +214,11 @@ PICTURE = """async () => {
 }"""
 
 
+READY = """() => window.jupyterapp && [...window.jupyterapp.shell.widgets('main')].some(
+    widget => widget.sessionContext?.session?.kernel?.connectionStatus === 'connected')"""
+"""Run before the kernel is connected, JupyterLab asks which kernel to take."""
+
+
 @pytest.fixture
 def lab(clone):
     """JupyterLab on a free port of this machine, in the clone."""
@@ -223,13 +227,11 @@ def lab(clone):
     notebook = clone / "notebooks" / "explore.ipynb"
     notebook.write_text(notebook.read_text().replace('config = \\"phantom\\"', 'config = \\"smoke\\"'))
     runtime = clone / "runtime"
-    server = subprocess.Popen(
-        [BIN / "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--notebook-dir={clone}",
-         "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_RUNTIME_DIR": str(runtime),
-                          "JUPYTER_CONFIG_DIR": str(clone / "jupyter")},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={clone}"]
+    options += ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
+    places = {"PYTHONPATH": str(ROOT), "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(clone / "lab")}
+    with (clone / "lab.log").open("w") as log:
+        server = subprocess.Popen([BIN / "jupyter", "lab", *options], env=os.environ | places, stdout=log, stderr=log)
     try:
         for _ in range(240):
             found = list(runtime.glob("jpserver-*.json"))
@@ -240,7 +242,7 @@ def lab(clone):
                     break
                 except OSError:
                     pass
-            assert server.poll() is None, "JupyterLab ended"
+            assert server.poll() is None, (clone / "lab.log").read_text()[-2000:]
             time.sleep(0.5)
         yield url
     finally:
@@ -274,7 +276,7 @@ def test_a_slider_moved_in_jupyterlab_changes_the_picture(lab, page):
     page.set_viewport_size({"width": 1600, "height": 1250})
     page.goto(f"{lab}lab/tree/notebooks/explore.ipynb")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-    page.wait_for_function("window.jupyterapp && window.jupyterapp.commands.isEnabled('notebook:run-all-cells')")
+    page.wait_for_function(READY, timeout=120_000)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     first = changed(page, None, 180)
     drag(page, "resdm-age", 60)

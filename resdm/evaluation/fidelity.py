@@ -1,0 +1,88 @@
+"""Quantities of real and of synthetic PET: SUVR by every set of regions that the profile has, and Centiloid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from resdm.anatomy import REFERENCE, Grid
+from resdm.config import Config
+from resdm.evaluation.atlas import CENTILOID, FETCHED, centiloid, centiloid_regions, load_atlas
+from resdm.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm.evaluation.suvr import regional_means, sidecar_range, to_suvr
+
+BUILT_IN, VOIS = "built-in", "Centiloid VOIs"
+CALIBRATED, UNCALIBRATED = "Centiloid", "Centiloid-like"
+"""Names of the amyloid scale: over the standard volumes, and over the built-in regions, for which no calibration is."""
+
+
+def quantities(config: Config, methods: Iterable[str]) -> pd.DataFrame:
+    """Every quantity of every test session's real and synthetic PET.
+
+    Parameters
+    ----------
+    config : Config
+        ``fidelity`` says which regions beside the built-in ones.
+    methods : iterable of str
+        Names of methods, or ``template``.
+
+    Returns
+    -------
+    DataFrame
+        method, person, session, tracer, regions (``built-in``, the atlas's name or ``Centiloid VOIs``), region, unit
+        (``SUVR`` or ``CL``), real, synthetic. Regions ``Centiloid`` (over the volumes of ``fidelity.centiloid``) and
+        ``Centiloid-like`` (the built-in summary put through the same equation, uncalibrated) are of amyloid tracers
+        with an equation. The built-in reference region, 1 by construction, is left out.
+
+    Raises
+    ------
+    AtlasError
+        Regions that the profile names and that cannot be had.
+    """
+    grid, index, extra = Grid.of(config.preprocess.grid), read_index(config), config.fidelity
+    labels = index.set_index(["person", "session"])["amyloid_tracer"].to_dict()
+    atlas = None if extra.atlas is None else load_atlas(_at(config, extra.atlas), grid, _path(config, extra.labels))
+    scale, vois = extra.centiloid, None
+    equations = CENTILOID if scale is None else CENTILOID | scale.equations
+    if scale is not None:
+        vois = centiloid_regions(_path(config, scale.cortex), _path(config, scale.reference), grid)
+
+    def measured(volume: np.ndarray, tracer: str, label: str) -> dict[tuple[str, str, str], float]:
+        """Regions, region, unit → value of one PET (X, Y, Z) in SUVR."""
+        means = regional_means(volume, grid, tracer)
+        found = {(BUILT_IN, name, "SUVR"): mean for name, mean in means.items() if name != REFERENCE[tracer]}
+        if atlas is not None:
+            found |= {(atlas.name, name, "SUVR"): mean for name, mean in atlas.means(volume).items()}
+        if tracer == "amyloid" and label in equations:
+            found[BUILT_IN, UNCALIBRATED, "CL"] = centiloid(means["summary"], label, equations)
+            if vois is not None:
+                means = vois.means(volume)
+                found[VOIS, CALIBRATED, "CL"] = centiloid(means["cortex"] / means["reference"], label, equations)
+        return found
+
+    rows = []
+    for method in methods:
+        for person, session, tracer, real_path, synthetic_path in volume_pairs(config, method, index):
+            suvr_range = sidecar_range(real_path)  # intensities of a prediction stand for what the real ones stand for
+            real, synthetic = (
+                measured(to_suvr(read_volume(path, grid), suvr_range), tracer, labels[person, session])
+                for path in (real_path, synthetic_path)
+            )
+            who = {"method": method, "person": person, "session": session, "tracer": tracer}
+            rows += [
+                who | dict(zip(("regions", "region", "unit"), key, strict=True))
+                | {"real": real[key], "synthetic": synthetic[key]}
+                for key in real
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _path(config: Config, path: str | None) -> str | None:
+    """A path of the profile: relative ones start at the folder that holds configs/."""
+    return None if path is None else str(config.root / path)
+
+
+def _at(config: Config, atlas: str) -> str | None:
+    return atlas if atlas in FETCHED else _path(config, atlas)

@@ -1,0 +1,172 @@
+"""SUVR fidelity: regions from atlases that the tests write, Centiloid in closed form, table and figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from resdm.anatomy import Grid
+from resdm.config import (
+    CentiloidConfig,
+    CohortConfig,
+    Config,
+    FidelityConfig,
+    GridConfig,
+    PhantomConfig,
+    PreprocessConfig,
+)
+from resdm.evaluation import atlas as atlases
+from resdm.evaluation.atlas import AtlasError, centiloid, centiloid_regions, load_atlas
+from resdm.evaluation.fidelity import quantities
+from resdm.evaluation.suvr import regional_means
+from resdm.io import write_csv
+from resdm.report.fidelity import fidelity_figure, fidelity_table, quantity_title, shown_quantities
+
+GRID = Grid((24, 24, 24), 8.0)
+
+
+def halves(path, value=(1, 2)):
+    """A label image of 4 mm in MNI152: left half, right half, and one voxel of label 7."""
+    fine = Grid((48, 48, 48), 4.0)
+    data = np.where(fine.mm()[0] < 0, *value).astype(np.int16)
+    data[0, 0, 0] = 7
+    nib.save(fine.image(data), path)
+    return path
+
+
+def test_a_label_image_gives_its_regions_by_name_and_says_what_is_too_small(tmp_path):
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("index\tname\n1\tleft\n2\tright\n7\tspeck\n9\tabsent\n")
+    atlas = load_atlas(str(halves(tmp_path / "halves.nii.gz")), GRID, labels)
+    assert list(atlas.masks) == ["left", "right"]
+    assert atlas.left_out == ("speck", "absent")
+    assert atlas.means(GRID.mm()[0])["left"] < 0 < atlas.means(GRID.mm()[0])["right"]
+    assert not (atlas.masks["left"] & atlas.masks["right"]).any()
+    numbered = load_atlas(str(tmp_path / "halves.nii.gz"), GRID)
+    assert list(numbered.masks) == ["1", "2"]
+
+
+def test_an_atlas_that_cannot_be_used_says_why(tmp_path):
+    with pytest.raises(AtlasError, match="no such label image; expected a path, or one of aal, harvard_oxford"):
+        load_atlas(str(tmp_path / "none.nii.gz"), GRID)
+    nib.save(GRID.image(np.full(GRID.shape, 0.5, dtype=np.float32)), tmp_path / "gm.nii.gz")
+    with pytest.raises(AtlasError, match="whole numbers"):
+        load_atlas(str(tmp_path / "gm.nii.gz"), GRID)
+    far = nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 900)
+    nib.save(far, tmp_path / "far.nii.gz")
+    with pytest.raises(AtlasError, match="MNI152 space"):
+        load_atlas(str(tmp_path / "far.nii.gz"), GRID)
+    wrong = tmp_path / "wrong.tsv"
+    wrong.write_text("id\tregion\n1\tleft\n")
+    with pytest.raises(AtlasError, match="columns index and name"):
+        load_atlas(str(halves(tmp_path / "halves.nii.gz")), GRID, wrong)
+
+
+def test_a_failed_download_says_how_to_get_the_atlas(monkeypatch):
+    def offline(**_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(atlases.datasets, "fetch_atlas_aal", offline)
+    with pytest.raises(AtlasError, match=r"no route to host.*NILEARN_DATA.*fidelity\.atlas"):
+        load_atlas("aal", GRID)
+
+
+def test_centiloid_anchors():
+    assert centiloid(1.009, "11CPIB") == pytest.approx(0)
+    assert centiloid(1.009 + 1.067, "11CPIB") == pytest.approx(100)
+    assert centiloid(1.08, "18FFBB") == pytest.approx(10.772)  # Rowe et al. 2017
+    assert centiloid(1.10, "18FAV45") == pytest.approx(24.3)  # Navitsky et al. 2018
+    assert math.isnan(centiloid(1.2, "18FUNKNOWN"))
+    assert centiloid(1.2, "18FAV45", {"18FAV45": (100.0, -100.0)}) == pytest.approx(20)
+
+
+def test_centiloid_masks_must_be_there(tmp_path):
+    with pytest.raises(AtlasError, match="GAAIN"):
+        centiloid_regions(tmp_path / "ctx.nii", tmp_path / "wc.nii", GRID)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Five people with real PET, a method 10 % too high, and its profile."""
+    config = Config(
+        "tiny", cohort=CohortConfig(phantom=PhantomConfig()),
+        preprocess=PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm)), root=tmp_path,
+    )  # fmt: skip
+    rng, rows = np.random.default_rng(0), []
+    for i in range(5):
+        person = f"sub-{i}"
+        row = {"person": person, "session": "ses-1", "split": "test", "age": 70.0 + i, "sex": "FM"[i % 2]}
+        for tracer, label in (("amyloid", "18FAV45"), ("tau", "18FAV1451")):
+            volume = np.clip(rng.normal(0.3 + 0.05 * i, 0.02, GRID.shape), 0, 0.9).astype(np.float32)
+            real = f"{person}/{tracer}.nii.gz"
+            out = config.predictions("ResDM") / person / "ses-1" / "pet"
+            out.mkdir(parents=True, exist_ok=True)
+            (config.volumes / person).mkdir(parents=True, exist_ok=True)
+            nib.save(GRID.image(volume), config.volumes / real)
+            sidecar = {"intensity": {"kind": "fixed", "suvr_range": [0.0, 3.0]}}
+            (config.volumes / person / f"{tracer}.json").write_text(json.dumps(sidecar))
+            name = f"{person}_ses-1_trc-{label}_space-MNI152_desc-synth_pet.nii.gz"
+            nib.save(GRID.image(1.1 * volume), out / name)
+            row |= {f"present_{tracer}": True, f"{tracer}_tracer": label, tracer: real}
+        rows.append(row)
+    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
+    return config
+
+
+def test_every_set_of_regions_measures_both_pets(stored, tmp_path):
+    halves(tmp_path / "halves.nii.gz")
+    halves(tmp_path / "ctx.nii.gz", (1, 0))
+    halves(tmp_path / "wc.nii.gz", (0, 1))
+    scale = CentiloidConfig("ctx.nii.gz", "wc.nii.gz", {"18FAV45": (100.0, 0.0)})
+    config = dataclasses.replace(stored, fidelity=FidelityConfig("halves.nii.gz", centiloid=scale))
+    values = quantities(config, ["ResDM"])
+    suvr = values[values["unit"] == "SUVR"]
+    np.testing.assert_allclose(suvr["synthetic"], 1.1 * suvr["real"], rtol=1e-5)
+    first = values.query("person == 'sub-0' and tracer == 'amyloid'").set_index(["regions", "region"])["real"]
+    volume = 3 * nib.load(config.volumes / "sub-0" / "amyloid.nii.gz").get_fdata()
+    left = GRID.mm()[0] < 0
+    assert first["halves.nii.gz", "1"] == pytest.approx(volume[left].mean(), rel=1e-3)
+    ratio = first["Centiloid VOIs", "Centiloid"]
+    assert ratio == pytest.approx(100 * volume[left].mean() / volume[~left].mean(), rel=1e-3)
+    own = regional_means(volume, GRID, "amyloid")["summary"]
+    assert first["built-in", "Centiloid-like"] == pytest.approx(100 * own)
+    assert ("built-in", "cerebellum") not in first.index
+    assert not values.query("tracer == 'tau'")["unit"].eq("CL").any()
+    assert shown_quantities(values)[-1] == ("amyloid", "Centiloid", "CL")
+
+
+def test_table_and_figure_say_what_the_scale_is_worth(stored, tmp_path):
+    values = quantities(stored, ["ResDM"])
+    table = fidelity_table(values, stored)
+    row = table.frame.set_index(["tracer", "region"]).loc[("amyloid", "summary")]
+    assert row["bias"] == pytest.approx(
+        0.1 * values.query("tracer == 'amyloid' and region == 'summary'")["real"].mean()
+    )
+    assert row["slope"] == pytest.approx(1.1, rel=1e-3)
+    assert row["icc_agreement"] < row["icc_consistency"] < 1
+    text = table.markdown()
+    assert "Centiloid-like (uncalibrated)" in text
+    assert "these numbers are no Centiloids" in text
+    assert "not a reproduction of the paper" in text
+    assert table.latex().isascii()
+    assert quantity_title("amyloid", "Centiloid") == "Aβ-PET, Centiloid"
+    figure = fidelity_figure(values, table.frame, notice=stored.notice)
+    points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert len(points[0].get_xdata()) == 5
+
+
+def test_single_people_are_not_drawn_where_they_may_not_be(stored):
+    values = quantities(stored, ["ResDM"])
+    figure = fidelity_figure(values, fidelity_table(values, stored).frame, people=False)
+    for axes in figure.axes[:2]:
+        assert not [line for line in axes.lines if line.get_marker() == "o"]
+        (cells,) = axes.collections[-1:]
+        assert (np.asarray(cells.get_array()) >= 5).all()  # five people or more, or no cell at all
+    with pytest.raises(ValueError, match="no values of method 'DDPM'"):
+        fidelity_figure(values, fidelity_table(values, stored).frame, method="DDPM")
