@@ -245,8 +245,7 @@ class Explorer(widgets.VBox):
         self.file = widgets.Text("" if value else source, description="or a T1", placeholder="path, then Enter", **late)
         self.age = widgets.IntSlider(round(own[0] or 70), *studio.ages, description="age", **late)
         self.sex = widgets.ToggleButtons(
-            options=[("F", "F"), ("M", "M"), ("unsaid", None)], value=own[1], description="sex",
-            style={"button_width": "56px", "description_width": "64px"},
+            options=[("F", "F"), ("M", "M"), ("none", None)], value=own[1], style={"button_width": "56px"}
         )  # fmt: skip
         self.say_age = widgets.Checkbox(own[0] is not None, description="say the age", indent=False,
                                         layout=widgets.Layout(width="140px", margin="0 0 0 14px"))  # fmt: skip
@@ -279,7 +278,7 @@ class Explorer(widgets.VBox):
             [
                 widgets.HBox([
                     widgets.VBox([_heading("who"), self.person, self.file]),
-                    widgets.VBox([_heading("prompt"), self.age, self.sex,
+                    widgets.VBox([_heading("prompt"), self.age, widgets.HBox([_label("sex"), self.sex]),
                                   widgets.HBox([self.say_age, self.factual], layout=beside)]),
                     widgets.VBox([_heading("sampler"), self.steps, self.seed, self.samples]),
                     widgets.VBox([_heading("where (MNI)"), *self.cuts]),
@@ -427,6 +426,12 @@ def explore(
 
 def _heading(text: str) -> widgets.HTML:
     return widgets.HTML(f"<b style='color:#777;font-size:11px;letter-spacing:.04em'>{text.upper()}</b>")
+
+
+def _label(text: str) -> widgets.HTML:
+    return widgets.HTML(
+        f"<div style='text-align:right;width:60px;font-size:13px'>{text}</div>", layout=widgets.Layout(margin="2px 4px")
+    )
 
 
 def _values(scene: Scene, point: tuple[float, float, float]) -> str:
