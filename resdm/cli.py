@@ -7,12 +7,14 @@ torch, open_clip and nilearn together take seconds.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resdm import __version__
 from resdm.config import SEXES, SOURCES, Config, ConfigError, load_config
@@ -112,12 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluators", _evaluators, "fit the evaluators of status, sex and age on real PET of training people")
     profile(sub), quiet(sub)
 
-    sub = command("synthesise", _synthesise, "make both PETs of one person from a T1-weighted MRI")
-    sub.add_argument("t1w", type=Path, metavar="T1w.nii.gz")
-    sub.add_argument("--age", type=float, help="years at scan; left out of the prompt where not given")
-    sub.add_argument("--sex", choices=SEXES, help="left out of the prompt where not given")
+    sub = command("synthesise", _synthesise, "make both PETs of one person, or of a table, from T1-weighted MRI")
+    scans = sub.add_mutually_exclusive_group(required=True)
+    scans.add_argument("t1w", type=Path, nargs="?", metavar="T1w.nii.gz")
+    scans.add_argument("--manifest", type=Path, metavar="table.csv", help="person, t1w; session, age, sex where known")
+    sub.add_argument("--age", type=float, action=_Once, help="years at scan; left out of the prompt where not given")
+    sub.add_argument("--sex", choices=SEXES, action=_Once, help="left out of the prompt where not given")
     sub.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM")
     sub.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    sub.add_argument("--samples", type=_positive, default=4, help="whose mean and deviation are written (default: 4)")
     sub.add_argument("--seed", type=int, help="of the noise (default: the model's)")
     sub.add_argument("--steps", type=_positive, help="of sampling (default: the model's)")
     sub.add_argument(
@@ -125,11 +130,38 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let a model that has seen phantoms only take a real MRI; every output says so",
     )
+    sub.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    sub.add_argument("--json", action="store_true", help="print one JSON object, no progress bar")
+
+    sub = command("model", lambda options: options.act(options), "show, push or pull a model folder")
+    acts = sub.add_subparsers(dest="act_name", required=True, metavar="action")
+    act = acts.add_parser("show", help="print its card")
+    act.set_defaults(act=_model_show)
+    act.add_argument("folder", type=Path)
+    act = acts.add_parser("push", help="upload it to the Hugging Face Hub, with the token of `hf auth login`")
+    act.set_defaults(act=_model_push)
+    act.add_argument("folder", type=Path)
+    act.add_argument("repository", metavar="user/name")
+    act.add_argument("--public", action="store_true", help="for everybody to see (default: private)")
+    act = acts.add_parser("pull", help="download one from the Hugging Face Hub")
+    act.set_defaults(act=_model_pull)
+    act.add_argument("repository", metavar="user/name")
+    act.add_argument("folder", type=Path)
+    act.add_argument("--revision", help="branch, tag or commit (default: main)")
 
     profile(command("report", _report, "tie all that a profile has made into pages to look through"))
     profile(command("check", _check, "read a profile strictly and say what it holds and what is there already"))
     command("version", _version, "print the version")
     return parser
+
+
+class _Once(argparse.Action):
+    """A value that may be given once: argparse would take the last of two without a word."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: Any) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(self, f"given twice: {getattr(namespace, self.dest)} and {value}")
+        setattr(namespace, self.dest, value)
 
 
 def _positive(text: str) -> int:
@@ -222,22 +254,59 @@ def _evaluators(options: argparse.Namespace) -> None:
 
 
 def _synthesise(options: argparse.Namespace) -> None:
+    if options.manifest is not None and (options.age is not None or options.sex is not None):
+        raise ConfigError("--age and --sex are of one MRI; with --manifest they are columns of the table")
     from resdm.checkpoint import load_card
-    from resdm.pipeline import synthesise_scan
+    from resdm.scan import ScanError, peak_memory_bytes, synthesise_scan, synthesise_scans
 
-    files = synthesise_scan(
-        options.t1w,
-        options.model,
-        options.out,
-        age=options.age,
-        sex=options.sex,
-        seed=options.seed,
-        steps=options.steps,
-        allow_phantom_model=options.allow_phantom_model,
-    )
-    print(load_card(options.model).notice)
-    for name, path in files.items():
-        print(f"{name}: {path}")
+    start = time.perf_counter()
+    asked = {
+        "samples": options.samples,
+        "seed": options.seed,
+        "steps": options.steps,
+        "allow_phantom_model": options.allow_phantom_model,
+        "progress": not (options.quiet or options.json),
+    }
+    said, failed = {}, []
+    if options.manifest is not None:
+        rows = synthesise_scans(options.manifest, options.model, options.out, **asked).to_dict("records")
+        failed = [row for row in rows if row["status"] == "failed"]
+        said["scans"] = rows
+        lines = [f"{row['status']}: {row['person']} {row['session']}".rstrip() for row in rows]
+    else:
+        files = synthesise_scan(options.t1w, options.model, options.out, age=options.age, sex=options.sex, **asked)
+        said["files"] = {name: str(path) for name, path in files.items()}
+        lines = [f"{name}: {path}" for name, path in files.items()]
+    notice, memory = load_card(options.model).notice, peak_memory_bytes()
+    said = {"notice": notice} | said
+    said |= {"seconds": round(time.perf_counter() - start, 1), "peak_memory_bytes": memory}
+    if options.json:
+        print(json.dumps(said, indent=2, ensure_ascii=False))
+    elif not options.quiet:
+        print("\n".join([notice, *lines, f"{said['seconds']:.0f} s, peak memory {memory / 2**30:.2f} GiB"]))
+    if failed:
+        reasons = "\n".join(f"  {row['person']} {row['session']}: {row['message']}" for row in failed)
+        raise ScanError(
+            f"{len(failed)} of {len(rows)} scans failed:\n{reasons}\nthe others are done; mend these and run it again"
+        )
+
+
+def _model_show(options: argparse.Namespace) -> None:
+    from resdm.modelcard import show
+
+    print(show(options.folder))
+
+
+def _model_push(options: argparse.Namespace) -> None:
+    from resdm.hub import push
+
+    print(push(options.folder, options.repository, private=not options.public))
+
+
+def _model_pull(options: argparse.Namespace) -> None:
+    from resdm.hub import pull
+
+    print(pull(options.repository, options.folder, revision=options.revision))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -59,6 +59,8 @@ def check_person(age: float | None, sex: str | None, where: str) -> None:
 
     ``where`` starts the message: a file and its row, or a command-line option.
     """
+    if isinstance(age, str):
+        raise ValueError(f"{where}: age {age!r} is text; expected a number of years, or none")
     if age is not None and not AGE_RANGE[0] <= age <= AGE_RANGE[1]:
         raise ValueError(f"{where}: age {age} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
     if sex is not None and sex not in SEXES:

@@ -20,14 +20,16 @@ from resdm.cohort import adni, bids, openneuro, released_layout, table
 from resdm.cohort.dataset import CohortDataset, collate
 from resdm.cohort.manifest import PATHS, SPLITS, ManifestError, check_leakage, split_card, split_people, write_manifest
 from resdm.cohort.matching import Found
-from resdm.cohort.volumes import preprocess_mri
-from resdm.config import TRACERS, Config, check_person, load_config
-from resdm.evaluation.image_quality import psnr, read_index, read_volume, score_people, ssim, write_scores
-from resdm.io import atomic, sha256, write_csv, write_json, write_text
+from resdm.config import Config, load_config
+from resdm.evaluation.image_quality import psnr, read_index, score_people, ssim, write_scores
+from resdm.io import atomic, write_csv, write_json, write_text
 from resdm.methods import build_method
-from resdm.report.figures import FEWEST, qc_montage, save_figure
+from resdm.modelcard import write_card
+from resdm.report.figures import FEWEST
 from resdm.report.provenance import provenance
-from resdm.synthesis import Model, bids_prefix, check_phantom, synthesise_mri, synthesise_people
+from resdm.scan import synthesise_scan as synthesise_scan  # a stage like the others
+from resdm.scan import synthesise_scans as synthesise_scans
+from resdm.synthesis import Model, synthesise_people
 from resdm.training import train
 
 
@@ -155,7 +157,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     Returns
     -------
     Path
-        The model folder, see `resdm.training.train`, with ``provenance.json`` beside.
+        The model folder, see `resdm.training.train`, with ``provenance.json`` and the card, ``README.md``, beside.
     """
     config = profile(config)
     settings = config.method(name)
@@ -177,6 +179,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
         progress=progress,
     )
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
+    write_card(config, name)
     return folder
 
 
@@ -229,6 +232,8 @@ def synthesise_method(
     if condition == "factual":
         write_trace(model, data, out, individual=config.individual)
     write_scores(config, name, score_people(out, people, config), condition)
+    if condition == "factual" and split == "test":
+        write_card(config, name)  # its metrics
     return out
 
 
@@ -277,60 +282,3 @@ def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: boo
 
 
 _TRACED = 20  # people that a mean trace is of, at most: each costs a synthesis
-
-
-def synthesise_scan(
-    t1w: str | Path,
-    model: str | Path,
-    out: str | Path,
-    *,
-    age: float | None = None,
-    sex: str | None = None,
-    seed: int | None = None,
-    steps: int | None = None,
-    allow_phantom_model: bool = False,
-) -> dict[str, Path]:
-    """Both PETs of one person from a T1-weighted MRI in its native space.
-
-    Parameters
-    ----------
-    t1w : path
-        NIfTI.
-    model : path
-        A model folder; the MRI is preprocessed with the settings that the model was trained with.
-    out : path
-    age, sex
-        What the prompt says; left out where ``None``.
-    seed, steps : int, optional
-        The model's own by default.
-    allow_phantom_model : bool
-        See `resdm.synthesis.synthesise_mri`.
-
-    Returns
-    -------
-    dict of str to Path
-        ``amyloid``, ``tau``, ``mri``: NIfTI in MNI152 space, sidecars beside; ``picture``: PNG.
-    """
-    check_person(age, sex, "prompt")
-    card = load_card(model)
-    check_phantom(card, allow_phantom_model)
-    if not Path(t1w).is_file():
-        raise FileNotFoundError(f"{t1w}: no such MRI")
-    mri, info = preprocess_mri(Path(t1w), card.config)
-    source: dict[str, Any] = {"file": Path(t1w).name, "sha256": sha256(t1w), **info}
-    loaded, prefix = Model.load(model), bids_prefix(t1w)
-    files = synthesise_mri(
-        loaded, mri, out, age=age, sex=sex, prefix=prefix, seed=seed, steps=steps, source=source,
-        allow_phantom_model=allow_phantom_model,
-    )  # fmt: skip
-    said = ", ".join([f"{age:g} years" if age is not None else "no age", sex or "no sex"])
-    pets = {tracer: read_volume(files[tracer], loaded.grid) for tracer in TRACERS}
-    picture = qc_montage(
-        [{"label": f"prompt\n{said}", "mri": mri, **pets}],
-        loaded.grid,
-        card.config.preprocess.suvr_range,
-        notice=card.notice,
-        title=f"{prefix}: synthetic PET by {card.name}",
-    )
-    made = save_figure(picture, Path(out) / f"{prefix}_desc-synth_qc", provenance(card.config, [t1w, files["mri"]]))
-    return files | {"picture": next(path for path in made if path.suffix == ".png")}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +152,23 @@ class Model:
             raise SynthesisError(f"{self.card.folder}: the model's output is not finite; train it again")
         return pet
 
+    def draws(
+        self,
+        mri: np.ndarray,
+        age: float | None,
+        sex: str | None,
+        *,
+        seed: int,
+        samples: int,
+        steps: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Several syntheses of one person, under seeds made of ``seed``; the first is that of `synthesise`.
+
+        Parameters are those of `synthesise`; yields (2, X, Y, Z) so many times.
+        """
+        for i in range(samples):
+            yield self.synthesise(mri, age, sex, seed=derive_seed(seed, "sample", i) if i else seed, steps=steps)
+
     def _autocast(self) -> AbstractContextManager:
         """The precision of training on a GPU; 32 bits on a CPU, where the half types are slower."""
         training = self.card.config.training
@@ -183,6 +200,28 @@ class Model:
         with atomic(path) as temporary:
             nib.save(image, temporary)
         write_json(_sidecar_path(path), sidecar)
+
+
+def sampling_steps(card: ModelCard, steps: int | None = None) -> int | None:
+    """Sampling steps as they will be: those asked for, else the model's; ``None`` for a method without."""
+    return steps or getattr(card.settings, "sampling_steps", None) or getattr(card.settings, "steps", None)
+
+
+def mean_and_std(draws: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sample standard deviation (n − 1) over draws of one shape, float32; the latter NaN for a single draw.
+
+    By Welford's recurrence, so the draws are never held together.
+    """
+    n, mean, squares = 0, 0.0, 0.0
+    for draw in draws:
+        n += 1
+        step = draw.astype(np.float64) - mean
+        mean = mean + step / n
+        squares = squares + step * (draw - mean)
+    if n == 0:
+        raise ValueError("mean_and_std: no draw")
+    std = np.sqrt(squares / (n - 1)) if n > 1 else np.full_like(mean, np.nan)
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def _sidecar_path(path: Path) -> Path:
@@ -231,7 +270,7 @@ def synthesise_people(
     """
     model = model if isinstance(model, Model) else Model.load(model)
     seed = model.card.config.seed if seed is None else seed
-    steps = steps or getattr(model.card.settings, "sampling_steps", None) or getattr(model.card.settings, "steps", None)
+    steps = sampling_steps(model.card, steps)
     prior = condition_prior(condition, people["age"].tolist(), people["sex"].tolist(), seed)
     rows = people.to_dict("records")
     for i, row in enumerate(rows):  # before any work starts
@@ -304,10 +343,12 @@ def synthesise_mri(
     age: float | None = None,
     sex: str | None = None,
     prefix: str = "sub-01",
+    samples: int = 1,
     seed: int | None = None,
     steps: int | None = None,
     allow_phantom_model: bool = False,
     source: dict[str, Any] | None = None,
+    each: Callable[[int, np.ndarray], None] | None = None,
 ) -> dict[str, Path]:
     """Both PETs of one real MRI, in MNI space.
 
@@ -322,17 +363,22 @@ def synthesise_mri(
         What the prompt says; left out where ``None``.
     prefix : str
         BIDS entities that the file names start with, see `bids_prefix`.
+    samples : int
+        How often to synthesise; the PETs are the mean. The first sample is that of ``samples=1``.
     seed, steps : int, optional
         The model's own by default.
     allow_phantom_model : bool
         A model that has seen phantoms only is refused otherwise. Its outputs say what made them.
     source : dict, optional
         What the MRI was made from (file name, digest, transform), for the sidecars.
+    each : callable, optional
+        Called with the number and the PETs (2, X, Y, Z) of every sample as it is made.
 
     Returns
     -------
     dict of str to Path
-        ``amyloid`` and ``tau``: NIfTI, a sidecar beside each; ``mri``: the T1 on the same grid.
+        ``amyloid`` and ``tau``: NIfTI, a sidecar beside each; ``amyloid_std`` and ``tau_std``, of more than one sample:
+        their standard deviation, in the same intensities; ``mri``: the T1 on the same grid.
 
     Raises
     ------
@@ -345,13 +391,31 @@ def synthesise_mri(
     model = model if isinstance(model, Model) else Model.load(model)
     check_phantom(model.card, allow_phantom_model)
     seed = model.card.config.seed if seed is None else seed
-    steps = steps or getattr(model.card.settings, "sampling_steps", None) or getattr(model.card.settings, "steps", None)
-    pet = model.synthesise(mri, age, sex, seed=seed, steps=steps)
+    steps = sampling_steps(model.card, steps)
+    if samples < 1:
+        raise ValueError(f"samples: {samples}; expected at least 1")
+
+    def draws() -> Iterator[np.ndarray]:
+        for i, pet in enumerate(model.draws(mri, age, sex, seed=seed, samples=samples, steps=steps)):
+            if each is not None:
+                each(i, pet)
+            yield pet
+
+    pet, std = mean_and_std(draws())
     out, files = Path(out), {}
+    extra = {"condition": "factual", "seed": seed, "steps": steps, "samples": samples, "source": source}
+    extra |= {"units": "intensity: SUVR = low + (high − low) × intensity, the range as below"}
     for channel, tracer in enumerate(TRACERS):
-        files[tracer] = out / f"{prefix}_trc-{LABELS[tracer]}_space-MNI152_desc-synth_pet.nii.gz"
-        extra = {"condition": "factual", "seed": seed, "steps": steps, "source": source}
-        model.write(files[tracer], pet[channel], model.sidecar(tracer, age, sex, **extra))
+        stem = f"{prefix}_trc-{LABELS[tracer]}_space-MNI152_desc"
+        files[tracer] = out / f"{stem}-synth_pet.nii.gz"
+        sidecar = model.sidecar(tracer, age, sex, **extra)
+        model.write(files[tracer], pet[channel], sidecar | {"statistic": "mean over samples"})
+        if samples > 1:
+            files[f"{tracer}_std"] = out / f"{stem}-synthstd_pet.nii.gz"
+            said = "standard deviation over samples: SUVR = (high − low) × intensity"
+            model.write(
+                files[f"{tracer}_std"], std[channel], sidecar | {"units": said, "statistic": "std over samples"}
+            )
     files["mri"] = out / f"{prefix}_space-MNI152_desc-preproc_T1w.nii.gz"
     with atomic(files["mri"]) as temporary:
         nib.save(model.grid.image(np.asarray(mri, dtype=np.float32)), temporary)

@@ -57,6 +57,12 @@ FLAGS = {
 
 _QUALITY = ("similarity", "reference_mean", "reference_cov", "suvr_max")
 
+_OTHER_SCANS = {
+    "pet": "a PET", "ct": "a CT", "t2w": "a T2-weighted MRI", "flair": "a FLAIR MRI", "t2star": "a T2*-weighted MRI",
+    "pdw": "a proton-density MRI", "bold": "a functional MRI", "dwi": "a diffusion MRI", "mask": "a mask",
+}  # fmt: skip
+"""BIDS suffixes of files that are no T1-weighted MRI."""
+
 
 class VolumeError(ValueError):
     """A scan that cannot be used: names the file, what was found and expected, and the remedy."""
@@ -224,10 +230,12 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
     VolumeError
         A file that cannot be read, is no single volume, or whose image does not fit the MNI152 T1.
     """
-    if Path(path).name.removesuffix(".gz").removesuffix(".nii").endswith("_pet"):
-        raise VolumeError(f"{path}: a PET by its name; expected a T1-weighted MRI")
-    settings = config.preprocess
-    array, mni_to_t1, info = _t1_on_grid(read_scan(path), settings, path)
+    suffix = Path(path).name.removesuffix(".gz").removesuffix(".nii").rpartition("_")[2].lower()
+    if suffix in _OTHER_SCANS:
+        raise VolumeError(f"{path}: {_OTHER_SCANS[suffix]} by its name; expected a T1-weighted MRI")
+    settings, scan = config.preprocess, read_scan(path)
+    _check_not_ct(scan, path)
+    array, mni_to_t1, info = _t1_on_grid(scan, settings, path)
     least = FLAGS["correlation"][0]
     if info["t1_correlation"] < least:
         raise VolumeError(
@@ -235,6 +243,16 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
             f"{least} or more); is it a T1-weighted MRI of a head, with its orientation right?"
         )
     return array, {"transform": mni_to_t1.tolist()} | info
+
+
+def _check_not_ct(scan: Scan, path: str | Path) -> None:
+    """Raise `VolumeError` for Hounsfield units: air at −1000 is a large part of any CT, and no MRI is that negative."""
+    air = float(np.mean((scan.data < -700) & (scan.data > -1300)))
+    if air > 0.05:
+        raise VolumeError(
+            f"{path}: {100 * air:.0f} % of its voxels lie near −1000, as air does in a CT (Hounsfield units); expected "
+            "a T1-weighted MRI"
+        )
 
 
 @contextmanager

@@ -356,6 +356,69 @@ def qc_montage(
     return page.figure
 
 
+@styled
+def scan_montage(
+    mri: np.ndarray,
+    volumes: Mapping[str, np.ndarray],
+    grid: Grid,
+    suvr_range: Mapping[str, tuple[float, float]],
+    *,
+    notice: str = "",
+    title: str = "Synthetic PET",
+    detail: str = "",
+    cuts: Sequence[tuple[str, float]] = (("x", 7.0), ("y", -58.0), ("y", -20.0), ("z", -18.0), ("z", 24.0)),
+) -> Figure:
+    """One person's T1, synthetic PETs and their standard deviation over samples, in MNI space.
+
+    Parameters
+    ----------
+    mri : ndarray (X, Y, Z)
+        In [0, 1].
+    volumes : mapping of str to ndarray (X, Y, Z)
+        ``amyloid`` and ``tau`` in [0, 1]; where drawn, ``amyloid_std`` and ``tau_std`` on the same scale.
+    grid : Grid
+    suvr_range : mapping of tracer to (low, high)
+        What intensities 0 and 1 stand for.
+    notice, title, detail : str
+    cuts : sequence of (axis, mm)
+    """
+    label_width, gap, bar_width, head = 0.85, 0.03, 0.5, 0.72
+    widths = [1 / _aspect(cut) for cut in cuts]  # at height 1
+    height = (WIDTH - label_width - bar_width - 0.08 - (len(cuts) - 1) * gap) / sum(widths)
+    brain = mni_map("brain", grid)
+    scale = {tracer: suvr_range[tracer][1] - suvr_range[tracer][0] for tracer in TRACERS}
+    pets = {tracer: to_suvr(volumes[tracer], suvr_range[tracer]) for tracer in TRACERS}
+    stds = {tracer: scale[tracer] * volumes[f"{tracer}_std"] for tracer in TRACERS if f"{tracer}_std" in volumes}
+
+    def norm(arrays: Mapping[str, np.ndarray], step: float) -> Normalize:
+        return Normalize(0, _top([np.quantile(array[brain], 0.999) for array in arrays.values()], step))
+
+    rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), T1_MAP, "intensity")]
+    for tracer in TRACERS:
+        rows.append((f"{TRACER_TITLES[tracer]}\nmean", pets[tracer], norm(pets, 0.25), PET_MAP, "SUVR"))
+        if tracer in stds:
+            spread = norm(stds, 0.01)
+            rows.append((f"{TRACER_TITLES[tracer]}\nstandard deviation", stds[tracer], spread, ATTENTION_MAP, "SUVR"))
+    page = Page.of(WIDTH, head + len(rows) * (height + 0.06) + 0.06)
+    page.title(title, notice, f"{detail} Outline: MNI152 brain; left is left.".strip())
+    for number, (label, volume, limits, cmap, unit) in enumerate(rows):
+        top, left = head + number * (height + 0.06), label_width
+        first, *more = label.split("\n")
+        page.text(0.08, top + 0.03, first, fontsize=7, fontweight="bold")
+        page.text(0.08, top + 0.16, "\n".join(textwrap.wrap(" ".join(more), 12)), fontsize=6, color=GREY)
+        for cut, width in zip(cuts, widths, strict=True):
+            axes = page.axes(left, top, width * height, height)
+            _show(axes, volume, grid, cut, limits, cmap, marks=number == 0)
+            _outline(axes, brain, grid, cut, "#35C9E8", 0.5)
+            axes.set_xlim(_extent(cut)[:2])
+            axes.set_ylim(_extent(cut)[2:])
+            if number == 0:
+                axes.set_title(slice_name(cut), fontsize=5.5, pad=2, color=GREY)
+            left += width * height + gap
+        page.bar(WIDTH - bar_width + 0.02, top, height, limits, cmap, unit)
+    return page.figure
+
+
 # ── figure 1 ──────────────────────────────────────────────────────────────────────────────────────
 
 
