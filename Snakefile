@@ -58,6 +58,7 @@ RESULTS += ["suvr_fidelity.csv"] + ["counterfactuals.png"] * COUNTERFACTUALS
 LEDGER = [f"{FIGURES}/{name}" for name in RESULTS if name.endswith(".csv") and name != "suvr_fidelity.csv"]
 LEDGER += [f"{FIGURES}/{name}" for name in ("figure4.csv",) * FIGURE4 + ("figure5.csv",) * FIGURE5]
 RESULTS += ["claims.csv", "qc.png"]
+RESULTS += ["uncertainty.csv"] * (SETTINGS.uncertainty.method in METHODS)
 if RELEASED:
     RESULTS = ["table1.csv", "departures.csv"]  # a profile of its own
 
@@ -372,6 +373,26 @@ rule counterfactuals:
         multiext(f"{FIGURES}/counterfactuals", ".svg", ".png", ".csv"),
     log:
         notebook=f"{WORK}/notebooks/15_counterfactuals.ipynb",
+    shell:
+        PAPERMILL
+
+
+# Samples and their judgement in one job: it costs its imports, and the samples are read once.
+rule uncertainty:
+    input:
+        f"{WORK}/models/{SETTINGS.uncertainty.method}/model.safetensors",
+        notebook="notebooks/14_uncertainty.ipynb",
+        modules=SYNTHESIS
+        + package("evaluation/suvr", "evaluation/uncertainty", "report/tables", "report/uncertainty")
+        + package("report/figures", "report/provenance"),
+    output:
+        multiext(f"{FIGURES}/uncertainty", ".csv", ".md", ".tex", ".svg", ".png"),
+        f"{WORK}/predictions/{SETTINGS.uncertainty.method}/samples/regional.csv",
+    log:
+        notebook=f"{WORK}/notebooks/14_uncertainty.ipynb",
+    params:
+        digest("uncertainty"),
+    threads: SETTINGS.training.threads or workflow.cores
     shell:
         PAPERMILL
 

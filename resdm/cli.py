@@ -111,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--condition", action="append", help="what the prompt says; may be repeated (default: factual)")
     sub.add_argument("--split", default="test", choices=["test", "validation", "train"])
 
+    sub = command("sample", _sample, "draw several samples of validation and test people, to judge their spread")
+    profile(sub), quiet(sub)
+
     sub = command("evaluators", _evaluators, "fit the evaluators of status, sex and age on real PET of training people")
     profile(sub), quiet(sub)
 
@@ -244,6 +247,13 @@ def _predict(options: argparse.Namespace) -> None:
     for name in names:
         for condition in options.condition or ["factual"]:
             print(synthesise_method(config, name, condition, split=options.split, progress=not options.quiet))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from resdm.pipeline import sample_method
+
+    print(sample_method(config, progress=not options.quiet))
 
 
 def _evaluators(options: argparse.Namespace) -> None:

@@ -479,6 +479,14 @@ class FidelityConfig:
 
 
 @dataclass(frozen=True)
+class UncertaintyConfig:
+    """How the spread of samples is judged."""
+
+    samples: int = 8  # of every validation and test person
+    method: str = "ResDM"
+
+
+@dataclass(frozen=True)
 class Config:
     """One profile."""
 
@@ -489,6 +497,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
+    uncertainty: UncertaintyConfig = field(default_factory=UncertaintyConfig)
     methods: dict[str, MethodConfig] = field(default_factory=lambda: {"ResDM": ResidualDiffusionConfig()})
     conditions: tuple[str, ...] = (  # prompts that ResDM answers beside the factual one: Figures 4, 5, counterfactuals
         "no_age", "no_sex", "wrong_sex", "shuffled_age", "tracer_only", "shuffled", "age_55", "age_65", "age_75",
@@ -806,6 +815,8 @@ def _check(config: Config, file: str) -> None:
             f"{at}: expected learning_rate > 0, weight_decay ≥ 0 and shift_voxels ≥ 0",
         )
     demand(bool(config.methods), "methods is empty")
+    samples = config.uncertainty.samples
+    demand(samples >= 2, f"uncertainty.samples is {samples}; a standard deviation needs 2 or more")
     for condition in config.conditions:
         check_condition(condition, f"{file}: conditions")
     for name, method in config.methods.items():

@@ -94,8 +94,8 @@ def render(
         f"# {card.name}: amyloid and tau PET from T1-weighted MRI",
         f"**{card.notice[0].upper()}{card.notice[1:]}.**" + (f" {_sentence(config.notice)}" if config.notice else ""),
         f"Method `{card.settings.kind}` of the package `resdm`, profile `{config.profile}`, seed {config.seed}, "
-        f"settings `{config.digest()}`, weights of step {card.step} (epoch {card.epoch}). It works on {shape} voxels of "
-        f"{grid.voxel_mm:g} mm in MNI152 space. SHA-256 of `model.safetensors`: `{card.digest}`.",
+        f"settings `{config.digest()}`, weights of step {card.step} (epoch {card.epoch}). It works on {shape} voxels "
+        f"of {grid.voxel_mm:g} mm in MNI152 space. SHA-256 of `model.safetensors`: `{card.digest}`.",
         "## Training cohort",
         _cohort(kind, index),
         "## Intended use",

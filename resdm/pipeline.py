@@ -20,8 +20,17 @@ from resdm.cohort import adni, bids, openneuro, released_layout, table
 from resdm.cohort.dataset import CohortDataset, collate
 from resdm.cohort.manifest import PATHS, SPLITS, ManifestError, check_leakage, split_card, split_people, write_manifest
 from resdm.cohort.matching import Found
-from resdm.config import Config, load_config
-from resdm.evaluation.image_quality import psnr, read_index, score_people, ssim, write_scores
+from resdm.config import TRACERS, Config, load_config
+from resdm.evaluation.image_quality import (
+    psnr,
+    read_index,
+    read_volume,
+    score_people,
+    ssim,
+    synthetic_path,
+    write_scores,
+)
+from resdm.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm.io import atomic, write_csv, write_json, write_text
 from resdm.methods import build_method
 from resdm.modelcard import write_card
@@ -29,7 +38,7 @@ from resdm.report.figures import FEWEST
 from resdm.report.provenance import provenance
 from resdm.scan import synthesise_scan as synthesise_scan  # a stage like the others
 from resdm.scan import synthesise_scans as synthesise_scans
-from resdm.synthesis import Model, synthesise_people
+from resdm.synthesis import Model, sample_people, spread_path, synthesise_people
 from resdm.training import train
 
 
@@ -235,6 +244,74 @@ def synthesise_method(
     if condition == "factual" and split == "test":
         write_card(config, name)  # its metrics
     return out
+
+
+def sample_method(
+    config: Config | str | Path, name: str | None = None, *, samples: int | None = None, progress: bool = True
+) -> Path:
+    """Several samples of every validation and test person by a trained method, for `resdm.evaluation.uncertainty`.
+
+    Parameters
+    ----------
+    config : Config, name or path
+    name : str, optional
+        A method of the profile; by default ``uncertainty.method``.
+    samples : int, optional
+        By default ``uncertainty.samples``.
+
+    Returns
+    -------
+    Path
+        ``predictions/<name>/samples``: mean and standard deviation as volumes, and ``regional.csv``: person, session,
+        split, tracer, region, mean, std (over samples) and real, SUVR, of tracers that were acquired.
+    """
+    config = profile(config)
+    name = config.uncertainty.method if name is None else name
+    settings = config.method(name)
+    check_model(load_card(config.model(name)), config, name)
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    model, out = Model.load(config.model(name)), config.predictions(name, "samples")
+    ranges = config.preprocess.suvr_range
+
+    def measure(pet: np.ndarray, channel: int) -> dict[str, float]:
+        tracer = TRACERS[channel]
+        return regional_means(to_suvr(pet, ranges[tracer]), model.grid, tracer)
+
+    rows: list[dict[str, Any]] = []
+    for split in ("validation", "test"):
+        people = read_index(config, split)
+        sample_people(
+            model,
+            people,
+            CohortDataset(config, split).mri,
+            out,
+            samples=samples or config.uncertainty.samples,
+            seed=config.seeded(name).seed,
+            steps=getattr(settings, "sampling_steps", None),
+            measure=measure,
+            progress=progress,
+        )
+        for row in people.to_dict("records"):
+            rows += _regional_rows(config, row, out, model)
+    write_csv(out / "regional.csv", pd.DataFrame(rows), "%.9g")
+    return out
+
+
+def _regional_rows(config: Config, row: dict[str, Any], out: Path, model: Model) -> list[dict[str, Any]]:
+    """Rows of ``regional.csv`` of one session."""
+    rows = []
+    for tracer in TRACERS:
+        label = row[f"{tracer}_tracer"]
+        if not int(row[f"present_{tracer}"]):
+            continue
+        path = spread_path(synthetic_path(out, row["person"], row["session"], label))
+        measured = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())["measured"]
+        source = config.volumes / row[tracer]
+        real = regional_means(to_suvr(read_volume(source, model.grid), sidecar_range(source)), model.grid, tracer)
+        who = {"person": row["person"], "session": row["session"], "split": row["split"], "tracer": tracer}
+        rows += [who | {"region": r, "mean": m, "std": s, "real": real[r]} for r, (m, s) in measured.items()]
+    return rows
 
 
 def synthesise_conditions(

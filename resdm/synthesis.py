@@ -307,6 +307,69 @@ def synthesise_people(
     return Path(out)
 
 
+def sample_people(
+    model: Model | str | Path,
+    people: pd.DataFrame,
+    mri: Callable[[int], np.ndarray],
+    out: str | Path,
+    *,
+    samples: int,
+    seed: int | None = None,
+    steps: int | None = None,
+    measure: Callable[[np.ndarray, int], dict[str, float]] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Mean and standard deviation over several samples of every session of a list, each with its own prompt.
+
+    Parameters are those of `synthesise_people`, and
+
+    samples : int
+        At least 2. The first of a session is what `synthesise_people` makes.
+    measure : callable
+        A sample's PET (X, Y, Z) and its channel → values, kept as mean and standard deviation in the sidecar under
+        ``measured``.
+
+    Returns
+    -------
+    Path
+        ``out``, with ``…_desc-synth_pet.nii.gz`` (mean) and ``…_desc-synthstd_pet.nii.gz`` a session and tracer, in
+        [0, 1], and sidecars. What is there already, from the same model, prompt, seed and samples, is kept.
+    """
+    if samples < 2:
+        raise ValueError(f"samples: {samples}; a standard deviation needs 2 or more")
+    model = model if isinstance(model, Model) else Model.load(model)
+    seed = model.card.config.seed if seed is None else seed
+    steps = sampling_steps(model.card, steps)
+    prior = condition_prior("factual", people["age"].tolist(), people["sex"].tolist(), seed)
+    rows = people.to_dict("records")
+    for i, row in enumerate(rows):
+        check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")
+    for i, row in enumerate(tqdm(rows, desc=f"{model.card.name} samples", unit="session", disable=not progress)):
+        extra = {"condition": "factual", "seed": seed, "steps": steps, "samples": samples}
+        files = {t: _path(Path(out), row, t) for t in TRACERS}
+        sidecars = {t: model.sidecar(t, prior.age[i], prior.sex[i], **extra) for t in TRACERS}
+        if all(_is_done(spread_path(files[t]), sidecars[t], "measured") and files[t].is_file() for t in TRACERS):
+            continue
+        own = derive_seed(seed, row["person"], row["session"])
+        draws, found = [], {t: [] for t in TRACERS}
+        for pet in model.draws(mri(i), prior.age[i], prior.sex[i], seed=own, samples=samples, steps=steps):
+            draws.append(pet)
+            for channel, tracer in enumerate(TRACERS):
+                found[tracer].append({} if measure is None else measure(pet[channel], channel))
+        mean, std = mean_and_std(draws)
+        for channel, tracer in enumerate(TRACERS):
+            values = pd.DataFrame(found[tracer])
+            measured = {name: [float(values[name].mean()), float(values[name].std())] for name in values}
+            model.write(files[tracer], mean[channel], sidecars[tracer] | {"statistic": "mean over samples"})
+            model.write(spread_path(files[tracer]), std[channel], sidecars[tracer] | {"measured": measured})
+    return Path(out)
+
+
+def spread_path(path: Path) -> Path:
+    """Where the standard deviation beside a mean lies."""
+    return path.with_name(path.name.replace("_desc-synth_", "_desc-synthstd_"))
+
+
 def _attention_flop(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any, **__: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
@@ -322,12 +385,14 @@ def _path(out: Path, row: dict[str, Any], tracer: str) -> Path:
     return out / person / session / "pet" / name
 
 
-def _is_done(path: Path, sidecar: dict[str, Any]) -> bool:
+def _is_done(path: Path, sidecar: dict[str, Any], *more: str) -> bool:
+    """Whether a volume is there with just this sidecar, whatever stands in it under the keys ``more``."""
     beside = _sidecar_path(path)
     if not (path.is_file() and beside.is_file()):
         return False
     try:
-        return json.loads(beside.read_text(encoding="utf-8")) == sidecar
+        known = json.loads(beside.read_text(encoding="utf-8"))
+        return {key: value for key, value in known.items() if key not in more} == sidecar
     except json.JSONDecodeError:
         return False
 

@@ -29,6 +29,7 @@ import pandas as pd
 import SimpleITK as sitk  # noqa: N813 - its own users call it so
 from joblib import Parallel, delayed, effective_n_jobs
 from nibabel.affines import apply_affine, voxel_sizes
+from scipy import ndimage
 from tqdm.auto import tqdm
 
 from resdm.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
@@ -56,6 +57,10 @@ FLAGS = {
 """Measures of quality and the range beyond which a session is flagged for somebody to look at."""
 
 _QUALITY = ("similarity", "reference_mean", "reference_cov", "suvr_max")
+
+_COARSEST_MM = 4.5  # T1: as fine as the coarsest phantoms
+
+_LOOK, _FLUID, _DEPTH = Grid((48, 56, 48), 4.0), (0.5, 0.56), 0.5  # beyond, a scan looks like a PET, see `_looks`
 
 _OTHER_SCANS = {
     "pet": "a PET", "ct": "a CT", "t2w": "a T2-weighted MRI", "flair": "a FLAIR MRI", "t2star": "a T2*-weighted MRI",
@@ -223,18 +228,26 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
         Intensities in [0, 1].
     info : dict
         ``transform`` (4, 4) as lists: MNI mm → T1 mm; ``t1_correlation``: with the MNI152 T1 inside the brain;
+        ``fluid``, ``depth``: by which a PET is told from a T1, see `_looks`;
         ``intensity``.
 
     Raises
     ------
     VolumeError
-        A file that cannot be read, is no single volume, or whose image does not fit the MNI152 T1.
+        A file that cannot be read, is no single volume, is coarser than `_COARSEST_MM`, looks like a CT or a PET, or
+        does not fit the MNI152 T1.
     """
     suffix = Path(path).name.removesuffix(".gz").removesuffix(".nii").rpartition("_")[2].lower()
     if suffix in _OTHER_SCANS:
         raise VolumeError(f"{path}: {_OTHER_SCANS[suffix]} by its name; expected a T1-weighted MRI")
     settings, scan = config.preprocess, read_scan(path)
     _check_not_ct(scan, path)
+    mean_mm = float(np.prod(voxel_sizes(scan.affine)) ** (1 / 3))
+    if mean_mm > _COARSEST_MM:
+        raise VolumeError(
+            f"{path}: voxels of {mean_mm:.1f} mm (mean of the three axes), expected {_COARSEST_MM:g} or less; such a scan "
+            "shows no anatomy to synthesise from: take the scan before it was resampled"
+        )
     array, mni_to_t1, info = _t1_on_grid(scan, settings, path)
     least = FLAGS["correlation"][0]
     if info["t1_correlation"] < least:
@@ -242,7 +255,31 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
             f"{path}: does not fit the MNI152 T1 (correlation {info['t1_correlation']:.2f} inside the brain, expected "
             f"{least} or more); is it a T1-weighted MRI of a head, with its orientation right?"
         )
-    return array, {"transform": mni_to_t1.tolist()} | info
+    fluid, depth = _looks(scan, mni_to_t1)
+    if fluid > _FLUID[1] or (fluid > _FLUID[0] and depth > _DEPTH):
+        raise VolumeError(
+            f"{path}: looks like a PET, not a T1-weighted MRI: fluid is {fluid:.2f} times as bright as white matter, "
+            f"and grey matter {100 * depth:.0f} % of the way down to it (expected {_FLUID[1]} or less, and "
+            f"{100 * _DEPTH:.0f} % or less where fluid is above {_FLUID[0]})"
+        )
+    return array, {"transform": mni_to_t1.tolist(), "fluid": fluid, "depth": depth} | info
+
+
+def _looks(scan: Scan, mni_to_t1: np.ndarray) -> tuple[float, float]:
+    """Brightness of fluid over that of white matter, and how far grey matter lies from white (0) to fluid (1).
+
+    Tissue means by least squares on the tissue maps, on a grid of 4 mm. In a T1 fluid is dark; in a PET all tissues
+    take up tracer and the scanner blurs, and where white matter binds most, as in amyloid PET without amyloid, grey is
+    nearly as dark as fluid.
+    """
+    gm, wm = (mni_map(name, _LOOK) for name in ("gm", "wm"))
+    inside = ndimage.binary_erosion(mni_map("brain", _LOOK), iterations=2)
+    here = resample(scan, _LOOK.affine, _LOOK.shape, mni_to_t1)[inside]
+    maps = np.column_stack([gm[inside], wm[inside], np.clip(1 - gm - wm, 0, 1)[inside]])
+    grey, white, fluid = np.linalg.lstsq(maps, here)[0]
+    if not white > fluid:
+        return np.inf, 0.0
+    return float(fluid / white), float((white - grey) / (white - fluid))
 
 
 def _check_not_ct(scan: Scan, path: str | Path) -> None:
