@@ -17,6 +17,7 @@ from tiny_methods import SHAPE, Sessions, build, make_config
 
 import resdm
 from resdm import cli, pipeline
+from resdm import scan as scans
 from resdm.anatomy import Grid
 from resdm.checkpoint import load_card, save_model
 from resdm.cohort import download
@@ -61,8 +62,8 @@ def preprocessed(monkeypatch):
         seen.append((path, config))
         return Sessions()[0][0][0].numpy(), {"transform": np.eye(4).tolist()}
 
-    monkeypatch.setattr(pipeline, "preprocess_mri", preprocess_mri)
-    monkeypatch.setattr(pipeline, "qc_montage", lambda people, *args, **options: (people, args, options))
+    monkeypatch.setattr(scans, "preprocess_mri", preprocess_mri)
+    monkeypatch.setattr(scans, "scan_montage", lambda mri, volumes, *args, **options: (volumes, args, options))
 
     def save_figure(figure, stem, provenance):
         seen.append((figure, provenance))
@@ -70,7 +71,7 @@ def preprocessed(monkeypatch):
         path.write_bytes(b"PNG")
         return [path]
 
-    monkeypatch.setattr(pipeline, "save_figure", save_figure)
+    monkeypatch.setattr(scans, "save_figure", save_figure)
     return seen
 
 
@@ -123,6 +124,9 @@ def test_an_unknown_method_is_refused(profile, command, capsys):
 @pytest.mark.parametrize("words", [
     "", "dance", "manifest dicom", "preprocess --jobs many", "predict --split tests",
     "synthesise x.nii.gz", "synthesise x.nii.gz --model m --out o --age old",
+    "synthesise --model m --out o", "synthesise x.nii.gz --manifest t.csv --model m --out o",
+    "synthesise x.nii.gz --model m --out o --sex F --sex M", "synthesise x.nii.gz --model m --out o --sex FM",
+    "synthesise x.nii.gz --model m --out o --samples 0", "model", "model show", "model push folder",
     "synthesise x.nii.gz --model m --out o --sex female", "synthesise x.nii.gz --model m --out o --steps 0",
 ])  # fmt: skip
 def test_arguments_that_make_no_sense(words):
@@ -178,7 +182,9 @@ def test_synthesise_one_mri(model, scan, preprocessed, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("synthetic, not for clinical use\n")
     written = dict(re.findall(r"^(\w+): (.*)$", out, flags=re.MULTILINE))
-    assert list(written) == ["amyloid", "tau", "mri", "picture"]
+    pets = ["amyloid", "amyloid_std", "tau", "tau_std"]
+    assert list(written) == [*pets, "mri", *(f"{name}_native" for name in pets), "suvr", "picture", "record"]
+    assert re.search(r"\n\d+ s, peak memory \d\.\d\d GiB\n$", out)
     image = nib.load(written["amyloid"])
     assert image.shape == SHAPE
     np.testing.assert_array_equal(image.affine, Grid(SHAPE, 12.0).affine)
@@ -187,10 +193,10 @@ def test_synthesise_one_mri(model, scan, preprocessed, tmp_path, capsys):
     assert sidecar["seed"] == 3
     assert sidecar["source"]["file"] == "sub-07_T1w.nii.gz"
     assert sidecar["source"]["transform"] == np.eye(4).tolist()
-    (path, config), ((people, _, options), _) = preprocessed
+    (path, config), ((volumes, _, options), _) = preprocessed
     assert path == scan
     assert config == load_card(folder).config  # the model's own preprocessing
-    np.testing.assert_array_equal(people[0]["tau"], nib.load(written["tau"]).get_fdata(dtype=np.float32))
+    np.testing.assert_array_equal(volumes["tau"], nib.load(written["tau"]).get_fdata(dtype=np.float32))
     assert options["notice"] == "synthetic, not for clinical use"
 
 
@@ -223,6 +229,54 @@ def test_bad_input_of_one_mri(model, scan, preprocessed, tmp_path, capsys, chang
     assert message in capsys.readouterr().err
     assert preprocessed == []
     assert not (tmp_path / "o").exists()
+
+
+def test_quiet_and_json(model, scan, preprocessed, tmp_path, capsys):
+    arguments = ["synthesise", str(scan), "--model", str(model("phantom")), "--out", str(tmp_path / "o")]
+    arguments += ["--allow-phantom-model", "--samples", "1"]
+    assert cli.main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main([*arguments, "--json"]) == 0
+    out, error = capsys.readouterr()
+    said = json.loads(out)
+    assert error == ""
+    assert said["notice"].endswith("made by a phantom-trained model")
+    assert list(said["files"]) == ["amyloid", "tau", "mri", "amyloid_native", "tau_native", "suvr", "picture", "record"]
+    assert said["peak_memory_bytes"] > 1e7
+
+
+def test_a_table_of_scans_reports_its_failures_and_exits_with_2(model, scan, preprocessed, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text(f"person,t1w,age,sex\nsub-1,{scan.name},74,F\nsub-2,{scan.name},old,F\nsub-3,gone.nii.gz,70,M\n")
+    arguments = ["synthesise", "--manifest", str(table), "--model", str(model("other")), "--out", str(tmp_path / "o")]
+    assert cli.main([*arguments, "--age", "70"]) == 2
+    assert "--age and --sex are of one MRI" in capsys.readouterr().err
+    assert cli.main([*arguments, "--quiet"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("resdm synthesise: 2 of 3 scans failed:\n")
+    assert f"{table}, line 3: age 'old' is no number of years" in error
+    assert "line 4: " in error
+    assert "Traceback" not in error
+    assert (tmp_path / "o" / "sub-1" / "pet" / "sub-1_desc-synth_record.json").is_file()
+    table.write_text(f"person,t1w,age,sex\nsub-1,{scan.name},74,F\nsub-2,{scan.name},71,F\n")
+    count = len(preprocessed)
+    assert cli.main([*arguments, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [row["status"] for row in said["scans"]] == ["kept", "done"]
+    assert len(preprocessed) == count + 2  # one scan more, and its picture
+
+
+def test_model_show_and_samples(model, tmp_path, capsys, profile, monkeypatch):
+    assert cli.main(["model", "show", str(model("phantom"))]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("---\nlicense: mit\n")
+    assert "phantoms, made by the package itself" in out
+    assert cli.main(["model", "show", str(tmp_path)]) == 2
+    assert "resdm model: " in capsys.readouterr().err
+    monkeypatch.setattr(pipeline, "sample_method", lambda config, **options: (config.profile, options))
+    assert cli.main(["sample", str(profile), "--quiet"]) == 0
+    assert capsys.readouterr().out == "('small', {'progress': False})\n"
 
 
 # ── manifests ─────────────────────────────────────────────────────────────────────────────────────

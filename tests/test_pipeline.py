@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from stored_cohort import GRID, LABELS, make_config, person, save
+from stored_cohort import GRID, LABELS, RANGES, make_config, person, save
 from tiny_methods import AdversarialConfig, PlainConfig, with_method
 
 from resdm import pipeline
@@ -37,7 +37,7 @@ def config(tmp_path):
         for tracer, label in LABELS.items():
             present = not (tracer == "tau" and i in (0, 6))
             path = f"{who}/{tracer}.nii.gz"
-            save(config.volumes / path, volumes[tracer])
+            save(config.volumes / path, volumes[tracer], suvr_range=RANGES[tracer])
             row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else "", tracer: path}
         rows.append(row)
     write_csv(config.volumes / "index.csv", pd.DataFrame(rows))

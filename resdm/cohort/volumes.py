@@ -245,8 +245,8 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
     mean_mm = float(np.prod(voxel_sizes(scan.affine)) ** (1 / 3))
     if mean_mm > _COARSEST_MM:
         raise VolumeError(
-            f"{path}: voxels of {mean_mm:.1f} mm (mean of the three axes), expected {_COARSEST_MM:g} or less; such a scan "
-            "shows no anatomy to synthesise from: take the scan before it was resampled"
+            f"{path}: voxels of {mean_mm:.1f} mm (mean of the three axes), expected {_COARSEST_MM:g} or less: it shows "
+            "too little anatomy to tell a T1 from a PET; take the scan before it was resampled"
         )
     array, mni_to_t1, info = _t1_on_grid(scan, settings, path)
     least = FLAGS["correlation"][0]

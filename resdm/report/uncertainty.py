@@ -189,7 +189,7 @@ def uncertainty_figure(found: Uncertainty, *, people: bool = True, notice: str =
     """
     left, gap, size, top, pitch = 0.50, 0.46, 1.28, 0.92, 1.92
     tracers = [tracer for tracer in TRACERS if (found.ranking["tracer"] == tracer).any()]
-    page = Page.of(WIDTH, top + pitch * len(tracers) + 0.22)
+    page = Page.of(WIDTH, top + pitch * (len(tracers) - 1) + size + 0.42)
     page.title(
         f"What the spread over samples of {method} says of its error", notice,
         "Test people, brain, SUVR; calibrated on validation people. (a) bins of equally many voxels; (b) voxels (line) "
@@ -203,7 +203,7 @@ def uncertainty_figure(found: Uncertainty, *, people: bool = True, notice: str =
         own = found.people[found.people["tracer"] == tracer]
         _ranking_panel(panels[2], own, ranking, people)
         _risk_panel(panels[3], own)
-        page.text(0.08, top + row * pitch - 0.20, TRACER_TITLES[tracer], fontsize=8, fontweight="bold")
+        page.text(0.08, top + row * pitch - 0.30, TRACER_TITLES[tracer], fontsize=8, fontweight="bold")
         for letter, axes in zip("abcd", panels, strict=True):
             axes.set_title(f"({letter})", fontsize=7, loc="left", pad=3)
         if row == 0:
@@ -256,7 +256,8 @@ def _ranking_panel(axes: Axes, own: pd.DataFrame, ranking: pd.DataFrame, people:
     axes.set_ylabel("mean absolute error", labelpad=1)
     axes.margins(0.08)
     rho = number(ranking.loc["both", "rho"], 2)
-    axes.text(0.04, 0.97, f"ρ = {rho}", transform=axes.transAxes, va="top", fontsize=6.5)
+    rho = "the same score for all" if rho == "–" else f"ρ = {rho}"
+    axes.text(0.04, 0.97, rho, transform=axes.transAxes, va="top", fontsize=6.5)
 
 
 def _risk_panel(axes: Axes, own: pd.DataFrame) -> None:
@@ -265,6 +266,8 @@ def _risk_panel(axes: Axes, own: pd.DataFrame) -> None:
     axes.axhline(error.mean(), ls=":", lw=0.8, color=GREY)
     axes.plot(kept, risk_coverage(error, error), ls="--", lw=0.8, color=GREY)
     for predictor in ("raw", "both"):
+        if np.ptp(own[predictor]) <= 1e-9 * own[predictor].max():  # in any order
+            continue
         axes.plot(kept, risk_coverage(own[predictor].to_numpy(), error), lw=0.9, color=_COLOURS[predictor])
     axes.text(98, error.mean(), "random", fontsize=5.5, color=GREY, ha="right", va="bottom")
     axes.text(40, np.interp(40, kept, risk_coverage(error, error)), "oracle", fontsize=5.5, color=GREY, va="top")
