@@ -228,19 +228,22 @@ def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int, repeats: in
     found |= {"aurc_oracle": float(risk_coverage(error, error).mean()) if n else np.nan}
     span = found["aurc_random"] - found["aurc_oracle"]
     found["gain"] = (found["aurc_random"] - found["aurc"]) / span if span > 0 else np.nan
-    rng = np.random.default_rng(seed)
-    draws = [_spearman(score[i], error[i]) for i in rng.integers(0, n, (repeats, n))] if n >= 3 else []
-    found["rho"] = _spearman(score, error)
-    known = [value for value in draws if np.isfinite(value)]
-    low, high = np.quantile(known, [0.025, 0.975]) if known and np.isfinite(found["rho"]) else (np.nan, np.nan)
+    found |= {"rho": np.nan, "rho_low": np.nan, "rho_high": np.nan}
+    if n >= 3 and np.ptp(score) > 0 and np.ptp(error) > 0:
+        rows = np.random.default_rng(seed).integers(0, n, (repeats, n))
+        found["rho"] = float(_spearman(score[None], error[None])[0])
+        found["rho_low"], found["rho_high"] = map(
+            float, np.nanquantile(_spearman(score[rows], error[rows]), [0.025, 0.975])
+        )
     order = ("n", "rho", "rho_low", "rho_high", "aurc", "aurc_random", "aurc_oracle", "gain")
-    return {key: (found | {"rho_low": float(low), "rho_high": float(high)})[key] for key in order}
+    return {key: found[key] for key in order}
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of every row, (R, N) → (R,); NaN where one side does not vary."""
+    x, y = (stats.rankdata(values, axis=1) - (x.shape[1] + 1) / 2 for values in (x, y))
+    below = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    return np.where(below > 0, (x * y).sum(axis=1) / np.where(below > 0, below, 1), np.nan)
 
 
 # ── stored samples ────────────────────────────────────────────────────────────────────────────────

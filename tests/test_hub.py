@@ -1,0 +1,140 @@
+"""Model folders to and from a Hub that is a folder on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from huggingface_hub.errors import HFValidationError
+from tiny_methods import build, make_config
+
+from resdm import cli, hub
+from resdm.checkpoint import CheckpointError, load_card, save_model
+from resdm.hub import FILES, HubError, pull, push
+from resdm.io import sha256
+from resdm.modelcard import render
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = make_config(tmp_path)
+    made = save_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
+    (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
+    (made / "history.csv").write_text("epoch\n1\n")
+    return made
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """The Hub: ``upload_folder`` and ``snapshot_download`` as the library defines them, on disk."""
+    calls = SimpleNamespace(root=tmp_path / "hub", private=None)
+
+    class Api:
+        def create_repo(self, repo_id, *, repo_type, private, exist_ok):
+            assert repo_type == "model"
+            calls.private = private
+            (calls.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+        def upload_folder(self, *, repo_id, repo_type, folder_path, allow_patterns, commit_message):
+            shutil.copytree(
+                folder_path, calls.root / repo_id, dirs_exist_ok=True,
+                ignore=lambda _, names: [n for n in names if not any(fnmatch.fnmatch(n, p) for p in allow_patterns)],
+            )  # fmt: skip
+            return SimpleNamespace(commit_url=f"https://hub.example/{repo_id}/commit/1")
+
+    def snapshot_download(repo_id, *, revision, local_dir, allow_patterns):
+        if not (calls.root / repo_id).is_dir():
+            raise HFValidationError(f"{repo_id} not found\nmore of it")
+        shutil.copytree(calls.root / repo_id, local_dir)  # the library filters; here all comes
+        (local_dir / ".cache" / "huggingface").mkdir(parents=True)
+        return str(local_dir)
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    return calls
+
+
+def test_there_and_back(folder, remote, tmp_path, capsys):
+    assert cli.main(["model", "push", str(folder), "lab/resdm"]) == 0
+    assert capsys.readouterr().out == "https://hub.example/lab/resdm/commit/1\n"
+    assert remote.private is True
+    there = remote.root / "lab" / "resdm"
+    assert sorted(path.name for path in there.iterdir()) == [
+        "README.md",
+        "config.yaml",
+        "history.csv",
+        "model.safetensors",
+    ]
+    assert cli.main(["model", "pull", "lab/resdm", str(tmp_path / "back")]) == 0
+    for path in there.iterdir():
+        assert sha256(tmp_path / "back" / path.name) == sha256(folder / path.name)
+    assert load_card(tmp_path / "back").digest == load_card(folder).digest
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == names
+    push(folder, "lab/resdm", private=False)
+    assert remote.private is False
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("state.pt", r"beside them state\.pt; the training is not finished"),
+    ("sub-01_T1w.nii.gz", r"beside them sub-01_T1w\.nii\.gz; move the rest away"),
+    ("more/x.bin", "beside them more/x.bin"),
+])  # fmt: skip
+def test_nothing_else_goes_up(folder, remote, name, message):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    with pytest.raises(CheckpointError, match=message):
+        push(folder, "lab/resdm")
+    assert not remote.root.exists()
+
+
+def test_a_folder_without_a_card_stays(folder, remote):
+    (folder / "README.md").unlink()
+    with pytest.raises(CheckpointError, match=r"no README\.md"):
+        push(folder, "lab/resdm")
+
+
+def test_paths_of_the_cohort_stay_at_home(tmp_path, remote):
+    config = make_config(tmp_path)
+    cohort = dataclasses.replace(config.cohort, folder="/data/adni/secret", tables="/data/adni/tables")
+    config = dataclasses.replace(config, cohort=cohort)
+    made = save_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
+    (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
+    push(made, "lab/resdm")
+    text = (remote.root / "lab/resdm/config.yaml").read_text()
+    assert "/data" not in text
+    assert yaml.safe_load(text)["cohort"]["folder"] == "data"
+    assert load_card(pull("lab/resdm", tmp_path / "back")).digest == load_card(made).digest
+    assert "/data/adni/secret" in (made / "config.yaml").read_text()  # the folder itself is as it was
+
+
+def test_what_comes_down_must_be_a_model(folder, remote, tmp_path):
+    with pytest.raises(HubError, match="lab/none: not downloaded \\(lab/none not found\\)"):
+        pull("lab/none", tmp_path / "back")
+    push(folder, "lab/resdm")
+    there = remote.root / "lab" / "resdm"
+    torch.save({"x": 1}, there / "state.pt")  # somebody else put it there
+    assert {path.name for path in pull("lab/resdm", tmp_path / "one").iterdir()} <= set(FILES)
+    (there / "model.safetensors").write_bytes(b"\x80\x04 a pickle")
+    with pytest.raises(CheckpointError, match=r"lab/resdm: no model of resdm: .*not a model of resdm"):
+        pull("lab/resdm", tmp_path / "two")
+    (there / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors there"):
+        pull("lab/resdm", tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+    assert not list(tmp_path.glob(".pull-*"))
+    with pytest.raises(CheckpointError, match="one: is there already"):
+        pull("lab/resdm", tmp_path / "one")
+
+
+def test_a_hub_that_refuses_is_named(folder, remote, monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise OSError("no token found")
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", refuse)
+    assert cli.main(["model", "push", str(folder), "lab/resdm"]) == 2
+    assert capsys.readouterr().err == "resdm model: lab/resdm: not uploaded (no token found)\n"

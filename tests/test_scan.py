@@ -1,0 +1,324 @@
+"""One MRI in, both PETs out: its own voxels, left and right, bytes, tables, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from native_scans import make_visit, rotation, save, storage
+from nibabel.affines import apply_affine
+from scipy import ndimage
+from tiny_methods import SHAPE, Sessions, build, make_config
+
+from resdm import scan as scans
+from resdm.anatomy import CENTRE_MM, Grid
+from resdm.checkpoint import CheckpointError, load_card, save_model
+from resdm.cohort.volumes import VolumeError
+from resdm.evaluation.suvr import regional_means, to_suvr
+from resdm.io import sha256
+from resdm.scan import ScanError, suvr_table, synthesise_scan, synthesise_scans, to_native
+from resdm.synthesis import Model, SynthesisError, mean_and_std
+
+GRID = Grid((48, 56, 48), 4.0)
+MARKER_MM = np.array([-44.0, -30.0, 20.0])
+"""In the left hemisphere."""
+
+
+def marker(grid: Grid) -> np.ndarray:
+    """A ball of 12 mm in the left hemisphere."""
+    distance = np.linalg.norm(grid.mm() - MARKER_MM[:, None, None, None], axis=0)
+    return (distance < 12).astype(np.float32)
+
+
+def folder(tmp_path, kind="other", **changes):
+    config = make_config(tmp_path, kind=kind)
+    method = build(config, "Plain")
+    torch.nn.init.constant_(method.heard, 0.5)  # the prompt matters
+    return save_model(tmp_path / f"model-{kind}", method, config, "Plain", **changes)
+
+
+@pytest.fixture
+def t1w(tmp_path):
+    """A file in an odd storage; what registration makes of it is not tested here."""
+    affine = storage("LPI", (4, 4, 5), (20, 22, 18), np.array(CENTRE_MM), (5, -4, 7))
+    return save(tmp_path / "sub-07_ses-1_T1w.nii.gz", np.ones((20, 22, 18), np.float32), affine, codes=(2, 1))
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Registration finds the identity."""
+    seen = []
+
+    def preprocess_mri(path, config):
+        seen.append(path)
+        return Sessions()[0][0][0].numpy(), {"transform": np.eye(4).tolist()}
+
+    monkeypatch.setattr(scans, "preprocess_mri", preprocess_mri)
+    return seen
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The picture costs most of the time, and has tests of its own."""
+
+    def save_figure(figure, stem, provenance):
+        stem.with_name(f"{stem.name}.png").write_bytes(b"PNG")
+        return [stem.with_name(f"{stem.name}.png")]
+
+    monkeypatch.setattr(scans, "scan_montage", lambda *args, **options: None)
+    monkeypatch.setattr(scans, "save_figure", save_figure)
+
+
+def digests(out):
+    return {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+# ── left and right ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("code", ["RAS", "LAS", "LPI", "PIR"])
+@pytest.mark.parametrize("oblique", [False, True])
+def test_a_marker_in_the_left_hemisphere_is_on_the_left_of_the_mri(tmp_path, code, oblique):
+    mni_to_t1 = np.eye(4)
+    if oblique:
+        mni_to_t1[:3, :3] = 1.05 * rotation((9, -7, 11))[:3, :3]
+        mni_to_t1[:3, 3] = (6, -4, 3)
+    middle = apply_affine(mni_to_t1, np.array(CENTRE_MM))
+    affine = storage(code, (2.5, 2.5, 3), (90, 96, 80), middle, (6, -8, 4) if oblique else (0, 0, 0))
+    path = save(tmp_path / "x_T1w.nii.gz", np.ones((90, 96, 80), np.float32), affine)
+    image = to_native(marker(GRID), GRID, mni_to_t1, path)
+    assert image.shape == (90, 96, 80)
+    np.testing.assert_array_equal(image.affine, nib.load(path).affine)
+    found = np.array(ndimage.center_of_mass(image.get_fdata()))
+    np.testing.assert_allclose(apply_affine(affine, found), apply_affine(mni_to_t1, MARKER_MM), atol=0.5)
+    # And without any affine: by the letters of the storage, on which side of the middle voxel does it lie?
+    axis = next(i for i, letter in enumerate(code) if letter in "RL")
+    side = found[axis] - apply_affine(np.linalg.inv(affine), middle)[axis]
+    assert side < -10 if code[axis] == "R" else side > 10
+
+
+def test_left_stays_left_through_registration(tmp_path, monkeypatch):
+    """From a file that registration has to find its way through to the file that comes out."""
+    visit = make_visit(3, t1_code="LPI")
+    path = save(tmp_path / "sub-01_T1w.nii.gz", visit.t1.data, visit.t1.affine)
+    model = folder(tmp_path)
+    planted = np.stack([marker(Grid(SHAPE, 12.0)), np.zeros(SHAPE, np.float32)])
+    monkeypatch.setattr(Model, "synthesise", lambda self, mri, age, sex, **_: planted)
+    files = synthesise_scan(path, model, tmp_path / "out", samples=1)
+    image = nib.load(files["amyloid_native"])
+    assert image.shape == visit.t1.data.shape
+    np.testing.assert_array_equal(image.affine, nib.load(path).affine)
+    found = apply_affine(image.affine, np.array(ndimage.center_of_mass(image.get_fdata())))
+    expected = apply_affine(visit.mni_to_t1, MARKER_MM)
+    mirrored = apply_affine(visit.mni_to_t1, MARKER_MM * [-1, 1, 1])
+    assert np.linalg.norm(found - expected) < 8 < np.linalg.norm(found - mirrored)
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (2, 1), (0, 1), (1, 0), (4, 4)])
+def test_the_forms_and_their_codes_are_kept_and_nothing_else_is(tmp_path, codes):
+    affine = storage("LAS", (1, 1.2, 2), (20, 22, 18), np.zeros(3), (5, -4, 7))
+    path = save(tmp_path / "x_T1w.nii.gz", np.ones((20, 22, 18), np.int16), affine, codes=codes)
+    image = nib.load(path)
+    image.header["descrip"] = b"Jane Doe"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(image, path)
+    nib.save(to_native(marker(GRID), GRID, np.eye(4), path), tmp_path / "out.nii.gz")
+    one, other = nib.load(path).header, nib.load(tmp_path / "out.nii.gz").header
+    for field in ("dim", "pixdim", "sform_code", "qform_code", "srow_x", "srow_z", "quatern_c", "qoffset_y"):
+        np.testing.assert_array_equal(one[field], other[field])
+    assert (int(other["sform_code"]), int(other["qform_code"])) == codes
+    assert other.get_data_dtype() == np.float32
+    assert b"Jane" not in (tmp_path / "out.nii.gz").read_bytes()
+    assert not other.extensions
+    assert bytes(other["descrip"]).rstrip(b"\0") == b""
+
+
+# ── one scan ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_mean_and_spread_in_both_spaces(tmp_path, t1w, registered):
+    model = folder(tmp_path)
+    files = synthesise_scan(t1w, model, tmp_path / "out", age=74, sex="F", samples=3, seed=5)
+    loaded, mri = Model.load(model), Sessions()[0][0][0].numpy()
+    draws = list(loaded.draws(mri, 74, "F", seed=5, samples=3))
+    np.testing.assert_array_equal(draws[0], loaded.synthesise(mri, 74, "F", seed=5))
+    assert np.abs(draws[1] - draws[0]).max() > 0
+    for channel, tracer in enumerate(("amyloid", "tau")):
+        mean = nib.load(files[tracer]).get_fdata()
+        std = nib.load(files[f"{tracer}_std"]).get_fdata()
+        np.testing.assert_allclose(mean, np.mean([d[channel] for d in draws], axis=0), atol=1e-6)
+        np.testing.assert_allclose(std, np.std([d[channel] for d in draws], axis=0, ddof=1), atol=1e-6)
+        grid = loaded.grid
+        native = nib.load(files[f"{tracer}_native"])
+        assert files[f"{tracer}_native"].name.replace("T1w", "MNI152") == files[tracer].name
+        assert native.shape == (20, 22, 18)
+        # SUVR of 0 to 3, so three times the intensity; where the MRI's voxel lies well inside the brain
+        centre = tuple(np.round(apply_affine(np.linalg.inv(native.affine), CENTRE_MM)).astype(int))
+        place = apply_affine(np.linalg.inv(grid.affine), apply_affine(native.affine, centre))
+        for name, volume in ((tracer, mean), (f"{tracer}_std", std)):
+            there = 3 * ndimage.map_coordinates(volume, place[:, None], order=1)[0]
+            assert nib.load(files[f"{name}_native"]).get_fdata()[centre] == pytest.approx(there, rel=1e-4)
+    said = json.loads((files["tau_std_native"].with_name(files["tau_std_native"].name[:-7] + ".json")).read_text())
+    assert (said["units"], said["space"], said["statistic"]) == ("SUVR", "T1w", "std over samples")
+    assert (said["seed"], said["samples"], said["prompt"]) == (5, 3, {"age": 74, "sex": "F"})
+    assert said["source"]["sha256"] == sha256(t1w)
+    assert said["model"]["sha256"] == sha256(model / "model.safetensors")
+    assert said["source"]["versions"]["resdm"]
+    assert said["notice"] == "synthetic, not for clinical use"
+    units = json.loads((files["tau"].with_name(files["tau"].name[:-7] + ".json")).read_text())["units"]
+    assert units.startswith("intensity: SUVR = low + (high − low)")
+    table = pd.read_csv(files["suvr"])
+    regional = [regional_means(to_suvr(d[1], (0.0, 3.0)), loaded.grid, "tau")["thalamus"] for d in draws]
+    row = table.query("tracer == 'tau' and region == 'thalamus'").iloc[0]
+    assert row["mean"] == pytest.approx(np.mean(regional), rel=1e-5)
+    assert row["std"] == pytest.approx(np.std(regional, ddof=1), rel=1e-4)
+    assert files["picture"].read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
+    model = folder(tmp_path, kind="phantom")
+    one = synthesise_scan(t1w, model, tmp_path / "a", age=74, sex="F", samples=2, seed=1, allow_phantom_model=True)
+    torch.manual_seed(9)
+    synthesise_scan(t1w, model, tmp_path / "b", age=74, sex="F", samples=2, seed=1, allow_phantom_model=True)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert len(digests(tmp_path / "a")) == 8 * 2 + 1 + 1 + 3 + 1  # PETs with sidecars, T1, SUVRs, picture, record
+    synthesise_scan(t1w, model, tmp_path / "c", age=74, sex="F", samples=2, seed=2, allow_phantom_model=True)
+    assert sha256(one["tau"]) != sha256(tmp_path / "c" / one["tau"].name)
+    for path in (tmp_path / "a").iterdir():  # and every one says what made it
+        if path.suffix in (".json", ".csv"):
+            assert "made by a phantom-trained model" in path.read_text(), path.name
+        if path.suffix == ".gz" and "_pet" in path.name:
+            assert b"made by a phantom-trained model" in bytes(nib.load(path).header["descrip"])
+
+
+def test_a_single_sample_has_no_spread(tmp_path, t1w, registered, undrawn):
+    model = folder(tmp_path)
+    files = synthesise_scan(t1w, model, tmp_path / "out", samples=1)
+    assert not [name for name in files if "std" in name]
+    pet = Model.load(model).synthesise(Sessions()[0][0][0].numpy(), None, None, seed=0)
+    np.testing.assert_array_equal(nib.load(files["tau"]).get_fdata(dtype=np.float32), pet[1])
+    assert pd.read_csv(files["suvr"])["std"].isna().all()
+
+
+def test_status_by_cutoff(tmp_path):
+    card = load_card(folder(tmp_path))  # cut-offs 1.11 of florbetapir and 1.27 of tau
+    values = [{"amyloid": {"summary": a, "pons": 1.5}, "tau": {"summary": t, "pons": 1.0}}
+              for a, t in ((1.0, 1.3), (1.1, 1.2), (1.26, 1.2))]  # fmt: skip
+    table = suvr_table(values, card).set_index(["tracer", "region"])
+    assert table.loc[("amyloid", "summary"), "mean"] == pytest.approx(1.12)
+    assert table.loc[("amyloid", "summary"), "status"] == "positive"
+    assert table.loc[("amyloid", "summary"), "positive_share"] == pytest.approx(1 / 3)
+    assert table.loc[("tau", "summary"), ["cutoff", "status"]].tolist() == [1.27, "negative"]
+    assert table.loc[("tau", "pons"), "status"] == ""
+    assert table.loc[("tau", "summary"), "std"] == pytest.approx(np.std([1.3, 1.2, 1.2], ddof=1))
+
+
+def test_mean_and_std_by_recurrence():
+    draws = np.random.default_rng(0).normal(100, 0.01, (7, 2, 3)).astype(np.float32)
+    mean, std = mean_and_std(iter(draws))
+    np.testing.assert_allclose(mean, draws.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(std, draws.astype(np.float64).std(axis=0, ddof=1), rtol=1e-5)
+    assert np.isnan(mean_and_std(iter(draws[:1]))[1]).all()
+    with pytest.raises(ValueError, match="no draw"):
+        mean_and_std(iter([]))
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_model_that_is_none(tmp_path, t1w, registered):
+    with pytest.raises(CheckpointError, match="nowhere: no such model folder"):
+        synthesise_scan(t1w, tmp_path / "nowhere", tmp_path / "out")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"other: no config\.yaml and no model\.safetensors there"):
+        synthesise_scan(t1w, other, tmp_path / "out")
+    with pytest.raises(SynthesisError, match="--allow-phantom-model"):
+        synthesise_scan(t1w, folder(tmp_path, kind="phantom"), tmp_path / "out")
+    assert registered == []
+
+
+@pytest.mark.parametrize(("prompt", "message"), [
+    ({"age": "74"}, "prompt: age '74' is text; expected a number of years"),
+    ({"age": float("nan")}, "age nan is outside"),
+    ({"sex": ("F", "M")}, r"unknown sex \('F', 'M'\)"),
+    ({"sex": "unknown"}, "unknown sex 'unknown'; expected one of F, M, or none"),
+    ({"samples": 0}, "samples: 0; expected at least 1"),
+])  # fmt: skip
+def test_prompts_that_make_no_sense(tmp_path, t1w, registered, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        synthesise_scan(t1w, folder(tmp_path), tmp_path / "out", **prompt)
+    assert registered == []
+
+
+def test_volumes_are_checked(tmp_path):
+    model = folder(tmp_path)
+    for data, message in (
+        (np.ones((20, 20, 20, 3), np.float32), r"found 4 dimensions \(20, 20, 20, 3\), expected one 3D volume"),
+        (np.zeros((20, 20, 20), np.float32), "empty, all voxels lie from 0 to 0"),
+    ):
+        path = save(tmp_path / "x_T1w.nii.gz", data, np.diag([4, 4, 4, 1]))
+        with pytest.raises(VolumeError, match=message):
+            synthesise_scan(path, model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ── many scans ────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_table(tmp_path, *lines):
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["person,session,t1w,age,sex,diagnosis", *lines]) + "\n")
+    return path
+
+
+def test_a_row_that_fails_does_not_lose_the_others(tmp_path, t1w, registered, undrawn):
+    model = folder(tmp_path)
+    (tmp_path / "broken_T1w.nii.gz").write_bytes(b"no image")
+    lines = [
+        f"sub-1,ses-1,{t1w.name},74,F,CN", f"sub-1,ses-2,{t1w},,,CN", "sub-2,,gone.nii.gz,70,M,AD",
+        f"sub-3,,{t1w.name},old,M,AD", f"sub-4,,{t1w.name},70,W,AD", "sub-5,,broken_T1w.nii.gz,70,M,AD",
+        f"sub-6,,{t1w.name},80,M,",
+    ]  # fmt: skip
+    path = write_table(tmp_path, *lines)
+    frame = synthesise_scans(path, model, tmp_path / "out", samples=2)
+    assert frame["status"].tolist() == ["done", "done", "failed", "failed", "failed", "failed", "done"]
+    messages = frame["message"].tolist()
+    assert messages[2].startswith(f"FileNotFoundError: {path}, line 4: ")
+    assert f"{path}, line 5: age 'old' is no number" in messages[3]
+    assert f"{path}, line 6: unknown sex 'W'" in messages[4]
+    assert (tmp_path / "out/sub-1/ses-2/pet/sub-1_ses-2_trc-18FAV45_space-T1w_desc-synth_pet.nii.gz").is_file()
+    said = json.loads((tmp_path / "out/sub-1/ses-2/pet/sub-1_ses-2_desc-synth_record.json").read_text())
+    assert said["prompt"] == {"age": None, "sex": None}
+    before = digests(tmp_path / "out")
+    registered.clear()
+    again = synthesise_scans(path, model, tmp_path / "out", samples=2)
+    assert again["status"].tolist() == ["kept", "kept", "failed", "failed", "failed", "failed", "kept"]
+    assert digests(tmp_path / "out") == before
+    assert len(registered) == 1  # the broken file, which is no image
+    next((tmp_path / "out/sub-6/pet").glob("*18FAV1451_space-T1w_desc-synth_pet.nii.gz")).unlink()
+    write_table(tmp_path, lines[0].replace("74", "75"), lines[1], lines[6])
+    third = synthesise_scans(path, model, tmp_path / "out", samples=2)
+    assert third["status"].tolist() == ["done", "kept", "done"]  # another prompt; a lost file
+    assert synthesise_scans(path, model, tmp_path / "out", samples=3)["status"].tolist() == ["done"] * 3
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("who,t1w\nsub-1,x\n", "no column person; found who, t1w, expected person, t1w"),
+    ("person,t1w\n", "no row; expected one a scan"),
+    ("person,t1w\n../x,y\n", r"line 2: person '\.\./x'"),
+    ("person,session,t1w\nsub-1,ses-1,x\nsub-1,ses-1,y\n", "line 3: sub-1 ses-1 stands on line 2 already"),
+])  # fmt: skip
+def test_a_table_that_is_none(tmp_path, text, message):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(ScanError, match=message):
+        synthesise_scans(path, folder(tmp_path), tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="no such table"):
+        synthesise_scans(tmp_path / "gone.csv", folder(tmp_path), tmp_path / "out")

@@ -1,0 +1,283 @@
+"""Calibration, coverage and ranking on errors whose distribution is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_resdm
+from stored_cohort import GRID, LABELS, RANGES, make_config, person, save
+
+from resdm.anatomy import Grid, mni_map
+from resdm.checkpoint import save_model
+from resdm.config import ConfigError, UncertaintyConfig, derive_seed, load_config
+from resdm.evaluation.uncertainty import (
+    LEVELS,
+    PREDICTORS,
+    Samples,
+    UncertaintyError,
+    calibrate,
+    coverage,
+    error_maps,
+    judge,
+    judge_samples,
+    likelihood,
+    rank_summary,
+    raw_calibration,
+    read_samples,
+    reliability,
+    risk_coverage,
+    smooth_map,
+)
+from resdm.io import sha256, write_csv, write_json
+from resdm.methods import build_method
+from resdm.pipeline import sample_method
+from resdm.report.figures import save_figure
+from resdm.report.uncertainty import uncertainty_figure, uncertainty_table
+from resdm.synthesis import Model
+
+N, V = 40, 2000
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def world(rng, n=N, factor=1.0):
+    """Residuals of a known deviation at every voxel of every person, and a spread that is off by a factor."""
+    true = rng.uniform(0.05, 0.5, (n, V))
+    return true * rng.normal(size=(n, V)), true / factor, true
+
+
+# ── known noise ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_coverage_is_nominal_where_the_spread_is_the_error(rng):
+    residual, std, _ = world(rng)
+    fit = raw_calibration()
+    assert fit.quantiles[0.9] == pytest.approx(1.6449, abs=1e-4)
+    found = coverage(residual, fit.sigma(std, np.zeros_like(std)), fit)
+    assert found.shape == (N, len(LEVELS))
+    np.testing.assert_allclose(found.mean(axis=0), LEVELS, atol=0.005)
+
+
+def test_a_spread_that_is_five_times_too_small_is_mended(rng):
+    residual, std, _ = world(rng, factor=5)
+    raw = raw_calibration()
+    before = coverage(residual, raw.sigma(std, np.zeros_like(std)), raw).mean(axis=0)
+    assert before[LEVELS.index(0.9)] == pytest.approx(0.258, abs=0.01)  # P(|z| < 1.645 / 5)
+    _, without = error_maps(residual)
+    fit = calibrate(residual, std, without, "sampling")
+    assert fit.a == pytest.approx(25, rel=0.05)
+    assert fit.b == 0
+    new, spread, _ = world(np.random.default_rng(1), factor=5)
+    after = coverage(new, fit.sigma(spread, np.zeros_like(spread)), fit).mean(axis=0)
+    np.testing.assert_allclose(after, LEVELS, atol=0.01)
+
+
+def test_errors_that_are_no_gaussian_are_covered_all_the_same(rng):
+    residual = rng.laplace(scale=0.1, size=(N, V))
+    _, without = error_maps(residual)
+    fit = calibrate(residual, np.full((N, V), 0.01), without, "map")
+    new = rng.laplace(scale=0.1, size=(N, V))
+    whole, _ = error_maps(residual)
+    found = coverage(new, fit.sigma(np.full((N, V), 0.01), whole), fit).mean(axis=0)
+    np.testing.assert_allclose(found, LEVELS, atol=0.01)
+    assert fit.quantiles[0.5] < raw_calibration().quantiles[0.5]  # a Laplace's half lies closer than a Gaussian's
+
+
+def test_each_part_of_the_variance_gets_its_weight(rng):
+    error = np.broadcast_to(rng.uniform(0.05, 0.3, V), (200, V))
+    std = rng.uniform(0.01, 0.1, (200, V))
+    residual = np.sqrt(4 * std**2 + 0.5 * error**2) * rng.normal(size=(200, V))
+    fit = calibrate(residual, std, error, "both")
+    assert (fit.a, fit.b) == (pytest.approx(4, rel=0.05), pytest.approx(0.5, rel=0.05))
+    alone = calibrate(rng.normal(size=(200, V)) * error, std, error, "both")
+    assert alone.a == pytest.approx(0, abs=0.05)
+    assert alone.b == pytest.approx(1, rel=0.02)
+
+
+def test_the_right_deviation_has_the_least_likelihood_loss(rng):
+    residual, _, true = world(rng)
+    right = likelihood(residual, true)
+    assert right.mean() == pytest.approx(np.mean(np.log(true)) + 0.5 + 0.5 * np.log(2 * np.pi), abs=0.01)
+    for wrong in (0.8 * true, 1.25 * true, np.full_like(true, np.sqrt(np.mean(true**2)))):
+        assert (likelihood(residual, wrong) > right).mean() > 0.95
+
+
+def test_error_follows_predicted_deviation_where_it_is_right(rng):
+    residual, _, true = world(rng)
+    table = reliability(residual, true)
+    assert table["n"].sum() == N * V
+    np.testing.assert_allclose(table["error"], table["predicted"], rtol=0.03)
+    assert table["predicted"].is_monotonic_increasing
+    flat = reliability(residual, np.random.default_rng(2).permutation(true.ravel()).reshape(true.shape))
+    assert flat["error"].max() / flat["error"].min() < 1.1  # a spread that knows nothing
+
+
+def test_an_error_map_does_not_know_the_person(rng):
+    residual = np.ones((6, 3))
+    residual[4] = 100
+    whole, without = error_maps(residual, folds=3)
+    np.testing.assert_allclose(whole, np.sqrt((5 + 1e4) / 6))
+    np.testing.assert_allclose(without[4], 1)  # persons 1 and 4 are of one fold
+    np.testing.assert_allclose(without[1], 1)
+    np.testing.assert_allclose(without[0], np.sqrt((3 + 1e4) / 4))
+    with pytest.raises(UncertaintyError, match="1 validation people; 2 are the least"):
+        error_maps(residual[:1])
+
+
+def test_a_map_is_smoothed_inside_the_brain_alone():
+    grid = Grid((32, 36, 32), 6.0)
+    voxels = int(mni_map("brain", grid).sum())
+    np.testing.assert_allclose(smooth_map(np.full(voxels, 0.2), grid), 0.2, rtol=1e-6)  # no darker rim
+    noisy = np.abs(np.random.default_rng(0).normal(0.2, 0.05, (2, voxels)))
+    smooth = smooth_map(noisy, grid)
+    assert smooth.shape == noisy.shape
+    assert smooth.std() < 0.5 * noisy.std()
+
+
+def test_nobody_and_numbers_that_are_none():
+    with pytest.raises(UncertaintyError, match="nobody to calibrate on"):
+        calibrate(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 3)))
+    with pytest.raises(UncertaintyError, match="not finite"):
+        calibrate(np.full((2, 3), np.nan), np.ones((2, 3)), np.ones((2, 3)))
+
+
+# ── ranking ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_risk_coverage_curve_by_hand():
+    error = np.array([4.0, 1.0, 3.0, 2.0])
+    np.testing.assert_allclose(risk_coverage(np.array([4, 1, 3, 2]), error), [1, 1.5, 2, 2.5])
+    np.testing.assert_allclose(risk_coverage(np.array([1, 4, 2, 3]), error), [4, 3.5, 3, 2.5])
+
+
+def test_a_score_that_is_the_error_ranks_perfectly_and_chance_does_not(rng):
+    error = rng.gamma(2, size=200)
+    best = rank_summary(error**2, error, seed=0)  # any increasing function
+    assert (best["rho"], best["gain"]) == (1, 1)
+    assert best["aurc"] == best["aurc_oracle"] < best["aurc_random"] == error.mean()
+    chance = rank_summary(rng.permutation(error), error, seed=0)
+    assert chance["rho_low"] < 0 < chance["rho_high"]
+    assert abs(chance["gain"]) < 0.3
+    assert rank_summary(-error, error, seed=0)["gain"] < 0
+    half = rank_summary(error + rng.normal(0, error.std(), 200), error, seed=0)
+    assert 0.3 < half["rho_low"] < half["rho"] < half["rho_high"] < 0.95
+
+
+def test_a_score_that_says_the_same_of_all_is_as_good_as_chance(rng):
+    error = rng.gamma(2, size=20)
+    flat = rank_summary(np.full(20, 0.1) + 1e-16 * np.arange(20), error, seed=0)
+    assert (flat["aurc"], flat["gain"]) == (error.mean(), 0)
+    assert np.isnan([flat["rho"], flat["rho_low"]]).all()
+
+
+def test_people_count_once_however_many_sessions_they_have(rng):
+    residual, std, _ = world(rng, n=12)
+    who = pd.DataFrame({"person": ["a"] * 10 + ["b", "c"], "session": range(12)})
+    found = judge_samples(Samples(who, residual, residual, std), Samples(who, residual, residual, std))
+    assert found["people"]["person"].tolist() == ["a", "b", "c"]
+    share = coverage(residual, std, raw_calibration())[:, LEVELS.index(0.9)]
+    expected = np.mean([share[:10].mean(), share[10], share[11]])
+    row = found["coverage"].query("predictor == 'raw' and nominal == 0.9").iloc[0]
+    assert row["coverage"] == pytest.approx(expected)
+    assert row["n"] == 3
+
+
+def test_what_sampling_adds_to_a_map_shows(rng):
+    def make(rng, n):
+        residual, std, _ = world(rng, n=n, factor=3)
+        who = pd.DataFrame({"person": [f"p{i}" for i in range(n)], "session": [""] * n})
+        return Samples(who, residual, residual, std)
+
+    found = judge_samples(make(rng, 40), make(np.random.default_rng(1), 40))
+    gain = found["likelihood"].set_index("predictor")
+    assert gain.loc["both", "gain_low"] > 0.05
+    assert gain.loc["map", "gain"] == 0
+    covered = found["coverage"].set_index(["predictor", "nominal"])["coverage"]
+    for predictor in ("sampling", "map", "both"):
+        assert covered[(predictor, 0.9)] == pytest.approx(0.9, abs=0.01)
+    assert covered[("raw", 0.9)] < 0.5
+    assert covered.index.get_level_values(0).unique().tolist() == list(PREDICTORS)
+
+
+# ── stored samples ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A cohort of a few people on disk and a model that nobody trained."""
+    config = make_config(
+        tmp_path, methods={"ResDM": tiny_resdm(sampling_steps=2)}, uncertainty=UncertaintyConfig(samples=3)
+    )
+    splits = ["train"] + ["validation"] * 4 + ["test"] * 4
+    rows, array = [], np.zeros((len(splits), 3, *GRID.shape), np.float16)
+    for i, split in enumerate(splits):
+        who, volumes = f"sub-{i:04d}", person(i)
+        array[i] = [volumes["mri"], volumes["amyloid"], volumes["tau"]]
+        row = {"person": who, "session": "ses-M000", "split": split, "age": 60.0 + i, "sex": "FM"[i % 2]}
+        for tracer, label in LABELS.items():
+            present = not (tracer == "tau" and i in (2, 6))
+            path = f"{who}/{tracer}.nii.gz"
+            save(config.volumes / path, volumes[tracer], suvr_range=RANGES[tracer])
+            row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else "", tracer: path}
+        rows.append(row)
+    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
+    write_json(config.volumes / "cohort.json", {
+        "grid": {"shape": list(GRID.shape), "voxel_mm": GRID.voxel_mm}, "settings": config.digest("preprocess"),
+        "sessions": len(rows), "digest": "abc",
+    })  # fmt: skip
+    np.save(config.volumes / "cohort.npy", array)
+    torch.manual_seed(0)
+    method = build_method(config.method("ResDM"), GRID.shape)
+    save_model(config.model("ResDM"), method, config, "ResDM")
+    return config
+
+
+def test_from_samples_to_table_and_figure(config, tmp_path):
+    with pytest.raises(UncertaintyError, match="no samples of 'ResDM' there; make them first"):
+        judge(config, "ResDM")
+    out = sample_method(config, progress=False)
+    assert out == config.predictions("ResDM", "samples")
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+    assert len(made) == 8 * 2 * 2  # people, tracers, mean and deviation; also where no real PET is
+    sample_method(config, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")} == made
+    # by hand, one person
+    tau = read_samples(config, "ResDM", "tau", "test")
+    assert tau.who["person"].tolist() == ["sub-0005", "sub-0007", "sub-0008"]  # 6 has none
+    model, brain = Model.load(config.model("ResDM")), mni_map("brain", GRID)
+    mri = np.load(config.volumes / "cohort.npy")[7, 0]
+    seed = derive_seed(0, "sub-0007", "ses-M000")
+    draws = [pet[1] for pet in model.draws(mri, 67.0, "M", seed=seed, samples=3, steps=2)]
+    low, high = RANGES["tau"]
+    np.testing.assert_allclose(tau.std[1], (high - low) * np.std(draws, axis=0, ddof=1)[brain], atol=1e-5)
+    real = low + (high - low) * person(7)["tau"][brain]
+    np.testing.assert_allclose(tau.residual[1], real - low - (high - low) * np.mean(draws, axis=0)[brain], atol=1e-4)
+    regional = pd.read_csv(out / "regional.csv")
+    assert set(regional["split"]) == {"validation", "test"}
+    found = judge(config, "ResDM")
+    assert found.people.groupby("tracer").size().to_dict() == {"amyloid": 4, "tau": 3}
+    table = uncertainty_table(config, found)
+    assert "phantom data" in table.heading
+    assert "90 %" in table.markdown()
+    assert table.latex().isascii()
+    assert set(table.frame["measure"]) >= {"coverage_90", "width_90", "nll_gain", "rho", "aurc", "q95", "a"}
+    for people in (True, False):
+        paths = save_figure(uncertainty_figure(found, people=people, notice="x"), tmp_path / "figure", {})
+        again = save_figure(uncertainty_figure(found, people=people, notice="x"), tmp_path / "again", {})
+        assert sha256(paths[1]) == sha256(again[1])
+
+
+def test_a_profile_needs_two_samples(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("cohort: {kind: other}\nuncertainty: {samples: 1}\n")
+    with pytest.raises(ConfigError, match=r"uncertainty\.samples is 1; a standard deviation needs 2 or more"):
+        load_config(path)
+    path.write_text("cohort: {kind: other}\nuncertainty: {samples: 2}\n")
+    assert load_config(path).uncertainty == dataclasses.replace(UncertaintyConfig(), samples=2)
