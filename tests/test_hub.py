@@ -64,12 +64,8 @@ def test_there_and_back(folder, remote, tmp_path, capsys):
     assert capsys.readouterr().out == "https://hub.example/lab/resdm/commit/1\n"
     assert remote.private is True
     there = remote.root / "lab" / "resdm"
-    assert sorted(path.name for path in there.iterdir()) == [
-        "README.md",
-        "config.yaml",
-        "history.csv",
-        "model.safetensors",
-    ]
+    names = sorted(path.name for path in there.iterdir())
+    assert names == ["README.md", "config.yaml", "history.csv", "model.safetensors"]
     assert cli.main(["model", "pull", "lab/resdm", str(tmp_path / "back")]) == 0
     for path in there.iterdir():
         assert sha256(tmp_path / "back" / path.name) == sha256(folder / path.name)

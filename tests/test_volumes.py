@@ -17,6 +17,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from resdm.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm.cohort import volumes
 from resdm.cohort import volumes as room
 from resdm.cohort.bids import build_manifest
 from resdm.cohort.dataset import CohortDataset
@@ -652,3 +653,92 @@ def test_a_real_persons_left_stays_left(real_t1, tmp_path):
     expected = apply_affine(np.linalg.inv(np.array(info["transform"])), spot)
     assert found[0] < -25
     assert np.linalg.norm(found - expected) < GRID.voxel_mm
+
+
+def averaged(pet, path):
+    """A PET under the name of a T1, its frames averaged: nothing but its content tells what it is."""
+    image = nib.load(pet)
+    data = np.asarray(image.dataobj, np.float32)
+    return save(path, data.mean(axis=3) if data.ndim == 4 else data, image.affine)
+
+
+def test_a_pet_is_told_from_a_t1_by_its_content(cohort, tmp_path):
+    """Every phantom's own registration, so that it is only the contrast that is tried."""
+    config, index, _ = cohort
+    frame = read_manifest(config.manifest)
+    for i, row in frame.iterrows():
+        for what in ("t1w", *TRACERS):
+            if not row[what]:
+                continue
+            transform = np.array(sidecar(config.volumes / index[what][i])["transform"])
+            fluid, depth = volumes._looks(read_scan(row[what], frames=True), transform)
+            pet = fluid > volumes._FLUID[1] or (fluid > volumes._FLUID[0] and depth > volumes._DEPTH)
+            assert pet == (what != "t1w"), (row["person"], what, fluid, depth)
+    for tracer in TRACERS:
+        pet = averaged(next(path for path in frame[tracer] if path), tmp_path / f"{tracer}_T1w.nii.gz")
+        with pytest.raises(
+            VolumeError, match=r"looks like a PET, not a T1-weighted MRI: fluid is|does not fit the MNI"
+        ):
+            preprocess_mri(pet, config)
+
+
+def test_a_real_t1_is_no_pet_whole_or_stripped(real_t1, tmp_path):
+    config = make_config(tmp_path)
+    whole, info = preprocess_mri(real_t1, config)
+    scan = read_scan(real_t1)
+    brain = resample(
+        volumes.Scan(mni_map("brain", GRID).astype(np.float32), GRID.affine), scan.affine, scan.data.shape,
+        np.linalg.inv(np.array(info["transform"])),
+    )  # fmt: skip
+    stripped = save(tmp_path / "brain_T1w.nii.gz", np.where(brain > 0.5, scan.data, 0), scan.affine)
+    alone, said = preprocess_mri(stripped, config)
+    inside = ndimage.binary_erosion(mni_map("brain", GRID), iterations=2)
+    assert np.corrcoef(whole[inside], alone[inside])[0, 1] > 0.98
+    for found in (info, said):
+        assert found["fluid"] < volumes._FLUID[1] - 0.02
+        assert found["depth"] < 0.4
+    affine = scan.affine @ np.diag([6.25, 6.25, 6.25, 1])  # 0.8 mm → 5 mm
+    shape = tuple(int(n / 6.25) for n in scan.data.shape)
+    coarse = save(tmp_path / "coarse_T1w.nii.gz", resample(scan, affine, shape), affine)
+    with pytest.raises(VolumeError, match=r"voxels of 5\.0 mm \(mean of the three axes\), expected 4\.5 or less"):
+        preprocess_mri(coarse, config)
+    ct = np.where(scan.data > 0.1 * scan.data.max(), 40, -1000).astype(np.int16)
+    with pytest.raises(VolumeError, match="% of its voxels lie near −1000, as air does in a CT"):
+        preprocess_mri(save(tmp_path / "x_T1w.nii.gz", ct, scan.affine), config)
+
+
+@pytest.mark.parametrize(("name", "what"), [
+    ("sub-1_ct.nii.gz", "a CT"), ("sub-1_T2w.nii", "a T2-weighted MRI"), ("sub-1_FLAIR.nii.gz", "a FLAIR MRI"),
+])  # fmt: skip
+def test_another_scan_by_its_name(tmp_path, name, what):
+    path = save(tmp_path / name, np.ones((20, 20, 20), np.float32), np.diag([4.0, 4, 4, 1]))
+    with pytest.raises(VolumeError, match=f"{what} by its name; expected a T1-weighted MRI"):
+        preprocess_mri(path, make_config(tmp_path))
+
+
+def test_sform_and_qform_that_disagree(tmp_path):
+    data = head((20, 22, 24))
+    right = np.array([[4.0, 0, 0, -38], [0, 4, 0, -42], [0, 0, 4, -46], [0, 0, 0, 1]])
+    mirrored, moved = np.diag([-1.0, 1, 1, 1]) @ right, right.copy()
+    moved[0, 3] += 3
+
+    def stored(sform, qform, codes):
+        image = nib.Nifti1Image(data, right)
+        image.set_sform(sform, codes[0])
+        image.set_qform(qform, codes[1])
+        nib.save(image, tmp_path / "x_T1w.nii.gz")
+        return tmp_path / "x_T1w.nii.gz"
+
+    message = r"sform \(code 1, RAS\) and qform \(code 1, LAS\) disagree, by \d+\.\d mm at a corner, and about left and"
+    with pytest.raises(VolumeError, match=message):
+        read_scan(stored(right, mirrored, (1, 1)))
+    with pytest.raises(VolumeError, match="about left and right"):  # whatever the spaces are called
+        read_scan(stored(right, mirrored, (4, 1)))
+    with pytest.raises(VolumeError, match=r"disagree, by 3\.0 mm at a corner; one of them is wrong"):
+        read_scan(stored(right, moved, (1, 1)))
+    np.testing.assert_allclose(read_scan(stored(moved, right, (4, 1))).affine, moved)  # two spaces: the sform's
+    np.testing.assert_allclose(read_scan(stored(right, moved, (1, 0))).affine, right)
+    np.testing.assert_allclose(read_scan(stored(right, moved, (0, 1))).affine, moved)
+    sheared = right.copy()
+    sheared[0, 1] = 0.8  # a shear is nothing that a qform can hold
+    np.testing.assert_allclose(read_scan(stored(sheared, sheared, (1, 1))).affine, sheared)
