@@ -23,9 +23,9 @@ from resdm.config import load_config
 from resdm.evaluation.image_quality import read_index, score_people
 
 BIN = Path(sys.executable).parent
-TABLES = ("table1", "table2", "table3", "table4", "planted", "suvr_fidelity", "claims")
+TABLES = ("table1", "table2", "table3", "table4", "planted", "suvr_fidelity", "claims", "uncertainty")
 FIGURES = ("figure1", "figure2", "figure2_regions", "figure3", "figure4", "figure5", "table4_roc", "planted")
-FIGURES += ("suvr_fidelity", "counterfactuals")
+FIGURES += ("suvr_fidelity", "counterfactuals", "uncertainty", "qc")
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -69,12 +69,12 @@ def test_leaves_tables_figures_notebooks_and_provenance(config):
     for record in config.figures.glob("*.json"):
         assert config.digest() in record.read_text()
     executed = sorted((config.work / "notebooks").glob("*.ipynb"))
-    assert len(executed) == 13 + 2 * len(config.methods)  # 02 and 03 by method, 03 once more for the conditions
+    assert len(executed) == 14 + 2 * len(config.methods)  # 02 and 03 by method, 03 once more for the conditions
     for path in executed:
         for cell in nbformat.read(path, as_version=4).cells:
             assert not any(out.output_type == "error" for out in cell.get("outputs", [])), path.name
     for name in config.methods:
-        for file in ("config.yaml", "provenance.json", "history.csv", "model.safetensors", "timing.json"):
+        for file in ("config.yaml", "provenance.json", "history.csv", "model.safetensors", "timing.json", "README.md"):
             assert (config.model(name) / file).is_file(), f"{name}: {file}"
 
 
