@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -217,6 +217,9 @@ class PriorConfig:
 class MethodConfig:
     """What every method has. ``kind`` names the class in `resdm.methods`."""
 
+    multiple: ClassVar[int] = 2  # voxels an axis that the network takes, see resdm.anatomy.working_box
+    by_halving: ClassVar[bool] = False  # as deep as the volume's shortest axis can be halved
+
     kind: str
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
@@ -263,6 +266,8 @@ class RegressionConfig(MethodConfig):
 class ReleasedConfig(MethodConfig):
     """The released code, fault for fault, its T, η, κ and λ included: see `resdm.methods.released`."""
 
+    multiple: ClassVar[int] = 8
+
     kind: str = "released"
     ema: float = 0.9999
     ema_warmup: int = 2000  # plain copies before
@@ -294,6 +299,8 @@ class AdversarialConfig(MethodConfig):
 class Pix2PixConfig(AdversarialConfig):
     """Pix2Pix (Isola et al. 2017), one model a tracer."""
 
+    by_halving: ClassVar[bool] = True
+
     kind: str = "pix2pix"
     width: int = 32
     dropout: float = 0.5
@@ -302,6 +309,8 @@ class Pix2PixConfig(AdversarialConfig):
 @dataclass(frozen=True)
 class SCGANConfig(AdversarialConfig):
     """SC-GAN (Lan et al. 2021), one model a tracer. Its L2 term is part of the loss, so weight decay is none."""
+
+    by_halving: ClassVar[bool] = True
 
     kind: str = "scgan"
     learning_rate: float = 1e-3
@@ -416,6 +425,7 @@ class TrainingConfig:
     batch_size: int = 1  # people (sessions) a step, over all devices together, both tracers each
     shift_voxels: int = 2  # augmentation: a translation of up to this many voxels, the same for MRI and PETs
     flip: bool = False  # left–right, the same for all volumes of a person
+    crop: bool = True  # networks see the brain's box of the grid, see resdm.anatomy.working_box; outside, all is 0
     validate_every: int = 10  # epochs; the last step is always validated
     checkpoint_every: int = 500  # optimiser steps
     clip_norm: float | None = None

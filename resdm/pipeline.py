@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from resdm.anatomy import Box, working_box
 from resdm.checkpoint import check_model, load_card
 from resdm.cohort import adni, bids, openneuro, released_layout, table
 from resdm.cohort.dataset import CohortDataset, collate
@@ -47,8 +49,13 @@ def profile(config: Config | str | Path) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 
 
-def validation_score(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """Whole-volume PSNR + 10 · SSIM, the criterion by which the released code keeps its best weights."""
+def validation_score(real: np.ndarray, synthetic: np.ndarray, box: Box | None = None) -> float:
+    """Whole-volume PSNR + 10 · SSIM, the criterion by which the released code keeps its best weights.
+
+    Volumes of a box are put back into their grid first.
+    """
+    if box is not None:
+        real, synthetic = box.pad(real), box.pad(synthetic)
     return psnr(real, synthetic) + 10 * ssim(real, synthetic)
 
 
@@ -171,11 +178,12 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     config = profile(config)
     settings = config.method(name)
     seeded = config.seeded(name)
-    sets = CohortDataset(seeded, "train", augment=True), CohortDataset(seeded, "validation")
+    box = working_box(config, name)
+    sets = CohortDataset(seeded, "train", augment=True, box=box), CohortDataset(seeded, "validation", box=box)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(seeded.seed)  # of the fresh weights
-    method = build_method(settings, config.preprocess.grid.shape)
+    method = build_method(settings, box.shape)
     digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
     folder = train(
         method,
@@ -184,7 +192,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
         *sets,
         collate=collate,
         data_digest=digest,
-        score=validation_score,
+        score=partial(validation_score, box=box),
         progress=progress,
     )
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
@@ -239,7 +247,8 @@ def synthesise_method(
         progress=progress,
     )
     if condition == "factual":
-        write_trace(model, data, out, individual=config.individual)
+        boxed = CohortDataset(config, split, box=model.box)
+        write_trace(model, boxed, out, individual=config.individual)
     write_scores(config, name, score_people(out, people, config), condition)
     if condition == "factual" and split == "test":
         write_card(config, name)  # its metrics
@@ -354,8 +363,19 @@ def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: boo
             sums = {k: v / len(seen) if np.issubdtype(v.dtype, np.floating) else v for k, v in sums.items()}
             del sums["prompts"]
             sums["people"] = np.array(len(seen))
+        sums = {name: _on_grid(array, model.box) if array.ndim >= 3 else array for name, array in sums.items()}
         with atomic(out / "trace.npz") as temporary:
             np.savez_compressed(temporary, **sums)
+
+
+def _on_grid(volumes: np.ndarray, box: Box) -> np.ndarray:
+    """Volumes (…, x, y, z) of a box, or of coarser voxels that fill it, on its grid; 0 outside."""
+    if box.shape == box.grid:
+        return volumes
+    for axis, n in zip((-3, -2, -1), box.shape, strict=True):
+        m = volumes.shape[axis]
+        volumes = volumes if m == n else volumes.take(np.arange(n) * m // n, axis)  # nearest
+    return box.pad(volumes)
 
 
 _TRACED = 20  # people that a mean trace is of, at most: each costs a synthesis

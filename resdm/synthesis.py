@@ -23,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm.auto import tqdm
 
-from resdm.anatomy import Grid
+from resdm.anatomy import Box, Grid, working_box
 from resdm.batch import TRACERS, Prior
 from resdm.checkpoint import ModelCard, load_model
 from resdm.config import SEXES, check_condition, check_person, derive_seed
@@ -108,6 +108,11 @@ class Model:
         """The grid that it works on."""
         return Grid.of(self.card.config.preprocess.grid)
 
+    @property
+    def box(self) -> Box:
+        """The part of the grid that its network sees; outside, its PETs are 0."""
+        return working_box(self.card.config, self.card.name)
+
     def synthesise(
         self, mri: np.ndarray, age: float | None, sex: str | None, *, seed: int, steps: int | None = None
     ) -> np.ndarray:
@@ -143,11 +148,11 @@ class Model:
             raise SynthesisError(f"MRI: {np.count_nonzero(~np.isfinite(mri))} voxels are not finite (NaN or infinite)")
         if mri.min() < -1e-3 or mri.max() > 1 + 1e-3:
             raise SynthesisError(f"MRI: intensities from {mri.min():.3g} to {mri.max():.3g}; expected [0, 1]")
-        volume = torch.from_numpy(mri).to(self.device)[None, None]  # (1, 1, X, Y, Z)
+        volume = torch.from_numpy(self.box.crop(mri)).to(self.device)[None, None]  # (1, 1, x, y, z)
         generator = torch.Generator(self.device).manual_seed(seed)
         with torch.no_grad(), self._autocast():
-            pet = self.method.synthesise(volume, Prior((age,), (sex,)), generator, steps=steps)  # (1, 2, X, Y, Z)
-        pet = pet[0].float().cpu().numpy()
+            pet = self.method.synthesise(volume, Prior((age,), (sex,)), generator, steps=steps)  # (1, 2, x, y, z)
+        pet = self.box.pad(pet[0].float().cpu().numpy())
         if not np.isfinite(pet).all():
             raise SynthesisError(f"{self.card.folder}: the model's output is not finite; train it again")
         return pet

@@ -49,7 +49,7 @@ from resdm.methods import Method
 Score = Callable[[np.ndarray, np.ndarray], float]
 """A volume's score from the real and the synthetic one, (X, Y, Z) each, in [0, 1]; higher is better."""
 
-RESULT_SETTINGS = ("budget", "epochs", "seconds", "shift_voxels", "flip", "validate_every", "clip_norm")
+RESULT_SETTINGS = ("budget", "epochs", "seconds", "shift_voxels", "flip", "crop", "validate_every", "clip_norm")
 """Settings of ``training`` that change the result, beside batch size and precision: a state of other values is refused.
 
 The rest (accelerator, devices, threads, workers, checkpoint_every, deterministic) may change between a run and its

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from resdm.anatomy import Box
 from resdm.batch import Batch, Prior
 from resdm.cohort.manifest import SPLITS, check_leakage
 from resdm.config import TRACERS, Config, derive_seed, to_dict
@@ -33,6 +34,8 @@ class CohortDataset(Dataset):
     split : {"train", "validation", "test"}
     augment : bool
         Shift (and flip) at random, see `augment`; as ``training.shift_voxels`` and ``training.flip`` say.
+    box : Box, optional
+        What items hold of the grid, see `resdm.anatomy.working_box`; all by default.
 
     Attributes
     ----------
@@ -47,7 +50,7 @@ class CohortDataset(Dataset):
         A person in more than one split.
     """
 
-    def __init__(self, config: Config, split: str, augment: bool = False) -> None:
+    def __init__(self, config: Config, split: str, augment: bool = False, box: Box | None = None) -> None:
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
         folder, again = config.volumes, "run `resdm preprocess`"
@@ -81,6 +84,7 @@ class CohortDataset(Dataset):
             raise CohortError(f"{path}: no session in split {split!r}; draw the split again")
         self.index = index.iloc[self._rows].reset_index(drop=True)
         self._shift, self._flip = (config.training.shift_voxels, config.training.flip) if augment else (0, False)
+        self._box = box or Box.whole(config.preprocess.grid.shape)
         self._seed, self._epoch = config.seed, 0
 
     def __len__(self) -> int:
@@ -88,11 +92,14 @@ class CohortDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.index.iloc[index]
-        volumes = np.asarray(self._volumes()[self._rows[index]], dtype=np.float32)  # (3, X, Y, Z)
+        volumes = self._volumes()[self._rows[index]]  # (3, X, Y, Z), not read yet
         if self._shift or self._flip:
             index = range(len(self))[index]  # -1 is the last
             generator = np.random.default_rng(derive_seed(self._seed, "augment", self._epoch, index))
-            volumes = augment(volumes, self._shift, self._flip, generator)
+            volumes = augment(volumes, self._shift, self._flip, generator, self._box)
+        else:
+            volumes = self._box.crop(volumes)
+        volumes = np.array(volumes, dtype=np.float32)  # (3, x, y, z)
         return {
             "volumes": torch.from_numpy(volumes),
             "present": torch.tensor([bool(row[f"present_{tracer}"]) for tracer in TRACERS]),
@@ -118,7 +125,9 @@ class CohortDataset(Dataset):
         return self.__dict__ | {"_array": None}  # a memory map would travel to workers as its contents
 
 
-def augment(volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Generator) -> np.ndarray:
+def augment(
+    volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Generator, box: Box | None = None
+) -> np.ndarray:
     """One random transform of all volumes of a session alike: MRI and PETs stay registered.
 
     Parameters
@@ -129,17 +138,21 @@ def augment(volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Ge
     flip : bool
         Mirror left and right in half of the calls.
     generator : Generator
+    box : Box, optional
+        What to keep of the result: as if it were cut out after the transform, but no more is read than it takes.
 
     Returns
     -------
-    ndarray (C, X, Y, Z)
+    ndarray (C, X, Y, Z), or of the box
         A copy.
     """
     by = generator.integers(-shift, shift, 3, endpoint=True)
     mirrored = generator.random() < 0.5  # drawn either way, so that the option changes nothing else
-    moved = np.zeros_like(volumes)
-    to = tuple(slice(max(b, 0), n + min(b, 0)) for b, n in zip(by, volumes.shape[1:], strict=True))
-    come = tuple(slice(max(-b, 0), n + min(-b, 0)) for b, n in zip(by, volumes.shape[1:], strict=True))
+    box = box or Box.whole(volumes.shape[1:])
+    moved = np.zeros((len(volumes), *box.shape), dtype=volumes.dtype)
+    offsets = [start - int(b) for start, b in zip(box.start, by, strict=True)]  # voxel 0 of the result is this one
+    to = [slice(max(-o, 0), min(m, n - o)) for o, m, n in zip(offsets, box.shape, box.grid, strict=True)]
+    come = [slice(t.start + o, t.stop + o) for t, o in zip(to, offsets, strict=True)]
     source = volumes[:, ::-1] if flip and mirrored else volumes
     moved[(slice(None), *to)] = source[(slice(None), *come)]
     return moved
