@@ -188,6 +188,7 @@ class NetworkConfig:
     dropout: float = 0.0
     stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
     channels_last: bool = False  # memory format only: the same values, faster on some machines
+    checkpoint_activations: bool = False  # blocks are computed again going backward: the same values in less memory
 
 
 @dataclass(frozen=True)
@@ -432,6 +433,7 @@ class TrainingConfig:
     accelerator: str = "auto"
     devices: int = 1
     precision: Precision = "32-true"
+    compile: bool = False  # torch.compile of the networks, in training and sampling; other last bits, minutes to start
     deterministic: bool = True  # CUDA kernels that give the same bits every time, where there are any; CPU always does
     threads: int | None = None  # CPU threads of torch; a number makes results independent of the machine's cores
     workers: int = 0  # processes that load volumes; 0: the memory map is read in the training process

@@ -101,7 +101,10 @@ class Model:
         """From a model folder; ``auto`` takes a GPU where there is one."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(*load_model(folder, device), torch.device(device))
+        method, card = load_model(folder, device)
+        if card.config.training.compile:
+            method.compile_networks()
+        return cls(method, card, torch.device(device))
 
     @property
     def grid(self) -> Grid:
@@ -245,6 +248,7 @@ def synthesise_people(
     condition: str = "factual",
     seed: int | None = None,
     steps: int | None = None,
+    shard: tuple[int, int] = (1, 1),
     progress: bool = True,
 ) -> Path:
     """Synthetic PET of every session of a list, under one condition.
@@ -265,14 +269,26 @@ def synthesise_people(
         The model's own by default.
     steps : int, optional
         Sampling steps; the model's own by default.
+    shard : (int, int)
+        Which part of the list to make, of how many: (1, n) takes sessions 0, n, 2n, … Conditions are of the whole list,
+        so the parts, made anywhere in any order, are the files that one call makes.
 
     Returns
     -------
     Path
         ``out``, with ``<person>/<session>/pet/…_desc-synth_pet.nii.gz`` and a sidecar each. What is there already, from
         the same model, prompt and seed, is kept. ``timing.json`` says what the sessions made by this call cost; the
-        first is counted, not timed, where there are more: it warms up.
+        first is counted, not timed, where there are more: it warms up. A shard has a file of its own,
+        ``timing_<i>of<n>.json``.
+
+    Raises
+    ------
+    ValueError
+        No such shard.
     """
+    part, parts = shard
+    if not 1 <= part <= parts:
+        raise ValueError(f"shard {part}/{parts}: expected i/n with 1 ≤ i ≤ n")
     model = model if isinstance(model, Model) else Model.load(model)
     seed = model.card.config.seed if seed is None else seed
     steps = sampling_steps(model.card, steps)
@@ -281,7 +297,8 @@ def synthesise_people(
     for i, row in enumerate(rows):  # before any work starts
         check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")
     clock, counter = [], FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
-    for i, row in enumerate(tqdm(rows, desc=f"{model.card.name} {condition}", unit="session", disable=not progress)):
+    own = list(enumerate(rows))[part - 1 :: parts]
+    for i, row in tqdm(own, desc=f"{model.card.name} {condition}", unit="session", disable=not progress):
         who = row["person"], row["session"]
         age, sex = prior.age[i], prior.sex[i]
         extra = {"condition": condition, "seed": seed, "steps": steps}
@@ -308,7 +325,7 @@ def synthesise_people(
             "device": model.device.type,
             "steps": steps,
         }
-        write_json(Path(out) / "timing.json", cost)
+        write_json(Path(out) / ("timing.json" if parts == 1 else f"timing_{part}of{parts}.json"), cost)
     return Path(out)
 
 

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 RESULT_SETTINGS = ("budget", "epochs", "seconds", "shift_voxels", "flip", "crop", "validate_every", "clip_norm")
 """Settings of ``training`` that change the result, beside batch size and precision: a state of other values is refused.
 
-The rest (accelerator, devices, threads, workers, checkpoint_every, deterministic) may change between a run and its
-resumption; then the last bits, and on another kind or number of devices the random draws, are no longer those of a
-single run.
+The rest (accelerator, devices, threads, workers, checkpoint_every, compile, deterministic) may change between a run
+and its resumption; then the last bits, and on another kind or number of devices the random draws, are no longer those
+of a single run.
 """
 
 _MEASURED_STEPS = (2, 6)  # equal_time: steps to warm up, steps to time
@@ -337,6 +338,8 @@ class _Loop:
         self._seed(config.seed)
         if prepare:
             method.prepare(config.seed)
+        if config.training.compile:
+            method.compile_networks()
         optimisers = method.optimisers()
         for optimiser in optimisers.values():
             for group in optimiser.param_groups:
@@ -366,12 +369,15 @@ class _Loop:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from it)
         torch.manual_seed(seed)  # CUDA's as well
+        if self.method.shared_draws and rank:  # the stream of rank 0, of which each process takes its people's part
+            seed = parts[0] if len(parts) == 1 else derive_seed(*parts, "rank", 0)
         self.generator = torch.Generator(self.fabric.device).manual_seed(derive_seed(seed, "losses"))
 
     # ── a step ────────────────────────────────────────────────────────────────────────────────────
 
     def advance(self, batch: Batch) -> None:
         """One batch: every loss that the method yields, its optimiser stepped before the next is asked for."""
+        batch = replace(batch, prior=replace(batch.prior, share=(self.fabric.global_rank, self.fabric.world_size)))
         factor = decay_factor(self.settings.decay, self.step, self.total) if self.total else 1.0
         losses = iter(self.method.losses(batch, self.generator))
         mine, loss = self._next(losses)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from resdm.config import NetworkConfig
 from resdm.haar import haar, inverse_haar
+from resdm.recompute import recomputable
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, config: NetworkConfig, attend: bool = False) -> None:
         super().__init__()
-        groups, dropout = config.norm_groups, config.dropout
+        groups, dropout, self.recompute = config.norm_groups, config.dropout, config.checkpoint_activations
         conv_in, conv_out = (nn.Conv3d(n, channels_out, 3, padding=1) for n in (channels_in, channels_out))
         self.first = nn.Sequential(norm(channels_in, groups), nn.SiLU(), conv_in)
         self.time = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.time_dim, 2 * channels_out))
@@ -45,11 +46,11 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv3d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
         self.attention = Attention(channels_out, config.attention_heads, groups) if attend else nn.Identity()
 
+    @recomputable
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C_in, X, Y, Z), (B, time_dim) → (B, C_out, X, Y, Z)."""
         scale, shift = self.time(time)[..., None, None, None].chunk(2, dim=1)  # (B, C, 1, 1, 1) each
-        x = self.skip(x) + self.second(self.norm(self.first(x)) * (1 + scale) + shift)
-        return self.attention(x)
+        return self.attention(self.skip(x) + self.second(self.norm(self.first(x)) * (1 + scale) + shift))
 
 
 class Attention(nn.Module):
@@ -120,11 +121,10 @@ class UNet(nn.Module):
         self.cross_attention = Attention(channels, config.cross_heads, groups, context_dim)
         self.middle_out = ResidualBlock(channels, channels, config)
         self.up = nn.ModuleList()
-        for level in reversed(range(len(widths))):
+        for level, width in reversed([*enumerate(widths)]):
             for _ in range(config.blocks + 1):
-                attend = level in config.attention_levels
-                self.up.append(ResidualBlock(channels + skips.pop(), widths[level], config, attend))
-                channels = widths[level]
+                self.up.append(ResidualBlock(channels + skips.pop(), width, config, level in config.attention_levels))
+                channels = width
             if level > 0:
                 self.up.append(nn.Conv3d(channels, channels, 3, padding=1))
         self.outlet = nn.Sequential(norm(channels, groups), nn.SiLU(), nn.Conv3d(channels, fold, 3, padding=1))
@@ -174,9 +174,7 @@ class UNet(nn.Module):
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         time = self.time(sinusoidal(t, self.config.time_dim).to(x.dtype))  # (B, 4 time_dim)
-        x = self.inlet(x)
-        skips = [x]
+        skips = [x := self.inlet(x)]
         for part in self.down:
-            x = part(x) if isinstance(part, nn.Conv3d) else part(x, time)
-            skips.append(x)
+            skips.append(x := part(x) if isinstance(part, nn.Conv3d) else part(x, time))
         return self.middle_in(x, time), skips, time

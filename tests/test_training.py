@@ -579,6 +579,44 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
     pd.testing.assert_frame_equal(*histories, rtol=1e-4)
 
 
+def test_two_processes_train_resdm_as_one_does(tmp_path):
+    """Steps, noise and dropped prompts are drawn for the whole batch, so the layout of processes changes none of them.
+
+    Everyone has both tracers here: where a PET is missing, processes average means of unlike numbers of people.
+    """
+    settings = (
+        "settings = tiny_resdm(prior=tiny_prior(dropout=0.3), start_share=0.5, ema=0.9, ema_warmup=0,"
+        " learning_rate=1e-3)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from conftest import *; from tiny_methods import *\n"
+        "from resdm.training import train\n"
+        "class Complete(Sessions):\n"
+        "    def __getitem__(self, i):\n"
+        "        mri, pet, present, *who = super().__getitem__(i)\n"
+        "        return mri, pet, present | True, *who\n"
+        f"{settings}"
+        "devices, root = int(sys.argv[1]), Path(sys.argv[2])\n"
+        "config = make_config(root, methods={'ResDM': settings}, batch_size=4, devices=devices, epochs=3,"
+        " validate_every=3)\n"
+        "train(build(config, 'ResDM'), config, 'ResDM', Complete(8, augment=True), Complete(4, seed=1),"
+        " collate=collate, folder=root / str(devices), progress=False)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    for devices in ("1", "2"):
+        command = [sys.executable, script, devices, tmp_path]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = (pd.read_csv(tmp_path / folder / "history.csv") for folder in ("1", "2"))
+    assert one["loss_model"].nunique() == 3
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4)
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("1", "2"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-5, msg=key)
+
+
 def test_uneven_batches_cannot_be_dealt_out(tmp_path):
     with pytest.raises(ValueError, match=r"multiple of training\.devices"):
         run(make_config(tmp_path, batch_size=3, devices=2))

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.config import MethodConfig
 
+NETWORKS = ("unet", "generator", "discriminator")
+"""What methods call their networks."""
+
 
 class Method(nn.Module):
     """A way to synthesise amyloid and tau PET from MRI.
@@ -29,7 +32,12 @@ class Method(nn.Module):
     ----------
     scalars : dict of str to Tensor
         Detached values of the last `losses` call that are worth a column in ``history.csv``.
+    shared_draws : bool
+        Whether `losses` draws for the people of all processes and takes its own (`Prior.own`); otherwise each process
+        has a stream of its own.
     """
+
+    shared_draws: bool = False
 
     def __init__(self, config: MethodConfig, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -72,6 +80,12 @@ class Method(nn.Module):
 
     def prepare(self, seed: int) -> None:
         """Work before the first training step that needs no image (a text tower's first lessons). None by default."""
+
+    def compile_networks(self) -> None:
+        """Have torch.compile make kernels for this method's networks, on their first use; weights keep their names."""
+        for name, module in self.named_modules():
+            if name.rpartition(".")[2] in NETWORKS:
+                module.compile()
 
     def averages(self, name: str) -> bool:
         """Whether the EMA, where the configuration has one, holds the trained weight of this name: all by default."""

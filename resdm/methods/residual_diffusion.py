@@ -23,6 +23,7 @@ class PriorGuided(Method):
     """What ResDM and its regression control share: the network, its text, both tracers of a batch in one pass."""
 
     config: ResidualDiffusionConfig | RegressionConfig
+    shared_draws = True
 
     def __init__(self, config: ResidualDiffusionConfig | RegressionConfig, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
@@ -77,10 +78,11 @@ class ResidualDiffusion(PriorGuided):
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
         """Eq. 7 at a uniformly drawn step, or, by a chance of ``start_share``, at the one where sampling starts."""
         mri, x0, draw = batch.mri, batch.pet, {"generator": generator, "device": batch.mri.device}
-        t = torch.randint(self.scheduler.steps, (len(batch),), **draw)
+        own, n = batch.prior.own, batch.prior.total  # drawn for all processes' people: see Prior.share
+        t = own(torch.randint(self.scheduler.steps, (n,), **draw))
         if self.config.start_share:
-            t = t.masked_fill(torch.rand(len(batch), **draw) < self.config.start_share, self.scheduler.steps - 1)
-        noise = torch.randn(x0.shape, **draw)
+            t = t.masked_fill(own(torch.rand(n, **draw)) < self.config.start_share, self.scheduler.steps - 1)
+        noise = own(torch.randn((n, *x0.shape[1:]), **draw))
         x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
         x0_hat = self.predict(x_t, mri, t, self.context(batch.prior, generator))
         loss, self.scalars = total_loss(x0_hat, x0, batch.present, self.config.lambda_high)

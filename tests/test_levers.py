@@ -1,0 +1,167 @@
+"""The switches that make training and sampling cheaper: each takes effect, and changes no value that it should not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_batch, step, tiny_network, tiny_resdm
+from tiny_baselines import TINY, make
+from tiny_methods import Sessions, collate, make_config
+from torch.autograd.graph import saved_tensors_hooks
+
+from resdm.batch import Prior
+from resdm.config import NetworkConfig
+from resdm.methods import build_method
+from resdm.methods.base import NETWORKS
+from resdm.synthesis import Model
+from resdm.training import train
+
+SHAPE = (8, 8, 8)
+
+
+def build(network: NetworkConfig, shape=SHAPE, **changes):
+    torch.manual_seed(0)
+    return build_method(tiny_resdm(network=network, **changes), shape)
+
+
+def gradients(method, batch, seed=0):
+    torch.manual_seed(seed)  # of dropout
+    loss = step(method, batch)
+    loss.backward()
+    return loss.detach(), {name: weight.grad for name, weight in method.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("stem", ["haar", "none"])
+def test_checkpointed_activations_give_the_same_gradients_from_fewer_tensors(stem):
+    batch, kept, found = random_batch(2, SHAPE), {}, {}
+    for on in (False, True):
+        method = build(tiny_network(stem=stem, dropout=0.3, checkpoint_activations=on))
+        sizes: dict[int, int] = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            torch.manual_seed(1)
+            loss = step(method, batch)
+        kept[on] = sum(sizes.values())
+        del loss
+        found[on] = gradients(method, batch)
+    assert torch.equal(found[True][0], found[False][0])
+    assert found[True][1].keys() == found[False][1].keys()
+    for name, grad in found[True][1].items():
+        assert torch.equal(grad, found[False][1][name]), name
+    assert kept[True] < kept[False]
+
+
+def test_channels_last_changes_the_layout_and_no_value():
+    batch = random_batch(2, SHAPE)
+    plain, last = (build(tiny_network(channels_last=on)) for on in (False, True))
+    assert last.unet.inlet.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not plain.unet.inlet.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    (one, a), (two, b) = gradients(plain, batch), gradients(last, batch)
+    torch.testing.assert_close(one, two)
+    for name, grad in a.items():
+        torch.testing.assert_close(grad, b[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_the_optimiser_is_fused_and_equals_the_plain_one():
+    batch, weights = random_batch(2, SHAPE), {}
+    for fused in (True, False):
+        method = build(tiny_network())
+        optimiser = method.optimisers()["model"]
+        assert optimiser.defaults["fused"]
+        if not fused:
+            options = {key: optimiser.defaults[key] for key in ("lr", "betas", "weight_decay")}
+            optimiser = torch.optim.AdamW([w for w in method.parameters() if w.requires_grad], **options)
+        gradients(method, batch)
+        optimiser.step()
+        weights[fused] = [w.detach() for w in method.parameters()]
+    for one, other in zip(weights[True], weights[False], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_prompts_are_read_once_a_person_and_frozen_blocks_once_a_prompt():
+    method, calls = build(tiny_network(), sampling_steps=5).eval(), {"last": 0, "frozen": 0}
+    blocks = method.prior.tower.transformer.resblocks
+    blocks[-1].register_forward_hook(lambda *_: calls.__setitem__("last", calls["last"] + 1))
+    blocks[0].register_forward_hook(lambda *_: calls.__setitem__("frozen", calls["frozen"] + 1))
+    mri = torch.rand(1, 1, *SHAPE)
+    for _ in range(3):
+        method.synthesise(mri, Prior((70.0,), ("F",)), torch.Generator().manual_seed(0))
+    assert calls == {"last": 3, "frozen": 2}  # not five a person; two prompts, whoever they are of
+
+
+def test_compile_marks_the_networks_of_every_method(tmp_path, monkeypatch):
+    """Training and sampling both ask for it, and the names of weights stay."""
+    seen = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, *_, **__: seen.append(type(module).__name__))
+    for on in (False, True):
+        config = make_config(tmp_path / str(on), methods={"ResDM": tiny_resdm()}, epochs=1, compile=on, crop=False)
+        torch.manual_seed(0)
+        method = build_method(config.method("ResDM"), (16, 16, 16))
+        names = list(method.state_dict())
+        folder = train(method, config, "ResDM", Sessions(2), collate=collate, progress=False)
+        assert list(method.state_dict()) == names
+        assert seen == ["UNet"] * on
+        Model.load(folder)
+        assert seen == ["UNet"] * 2 * on
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_same_values():
+    plain, compiled = (build(tiny_network(stem="haar")).eval() for _ in range(2))
+    compiled.compile_networks()
+    assert compiled.unet._compiled_call_impl is not None
+    batch = random_batch(1, SHAPE)
+    one, two = (m.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(0)) for m in (plain, compiled))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_the_names_that_compile_looks_for_are_those_of_the_methods():
+    for kind in TINY:
+        method = make(kind)
+        assert [name for name, _ in method.named_modules() if name.rpartition(".")[2] in NETWORKS], kind
+
+
+# ── draws ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_processes_together_draw_what_one_draws():
+    """Means over two shares of four people, each of which takes its part of one stream, are the mean over all."""
+    batch = random_batch(4, SHAPE)
+    prior = tiny_resdm().prior
+    method = build(tiny_network(), prior=replace(prior, dropout=0.5), start_share=0.5)
+    whole, grads = gradients(method, batch)
+    losses, parts = [], []
+    for rank in range(2):
+        mine = slice(rank, None, 2)
+        own = replace(
+            batch,
+            mri=batch.mri[mine],
+            pet=batch.pet[mine],
+            present=batch.present[mine],
+            prior=Prior(batch.prior.age[mine], batch.prior.sex[mine], (rank, 2)),
+        )
+        method.zero_grad()
+        loss, grad = gradients(method, own)
+        losses.append(loss)
+        parts.append(grad)
+    torch.testing.assert_close(torch.stack(losses).mean(), whole)
+    assert not torch.isclose(losses[0], losses[1])
+    for name, grad in grads.items():
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_share_is_every_nth():
+    drawn = torch.arange(6)
+    assert Prior((1.0,) * 3, ("F",) * 3, (1, 2)).own(drawn).tolist() == [1, 3, 5]
+    assert Prior((1.0,) * 3, ("F",) * 3, (1, 2)).total == 6
+    assert Prior((1.0,) * 2, ("F",) * 2, (2, 3)).own(torch.stack([drawn, drawn + 10]), dim=1).tolist() == [
+        [2, 5],
+        [12, 15],
+    ]
+    assert torch.equal(Prior((1.0,) * 6, ("F",) * 6).own(drawn), drawn)
