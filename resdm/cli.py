@@ -110,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     profile(sub), methods(sub), quiet(sub)
     sub.add_argument("--condition", action="append", help="what the prompt says; may be repeated (default: factual)")
     sub.add_argument("--split", default="test", choices=["test", "validation", "train"])
+    sub.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="make the I-th of N parts of the people, unscored; when all are made, run without it to score",
+    )
 
     sub = command("sample", _sample, "draw several samples of validation and test people, to judge their spread")
     profile(sub), quiet(sub)
@@ -172,6 +179,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part: expected I/N with 1 ≤ I ≤ N, such as 2/4")
+    return int(part), int(parts)
 
 
 def _phantom(options: argparse.Namespace) -> None:
@@ -246,7 +260,8 @@ def _predict(options: argparse.Namespace) -> None:
 
     for name in names:
         for condition in options.condition or ["factual"]:
-            print(synthesise_method(config, name, condition, split=options.split, progress=not options.quiet))
+            chosen = {"split": options.split, "shard": options.shard, "progress": not options.quiet}
+            print(synthesise_method(config, name, condition, **chosen))
 
 
 def _sample(options: argparse.Namespace) -> None:

@@ -207,6 +207,7 @@ def synthesise_method(
     *,
     split: str = "test",
     steps: int | None = None,
+    shard: tuple[int, int] = (1, 1),
     progress: bool = True,
 ) -> Path:
     """Synthesise the people of a split with a trained method under a condition, and score them.
@@ -221,6 +222,8 @@ def synthesise_method(
     split : {"test", "validation", "train"}
     steps : int, optional
         Sampling steps; the profile's by default.
+    shard : (int, int)
+        Which part of the people, of how many. A part is not scored: when all are there, a call without it scores them.
 
     Returns
     -------
@@ -244,8 +247,11 @@ def synthesise_method(
         condition=condition,
         seed=config.seeded(name).seed,
         steps=steps or getattr(settings, "sampling_steps", None),
+        shard=shard,
         progress=progress,
     )
+    if shard != (1, 1):
+        return out
     if condition == "factual":
         boxed = CohortDataset(config, split, box=model.box)
         write_trace(model, boxed, out, individual=config.individual)

@@ -227,6 +227,35 @@ def test_output_that_is_no_number_is_not_written(folder, people, tmp_path):
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
+# ── shards ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("condition", ["factual", "shuffled_age"])
+def test_parts_made_apart_are_the_files_of_one_call(folder, people, tmp_path, condition):
+    ages = people.assign(age=[60.0, 65.0, 70.0, 75.0, 80.0])
+    whole = synthesise_people(folder, ages, mri, tmp_path / "one", condition=condition, progress=False)
+    made = []
+    for part in (2, 3, 1):  # in whatever order
+        out = synthesise_people(
+            folder, ages, mri, tmp_path / "three", condition=condition, shard=(part, 3), progress=False
+        )
+        made.append(len(volumes(out)))
+        assert json.loads((out / f"timing_{part}of3.json").read_text())["sessions"] == (2, 2, 1)[part - 1]
+    assert made == [4, 6, 10]
+    assert volumes(out) == volumes(whole)
+    for path in whole.rglob("*_pet.json"):
+        assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes()
+    again = synthesise_people(folder, ages, mri, out, condition=condition, progress=False)  # finds everything there
+    assert volumes(again) == volumes(whole)
+    assert not (again / "timing.json").exists()
+
+
+def test_a_part_that_there_is_not(folder, people, tmp_path):
+    for shard in ((0, 2), (3, 2)):
+        with pytest.raises(ValueError, match=r"expected i/n with 1 ≤ i ≤ n"):
+            synthesise_people(folder, people, mri, tmp_path / "out", shard=shard, progress=False)
+
+
 # ── one person ────────────────────────────────────────────────────────────────────────────────────
 
 
