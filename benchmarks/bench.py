@@ -1,0 +1,306 @@
+"""Speed and memory against the released network and MONAI's: ``make bench``, or ``python benchmarks/bench.py --quick``.
+
+Every configuration runs in a process of its own, so its peak memory is its own. Ratios are within one run of one
+machine. Writes ``bench.csv``, ``growth.csv``, ``bench.md`` and a plot below ``benchmarks/results/<device>/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from measure import FIELD_MM, Case, count, measure, peak_rates, timed  # noqa: E402
+
+from resdm.io import write_csv, write_text  # noqa: E402
+
+LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("full resolution, nothing else", {}),
+    ("+ Haar stem", {"stem": "haar"}),
+    ("+ brain's box", {"crop": True}),
+    ("+ both tracers in one pass", {"together": True}),
+    ("+ frozen text cached", {"cache": True}),
+    ("+ fused AdamW and EMA", {"fused": True}),
+    ("+ channels_last", {"channels_last": True}),
+)
+"""In turn, each on top of those before; profiles have them all but the last, which is a switch."""
+
+CUDA_LEVERS = (("+ bf16", {"bf16": True}), ("+ torch.compile", {"compiled": True}))
+GIB = 2**30
+
+
+def configurations(size: int, device: str, threads: int, width: int) -> list[tuple[str, Case]]:
+    """Names and cases of one grid, the two references first."""
+    base = Case("resdm", size, width=width, threads=threads, device=device)
+    rows = [("released", replace(base, network="released")), ("MONAI", replace(base, network="monai"))]
+    for name, change in (*LEVERS, *(CUDA_LEVERS if device == "cuda" else ())):
+        base = replace(base, **change)
+        rows.append((name, base))
+    if threads > 1 and device == "cpu":
+        rows += [("the same on one thread", replace(base, threads=1))]
+    return rows
+
+
+def run_apart(job: dict[str, Any]) -> dict[str, Any]:
+    """What a process of its own finds, see `work`."""
+    threads = str(job.get("threads", job.get("case", {}).get("threads", 1)))
+    environment = os.environ | {"OMP_NUM_THREADS": threads}
+    command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(job)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        tail = done.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{job}: ended with {done.returncode}: {' '.join(tail)}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """In the process: time and memory of a case, its FLOPs, the machine's peak, or how fast volumes are read."""
+    match job["what"]:
+        case "measure":
+            case = Case(**job["case"])
+            return measure(case, job["seconds"]) | count(case)  # counted last: it does not add to the peak
+        case "count":
+            return {"cases": [count(Case(**case)) for case in job["cases"]]}
+        case "peak":
+            return peak_rates(job["device"], job["threads"], job["quick"])
+    return loading(job["size"], job["sessions"])
+
+
+def loading(size: int, sessions: int) -> dict[str, Any]:
+    """Sessions a second from the float16 memory map (in the page cache), augmented: whole, and the brain's box."""
+    from resdm.anatomy import Grid, brain_box
+    from resdm.cohort.dataset import CohortDataset
+    from resdm.config import CohortConfig, Config, GridConfig, PreprocessConfig, TrainingConfig, to_dict
+    from resdm.io import write_json
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config(
+            profile="bench",
+            cohort=CohortConfig(kind="other"),
+            preprocess=PreprocessConfig(grid=GridConfig((size,) * 3, FIELD_MM / size)),
+            training=TrainingConfig(shift_voxels=2),
+            root=Path(folder),
+        )
+        config.volumes.mkdir(parents=True)
+        one = np.random.default_rng(0).random((1, 3, size, size, size), dtype=np.float32).astype(np.float16)
+        np.save(config.volumes / "cohort.npy", one.repeat(sessions, 0))
+        columns = {"person": [f"sub-{i}" for i in range(sessions)], "session": "ses-1", "split": "train"}
+        columns |= {"age": 70.0, "sex": "F", "present_amyloid": 1, "present_tau": 1}
+        write_csv(config.volumes / "index.csv", pd.DataFrame(columns))
+        card = {"grid": to_dict(config.preprocess.grid), "settings": config.digest("preprocess"), "digest": ""}
+        write_json(config.volumes / "cohort.json", card)
+        found = {}
+        for name, box in (("whole", None), ("box", brain_box(Grid((size,) * 3, FIELD_MM / size), 2))):
+            data = CohortDataset(config, "train", augment=True, box=box)
+            read = partial(lambda data: [data[i] for i in range(sessions)], data)
+            found[f"{name}_sessions_s"] = sessions / float(np.median(timed(read, "cpu", 2.0, least=3)))
+        return found
+
+
+# ── the whole of it ───────────────────────────────────────────────────────────────────────────────
+
+
+def device_name(device: str) -> str:
+    """What the results are named after."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} × {name}"
+
+
+def run(sizes: Sequence[int], device: str, threads: int, quick: bool) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+    """All measurements: the table of configurations, that of growth, and what is of the machine."""
+    width, seconds = (8, 0.2) if quick else (32, 8.0)
+    jobs = {"device": device, "threads": threads, "quick": quick}
+    machine = run_apart({"what": "peak", **jobs})
+    rows = []
+    for size in sizes:
+        for name, case in configurations(size, device, threads, width):
+            start = time.perf_counter()
+            row = {"configuration": name, "size": size, "voxels": " × ".join(map(str, case.shape))}
+            row |= run_apart({"what": "measure", "case": asdict(case), "seconds": seconds})
+            rows.append(row | {"threads": case.threads, "precision": "bf16" if case.bf16 else "fp32"})
+            print(f"{size}³ {name}: step {row['train_s']:.3g} s, 15 steps {row['sample15_s']:.3g} s "
+                  f"({time.perf_counter() - start:.0f} s)", file=sys.stderr)  # fmt: skip
+    table = pd.DataFrame(rows)
+    for column in ("train_s", "sample15_s", "sample2_s", "train_peak_bytes", "step_gflop"):
+        first = table[table["configuration"] == "released"].set_index("size")[column]
+        table[f"{column}_released_over"] = table["size"].map(first) / table[column]
+    table["gflop_s"] = table["step_gflop"] / table["train_s"]
+    for what in ("matmul", "conv"):
+        peak = table["precision"].map({p: machine.get(f"{what}_{n}_gflop_s") for p, n in _PRECISIONS.items()})
+        table[f"of_{what}_peak"] = table["gflop_s"] / peak.astype(float)
+    growth = grow(device, threads, width, seconds, quick)
+    machine |= run_apart({"what": "load", "size": 32 if quick else 128, "sessions": 4 if quick else 12})
+    return table, growth, machine
+
+
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def grow(device: str, threads: int, width: int, seconds: float, quick: bool) -> pd.DataFrame:
+    """Counted cost from 32³ to 128³ of the released network and ours, and measured cost of 1 to 16 people a batch."""
+    rows = []
+    fast = Case("resdm", 32, width=width, threads=threads, device=device)
+    for _, change in LEVERS:
+        fast = replace(fast, **change)
+    released = Case("released", 32, width=width)
+    cases = [replace(c, size=n) for n in ((32, 48) if quick else (32, 64, 96, 128)) for c in (released, fast)]
+    counted = run_apart({"what": "count", "cases": [asdict(case) for case in cases]})["cases"]
+    for case, found in zip(cases, counted, strict=True):
+        rows.append({"what": "grid", "network": case.network, "size": case.size, "people": 1} | found)
+    for people in (1, 2) if quick else (1, 2, 4, 8, 16):
+        case = replace(fast, people=people)
+        found = run_apart({"what": "measure", "case": asdict(case), "seconds": seconds / 2})
+        found["train_s_a_person"] = found["train_s"] / people
+        rows.append({"what": "batch", "network": "resdm", "size": 32, "people": people} | found)
+    return pd.DataFrame(rows)
+
+
+# ── what is written ───────────────────────────────────────────────────────────────────────────────
+
+
+def markdown(table: pd.DataFrame, growth: pd.DataFrame, machine: dict[str, float], device: str, quick: bool) -> str:
+    """The results as a page."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "numpy"))
+    lines = [
+        f"# Speed and memory on {device}",
+        "",
+        f"Python {platform.python_version()}, {versions}. Random weights and volumes; a cube of {FIELD_MM:g} mm; "
+        "batch of one person, both tracers; AdamW and EMA in the step. Medians; “×” is the released network's over the "
+        "row's, in this run. Peak memory is what the process (or the GPU) held above what it held before. Where a pass "
+        "is long, 3 of the 15 sampling steps were timed, the rest taken to cost as much (†)."
+        + (" **A quick run: tiny networks, no result.**" if quick else ""),
+        "",
+        "Measured peak, GFLOP/s: "
+        + ", ".join(f"{k.removesuffix('_gflop_s').replace('_', ' ')} {v:,.0f}" for k, v in machine.items()
+                    if k.endswith("gflop_s")) + ".",
+        f"Reading the float16 memory map, augmented: {machine['whole_sessions_s']:.1f} sessions/s whole, "
+        f"{machine['box_sessions_s']:.1f} in the brain's box.",
+    ]  # fmt: skip
+    for size, part in table.groupby("size"):
+        lines += [
+            "", f"## {size}³", "",
+            "| configuration | voxels | TFLOP a step | step (s) | × | both PETs, 15 steps (s) | × | 2 steps (s) "
+            "| peak of a step (GiB) | × | GFLOP/s | of matmul, conv peak |",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        ]  # fmt: skip
+        for row in part.to_dict("records"):
+            mark = "" if row["sample_steps_timed"] == 15 else " †"
+            cells = [
+                row["configuration"], row["voxels"], f"{row['step_gflop'] / 1e3:.3f}",
+                f"{row['train_s']:.3g}", f"{row['train_s_released_over']:.1f}",
+                f"{row['sample15_s']:.3g}{mark}", f"{row['sample15_s_released_over']:.1f}", f"{row['sample2_s']:.3g}",
+                f"{row['train_peak_bytes'] / GIB:.2f}", f"{row['train_peak_bytes_released_over']:.1f}",
+                f"{row['gflop_s']:.0f}", f"{row['of_matmul_peak']:.0%}, {row['of_conv_peak']:.0%}",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "## Growth with the grid, counted", "", "| network | grid | TFLOP a step | kept for backward (GiB) |"]
+    lines += ["|---|--:|--:|--:|"]
+    for row in growth[growth["what"] == "grid"].to_dict("records"):
+        lines.append(f"| {row['network']} | {row['size']}³ | {row['step_gflop'] / 1e3:.3f} "
+                     f"| {row['saved_bytes'] / GIB:.2f} |")  # fmt: skip
+    lines += ["", "## Growth with the batch, ours at 32³", "", "| people | step (s) | a person (s) | peak (GiB) |"]
+    lines += ["|--:|--:|--:|--:|"]
+    for row in growth[growth["what"] == "batch"].to_dict("records"):
+        lines.append(f"| {row['people']} | {row['train_s']:.3g} | {row['train_s_a_person']:.3g} "
+                     f"| {row['train_peak_bytes'] / GIB:.2f} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def draw(table: pd.DataFrame, growth: pd.DataFrame, device: str, stem: Path) -> None:
+    """Bars of a training step by configuration, and growth with the grid, as ``<stem>.svg`` and ``.png``."""
+    from matplotlib import pyplot
+
+    from resdm.report.figures import save_figure
+
+    size = int(table["size"].max())
+    part = table[table["size"] == size].iloc[::-1]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.0, 3.4), width_ratios=(2, 1), layout="constrained")
+    y = np.arange(len(part))
+    reference = part["configuration"].isin(["released", "MONAI"])
+    for offset, column, colours, label in (
+        (0.2, "train_s", ("#3B6FA0", "#8A8A8A"), "training step"),
+        (-0.2, "sample15_s", ("#9DBEDB", "#C4C4C4"), "both PETs, 15 steps"),
+    ):
+        bars = left.barh(y + offset, part[column], 0.38, color=[colours[int(r)] for r in reference], label=label)
+        texts = [f"{s:.3g} s, {x:.1f}×" for s, x in zip(part[column], part[f"{column}_released_over"], strict=True)]
+        left.bar_label(bars, texts, fontsize=6, padding=2)
+    left.set_yticks(y, part["configuration"], fontsize=7)
+    left.set_xscale("log")
+    left.set_xlim(part[["train_s", "sample15_s"]].min().min() / 2, part[["train_s", "sample15_s"]].max().max() * 8)
+    left.set_xlabel("seconds (upper bar: training step; lower: both PETs in 15 steps)", fontsize=7)
+    left.set_title(f"{size}³, two tracers of one person\n{device}", fontsize=8, loc="left")
+    grid = growth[growth["what"] == "grid"]
+    for name, colour in (("released", "#8A8A8A"), ("resdm", "#3B6FA0")):
+        one = grid[grid["network"] == name]
+        right.plot(one["size"], one["step_gflop"] / 1e3, "o-", color=colour, markersize=3, linewidth=1.2)
+        right.annotate(name, (one["size"].iloc[-1], one["step_gflop"].iloc[-1] / 1e3), fontsize=7, color=colour,
+                       xytext=(-4, 5), textcoords="offset points", ha="right")  # fmt: skip
+    right.set_xscale("log", base=2)
+    right.set_yscale("log")
+    right.set_xticks(grid["size"].unique(), [f"{n}³" for n in grid["size"].unique()])
+    right.minorticks_off()
+    right.set_title("TFLOP of a training step, counted", fontsize=8, loc="left")
+    for axes in (left, right):
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, stem, {"device": device, "torch": version("torch"), "monai": version("monai")})
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny networks on 32³, seconds: for the test")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
+    parser.add_argument("--sizes", type=int, nargs="+", help="default: 32 and 64, with CUDA 64 and 128")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.job:
+        print(json.dumps(work(json.loads(options.job))))
+        return 0
+    import torch
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    threads = options.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(1))
+    sizes = options.sizes or ([32] if options.quick else [64, 128] if device == "cuda" else [32, 64])
+    name = device_name(device)
+    table, growth, machine = run(sizes, device, threads, options.quick)
+    folder = options.out / re.sub(r"[^a-z0-9]+", "_", name.lower().replace("×", "x")).strip("_")
+    write_csv(folder / "bench.csv", table, "%.6g")
+    write_csv(folder / "growth.csv", growth, "%.6g")
+    write_text(folder / "bench.md", markdown(table, growth, machine, name, options.quick))
+    draw(table, growth, name, folder / "bench")
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

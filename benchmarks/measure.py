@@ -1,0 +1,328 @@
+"""What is measured and how: one configuration of a network and its levers, timed or counted in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from resdm import haar
+from resdm.anatomy import Grid, brain_box
+from resdm.batch import TRACERS, Batch, Prior
+from resdm.config import NetworkConfig, PriorConfig, ReleasedConfig, ResidualDiffusionConfig, TowerConfig
+from resdm.methods import Method
+from resdm.methods.released import Released, ReleasedUNet
+from resdm.methods.residual_diffusion import ResidualDiffusion
+from resdm.synthesis import _CPU_ATTENTION
+from resdm.training import update_average
+from resdm.unet import UNet
+
+FIELD_MM = 192.0
+"""Side of the cube that a grid covers, as 128 voxels of 1.5 mm do."""
+EMA = 0.9999
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its levers; the defaults are every lever off.
+
+    Parameters
+    ----------
+    network : {"released", "monai", "resdm"}
+    size : int
+        Voxels an axis of the whole grid.
+    width : int
+        Channels of the first level.
+    people : int
+        A batch; both tracers of each.
+    stem : {"none", "haar"}
+    crop, together, cache, fused, channels_last, bf16, checkpoint, compiled : bool
+        The brain's box; both tracers in one pass; frozen text kept; fused AdamW and averaging in one call; memory
+        format; autocast; activation checkpointing; torch.compile.
+    threads : int
+        Of a CPU.
+    device : {"cpu", "cuda"}
+    """
+
+    network: str
+    size: int
+    width: int = 32
+    people: int = 1
+    stem: str = "none"
+    crop: bool = False
+    together: bool = False
+    cache: bool = False
+    fused: bool = False
+    channels_last: bool = False
+    bf16: bool = False
+    checkpoint: bool = False
+    compiled: bool = False
+    threads: int = 1
+    device: str = "cpu"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What the network sees."""
+        grid = Grid((self.size,) * 3, FIELD_MM / self.size)
+        return brain_box(grid).shape if self.crop else grid.shape
+
+
+class TracerByTracer(ResidualDiffusion):
+    """ResDM with a pass a tracer, as the released code has it."""
+
+    def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """As `ResidualDiffusion.predict`."""
+        context = context.unflatten(0, (-1, len(TRACERS)))
+        passes = [self.unet(x_t[:, i : i + 1], mri, t, context[:, i]) for i in range(len(TRACERS))]
+        return torch.cat(passes, dim=1)
+
+
+class MonaiUNet(nn.Module):
+    """MONAI's `DiffusionModelUNet` of the released widths, called as ours; it reads no text."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        channels = tuple(width * m for m in (1, 2, 4, 8))
+        self.net = DiffusionModelUNet(
+            spatial_dims=3, in_channels=2, out_channels=1, channels=channels, num_res_blocks=1,
+            attention_levels=(False, False, False, True), num_head_channels=channels[-1], norm_num_groups=width,
+        )  # fmt: skip
+
+    def forward(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Predict x_0 (B, 1, X, Y, Z)."""
+        return self.net(torch.cat([x_t, y0], dim=1), t)
+
+
+def network(case: Case) -> NetworkConfig:
+    """Our network's settings."""
+    return NetworkConfig(
+        width=case.width, norm_groups=case.width, stem=case.stem, channels_last=case.channels_last,
+        checkpoint_activations=case.checkpoint,
+    )  # fmt: skip
+
+
+_THEIRS = {"released": ReleasedUNet, "monai": MonaiUNet}
+
+
+def build(case: Case) -> Method:
+    """A method with fresh weights; the text tower is ViT-B/32, or at small widths a small one."""
+    torch.manual_seed(0)
+    tower = TowerConfig(width=32, heads=2, layers=2, embed_dim=32) if case.width < 32 else None
+    prior = PriorConfig(weights="none", tower=tower, dim=8 * case.width)
+    if case.network == "released":
+        return Released(ReleasedConfig(width=case.width, prior=replace(prior, context="pooled")), case.shape)
+    kind = ResidualDiffusion if case.together else TracerByTracer
+    method = kind(ResidualDiffusionConfig(network=network(case), prior=prior), case.shape)
+    if case.network == "monai":
+        method.unet = MonaiUNet(case.width)
+    if not case.cache:
+        method.prior.forward = partial(method.prior.forward, cached=False)
+    return method
+
+
+def random_batch(case: Case) -> Batch:
+    """Random volumes in [0, 1], nothing missing."""
+    draw = torch.Generator().manual_seed(1)
+    volumes = torch.rand((case.people, 1 + len(TRACERS), *case.shape), generator=draw)
+    prior = Prior(tuple(60.0 + i for i in range(case.people)), tuple("FM"[i % 2] for i in range(case.people)))
+    present = torch.ones((case.people, len(TRACERS)), dtype=torch.bool)
+    return Batch(volumes[:, :1], volumes[:, 1:], present, prior).to(case.device)
+
+
+class Stepper:
+    """A training step as `resdm.training` takes it: losses, backward, AdamW, averaging."""
+
+    def __init__(self, case: Case, method: Method) -> None:
+        self.case, self.method = case, method
+        weights = [weight for weight in method.parameters() if weight.requires_grad]
+        options = {"fused": True} if case.fused else {"foreach": False}
+        self.optimiser = torch.optim.AdamW(weights, lr=1e-4, **options)
+        self.weights, self.average = weights, [weight.detach().clone() for weight in weights]
+        self.generator = torch.Generator(case.device).manual_seed(2)
+
+    def __call__(self, batch: Batch) -> None:
+        """One step."""
+        self.optimiser.zero_grad()
+        with autocast(self.case):
+            ((_, loss),) = self.method.losses(batch, self.generator)
+        loss.backward()
+        self.optimiser.step()
+        if self.case.fused:
+            update_average(self.average, self.weights, EMA)
+        else:
+            for average, weight in zip(self.average, self.weights, strict=True):
+                average.mul_(EMA).add_(weight.detach(), alpha=1 - EMA)
+
+
+def autocast(case: Case) -> contextlib.AbstractContextManager:
+    """Half precision where the case says so."""
+    return torch.autocast(case.device, torch.bfloat16) if case.bf16 else contextlib.nullcontext()
+
+
+# ── time and memory of what runs ──────────────────────────────────────────────────────────────────
+
+
+def resident() -> int:
+    """Bytes that this process holds now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return high_water()
+
+
+def high_water() -> int:
+    """Bytes that this process held at most, since `reset_high_water` where the system has one."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_high_water() -> None:
+    """Start `high_water` anew."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 1, most: int = 9) -> list[float]:
+    """Times of repeats, after one that is not counted: ``least``, and on until ``seconds`` are over."""
+    times: list[float] = []
+    for i in range(most + 1):
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times += [time.perf_counter() - start] * (i > 0)
+        if len(times) >= least and sum(times) >= seconds:
+            break
+    return times
+
+
+def measure(case: Case, seconds: float, steps: int = 15) -> dict[str, Any]:
+    """A training step, and both PETs of the batch's people in 15 and in 2 steps: medians and peak memory above idle.
+
+    Where a pass takes long, three of the fifteen steps are timed and the rest taken to cost as much.
+    """
+    torch.set_num_threads(case.threads)
+    batch, base = random_batch(case), resident()
+    method = build(case).to(case.device).train()
+    if case.compiled:
+        method.compile_networks()
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    reset_high_water()
+    step = Stepper(case, method)
+    train = timed(partial(step, batch), case.device, seconds, least=2)
+    found: dict[str, Any] = {"train_s": statistics.median(train), "train_repeats": len(train)}
+    found["train_peak_bytes"] = torch.cuda.max_memory_allocated() if case.device == "cuda" else high_water() - base
+    del step
+    method.eval().requires_grad_(False)
+
+    def sample(n: int) -> None:
+        with torch.no_grad(), autocast(case):
+            method.synthesise(batch.mri, batch.prior, torch.Generator(case.device).manual_seed(3), steps=n)
+
+    two = timed(partial(sample, 2), case.device, seconds / 4)
+    found |= {"sample2_s": statistics.median(two)}
+    if found["sample2_s"] / 2 * steps > seconds:
+        three = timed(partial(sample, 3), case.device, 0, most=1)
+        found |= {"sample15_s": statistics.median(three) * steps / 3, "sample_steps_timed": 3}
+    else:
+        found |= {"sample15_s": statistics.median(timed(partial(sample, steps), case.device, seconds / 2))}
+        found["sample_steps_timed"] = steps
+    return found
+
+
+def peak_rates(device: str, threads: int, quick: bool = False) -> dict[str, float]:
+    """The machine's best measured GFLOP/s: a square matrix product, and a 3 × 3 × 3 convolution."""
+    torch.set_num_threads(threads)
+    found = {}
+    for kind in (torch.float32, torch.bfloat16)[: 1 + (device == "cuda")]:
+        n = 256 if quick else 8192 if device == "cuda" else 2048
+        a, b = (torch.rand(n, n, device=device, dtype=kind) for _ in range(2))
+        side = 16 if quick else 96 if device == "cuda" else 32
+        x = torch.rand(2, 64, side, side, side, device=device, dtype=kind)
+        weight = torch.rand(64, 64, 3, 3, 3, device=device, dtype=kind)
+        name = str(kind).removeprefix("torch.")
+        for what, run, flop in (
+            ("matmul", partial(torch.mm, a, b), 2 * n**3),
+            ("conv", partial(nn.functional.conv3d, x, weight, padding=1), 2 * 2 * 64 * 64 * 27 * side**3),
+        ):
+            found[f"{what}_{name}_gflop_s"] = flop / min(timed(run, device, 1.0, least=3)) / 1e9
+    return found
+
+
+# ── what is counted without running ───────────────────────────────────────────────────────────────
+
+
+def count(case: Case) -> dict[str, float]:
+    """FLOPs and kept bytes of the network alone, from shapes (fake tensors): nothing is computed.
+
+    Returns
+    -------
+    dict
+        ``pass_gflop``: forward, one volume; ``step_gflop``: forward and backward of the batch's volumes;
+        ``saved_bytes``: distinct storages that the backward pass of a training step holds, weights left out;
+        ``weight_bytes`` and ``parameters`` of the network.
+    """
+    haar._basis.cache_clear()  # neither a real tensor among the fake ones, nor a fake one left behind
+    with FakeTensorMode():
+        ours = case.network == "resdm"
+        unet = UNet(network(case), 8 * case.width) if ours else _THEIRS[case.network](case.width)
+        weights = {weight.untyped_storage()._cdata for weight in unet.parameters()}
+        kept: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()._cdata
+            if storage not in weights:
+                kept.setdefault(storage, tensor)
+            return tensor
+
+        volumes = case.people * len(TRACERS)
+        width = 8 * case.width
+        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as forward, torch.no_grad():
+            _call(unet, case, 1, width)
+        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as whole:
+            together = volumes if case.together else case.people
+            with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(replace(case, device="cpu")):
+                outputs = [_call(unet, case, together, width) for _ in range(volumes // together)]
+            sum(output.float().square().mean() for output in outputs).backward()
+        found = {
+            "pass_gflop": forward.get_total_flops() / 1e9,
+            "step_gflop": whole.get_total_flops() / 1e9,
+            "saved_bytes": sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
+            "weight_bytes": sum(w.numel() * w.element_size() for w in unet.parameters()),
+            "parameters": sum(w.numel() for w in unet.parameters()),
+        }
+    haar._basis.cache_clear()
+    return found
+
+
+def _call(unet: nn.Module, case: Case, n: int, width: int) -> Tensor:
+    x, y0 = (torch.empty((n, 1, *case.shape)) for _ in range(2))
+    t = torch.zeros(n, dtype=torch.long)
+    tokens = torch.empty((n, 1 if case.network == "released" else 77, width))
+    return unet(x, t, tokens) if case.network == "released" else unet(x, y0, t, tokens)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notes that libraries print."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        yield

@@ -1,0 +1,84 @@
+"""The benchmarks count what is known, and write what they find."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench
+import memory
+from measure import Case, count
+
+
+def test_counted_cost_of_the_released_network():
+    """2.86 TFLOP a pass and 11.4 GiB kept at 128³; 4³ times less at 32³, but for attention, which is a trifle."""
+    found = count(Case("released", 32))
+    assert found["pass_gflop"] == pytest.approx(2860 / 64, rel=0.02)
+    assert found["saved_bytes"] / 2 / 2**30 == pytest.approx(11.4 / 64, rel=0.03)
+    assert found["parameters"] == pytest.approx(29.2e6, rel=2e-3)
+
+
+def test_the_levers_cut_what_they_say():
+    full = Case("resdm", 32, together=True)
+    haar = replace(full, stem="haar")
+    costs = {name: count(case) for name, case in (("full", full), ("haar", haar))}
+    costs["kept"] = count(replace(haar, checkpoint=True))
+    assert costs["full"]["pass_gflop"] / costs["haar"]["pass_gflop"] == pytest.approx(8, rel=0.03)
+    assert costs["full"]["saved_bytes"] / costs["haar"]["saved_bytes"] > 6
+    assert costs["kept"]["saved_bytes"] < 0.6 * costs["haar"]["saved_bytes"]
+    assert costs["kept"]["step_gflop"] > 1.1 * costs["haar"]["step_gflop"]
+
+
+def test_memory_rows_fall_and_are_written(tmp_path):
+    assert memory.main(["--size", "32", "--out", str(tmp_path)]) == 0
+    frame = pd.read_csv(tmp_path / "memory_32.csv")
+    assert frame["configuration"].tolist()[:3] == ["released, fp32", "ResDM, fp32, full resolution", "+ Haar stem"]
+    assert frame["saved_gib"].iloc[1:].is_monotonic_decreasing
+    page = (tmp_path / "memory_32.md").read_text()
+    assert f"| + Haar stem | 32 × 32 × 32 | {frame['saved_gib'][2]:.2f} |" in page
+
+
+def test_results_are_written_as_found(tmp_path, monkeypatch):
+    """Ratios are of the released row of the same grid; the slow rows say that three steps were timed."""
+
+    def found(job):
+        if job["what"] == "peak":
+            return {"matmul_float32_gflop_s": 100.0, "conv_float32_gflop_s": 50.0}
+        if job["what"] == "load":
+            return {"whole_sessions_s": 7.0, "box_sessions_s": 9.0}
+        counted = {"pass_gflop": 1.0, "step_gflop": 40.0, "saved_bytes": 2**30, "weight_bytes": 1, "parameters": 1}
+        if job["what"] == "count":
+            return {"cases": [counted for _ in job["cases"]]}
+        slow = job["case"]["network"] == "released"
+        times = {"train_s": 16.0 if slow else 2.0, "sample15_s": 120.0 if slow else 5.0, "sample2_s": 1.0}
+        steps = {"sample_steps_timed": 3 if slow else 15, "train_repeats": 2}
+        return counted | times | steps | {"train_peak_bytes": (6 if slow else 1) * 2**30}
+
+    monkeypatch.setattr(bench, "run_apart", found)
+    monkeypatch.setattr(bench, "device_name", lambda device: "2 × Some CPU")
+    assert bench.main(["--sizes", "32", "--device", "cpu", "--threads", "2", "--out", str(tmp_path)]) == 0
+    folder = tmp_path / "2_x_some_cpu"
+    table = pd.read_csv(folder / "bench.csv").set_index("configuration")
+    assert table.loc["released", "train_s_released_over"] == 1
+    assert table.loc["+ fused AdamW and EMA", ["train_s_released_over", "sample15_s_released_over"]].tolist() == [8, 24]
+    assert table.loc["+ Haar stem", "of_conv_peak"] == pytest.approx(0.4)
+    page = (folder / "bench.md").read_text()
+    assert "| released | 32 × 32 × 32 | 0.040 | 16 | 1.0 | 120 † | 1.0 | 1 | 6.00 | 1.0 | 2 | 2%, 5% |" in page
+    assert "7.0 sessions/s whole, 9.0 in the brain's box" in page
+    assert len(pd.read_csv(folder / "growth.csv")) == 8 + 5
+    for suffix in (".svg", ".png", ".json"):
+        assert (folder / f"bench{suffix}").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_a_quick_run_measures(tmp_path):
+    assert bench.main(["--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]) == 0
+    (folder,) = tmp_path.iterdir()
+    table = pd.read_csv(folder / "bench.csv")
+    assert (table[["train_s", "sample15_s", "train_peak_bytes", "step_gflop"]] > 0).all(axis=None)
