@@ -19,7 +19,7 @@ from measure import Case, count
 def test_counted_cost_of_the_released_network():
     """2.86 TFLOP a pass and 11.4 GiB kept at 128³; 4³ times less at 32³, but for attention, which is a trifle."""
     found = count(Case("released", 32))
-    assert found["pass_gflop"] == pytest.approx(2860 / 64, rel=0.02)
+    assert found["pass_gflop"] == pytest.approx(2860 / 64, rel=0.03)
     assert found["saved_bytes"] / 2 / 2**30 == pytest.approx(11.4 / 64, rel=0.03)
     assert found["parameters"] == pytest.approx(29.2e6, rel=2e-3)
 
