@@ -12,6 +12,7 @@ import torch
 from conftest import tiny_resdm
 from stored_cohort import GRID, LABELS, make_cohort
 
+from resdm.anatomy import Box
 from resdm.batch import Batch, Prior
 from resdm.config import CohortConfig, PhantomConfig
 from resdm.evaluation.image_quality import read_index, read_scores, read_volume, score_method, synthetic_path
@@ -144,7 +145,8 @@ class Data(list):
 def model(config):
     method = build_method(tiny_resdm(sampling_steps=2), GRID.shape).eval()
     card = type("Card", (), {"config": config})
-    return type("Model", (), {"method": method, "card": card, "device": torch.device("cpu")})
+    box = Box.whole(GRID.shape)
+    return type("Model", (), {"method": method, "card": card, "device": torch.device("cpu"), "box": box})
 
 
 def test_the_mean_trace_is_over_people(model, config):

@@ -166,8 +166,8 @@ def test_methods_and_conditions_reach_the_pipeline(profile, monkeypatch, capsys)
     assert cli.main(["predict", str(profile), "GAN", *both, "--split", "validation"]) == 0
     assert calls == [
         ("Plain", {"progress": True}), ("GAN", {"progress": True}), ("GAN", {"progress": False}),
-        ("GAN", "no_age", {"split": "validation", "progress": True}),
-        ("GAN", "factual", {"split": "validation", "progress": True}),
+        ("GAN", "no_age", {"split": "validation", "shard": (1, 1), "progress": True}),
+        ("GAN", "factual", {"split": "validation", "shard": (1, 1), "progress": True}),
     ]  # fmt: skip
     capsys.readouterr()
 

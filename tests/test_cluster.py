@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,9 +39,9 @@ def test_the_slurm_profile_asks_for_what_rules_need(clone):
     executor = [] if find_spec("snakemake_executor_plugin_slurm") else ["--executor", "local"]
     run = snakemake(clone, "--profile", "configs/slurm", *executor, "--config", "profile=phantom", "--dry-run")
     assert run.returncode == 0, run.stderr[-2000:]
-    blocks = run.stdout.split("\n\n")
+    blocks = re.split(r"^(?=rule )", run.stdout, flags=re.MULTILINE)
     for rule, wanted in settings["set-resources"].items():
-        found = [block for block in blocks if f"rule {rule}:" in block]
+        found = [block for block in blocks if block.startswith(f"rule {rule}:")]
         assert found, rule
         for block in found:
             resources = next(line for line in block.splitlines() if line.strip().startswith("resources:"))

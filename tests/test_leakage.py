@@ -11,7 +11,7 @@ from stored_readings import make_age, make_status
 from resdm import pipeline
 from resdm.cohort import volumes
 from resdm.cohort.dataset import CohortDataset
-from resdm.cohort.manifest import EMPTY, read_manifest
+from resdm.cohort.manifest import EMPTY, SPLITS, read_manifest
 from resdm.cohort.matching import Found
 from resdm.evaluation.downstream import evaluate_status, fit_evaluators
 from resdm.evaluation.effects import prompt_scores, read_readings, readings_path
@@ -108,7 +108,8 @@ def test_so_do_the_stages_that_start_from_the_manifest(config, stage):
 
 def test_a_manifest_that_leaks_is_not_written(config, monkeypatch):
     _manifest(config, ["train", "train"])
-    before, frame = config.manifest.read_bytes(), read_manifest(config.manifest).assign(split=["train", "test"])
+    before, frame = config.manifest.read_bytes(), read_manifest(config.manifest)
+    frame = pd.concat([frame.assign(split=split) for split in SPLITS])
     flow = pd.DataFrame({"step": ["found"]})
     monkeypatch.setattr(pipeline, "split_people", lambda frame, split, seed: frame)
     monkeypatch.setitem(pipeline.READERS, "bids", lambda root, config: Found(frame, flow, flow, []))

@@ -14,6 +14,7 @@ from tiny_methods import PlainConfig, build
 from resdm.checkpoint import load_card, save_model
 from resdm.evaluation.image_quality import read_index, score_people, write_scores
 from resdm.io import sha256
+from resdm.leakage import LeakageError
 from resdm.modelcard import render, show, write_card
 
 
@@ -69,7 +70,9 @@ def test_scores_come_in_when_they_are_made_and_the_weights_stay(config):
     assert before in text
     trained = scores.assign(person="sub-0006", psnr=99.0)  # somebody who was trained on
     write_scores(config, "Plain", pd.concat([scores, trained]))
-    assert write_card(config, "Plain").read_text() == text
+    with pytest.raises(LeakageError, match="sub-0006 in train"):
+        write_card(config, "Plain")
+    assert path.read_text() == text
 
 
 def test_show_renders_where_there_is_no_card_and_notices_a_foreign_one(config):

@@ -175,13 +175,14 @@ def test_a_second_run_does_nothing(reproduced):
     [
         (
             "resdm/report/figures.py",
-            {"figure1", "table2", "table3", "table4", "figure4", "figure5", "planted", "claims", "report", "all"},
+            {"figure1", "table2", "table3", "table4", "figure4", "figure5", "planted", "claims", "report", "all"}
+            | {"qc", "fidelity", "uncertainty", "counterfactuals"},
         ),
         ("resdm/report/claims.py", {"claims", "report", "all"}),
         ("resdm/report/site.py", {"report", "all"}),
         (
             "resdm/methods/regression.py",
-            {"train", "synthesise", "table2", "table3", "table4", "claims", "report", "all"},
+            {"train", "synthesise", "table2", "table3", "table4", "fidelity", "claims", "report", "all"},
         ),
         ("resdm/cohort/bids.py", None),
         ("data_manifests/README.md", set()),

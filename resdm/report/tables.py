@@ -319,7 +319,7 @@ def table1(sessions: pd.DataFrame, config: Config) -> Table:
     if "split" in sessions:
         check_leakage(sessions, "Table 1")
     sessions = sessions.reset_index(drop=True)
-    diagnosis = sessions["diagnosis"].fillna("").astype(str).replace("", "unlabelled")
+    diagnosis = sessions["diagnosis"].astype(object).fillna("").replace("", "unlabelled")
     others = sorted(set(diagnosis) - {*DIAGNOSES, "unlabelled"})
     groups = [d for d in (*DIAGNOSES, *others, "unlabelled") if (diagnosis == d).any()]
     if groups == ["unlabelled"]:
