@@ -49,7 +49,8 @@ def test_each_layout_gives_the_same_people_and_numbers(tmp_path, config, layout,
     assert len(frame) == len(mock.kept) == 11
     assert dict(zip(flow["step"], flow[["people", "sessions"]].itertuples(index=False, name=None), strict=True)) == {
         "found": (14, 16), "has T1": (13, 15), "has amyloid": (12, 13), "has tau": (11, 12),
-        "has amyloid or tau": (12, 13), "in window": (11, 12), "has age and sex": (10, 11), "kept": (10, 11),
+        "has amyloid and tau": (11, 12), "has amyloid or tau": (12, 13), "in window": (11, 12),
+        "amyloid and tau in window": (10, 11), "has age and sex": (10, 11), "kept": (10, 11),
     }  # fmt: skip
     assert left_out[["person", "reason"]].to_numpy().tolist() == [[name, reason] for name, _, reason in mock.left_out]
     assert [left_out["reason"][i] for i in range(5)] == [

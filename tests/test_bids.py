@@ -55,7 +55,8 @@ def test_phantoms_are_read_like_any_dataset(tmp_path):
     root = write_phantoms(config, progress=False)
     frame, flow, _, notes = build_manifest(root, config)
     assert flow["step"].tolist() == [
-        "found", "has T1", "has amyloid", "has tau", "has amyloid or tau", "in window", "has age and sex", "kept",
+        "found", "has T1", "has amyloid", "has tau", "has amyloid and tau", "has amyloid or tau", "in window",
+        "amyloid and tau in window", "has age and sex", "kept",
     ]  # fmt: skip
     people = flow.set_index("step")["people"]
     assert people["found"] == people["kept"] == 12
@@ -90,8 +91,9 @@ def test_the_flow_says_who_is_left_out(dataset, config):
     )  # fmt: skip
     frame, flow, *_ = build_manifest(root, config)
     assert dict(zip(flow["step"], flow[["people", "sessions"]].itertuples(index=False, name=None), strict=True)) == {
-        "found": (6, 7), "has T1": (5, 6), "has amyloid": (3, 3), "has tau": (2, 2), "has amyloid or tau": (4, 4),
-        "in window": (4, 4), "has age and sex": (2, 2), "kept": (2, 2),
+        "found": (6, 7), "has T1": (5, 6), "has amyloid": (3, 3), "has tau": (2, 2),
+        "has amyloid and tau": (1, 1), "has amyloid or tau": (4, 4), "in window": (4, 4),
+        "amyloid and tau in window": (1, 1), "has age and sex": (2, 2), "kept": (2, 2),
     }  # fmt: skip
     assert frame[["person", "session", "sex", "age"]].values.tolist() == [
         ["sub-1", "ses-1", "M", 70.0],

@@ -48,7 +48,8 @@ def test_the_real_metadata(real_dlbs, tmp_path):
     found = build_manifest(real_dlbs, make_config(tmp_path, require="both"))
     assert flow(found) == {
         "found": (464, 969), "has T1": (464, 957), "has amyloid": (295, 542), "has tau": (154, 181),
-        "has amyloid and tau": (105, 123), "in window": (49, 51), "has age and sex": (49, 51), "kept": (49, 51),
+        "has amyloid and tau": (105, 123), "in window": (49, 51), "amyloid and tau in window": (49, 51),
+        "has age and sex": (49, 51), "kept": (49, 51),
     }  # fmt: skip
     assert found.left_out["reason"].value_counts().to_dict() == {
         "no amyloid and tau PET": 834, "PET more than 366 days from the T1": 72, "no T1": 12,
@@ -66,7 +67,13 @@ def test_the_real_metadata(real_dlbs, tmp_path):
 
 def test_the_profile_on_the_real_metadata(real_dlbs):
     config = load_config("dlbs")
-    frame = build_manifest(real_dlbs, config).manifest
+    found = build_manifest(real_dlbs, config)
+    frame = found.manifest
+    assert flow(found) == {
+        "found": (464, 969), "has T1": (464, 957), "has amyloid": (295, 542), "has tau": (154, 181),
+        "has amyloid and tau": (105, 123), "has amyloid or tau": (331, 600), "in window": (293, 536),
+        "amyloid and tau in window": (49, 51), "has age and sex": (293, 536), "kept": (293, 536),
+    }  # fmt: skip
     assert (len(frame), frame["person"].nunique()) == (536, 293)
     assert ((frame["amyloid"] != "").sum(), (frame["tau"] != "").sum()) == (536, 51)
     assert frame["sex"].value_counts().to_dict() == {"F": 324, "M": 212}

@@ -77,18 +77,21 @@ def close_manifest(candidates: pd.DataFrame, config: Config, where: str | Path, 
         ] = np.nan
         frame.loc[far, f"{tracer}_status"] = pd.NA
     near = {tracer: has_t1 & (frame[tracer] != "") for tracer in TRACERS}
+    has_both, near_both = (p["amyloid"] & p["tau"] for p in (has, near))
     both = match.require == "both"
-    enough, in_window = ((p["amyloid"] & p["tau"]) if both else (p["amyloid"] | p["tau"]) for p in (has, near))
+    enough, in_window = (has_both, near_both) if both else (p["amyloid"] | p["tau"] for p in (has, near))
     known = in_window & frame["age"].notna() & (frame["sex"] != "")
     kept = known & _chosen(frame[known], match.per_person).reindex(frame.index, fill_value=False)
     scans = "amyloid and tau" if both else "amyloid or tau"
     steps = {
         "found": (pd.Series(True, index=frame.index), ""),
         "has T1": (has_t1, "no T1"),
-        "has amyloid": (has["amyloid"], ""),  # a branch, not a step
+        "has amyloid": (has["amyloid"], ""),  # without a reason: a branch, not a step
         "has tau": (has["tau"], ""),
+        "has amyloid and tau": (has_both, ""),  # where both are required, the step that follows, and no other
         f"has {scans}": (enough, f"no {scans} PET"),
         "in window": (in_window, f"PET more than {match.window_days:g} days from the T1"),
+        "amyloid and tau in window": (near_both, ""),
         "has age and sex": (known, "no age, or no sex"),
         "kept": (kept, f"another session of the person was chosen ({match.per_person})"),
     }
