@@ -72,6 +72,19 @@ def test_half_a_split_is_drawn_for_all_and_said(changed, config):
     assert found.manifest["split"].eq("").all()
 
 
+@pytest.mark.parametrize("label", ["AV45", "18FMK6240", "18FAV45"])
+def test_a_tracer_that_the_profile_does_not_name_is_refused(changed, mock, config, label):
+    """No cut-off is known for it, it may be on another scale, or it is amyloid's in the column of tau."""
+    table = pd.read_csv(mock.root)
+    line = int(table.index[table["tau"].notna()][0])
+    labels = table["tau_tracer"].where(table.index != line, label)
+    with pytest.raises(ManifestError) as error:
+        build_manifest(changed(tau_tracer=labels), config)
+    said = str(error.value)
+    assert f"changed.csv: row {line + 2} ({table['person'][line]} ses-1), tau_tracer: found '{label}'" in said
+    assert "expected 18FAV1451; write that label, or name the tracer in cohort.tracers" in said
+
+
 def test_leakage_in_the_table_is_refused(changed, config):
     table = pd.read_csv(changed())
     again = (table["person"] == "sub-own02") & (table["session"] == "ses-3")

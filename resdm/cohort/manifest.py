@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,9 @@ _NOTHING = {"", "n/a", "na", "nan", "none", "null"}
 # ── reading and writing ───────────────────────────────────────────────────────────────────────────
 
 
-def read_manifest(path: str | Path, *, files: bool = True, split: bool = True) -> pd.DataFrame:
+def read_manifest(
+    path: str | Path, *, files: bool = True, split: bool = True, tracers: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Read and check a manifest.
 
     Parameters
@@ -133,6 +135,8 @@ def read_manifest(path: str | Path, *, files: bool = True, split: bool = True) -
         Also check that every scan is there.
     split : bool
         Read the column ``split``; else it is left empty.
+    tracers : mapping, optional
+        BIDS label → target; a label that is not in it, or of the other target, is an error.
 
     Returns
     -------
@@ -165,6 +169,8 @@ def read_manifest(path: str | Path, *, files: bool = True, split: bool = True) -
             problems += [(row, name, found, expected + remedy) for row, found in bad.itertuples(index=False)]
     _raise(path, problems, frame, lines)
     frame = check_manifest(frame[list(COLUMNS)], path, lines)
+    if tracers is not None:
+        _check_tracers(frame, tracers, path, lines)
     for column in PATHS:
         frame[column] = [str(path.parent.absolute() / cell) if cell else "" for cell in frame[column]]
     if files:
@@ -218,6 +224,17 @@ def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] 
     _raise(where, problems, frame, lines)
     check_leakage(frame, str(where))
     return frame
+
+
+def _check_tracers(frame: pd.DataFrame, tracers: Mapping[str, str], where: Path, lines: Sequence[int]) -> None:
+    """A label that nobody knows has no cut-off, and may be of another scale: never pooled in silence."""
+    problems = []
+    for target in TRACERS:
+        known = [label for label, its in tracers.items() if its == target]
+        expected = f"{', '.join(known) or 'none'}; write that label, or name the tracer in cohort.tracers"
+        for row in np.flatnonzero((frame[target] != "") & ~frame[f"{target}_tracer"].isin(known)):
+            problems.append((row, f"{target}_tracer", frame[f"{target}_tracer"][row], expected))
+    _raise(where, sorted(problems, key=lambda problem: problem[0]), frame, lines)
 
 
 def check_files(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] | None = None) -> None:

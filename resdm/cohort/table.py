@@ -17,6 +17,7 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> F
     root : path
         The table, CSV; paths in it are relative to its folder, or absolute. Columns that are not needed may be absent.
     config : Config
+        Its ``cohort.tracers`` are the labels that a scan may have.
     draw : bool
         Do not read the column ``split``.
 
@@ -37,7 +38,7 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> F
         raise ManifestError(f"{root}: a folder; expected a table, by --root table.csv or cohort.folder in the profile")
     if not root.is_file():
         raise ManifestError(f"{root}: no such table; data_manifests/template.csv is one to start from")
-    frame = read_manifest(root, split=not draw)
+    frame = read_manifest(root, split=not draw, tracers=config.cohort.tracers)
     notes = []
     absent = int((frame["split"] == "").sum())
     if 0 < absent < len(frame):
