@@ -143,7 +143,7 @@ rule cohort:
         f"{WORK}/volumes/index.csv",
         "data_manifests/paper/table1.csv",
         notebook="notebooks/00_cohort.ipynb",
-        modules=TABLES,
+        modules=TABLES + package("cohort/volumes", "report/provenance"),
     output:
         multiext(f"{FIGURES}/table1", ".csv", ".md", ".tex"),
     log:
