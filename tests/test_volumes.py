@@ -583,6 +583,30 @@ def test_a_pet_without_cerebellum_is_named():
         room._pet_on_grid(empty, np.eye(4), "tau", make_config(None).preprocess, "pet.nii.gz")
 
 
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_a_field_of_view_that_cuts_the_reference_region_does_not_raise_suvr(tracer):
+    """A fifth and more of the cerebellum below the scan's edge: counted as 0 it would raise SUVR by as much."""
+    visit = make_visit(5)
+    settings, mni_to_pet = make_config(None).preprocess, visit.t1_to_pet @ visit.mni_to_t1
+    _, _, whole = room._pet_on_grid(visit.pet, mni_to_pet, tracer, settings, "pet.nii.gz")
+    to_pet = np.linalg.inv(visit.pet.affine) @ mni_to_pet
+    voxels = apply_affine(to_pet, GRID.mm()[:, regions(GRID)[REFERENCE[tracer]]].T)
+    axis = int(np.argmax(np.abs(to_pet[:3, 2])))  # of the scan, along the body
+    up = to_pet[axis, 2] > 0
+    cut = int(np.quantile(voxels[:, axis], 0.3 if up else 0.7))
+    keep = [slice(None)] * 3
+    keep[axis] = slice(cut, None) if up else slice(None, cut + 1)
+    shift = np.eye(4)
+    shift[axis, 3] = cut if up else 0
+    cropped = visit.pet._replace(data=visit.pet.data[tuple(keep)], affine=visit.pet.affine @ shift)
+    _, said, part = room._pet_on_grid(cropped, mni_to_pet, tracer, settings, "pet.nii.gz")
+    assert whole["reference_coverage"] == 1
+    assert 0.55 < part["reference_coverage"] < 0.9
+    assert part["suvr"] == pytest.approx(whole["suvr"], rel=0.05)
+    assert said["reference_mean"] == pytest.approx(whole["reference_mean"], rel=0.05)
+    assert any("reference coverage" in flag for flag in room._flags({f"{tracer}_{k}": v for k, v in part.items()}))
+
+
 def test_volumes_of_unequal_grid_are_refused(copy):
     index = pd.read_csv(copy.volumes / "index.csv")
     path = copy.volumes / index["t1w"][0]

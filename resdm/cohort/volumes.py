@@ -3,8 +3,8 @@
 For one session: T1 → MNI affine, PET → T1 rigid, composed, every scan interpolated once; the T1's bias field removed
 (N4) and its bright end scaled to 1; each PET divided by the mean of its reference region (SUVR) and a fixed range of
 SUVR mapped to [0, 1]; all voxels outside the MNI brain set to 0. The reference region is measured on the profile's
-grid, where every later stage measures too, so that its mean is 1 there. A session whose ``space`` is MNI152 is
-resampled by its headers and registered to nothing.
+grid, where every later stage measures too, so that its mean is 1 there; where the scan's edge cuts it, in the part that
+the scan holds. A session whose ``space`` is MNI152 is resampled by its headers and registered to nothing.
 
 What is finished is not done again: each session leaves a record with the digests of its inputs and settings, written
 last; a killed call loses the sessions in work, no more. ``excluded.csv`` says which sessions of the manifest are not in
@@ -364,15 +364,17 @@ def _pet_on_grid(
     if settings.smooth_mm:
         pet = smooth(pet, settings.smooth_mm)
     array = resample(pet, grid.affine, grid.shape, mni_to_pet)
-    reference = array[masks[REFERENCE[tracer]]]
-    mean = float(reference.mean())
     voxels = apply_affine(np.linalg.inv(pet.affine) @ mni_to_pet, grid.mm()[:, masks[REFERENCE[tracer]]].T)
-    covered = float(np.mean(np.all((voxels > -0.5) & (voxels < np.array(pet.data.shape) - 0.5), axis=1)))
+    ends = np.array(pet.data.shape) - 1
+    covered = float(np.mean(np.all((voxels > -0.5) & (voxels < ends + 0.5), axis=1)))
     if covered < LEAST_COVERAGE:
         raise VolumeError(
             f"{path}: holds {100 * covered:.0f} % of the reference region ({REFERENCE[tracer]}), expected "
             f"{100 * LEAST_COVERAGE:.0f} % or more; does the scan cover the cerebellum, and is its affine right?"
         )
+    # of what the scan holds: beyond its edge the grid is 0, which is no uptake and would raise every SUVR
+    reference = array[masks[REFERENCE[tracer]]][np.all((voxels >= 0) & (voxels <= ends), axis=1)]
+    mean = float(reference.mean()) if len(reference) else 0.0
     if not mean > 0:
         raise VolumeError(
             f"{path}: the reference region ({REFERENCE[tracer]}) holds a mean of {mean:g}, expected more than 0; "
