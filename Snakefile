@@ -355,7 +355,7 @@ rule fidelity:
     output:
         multiext(f"{FIGURES}/suvr_fidelity", ".csv", ".md", ".tex", ".svg", ".png"),
     params:
-        digest("fidelity"),
+        digest("fidelity", "privacy"),
     log:
         notebook=f"{WORK}/notebooks/13_suvr_fidelity.ipynb",
     shell:
@@ -391,7 +391,7 @@ rule uncertainty:
     log:
         notebook=f"{WORK}/notebooks/14_uncertainty.ipynb",
     params:
-        digest("uncertainty"),
+        digest("uncertainty", "privacy"),
     threads: SETTINGS.training.threads or workflow.cores
     shell:
         PAPERMILL

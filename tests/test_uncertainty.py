@@ -18,6 +18,7 @@ from resdm.evaluation.uncertainty import (
     LEVELS,
     PREDICTORS,
     Samples,
+    Uncertainty,
     UncertaintyError,
     calibrate,
     coverage,
@@ -36,7 +37,7 @@ from resdm.io import sha256, write_csv, write_json
 from resdm.methods import build_method
 from resdm.pipeline import sample_method
 from resdm.report.figures import save_figure
-from resdm.report.uncertainty import uncertainty_figure, uncertainty_table
+from resdm.report.uncertainty import findings, uncertainty_figure, uncertainty_table
 from resdm.synthesis import Model
 
 N, V = 40, 2000
@@ -131,6 +132,28 @@ def test_an_error_map_does_not_know_the_person(rng):
         error_maps(residual[:1])
 
 
+def test_an_error_map_does_not_know_the_persons_other_session():
+    residual = np.ones((4, 3))
+    residual[:2] = 100
+    whole, without = error_maps(residual, folds=2, person=["a", "a", "b", "c"])  # a and c are of one fold
+    np.testing.assert_allclose(whole, np.sqrt((2e4 + 2) / 4))
+    np.testing.assert_allclose(without, [[1] * 3, [1] * 3, [np.sqrt((2e4 + 1) / 3)] * 3, [1] * 3])
+    with pytest.raises(UncertaintyError, match="1 validation people; 2 are the least"):
+        error_maps(residual[:2], person=["a", "a"])
+
+
+def test_the_judgement_keeps_the_sessions_of_a_person_together(rng):
+    """Everybody twice is as if everybody were there once."""
+    residual, std, _ = world(rng, n=10)
+    once = pd.DataFrame({"person": list("abcdefghij"), "session": ["1"] * 10})
+    twice = pd.concat([once, once.assign(session="2")])
+    double = (np.concatenate([array, array]) for array in (residual, residual, std))
+    test = Samples(once, residual, residual, std)
+    one, other = judge_samples(test, test), judge_samples(Samples(twice, *double), test)
+    columns = ["a", "b", "q50", "q90"]
+    np.testing.assert_allclose(other["calibration"][columns], one["calibration"][columns], rtol=1e-3)
+
+
 def test_a_map_is_smoothed_inside_the_brain_alone():
     grid = Grid((32, 36, 32), 6.0)
     voxels = int(mni_map("brain", grid).sum())
@@ -206,6 +229,63 @@ def test_what_sampling_adds_to_a_map_shows(rng):
     assert covered.index.get_level_values(0).unique().tolist() == list(PREDICTORS)
 
 
+def judged(rng, n=40, factor=3.0, known=1.0, wide=1.0):
+    """A judgement of two tracers with known truth: the spread knows the share ``known`` of people's own deviation."""
+
+    def make(scale):
+        level = rng.uniform(0.5, 2, (n, 1))
+        true = level * rng.uniform(0.1, 0.2, (n, V))
+        spread = true / factor if known else rng.permutation(true) / factor
+        who = pd.DataFrame({"person": [f"p{i}" for i in range(n)], "session": [""] * n})
+        return who, scale * true * rng.normal(size=(n, V)), spread
+
+    frames = {name: [] for name in Uncertainty.__dataclass_fields__}
+    for unit, names in (("voxel", ()), ("regions", ("left_one", "other"))):
+        samples = []
+        for scale in (1.0, wide):
+            who, residual, spread = make(scale)
+            if names:
+                residual, spread = residual[:, :2].copy(), spread[:, :2]
+                residual[:, 0] *= 1 if scale == 1.0 and wide == 1.0 else 3 if samples else 1
+            samples.append(Samples(who, residual, residual, spread, names))
+        for name, frame in judge_samples(*samples).items():
+            if unit == "voxel" or name in ("calibration", "likelihood", "coverage"):
+                frame = frame.assign(unit=frame.get("unit", unit)) if name != "people" else frame
+                frames[name].append(frame.assign(tracer="tau"))
+    return Uncertainty(**{name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()})
+
+
+def test_findings_follow_the_numbers(rng):
+    knows = findings(judged(rng))
+    assert len(knows) == 3
+    assert "both inside 85 to 95 %" in knows[0]
+    assert "more of the error of a voxel" in knows[1]
+    assert "samples, uncalibrated and both rank people by error" in knows[2]
+    blind = judged(rng, known=0.0, wide=1.5)
+    said = findings(blind)
+    covered = blind.coverage.query("unit == 'left_one' and predictor == 'both' and nominal == 0.9").iloc[0]
+    assert covered["coverage"] < 0.85
+    assert "not both inside 85 to 95 %" in said[0]
+    numbers = tuple(f"{100 * covered[key]:.0f}" for key in ("coverage", "low", "high"))
+    assert "left one {} [{}, {}]".format(*numbers) in said[0]
+    assert "more of the error" not in said[1]
+    assert "no score ranks people by error" in said[2]
+    texts = [text.get_text() for text in uncertainty_figure(blind).texts]
+    assert any("no score ranks people by error" in text and "samples add to" not in text for text in texts)
+
+
+def test_where_single_people_may_not_be_shown_every_point_is_of_five(rng):
+    for n, groups, steps in ((4, 0, 0), (9, 1, 1), (23, 4, 4), (31, 5, 6)):
+        axes = uncertainty_figure(judged(rng, n=n), people=False).axes
+        ranking, risk = axes[2], axes[3]
+        assert len(ranking.lines[0].get_xdata()) == groups
+        kept = np.array(risk.lines[1].get_xdata()) * n / 100
+        assert len(kept) == steps
+        assert (np.diff([0, *kept]) >= 5 - 1e-9).all()
+    axes = uncertainty_figure(judged(rng, n=23), people=True).axes
+    assert [len(axes[2].lines[0].get_xdata()), len(axes[3].lines[1].get_xdata())] == [23, 23]
+
+
 # ── stored samples ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -266,6 +346,7 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
     table = uncertainty_table(config, found)
     assert "phantom data" in table.heading
     assert "90 %" in table.markdown()
+    assert table.notes[:6] == findings(found)
     assert table.latex().isascii()
     assert set(table.frame["measure"]) >= {"coverage_90", "width_90", "nll_gain", "rho", "aurc", "q95", "a"}
     for people in (True, False):

@@ -134,7 +134,9 @@ def _weights(residual: np.ndarray, std: np.ndarray, error_map: np.ndarray, predi
     return float(weights[0]), float(weights[1])
 
 
-def error_maps(residual: np.ndarray, folds: int = FOLDS) -> tuple[np.ndarray, np.ndarray]:
+def error_maps(
+    residual: np.ndarray, folds: int = FOLDS, person: Sequence[str] | np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Root mean square error at every voxel: of everybody, and for each person without their fold.
 
     Parameters
@@ -142,18 +144,21 @@ def error_maps(residual: np.ndarray, folds: int = FOLDS) -> tuple[np.ndarray, np
     residual : ndarray (N, V)
     folds : int
         Person i is in fold i mod ``folds``.
+    person : sequence (N,), optional
+        Whose row it is, so that all sessions of a person are in one fold; by default each row is a person.
 
     Returns
     -------
     whole : ndarray (V,)
     without : ndarray (N, V)
     """
-    n = len(residual)
+    who = pd.factorize(np.arange(len(residual)) if person is None else np.asarray(person))[0]
+    n = len(np.unique(who))
     folds = min(folds, n)
     if folds < 2:
         raise UncertaintyError(f"error map: {n} validation people; 2 are the least")
     squares = residual.astype(np.float64) ** 2
-    fold = np.arange(n) % folds
+    fold = who % folds
     without = np.stack([np.sqrt(squares[fold != f].mean(axis=0)) for f in range(folds)])[fold]
     return np.sqrt(squares.mean(axis=0)), without
 
@@ -396,7 +401,7 @@ def judge_samples(
     validation: Samples, test: Samples, *, seed: int = 0, grid: Grid | None = None
 ) -> dict[str, pd.DataFrame]:
     """`judge` for one tracer and one level of detail; with ``grid`` the error map is smoothed on it."""
-    whole, without = error_maps(validation.residual)
+    whole, without = error_maps(validation.residual, person=validation.who["person"].to_numpy())
     if grid is not None:
         whole, without = smooth_map(whole, grid), smooth_map(without, grid)
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in Uncertainty.__dataclass_fields__}

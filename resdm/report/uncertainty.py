@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator
 
 from resdm.config import TRACERS, Config
 from resdm.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
-from resdm.report.figures import GREY, TRACER_TITLES, WIDTH, Page, styled
+from resdm.report.figures import FEWEST, GREY, TRACER_TITLES, WIDTH, Page, styled
 from resdm.report.tables import TRACER_NAMES, Block, Table, number, span
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
@@ -20,6 +20,9 @@ _COLOURS = {"raw": "#999999", "sampling": "#0072B2", "map": "#E69F00", "both": "
 
 NOMINAL = 0.9
 """The level that a region's row shows."""
+
+HELD = (0.85, 0.95)
+"""Coverage that the interval of level `NOMINAL` is held to."""
 
 
 def uncertainty_table(config: Config, found: Uncertainty) -> Table:
@@ -53,6 +56,7 @@ def uncertainty_table(config: Config, found: Uncertainty) -> Table:
             _region_block(found, tracers),
         ),
         notes=(
+            *findings(found),
             f"{config.uncertainty.samples} samples of {config.uncertainty.method} a session; mean m, standard "
             "deviation s. Test people, people as unit, brackets: 95 % bootstrap over people; "
             f"n = {span(rank['n'])}. SUVR, inside the brain.",
@@ -69,6 +73,91 @@ def uncertainty_table(config: Config, found: Uncertainty) -> Table:
             "under the risk–coverage curve (AURC): mean error of the people kept, averaged over how many are kept; "
             "random is a score that knows nothing, oracle the error itself; gain: the share of the way between them.",
         ),
+    )
+
+
+# ── what the numbers say ──────────────────────────────────────────────────────────────────────────
+
+
+def findings(found: Uncertainty) -> tuple[str, ...]:
+    """What the numbers say of coverage, of what samples add, and of ranking, in sentences: three a tracer.
+
+    An interval over people that holds zero is no finding, in either direction.
+    """
+    lines = []
+    for tracer in [tracer for tracer in TRACERS if (found.ranking["tracer"] == tracer).any()]:
+        name, (low, high) = TRACER_NAMES[tracer], (f"{100 * end:g}" for end in HELD)
+        covered = _covered(found, tracer)
+        regions = covered.drop(["voxel", "regions"], level="unit").xs("both", level="predictor")
+        left = regions[(regions["coverage"] < HELD[0]) | (regions["coverage"] > HELD[1])]
+        told = ", ".join(f"{region.replace('_', ' ')} {_percent(row)}" for region, row in left.iterrows())
+        pooled = [covered.loc[(unit, "both")] for unit in ("voxel", "regions")]
+        held = "both inside" if all(HELD[0] <= row["coverage"] <= HELD[1] for row in pooled) else "not both inside"
+        lines.append(
+            f"{name}, coverage: the calibrated {100 * NOMINAL:g} % interval (both) holds {_percent(pooled[0])} % of "
+            f"voxels and {_percent(pooled[1])} % of regional SUVRs, {held} {low} to {high} %; uncalibrated it holds "
+            f"{_percent(covered.loc[('voxel', 'raw')])} % of voxels. Of {len(regions)} regions "
+            + (f"{len(left)} leave {low} to {high} %: {told}." if len(left) else f"none leaves {low} to {high} %.")
+        )
+        gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["predictor"] == "both")]
+        said = "; ".join(
+            f"{_gained(row)} of a {'voxel' if row['unit'] == 'voxel' else 'region'} "
+            f"({number(row['gain'], 3)} {_bracket(row['gain_low'], row['gain_high'], 3)})"
+            for row in gains.to_dict("records")
+        )
+        lines.append(f"{name}, what samples add to the error map, in log-likelihood: {said}.")
+        ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
+        rhos = "; ".join(f"{TITLES[score]} {_rho(ranking.loc[score])}" for score in ("raw", "both"))
+        lines.append(f"{name}, ranking: {_ranked(ranking)} (ρ: {rhos}).")
+    return tuple(lines)
+
+
+def _covered(found: Uncertainty, tracer: str) -> pd.DataFrame:
+    chosen = (found.coverage["tracer"] == tracer) & (found.coverage["nominal"] == NOMINAL)
+    return found.coverage[chosen].set_index(["unit", "predictor"])
+
+
+def _percent(row: pd.Series) -> str:
+    return f"{number(100 * row['coverage'], 0)} {_bracket(100 * row['low'], 100 * row['high'], 0)}"
+
+
+def _gained(row: dict) -> str:
+    if row["gain_low"] > 0:
+        return "they tell more of the error"
+    return "they tell less of the error" if row["gain_high"] < 0 else "nothing measurable of the error"
+
+
+def _ranked(ranking: pd.DataFrame) -> str:
+    """Whether any score puts people in the order of their error."""
+    good = [TITLES[name] for name in ("raw", "both") if ranking.loc[name, "rho_low"] > 0]
+    return (
+        f"{' and '.join(good)} rank{'s' * (len(good) == 1)} people by error"
+        if good
+        else "no score ranks people by error"
+    )
+
+
+def _rho(row: pd.Series) -> str:
+    if np.isnan(row["rho"]):
+        return "the same for all"
+    return f"{number(row['rho'], 2)} {_bracket(row['rho_low'], row['rho_high'], 2)}"
+
+
+def _rho_short(ranking: pd.DataFrame) -> str:
+    rho = ranking.loc["both", "rho"]
+    return "the same score for all" if np.isnan(rho) else f"ρ = {number(rho, 2)}"
+
+
+def _short(found: Uncertainty, tracer: str) -> str:
+    """`findings` in a line."""
+    covered = _covered(found, tracer)
+    gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["unit"] == "voxel")]
+    gain = gains.set_index("predictor").loc["both"]
+    added = "add to" if gain["gain_low"] > 0 else "take from" if gain["gain_high"] < 0 else "add nothing to"
+    ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
+    return (
+        f"{100 * NOMINAL:g} % interval: {_percent(covered.loc[('voxel', 'both')])} % of voxels, uncalibrated "
+        f"{number(100 * covered.loc[('voxel', 'raw'), 'coverage'], 0)} %; samples {added} the map; {_ranked(ranking)}."
     )
 
 
@@ -184,16 +273,19 @@ def uncertainty_figure(found: Uncertainty, *, people: bool = True, notice: str =
     ----------
     found : Uncertainty
     people : bool
-        Draw single people in (c); where they may not be shown, means of fifths.
+        Draw single people in (c), and (d) person by person; else, for cohorts whose single people may not be shown,
+        means of `resdm.report.figures.FEWEST` or more.
     notice, method : str
     """
-    left, gap, size, top, pitch = 0.50, 0.46, 1.28, 0.92, 1.92
+    left, gap, size, top, pitch = 0.50, 0.46, 1.28, 1.16, 2.04
     tracers = [tracer for tracer in TRACERS if (found.ranking["tracer"] == tracer).any()]
-    page = Page.of(WIDTH, top + pitch * (len(tracers) - 1) + size + 0.42)
+    page = Page.of(WIDTH, top + pitch * (len(tracers) - 1) + size + 0.40)
+    dot = "a person" if people else f"{FEWEST} people or more"
     page.title(
         f"What the spread over samples of {method} says of its error", notice,
         "Test people, brain, SUVR; calibrated on validation people. (a) bins of equally many voxels; (b) voxels (line) "
-        "and regions (dots); (c) a dot a person; (d) people kept, those with the lowest score first.",
+        f"and regions (dots); (c) a dot is {dot}; (d) people kept, those with "
+        "the lowest score first.",
     )  # fmt: skip
     for row, tracer in enumerate(tracers):
         panels = [page.axes(left + i * (size + gap), top + row * pitch, size, size) for i in range(4)]
@@ -201,16 +293,18 @@ def uncertainty_figure(found: Uncertainty, *, people: bool = True, notice: str =
         _coverage_panel(panels[1], found.coverage[found.coverage["tracer"] == tracer])
         ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
         own = found.people[found.people["tracer"] == tracer]
-        _ranking_panel(panels[2], own, ranking, people)
-        _risk_panel(panels[3], own)
-        page.text(0.08, top + row * pitch - 0.30, TRACER_TITLES[tracer], fontsize=8, fontweight="bold")
+        _ranking_panel(panels[2], own, people)
+        _risk_panel(panels[3], own, people)
+        page.text(0.08, top + row * pitch - 0.34, TRACER_TITLES[tracer], fontsize=8, fontweight="bold")
+        page.text(0.70, top + row * pitch - 0.335, _short(found, tracer), fontsize=6.5)
         for letter, axes in zip("abcd", panels, strict=True):
-            axes.set_title(f"({letter})", fontsize=7, loc="left", pad=3)
+            said = f" {_rho_short(ranking)}" if letter == "c" else ""
+            axes.set_title(f"({letter}){said}", fontsize=7, loc="left", pad=3)
         if row == 0:
             handles, labels = panels[0].get_legend_handles_labels()
             page.figure.legend(
                 handles, labels, ncols=4, loc="upper left", fontsize=6.5, handlelength=1.6,
-                bbox_to_anchor=(0.16, 1 - (top - 0.36) / page.height),
+                bbox_to_anchor=(0.0, 1 - (top - 0.60) / page.height),
             )  # fmt: skip
     return page.figure
 
@@ -223,7 +317,7 @@ def _reliability_panel(axes: Axes, part: pd.DataFrame) -> None:
     axes.plot(ends, ends, ":", color=GREY, lw=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    ticks = [tick for tick in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if 0.9 * ends[0] <= tick <= 1.1 * ends[1]]
+    ticks = [tick for tick in (0.003, 0.01, 0.03, 0.1, 0.3) if 0.9 * ends[0] <= tick <= 1.1 * ends[1]]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter("{x:g}")
@@ -245,32 +339,33 @@ def _coverage_panel(axes: Axes, part: pd.DataFrame) -> None:
     axes.set_ylabel("coverage (%)", labelpad=1)
 
 
-def _ranking_panel(axes: Axes, own: pd.DataFrame, ranking: pd.DataFrame, people: bool) -> None:
+def _ranking_panel(axes: Axes, own: pd.DataFrame, people: bool) -> None:
     shown = own.sort_values("both")
     if not people:
-        shown = (
-            shown.assign(fifth=np.arange(len(own)) * 5 // max(len(own), 1)).groupby("fifth")[["both", "error"]].mean()
-        )
+        groups = min(5, len(own) // FEWEST)
+        shown = shown[["both", "error"]].groupby(np.arange(len(own)) * groups // max(len(own), 1)).mean()
+        shown = shown if groups else shown[:0]
     axes.plot(shown["both"], shown["error"], "o", ms=2.2, mew=0, color=_COLOURS["both"], alpha=0.8)
     axes.set_xlabel("score (both)")
     axes.set_ylabel("mean absolute error", labelpad=1)
     axes.margins(0.08)
-    rho = number(ranking.loc["both", "rho"], 2)
-    rho = "the same score for all" if rho == "–" else f"ρ = {rho}"
-    axes.text(0.04, 0.97, rho, transform=axes.transAxes, va="top", fontsize=6.5)
 
 
-def _risk_panel(axes: Axes, own: pd.DataFrame) -> None:
+def _risk_panel(axes: Axes, own: pd.DataFrame, people: bool) -> None:
     error = own["error"].to_numpy()
-    kept = 100 * np.arange(1, len(error) + 1) / len(error)
+    steps = np.arange(len(error))
+    if not people:  # two means that one person tells apart tell of that person
+        steps = np.append(steps[FEWEST - 1 : len(error) - FEWEST : FEWEST], steps[FEWEST - 1 :][-1:])
+    kept, oracle = 100 * (steps + 1) / len(error), risk_coverage(error, error)[steps]
     axes.axhline(error.mean(), ls=":", lw=0.8, color=GREY)
-    axes.plot(kept, risk_coverage(error, error), ls="--", lw=0.8, color=GREY)
+    axes.plot(kept, oracle, ls="--", lw=0.8, color=GREY)
     for predictor in ("raw", "both"):
         if np.ptp(own[predictor]) <= 1e-9 * own[predictor].max():  # in any order
             continue
-        axes.plot(kept, risk_coverage(own[predictor].to_numpy(), error), lw=0.9, color=_COLOURS[predictor])
+        axes.plot(kept, risk_coverage(own[predictor].to_numpy(), error)[steps], lw=0.9, color=_COLOURS[predictor])
     axes.text(98, error.mean(), "random", fontsize=5.5, color=GREY, ha="right", va="bottom")
-    axes.text(40, np.interp(40, kept, risk_coverage(error, error)), "oracle", fontsize=5.5, color=GREY, va="top")
+    if len(kept):
+        axes.text(40, np.interp(40, kept, oracle), "oracle", fontsize=5.5, color=GREY, va="top")
     axes.set_xlim(0, 100)
     axes.set_xlabel("people kept (%)")
     axes.set_ylabel("mean error of the kept", labelpad=1)
