@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from resdm.checkpoint import CheckpointError, load_card, load_model
-from resdm.config import to_dict
+from resdm.config import FidelityConfig, to_dict
 from resdm.io import write_text
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
@@ -31,7 +31,7 @@ def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
     Parameters
     ----------
     folder : path
-        Trained and with its card. Absolute paths of the cohort in ``config.yaml`` stay at home.
+        Trained and with its card. Absolute paths in ``config.yaml``, of the cohort and of atlases, stay at home.
     repository : str
         ``user/name``; made where there is none.
     private : bool
@@ -63,13 +63,17 @@ def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
     if Path(weights).is_absolute():
         raise CheckpointError(f"{card.folder}/config.yaml: prior.weights is a path of this machine ({weights})")
     cohort = card.config.cohort
-    absolute = any(Path(path).is_absolute() for path in (cohort.folder, cohort.tables or ""))
+    fidelity = card.config.fidelity
+    places = [cohort.folder, cohort.tables, fidelity.atlas, fidelity.labels]
+    places += [fidelity.centiloid.cortex, fidelity.centiloid.reference] if fidelity.centiloid else []
+    absolute = any(Path(path or "").is_absolute() for path in places)
     try:
         with tempfile.TemporaryDirectory() as staged:
             for name in there:
                 shutil.copyfile(card.folder / name, Path(staged, name))
             if absolute:
-                shared = replace(card.config, cohort=replace(cohort, folder="data", tables=None))
+                cohort = replace(cohort, folder="data", tables=None)
+                shared = replace(card.config, cohort=cohort, fidelity=FidelityConfig())
                 write_text(Path(staged, "config.yaml"), yaml.safe_dump(to_dict(shared), sort_keys=False))
             api = HfApi()
             api.create_repo(repository, repo_type="model", private=private, exist_ok=True)

@@ -15,6 +15,7 @@ from tiny_methods import build, make_config
 
 from resdm import cli, hub
 from resdm.checkpoint import CheckpointError, load_card, save_model
+from resdm.config import CentiloidConfig
 from resdm.hub import FILES, HubError, pull, push
 from resdm.io import sha256
 from resdm.modelcard import render
@@ -94,16 +95,22 @@ def test_a_folder_without_a_card_stays(folder, remote):
         push(folder, "lab/resdm")
 
 
-def test_paths_of_the_cohort_stay_at_home(tmp_path, remote):
+@pytest.mark.parametrize("own", [
+    {"cohort": {"folder": "/data/adni/secret", "tables": "/data/adni/tables"}},
+    {"fidelity": {"atlas": "/data/adni/secret/atlas.nii"}},
+    {"fidelity": {"centiloid": CentiloidConfig("/data/adni/secret/cortex.nii", "/data/cerebellum.nii")}},
+])  # fmt: skip
+def test_paths_of_this_machine_stay_at_home(tmp_path, remote, own):
     config = make_config(tmp_path)
-    cohort = dataclasses.replace(config.cohort, folder="/data/adni/secret", tables="/data/adni/tables")
-    config = dataclasses.replace(config, cohort=cohort)
+    ((part, settings),) = own.items()
+    config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **settings)})
     made = save_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
     (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
     push(made, "lab/resdm")
     text = (remote.root / "lab/resdm/config.yaml").read_text()
     assert "/data" not in text
     assert yaml.safe_load(text)["cohort"]["folder"] == "data"
+    assert yaml.safe_load(text)["cohort"]["kind"] == config.cohort.kind
     assert load_card(pull("lab/resdm", tmp_path / "back")).digest == load_card(made).digest
     assert "/data/adni/secret" in (made / "config.yaml").read_text()  # the folder itself is as it was
 
