@@ -11,6 +11,7 @@ import html
 import io
 import re
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -363,7 +364,9 @@ class Explorer(widgets.VBox):
         )  # fmt: skip
 
     def export(self) -> Path | None:
-        """Write what is shown; the folder is named below the picture."""
+        """Write what is shown; the folder is named below the picture. ``None`` where nothing is, or it failed."""
+        if not self.drawn:
+            return None
         with self._reporting("writing …"):
             folder = self.studio.export(self.request, self.scene, self.image.value, self.point)
             self.status.value = f"<small>written: <code>{html.escape(str(folder))}</code></small>"
@@ -375,7 +378,7 @@ class Explorer(widgets.VBox):
         self.status.value = f"<small>{doing}</small>"
         try:
             yield
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
             self.status.value = f"<span style='color:#B00020'>{html.escape(str(error))}</span>"
 
     def _to_own(self) -> None:
@@ -403,8 +406,9 @@ class Explorer(widgets.VBox):
             self.synthesise()
 
     def _on_cut(self, _: Any) -> None:
-        with self._reporting(""):
-            self.draw()
+        if self.drawn:
+            with self._reporting(""):
+                self.draw()
 
 
 def explore(

@@ -163,6 +163,30 @@ def test_faults_are_said_below_the_picture_and_nothing_breaks(explorer, tmp_path
     assert explorer.request == shown
 
 
+def test_a_corrupt_scan_is_said_and_leaves_nothing_to_cut_or_to_export(clone, studio, tmp_path):
+    broken = tmp_path / "sub-8_T1w.nii.gz"
+    broken.write_bytes(b"\x1f\x8b no gzip")
+    allowed = Studio(studio.config, allow_phantom_model=True)
+    shown = Explorer(allowed, str(broken))
+    assert f"{broken}: cannot be read as NIfTI" in shown.status.value
+    shown.cuts[0].value += 5
+    assert shown.export() is None
+    assert (shown.drawn, shown.image.value) == (0, b"")
+    source = next(iter(allowed.people))
+    volume = allowed.config.volumes / allowed.people[source]["t1w"]
+    whole = volume.read_bytes()
+    for content in (b"no NIfTI", whole[: len(whole) // 2]):
+        try:
+            volume.write_bytes(content)
+            shown.person.value = None
+            shown.person.value = source
+        finally:
+            volume.write_bytes(whole)
+        assert "#B00020" in shown.status.value
+    shown.synthesise()
+    assert (shown.drawn, shown.request.source) == (1, source)
+
+
 def test_a_file_is_preprocessed_and_has_no_prompt_of_its_own(config):
     t1 = next(config.source_root.rglob("*_T1w.nii.gz"))
     shown = explore(config, person=str(t1), allow_phantom_model=True)
@@ -189,6 +213,9 @@ def test_views_read_the_voxel_under_the_cross_hairs_and_want_two_samples(studio)
     assert scene.at((1e4, 1e4, 1e4))["tau"]["pet"] == 0  # beyond the grid: its nearest voxel
     texts = {text.get_text() for axes in orthogonal_views(scene, point).axes for text in axes.texts}
     assert {"L", "R", "P", "A", "needs two samples\nor more"} <= texts
+    more = orthogonal_views(dataclasses.replace(scene, spread={"tau": volume}, samples=4), point)
+    labels = {axes.get_xlabel() for axes in more.axes} | {text.get_text() for text in more.texts}
+    assert {"uncertainty, uncalibrated", "raw SD of 4 (SUVR)"} <= labels  # no error bar
 
 
 def test_runs_headless_by_papermill(clone):

@@ -116,7 +116,7 @@ def _scales(scene: Scene) -> dict[str, tuple[Normalize, str, str, str]]:
     return {
         "pet": (Normalize(0, _top(bright, 0.5)), PET_MAP, "synthetic", "SUVR"),
         "change": (Normalize(-moved, moved), ERROR_MAP, "change by the prompt", "SUVR − factual"),
-        "spread": (Normalize(0, spread), SPREAD_MAP, "uncertainty", f"SD of {scene.samples} samples (SUVR)"),
+        "spread": (Normalize(0, spread), SPREAD_MAP, "uncertainty, uncalibrated", f"raw SD of {scene.samples} (SUVR)"),
     }
 
 
