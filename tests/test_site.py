@@ -84,6 +84,10 @@ def test_every_file_and_notebook_is_linked_from_the_index(config):
     assert len([link for link in links if link.startswith("notebooks/")]) == 4
     assert tree.find("img")["src"] == "files/figure2.png"
     assert tree.find("img").parent["href"] == "files/figure2.svg"
+    assert (tree.find("img")["width"], tree.find("img")["height"]) == (
+        "1",
+        "1",
+    )  # a jump below it lands where it should
     assert tree.find(id="00_cohort").get_text() == "Who is there?"
     cells = [cell.get_text(" ") for cell in tree.find(id="table1").find_all("td")]
     assert cells == ["x", "1 ± 2 p < 0.001"]

@@ -52,7 +52,7 @@ def _has_variants(config: Config) -> bool:
 
 
 def _samples(config: Config) -> bool:
-    return _compares(config) and getattr(getattr(config, "uncertainty", None), "method", None) in config.methods
+    return _compares(config) and config.uncertainty.method in config.methods
 
 
 def _has_truth(config: Config) -> bool:
@@ -274,12 +274,20 @@ def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
         "title": title,
         "alt": f"{stem.replace('_', ' ')}, {config.notice}".strip(", "),
         "image": quote(f"files/{own['png']}") if "png" in own else None,
+        "size": _size(config.figures / own["png"]) if "png" in own else None,
         "large": quote(f"files/{own.get('svg', own.get('png'))}") if "png" in own else None,
         "table": Markup(shown),
         "rest": Markup(rest),
         "long": stem == "claims",
         "files": [(suffix.upper(), quote(f"files/{name}")) for suffix, name in sorted(own.items())],
     }
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """Width and height of a PNG, so that the page keeps its place until it is loaded; ``None`` of a broken one."""
+    with path.open("rb") as stream:
+        head = stream.read(24)
+    return (int.from_bytes(head[16:20]), int.from_bytes(head[20:])) if head[12:16] == b"IHDR" else None
 
 
 def _table(path: Path, notice: str) -> tuple[str, str, str]:
