@@ -195,6 +195,29 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
             assert b"made by a phantom-trained model" in bytes(nib.load(path).header["descrip"])
 
 
+def test_a_real_persons_mri_in_its_own_space_twice_the_same(real_t1, tmp_path, undrawn):
+    model, asked = folder(tmp_path), {"age": 74, "sex": "F", "samples": 2, "seed": 3}
+    files = synthesise_scan(real_t1, model, tmp_path / "a", **asked)
+    synthesise_scan(real_t1, model, tmp_path / "b", **asked)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    source = nib.load(real_t1)
+    for name in ("amyloid_native", "tau_native", "amyloid_std_native", "tau_std_native"):
+        image = nib.load(files[name])
+        assert image.shape == source.shape
+        np.testing.assert_array_equal(image.affine, source.affine)
+        assert image.header["sform_code"] == source.header["sform_code"]
+        assert image.header["qform_code"] == source.header["qform_code"]
+        data = image.get_fdata()
+        assert (np.isfinite(data) & (data >= 0)).all()
+        assert data.max() > 0
+    sidecar = files["tau_native"].with_name(files["tau_native"].name.replace(".nii.gz", ".json"))
+    transform = np.array(json.loads(sidecar.read_text())["source"]["transform"])
+    planted = to_native(marker(GRID), GRID, transform, real_t1)
+    found = apply_affine(planted.affine, np.array(ndimage.center_of_mass(planted.get_fdata())))
+    np.testing.assert_allclose(found, apply_affine(transform, MARKER_MM), atol=0.5)
+    assert found[0] < -25  # left of the midline, as the file says left
+
+
 def test_a_single_sample_has_no_spread(tmp_path, t1w, registered, undrawn):
     model = folder(tmp_path)
     files = synthesise_scan(t1w, model, tmp_path / "out", samples=1)
