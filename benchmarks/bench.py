@@ -1,12 +1,15 @@
 """Speed and memory against the released network and MONAI's: ``make bench``, or ``python benchmarks/bench.py --quick``.
 
 Every configuration runs in a process of its own, so its peak memory is its own. Ratios are within one run of one
-machine. Writes ``bench.csv``, ``growth.csv``, ``bench.md`` and a plot below ``benchmarks/results/<device>/``.
+machine. Writes ``bench.csv``, ``growth.csv``, ``machine.csv``, ``bench.md`` and a plot below
+``benchmarks/results/<device>/``. What is measured is written at once: a run that was stopped goes on from there, and
+what was measured by other code, or other versions of torch, is measured anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -43,20 +46,73 @@ LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 """In turn, each on top of those before; profiles have them all but the last, which is a switch."""
 
+MEASURED = ("unet", "haar", "prior", "clip", "scheduler", "losses", "training", "methods/base", "methods/released",
+            "methods/residual_diffusion", "anatomy", "cohort/dataset")  # fmt: skip
+"""Modules of `resdm` that the figures depend on: another text of one of them is another measurement."""
+
 CUDA_LEVERS = (("+ bf16", {"bf16": True}), ("+ torch.compile", {"compiled": True}))
 GIB = 2**30
 
 
-def configurations(size: int, device: str, threads: int, width: int) -> list[tuple[str, Case]]:
-    """Names and cases of one grid, the two references first."""
+def configurations(size: int, device: str, threads: int, width: int, whole: bool = True) -> list[tuple[str, Case]]:
+    """Names and cases of one grid, the two references first; of a grid that is not ``whole``, those and the last."""
     base = Case("resdm", size, width=width, threads=threads, device=device)
     rows = [("released", replace(base, network="released")), ("MONAI", replace(base, network="monai"))]
     for name, change in (*LEVERS, *(CUDA_LEVERS if device == "cuda" else ())):
         base = replace(base, **change)
         rows.append((name, base))
     if threads > 1 and device == "cpu":
-        rows += [("the same on one thread", replace(base, threads=1))]
-    return rows
+        rows.append(("the same on one thread", replace(base, threads=1)))
+    return rows if whole else [row for row in rows if row[0] in ("released", "MONAI", "+ fused AdamW and EMA")]
+
+
+class Kept:
+    """Rows of a CSV, each written when it is measured; one that is there of the same job is not measured again.
+
+    Parameters
+    ----------
+    path : Path
+    fresh : bool
+        Measure all anew.
+    """
+
+    def __init__(self, path: Path, fresh: bool) -> None:
+        there = path.is_file() and not fresh
+        found = pd.read_csv(path, dtype={"job": str}).to_dict("records") if there else []
+        self.path, self.found, self.rows = (
+            path,
+            {row["job"]: row for row in found if isinstance(row.get("job"), str)},
+            [],
+        )
+        self.code = hashlib.sha256("".join(version(name) for name in ("torch", "monai")).encode())
+        for source in (HERE / "measure.py", *(HERE.parent / "resdm" / f"{name}.py" for name in MEASURED)):
+            self.code.update(source.read_bytes())
+
+    def row(self, named: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+        """``named`` and what the job finds, as a row."""
+        digest = self.code.copy()
+        digest.update(json.dumps(job, sort_keys=True).encode())
+        key = digest.hexdigest()[:12]
+        what = " ".join(map(str, named.values()))
+        if key in self.found:
+            row = self.found.pop(key) | named
+            _say(f"{what}: kept")
+        else:
+            start = time.perf_counter()
+            row = named | {k: v for k, v in job.items() if k == "threads"} | run_apart(job) | {"job": key}
+            shown = ", ".join(f"{k} {row[k]:.3g}" for k in ("train_s", "sample15_s") if k in row)
+            _say(f"{what}: {shown} ({time.perf_counter() - start:.0f} s)")
+        self.rows.append(row)
+        write_csv(self.path, pd.DataFrame([*self.rows, *self.found.values()]), "%.6g")
+        return row
+
+
+_BEGAN = time.perf_counter()
+
+
+def _say(line: str) -> None:
+    minutes, seconds = divmod(int(time.perf_counter() - _BEGAN), 60)
+    print(f"[{minutes:2d}:{seconds:02d}] {line}", file=sys.stderr, flush=True)
 
 
 def run_apart(job: dict[str, Any]) -> dict[str, Any]:
@@ -72,13 +128,11 @@ def run_apart(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """In the process: time and memory of a case, its FLOPs, the machine's peak, or how fast volumes are read."""
+    """In the process: time, memory and FLOPs of a case, the machine's peak, or how fast volumes are read."""
     match job["what"]:
         case "measure":
             case = Case(**job["case"])
-            return measure(case, job["seconds"]) | count(case)  # counted last: it does not add to the peak
-        case "count":
-            return {"cases": [count(Case(**case)) for case in job["cases"]]}
+            return measure(case, job["seconds"], job["least"]) | count(case)  # last: not in the peak
         case "peak":
             return peak_rates(job["device"], job["threads"], job["quick"])
     return loading(job["size"], job["sessions"])
@@ -132,53 +186,59 @@ def device_name(device: str) -> str:
     return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} × {name}"
 
 
-def run(sizes: Sequence[int], device: str, threads: int, quick: bool) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+def run(
+    sizes: Sequence[int], device: str, threads: int, quick: bool, folder: Path, fresh: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
     """All measurements: the table of configurations, that of growth, and what is of the machine."""
-    width, seconds = (8, 0.2) if quick else (32, 8.0)
-    jobs = {"device": device, "threads": threads, "quick": quick}
-    machine = run_apart({"what": "peak", **jobs})
-    rows = []
-    for size in sizes:
-        for name, case in configurations(size, device, threads, width):
-            start = time.perf_counter()
-            row = {"configuration": name, "size": size, "voxels": " × ".join(map(str, case.shape))}
-            row |= run_apart({"what": "measure", "case": asdict(case), "seconds": seconds})
-            rows.append(row | {"threads": case.threads, "precision": "bf16" if case.bf16 else "fp32"})
-            print(f"{size}³ {name}: step {row['train_s']:.3g} s, 15 steps {row['sample15_s']:.3g} s "
-                  f"({time.perf_counter() - start:.0f} s)", file=sys.stderr)  # fmt: skip
-    table = pd.DataFrame(rows)
-    for column in ("train_s", "sample15_s", "sample2_s", "train_peak_bytes", "step_gflop"):
+    width, seconds = (8, 0.2) if quick else (32, 6.0)
+    machine = Kept(folder / "machine.csv", fresh)
+    machine.row({"what": "peak"}, {"what": "peak", "device": device, "threads": threads, "quick": quick})
+    load = {"what": "load", "size": 32 if quick else 128, "sessions": 4 if quick else 12}
+    machine.row({"what": "reading"}, load)
+    kept = Kept(folder / "bench.csv", fresh)
+    for size in sorted(sizes, reverse=True):  # the grid that the aims are for comes first
+        for name, case in configurations(size, device, threads, width, whole=size == max(sizes)):
+            least = 2 if name == "released" and not quick else 1  # what all ratios are of
+            named = {"size": size, "configuration": name, "voxels": " × ".join(map(str, case.shape))}
+            named |= {"threads": case.threads, "precision": "bf16" if case.bf16 else "fp32"}
+            kept.row(named, {"what": "measure", "case": asdict(case), "seconds": seconds, "least": least})
+    found = {k: v for row in machine.rows for k, v in row.items() if k.endswith("_s") and not pd.isna(v)}
+    growth = grow(device, threads, width, seconds, quick, folder, fresh)
+    return compared(pd.DataFrame(kept.rows), found), growth, found
+
+
+def compared(table: pd.DataFrame, machine: dict[str, float]) -> pd.DataFrame:
+    """The table with ratios to the released row of the same grid, and fractions of the machine's peak."""
+    table["above_states_bytes"] = table["train_peak_bytes"] - table["states_bytes"]
+    for column in ("train_s", "sample15_s", "sample2_s", "train_peak_bytes", "above_states_bytes", "step_gflop"):
         first = table[table["configuration"] == "released"].set_index("size")[column]
         table[f"{column}_released_over"] = table["size"].map(first) / table[column]
     table["gflop_s"] = table["step_gflop"] / table["train_s"]
     for what in ("matmul", "conv"):
         peak = table["precision"].map({p: machine.get(f"{what}_{n}_gflop_s") for p, n in _PRECISIONS.items()})
         table[f"of_{what}_peak"] = table["gflop_s"] / peak.astype(float)
-    growth = grow(device, threads, width, seconds, quick)
-    machine |= run_apart({"what": "load", "size": 32 if quick else 128, "sessions": 4 if quick else 12})
-    return table, growth, machine
+    return table
 
 
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def grow(device: str, threads: int, width: int, seconds: float, quick: bool) -> pd.DataFrame:
+def grow(device: str, threads: int, width: int, seconds: float, quick: bool, folder: Path, fresh: bool) -> pd.DataFrame:
     """Counted cost from 32³ to 128³ of the released network and ours, and measured cost of 1 to 16 people a batch."""
-    rows = []
     fast = Case("resdm", 32, width=width, threads=threads, device=device)
-    for _, change in LEVERS:
+    for _, change in LEVERS[:-1]:
         fast = replace(fast, **change)
-    released = Case("released", 32, width=width)
-    cases = [replace(c, size=n) for n in ((32, 48) if quick else (32, 64, 96, 128)) for c in (released, fast)]
-    counted = run_apart({"what": "count", "cases": [asdict(case) for case in cases]})["cases"]
-    for case, found in zip(cases, counted, strict=True):
-        rows.append({"what": "grid", "network": case.network, "size": case.size, "people": 1} | found)
+    counted = []
+    for n in (32, 48) if quick else (32, 64, 96, 128):
+        for case in (Case("released", n, width=width), replace(fast, size=n)):
+            counted.append({"what": "grid", "network": case.network, "size": n, "people": 1} | count(case))
+    kept = Kept(folder / "growth.csv", fresh)
     for people in (1, 2) if quick else (1, 2, 4, 8, 16):
         case = replace(fast, people=people)
-        found = run_apart({"what": "measure", "case": asdict(case), "seconds": seconds / 2})
-        found["train_s_a_person"] = found["train_s"] / people
-        rows.append({"what": "batch", "network": "resdm", "size": 32, "people": people} | found)
-    return pd.DataFrame(rows)
+        named = {"what": "batch", "network": "resdm", "size": 32, "people": people}
+        kept.row(named, {"what": "measure", "case": asdict(case), "seconds": seconds / 4, "least": 1})
+    batches = pd.DataFrame(kept.rows)
+    return pd.concat([pd.DataFrame(counted), batches.assign(train_s_a_person=batches["train_s"] / batches["people"])])
 
 
 # ── what is written ───────────────────────────────────────────────────────────────────────────────
@@ -191,9 +251,13 @@ def markdown(table: pd.DataFrame, growth: pd.DataFrame, machine: dict[str, float
         f"# Speed and memory on {device}",
         "",
         f"Python {platform.python_version()}, {versions}. Random weights and volumes; a cube of {FIELD_MM:g} mm; "
-        "batch of one person, both tracers; AdamW and EMA in the step. Medians; “×” is the released network's over the "
-        "row's, in this run. Peak memory is what the process (or the GPU) held above what it held before. Where a pass "
-        "is long, 3 of the 15 sampling steps were timed, the rest taken to cost as much (†)."
+        "batch of one person, both tracers; AdamW and EMA in the step. The released network runs as its main.py does: "
+        "a pass a tracer, fp32, its prompts encoded every step. Medians; “×” is the released network's over the row's, "
+        "in this run. Peak memory is what the process (or the GPU) held in a step above what it held before the "
+        "network was built; “of it” is what is left without weights (text tower included), gradients, "
+        "moments and average, and "
+        "so grows with the volume. † Where synthesis is long, one of the 15 sampling steps (two passes, both tracers) "
+        "was timed and taken fifteenfold."
         + (" **A quick run: tiny networks, no result.**" if quick else ""),
         "",
         "Measured peak, GFLOP/s: "
@@ -202,12 +266,12 @@ def markdown(table: pd.DataFrame, growth: pd.DataFrame, machine: dict[str, float
         f"Reading the float16 memory map, augmented: {machine['whole_sessions_s']:.1f} sessions/s whole, "
         f"{machine['box_sessions_s']:.1f} in the brain's box.",
     ]  # fmt: skip
-    for size, part in table.groupby("size"):
+    for size, part in table.groupby("size", sort=False):
         lines += [
             "", f"## {size}³", "",
             "| configuration | voxels | TFLOP a step | step (s) | × | both PETs, 15 steps (s) | × | 2 steps (s) "
-            "| peak of a step (GiB) | × | GFLOP/s | of matmul, conv peak |",
-            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+            "| peak of a step (GiB) | × | of it above states (GiB) | × | GFLOP/s | of matmul, conv peak |",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]  # fmt: skip
         for row in part.to_dict("records"):
             mark = "" if row["sample_steps_timed"] == 15 else " †"
@@ -216,6 +280,7 @@ def markdown(table: pd.DataFrame, growth: pd.DataFrame, machine: dict[str, float
                 f"{row['train_s']:.3g}", f"{row['train_s_released_over']:.1f}",
                 f"{row['sample15_s']:.3g}{mark}", f"{row['sample15_s_released_over']:.1f}", f"{row['sample2_s']:.3g}",
                 f"{row['train_peak_bytes'] / GIB:.2f}", f"{row['train_peak_bytes_released_over']:.1f}",
+                f"{row['above_states_bytes'] / GIB:.2f}", f"{row['above_states_bytes_released_over']:.1f}",
                 f"{row['gflop_s']:.0f}", f"{row['of_matmul_peak']:.0%}, {row['of_conv_peak']:.0%}",
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
@@ -281,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
     parser.add_argument("--sizes", type=int, nargs="+", help="default: 32 and 64, with CUDA 64 and 128")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--fresh", action="store_true", help="measure anew what an earlier run has measured")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.job:
@@ -292,8 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = options.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(1))
     sizes = options.sizes or ([32] if options.quick else [64, 128] if device == "cuda" else [32, 64])
     name = device_name(device)
-    table, growth, machine = run(sizes, device, threads, options.quick)
     folder = options.out / re.sub(r"[^a-z0-9]+", "_", name.lower().replace("×", "x")).strip("_")
+    if options.quick:
+        folder = folder / "quick"  # no result: apart from results
+    table, growth, machine = run(sizes, device, threads, options.quick, folder, options.fresh)
     write_csv(folder / "bench.csv", table, "%.6g")
     write_csv(folder / "growth.csv", growth, "%.6g")
     write_text(folder / "bench.md", markdown(table, growth, machine, name, options.quick))

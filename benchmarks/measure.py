@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,10 +149,10 @@ class Stepper:
 
     def __init__(self, case: Case, method: Method) -> None:
         self.case, self.method = case, method
-        weights = [weight for weight in method.parameters() if weight.requires_grad]
-        options = {"fused": True} if case.fused else {"foreach": False}
-        self.optimiser = torch.optim.AdamW(weights, lr=1e-4, **options)
-        self.weights, self.average = weights, [weight.detach().clone() for weight in weights]
+        trained = {name: weight for name, weight in method.named_parameters() if weight.requires_grad}
+        self.optimiser = torch.optim.AdamW(trained.values(), lr=1e-4, **({"fused": True} if case.fused else {}))
+        self.weights = [weight for name, weight in trained.items() if method.averages(name)]
+        self.average = [weight.detach().clone() for weight in self.weights]
         self.generator = torch.Generator(case.device).manual_seed(2)
 
     def __call__(self, batch: Batch) -> None:
@@ -201,52 +201,68 @@ def reset_high_water() -> None:
 
 
 def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 1, most: int = 9) -> list[float]:
-    """Times of repeats, after one that is not counted: ``least``, and on until ``seconds`` are over."""
+    """Times of ``least`` repeats, and on until ``seconds`` are over or there are ``most``; the caller warms up."""
     times: list[float] = []
-    for i in range(most + 1):
+    while len(times) < most and (len(times) < least or sum(times) < seconds):
         start = time.perf_counter()
         run()
         if device == "cuda":
             torch.cuda.synchronize()
-        times += [time.perf_counter() - start] * (i > 0)
-        if len(times) >= least and sum(times) >= seconds:
-            break
+        times.append(time.perf_counter() - start)
     return times
 
 
-def measure(case: Case, seconds: float, steps: int = 15) -> dict[str, Any]:
+def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict[str, Any]:
     """A training step, and both PETs of the batch's people in 15 and in 2 steps: medians and peak memory above idle.
 
-    Where a pass takes long, three of the fifteen steps are timed and the rest taken to cost as much.
+    A CPU is warmed up by a step on a grid half as wide (threads, allocator, the optimiser's moments), since a step of
+    the references takes half a minute; a GPU, whose kernels are chosen by shape, by steps of this grid. Where 15 steps
+    would take longer than ``seconds``, one is timed and taken fifteenfold; the text is encoded once a synthesis.
+
+    Returns
+    -------
+    dict
+        ``train_s``, ``train_repeats``, ``train_peak_bytes`` (of a step), ``states_bytes`` of it (weights, gradients,
+        moments, average: what a step on however small a grid holds), ``sample15_s``, ``sample2_s`` and
+        ``sample_steps_timed``. Bytes are those above what the process held before the method was built.
     """
     torch.set_num_threads(case.threads)
+    cuda = case.device == "cuda"
     batch, base = random_batch(case), resident()
+    small = batch if cuda else random_batch(replace(case, size=max(16, case.size // 4)))
     method = build(case).to(case.device).train()
     if case.compiled:
         method.compile_networks()
-    if case.device == "cuda":
+    step = Stepper(case, method)
+    for _ in range(3 if cuda else 1):
+        step(small)
+    found: dict[str, Any] = {"states_bytes": torch.cuda.memory_allocated() if cuda else resident() - base}
+    if cuda:
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     reset_high_water()
-    step = Stepper(case, method)
-    train = timed(partial(step, batch), case.device, seconds, least=2)
-    found: dict[str, Any] = {"train_s": statistics.median(train), "train_repeats": len(train)}
-    found["train_peak_bytes"] = torch.cuda.max_memory_allocated() if case.device == "cuda" else high_water() - base
+    train = timed(partial(step, batch), case.device, seconds, least)
+    found |= {"train_s": statistics.median(train), "train_repeats": len(train)}
+    found["train_peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else high_water() - base
     del step
     method.eval().requires_grad_(False)
 
-    def sample(n: int) -> None:
+    def sample(n: int, batch: Batch = batch) -> None:
         with torch.no_grad(), autocast(case):
             method.synthesise(batch.mri, batch.prior, torch.Generator(case.device).manual_seed(3), steps=n)
 
-    two = timed(partial(sample, 2), case.device, seconds / 4)
-    found |= {"sample2_s": statistics.median(two)}
-    if found["sample2_s"] / 2 * steps > seconds:
-        three = timed(partial(sample, 3), case.device, 0, most=1)
-        found |= {"sample15_s": statistics.median(three) * steps / 3, "sample_steps_timed": 3}
-    else:
-        found |= {"sample15_s": statistics.median(timed(partial(sample, steps), case.device, seconds / 2))}
-        found["sample_steps_timed"] = steps
-    return found
+    def encode() -> None:
+        with torch.no_grad(), autocast(case):
+            (method.text if case.network == "released" else method.context)(batch.prior)
+
+    sample(1, small)
+    text = statistics.median(timed(encode, case.device, 0, least=3))
+    one = statistics.median(timed(partial(sample, 1), case.device, seconds / 8)) - text  # a step: a pass a tracer
+    if steps * one > seconds:
+        return found | {"sample15_s": text + steps * one, "sample2_s": text + 2 * one, "sample_steps_timed": 1}
+    found["sample15_s"] = statistics.median(timed(partial(sample, steps), case.device, seconds / 2))
+    found["sample2_s"] = statistics.median(timed(partial(sample, 2), case.device, seconds / 8))
+    return found | {"sample_steps_timed": steps}
 
 
 def peak_rates(device: str, threads: int, quick: bool = False) -> dict[str, float]:
@@ -264,7 +280,7 @@ def peak_rates(device: str, threads: int, quick: bool = False) -> dict[str, floa
             ("matmul", partial(torch.mm, a, b), 2 * n**3),
             ("conv", partial(nn.functional.conv3d, x, weight, padding=1), 2 * 2 * 64 * 64 * 27 * side**3),
         ):
-            found[f"{what}_{name}_gflop_s"] = flop / min(timed(run, device, 1.0, least=3)) / 1e9
+            found[f"{what}_{name}_gflop_s"] = flop / min(timed(run, device, 2.0, least=4, most=50)) / 1e9
     return found
 
 
@@ -319,10 +335,3 @@ def _call(unet: nn.Module, case: Case, n: int, width: int) -> Tensor:
     t = torch.zeros(n, dtype=torch.long)
     tokens = torch.empty((n, 1 if case.network == "released" else 77, width))
     return unet(x, t, tokens) if case.network == "released" else unet(x, y0, t, tokens)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the notes that libraries print."""
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
-        yield

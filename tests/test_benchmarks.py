@@ -36,29 +36,29 @@ def test_the_levers_cut_what_they_say():
 
 
 def test_memory_rows_fall_and_are_written(tmp_path):
-    assert memory.main(["--size", "32", "--out", str(tmp_path)]) == 0
-    frame = pd.read_csv(tmp_path / "memory_32.csv")
+    assert memory.main(["--size", "64", "--out", str(tmp_path)]) == 0
+    frame = pd.read_csv(tmp_path / "memory_64.csv")
     assert frame["configuration"].tolist()[:3] == ["released, fp32", "ResDM, fp32, full resolution", "+ Haar stem"]
     assert frame["saved_gib"].iloc[1:].is_monotonic_decreasing
-    page = (tmp_path / "memory_32.md").read_text()
-    assert f"| + Haar stem | 32 × 32 × 32 | {frame['saved_gib'][2]:.2f} |" in page
+    page = (tmp_path / "memory_64.md").read_text()
+    assert f"| + Haar stem | 64 × 64 × 64 | {frame['saved_gib'][2]:.2f} |" in page
 
 
 def test_results_are_written_as_found(tmp_path, monkeypatch):
-    """Ratios are of the released row of the same grid; the slow rows say that three steps were timed."""
+    """Ratios are of the released row of the same grid; slow rows say that one step was timed."""
+    jobs = []
 
     def found(job):
+        jobs.append(job)
         if job["what"] == "peak":
             return {"matmul_float32_gflop_s": 100.0, "conv_float32_gflop_s": 50.0}
         if job["what"] == "load":
             return {"whole_sessions_s": 7.0, "box_sessions_s": 9.0}
         counted = {"pass_gflop": 1.0, "step_gflop": 40.0, "saved_bytes": 2**30, "weight_bytes": 1, "parameters": 1}
-        if job["what"] == "count":
-            return {"cases": [counted for _ in job["cases"]]}
         slow = job["case"]["network"] == "released"
         times = {"train_s": 16.0 if slow else 2.0, "sample15_s": 120.0 if slow else 5.0, "sample2_s": 1.0}
-        steps = {"sample_steps_timed": 3 if slow else 15, "train_repeats": 2}
-        return counted | times | steps | {"train_peak_bytes": (6 if slow else 1) * 2**30}
+        steps = {"sample_steps_timed": 1 if slow else 15, "train_repeats": 2}
+        return counted | times | steps | {"train_peak_bytes": (6 if slow else 1) * 2**30, "states_bytes": 2**29}
 
     monkeypatch.setattr(bench, "run_apart", found)
     monkeypatch.setattr(bench, "device_name", lambda device: "2 × Some CPU")
@@ -67,18 +67,32 @@ def test_results_are_written_as_found(tmp_path, monkeypatch):
     table = pd.read_csv(folder / "bench.csv").set_index("configuration")
     assert table.loc["released", "train_s_released_over"] == 1
     assert table.loc["+ fused AdamW and EMA", ["train_s_released_over", "sample15_s_released_over"]].tolist() == [8, 24]
+    assert table.loc["+ Haar stem", "above_states_bytes_released_over"] == 11
     assert table.loc["+ Haar stem", "of_conv_peak"] == pytest.approx(0.4)
     page = (folder / "bench.md").read_text()
-    assert "| released | 32 × 32 × 32 | 0.040 | 16 | 1.0 | 120 † | 1.0 | 1 | 6.00 | 1.0 | 2 | 2%, 5% |" in page
+    assert "| released | 32 × 32 × 32 | 0.040 | 16 | 1.0 | 120 † | 1.0 | 1 | 6.00 | 1.0 | 5.50 | 1.0 " in page
+    assert "| 2 | 2%, 5% |" in page
     assert "7.0 sessions/s whole, 9.0 in the brain's box" in page
     assert len(pd.read_csv(folder / "growth.csv")) == 8 + 5
     for suffix in (".svg", ".png", ".json"):
         assert (folder / f"bench{suffix}").stat().st_size > 0
 
+    before, bytes_before = len(jobs), (folder / "bench.csv").read_bytes()
+    again = ["--sizes", "32", "--device", "cpu", "--threads", "2", "--out", str(tmp_path)]
+    assert bench.main(again) == 0
+    assert len(jobs) == before
+    assert (folder / "bench.csv").read_bytes() == bytes_before
+    lines = (folder / "bench.csv").read_text().splitlines()
+    (folder / "bench.csv").write_text("\n".join(lines[:4]) + "\n")  # three rows were done when it was stopped
+    assert bench.main(again) == 0
+    assert len(jobs) - before == len(lines) - 4
+    assert bench.main([*again, "--fresh"]) == 0
+    assert len(jobs) - before == len(lines) - 4 + before
+
 
 @pytest.mark.slow
 def test_a_quick_run_measures(tmp_path):
     assert bench.main(["--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]) == 0
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("*/quick")
     table = pd.read_csv(folder / "bench.csv")
     assert (table[["train_s", "sample15_s", "train_peak_bytes", "step_gflop"]] > 0).all(axis=None)
