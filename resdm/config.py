@@ -46,6 +46,9 @@ Source = Literal["bids", "adni", "openneuro", "csv", "released"]
 SOURCES: tuple[str, ...] = typing.get_args(Source)
 """How the data of a cohort may lie."""
 
+FEWEST = 5
+"""People that a summary of people must have to be drawn where single people are not."""
+
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 """Lightning Fabric's names. The mixed ones compute in half precision; weights, optimisers and EMA stay in 32 bits."""
 

@@ -247,6 +247,28 @@ def test_table1_of_a_manifest_with_gaps(config, tmp_path):
     write_csv(tmp_path / "table1.csv", table.frame)
 
 
+def test_table1_shows_nobody_alone_where_privacy_is_aggregate(config):
+    index = read_index(config, None).assign(amyloid_days=range(9), diagnosis=["AD"] * 2 + ["CN"] * 7)
+    shown, hidden = (
+        table1(index, dataclasses.replace(config, privacy=privacy)).frame.set_index(
+            ["characteristic", "diagnosis", "statistic"]
+        )["value"]
+        for privacy in ("individual", "aggregate")
+    )
+    assert shown["age", "AD", "mean"] == pytest.approx(index["age"][:2].mean())
+    assert shown["amyloid_days", "all", "max"] == 8
+    gone = [
+        ("age", "AD", "mean"),
+        ("age", "AD", "std"),
+        ("amyloid_days", "AD", "median"),
+        ("amyloid_days", "all", "max"),
+    ]
+    assert hidden[gone].isna().all()
+    kept = hidden.dropna().index
+    assert ("age", "CN", "mean") in kept
+    pd.testing.assert_series_equal(hidden[kept], shown[kept])
+
+
 def test_table1_says_tracers_days_and_centiloid_where_they_are_known(config):
     index = read_index(config, None)
     plain = table1(index, config)

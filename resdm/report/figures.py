@@ -31,6 +31,7 @@ from matplotlib.ticker import NullFormatter
 from scipy.ndimage import map_coordinates
 
 from resdm.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm.config import FEWEST as FEWEST  # of people
 from resdm.config import TRACERS
 from resdm.evaluation.image_quality import mae, psnr
 from resdm.evaluation.suvr import to_suvr
@@ -49,9 +50,6 @@ FIELD_MM = {"x": (-78.0, 78.0), "y": (-112.0, 78.0), "z": (-76.0, 88.0)}
 
 SLICES = {"amyloid": (("x", 7.0), ("z", 24.0)), "tau": (("y", -20.0), ("z", -16.0))}
 """Slices of Figure 2: through precuneus, cingulate and striatum for amyloid, through the temporal lobes for tau."""
-
-FEWEST = 5
-"""People that a summary of people must have to be drawn where single people are not."""
 
 GROUP_SLICES = {tracer: cuts[:1] for tracer, cuts in SLICES.items()}
 """Of Figure 2 where it shows the means of groups: there are twice as many rows."""

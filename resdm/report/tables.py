@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from resdm.cohort.manifest import read_manifest
-from resdm.config import TRACERS, Config
+from resdm.config import FEWEST, TRACERS, Config
 from resdm.evaluation.image_quality import HIGHER_IS_BETTER, METRICS, REGIONS, read_index, read_scores
 from resdm.evaluation.statistics import bootstrap_mean, by_person, compare, holm, paired
 from resdm.io import write_csv, write_json, write_text
@@ -326,6 +326,7 @@ def table1(sessions: pd.DataFrame, config: Config) -> Table:
         groups = []
     parts = {name: sessions[diagnosis == name] for name in groups} | {"all": sessions}
     rows: list[dict[str, Any]] = []
+    fewest = 1 if config.individual else FEWEST
 
     def add(characteristic: str, group: str, statistic: str, unit: str, value: float, n: int) -> None:
         printed = paper.get((characteristic, group, statistic), math.nan)
@@ -346,12 +347,15 @@ def table1(sessions: pd.DataFrame, config: Config) -> Table:
         for column, (_, unit, _) in _CHARACTERISTICS.items():
             empty = pd.Series(np.nan, index=part.index)
             values = pd.to_numeric(part.get(column, empty), errors="coerce").dropna()
+            if part.loc[values.index, "person"].nunique() < fewest:
+                values = values[:0]
             add(column, name, "mean", unit, values.mean(), len(values))
             add(column, name, "std", unit, values.std(ddof=1), len(values))
         for column in _DAYS:
             days = pd.to_numeric(part.get(column, pd.Series(dtype=float)), errors="coerce").abs().dropna()
+            days = days if part.loc[days.index, "person"].nunique() >= fewest else days[:0]
             add(column, name, "median", "days", days.median(), len(days))
-            add(column, name, "max", "days", days.max(), len(days))
+            add(column, name, "max", "days", days.max() if config.individual else math.nan, len(days))
         for tracer in TRACERS:
             labels = _labels(part, tracer)
             for label in sorted(set(_labels(sessions, tracer))):
@@ -373,6 +377,7 @@ def table1(sessions: pd.DataFrame, config: Config) -> Table:
             "A set is a session with T1, Aβ-PET and tau-PET.",
             "Paper: printed values of its Table 1. Its columns sum to 1474 sets (210 + 656 + 608) where its text says "
             "1274; status counts and totals are not printed there.",
+            *([] if config.individual else [f"Means are of {FEWEST} people or more, and no extremes are shown."]),
             *(["Days are absolute, from the T1 scan to the PET."] if frame.loc[of_days, "n"].any() else []),
             *([] if groups else ["Nobody here has a diagnosis; the paper's groups stand beside all sessions."]),
         ),
