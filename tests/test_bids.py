@@ -10,7 +10,7 @@ import pytest
 from resdm.cohort.bids import build_manifest
 from resdm.cohort.manifest import ManifestError, read_manifest, split_people, write_manifest
 from resdm.cohort.phantom import write_phantoms
-from resdm.config import CohortConfig, Config, PhantomConfig, SplitConfig
+from resdm.config import CohortConfig, Config, MatchConfig, PhantomConfig, SplitConfig
 
 
 @pytest.fixture
@@ -220,3 +220,106 @@ def test_days_come_from_the_dates_of_scans(dataset, config):
     frame, _, _, notes = build_manifest(root, config)
     assert frame["tau_days"].isna().all()
     assert "has no date for pet/sub-1_ses-1_trc-18FAV1451_pet.nii.gz: 'soon'" in notes[0]
+
+
+# ── across sessions ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def dated(dataset):
+    """``dated({"sub-1/ses-a": {T1: "2011-03-01"}}, sessions, participants)``: scans with dates, "" for none."""
+
+    def make(scans, sessions=None, participants=ONE):
+        root = dataset(participants, {place: list(files) for place, files in scans.items()}, sessions)
+        for place, files in scans.items():
+            stem = place.replace("/", "_")
+            lines = [f"{file.replace('/', f'/{stem}_', 1)}\t{date or 'n/a'}\n" for file, date in files.items()]
+            (root / place / f"{stem}_scans.tsv").write_text("filename\tacq_time\n" + "".join(lines))
+        return root
+
+    return make
+
+
+def found_in(frame):
+    """Session of the T1, sessions of both PETs and their days; -999: no PET, or no dates."""
+    session = r"/(ses-\w+)/"
+    pets = [frame[tracer].str.extract(session)[0].fillna("") for tracer in ("amyloid", "tau")]
+    days = [frame[f"{tracer}_days"].fillna(-999).astype(int) for tracer in ("amyloid", "tau")]
+    return list(zip(frame["session"], *pets, *days, strict=True))
+
+
+def test_t1_and_pet_of_different_sessions_are_matched_by_date(dated, config):
+    root = dated(
+        {
+            "sub-1/ses-mr1": {T1: "2011-03-01T23:00:00"}, "sub-1/ses-mr2": {T1: "2012-03-01"},
+            "sub-1/ses-pet1": {AV45: "2011-03-11T08:00:00", TAU: "2011-04-10"},
+            "sub-1/ses-pet2": {AV45: "2012-02-20T08:00:00Z"},
+        },
+        {"sub-1": "session_id\tage\tdiagnosis\tmmse\nmr1\t70.1\tCN\t29\nmr2\t71.1\tMCI\t27\npet1\t70.2\tAD\t20\n"},
+    )  # fmt: skip
+    frame, flow, left_out, notes = build_manifest(root, config)
+    assert found_in(frame) == [("ses-mr1", "ses-pet1", "ses-pet1", 10, 40), ("ses-mr2", "ses-pet2", "", -10, -999)]
+    assert frame[["age", "diagnosis", "mmse"]].to_numpy().tolist() == [[70.1, "CN", 29.0], [71.1, "MCI", 27.0]]
+    assert flow.set_index("step").loc[["found", "has amyloid", "has tau", "kept"], "sessions"].tolist() == [2, 2, 1, 2]
+    assert left_out.empty
+    assert notes == [
+        "sub-1 ses-mr1: 18FAV45 PET of ses-pet1, +10 days from the T1w",
+        "sub-1 ses-mr1: 18FAV1451 PET of ses-pet1, +40 days from the T1w",
+        "sub-1 ses-mr2: 18FAV45 PET of ses-pet2, -10 days from the T1w",
+    ]
+    with pytest.raises(ManifestError, match=r"of 4 found, 2 have a T1w, 0 amyloid or tau PET too"):
+        build_manifest(root, with_match(config, same_visit=True))
+    with pytest.raises(
+        ManifestError, match=r"of 2 found, 2 have a T1w, 2 amyloid or tau PET too .* 0 in the window of 9"
+    ):
+        build_manifest(root, with_match(config, window_days=9))
+
+
+def with_match(config, **values):
+    return dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, match=MatchConfig(**values)))
+
+
+def test_what_is_filed_under_one_session_stays_together(dated, config):
+    scans = {
+        "sub-1/ses-a": {T1: "2011-03-01", AV45: "2011-08-01"},  # 153 days; that of ses-b would be nearer
+        "sub-1/ses-b": {T1: "2011-09-01", AV45: "2011-03-02", TAU: "2011-09-01"},  # its tau would complete ses-a
+        "sub-1/ses-c": {T1: "2011-09-02"},  # has none, and takes nobody's
+    }
+    frame, _, left_out, notes = build_manifest(dated(scans), config)
+    assert found_in(frame) == [("ses-a", "ses-a", "", 153, -999), ("ses-b", "ses-b", "ses-b", -183, 0)]
+    assert left_out.to_numpy().tolist() == [["sub-1", "ses-c", "no amyloid or tau PET"]]
+    assert notes == []
+
+
+def test_a_session_that_lacks_one_pet_comes_before_one_that_lacks_both(dated, config):
+    scans = {
+        "sub-1/ses-a": {T1: "2011-03-01", AV45: ""}, "sub-1/ses-b": {T1: "2011-06-01"},
+        "sub-1/ses-c": {TAU: "2011-06-02"},
+    }  # fmt: skip
+    frame, _, left_out, _ = build_manifest(dated(scans), config)
+    assert found_in(frame) == [("ses-a", "ses-a", "ses-c", -999, 93)]
+    assert left_out["session"].tolist() == ["ses-b"]
+
+
+@pytest.mark.parametrize(("table", "found"), [
+    ("session_id\tage\na\t70.0\nb\t70.5\n", [("ses-a", "ses-b", "", 183, -999)]),  # half of 365.25
+    ("session_id\texamination_date\na\t2011-03-01\nb\t2011-03-08\n", [("ses-a", "ses-b", "", 7, -999)]),
+    ("session_id\tacq_time\tage\na\t2011-03-01\t70.0\nb\tn/a\t69.8\n", [("ses-a", "ses-b", "", -73, -999)]),
+    ("session_id\tacq_time\na\t2011-03-01\nb\tn/a\n", []), ("session_id\tage\na\t70.0\nb\tn/a\n", []), (None, []),
+])  # fmt: skip
+def test_sessions_have_dates_or_ages_or_stay_apart(dated, config, table, found):
+    scans = {"sub-1/ses-a": {T1: ""}, "sub-1/ses-b": {AV45: ""}, "sub-2/ses-a": {T1: "", TAU: ""}}
+    root = dated(scans, {"sub-1": table} if table else None, ONE + "sub-2\tM\t71\n")
+    frame, _, left_out, notes = build_manifest(root, config)
+    assert found_in(frame[frame["person"] == "sub-1"]) == found
+    assert found_in(frame[frame["person"] == "sub-2"]) == [("ses-a", "", "ses-a", -999, -999)]  # of one session
+    assert left_out["reason"].tolist() == ([] if found else ["no amyloid or tau PET", "no T1"])
+    assert len(notes) == len(found)
+    by_age = table is not None and "age" in table.split()
+    assert all(note.endswith("from the T1w" + ", by the ages of the sessions" * by_age) for note in notes)
+
+
+def test_a_pet_in_another_space_is_not_taken(dated, config):
+    scans = {"sub-1/ses-a": {T1: "2011-03-01"}, "sub-1/ses-b": {f"pet/trc-18FAV45_{MNI}_pet.nii.gz": "2011-03-02"}}
+    with pytest.raises(ManifestError, match="of 2 found, 1 have a T1w, 0 amyloid or tau PET too"):
+        build_manifest(dated(scans), config)
