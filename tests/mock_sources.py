@@ -70,11 +70,12 @@ def _visit(number: int, seed: int) -> tuple[tuple, dict[str, tuple]]:
     """(data, affine) of a T1 and of both PETs: oblique axes, stored in one order or another."""
     t1_code, pet_code = _CODES[number % len(_CODES)]
     visit = make_visit(1000 * seed + number, turn=8, shift=6, t1_code=t1_code, pet_code=pet_code)
-    tau = 0.8 * gaussian_filter(visit.pet.data, 0.6)
-    return (visit.t1.data, visit.t1.affine), {
-        "amyloid": (visit.pet.data, visit.pet.affine),
-        "tau": (tau, visit.pet.affine),
-    }
+    return (visit.t1.data, visit.t1.affine), _two_tracers(visit.pet.data, visit.pet.affine)
+
+
+def _two_tracers(uptake: np.ndarray, affine: np.ndarray) -> dict[str, tuple]:
+    """(data, affine) of both PETs, of one shape; never of the same bytes, which preprocessing refuses."""
+    return {"amyloid": (uptake, affine), "tau": (0.8 * gaussian_filter(uptake, 0.6), affine)}
 
 
 def _counts(data: np.ndarray, *shares: float) -> np.ndarray:
@@ -224,7 +225,7 @@ def write_bids(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool =
                 space, grid = "_space-MNI152NLin2009cSym", Grid((48, 56, 48), 4.0)
                 t1 = (900 * mni_map("t1", grid), grid.affine)
                 uptake = gaussian_filter(1.3 * mni_map("gm", grid) + 0.9 * mni_map("wm", grid), 0.7)
-                pets = dict.fromkeys(_LABELS, (3000 * uptake, grid.affine))
+                pets = _two_tracers(3000 * uptake, grid.affine)
             has = {0: {"amyloid"}, 1: {"tau"}}.get(i, {"amyloid", "tau"})
             if i == 3:
                 has = set()
@@ -310,7 +311,7 @@ def write_released(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bo
             code, t1 = 4, (mni_map("t1", grid), grid.affine)
             rng = np.random.default_rng(seed + i)
             uptake = gaussian_filter(rng.uniform(1.1, 1.5) * mni_map("gm", grid) + 0.9 * mni_map("wm", grid), 0.7)
-            pets = dict.fromkeys(_LABELS, (uptake, grid.affine))
+            pets = _two_tracers(uptake, grid.affine)
         for place, (data, affine) in {"MRI": t1, "Abeta": pets["amyloid"], "Tau": pets["tau"]}.items():
             if {"Abeta": "amyloid", "Tau": "tau"}.get(place, "amyloid") in has or place == "MRI":
                 unit = (data / data.max()).astype(np.float32)
