@@ -279,7 +279,7 @@ def synthesise_people(
         ``out``, with ``<person>/<session>/pet/…_desc-synth_pet.nii.gz`` and a sidecar each. What is there already, from
         the same model, prompt and seed, is kept. ``timing.json`` says what the sessions made by this call cost; the
         first is counted, not timed, where there are more: it warms up. A shard has a file of its own,
-        ``timing_<i>of<n>.json``.
+        ``timing_<i>of<n>.json``; a call without shard that finds all made joins them, see `_join_timings`.
 
     Raises
     ------
@@ -326,7 +326,30 @@ def synthesise_people(
             "steps": steps,
         }
         write_json(Path(out) / ("timing.json" if parts == 1 else f"timing_{part}of{parts}.json"), cost)
+    elif parts == 1 and (joined := _join_timings(Path(out), len(own))):
+        write_json(Path(out) / "timing.json", joined)
     return Path(out)
+
+
+def _join_timings(out: Path, sessions: int) -> dict[str, Any] | None:
+    """What the parts of a list cost together; None where no full set of shards made the list, each in one go.
+
+    Seconds are summed over the parts, whatever ran beside what; seconds a session are the mean of the parts', weighted
+    by the sessions that each made. Work a volume, device and steps are those of all parts, or the parts are not joined.
+    """
+    found = {tuple(map(int, m.groups())): path for path in sorted(out.glob("timing_*of*.json"))
+             if (m := re.fullmatch(r"timing_(\d+)of(\d+)\.json", path.name))}  # fmt: skip
+    for parts in sorted({n for _, n in found}):
+        # more parts than sessions leave some with nothing to make, and no file
+        names = [(part, parts) for part in range(1, min(parts, sessions) + 1)]
+        costs = [json.loads(found[name].read_text(encoding="utf-8")) for name in names if name in found]
+        same = {tuple(cost[key] for key in ("gflop_per_volume", "device", "steps")) for cost in costs}
+        counts = [cost["sessions"] for cost in costs]
+        if len(costs) == len(names) and sum(counts) == sessions and len(same) == 1:
+            mean = float(np.average([cost["seconds_per_session"] for cost in costs], weights=counts))
+            seconds = round(sum(cost["seconds"] for cost in costs), 3)
+            return costs[0] | {"sessions": sessions, "seconds": seconds, "seconds_per_session": mean, "shards": parts}
+    return None
 
 
 def sample_people(

@@ -127,12 +127,28 @@ def test_an_unknown_method_is_refused(profile, command, capsys):
     "synthesise --model m --out o", "synthesise x.nii.gz --manifest t.csv --model m --out o",
     "synthesise x.nii.gz --model m --out o --sex F --sex M", "synthesise x.nii.gz --model m --out o --sex FM",
     "synthesise x.nii.gz --model m --out o --samples 0", "model", "model show", "model push folder",
+    "predict small --shard 0/2", "predict small --shard 3/2", "predict small --shard 2", "predict small --shard -1/2",
+    "predict small --shard 1/2/3", "predict small --shard a/b",
     "synthesise x.nii.gz --model m --out o --sex female", "synthesise x.nii.gz --model m --out o --steps 0",
 ])  # fmt: skip
 def test_arguments_that_make_no_sense(words):
     with pytest.raises(SystemExit) as error:
         cli.main(words.split())
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize(("words", "shard"), [([], (1, 1)), (["--shard", "2/3"], (2, 3))])
+def test_predict_hands_on_which_part_is_to_be_made(profile, monkeypatch, capsys, words, shard):
+    asked = []
+
+    def synthesise_method(config, name, condition, **chosen):
+        asked.append((name, condition, chosen))
+        return "made"
+
+    monkeypatch.setattr("resdm.pipeline.synthesise_method", synthesise_method)
+    assert cli.main(["predict", str(profile), "Plain", "--quiet", *words]) == 0
+    assert asked == [("Plain", "factual", {"split": "test", "shard": shard, "progress": False})]
+    assert capsys.readouterr().out == "made\n"
 
 
 def test_an_unexpected_error_shows_its_traceback(profile, monkeypatch, capsys):

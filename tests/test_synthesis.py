@@ -247,7 +247,27 @@ def test_parts_made_apart_are_the_files_of_one_call(folder, people, tmp_path, co
         assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes()
     again = synthesise_people(folder, ages, mri, out, condition=condition, progress=False)  # finds everything there
     assert volumes(again) == volumes(whole)
-    assert not (again / "timing.json").exists()
+
+
+def test_the_parts_costs_are_joined_by_the_call_that_finds_all_made(folder, people, tmp_path):
+    out = tmp_path / "out"
+    for part in (1, 2):
+        synthesise_people(folder, people, mri, out, shard=(part, 2), progress=False)
+    costs = [json.loads((out / f"timing_{part}of2.json").read_text()) for part in (1, 2)]
+    measured = [{"seconds": 7.5, "seconds_per_session": 2.0}, {"seconds": 12.0, "seconds_per_session": 4.5}]
+    for part, (cost, told) in enumerate(zip(costs, measured, strict=True), start=1):
+        (out / f"timing_{part}of2.json").write_text(json.dumps(cost | told))
+    synthesise_people(folder, people, mri, out, progress=False)
+    joined = json.loads((out / "timing.json").read_text())
+    assert joined == costs[0] | {"sessions": 5, "seconds": 19.5, "seconds_per_session": 3.0, "shards": 2}  # 3·2 + 2·4.5
+    (out / "timing.json").unlink()
+    for fault in ({"sessions": 1}, {"steps": 99}, {"device": "cuda"}):  # made in two goes, or elsewhere, or otherwise
+        (out / "timing_2of2.json").write_text(json.dumps(costs[1] | fault))
+        synthesise_people(folder, people, mri, out, progress=False)
+        assert not (out / "timing.json").exists()
+    (out / "timing_2of2.json").unlink()
+    synthesise_people(folder, people, mri, out, progress=False)
+    assert not (out / "timing.json").exists()
 
 
 def test_a_part_that_there_is_not(folder, people, tmp_path):
