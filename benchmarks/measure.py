@@ -300,7 +300,8 @@ def count(case: Case) -> dict[str, float]:
     haar._basis.cache_clear()  # neither a real tensor among the fake ones, nor a fake one left behind
     with FakeTensorMode():
         ours = case.network == "resdm"
-        unet = UNet(network(case), 8 * case.width) if ours else _THEIRS[case.network](case.width)
+        plain = replace(case, channels_last=False)  # the same counts; fake weights cannot change their memory format
+        unet = UNet(network(plain), 8 * case.width) if ours else _THEIRS[case.network](case.width)
         weights = {weight.untyped_storage()._cdata for weight in unet.parameters()}
         kept: dict[int, Tensor] = {}
 

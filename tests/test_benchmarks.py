@@ -28,6 +28,7 @@ def test_the_levers_cut_what_they_say():
     full = Case("resdm", 32, together=True)
     haar = replace(full, stem="haar")
     costs = {name: count(case) for name, case in (("full", full), ("haar", haar))}
+    assert count(replace(haar, channels_last=True)) == costs["haar"]
     costs["kept"] = count(replace(haar, checkpoint=True))
     assert costs["full"]["pass_gflop"] / costs["haar"]["pass_gflop"] == pytest.approx(8, rel=0.03)
     assert costs["full"]["saved_bytes"] / costs["haar"]["saved_bytes"] > 6
