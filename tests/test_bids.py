@@ -270,7 +270,7 @@ def test_t1_and_pet_of_different_sessions_are_matched_by_date(dated, config):
     with pytest.raises(ManifestError, match=r"of 4 found, 2 have a T1w, 0 amyloid or tau PET too"):
         build_manifest(root, with_match(config, same_visit=True))
     with pytest.raises(
-        ManifestError, match=r"of 2 found, 2 have a T1w, 2 amyloid or tau PET too .* 0 in the window of 9"
+        ManifestError, match=r"of 4 found, 2 have a T1w, 2 amyloid or tau PET too .* 0 in the window of 9"
     ):
         build_manifest(root, with_match(config, window_days=9))
 
