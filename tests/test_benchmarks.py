@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import ablation
 import bench
 import memory
 from measure import Case, count
@@ -89,6 +91,49 @@ def test_results_are_written_as_found(tmp_path, monkeypatch):
     assert len(jobs) - before == len(lines) - 4
     assert bench.main([*again, "--fresh"]) == 0
     assert len(jobs) - before == len(lines) - 4 + before
+
+
+def test_what_an_interval_says():
+    assert ablation.verdict(0.1, 0.5, 0.2) == "better"
+    assert ablation.verdict(-0.1, 0.5, 0.2) == "the same"
+    assert ablation.verdict(-0.15, -0.05, 0.2) == "the same"
+    assert ablation.verdict(-0.3, 0.5, 0.2) == "undecided"
+    assert ablation.verdict(-0.3, -0.1, 0.2) == "worse"
+
+
+def test_gains_are_paired_and_positive_where_better(tmp_path):
+    draw = np.random.default_rng(0)
+    people = [f"sub-{i}" for i in range(20)]
+    own = {metric: draw.normal(size=20) for metric in ablation.METRICS}
+    shift = {"full": 0.0, "haar": 1.0, "box": 0.0, "channels_last": -1.0, "full_time": -2.0}
+    frames = [
+        pd.DataFrame({m: own[m] + sign * shift[key] for m, (_, sign, _) in ablation.METRICS.items()})
+        .assign(configuration=key, tracer=tracer, person=people)
+        .sample(frac=1, random_state=i)
+        for i, key in enumerate(ablation.ROWS)
+        for tracer in ablation.TRACERS
+    ]
+    values, gains = ablation.judge(pd.concat(frames), seed=0)
+    found = gains.groupby(["configuration", "over"])
+    assert found["gain"].mean().round(9).to_dict() == {
+        ("box", "full"): 0, ("box", "full_time"): 2, ("channels_last", "full"): -1, ("haar", "full"): 1,
+    }  # fmt: skip
+    assert (gains["high"] - gains["low"]).max() < 1e-9  # everybody's gain is the same, however people differ
+    assert found["verdict"].unique().map(list).to_dict() == {
+        ("box", "full"): ["the same"], ("box", "full_time"): ["better"], ("channels_last", "full"): ["worse"],
+        ("haar", "full"): ["better"],
+    }  # fmt: skip
+    assert (values["high"] - values["low"]).min() > 0.5
+    cost = pd.DataFrame({"configuration": list(ablation.ROWS), "title": [row[0] for row in ablation.ROWS.values()],
+                         "voxels": "28 × 32 × 28", "steps": [696] * 4 + [140], "parameters": 2.6e6,
+                         "seconds_per_step": [0.5, 0.12, 0.1, 0.1, 0.5], "peak_memory_bytes": 2**30})  # fmt: skip
+    cost["faster"] = 0.5 / cost["seconds_per_step"]
+    ablation.report(tmp_path, "phantom data", cost, values, gains, [0])
+    page = (tmp_path / "ablation.md").read_text()
+    assert "**brain's box, at equal time** (5.0 times faster a step; 696 steps against 140): the same or better" in page
+    assert len(pd.read_csv(tmp_path / "ablation.csv")) == 5 * 3 * 5 + 4 * 3 * 5
+    for suffix in (".svg", ".png"):
+        assert (tmp_path / f"ablation{suffix}").stat().st_size > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,377 @@
+"""The speed-ups at equal quality: ``make ablation``, or ``python benchmarks/ablation.py --profile smoke --steps 2``.
+
+ResDM of a profile on its preprocessed cohort, of equal parameters, seed, batches and number of optimiser steps: at full
+resolution, then each lever that changes what the network sees, in turn; and at full resolution for as long as the
+profile's own took. The levers that change no value (one pass for both tracers, cached text, fused optimiser) are in all
+rows; `bench.py` times them. Trains below ``work/ablation``, goes on where it was stopped, and writes
+``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from bench import device_name  # noqa: E402
+
+from resdm.anatomy import working_box  # noqa: E402
+from resdm.config import Config, load_config  # noqa: E402
+from resdm.evaluation.image_quality import read_index, read_scores  # noqa: E402
+from resdm.evaluation.statistics import bootstrap_mean, compare  # noqa: E402
+from resdm.evaluation.suvr import regional_suvr  # noqa: E402
+from resdm.io import write_csv, write_text  # noqa: E402
+
+ROWS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "full": ("full resolution", {"stem": "none"}, False),
+    "haar": ("+ Haar stem", {"stem": "haar"}, False),
+    "box": ("+ brain's box", {"stem": "haar"}, True),
+    "channels_last": ("+ channels_last", {"stem": "haar", "channels_last": True}, True),
+    "full_time": ("full resolution, equal time", {"stem": "none"}, False),
+}
+"""Name → what it is called, the network's settings, and whether it sees the brain's box."""
+
+FAST = "box"
+"""The profiles' default: what ``full_time`` may take as long as."""
+
+GAINS = {
+    ("haar", "full"): "+ Haar stem",
+    ("box", "full"): "+ brain's box",
+    ("channels_last", "full"): "+ channels_last",
+    ("box", "full_time"): "brain's box, at equal time",
+}
+"""What is compared with which full resolution, and what the comparison is called."""
+
+METRICS = {
+    "psnr": ("PSNR, whole (dB)", 1, 0.25),
+    "ssim": ("SSIM, whole", 1, 0.005),
+    "psnr_brain": ("PSNR, brain (dB)", 1, 0.25),
+    "mae_brain": ("MAE, brain", -1, 0.001),
+    "suvr_error": ("regional SUVR error", -1, 0.01),
+}
+"""Metric → title, +1 where higher is better, and the margin: what may be lost and still be called the same."""
+
+TRACERS = ("mean", "amyloid", "tau")
+
+
+def derived(profile: str, key: str, steps: int, seeds: Sequence[int]) -> Config:
+    """The profile with a method a row and seed, trained for whole epochs of about ``steps`` steps on its volumes.
+
+    Parameters
+    ----------
+    profile : str
+        Name or path.
+    key : str
+        The row whose box and budget hold.
+    steps : int
+    seeds : sequence of int
+
+    Raises
+    ------
+    FileNotFoundError
+        The profile's cohort is not preprocessed: says how.
+    """
+    source = load_config(profile)
+    if not (source.volumes / "index.csv").is_file():
+        raise FileNotFoundError(
+            f"{source.volumes / 'index.csv'}: no preprocessed cohort; `resdm phantom {profile}`, `resdm manifest "
+            f"bids {profile}` and `resdm preprocess {profile}` make it"
+        )
+    resdm = source.method("ResDM")
+    size = resdm.batch_size or source.training.batch_size
+    epochs = max(1, round(steps / max(1, len(read_index(source, "train")) // size)))
+    training = replace(
+        source.training, budget="equal_epochs", epochs=epochs, validate_every=epochs, crop=ROWS[key][2], threads=1
+    )  # the last weights are kept, in every row
+    methods = {
+        _name(row, seed): replace(resdm, seed=seed, network=replace(resdm.network, **{"channels_last": False} | change))
+        for row, (_, change, _) in ROWS.items()
+        for seed in seeds
+    }
+    config = replace(source, profile=f"ablation/{source.profile}-{epochs}epochs", methods=methods, training=training)
+    config.work.mkdir(parents=True, exist_ok=True)
+    if not config.volumes.exists():
+        config.volumes.symlink_to(source.volumes.resolve(), target_is_directory=True)
+    return config
+
+
+def _name(key: str, seed: int) -> str:
+    return f"{key}-seed{seed}"
+
+
+def timing(config: Config, key: str, seed: int) -> dict[str, Any]:
+    """``timing.json`` of a row's training."""
+    return json.loads((config.model(_name(key, seed)) / "timing.json").read_text(encoding="utf-8"))
+
+
+def work(profile: str, key: str, steps: int, seeds: Sequence[int], seed: int) -> None:
+    """In a process of its own: train a row, synthesise the test people, score them."""
+    from resdm.pipeline import synthesise_method, train_method
+
+    config = derived(profile, key, steps, seeds)
+    if key == "full_time":
+        seconds = timing(config, FAST, seed)["seconds"]
+        config = replace(config, training=replace(config.training, budget="equal_time", seconds=seconds))
+    train_method(config, _name(key, seed), progress=False)
+    synthesise_method(config, _name(key, seed), progress=False)
+
+
+def train_all(profile: str, steps: int, seeds: Sequence[int], at_once: int) -> None:
+    """All rows, ``at_once`` side by side on a thread each; the longest first, equal time when its measure is known."""
+    began = time.perf_counter()
+
+    def apart(key: str, seed: int) -> None:
+        job = ["--job", key, str(seed), "--profile", profile, "--steps", str(steps), "--seeds", *map(str, seeds)]
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, str(Path(__file__).resolve()), *job], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{_name(key, seed)}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+        now = time.perf_counter()
+        minutes, seconds = divmod(int(now - began), 60)
+        print(f"[{minutes:2d}:{seconds:02d}] {_name(key, seed)} ({now - start:.0f} s)", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for keys in ([key for key in ROWS if key != "full_time"], ["full_time"]):
+            for future in [pool.submit(apart, key, seed) for key in keys for seed in seeds]:
+                future.result()
+
+
+# ── the judgement ─────────────────────────────────────────────────────────────────────────────────
+
+
+_SCAN = ["person", "session", "tracer"]
+
+
+def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
+    """A row a configuration, tracer and test person: `METRICS`, means over sessions and seeds.
+
+    ``mean`` is over the tracers that the person has. The SUVR error is the mean absolute one over regions.
+    """
+    frames = []
+    for key in ROWS:
+        for seed in seeds:
+            name = _name(key, seed)
+            scores = read_scores(config, [name])
+            where = {r: part.set_index(_SCAN) for r, part in scores.groupby("region")}
+            regional, _ = regional_suvr(config, name)
+            error = (regional["synthetic"] - regional["real"]).abs()
+            frame = pd.DataFrame(
+                {
+                    "psnr": where["whole"]["psnr"],
+                    "ssim": where["whole"]["ssim"],
+                    "psnr_brain": where["brain"]["psnr"],
+                    "mae_brain": where["brain"]["mae"],
+                    "suvr_error": error.groupby([regional[column] for column in _SCAN]).mean(),
+                }
+            )
+            frames.append(frame.reset_index().assign(configuration=key))
+    every = pd.concat(frames)
+    means = every.groupby(["configuration", "tracer", "person"])[list(METRICS)].mean().reset_index()
+    both = means.groupby(["configuration", "person"])[list(METRICS)].mean().reset_index().assign(tracer="mean")
+    return pd.concat([means, both], ignore_index=True)
+
+
+def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Means over people with intervals, and what is gained over full resolution, paired, with a verdict.
+
+    Returns
+    -------
+    values : DataFrame
+        configuration, tracer, metric, n, value, low, high.
+    gains : DataFrame
+        configuration, over, tracer, metric, n, gain (positive is better), low, high, margin, verdict (see `verdict`).
+    """
+    means, gains = [], []
+    for tracer in TRACERS:
+        table = people[people["tracer"] == tracer].set_index(["configuration", "person"])
+        for metric, (_, sign, margin) in METRICS.items():
+            base = table.loc["full", metric]
+            of = {key: table.loc[key, metric].reindex(base.index).to_numpy() for key in ROWS}
+            same = {"tracer": tracer, "metric": metric, "n": len(base)}
+            for key, values in of.items():
+                low, high = bootstrap_mean(values, seed=seed)
+                means.append({"configuration": key} | same | {"value": values.mean(), "low": low, "high": high})
+            for key, over in GAINS:
+                found = compare(sign * of[key], sign * of[over], seed=seed)
+                row = {"configuration": key, "over": over} | same | {"gain": found.difference}
+                row |= {"low": found.low, "high": found.high, "margin": margin}
+                gains.append(row | {"verdict": verdict(found.low, found.high, margin)})
+    return pd.DataFrame(means), pd.DataFrame(gains)
+
+
+def verdict(low: float, high: float, margin: float) -> str:
+    """What the interval of a gain says.
+
+    ``better``: all of it is above 0; ``the same``: it stays above the margin; ``worse``: all of it is below 0 and some
+    of it beyond the margin; else ``undecided``.
+    """
+    if low > 0:
+        return "better"
+    if low > -margin:
+        return "the same"
+    return "worse" if high < 0 else "undecided"
+
+
+def costs(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
+    """Steps, seconds a step, peak memory of the process and voxels of every row; medians over seeds."""
+    rows = []
+    for key, (title, _, crop) in ROWS.items():
+        found = pd.DataFrame([timing(config, key, seed) for seed in seeds])
+        box = working_box(replace(config, training=replace(config.training, crop=crop)), _name(key, seeds[0]))
+        measured = ["steps", "seconds", "seconds_per_step", "peak_memory_bytes", "parameters"]
+        named = {"configuration": key, "title": title, "voxels": " × ".join(map(str, box.shape))}
+        rows.append(named | found[measured].median().to_dict())
+    frame = pd.DataFrame(rows)
+    return frame.assign(faster=frame["seconds_per_step"].iloc[0] / frame["seconds_per_step"])
+
+
+def _gains(gains: pd.DataFrame, key: str, over: str) -> pd.DataFrame:
+    """A comparison's rows, over both tracers, by metric."""
+    own = gains[(gains["configuration"] == key) & (gains["over"] == over) & (gains["tracer"] == "mean")]
+    return own.set_index("metric")
+
+
+def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
+    """A sentence a comparison: how much faster, and in which metrics it is better, the same, worse or undecided."""
+    lines, cost = [], cost.set_index("configuration")
+    for (key, over), title in GAINS.items():
+        own = _gains(gains, key, over)
+        said = [
+            f"{word} in {' and '.join(METRICS[metric][0] for metric in own.index[own['verdict'] == word])}"
+            for word in ("better", "the same", "worse", "undecided")
+            if (own["verdict"] == word).any()
+        ]
+        kept = own["verdict"].isin(["better", "the same"]).all()
+        lines.append(
+            f"- **{title}** ({cost.loc[key, 'faster']:.1f} times faster a step; {cost.loc[key, 'steps']:.0f} steps "
+            f"against {cost.loc[over, 'steps']:.0f}): {'the same or better throughout: ' if kept else ''}"
+            f"{'; '.join(said)}."
+        )
+    return lines
+
+
+# ── what is written ───────────────────────────────────────────────────────────────────────────────
+
+
+def markdown(
+    notice: str, cost: pd.DataFrame, values: pd.DataFrame, gains: pd.DataFrame, device: str, seeds: Sequence[int]
+) -> str:
+    """The results as a page."""
+    titles = " | ".join(title for title, *_ in METRICS.values())
+    steps, n = cost["steps"].iloc[0], values.loc[values["tracer"] == "mean", "n"].iloc[0]
+    margins = ", ".join(f"{title} {margin:g}" for title, _, margin in METRICS.values())
+    lines = [
+        "# The speed-ups at equal quality",
+        "",
+        f"{notice or 'ADNI'}. `python benchmarks/ablation.py`: ResDM of the same widths, {steps:.0f} optimiser "
+        f"steps a row, the same batches, seeds {', '.join(map(str, seeds))}; a thread a training, on {device}, torch "
+        f"{version('torch')}. {n} test people; a person's mean over sessions and tracers. In brackets, 95 % bootstrap "
+        "intervals over people, not over trainings; in the second table, of the paired gain over full resolution, "
+        "positive being better. “The same”: the interval stays above minus the margin "
+        f"({margins}). Peak memory is of the whole process, imports included.",
+        "",
+        "| configuration | voxels | parameters (M) | steps | ms a step | × | peak (GiB) | " + titles + " |",
+        "|---|---|--:|--:|--:|--:|--:|" + "---|" * len(METRICS),
+    ]
+    mean = values[values["tracer"] == "mean"].set_index(["configuration", "metric"])
+    for row in cost.to_dict("records"):
+        cells = [
+            row["title"], row["voxels"], f"{row['parameters'] / 1e6:.2f}", f"{row['steps']:.0f}",
+            f"{row['seconds_per_step'] * 1e3:.0f}", f"{row['faster']:.1f}", f"{row['peak_memory_bytes'] / 2**30:.2f}",
+        ]  # fmt: skip
+        for metric in METRICS:
+            v = mean.loc[(row["configuration"], metric)]
+            cells.append(f"{v['value']:.4g} [{v['low']:.4g}, {v['high']:.4g}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| gain over full resolution | " + titles + " |", "|---|" + "---|" * len(METRICS)]
+    for (key, over), title in GAINS.items():
+        own = _gains(gains, key, over).loc[list(METRICS)].to_dict("records")
+        cells = [f"{v['gain']:+.2g} [{v['low']:+.2g}, {v['high']:+.2g}], {v['verdict']}" for v in own]
+        lines.append("| " + " | ".join([title, *cells]) + " |")
+    return "\n".join([*lines, "", *in_words(cost, gains)]) + "\n"
+
+
+def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem: Path) -> None:
+    """Cost of a step, and the gain of every metric with its interval and margin, as ``<stem>.svg`` and ``.png``."""
+    from matplotlib import pyplot
+
+    from resdm.report.figures import save_figure
+
+    figure, axes = pyplot.subplots(2, 3, figsize=(9.0, 4.2), layout="constrained")
+    y = np.arange(len(cost))[::-1]
+    panel = axes.flat[0]
+    bars = panel.barh(y, cost["seconds_per_step"] * 1e3, 0.6, color="#3B6FA0")
+    panel.bar_label(bars, [f"{v:.1f}×" for v in cost["faster"]], fontsize=7, padding=2)
+    panel.set_xlim(0, cost["seconds_per_step"].max() * 1.25e3)
+    panel.set_title("ms a training step", fontsize=8, loc="left")
+    panel.set_yticks(y, cost["title"])
+    y = np.arange(len(GAINS))[::-1]
+    for i, (metric, (title, sign, margin)) in enumerate(METRICS.items(), 1):
+        panel = axes.flat[i]
+        own = pd.DataFrame([_gains(gains, *pair).loc[metric] for pair in GAINS])
+        panel.axvspan(-margin, 0, color="#E6E6E6", zorder=0, linewidth=0)
+        panel.axvline(0, color="#8A8A8A", linewidth=0.8)
+        gain, low, high = (own[column].to_numpy(float) for column in ("gain", "low", "high"))
+        panel.errorbar(gain, y, xerr=(gain - low, high - gain), fmt="o", color="#3B6FA0", markersize=3.5, linewidth=1.2)
+        panel.set_title(("gain in " if sign > 0 else "less ") + title, fontsize=8, loc="left")
+        panel.set_yticks(y, GAINS.values() if i in (1, 3) else [""] * len(y))
+        panel.set_ylim(-0.6, len(y) - 0.4)
+    for panel in axes.flat:
+        panel.tick_params(labelsize=7)
+        panel.locator_params(axis="x", nbins=5)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Against full resolution: right of 0 is better; grey: the margin; bars: 95 % intervals over people"
+                    f"\n{device}" + (f" · {notice}" if notice else ""), fontsize=8, x=0.01, ha="left")  # fmt: skip
+    save_figure(figure, stem, {"device": device, "torch": version("torch")})
+    pyplot.close(figure)
+
+
+def report(
+    out: Path, notice: str, cost: pd.DataFrame, values: pd.DataFrame, gains: pd.DataFrame, seeds: Sequence[int]
+) -> None:
+    """Write ``ablation.{csv,md,png,svg}``."""
+    device = device_name("cpu")
+    both = pd.concat([values.merge(cost, on="configuration"), gains], ignore_index=True)
+    write_csv(out / "ablation.csv", both, "%.6g")
+    write_text(out / "ablation.md", markdown(notice, cost, values, gains, device, seeds))
+    draw(cost, gains, notice, device, out / "ablation")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, judge, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="phantom")
+    parser.add_argument("--steps", type=int, default=800, help="a row, rounded to whole epochs (default: 800)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--at-once", type=int, default=2, help="trainings side by side, a thread each (default: 2)")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.job:
+        work(options.profile, options.job[0], options.steps, options.seeds, int(options.job[1]))
+        return 0
+    config = derived(options.profile, FAST, options.steps, options.seeds)
+    train_all(options.profile, options.steps, options.seeds, options.at_once)
+    cost = costs(config, options.seeds)
+    values, gains = judge(by_person(config, options.seeds), config.seed)
+    report(options.out, config.notice, cost, values, gains, options.seeds)
+    print("\n".join(in_words(cost, gains)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
