@@ -50,6 +50,7 @@ def test_memory_rows_fall_and_are_written(tmp_path):
 def test_results_are_written_as_found(tmp_path, monkeypatch):
     """Ratios are of the released row of the same grid; slow rows say that one step was timed."""
     jobs = []
+    counted = {"pass_gflop": 1.0, "step_gflop": 40.0, "saved_bytes": 2**30, "weight_bytes": 1, "parameters": 1}
 
     def found(job):
         jobs.append(job)
@@ -57,13 +58,13 @@ def test_results_are_written_as_found(tmp_path, monkeypatch):
             return {"matmul_float32_gflop_s": 100.0, "conv_float32_gflop_s": 50.0}
         if job["what"] == "load":
             return {"whole_sessions_s": 7.0, "box_sessions_s": 9.0}
-        counted = {"pass_gflop": 1.0, "step_gflop": 40.0, "saved_bytes": 2**30, "weight_bytes": 1, "parameters": 1}
         slow = job["case"]["network"] == "released"
         times = {"train_s": 16.0 if slow else 2.0, "sample15_s": 120.0 if slow else 5.0, "sample2_s": 1.0}
         steps = {"sample_steps_timed": 1 if slow else 15, "train_repeats": 2}
         return counted | times | steps | {"train_peak_bytes": (6 if slow else 1) * 2**30, "states_bytes": 2**29}
 
     monkeypatch.setattr(bench, "run_apart", found)
+    monkeypatch.setattr(bench, "count", lambda case: counted)
     monkeypatch.setattr(bench, "device_name", lambda device: "2 × Some CPU")
     assert bench.main(["--sizes", "32", "--device", "cpu", "--threads", "2", "--out", str(tmp_path)]) == 0
     folder = tmp_path / "2_x_some_cpu"
