@@ -311,9 +311,11 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
 
     from resdm.report.figures import save_figure
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(9.0, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, 1 + len(METRICS), figsize=(11.0, 2.5), width_ratios=(1.3, *[1] * len(METRICS)), layout="constrained"
+    )
     y = np.arange(len(cost))[::-1]
-    panel = axes.flat[0]
+    panel = axes[0]
     bars = panel.barh(y, cost["seconds_per_step"] * 1e3, 0.6, color="#3B6FA0")
     panel.bar_label(bars, [f"{v:.1f}×" for v in cost["faster"]], fontsize=7, padding=2)
     panel.set_xlim(0, cost["seconds_per_step"].max() * 1.25e3)
@@ -321,18 +323,18 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
     panel.set_yticks(y, cost["title"])
     y = np.arange(len(GAINS))[::-1]
     for i, (metric, (title, sign, margin)) in enumerate(METRICS.items(), 1):
-        panel = axes.flat[i]
+        panel = axes[i]
         own = pd.DataFrame([_gains(gains, *pair).loc[metric] for pair in GAINS])
         panel.axvspan(-margin, 0, color="#E6E6E6", zorder=0, linewidth=0)
         panel.axvline(0, color="#8A8A8A", linewidth=0.8)
         gain, low, high = (own[column].to_numpy(float) for column in ("gain", "low", "high"))
         panel.errorbar(gain, y, xerr=(gain - low, high - gain), fmt="o", color="#3B6FA0", markersize=3.5, linewidth=1.2)
         panel.set_title(("gain in " if sign > 0 else "less ") + title, fontsize=8, loc="left")
-        panel.set_yticks(y, GAINS.values() if i in (1, 3) else [""] * len(y))
+        panel.set_yticks(y, GAINS.values() if i == 1 else [""] * len(y))
         panel.set_ylim(-0.6, len(y) - 0.4)
-    for panel in axes.flat:
+    for panel in axes:
         panel.tick_params(labelsize=7)
-        panel.locator_params(axis="x", nbins=5)
+        panel.locator_params(axis="x", nbins=4)
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle("Against full resolution: right of 0 is better; grey: the margin; bars: 95 % intervals over people"
                     f"\n{device}" + (f" · {notice}" if notice else ""), fontsize=8, x=0.01, ha="left")  # fmt: skip

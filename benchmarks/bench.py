@@ -254,9 +254,8 @@ def markdown(table: pd.DataFrame, growth: pd.DataFrame, machine: dict[str, float
         "batch of one person, both tracers; AdamW and EMA in the step. The released network runs as its main.py does: "
         "a pass a tracer, fp32, its prompts encoded every step. Medians; “×” is the released network's over the row's, "
         "in this run. Peak memory is what the process (or the GPU) held in a step above what it held before the "
-        "network was built; “of it” is what is left without weights (text tower included), gradients, "
-        "moments and average, and "
-        "so grows with the volume. † Where synthesis is long, one of the 15 sampling steps (two passes, both tracers) "
+        "network was built; “above states”: without weights (text tower included), gradients, moments and average, and "
+        "so what grows with the volume. † Where synthesis is long, one of the 15 sampling steps (two passes, both tracers) "
         "was timed and taken fifteenfold."
         + (" **A quick run: tiny networks, no result.**" if quick else ""),
         "",
@@ -270,7 +269,7 @@ def markdown(table: pd.DataFrame, growth: pd.DataFrame, machine: dict[str, float
         lines += [
             "", f"## {size}³", "",
             "| configuration | voxels | TFLOP a step | step (s) | × | both PETs, 15 steps (s) | × | 2 steps (s) "
-            "| peak of a step (GiB) | × | of it above states (GiB) | × | GFLOP/s | of matmul, conv peak |",
+            "| peak of a step (GiB) | × | above states (GiB) | × | GFLOP/s | of matmul, conv peak |",
             "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]  # fmt: skip
         for row in part.to_dict("records"):
