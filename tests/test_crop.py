@@ -46,6 +46,7 @@ def make_config(root: Path = Path(), crop: bool = True, **training) -> Config:
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_box_of_every_profile_holds_the_brain_wherever_it_is_shifted(profile):
     config = load_config(profile)
+    config = replace(config, training=replace(config.training, crop=True))
     grid, shift = Grid.of(config.preprocess.grid), config.training.shift_voxels
     brain = mni_map("brain", grid)
     for name, settings in config.methods.items():
