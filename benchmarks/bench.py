@@ -255,8 +255,8 @@ def markdown(table: pd.DataFrame, growth: pd.DataFrame, machine: dict[str, float
         "a pass a tracer, fp32, its prompts encoded every step. Medians; “×” is the released network's over the row's, "
         "in this run. Peak memory is what the process (or the GPU) held in a step above what it held before the "
         "network was built; “above states”: without weights (text tower included), gradients, moments and average, and "
-        "so what grows with the volume. † Where synthesis is long, one of the 15 sampling steps (two passes, both "
-        "tracers) was timed and taken fifteenfold."
+        "so what grows with the volume. † Where synthesis is long, one of the 15 sampling steps (a pass a tracer, or "
+        "both in one) was timed and taken fifteenfold."
         + (" **A quick run: tiny networks, no result.**" if quick else ""),
         "",
         "Measured peak, GFLOP/s: "
