@@ -89,7 +89,8 @@ def test_when_the_whole_grid_is_seen():
     assert working_box(replace(config, preprocess=replace(config.preprocess, mask=False)), "ResDM") == whole
     deep = load_config("phantom128")
     assert working_box(deep, "ResDM") == Box.whole((128, 128, 128))  # the default
-    deep = replace(deep, training=replace(deep.training, crop=True))  # Pix2Pix and SC-GAN would lose a level of the seven
+    deep = replace(deep, training=replace(deep.training, crop=True))
+    # Pix2Pix and SC-GAN would lose a level of the seven.
     assert working_box(deep, "Pix2Pix") == working_box(deep, "SC-GAN") == Box.whole((128, 128, 128))
     assert working_box(deep, "ResViT").shape == (96, 120, 104)
 
