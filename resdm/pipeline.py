@@ -22,7 +22,7 @@ from resdm.cohort import adni, bids, openneuro, released_layout, table
 from resdm.cohort.dataset import CohortDataset, collate
 from resdm.cohort.manifest import PATHS, SPLITS, ManifestError, check_leakage, split_card, split_people, write_manifest
 from resdm.cohort.matching import Found
-from resdm.config import TRACERS, Config, load_config
+from resdm.config import FEWEST, TRACERS, Config, load_config
 from resdm.evaluation.image_quality import (
     psnr,
     read_index,
@@ -36,7 +36,6 @@ from resdm.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm.io import atomic, write_csv, write_json, write_text
 from resdm.methods import build_method
 from resdm.modelcard import write_card
-from resdm.report.figures import FEWEST
 from resdm.report.provenance import provenance
 from resdm.scan import synthesise_scan as synthesise_scan  # a stage like the others
 from resdm.scan import synthesise_scans as synthesise_scans

@@ -106,12 +106,6 @@ def _scalp_and_neck() -> np.ndarray:
     return np.where(muscle, 0.55, outside)
 
 
-def brain_points(voxel_mm: float = 8.0) -> np.ndarray:
-    """MNI mm of the brain's voxels (N, 3)."""
-    grid = Grid((28, 28, 28), voxel_mm)
-    return grid.mm()[:, mni_map("brain", grid)].T
-
-
 def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None, codes: tuple[int, int] = (1, 1)) -> Path:
     """Write a NIfTI with given sform and qform codes."""
     path.parent.mkdir(parents=True, exist_ok=True)

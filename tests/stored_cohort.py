@@ -6,6 +6,7 @@ And sessions of a manifest, without any file behind.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -120,3 +121,24 @@ def sessions(people=60, seed=0):
                     row |= {tracer: f"/scans/{number}_{visit}_{label}.nii.gz", f"{tracer}_tracer": label}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def write_volumes(config: Config, splits: Sequence[str], without_tau: Collection[int] = ()) -> None:
+    """One session a person, by split, on disk as preprocessing leaves it; some people have no tau PET."""
+    rows, array = [], np.zeros((len(splits), 3, *GRID.shape), np.float16)
+    for i, split in enumerate(splits):
+        who, volumes = f"sub-{i:04d}", person(i)
+        array[i] = [volumes["mri"], volumes["amyloid"], volumes["tau"]]
+        row = {"person": who, "session": "ses-M000", "split": split, "age": 60.0 + i, "sex": "FM"[i % 2]}
+        for tracer, label in LABELS.items():
+            present = not (tracer == "tau" and i in without_tau)
+            path = f"{who}/{tracer}.nii.gz"
+            save(config.volumes / path, volumes[tracer], suvr_range=RANGES[tracer])
+            row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else "", tracer: path}
+        rows.append(row)
+    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
+    write_json(config.volumes / "cohort.json", {
+        "grid": {"shape": list(GRID.shape), "voxel_mm": GRID.voxel_mm}, "settings": config.digest("preprocess"),
+        "sessions": len(rows), "digest": "abc",
+    })  # fmt: skip
+    np.save(config.volumes / "cohort.npy", array)

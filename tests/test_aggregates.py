@@ -14,13 +14,13 @@ from stored_cohort import GRID, LABELS, make_cohort
 
 from resdm.anatomy import Box
 from resdm.batch import Batch, Prior
-from resdm.config import CohortConfig, PhantomConfig
+from resdm.config import FEWEST, CohortConfig, PhantomConfig
 from resdm.evaluation.image_quality import read_index, read_scores, read_volume, score_method, synthetic_path
 from resdm.io import write_csv
 from resdm.methods import build_method
 from resdm.pipeline import write_trace
 from resdm.report.cases import mean_cases, read_trace, regional_comparison, shown_cases
-from resdm.report.figures import FEWEST, figure1, figure2, regional_panel, save_figure
+from resdm.report.figures import figure1, figure2, regional_panel, save_figure
 from resdm.report.provenance import provenance
 
 METHODS = {"ResDM": 0.3, "Base": 0.5}

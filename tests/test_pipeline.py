@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from stored_cohort import GRID, LABELS, RANGES, make_config, person, save
+from stored_cohort import GRID, LABELS, make_config, person, write_volumes
 from tiny_methods import AdversarialConfig, PlainConfig, with_method
 
 from resdm import pipeline
@@ -29,23 +29,7 @@ def config(tmp_path):
     training = TrainingConfig(epochs=2, batch_size=2, validate_every=1, accelerator="cpu", threads=1, shift_voxels=1)
     methods = {"Plain": PlainConfig(), "GAN": AdversarialConfig(), "ResDM": tiny_resdm(sampling_steps=2)}
     config = make_config(tmp_path, training=training, methods=methods)
-    rows, array = [], np.zeros((len(SPLITS), 3, *GRID.shape), np.float16)
-    for i, split in enumerate(SPLITS):
-        who, volumes = f"sub-{i:04d}", person(i)
-        array[i] = [volumes["mri"], volumes["amyloid"], volumes["tau"]]
-        row = {"person": who, "session": "ses-M000", "split": split, "age": 60.0 + i, "sex": "FM"[i % 2]}
-        for tracer, label in LABELS.items():
-            present = not (tracer == "tau" and i in (0, 6))
-            path = f"{who}/{tracer}.nii.gz"
-            save(config.volumes / path, volumes[tracer], suvr_range=RANGES[tracer])
-            row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else "", tracer: path}
-        rows.append(row)
-    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
-    write_json(config.volumes / "cohort.json", {
-        "grid": {"shape": list(GRID.shape), "voxel_mm": GRID.voxel_mm}, "settings": config.digest("preprocess"),
-        "sessions": len(rows), "digest": "abc",
-    })  # fmt: skip
-    np.save(config.volumes / "cohort.npy", array)
+    write_volumes(config, SPLITS, without_tau=(0, 6))
     return config
 
 

@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from native_scans import brain_points
 from nibabel.affines import apply_affine
 
 from resdm.anatomy import Grid, mni_map
@@ -20,6 +19,7 @@ from resdm.cohort import qc
 from resdm.cohort.bids import build_manifest
 from resdm.cohort.manifest import read_manifest, split_people, write_manifest
 from resdm.cohort.phantom import write_phantoms
+from resdm.cohort.qc import brain_points
 from resdm.cohort.volumes import preprocess
 from resdm.config import TRACERS, CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm.io import write_csv, write_json

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from native_scans import SOURCE, brain_points, make_visit, rotation, save, scan_of, storage
+from native_scans import SOURCE, make_visit, rotation, save, scan_of, storage
 from nibabel.affines import apply_affine
 
 from resdm.anatomy import CENTRE_MM, Grid, mni_map
+from resdm.cohort.qc import brain_points
 from resdm.cohort.registration import Scan, displacement, register_affine, register_rigid, resample
 from resdm.cohort.volumes import read_scan
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from stored_cohort import GRID, LABELS, RANGES, make_config, person, save
+from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 
 from resdm.anatomy import Grid, mni_map
 from resdm.checkpoint import save_model
@@ -33,7 +33,7 @@ from resdm.evaluation.uncertainty import (
     risk_coverage,
     smooth_map,
 )
-from resdm.io import sha256, write_csv, write_json
+from resdm.io import sha256
 from resdm.methods import build_method
 from resdm.pipeline import sample_method
 from resdm.report.figures import save_figure
@@ -296,23 +296,7 @@ def config(tmp_path):
         tmp_path, methods={"ResDM": tiny_resdm(sampling_steps=2)}, uncertainty=UncertaintyConfig(samples=3)
     )
     splits = ["train"] + ["validation"] * 4 + ["test"] * 4
-    rows, array = [], np.zeros((len(splits), 3, *GRID.shape), np.float16)
-    for i, split in enumerate(splits):
-        who, volumes = f"sub-{i:04d}", person(i)
-        array[i] = [volumes["mri"], volumes["amyloid"], volumes["tau"]]
-        row = {"person": who, "session": "ses-M000", "split": split, "age": 60.0 + i, "sex": "FM"[i % 2]}
-        for tracer, label in LABELS.items():
-            present = not (tracer == "tau" and i in (2, 6))
-            path = f"{who}/{tracer}.nii.gz"
-            save(config.volumes / path, volumes[tracer], suvr_range=RANGES[tracer])
-            row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else "", tracer: path}
-        rows.append(row)
-    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
-    write_json(config.volumes / "cohort.json", {
-        "grid": {"shape": list(GRID.shape), "voxel_mm": GRID.voxel_mm}, "settings": config.digest("preprocess"),
-        "sessions": len(rows), "digest": "abc",
-    })  # fmt: skip
-    np.save(config.volumes / "cohort.npy", array)
+    write_volumes(config, splits, without_tau=(2, 6))
     torch.manual_seed(0)
     method = build_method(config.method("ResDM"), GRID.shape)
     save_model(config.model("ResDM"), method, config, "ResDM")

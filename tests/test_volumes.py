@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from native_scans import brain_points, make_visit, save
+from native_scans import make_visit, save
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
@@ -23,6 +23,7 @@ from resdm.cohort.bids import build_manifest
 from resdm.cohort.dataset import CohortDataset
 from resdm.cohort.manifest import LeakageError, ManifestError, read_manifest, split_people, write_manifest
 from resdm.cohort.phantom import write_phantoms
+from resdm.cohort.qc import brain_points
 from resdm.cohort.registration import displacement, resample
 from resdm.cohort.volumes import VolumeError, preprocess, preprocess_mri, read_scan
 from resdm.config import TRACERS, CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig

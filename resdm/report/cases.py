@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from resdm.anatomy import Grid
-from resdm.config import TRACERS, Config
+from resdm.config import FEWEST, TRACERS, Config
 from resdm.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm.evaluation.statistics import typical_session
 from resdm.evaluation.suvr import agreement, regional_suvr, texture_summary
-from resdm.report.figures import FEWEST, GROUP_SLICES, TRACER_TITLES
+from resdm.report.figures import GROUP_SLICES, TRACER_TITLES
 from resdm.report.tables import REFERENCE_METHOD, present_methods
 
 

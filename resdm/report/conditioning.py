@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from resdm.config import FEWEST
 from resdm.evaluation.effects import CLASSIFICATION, age_part, age_sweep, present_tracers
 from resdm.evaluation.resampling import person_weights
-from resdm.report.figures import FEWEST, GREY, TRACER_TITLES, WIDTH, Page, styled
+from resdm.report.figures import GREY, TRACER_TITLES, WIDTH, Page, styled
 from resdm.report.tables import REFERENCE_METHOD, number
 
 PROMPT_COLOURS = {"right": "#D55E00", "none": "#B8B8B8", "wrong": "#0072B2"}

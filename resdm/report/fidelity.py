@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from resdm.config import TRACERS, Config
+from resdm.config import FEWEST, TRACERS, Config
 from resdm.evaluation.agreement import agreement_table
 from resdm.evaluation.fidelity import BUILT_IN, CALIBRATED, UNCALIBRATED
-from resdm.report.conditioning import FEWEST
 from resdm.report.figures import GREY, TRACER_TITLES, WIDTH, Page, looks, styled
 from resdm.report.tables import REFERENCE_METHOD, TRACER_NAMES, Block, Table, number, span
 
@@ -133,7 +132,7 @@ def fidelity_figure(
         Whose people are drawn.
     people : bool
         One point a person. Else, for cohorts whose single people may not be shown, hexagons that hold at least
-        `resdm.report.conditioning.FEWEST` people.
+        `resdm.config.FEWEST` people.
     notice : str
     """
     quantities, methods = shown_quantities(values), list(dict.fromkeys(values["method"]))

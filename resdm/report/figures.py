@@ -31,8 +31,7 @@ from matplotlib.ticker import NullFormatter
 from scipy.ndimage import map_coordinates
 
 from resdm.anatomy import REFERENCE, Grid, mni_map, regions
-from resdm.config import FEWEST as FEWEST  # of people
-from resdm.config import TRACERS
+from resdm.config import FEWEST, TRACERS
 from resdm.evaluation.image_quality import mae, psnr
 from resdm.evaluation.suvr import to_suvr
 from resdm.io import atomic, write_json

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from resdm.config import TRACERS, Config
+from resdm.config import FEWEST, TRACERS, Config
 from resdm.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
-from resdm.report.figures import FEWEST, GREY, TRACER_TITLES, WIDTH, Page, styled
+from resdm.report.figures import GREY, TRACER_TITLES, WIDTH, Page, styled
 from resdm.report.tables import TRACER_NAMES, Block, Table, number, span
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
@@ -274,7 +274,7 @@ def uncertainty_figure(found: Uncertainty, *, people: bool = True, notice: str =
     found : Uncertainty
     people : bool
         Draw single people in (c), and (d) person by person; else, for cohorts whose single people may not be shown,
-        means of `resdm.report.figures.FEWEST` or more.
+        means of `resdm.config.FEWEST` or more.
     notice, method : str
     """
     left, gap, size, top, pitch = 0.50, 0.46, 1.28, 1.16, 2.04
