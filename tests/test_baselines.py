@@ -13,7 +13,7 @@ from tiny_methods import Sessions, collate, make_config
 from resdm.batch import Batch
 from resdm.config import METHOD_CONFIGS
 from resdm.io import sha256
-from resdm.methods import METHODS, build_method
+from resdm.methods import build_method
 from resdm.training import train
 
 BASELINES = list(TINY)
@@ -212,7 +212,7 @@ def test_a_killed_training_ends_in_the_same_bytes(kind, tmp_path):
 
     def run(folder, kill_at=None):
         torch.manual_seed(config.seed)
-        method = METHODS[kind](TINY[kind], SHAPE)
+        method = build_method(TINY[kind], SHAPE)
         plain, calls = method.losses, iter(range(1000))
 
         def losses(batch, generator):

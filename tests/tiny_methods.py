@@ -20,7 +20,7 @@ from resdm.config import (
     PreprocessConfig,
     TrainingConfig,
 )
-from resdm.methods import METHODS
+from resdm.methods import METHODS, build_method
 from resdm.methods.base import Method, PerTracer, TracerModel
 
 SHAPE = (16, 16, 16)
@@ -134,7 +134,9 @@ class TwoModels(PerTracer):
 
 
 METHOD_CONFIGS.update(tiny_plain=PlainConfig, tiny_adversarial=AdversarialConfig, tiny_per_tracer=PerTracerConfig)
-METHODS.update(tiny_plain=Plain, tiny_adversarial=Adversarial, tiny_per_tracer=TwoModels)
+METHODS.update(
+    tiny_plain=f"{__name__}:Plain", tiny_adversarial=f"{__name__}:Adversarial", tiny_per_tracer=f"{__name__}:TwoModels"
+)
 
 
 class Sessions(torch.utils.data.Dataset):
@@ -179,7 +181,7 @@ def make_config(root: Path, *, methods=None, kind="other", **training) -> Config
 
 def build(config: Config, name: str) -> Method:
     torch.manual_seed(config.seed)
-    return METHODS[config.method(name).kind](config.method(name), SHAPE)
+    return build_method(config.method(name), SHAPE)
 
 
 def with_method(config: Config, name: str, **settings) -> Config:
