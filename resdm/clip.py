@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import open_clip
+import torch
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from torch import Tensor
 @cache
 def tokens(text: str) -> Tensor:
     """CLIP's byte-pair tokens (77,)."""
-    return _tokeniser()([text])[0]
+    with torch.device("cpu"):  # kept for everyone, whatever device the asker builds on
+        return _tokeniser()([text])[0]
 
 
 @cache
@@ -35,8 +37,8 @@ def _tokeniser() -> open_clip.SimpleTokenizer:
     return open_clip.get_tokenizer("ViT-B-32")
 
 
-def text_tower(weights: str, **size: int) -> TextTransformer:
-    """A CLIP text tower: ViT-B/32's unless ``size`` says otherwise.
+def text_tower(weights: str, words: Tensor, **size: int) -> TextTransformer:
+    """A CLIP text tower that knows some of CLIP's tokens: ViT-B/32's unless ``size`` says otherwise.
 
     OpenAI's weights were trained with the quick GELU, so every tower here has it.
 
@@ -44,22 +46,33 @@ def text_tower(weights: str, **size: int) -> TextTransformer:
     ----------
     weights : str
         ``"openai"`` (downloaded by open_clip), ``"none"`` (drawn), or the path of a state dictionary with CLIP's names.
+    words : Tensor (N,), int
+        The tokens that will be asked for, as CLIP counts them; the tower counts them 0 … N − 1. ViT-B/32's embedding of
+        all 49,408 is 96 MiB, of which prompts read some forty rows.
     **size : int
-        ``vocab_size``, ``width``, ``heads``, ``layers``, ``output_dim``.
+        ``width``, ``heads``, ``layers``, ``output_dim``.
 
     Raises
     ------
     FileNotFoundError, ValueError
         No such file, not a state dictionary, or one of another size: names the file and the remedy.
     """
-    vit_b32 = {"vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "output_dim": 512}
-    tower = TextTransformer(**vit_b32 | size, act_layer=QuickGELU)
+    vit_b32 = {"width": 512, "heads": 8, "layers": 12, "output_dim": 512}
+    tower = TextTransformer(vocab_size=len(words), **vit_b32 | size, act_layer=QuickGELU)
     if weights == "openai":
         model = open_clip.create_model("ViT-B-32-quickgelu", pretrained="openai")
-        _take(tower, model.state_dict(), weights)
+        _take(tower, model.state_dict(), words, weights)
     elif weights != "none":
-        _take(tower, _read(weights), weights)
+        _take(tower, _read(weights), words, weights)
     return tower
+
+
+def known_rows(embedding: Tensor, words: Tensor) -> Tensor:
+    """Rows of CLIP's whole token embedding for some tokens; an embedding that is no whole one is left as it is."""
+    return embedding[words] if len(embedding) == _VOCABULARY else embedding
+
+
+_VOCABULARY = 49408
 
 
 def _read(file: str) -> dict[str, Tensor]:
@@ -74,9 +87,11 @@ def _read(file: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _take(tower: TextTransformer, state: dict[str, Tensor], source: str) -> None:
+def _take(tower: TextTransformer, state: dict[str, Tensor], words: Tensor, source: str) -> None:
     """Copy the text part of a CLIP state dictionary; its names are the tower's own."""
-    own = tower.state_dict()
+    own, embedding = tower.state_dict(), "token_embedding.weight"
+    if embedding in state:
+        state = state | {embedding: known_rows(state[embedding], words)}
     wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
     if wrong:
         raise ValueError(f"CLIP weights {source}: {len(wrong)} tensors missing or of another shape, as {wrong[0]!r}")

@@ -191,7 +191,14 @@ class NetworkConfig:
     dropout: float = 0.0
     stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
     channels_last: bool = False  # memory format only: the same values, faster on some machines
-    checkpoint_activations: bool = False  # blocks are computed again going backward: the same values in less memory
+    fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
+    recompute_pointwise: bool = False  # norms and SiLU are computed again going backward: the same values, less memory
+    checkpoint_activations: bool = False  # whole blocks are: the least memory, a third more work
+
+    @property
+    def recompute(self) -> str | None:
+        """What blocks compute again in the backward pass, see `resdm.recompute`."""
+        return "all" if self.checkpoint_activations else "pointwise" if self.recompute_pointwise else None
 
 
 @dataclass(frozen=True)

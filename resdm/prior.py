@@ -1,7 +1,7 @@
 """The prior-information-guided module (§3.2): a sentence about the person → context of the cross-attention (Eq. 5).
 
 A prompt goes through the CLIP ViT-B/32 text tower. Its last block, final norm and projection are trained, as in the
-paper; what lies below is frozen, so its output is computed once a prompt and kept.
+paper; what lies below is frozen, so its output is computed once a prompt and kept, and the weights lie in a file.
 
 A trap in Eq. 5: with one pooled text vector as key and value, the softmax over a single key is 1, and attention adds
 the same vector at every voxel. So the context is the 77 token states (``tokens``); ``pooled`` is the literal reading.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from resdm import clip
 from resdm.batch import TRACERS, Prior
 from resdm.config import SEXES, PriorConfig, check_person
+from resdm.shelf import Shelf
 
 _SPOKEN_TRACER = {"amyloid": "Aβ-PET", "tau": "Tau-PET"}
 _SPOKEN_SEX = {"F": "female", "M": "male"}
@@ -53,7 +54,7 @@ class PriorModule(nn.Module):
     ----------
     config : PriorConfig
         ``weights``: ``"openai"`` (downloaded by open_clip), the path of a state dictionary in CLIP's format
-        (``.safetensors`` or ``.pt``), or ``"none"``. ``tower``: a smaller tower over the few tokens that prompts use.
+        (``.safetensors`` or ``.pt``), or ``"none"``. ``tower``: a smaller tower.
 
     Notes
     -----
@@ -64,18 +65,12 @@ class PriorModule(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
-        size = config.tower
-        if size is None:
-            self.tower = clip.text_tower(config.weights)
-            vocabulary = torch.arange(self.tower.vocab_size)
-        else:
-            known = prompt_tokens()
-            vocabulary = torch.full((int(known.max()) + 1,), -1)
-            vocabulary[known] = torch.arange(len(known))
-            self.tower = clip.text_tower(
-                config.weights, vocab_size=len(known), width=size.width, heads=size.heads, layers=size.layers,
-                output_dim=size.embed_dim,
-            )  # fmt: skip
+        known, size = prompt_tokens(), config.tower
+        own = {} if size is None else {"width": size.width, "heads": size.heads, "layers": size.layers,
+                                       "output_dim": size.embed_dim}  # fmt: skip
+        self.tower = clip.text_tower(config.weights, known, **own)
+        vocabulary = torch.full((int(known.max()) + 1,), -1, device=known.device)
+        vocabulary[known] = torch.arange(len(known), device=known.device)
         self.register_buffer("vocabulary", vocabulary, persistent=False)  # CLIP token id → the tower's own
         self.project = nn.Linear(self.tower.text_projection.shape[1], config.dim)
         self.frozen = nn.ModuleList(self.tower.transformer.resblocks[:-1])
@@ -83,6 +78,8 @@ class PriorModule(nn.Module):
             module.requires_grad_(False)
         self.tower.positional_embedding.requires_grad_(False)
         self._cache: dict[str, Tensor] = {}
+        # ViT-B/32's eleven frozen blocks are 132 MiB that a training reads once a prompt.
+        self.shelf = Shelf(self.frozen.parameters() if size is None else ())
 
     def forward(self, texts: list[str], *, cached: bool = True) -> Tensor:
         """N prompts → context (N, 77, dim), or (N, 1, dim) where ``context`` is ``pooled``."""
@@ -128,6 +125,7 @@ class PriorModule(nn.Module):
             for block in self.frozen:
                 state = block(state, attn_mask=self.tower.attn_mask)
             state = state[0]
+            self.shelf.put_back()
             if cached:
                 self._cache[text] = state
         return state
@@ -147,6 +145,6 @@ class PriorModule(nn.Module):
 
 @cache
 def prompt_tokens() -> Tensor:
-    """Every CLIP token that a prompt can hold, ascending: the tokeniser spells numbers digit by digit."""
+    """Every CLIP token that a prompt can hold, all that a tower knows; the tokeniser spells numbers digit by digit."""
     texts = [prompt(tracer, age, sex) for tracer in TRACERS for age in (None, 50.0) for sex in (None, *SEXES)]
     return torch.unique(torch.stack([clip.tokens(text) for text in [*texts, "0 1 2 3 4 5 6 7 8 9"]]))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from resdm.config import NetworkConfig
 from resdm.haar import haar, inverse_haar
 from resdm.recompute import recomputable
+from resdm.upsample import upsample
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
@@ -37,7 +38,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, config: NetworkConfig, attend: bool = False) -> None:
         super().__init__()
-        groups, dropout, self.recompute = config.norm_groups, config.dropout, config.checkpoint_activations
+        groups, dropout, self.recompute = config.norm_groups, config.dropout, config.recompute
         conv_in, conv_out = (nn.Conv3d(n, channels_out, 3, padding=1) for n in (channels_in, channels_out))
         self.first = nn.Sequential(norm(channels_in, groups), nn.SiLU(), conv_in)
         self.time = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.time_dim, 2 * channels_out))
@@ -151,7 +152,7 @@ class UNet(nn.Module):
         x = self.middle_out(self.cross_attention(x, context), time)
         for part in self.up:
             if isinstance(part, nn.Conv3d):
-                x = part(F.interpolate(x, size=skips[-1].shape[2:]))  # nearest
+                x = upsample(x, part, skips[-1].shape[2:], self.config.fused_upsampling)
             else:
                 x = part(torch.cat([x, skips.pop()], dim=1), time)
         x = self.outlet(x)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_batch, step, tiny_network, tiny_resdm
+import torch.nn.functional as F
+from conftest import ROOT, random_batch, step, tiny_network, tiny_resdm
 from tiny_baselines import TINY, make
 from tiny_methods import Sessions, collate, make_config
-from torch.autograd.graph import saved_tensors_hooks
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.batch import Prior
 from resdm.config import NetworkConfig
@@ -17,6 +20,11 @@ from resdm.methods import build_method
 from resdm.methods.base import NETWORKS
 from resdm.synthesis import Model
 from resdm.training import train
+from resdm.upsample import upsample
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from measure import Ledger
 
 SHAPE = (8, 8, 8)
 
@@ -34,27 +42,67 @@ def gradients(method, batch, seed=0):
 
 
 @pytest.mark.parametrize("stem", ["haar", "none"])
-def test_checkpointed_activations_give_the_same_gradients_from_fewer_tensors(stem):
-    batch, kept, found = random_batch(2, SHAPE), {}, {}
+@pytest.mark.parametrize("switch", ["recompute_pointwise", "checkpoint_activations"])
+def test_what_is_computed_again_gives_the_same_gradients_from_less_memory(stem, switch):
+    shape = (16, 16, 16)
+    batch, kept, found = random_batch(2, shape), {}, {}
     for on in (False, True):
-        method = build(tiny_network(stem=stem, dropout=0.3, checkpoint_activations=on))
-        sizes: dict[int, int] = {}
-
-        def keep(tensor, sizes=sizes):
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
+        method = build(tiny_network(stem=stem, dropout=0.3, **{switch: on}), shape)
+        with Ledger() as ledger:
             torch.manual_seed(1)
             loss = step(method, batch)
-        kept[on] = sum(sizes.values())
+        kept[on] = ledger.now()
         del loss
         found[on] = gradients(method, batch)
     assert torch.equal(found[True][0], found[False][0])
     assert found[True][1].keys() == found[False][1].keys()
     for name, grad in found[True][1].items():
         assert torch.equal(grad, found[False][1][name]), name
-    assert kept[True] < kept[False]
+    assert kept[True] < 0.8 * kept[False]
+
+
+def test_pointwise_recomputing_runs_no_convolution_twice():
+    counts = {}
+    for switches in ({}, {"recompute_pointwise": True}, {"checkpoint_activations": True}):
+        method = build(tiny_network(**switches))
+        with FlopCounterMode(display=False) as counter:
+            step(method, random_batch(1, SHAPE)).backward()
+        counts[tuple(switches)] = counter.get_total_flops()
+    assert counts[("recompute_pointwise",)] == counts[()] < counts[("checkpoint_activations",)]
+
+
+@pytest.mark.parametrize("size", [(6, 8, 10), (5, 8, 9), (6, 7, 10)])
+def test_fused_upsampling_is_interpolation_and_convolution(size):
+    """Values and gradients of weights, bias and input; a size that is no double is interpolated as ever."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv3d(3, 5, 3, padding=1).double(), torch.randn(2, 3, 3, 4, 5, dtype=torch.double)
+    found = []
+    for fused in (True, False):
+        own = x.clone().requires_grad_()
+        out = upsample(own, conv, torch.Size(size), fused)
+        (out * torch.arange(out.numel()).view(out.shape).cos()).sum().backward()
+        found.append((out, own.grad, conv.weight.grad, conv.bias.grad))
+        conv.zero_grad()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[0][0], conv(F.interpolate(x, size=size)), rtol=1e-12, atol=1e-12)
+
+
+def test_fused_upsampling_does_a_third_of_the_work_where_sizes_double():
+    torch.manual_seed(0)
+    conv, x = nn.Conv3d(4, 4, 3, padding=1), torch.randn(1, 4, 6, 6, 6)
+    flops = []
+    for fused in (True, False):
+        with FlopCounterMode(display=False) as counter:
+            upsample(x, conv, torch.Size((12, 12, 12)), fused)
+        flops.append(counter.get_total_flops())
+    assert flops[0] / flops[1] == pytest.approx(8 / 27)
+    batch = random_batch(2, (16, 16, 16))
+    (one, a), (two, b) = (
+        gradients(build(tiny_network(fused_upsampling=on), (16, 16, 16)), batch) for on in (True, False)
+    )
+    torch.testing.assert_close(one, two)
+    for name, grad in a.items():
+        torch.testing.assert_close(grad, b[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_channels_last_changes_the_layout_and_no_value():

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny_prior
-from open_clip.transformer import QuickGELU
+from open_clip.transformer import QuickGELU, TextTransformer
 from safetensors.torch import save_file
+from torch import nn
 
 from resdm import clip
 from resdm.batch import Prior
 from resdm.config import PriorConfig, TowerConfig
 from resdm.lessons import learn_language
-from resdm.prior import PriorModule, prompt, prompts
+from resdm.prior import PriorModule, prompt, prompt_tokens, prompts
+from resdm.shelf import Shelf
 
 TEXTS = [prompt("amyloid", 74, "F"), prompt("tau", 61.5, "M"), prompt("tau", None, "M"), prompt("amyloid")]
 
@@ -110,11 +116,58 @@ def test_released_size_of_the_trained_part():
     assert trained == pytest.approx(3.55e6, rel=0.01)
 
 
-def test_small_vocabulary_knows_every_prompt():
-    prior = module()
+@pytest.mark.parametrize("size", [None, TowerConfig(width=32, heads=2, layers=2, embed_dim=32)])
+def test_the_vocabulary_knows_every_prompt(size):
+    with torch.device("meta"):
+        prior = PriorModule(PriorConfig(weights="none", tower=size))
+    assert prior.tower.token_embedding.num_embeddings == len(prompt_tokens()) < 60
     for age in [None, *(18 + 0.1 * step for step in range(921))]:
         for sex in (None, "F", "M"):
             assert (prior.vocabulary[clip.tokens(prompt("tau", age, sex))] >= 0).all()
+
+
+def test_frozen_blocks_of_a_full_tower_lie_on_the_shelf():
+    """Off it, its states are the same to the bit; loaded weights are read; a copy in another process has its own."""
+    torch.manual_seed(0)
+    prior = PriorModule(PriorConfig(weights="none"))
+    frozen = dict(prior.frozen.named_parameters())
+    shelved = prior(TEXTS, cached=False)
+    again = pickle.loads(pickle.dumps(prior))
+    assert torch.equal(shelved, again(TEXTS))
+    assert {id(weight) for weight in prior.shelf.weights} == {id(weight) for weight in frozen.values()}
+    prior.shelf.clear()
+    assert torch.equal(shelved, prior(TEXTS, cached=False))
+
+
+def test_a_shelf_keeps_what_is_written():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 70000))
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    shelf = Shelf(layers.parameters())
+    for name, value in layers.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    layers.load_state_dict({name: value + 1 for name, value in before.items()})
+    shelf.put_back()
+    for name, value in layers.state_dict().items():
+        assert torch.equal(value, before[name] + 1), name
+    assert torch.equal(layers.double()[0].weight, (before["0.weight"] + 1).double())
+    shelf.put_back()
+    Shelf([]).put_back()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads Linux's account of a process")
+def test_a_shelf_holds_no_memory():
+    layer = nn.Linear(4096, 4096)  # 64 MiB
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    shelf = Shelf(layer.parameters())
+    shelved = resident()
+    layer.weight.sum()
+    assert resident() - shelved > 50 * 2**20
+    shelf.put_back()
+    assert resident() - shelved < 10 * 2**20
 
 
 def test_unsaid_fields_and_dropout():
@@ -160,11 +213,12 @@ def test_lessons_are_the_seeds():
 def test_a_weights_file_in_clips_format_is_loaded(tmp_path, suffix):
     """A full ViT-B/32 text tower beside image weights that are not asked for, in half precision like OpenAI's."""
     torch.manual_seed(7)
-    source = PriorModule(PriorConfig(weights="none"))
-    state = {name: value.half() for name, value in source.tower.state_dict().items()}
+    source = TextTransformer(vocab_size=49408, width=512, heads=8, layers=12, output_dim=512)
+    state = {name: value.half() for name, value in source.state_dict().items()}
     state |= {"visual.conv1.weight": torch.zeros(4), "logit_scale": torch.tensor(4.6)}
     path = tmp_path / f"clip{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    state["token_embedding.weight"] = state["token_embedding.weight"][prompt_tokens()]  # what prompts can hold
     torch.manual_seed(8)
     loaded = PriorModule(PriorConfig(weights=str(path)))
     for name, value in loaded.tower.state_dict().items():

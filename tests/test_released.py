@@ -18,7 +18,7 @@ from resdm.checkpoint import load_model, save_model
 from resdm.config import ConfigError, PriorConfig, ReleasedConfig, load_config
 from resdm.methods import build_method
 from resdm.methods.released import ReleasedUNet, load_released, shifted
-from resdm.prior import PriorModule, prompt
+from resdm.prior import PriorModule, prompt, prompt_tokens
 from resdm.training import train
 from resdm.unet import Attention
 
@@ -382,8 +382,7 @@ def text_names(width, layers, embed, vocabulary, dim):
 @pytest.fixture
 def checkpoints(tmp_path):
     """Both files as the released code writes them, of random values; and the values."""
-    vocabulary = len(build().prior.tower.token_embedding.weight)
-    text = text_names(16, 2, 16, vocabulary, 64) | {"model.visual.proj": (3, 2), "model.logit_scale": ()}
+    text = text_names(16, 2, 16, 49408, 64) | {"model.visual.proj": (3, 2), "model.logit_scale": ()}
     states = []
     for name, shapes in (("Unet.pth.tar", unet_names(8)), ("Text_encoder.pth.tar", text)):
         states.append({key: 0.1 * torch.randn(shape) for key, shape in shapes.items()})
@@ -397,7 +396,7 @@ def test_names_and_shapes_are_the_released_ones():
         unet, prior = ReleasedUNet(32), PriorModule(PriorConfig(weights="none", context="pooled"))
     assert {key: tuple(value.shape) for key, value in unet.state_dict().items()} == unet_names(32)
     own = {key: tuple(weight.shape) for key, weight in prior.named_parameters()}
-    expected = text_names(512, 12, 512, 49408, 256)
+    expected = text_names(512, 12, 512, len(prompt_tokens()), 256)
     assert own == {k.replace("model.", "tower.").replace("linear.", "project."): v for k, v in expected.items()}
 
 
@@ -411,6 +410,7 @@ def test_a_released_checkpoint_loads_and_becomes_a_model_folder(checkpoints, tmp
     assert torch.equal(tower.transformer.resblocks[1].mlp.c_fc.weight, states[1][block])
     assert torch.equal(method.prior.frozen[0].ln_1.bias, states[1]["model.transformer.resblocks.0.ln_1.bias"])
     assert torch.equal(tower.text_projection, states[1]["model.text_projection"])
+    assert torch.equal(tower.token_embedding.weight, states[1]["model.token_embedding.weight"][prompt_tokens()])
     assert torch.equal(method.prior.project.weight, states[1]["linear.weight"])
     config = make_config(tmp_path, methods={"released": tiny()})
     again, card = load_model(save_model(tmp_path / "model", method, config, "released"))

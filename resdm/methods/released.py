@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.batch import TRACERS, Batch, Prior
+from resdm.clip import known_rows
 from resdm.config import ReleasedConfig
 from resdm.lessons import learn_language
 from resdm.losses import total_loss
 from resdm.methods.base import Method
-from resdm.prior import PriorModule, prompts
+from resdm.prior import PriorModule, prompt_tokens, prompts
 from resdm.scheduler import ResidualScheduler
 from resdm.unet import Attention, norm, sinusoidal
 
@@ -288,6 +289,8 @@ def load_released(
         for key, value in _read(text).items()
         if not key.startswith(("model.visual.", "model.logit_scale"))  # CLIP's other half is never run
     }
+    if (embedding := "tower.token_embedding.weight") in state:
+        state[embedding] = known_rows(state[embedding], prompt_tokens())
     _take(method.prior, state, text)
     return method.eval()
 
