@@ -9,7 +9,7 @@ DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.cs
            figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
-.PHONY: help env reproduce figures bench ablation test lint format unlock clean
+.PHONY: help env reproduce figures bench ablation steps test lint format unlock clean
 help:            ## what there is
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -29,9 +29,13 @@ figures: env     ## tables and figures again, from stored predictions, without t
 bench: env       ## speed and memory against the released network and MONAI's: benchmarks/results
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/preprocessing.py
 
 ablation: env    ## the speed-ups at equal quality, on the phantom: benchmarks/results
 	$(BIN)/python benchmarks/ablation.py
+
+steps: env       ## fewer sampling steps: quality against cost, of PROFILE's trained ResDM
+	$(BIN)/python benchmarks/steps.py --profile $(PROFILE)
 
 test: env        ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,10 +1,10 @@
 """The speed-ups at equal quality: ``make ablation``, or ``python benchmarks/ablation.py --profile smoke --steps 2``.
 
 ResDM of a profile on its preprocessed cohort, of equal parameters, seed, batches and number of optimiser steps: at full
-resolution, then each lever that changes what the network sees, in turn; and at full resolution for as long as the
-profile's own took. The levers that change no value (one pass for both tracers, cached text, fused optimiser) are in all
-rows; `bench.py` times them. Trains below ``work/ablation``, goes on where it was stopped, and writes
-``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
+resolution, then each lever that changes what the network computes, in turn; and at full resolution for as long as the
+fastest row took. The levers that change no value (one pass for both tracers, cached text, fused optimiser; norms and
+SiLU recomputed, memory format: see tests/test_levers.py) are the same in all rows; `bench.py` times them. Trains below
+``work/ablation``, goes on where it was stopped, and writes ``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ from resdm.evaluation.suvr import regional_suvr  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
 
 ROWS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "full": ("full resolution", {"stem": "none"}, False),
-    "haar": ("+ Haar stem", {"stem": "haar"}, False),
+    "full": ("full resolution", {"stem": "none", "fused_upsampling": False}, False),
+    "haar": ("+ Haar stem", {"stem": "haar", "fused_upsampling": False}, False),
+    "upsampling": ("+ fused upsampling", {"stem": "haar"}, False),
     "box": ("+ brain's box", {"stem": "haar"}, True),
-    "channels_last": ("+ channels_last", {"stem": "haar", "channels_last": True}, True),
-    "full_time": ("full resolution, equal time", {"stem": "none"}, False),
+    "full_time": ("full resolution, equal time", {"stem": "none", "fused_upsampling": False}, False),
 }
 """Name → what it is called, the network's settings, and whether it sees the brain's box."""
 
-FAST = "box"
-"""The profiles' default: what ``full_time`` may take as long as."""
+FAST = "upsampling"
+"""What ``full_time`` may take as long as."""
 
 GAINS = {
     ("haar", "full"): "+ Haar stem",
+    ("upsampling", "full"): "+ fused upsampling",
     ("box", "full"): "+ brain's box",
-    ("channels_last", "full"): "+ channels_last",
-    ("box", "full_time"): "brain's box, at equal time",
+    ("box", "upsampling"): "the box alone",
+    ("upsampling", "full_time"): "+ fused upsampling, at equal time",
 }
-"""What is compared with which full resolution, and what the comparison is called."""
+"""What is compared with what, and what the comparison is called."""
 
 METRICS = {
     "psnr": ("PSNR, whole (dB)", 1, 0.25),
@@ -62,13 +63,21 @@ METRICS = {
     "psnr_brain": ("PSNR, brain (dB)", 1, 0.25),
     "mae_brain": ("MAE, brain", -1, 0.001),
     "suvr_error": ("regional SUVR error", -1, 0.01),
+    "wrong_age": ("PSNR lost to a wrong age (dB)", 1, 0.1),
+    "wrong_sex": ("PSNR lost to a wrong sex (dB)", 1, 0.1),
 }
-"""Metric → title, +1 where higher is better, and the margin: what may be lost and still be called the same."""
+"""Metric → title, +1 where higher is better, and the margin: what may be lost and still be called the same.
+
+The last two say whether the prompt is heard: inside the brain, what a prompt with somebody else's age, or the other
+sex, costs."""
+
+WRONG = {"wrong_age": "shuffled_age", "wrong_sex": "wrong_sex"}
+"""Metric → condition of the prompt."""
 
 TRACERS = ("mean", "amyloid", "tau")
 
 
-def derived(profile: str, key: str, steps: int, seeds: Sequence[int]) -> Config:
+def derived(profile: str, key: str, steps: int | None, seeds: Sequence[int]) -> Config:
     """The profile with a method a row and seed, trained for whole epochs of about ``steps`` steps on its volumes.
 
     Parameters
@@ -77,7 +86,8 @@ def derived(profile: str, key: str, steps: int, seeds: Sequence[int]) -> Config:
         Name or path.
     key : str
         The row whose box and budget hold.
-    steps : int
+    steps : int, optional
+        By default the profile's own epochs.
     seeds : sequence of int
 
     Raises
@@ -93,7 +103,8 @@ def derived(profile: str, key: str, steps: int, seeds: Sequence[int]) -> Config:
         )
     resdm = source.method("ResDM")
     size = resdm.batch_size or source.training.batch_size
-    epochs = max(1, round(steps / max(1, len(read_index(source, "train")) // size)))
+    an_epoch = max(1, len(read_index(source, "train")) // size)
+    epochs = source.training.epochs if steps is None else max(1, round(steps / an_epoch))
     training = replace(
         source.training, budget="equal_epochs", epochs=epochs, validate_every=epochs, crop=ROWS[key][2], threads=1
     )  # the last weights are kept, in every row
@@ -118,24 +129,25 @@ def timing(config: Config, key: str, seed: int) -> dict[str, Any]:
     return json.loads((config.model(_name(key, seed)) / "timing.json").read_text(encoding="utf-8"))
 
 
-def work(profile: str, key: str, steps: int, seeds: Sequence[int], seed: int) -> None:
+def work(profile: str, key: str, steps: int | None, seeds: Sequence[int], seed: int) -> None:
     """In a process of its own: train a row, synthesise the test people, score them."""
-    from resdm.pipeline import synthesise_method, train_method
+    from resdm.pipeline import synthesise_conditions, train_method
 
     config = derived(profile, key, steps, seeds)
     if key == "full_time":
         seconds = timing(config, FAST, seed)["seconds"]
         config = replace(config, training=replace(config.training, budget="equal_time", seconds=seconds))
     train_method(config, _name(key, seed), progress=False)
-    synthesise_method(config, _name(key, seed), progress=False)
+    synthesise_conditions(config, _name(key, seed), ["factual", *WRONG.values()], progress=False)
 
 
-def train_all(profile: str, steps: int, seeds: Sequence[int], at_once: int) -> None:
+def train_all(profile: str, steps: int | None, seeds: Sequence[int], at_once: int) -> None:
     """All rows, ``at_once`` side by side on a thread each; the longest first, equal time when its measure is known."""
     began = time.perf_counter()
 
     def apart(key: str, seed: int) -> None:
-        job = ["--job", key, str(seed), "--profile", profile, "--steps", str(steps), "--seeds", *map(str, seeds)]
+        job = ["--job", key, str(seed), "--profile", profile, "--seeds", *map(str, seeds)]
+        job += [] if steps is None else ["--steps", str(steps)]
         start = time.perf_counter()
         done = subprocess.run([sys.executable, str(Path(__file__).resolve()), *job], capture_output=True, text=True)
         if done.returncode:
@@ -157,7 +169,7 @@ _SCAN = ["person", "session", "tracer"]
 
 
 def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
-    """A row a configuration, tracer and test person: `METRICS`, means over sessions and seeds.
+    """A row a configuration, seed, tracer and test person: `METRICS`, means over sessions.
 
     ``mean`` is over the tracers that the person has. The SUVR error is the mean absolute one over regions.
     """
@@ -169,35 +181,43 @@ def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
             where = {r: part.set_index(_SCAN) for r, part in scores.groupby("region")}
             regional, _ = regional_suvr(config, name)
             error = (regional["synthetic"] - regional["real"]).abs()
-            frame = pd.DataFrame(
-                {
-                    "psnr": where["whole"]["psnr"],
-                    "ssim": where["whole"]["ssim"],
-                    "psnr_brain": where["brain"]["psnr"],
-                    "mae_brain": where["brain"]["mae"],
-                    "suvr_error": error.groupby([regional[column] for column in _SCAN]).mean(),
-                }
-            )
-            frames.append(frame.reset_index().assign(configuration=key))
-    every = pd.concat(frames)
-    means = every.groupby(["configuration", "tracer", "person"])[list(METRICS)].mean().reset_index()
-    both = means.groupby(["configuration", "person"])[list(METRICS)].mean().reset_index().assign(tracer="mean")
+            right = where["brain"]["psnr"]
+            found = {
+                "psnr": where["whole"]["psnr"],
+                "ssim": where["whole"]["ssim"],
+                "psnr_brain": right,
+                "mae_brain": where["brain"]["mae"],
+                "suvr_error": error.groupby([regional[column] for column in _SCAN]).mean(),
+            }
+            for metric, condition in WRONG.items():
+                wrong = read_scores(config, [name], condition)
+                found[metric] = right - wrong[wrong["region"] == "brain"].set_index(_SCAN)["psnr"]
+            frames.append(pd.DataFrame(found).reset_index().assign(configuration=key, seed=seed))
+    every, values = pd.concat(frames), list(METRICS)
+    means = every.groupby(["configuration", "seed", "tracer", "person"])[values].mean().reset_index()
+    both = means.groupby(["configuration", "seed", "person"])[values].mean().reset_index().assign(tracer="mean")
     return pd.concat([means, both], ignore_index=True)
 
 
 def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Means over people with intervals, and what is gained over full resolution, paired, with a verdict.
+    """Means over people with intervals, and what is gained over another row, paired, with a verdict.
+
+    A person's value is the mean over trainings (seeds), so intervals are over people, not over trainings; what each
+    training gained stands beside.
 
     Returns
     -------
     values : DataFrame
         configuration, tracer, metric, n, value, low, high.
     gains : DataFrame
-        configuration, over, tracer, metric, n, gain (positive is better), low, high, margin, verdict (see `verdict`).
+        configuration, over, tracer, metric, n, gain (positive is better), low, high, by_seed (of each training, in the
+        order of seeds), margin, verdict (see `verdict`).
     """
     means, gains = [], []
     for tracer in TRACERS:
-        table = people[people["tracer"] == tracer].set_index(["configuration", "person"])
+        own = people[people["tracer"] == tracer]
+        table = own.groupby(["configuration", "person"])[list(METRICS)].mean()
+        by_seed = own.groupby(["configuration", "seed"])[list(METRICS)].mean()
         for metric, (_, sign, margin) in METRICS.items():
             base = table.loc["full", metric]
             of = {key: table.loc[key, metric].reindex(base.index).to_numpy() for key in ROWS}
@@ -207,9 +227,10 @@ def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
                 means.append({"configuration": key} | same | {"value": values.mean(), "low": low, "high": high})
             for key, over in GAINS:
                 found = compare(sign * of[key], sign * of[over], seed=seed)
+                each = sign * (by_seed.loc[key, metric] - by_seed.loc[over, metric]).sort_index()
                 row = {"configuration": key, "over": over} | same | {"gain": found.difference}
-                row |= {"low": found.low, "high": found.high, "margin": margin}
-                gains.append(row | {"verdict": verdict(found.low, found.high, margin)})
+                row |= {"low": found.low, "high": found.high, "by_seed": " ".join(f"{gain:.4g}" for gain in each)}
+                gains.append(row | {"margin": margin, "verdict": verdict(found.low, found.high, margin)})
     return pd.DataFrame(means), pd.DataFrame(gains)
 
 
@@ -257,7 +278,8 @@ def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
         ]
         kept = own["verdict"].isin(["better", "the same"]).all()
         lines.append(
-            f"- **{title}** ({cost.loc[key, 'faster']:.1f} times faster a step; {cost.loc[key, 'steps']:.0f} steps "
+            f"- **{title}** against {ROWS[over][0]} ({cost.loc[key, 'faster']:.1f} times as fast a step as full "
+            f"resolution; {cost.loc[key, 'steps']:.0f} steps "
             f"against {cost.loc[over, 'steps']:.0f}): {'the same or better throughout: ' if kept else ''}"
             f"{'; '.join(said)}."
         )
@@ -280,8 +302,8 @@ def markdown(
         f"{notice or 'ADNI'}. `python benchmarks/ablation.py`: ResDM of the same widths, {steps:.0f} optimiser "
         f"steps a row, the same batches, seeds {', '.join(map(str, seeds))}; a thread a training, on {device}, torch "
         f"{version('torch')}. {n} test people; a person's mean over sessions and tracers. In brackets, 95 % bootstrap "
-        "intervals over people, not over trainings; in the second table, of the paired gain over full resolution, "
-        "positive being better. “The same”: the interval stays above minus the margin "
+        "intervals over people, not over trainings; in the second table, of the paired gain, better if positive, and "
+        "behind it each training's. “The same”: the interval stays above minus the margin "
         f"({margins}). Peak memory is of the whole process, imports included.",
         "",
         "| configuration | voxels | parameters (M) | steps | ms a step | × | peak (GiB) | " + titles + " |",
@@ -297,11 +319,11 @@ def markdown(
             v = mean.loc[(row["configuration"], metric)]
             cells.append(f"{v['value']:.4g} [{v['low']:.4g}, {v['high']:.4g}]")
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| gain over full resolution | " + titles + " |", "|---|" + "---|" * len(METRICS)]
+    lines += ["", "| gain | over | " + titles + " |", "|---|---|" + "---|" * len(METRICS)]
     for (key, over), title in GAINS.items():
         own = _gains(gains, key, over).loc[list(METRICS)].to_dict("records")
-        cells = [f"{v['gain']:+.2g} [{v['low']:+.2g}, {v['high']:+.2g}], {v['verdict']}" for v in own]
-        lines.append("| " + " | ".join([title, *cells]) + " |")
+        cells = [f"{v['gain']:+.2g} [{v['low']:+.2g}, {v['high']:+.2g}], {v['verdict']} ({v['by_seed']})" for v in own]
+        lines.append("| " + " | ".join([title, ROWS[over][0], *cells]) + " |")
     return "\n".join([*lines, "", *in_words(cost, gains)]) + "\n"
 
 
@@ -312,7 +334,7 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
     from resdm.report.figures import save_figure
 
     figure, axes = pyplot.subplots(
-        1, 1 + len(METRICS), figsize=(11.0, 2.5), width_ratios=(1.3, *[1] * len(METRICS)), layout="constrained"
+        1, 1 + len(METRICS), figsize=(14.0, 2.7), width_ratios=(1.3, *[1] * len(METRICS)), layout="constrained"
     )
     y = np.arange(len(cost))[::-1]
     panel = axes[0]
@@ -336,7 +358,7 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
         panel.tick_params(labelsize=7)
         panel.locator_params(axis="x", nbins=4)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Against full resolution: right of 0 is better; grey: the margin; bars: 95 % intervals over people"
+    figure.suptitle("Right of 0 is better; grey: the margin; bars: 95 % intervals over people"
                     f"\n{device}" + (f" · {notice}" if notice else ""), fontsize=8, x=0.01, ha="left")  # fmt: skip
     save_figure(figure, stem, {"device": device, "torch": version("torch")})
     pyplot.close(figure)
@@ -357,8 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, judge, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
-    parser.add_argument("--steps", type=int, default=800, help="a row, rounded to whole epochs (default: 800)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, help="a row, rounded to whole epochs (default: the profile's)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--at-once", type=int, default=2, help="trainings side by side, a thread each (default: 2)")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)

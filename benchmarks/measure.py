@@ -18,7 +18,9 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdm import haar
@@ -51,8 +53,9 @@ class Case:
     people : int
         A batch; both tracers of each.
     stem : {"none", "haar"}
-    crop, together, cache, fused, channels_last, bf16, checkpoint, compiled : bool
-        The brain's box; both tracers in one pass; frozen text kept; fused AdamW and averaging in one call; memory
+    upsampling, crop, together, cache, fused, pointwise, channels_last, bf16, checkpoint, compiled : bool
+        Interpolation and convolution in one call; the brain's box; both tracers in one pass; frozen text kept, its
+        weights in a file; fused AdamW and averaging in one call; norms and SiLU computed again going backward; memory
         format; autocast; activation checkpointing; torch.compile.
     threads : int
         Of a CPU.
@@ -64,10 +67,12 @@ class Case:
     width: int = 32
     people: int = 1
     stem: str = "none"
+    upsampling: bool = False
     crop: bool = False
     together: bool = False
     cache: bool = False
     fused: bool = False
+    pointwise: bool = False
     channels_last: bool = False
     bf16: bool = False
     checkpoint: bool = False
@@ -112,7 +117,7 @@ def network(case: Case) -> NetworkConfig:
     """Our network's settings."""
     return NetworkConfig(
         width=case.width, norm_groups=case.width, stem=case.stem, channels_last=case.channels_last,
-        checkpoint_activations=case.checkpoint,
+        fused_upsampling=case.upsampling, recompute_pointwise=case.pointwise, checkpoint_activations=case.checkpoint,
     )  # fmt: skip
 
 
@@ -125,13 +130,15 @@ def build(case: Case) -> Method:
     tower = TowerConfig(width=32, heads=2, layers=2, embed_dim=32) if case.width < 32 else None
     prior = PriorConfig(weights="none", tower=tower, dim=8 * case.width)
     if case.network == "released":
-        return Released(ReleasedConfig(width=case.width, prior=replace(prior, context="pooled")), case.shape)
-    kind = ResidualDiffusion if case.together else TracerByTracer
-    method = kind(ResidualDiffusionConfig(network=network(case), prior=prior), case.shape)
+        method = Released(ReleasedConfig(width=case.width, prior=replace(prior, context="pooled")), case.shape)
+    else:
+        kind = ResidualDiffusion if case.together else TracerByTracer
+        method = kind(ResidualDiffusionConfig(network=network(case), prior=prior), case.shape)
     if case.network == "monai":
         method.unet = MonaiUNet(case.width)
     if not case.cache:
         method.prior.forward = partial(method.prior.forward, cached=False)
+        method.prior.shelf.clear()
     return method
 
 
@@ -155,6 +162,13 @@ class Stepper:
         self.average = [weight.detach().clone() for weight in self.weights]
         self.generator = torch.Generator(case.device).manual_seed(2)
 
+    def states(self) -> int:
+        """Bytes of what stays between steps: weights (on no shelf), moments, average."""
+        shelved = {id(weight) for weight in self.method.prior.shelf.weights}
+        kept = [weight for weight in self.method.parameters() if id(weight) not in shelved]
+        kept += [value for state in self.optimiser.state.values() for value in state.values()]
+        return sum(tensor.untyped_storage().nbytes() for tensor in [*kept, *self.average])
+
     def __call__(self, batch: Batch) -> None:
         """One step."""
         self.optimiser.zero_grad()
@@ -175,6 +189,49 @@ def autocast(case: Case) -> contextlib.AbstractContextManager:
 
 
 # ── time and memory of what runs ──────────────────────────────────────────────────────────────────
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes of the tensors made inside it: alive now, and at most. What `torch.cuda` counts itself, on any device.
+
+    A storage counts once, however many tensors show it, until the last of them is gone. Libraries' own workspaces do
+    not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._outside: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run the operation and write down what it has made."""
+        self._note(tree_leaves((args, kwargs)), self._outside, self._alive)
+        out = func(*args, **(kwargs or {}))
+        self._note(tree_leaves(out), self._alive, self._outside)
+        self.peak = max(self.peak, self.now())
+        return out
+
+    def now(self) -> int:
+        """Bytes alive."""
+        return sum(nbytes for _, nbytes in self._alive.values())
+
+    def _note(self, found: list[Any], into: dict, other: dict) -> None:
+        for known in (into, other):
+            for key in [key for key, (storage, _) in known.items() if storage.expired()]:
+                del known[key]
+        for tensor in found:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in other:
+                    into.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+
+
+def warm_libraries() -> None:
+    """Have the libraries' code in memory, which is no method's: a convolution, a product, their gradients, a step."""
+    x, layers = torch.rand(1, 2, 8, 8, 8), nn.Sequential(nn.Conv3d(2, 2, 3), nn.GroupNorm(1, 2), nn.Linear(6, 2))
+    layers(x).sum().backward()
+    torch.optim.AdamW(layers.parameters(), fused=True).step()
 
 
 def resident() -> int:
@@ -222,13 +279,17 @@ def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict
     Returns
     -------
     dict
-        ``train_s``, ``train_repeats``, ``train_peak_bytes`` (of a step), ``states_bytes`` of it (weights, gradients,
-        moments, average: what a step on however small a grid holds), ``sample15_s``, ``sample2_s`` and
-        ``sample_steps_timed``. Bytes are those above what the process held before the method was built.
+        ``train_s``, ``train_repeats``; ``train_peak_bytes``, what tensors hold at most in a step (on a GPU as
+        `torch.cuda.max_memory_allocated` says, on a CPU as a `Ledger` does in one more step), and ``states_bytes`` of
+        it, what they hold between steps (weights, moments, average); ``process_bytes``, the process at most, above what
+        it held before the method was built, with what allocators hoard (on a GPU: reserved by the allocator);
+        ``sample15_s``, ``sample2_s`` and ``sample_steps_timed``.
     """
     torch.set_num_threads(case.threads)
     cuda = case.device == "cuda"
-    batch, base = random_batch(case), resident()
+    batch = random_batch(case)
+    warm_libraries()
+    base = resident()
     small = batch if cuda else random_batch(replace(case, size=max(16, case.size // 4)))
     method = build(case).to(case.device).train()
     if case.compiled:
@@ -236,14 +297,22 @@ def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict
     step = Stepper(case, method)
     for _ in range(3 if cuda else 1):
         step(small)
-    found: dict[str, Any] = {"states_bytes": torch.cuda.memory_allocated() if cuda else resident() - base}
+    step.optimiser.zero_grad()
+    found: dict[str, Any] = {"states_bytes": step.states()}
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     reset_high_water()
     train = timed(partial(step, batch), case.device, seconds, least)
     found |= {"train_s": statistics.median(train), "train_repeats": len(train)}
-    found["train_peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else high_water() - base
+    found["process_bytes"] = torch.cuda.max_memory_reserved() if cuda else high_water() - base
+    if cuda:
+        found["train_peak_bytes"] = torch.cuda.max_memory_allocated()
+    else:
+        step.optimiser.zero_grad()
+        with Ledger() as ledger:
+            step(batch)
+        found["train_peak_bytes"] = found["states_bytes"] + ledger.peak
     del step
     method.eval().requires_grad_(False)
 
@@ -294,36 +363,27 @@ def count(case: Case) -> dict[str, float]:
     -------
     dict
         ``pass_gflop``: forward, one volume; ``step_gflop``: forward and backward of the batch's volumes;
-        ``saved_bytes``: distinct storages that the backward pass of a training step holds, weights left out;
-        ``weight_bytes`` and ``parameters`` of the network.
+        ``saved_bytes``: what tensors hold between them, for the backward pass, weights left out; ``weight_bytes`` and
+        ``parameters`` of the network.
     """
     haar._basis.cache_clear()  # neither a real tensor among the fake ones, nor a fake one left behind
     with FakeTensorMode():
         ours = case.network == "resdm"
         plain = replace(case, channels_last=False)  # the same counts; fake weights cannot change their memory format
         unet = UNet(network(plain), 8 * case.width) if ours else _THEIRS[case.network](case.width)
-        weights = {weight.untyped_storage()._cdata for weight in unet.parameters()}
-        kept: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()._cdata
-            if storage not in weights:
-                kept.setdefault(storage, tensor)
-            return tensor
-
-        volumes = case.people * len(TRACERS)
-        width = 8 * case.width
+        volumes, width = case.people * len(TRACERS), 8 * case.width
         with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as forward, torch.no_grad():
             _call(unet, case, 1, width)
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as whole:
+        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as whole, Ledger() as ledger:
             together = volumes if case.together else case.people
-            with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(replace(case, device="cpu")):
+            with autocast(replace(case, device="cpu")):
                 outputs = [_call(unet, case, together, width) for _ in range(volumes // together)]
+            saved = ledger.now()
             sum(output.float().square().mean() for output in outputs).backward()
         found = {
             "pass_gflop": forward.get_total_flops() / 1e9,
             "step_gflop": whole.get_total_flops() / 1e9,
-            "saved_bytes": sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
+            "saved_bytes": saved,
             "weight_bytes": sum(w.numel() * w.element_size() for w in unet.parameters()),
             "parameters": sum(w.numel() for w in unet.parameters()),
         }

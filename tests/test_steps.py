@@ -1,0 +1,230 @@
+"""Fewer sampling steps: a table of quality and cost, beside a profile that stays as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, tiny_resdm
+from stored_cohort import GRID, LABELS, RANGES, make_config, write_volumes
+from tiny_methods import PlainConfig
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import steps
+
+from resdm.anatomy import mni_map
+from resdm.checkpoint import CheckpointError
+from resdm.config import CohortConfig, Config, ConfigError, TrainingConfig
+from resdm.evaluation.image_quality import mae, psnr, read_volume, ssim, synthetic_path
+from resdm.evaluation.statistics import bootstrap_mean
+from resdm.evaluation.suvr import regional_means, texture, to_suvr
+from resdm.io import sha256, write_csv
+from resdm.pipeline import synthesise_method, train_method
+
+SPLITS = ["train"] * 4 + ["validation"] * 2 + ["test"] * 6
+NUMBERS = (15, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    """A trained profile with predictions of its own. Five test people: one without tau PET, one with two sessions."""
+    training = TrainingConfig(epochs=3, batch_size=1, validate_every=3, accelerator="cpu", threads=1, shift_voxels=0)
+    methods = {"ResDM": tiny_resdm(sampling_steps=2, learning_rate=1e-3), "Plain": PlainConfig()}
+    methods["late"] = methods["ResDM"]
+    config = make_config(tmp_path_factory.mktemp("steps"), training=training, methods=methods)
+    write_volumes(config, SPLITS, without_tau=(7,))
+    index = pd.read_csv(config.volumes / "index.csv")
+    index.loc[11, ["person", "session"]] = ["sub-0010", "ses-M012"]
+    write_csv(config.volumes / "index.csv", index)
+    for name in ("ResDM", "Plain"):
+        train_method(config, name, progress=False)
+    synthesise_method(config, "ResDM", progress=False)
+    return config
+
+
+def digests(folder) -> dict[str, str]:
+    return {str(path): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """Arguments → the folder of results; those of the whole, and the profile's files before."""
+    before = digests(config.work)
+
+    def call(*arguments, source=config, out=None):
+        out = out or tmp_path_factory.mktemp("out")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(steps, "load_config", lambda name: source)
+            assert steps.main(["--steps", *map(str, NUMBERS), "--out", str(out), *arguments]) == 0
+        return out
+
+    return call, call(), before
+
+
+def by_hand(config, predictions, tracer) -> pd.DataFrame:
+    """A row a test person, means over sessions."""
+    index, brain, rows = pd.read_csv(config.volumes / "index.csv"), mni_map("brain", GRID), []
+    for row in index[(index["split"] == "test") & (index[f"present_{tracer}"] == 1)].to_dict("records"):
+        real = read_volume(config.volumes / row[tracer], GRID)
+        made = read_volume(synthetic_path(predictions, row["person"], row["session"], LABELS[tracer]), GRID)
+        suvr = [to_suvr(volume, RANGES[tracer]) for volume in (real, made)]
+        regional = [np.array(list(regional_means(volume, GRID, tracer).values())) for volume in suvr]
+        rows.append({
+            "person": row["person"], "psnr": psnr(real, made), "psnr_brain": psnr(real, made, brain),
+            "ssim": ssim(real, made), "mae_brain": mae(real, made, brain),
+            "suvr_error": np.abs(regional[1] - regional[0]).mean(), "texture": texture(*suvr, brain),
+        })  # fmt: skip
+    return pd.DataFrame(rows).groupby("person").mean()
+
+
+def test_rows_are_scores_by_hand(config, run):
+    table = pd.read_csv(run[1] / "steps.csv").set_index(["steps", "tracer"])
+    assert table.index.tolist() == [(n, tracer) for tracer in ("amyloid", "tau") for n in NUMBERS]
+    assert table["n"].groupby("tracer").unique().map(list).to_dict() == {"amyloid": [5], "tau": [4]}
+    for tracer in LABELS:
+        folders = {n: config.work / f"steps/ResDM-test-{n}/predictions/ResDM/factual" for n in NUMBERS}
+        people = {n: by_hand(config, folder, tracer) for n, folder in folders.items()}
+        pd.testing.assert_frame_equal(people[2], by_hand(config, config.predictions("ResDM"), tracer))  # the profile's
+        for n in NUMBERS:
+            row, gap = table.loc[n, tracer], people[n] - people[15]
+            for metric in steps.METRICS:
+                assert row[metric] == pytest.approx(people[n][metric].mean(), rel=1e-5)
+                assert row[f"{metric}_difference"] == pytest.approx(gap[metric].mean(), rel=1e-4, abs=1e-9)
+                for column, values in ((metric, people[n][metric]), (f"{metric}_difference", gap[metric])):
+                    ends = row[f"{column}_low"], row[f"{column}_high"]
+                    assert ends == pytest.approx(
+                        bootstrap_mean(values.to_numpy(), seed=config.seed), rel=1e-4, abs=1e-9
+                    )
+        assert (people[1]["psnr"] != people[15]["psnr"]).all()
+        for n, folder in folders.items():
+            assert {json.loads(path.read_text())["steps"] for path in folder.rglob("*_pet.json")} == {n}
+        cost = json.loads((folders[15] / "timing.json").read_text())
+        row = table.loc[15, tracer]
+        assert row["seconds_per_session"] == pytest.approx(cost["seconds_per_session"], rel=1e-5)
+        assert cost["sessions"] == 6
+        work = [table.loc[n, tracer]["gflop_per_volume"] for n in NUMBERS]
+        assert (work[0] - work[2]) / (work[1] - work[2]) == pytest.approx(14, rel=1e-3)  # each step costs the same
+
+
+def test_the_profile_stays_as_it_was(config, run):
+    after = {path: digest for path, digest in digests(config.work).items() if "/steps/" not in path}
+    assert after == run[2]
+    assert "README.md" in str(after)  # the model's card: not written with the scores of another number of steps
+
+
+def test_a_second_run_makes_nothing_anew_and_writes_the_same(config, run):
+    call, first, _ = run
+    volumes = {path: path.stat().st_mtime_ns for path in (config.work / "steps").rglob("*_pet.*")}
+    assert len(volumes) == len(NUMBERS) * 6 * 2 * 2
+    kept = (config.work / "steps").rglob("timing.json")
+    timings = {path: path.read_bytes() for path in kept}
+    again = call()
+    assert volumes == {path: path.stat().st_mtime_ns for path in volumes}
+    assert timings == {path: path.read_bytes() for path in timings}
+    for suffix in ("csv", "md", "png", "svg"):
+        assert (first / f"steps.{suffix}").read_bytes() == (again / f"steps.{suffix}").read_bytes()
+
+
+def test_what_is_missing_is_made(config, run, tmp_path):
+    call, first, _ = run
+    folder = config.work / "steps" / "ResDM-test-1"
+    for path in (folder / "predictions/ResDM/factual/sub-0008").rglob("*_pet.json"):
+        path.unlink()  # as if a run was killed there
+    (folder / "volumes").unlink()
+    (folder / "volumes").symlink_to(tmp_path / "elsewhere")  # as if the work folder was moved
+    call(out=tmp_path)
+    one, other = (pd.read_csv(out / "steps.csv").drop(columns="seconds_per_session") for out in (first, tmp_path))
+    pd.testing.assert_frame_equal(one, other)
+    (folder / "predictions/ResDM/factual/timing.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"timing\.json: it is not known.*delete .*ResDM-test-1, run again"):
+        call(out=tmp_path)
+    shutil.rmtree(folder)
+    call(out=tmp_path)
+
+
+def test_the_page_says_what_it_is(config, run, capsys):
+    call, first, _ = run
+    page = (first / "steps.md").read_text()
+    assert page.splitlines()[2].startswith(config.notice)
+    assert "trained with T = 15, on its test people" in page
+    assert "own number of steps, 2, was chosen on validation people, not by this page" in page
+    assert "threads: 1, torch " in page
+    out = call("--split", "validation", "--steps", "2")
+    page = (out / "steps.md").read_text()
+    assert "was chosen on validation people." in page
+    assert "Differences" not in page  # to itself
+    table = pd.read_csv(out / "steps.csv")
+    assert table["n"].tolist() == [2, 2]
+    assert capsys.readouterr().out.startswith("- **amyloid**: best is 2 steps by PSNR of the whole volume, PSNR in")
+
+
+def test_what_cannot_be_done_names_the_remedy(config, run, tmp_path):
+    call = run[0]
+    before = digests(config.work)
+    for arguments, error, message in (
+        (["--method", "late"], CheckpointError, r"models/late: no such model folder; train the method first"),
+        (["--method", "Plain"], ConfigError, "'Plain' is of kind tiny_plain, no residual diffusion; take another"),
+        (["--method", "ResDN"], ConfigError, "no method 'ResDN'.*ResDM"),
+        (["--steps", "15", "16"], ConfigError, "--steps 16: 'ResDM' was trained with T = 15; take 1 to that many"),
+        (["--steps", "0"], ConfigError, "--steps 0"),
+    ):
+        with pytest.raises(error, match=message):
+            call(*arguments)
+    private = dataclasses.replace(config, cohort=CohortConfig(kind="other"))
+    with pytest.raises(ValueError, match=r"index\.csv: 4 test people with tau PET.*5 or more: take another --split"):
+        call(source=private)
+    with pytest.raises(FileNotFoundError, match="no index of preprocessed volumes; run the preprocessing first"):
+        call(source=dataclasses.replace(config, profile="nobody"))
+    assert digests(config.work) == before
+
+
+FALLING, RISING = {15: 2, 8: 1, 4: 1, 1: 0}, {15: 0, 8: 1, 4: 1, 1: 2}
+LEVEL = {15: 1, 8: 0, 4: 1e-6, 1: 1}
+
+
+def made_up(lost: dict[str, dict[int, float]], people: int = 30) -> pd.DataFrame:
+    """`by_person` rows: what each number of steps loses in each metric, people's own values, and a little noise."""
+    draw, frames = np.random.default_rng(0), []
+    own = {metric: draw.normal(size=people) for metric in steps.METRICS} | {"texture": 1.0}
+    for tracer in LABELS:
+        for n in FALLING:
+            noise = draw.normal(size=people) * 1e-3
+            columns = {m: own[m] - (sign or 1) * (lost[m][n] + noise - noise.mean())
+                       for m, (*_, sign) in steps.METRICS.items()}  # fmt: skip
+            frame = pd.DataFrame(columns).assign(person=[f"sub-{i:04d}" for i in range(people)], tracer=tracer, steps=n)
+            frames.append(frame.sample(frac=1, random_state=n))
+    return pd.concat(frames)
+
+
+def test_the_best_is_found_not_said(tmp_path):
+    lost = dict.fromkeys(steps.METRICS, FALLING) | {"suvr_error": RISING, "mae_brain": LEVEL, "texture": RISING}
+    config = make_config(tmp_path, cohort=CohortConfig(kind="other"), methods={"ResDM": tiny_resdm()})
+    costs = pd.DataFrame({"steps": [15, 8, 4, 1], "seconds_per_session": [3.0, 1.6, 0.8, 0.2],
+                          "gflop_per_volume": [150.0, 80.0, 40.0, 12.0], "machine": "a machine"})  # fmt: skip
+    lines = steps.report(tmp_path, config, "ResDM", "test", 15, made_up(lost), costs)
+    best = (
+        "best is 1 step by PSNR of the whole volume, PSNR in the brain and SSIM; 8 steps by MAE in the brain "
+        "(4 level); 15 steps by SUVR error and texture."
+    )
+    assert lines == [
+        *(f"- **{tracer}**: {best}" for tracer in LABELS),
+        "- 15 steps take 15.0 times as long as 1 step (3 against 0.2 s a person), and 12.5 times the work.",
+    ]
+    row = pd.read_csv(tmp_path / "steps.csv").set_index(["steps", "tracer"]).loc[1, "tau"]
+    assert row["psnr_difference"] == pytest.approx(2)
+    assert row["psnr_difference_high"] - row["psnr_difference_low"] < 0.01  # paired
+    assert row["psnr_high"] - row["psnr_low"] > 0.4
+    page = (tmp_path / "steps.md").read_text()
+    assert "other data: not the paper's cohort. " in page
+    assert "The profile itself takes all T steps." in page
+    assert "| 1 | tau | 30 | +2.0 [+2.0, +2.0] |" in page
+    assert all(line in page for line in lines)
+    files = sorted(tmp_path.glob("steps.*"))
+    assert [path.suffix for path in files] == [".csv", ".json", ".md", ".png", ".svg"]
+    assert not any(b"sub-" in path.read_bytes() for path in files)  # means over people only
