@@ -12,8 +12,6 @@ from functools import cache
 
 import nibabel as nib
 import numpy as np
-from nilearn import datasets
-from nilearn.image import resample_img, smooth_img
 
 from resdm.config import Config, GridConfig
 
@@ -107,11 +105,11 @@ class Box:
         return out
 
 
-_LOADERS = {
-    "t1": datasets.load_mni152_template,
-    "gm": datasets.load_mni152_gm_template,
-    "wm": datasets.load_mni152_wm_template,
-    "brain": datasets.load_mni152_brain_mask,
+_LOADERS = {  # of nilearn.datasets
+    "t1": "load_mni152_template",
+    "gm": "load_mni152_gm_template",
+    "wm": "load_mni152_wm_template",
+    "brain": "load_mni152_brain_mask",
 }
 
 
@@ -132,7 +130,10 @@ def mni_map(name: str, grid: Grid) -> np.ndarray:
     """
     if name not in _LOADERS:
         raise ValueError(f"no MNI152 map {name!r}; there are: {', '.join(_LOADERS)}")
-    source = _LOADERS[name](resolution=1)
+    from nilearn import datasets  # here: it takes a second, and a training on the whole grid makes no map
+    from nilearn.image import resample_img, smooth_img
+
+    source = getattr(datasets, _LOADERS[name])(resolution=1)
     source = smooth_img(nib.Nifti1Image(source.get_fdata(dtype=np.float32), source.affine), 0.8 * grid.voxel_mm)
     image = resample_img(
         source,

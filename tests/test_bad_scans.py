@@ -53,8 +53,8 @@ def good(tmp_path_factory):
     config = make_config(tmp_path_factory.mktemp("good"))
     for person, seed in (("sub-good", 1), ("sub-other", 2)):
         visit = make_visit(seed)
-        save(config.work / "scans" / f"{person}_T1w.nii.gz", *visit.t1)
-        save(config.work / "scans" / f"{person}_pet.nii.gz", *visit.pet)
+        save(config.work / "scans" / f"{person}_T1w.nii.gz", visit.t1.data, visit.t1.affine)
+        save(config.work / "scans" / f"{person}_pet.nii.gz", visit.pet.data, visit.pet.affine)
     write_manifest(manifest(config, "sub-good"), config.manifest)
     preprocess(config, progress=False)
     return config

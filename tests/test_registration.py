@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its own users call it so
+from conftest import ROOT
 from native_scans import SOURCE, make_visit, rotation, save, scan_of, storage
 from nibabel.affines import apply_affine
 
 from resdm.anatomy import CENTRE_MM, Grid, mni_map
+from resdm.cohort import registration
 from resdm.cohort.qc import brain_points
 from resdm.cohort.registration import Scan, displacement, register_affine, register_rigid, resample
 from resdm.cohort.volumes import read_scan
@@ -65,11 +72,34 @@ def test_what_registration_returns_is_rigid_and_keeps_sides():
 
 
 def test_the_same_scans_give_the_same_bytes():
+    """Also where a scan keeps the working copies of an earlier registration."""
     visit = make_visit(9)
-    first, second = (register_affine(visit.t1, 6.0) for _ in range(2))
-    assert first.tobytes() == second.tobytes()
-    one, other = (register_rigid(visit.t1, visit.pet, first, 6.0) for _ in range(2))
-    assert one.tobytes() == other.tobytes()
+    first = register_affine(visit.t1, 6.0)
+    one = register_rigid(visit.t1, visit.pet, first, 6.0)
+    t1, pet = replace(visit.t1), replace(visit.pet)
+    assert visit.t1.kept
+    assert "kept" not in vars(t1)
+    assert first.tobytes() == register_affine(t1, 6.0).tobytes()
+    assert one.tobytes() == register_rigid(replace(t1), pet, first, 6.0).tobytes()
+    assert one.tobytes() == register_rigid(visit.t1, visit.pet, first, 6.0).tobytes()
+
+
+def test_another_matrix_gives_another_brain_mask():
+    """What a scan keeps is of the very transform that made it."""
+    visit, moved = make_visit(9), np.eye(4)
+    moved[0, 3] = 20
+    masks = [registration._to_t1(visit.t1, visit.pet, matrix, 8.0).mask
+             for matrix in (visit.mni_to_t1, visit.mni_to_t1 @ moved, visit.mni_to_t1)]  # fmt: skip
+    arrays = [sitk.GetArrayFromImage(mask) for mask in masks]
+    assert (arrays[0] != arrays[1]).any()
+    assert masks[0] is masks[2]
+
+
+def test_imports_no_nilearn():
+    """It takes a second, in every job; only who makes a map of the template needs it."""
+    code = "import sys, resdm.anatomy, resdm.cohort.volumes; print('nilearn' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
 
 
 def test_displacement_is_the_distance_between_images_of_points():

@@ -177,7 +177,7 @@ def test_n4_takes_the_bias_out_of_white_matter(cohort):
     """A bias of ±25 % from left to right: white matter is flatter after N4, and both hemispheres are alike."""
     visit = make_visit(3)
     across = np.linspace(-1, 1, visit.t1.data.shape[0])[:, None, None]
-    t1 = visit.t1._replace(data=(visit.t1.data * np.exp(0.25 * across)).astype(np.float32))
+    t1 = dataclasses.replace(visit.t1, data=(visit.t1.data * np.exp(0.25 * across)).astype(np.float32))
     white, x = mni_map("wm", GRID) > 0.8, GRID.mm()[0]
     sides = {}
     for n4 in (False, True):
@@ -579,7 +579,7 @@ def test_a_manifest_that_cannot_be_used_stops_before_any_work(copy):
 
 def test_a_pet_without_cerebellum_is_named():
     visit = make_visit(5)
-    empty = visit.pet._replace(data=np.zeros_like(visit.pet.data))
+    empty = dataclasses.replace(visit.pet, data=np.zeros_like(visit.pet.data))
     with pytest.raises(VolumeError, match=r"^pet\.nii\.gz: the reference region \(inferior_cerebellum\) holds a mean"):
         room._pet_on_grid(empty, np.eye(4), "tau", make_config(None).preprocess, "pet.nii.gz")
 
@@ -599,7 +599,7 @@ def test_a_field_of_view_that_cuts_the_reference_region_does_not_raise_suvr(trac
     keep[axis] = slice(cut, None) if up else slice(None, cut + 1)
     shift = np.eye(4)
     shift[axis, 3] = cut if up else 0
-    cropped = visit.pet._replace(data=visit.pet.data[tuple(keep)], affine=visit.pet.affine @ shift)
+    cropped = dataclasses.replace(visit.pet, data=visit.pet.data[tuple(keep)], affine=visit.pet.affine @ shift)
     _, said, part = room._pet_on_grid(cropped, mni_to_pet, tracer, settings, "pet.nii.gz")
     assert whole["reference_coverage"] == 1
     assert 0.55 < part["reference_coverage"] < 0.9
@@ -652,7 +652,7 @@ def test_a_real_persons_brain_fits_the_mni_brain(real_t1, tmp_path, registration
     settings = dataclasses.replace(config.preprocess, registration_mm=registration_mm)
     array, info = preprocess_mri(real_t1, dataclasses.replace(config, preprocess=settings))
     scan = read_scan(real_t1)
-    inside = scan._replace(data=(scan.data > 0.02 * scan.data.max()).astype(np.float32))
+    inside = dataclasses.replace(scan, data=(scan.data > 0.02 * scan.data.max()).astype(np.float32))
     brain = ndimage.binary_fill_holes(resample(inside, GRID.affine, GRID.shape, np.array(info["transform"])) > 0.5)
     mni = mni_map("brain", GRID)
     assert 2 * (brain & mni).sum() / (brain.sum() + mni.sum()) > 0.94

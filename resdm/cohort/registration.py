@@ -12,9 +12,10 @@ sampling: the same scans give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, wraps
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its own users call it so
@@ -32,12 +33,15 @@ COARSE_MM = 8.0
 FWHM_PER_VOXEL = 0.8
 """Smoothing before sampling every ``d`` mm, as FWHM in units of ``d`` (the same as `resdm.anatomy.mni_map`)."""
 
+_MARGIN_MM = 25.0  # of background around the head in a working copy
+
 _BRAIN_GRID = Grid((64, 72, 64), 3.0)  # on which the brain mask is carried to a scan
 
 _SIGMA = 1 / np.sqrt(8 * np.log(2))  # of a Gaussian, per FWHM
 
 
-class Scan(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Scan:
     """A volume where it lies.
 
     Parameters
@@ -50,6 +54,11 @@ class Scan(NamedTuple):
     data: np.ndarray
     affine: np.ndarray
 
+    @cached_property
+    def kept(self) -> dict[tuple[Hashable, ...], Any]:
+        """What registration has made of this scan, see `_kept`."""
+        return {}
+
 
 # ── resampling ────────────────────────────────────────────────────────────────────────────────────
 
@@ -57,7 +66,7 @@ class Scan(NamedTuple):
 def smooth(scan: Scan, fwhm_mm: Sequence[float] | float) -> Scan:
     """Gaussian smoothing by ``fwhm_mm`` along each voxel axis."""
     sigma = np.asarray(fwhm_mm) * _SIGMA / voxel_sizes(scan.affine)
-    return scan._replace(data=ndimage.gaussian_filter(scan.data, sigma, truncate=3)) if np.any(sigma) else scan
+    return replace(scan, data=ndimage.gaussian_filter(scan.data, sigma, truncate=3)) if np.any(sigma) else scan
 
 
 def resample(scan: Scan, affine: np.ndarray, shape: tuple[int, ...], to_scan: np.ndarray | None = None) -> np.ndarray:
@@ -109,7 +118,7 @@ def register_affine(t1: Scan, finest_mm: float) -> np.ndarray:
     pair = _to_template(t1, coarse)
     centre = np.array(CENTRE_MM)
     # where the brain's middle may be: a scan of the brain only; of the whole head; one that lies in MNI space already
-    middles = _centre_of_mass(pair.copy), _below_the_crown(pair.copy), centre
+    middles = _centre_of_mass(pair.moving), _below_the_crown(pair.moving), centre
     start = _search(pair, [_start(sitk.Similarity3DTransform(), centre, middle - centre) for middle in middles])
     matrix = _matrix(start)
     affine = _start(sitk.AffineTransform(3), centre, apply_affine(matrix, centre) - centre)
@@ -139,7 +148,7 @@ def register_rigid(t1: Scan, pet: Scan, mni_to_t1: np.ndarray, finest_mm: float)
     middle = apply_affine(mni_to_t1, np.array(CENTRE_MM))
     field = apply_affine(pet.affine, (np.array(pet.data.shape) - 1) / 2)
     # by the tracer's centre of mass; as stored; by the middle of the field of view
-    shifts = _centre_of_mass(pair.copy) - middle, np.zeros(3), field - middle
+    shifts = _centre_of_mass(pair.moving) - middle, np.zeros(3), field - middle
     rigid = _search(pair, [_start(sitk.Euler3DTransform(), middle, shift) for shift in shifts])
     for mm in finer:
         _optimise(rigid, _to_t1(t1, pet, mni_to_t1, mm), _gradient_steps)
@@ -153,10 +162,9 @@ class _Pair(NamedTuple):
     """What the metric compares at one resolution."""
 
     mm: float
-    fixed: sitk.Image
-    moving: sitk.Image
+    fixed: Scan
+    moving: Scan
     mask: sitk.Image  # on the fixed image
-    copy: Scan  # the moving image again
 
 
 def _levels(finest_mm: float) -> list[float]:
@@ -167,38 +175,65 @@ def _levels(finest_mm: float) -> list[float]:
     return [COARSE_MM, *levels[::-1]]
 
 
+def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a thing of a scan once and leave it with the scan: the T1's copies serve its registration and both PETs'."""
+
+    @wraps(make)
+    def kept(scan: Scan, *how: Hashable) -> Any:
+        key = (make.__name__, *how)
+        if key not in scan.kept:
+            scan.kept[key] = make(scan, *how)
+        return scan.kept[key]
+
+    return kept
+
+
 @cache
-def _template(mm: float) -> tuple[sitk.Image, sitk.Image]:
+def _template(mm: float) -> tuple[Scan, sitk.Image]:
     """The MNI152 T1 and its dilated brain mask."""
     grid = Grid(tuple(int(np.ceil(extent / mm)) for extent in (180, 216, 190)), mm)
     brain = _dilate(mni_map("brain", grid), mm)
-    return _image(Scan(mni_map("t1", grid), grid.affine)), _image(Scan(brain, grid.affine))
+    return Scan(mni_map("t1", grid), grid.affine), _image(Scan(brain, grid.affine))
 
 
 def _to_template(t1: Scan, mm: float) -> _Pair:
     fixed, mask = _template(mm)
-    copy = _working_copy(t1, mm)
-    return _Pair(mm, fixed, _image(copy), mask, copy)
+    return _Pair(mm, fixed, _working_copy(t1, mm), mask)
 
 
 def _to_t1(t1: Scan, pet: Scan, mni_to_t1: np.ndarray, mm: float) -> _Pair:
-    fixed, copy = _working_copy(t1, mm), _working_copy(pet, mm)
+    mask = _brain_mask(t1, mm, tuple(map(tuple, mni_to_t1)))
+    return _Pair(mm, _working_copy(t1, mm), _working_copy(pet, mm), mask)
+
+
+@_kept
+def _brain_mask(t1: Scan, mm: float, mni_to_t1: tuple[tuple[float, ...], ...]) -> sitk.Image:
+    """The dilated MNI brain on a T1's working copy."""
+    copy = _working_copy(t1, mm)
     brain = Scan(mni_map("brain", _BRAIN_GRID).astype(np.float32), _BRAIN_GRID.affine)
-    inside = resample(brain, fixed.affine, fixed.data.shape, np.linalg.inv(mni_to_t1)) >= 0.5
-    return _Pair(mm, _image(fixed), _image(copy), _image(Scan(_dilate(inside, mm), fixed.affine)), copy)
+    inside = resample(brain, copy.affine, copy.data.shape, np.linalg.inv(mni_to_t1)) >= 0.5
+    return _image(Scan(_dilate(inside, mm), copy.affine))
 
 
-def _working_copy(scan: Scan, mm: float, margin_mm: float = 25.0) -> Scan:
-    """The head of a scan at ``mm`` isotropic along the world's axes, brightest tissue at about 1, with a margin.
-
-    The margin is background that belongs to the image, so that a shifted head still overlaps.
-    """
+@_kept
+def _head(scan: Scan) -> tuple[float, np.ndarray, np.ndarray]:
+    """Brightest tissue, and the head's first and last corner along the world's axes, mm."""
     bright = np.percentile(scan.data, 99.5)
     found = np.argwhere(scan.data > 0.1 * bright)
     low, high = found.min(0) - 0.5, found.max(0) + 0.5
     corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
     world = apply_affine(scan.affine, corners)
-    start, stop = world.min(0) - margin_mm, world.max(0) + margin_mm
+    return bright, world.min(0), world.max(0)
+
+
+@_kept
+def _working_copy(scan: Scan, mm: float) -> Scan:
+    """The head of a scan at ``mm`` isotropic along the world's axes, brightest tissue at about 1, with a margin.
+
+    The margin is background that belongs to the image, so that a shifted head still overlaps.
+    """
+    bright, start, stop = _head(scan)
+    start, stop = start - _MARGIN_MM, stop + _MARGIN_MM
     affine = np.diag([mm, mm, mm, 1.0])
     affine[:3, 3] = start
     data = resample(scan, affine, tuple(np.ceil((stop - start) / mm).astype(int) + 1))
@@ -212,6 +247,12 @@ def _image(scan: Scan) -> sitk.Image:
     image.SetSpacing(np.diag(scan.affine)[:3].tolist())
     image.SetOrigin(scan.affine[:3, 3].tolist())
     return image
+
+
+@_kept
+def _smooth_image(scan: Scan, sigma_mm: float) -> sitk.Image:
+    """The same, smoothed as a registration method does it to both its images, every time it is called."""
+    return sitk.SmoothingRecursiveGaussian(_image(scan), sigma_mm)
 
 
 def _dilate(mask: np.ndarray, mm: float) -> np.ndarray:
@@ -252,6 +293,7 @@ def _powell(method: sitk.ImageRegistrationMethod) -> None:
 def _gradient_steps(method: sitk.ImageRegistrationMethod) -> None:
     """Steps of half a millimetre and less: with steps of 2 mm one phantom in 200 was thrown off its place."""
     method.SetOptimizerAsRegularStepGradientDescent(0.5, 0.01, 60, 0.75, 1e-6)
+    method.MetricUseMovingImageGradientFilterOn()
 
 
 def _method(pair: _Pair, points: int = 6000) -> sitk.ImageRegistrationMethod:
@@ -263,9 +305,7 @@ def _method(pair: _Pair, points: int = 6000) -> sitk.ImageRegistrationMethod:
     method.SetMetricSamplingStrategy(method.RANDOM)  # seeded; a regular stride may fall on the same few planes
     voxels = np.count_nonzero(sitk.GetArrayViewFromImage(pair.mask))
     method.SetMetricSamplingPercentage(min(1.0, points / voxels), 1)
-    method.SetShrinkFactorsPerLevel([1])
-    method.SetSmoothingSigmasPerLevel([0.4 * pair.mm])
-    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
+    method.MetricUseMovingImageGradientFilterOff()  # a search takes values only; for gradient steps it is on
     return method
 
 
@@ -282,19 +322,20 @@ def _optimise(
     method.SetInitialTransform(transform, inPlace=True)
     before, values = transform.GetParameters(), []
     method.AddCommand(sitk.sitkIterationEvent, lambda: values.append(method.GetMetricValue()))
-    method.Execute(pair.fixed, pair.moving)
+    method.Execute(*(_smooth_image(scan, 0.4 * pair.mm) for scan in (pair.fixed, pair.moving)))
     if values and values[-1] > values[0]:
         transform.SetParameters(before)
 
 
 def _search(pair: _Pair, starts: Sequence[sitk.Transform]) -> sitk.Transform:
     """From the start under which the images share most information, by Powell's method."""
+    fixed, moving = _image(pair.fixed), _image(pair.moving)
 
     def value(start: sitk.Transform) -> float:
         method = _method(pair, 1500)
         method.SetInitialTransform(start)
         try:
-            return method.MetricEvaluate(pair.fixed, pair.moving)
+            return method.MetricEvaluate(fixed, moving)
         except RuntimeError:  # no overlap at all
             return np.inf
 

@@ -441,13 +441,13 @@ def _settings_digest(config: Config) -> str:
     return f"{config.digest('preprocess')}-{REVISION}"
 
 
-def _record(config: Config, row: dict[str, Any]) -> dict[str, Any] | None:
-    """The session's record, if its volumes were made from these very scans under these settings."""
+def _record(config: Config, row: dict[str, Any], settings: str) -> dict[str, Any] | None:
+    """The session's record, if its volumes were made from these very scans under these settings (their digest)."""
     try:
         record = json.loads(_record_path(config, row).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if record.get("settings") != _settings_digest(config) or record.get("outputs") != _outputs(row):
+    if record.get("settings") != settings or record.get("outputs") != _outputs(row):
         return None
     if record.get("space", "") != row["space"]:
         return None
@@ -467,7 +467,7 @@ def _record(config: Config, row: dict[str, Any]) -> dict[str, Any] | None:
 
 def _write_session(config: Config, row: dict[str, Any]) -> None:
     """Preprocess one session and write its volumes, sidecars and, last, its record."""
-    settings = config.preprocess
+    settings, digest = config.preprocess, _settings_digest(config)
     grid = Grid.of(settings.grid)
     inputs, scans = {}, {}
     for what, path in _scans(row).items():
@@ -483,12 +483,12 @@ def _write_session(config: Config, row: dict[str, Any]) -> None:
         with atomic(path) as temporary:
             nib.save(grid.image(array.astype(np.float32)), temporary)
         source = {"file": Path(row[what]).name, "sha256": inputs[what]["sha256"]}
-        head = {"space": SPACE, "source": source, "transform": transform.tolist(), "settings": _settings_digest(config)}
+        head = {"space": SPACE, "source": source, "transform": transform.tolist(), "settings": digest}
         write_json(str(path).removesuffix(".nii.gz") + ".json", head | sidecar)
 
     brain = mni_map("brain", grid)
     t1, mni_to_t1, said = _t1_on_grid(scans["t1w"], settings, row["t1w"], row["space"])
-    similarity = said.pop("t1_correlation")
+    similarity, blurred = said.pop("t1_correlation"), _blur(t1, grid)[brain]
     arrived = {"registered": False} if row["space"] else {}
     write("t1w", t1, mni_to_t1, {"registration_similarity": similarity} | arrived | said)
     measured = {"t1_correlation": similarity}
@@ -500,14 +500,14 @@ def _write_session(config: Config, row: dict[str, Any]) -> None:
                     t1_to_pet = register_rigid(scans["t1w"], scans[tracer], mni_to_t1, settings.registration_mm)
             mni_to_pet = t1_to_pet @ mni_to_t1
             array, said, found = _pet_on_grid(scans[tracer], mni_to_pet, tracer, settings, row[tracer])
-            found["similarity"] = _information(_blur(t1, grid)[brain], _blur(array, grid)[brain])
+            found["similarity"] = _information(blurred, _blur(array, grid)[brain])
             said |= {"tracer": row[f"{tracer}_tracer"], "t1_to_pet": t1_to_pet.tolist()}
             write(tracer, array, mni_to_pet, {"registration_similarity": found["similarity"]} | arrived | said)
             measured |= {f"{tracer}_{name}": value for name, value in found.items()}
     written = {config.volumes / name for path in outputs.values() for name in (path, path[:-7] + ".json")}
     for stale in set(record_path.parent.glob("*/*_desc-preproc_*")) - written:  # of a PET that the manifest had once
         stale.unlink()
-    record = {"settings": _settings_digest(config), "inputs": inputs, "outputs": outputs, "measured": measured}
+    record = {"settings": digest, "inputs": inputs, "outputs": outputs, "measured": measured}
     write_json(record_path, record | ({"space": row["space"]} if row["space"] else {}))
 
 
@@ -551,7 +551,8 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
         )
     regions(Grid.of(config.preprocess.grid))  # a grid that holds no reference region is refused now
     rows = frame.to_dict("records")
-    todo = [row for row in rows if _record(config, row) is None]
+    settings = _settings_digest(config)
+    todo = [row for row in rows if _record(config, row, settings) is None]
     bad: dict[tuple[str, str], list[str]] = {}
 
     def run(work: Callable[[Config, dict[str, Any]], list[str]], label: str) -> None:

@@ -239,7 +239,8 @@ def _write_session(config: Config, folder: Path, one: dict[str, Any]) -> None:
             volumes[tracer] = to_suvr(volumes[tracer], scale)
     path = folder / f"{_stem(row)}.png"
     with atomic(path) as temporary:
-        montage(volumes, grid, f"{row['person']} {row['session']}").save(temporary, format="PNG")
+        image = montage(volumes, grid, f"{row['person']} {row['session']}")
+        image.save(temporary, format="PNG", compress_level=2)  # a third of the default's time; a sixth larger
     plain = {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in measures.items()}
     write_json(path.with_suffix(".json"), {"digest": one["digest"], "measures": plain})
 
