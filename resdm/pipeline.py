@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from resdm.anatomy import Box, working_box
+from resdm.anatomy import Box, Grid, mni_map, working_box
 from resdm.checkpoint import check_model, load_card
 from resdm.cohort import adni, bids, openneuro, released_layout, table
 from resdm.cohort.dataset import CohortDataset, collate
@@ -40,7 +40,6 @@ from resdm.report.provenance import provenance
 from resdm.scan import synthesise_scan as synthesise_scan  # a stage like the others
 from resdm.scan import synthesise_scans as synthesise_scans
 from resdm.synthesis import Model, sample_people, spread_path, synthesise_people
-from resdm.training import train
 
 
 def profile(config: Config | str | Path) -> Config:
@@ -48,13 +47,18 @@ def profile(config: Config | str | Path) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 
 
-def validation_score(real: np.ndarray, synthetic: np.ndarray, box: Box | None = None) -> float:
+def validation_score(
+    real: np.ndarray, synthetic: np.ndarray, box: Box | None = None, mask: np.ndarray | None = None
+) -> float:
     """Whole-volume PSNR + 10 · SSIM, the criterion by which the released code keeps its best weights.
 
-    Volumes of a box are put back into their grid first.
+    Volumes of a box are put back into their grid first; outside ``mask`` (X, Y, Z) the synthetic one is 0, as it will
+    be when it is written.
     """
     if box is not None:
         real, synthetic = box.pad(real), box.pad(synthetic)
+    if mask is not None:
+        synthetic = np.where(mask, synthetic, np.float32(0))
     return psnr(real, synthetic) + 10 * ssim(real, synthetic)
 
 
@@ -174,6 +178,8 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     Path
         The model folder, see `resdm.training.train`, with ``provenance.json`` and the card, ``README.md``, beside.
     """
+    from resdm.training import train  # here: Lightning Fabric takes two seconds that no other stage needs
+
     config = profile(config)
     settings = config.method(name)
     seeded = config.seeded(name)
@@ -184,6 +190,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     torch.manual_seed(seeded.seed)  # of the fresh weights
     method = build_method(settings, box.shape)
     digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
+    mask = mni_map("brain", Grid.of(config.preprocess.grid)) if config.preprocess.mask else None
     folder = train(
         method,
         config,
@@ -191,7 +198,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
         *sets,
         collate=collate,
         data_digest=digest,
-        score=partial(validation_score, box=box),
+        score=partial(validation_score, box=box, mask=mask),
         progress=progress,
     )
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))

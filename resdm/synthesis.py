@@ -23,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm.auto import tqdm
 
-from resdm.anatomy import Box, Grid, working_box
+from resdm.anatomy import Box, Grid, mni_map, working_box
 from resdm.batch import TRACERS, Prior
 from resdm.checkpoint import ModelCard, load_model
 from resdm.config import SEXES, check_condition, check_person, derive_seed
@@ -134,7 +134,7 @@ class Model:
         Returns
         -------
         ndarray (2, X, Y, Z), float32
-            Amyloid, tau, in [0, 1].
+            Amyloid, tau, in [0, 1]; 0 outside the MNI brain where preprocessing makes it so (``preprocess.mask``).
 
         Raises
         ------
@@ -156,6 +156,8 @@ class Model:
         with torch.no_grad(), self._autocast():
             pet = self.method.synthesise(volume, Prior((age,), (sex,)), generator, steps=steps)  # (1, 2, x, y, z)
         pet = self.box.pad(pet[0].float().cpu().numpy())
+        if self.card.config.preprocess.mask:  # there every real volume is 0
+            pet = np.where(mni_map("brain", self.grid), pet, np.float32(0))
         if not np.isfinite(pet).all():
             raise SynthesisError(f"{self.card.folder}: the model's output is not finite; train it again")
         return pet
@@ -198,6 +200,7 @@ class Model:
             "prompt": {"age": age, "sex": sex},
             **extra,
             "space": "MNI152",
+            "masked": preprocess.mask,
             "intensity": {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])},
         }
 

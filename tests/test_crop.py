@@ -171,11 +171,24 @@ def test_predictions_keep_the_grid_and_are_zero_outside(tmp_path):
         expected = model.method.synthesise(
             cropped, Prior((70.0,), ("F",)), torch.Generator().manual_seed(3), steps=None
         )
-    np.testing.assert_array_equal(box.crop(pet), expected[0].numpy())
+    inside = box.crop(brain)
+    np.testing.assert_array_equal(box.crop(pet)[:, inside], expected[0].numpy()[:, inside])
+    assert expected[0].numpy()[:, ~inside].any()
+    assert not pet[:, ~brain].any()
 
 
-def test_where_the_network_is_pointwise_the_box_changes_nothing_inside(tmp_path):
-    """1 × 1 × 1 convolutions without noise: the same values in the brain, and 0 behind the box."""
+def test_without_a_mask_the_network_is_believed_everywhere(tmp_path):
+    config = make_config(crop=False)
+    config = replace(config, preprocess=replace(config.preprocess, mask=False))
+    torch.manual_seed(0)
+    model = Model.load(save_model(tmp_path, build_method(config.method("ResDM"), GRID.shape), config, "ResDM"))
+    pet = model.synthesise(np.random.default_rng(1).random(GRID.shape, dtype=np.float32), 70.0, "F", seed=3)
+    assert pet[:, ~mni_map("brain", model.grid)].any()
+    assert model.sidecar("tau", None, None)["masked"] is False
+
+
+def test_where_the_network_is_pointwise_the_box_changes_nothing(tmp_path):
+    """1 × 1 × 1 convolutions without noise: the same values in the brain, and 0 around it."""
     volumes = {}
     for crop in (True, False):
         config = make_config(crop=crop)
@@ -188,9 +201,8 @@ def test_where_the_network_is_pointwise_the_box_changes_nothing_inside(tmp_path)
         )
         mri = np.random.default_rng(1).random(GRID.shape, dtype=np.float32) * mni_map("brain", pet.grid)
         volumes[crop] = pet.synthesise(mri, None, None, seed=0)
-        box = working_box(make_config(), "Plain")
-    np.testing.assert_allclose(box.crop(volumes[True]), box.crop(volumes[False]), atol=1e-6)
-    assert not np.array_equal(volumes[True], volumes[False])  # sigmoid(bias) outside, without the box
+    np.testing.assert_allclose(volumes[True], volumes[False], atol=1e-6)
+    assert volumes[True].any()
 
 
 def test_the_validation_score_is_of_the_grid():
@@ -199,6 +211,12 @@ def test_the_validation_score_is_of_the_grid():
     real, synthetic = rng.random((2, *box.shape))
     assert validation_score(real, synthetic, box) == validation_score(box.pad(real), box.pad(synthetic))
     assert validation_score(real, synthetic, box) != validation_score(real, synthetic)
+    mask = np.zeros(box.grid, bool)
+    mask[4:16, 5:17, 4:16] = True
+    masked = validation_score(real, synthetic, box, mask)
+    assert (
+        masked == validation_score(box.pad(real), box.pad(synthetic) * mask) != validation_score(real, synthetic, box)
+    )
 
 
 def test_a_model_remembers_its_box(tmp_path):
