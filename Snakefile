@@ -165,6 +165,7 @@ rule train:
         notebook=f"{WORK}/notebooks/02_train_{{method}}.ipynb",
     params:
         lambda wildcards: digest(f"methods.{wildcards.method}", "training", "seed"),
+    priority: 1  # the long jobs first: the short ones behind them then end together
     threads: SETTINGS.training.threads or workflow.cores
     shell:
         PAPERMILL + " -p method {wildcards.method}"
@@ -202,6 +203,7 @@ rule conditions:
         notebook=f"{WORK}/notebooks/03_synthesise_conditions.ipynb",
     params:
         conditions=json.dumps(CONDITIONS),
+    priority: 1
     threads: SETTINGS.training.threads or workflow.cores
     shell:
         PAPERMILL + " -p method ResDM -y 'conditions: {params.conditions}'"
@@ -254,6 +256,7 @@ rule evaluators:
         touch(f"{WORK}/evaluation/fitted"),
     params:
         digest("evaluation", "preprocess", "seed"),
+    priority: 1
     threads: SETTINGS.training.threads or workflow.cores
     shell:
         "resdm evaluators {PROFILE}"
@@ -392,6 +395,7 @@ rule uncertainty:
         notebook=f"{WORK}/notebooks/14_uncertainty.ipynb",
     params:
         digest("uncertainty", "privacy"),
+    priority: 1
     threads: SETTINGS.training.threads or workflow.cores
     shell:
         PAPERMILL

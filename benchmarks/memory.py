@@ -31,9 +31,11 @@ def rows(size: int, width: int = 32) -> list[tuple[str, Case]]:
     named = [("released, fp32", Case("released", size, width=width)), ("ResDM, fp32, full resolution", ours)]
     for name, change in (
         ("+ Haar stem", {"stem": "haar"}),
-        ("+ brain's box", {"crop": True}),
+        ("+ fused upsampling", {"upsampling": True}),
         ("+ bf16 autocast", {"bf16": True}),
-        ("+ activation checkpointing", {"checkpoint": True}),
+        ("+ norms and SiLU recomputed", {"pointwise": True}),
+        ("+ brain's box", {"crop": True}),
+        ("+ whole blocks recomputed", {"checkpoint": True}),
     ):
         ours = replace(ours, **change)
         named.append((name, ours))
@@ -62,12 +64,13 @@ def table(size: int, width: int = 32) -> pd.DataFrame:
 
 def markdown(frame: pd.DataFrame, size: int) -> str:
     """The table as a page."""
+    stem, half = (frame.set_index("configuration").loc[row, "sum_gib"] for row in ("+ Haar stem", "+ bf16 autocast"))
     lines = [
         f"# What a training step at {size}³ holds",
         "",
-        "One person, both tracers. Counted from shapes (fake tensors), nothing is run: distinct storages that autograd "
-        f"keeps for the backward pass; {COPIES} copies of the network's weights in 32 bits (weights, gradients, two "
-        "moments of AdamW, EMA). Not counted: the text tower (0.24 GiB for ViT-B/32, of which 14 MiB are trained), the "
+        "One person, both tracers. Counted from shapes (fake tensors), nothing is run: storages that are alive between "
+        f"forward and backward pass; {COPIES} copies of the network's weights in 32 bits (weights, gradients, two "
+        "moments of AdamW, EMA). Not counted: the text tower (0.14 GiB for ViT-B/32, of which 14 MiB are trained), the "
         "largest temporaries of the backward pass, cuDNN's workspace, CUDA's own context. One H100 held 3.72 GiB at "
         "most with the stem and bf16 on the whole grid ([phantom128_h100.md](phantom128_h100.md)).",
         "",
@@ -80,9 +83,11 @@ def markdown(frame: pd.DataFrame, size: int) -> str:
         lines.append(f"| {row['configuration']} | {row['voxels']} | {' | '.join(numbers)} | {row['step_tflop']:.2f} |")
     lines += [
         "",
-        "**Within 8 GiB of GPU memory:** the Haar stem alone brings a step under it; every 128³ profile has it and the "
-        "brain's box by default. For less, set `training.precision: bf16-mixed` and, last, since it costs a forward "
-        "pass more, `network.checkpoint_activations: true`.",
+        f"**Within 8 GiB of GPU memory:** the Haar stem, which every {size}³ profile has, brings a step to "
+        f"{stem:.1f} GiB, and bf16, which those for GPUs have (`training.precision: bf16-mixed`), to {half:.1f}. For "
+        "less: `network.recompute_pointwise: true` computes norms and SiLU again in the backward pass, for next to no "
+        "work; `training.crop: true` leaves out what lies around the brain; `network.checkpoint_activations: true` "
+        "computes whole blocks again, for a forward pass more.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -345,6 +345,7 @@ class TransUNetConfig(AdversarialConfig):
     layers: int = 8
     heads: int = 8
     dropout: float = 0.1
+    channels_last: bool = False  # memory format only: the same values, a third faster on some CPUs
 
 
 @dataclass(frozen=True)

@@ -27,3 +27,11 @@ def build_method(config: MethodConfig, shape: tuple[int, int, int]) -> Method:
     if not issubclass(found, Method):
         raise ConfigError(f"kind is {config.kind!r}; expected a class made from resdm.methods.Method")
     return found(config, shape)
+
+
+def __getattr__(name: str) -> type[Method]:
+    """The classes of `METHODS` by their names, as if they were imported here."""
+    for target in METHODS.values():
+        if target.partition(":")[2] == name:
+            return imported_method(target, "kind")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
