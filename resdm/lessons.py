@@ -7,21 +7,36 @@ tower earns its language here: it learns to recover age, sex and tracer from the
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from resdm import clip
 from resdm.batch import TRACERS
 from resdm.config import AGE_RANGE, SEXES
+from resdm.io import atomic, sha256
 from resdm.prior import PriorModule, prompt
 
 
-def learn_language(prior: PriorModule, seed: int, batch: int = 16) -> float:
+def learn_language(prior: PriorModule, seed: int, batch: int = 16, folder: Path | None = None) -> float:
     """Train the whole tower on random prompts, then leave its frozen part frozen again.
 
     Every state from the end of the sentence on answers, padding included: cross-attention starts nearly uniform over
     the 77 states, and would hear little if only one of them knew. Does nothing to a tower with weights of its own, or
     where the configuration gives no lessons.
+
+    Parameters
+    ----------
+    prior : PriorModule
+    seed : int
+    batch : int
+        Prompts a lesson.
+    folder : Path, optional
+        Where a tower that has had its lessons is kept: the methods of a profile start with the same tower, and the next
+        takes it from there, in the same bits.
 
     Returns
     -------
@@ -31,6 +46,13 @@ def learn_language(prior: PriorModule, seed: int, batch: int = 16) -> float:
     size, tower, device = prior.config.tower, prior.tower, prior.project.weight.device
     if size is None or prior.config.weights != "none" or size.lessons == 0:
         return float("nan")
+    path = None if folder is None else folder / f"{_digest(prior, seed, batch)}.safetensors"
+    if path is not None and path.is_file():
+        values = load_file(path, device=str(device))
+        correlation = values.pop("correlation").item()
+        tower.load_state_dict(values)
+        prior.forget()
+        return correlation
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         readout = nn.Linear(size.embed_dim, 4).to(device)
@@ -63,7 +85,22 @@ def learn_language(prior: PriorModule, seed: int, batch: int = 16) -> float:
         weight.requires_grad_(was)
         weight.grad = None
     prior.forget()
-    return float(torch.corrcoef(torch.stack([torch.cat(spoken), torch.cat(recovered)]))[0, 1])
+    correlation = torch.corrcoef(torch.stack([torch.cat(spoken), torch.cat(recovered)]))[0, 1]
+    if path is not None:
+        values = tower.state_dict() | {"correlation": correlation}
+        with atomic(path) as temporary:
+            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, temporary)
+    return float(correlation)
+
+
+def _digest(prior: PriorModule, seed: int, batch: int) -> str:
+    """All that the lessons' result depends on: settings, first weights, this code, and who computes."""
+    weight = prior.project.weight
+    parts = [prior.config.tower, seed, batch, sha256(__file__), torch.__version__, weight.device.type]
+    found = hashlib.sha256("/".join(map(str, [*parts, torch.get_num_threads()])).encode())
+    for value in prior.tower.state_dict().values():
+        found.update(value.cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _lesson(n: int, generator: torch.Generator) -> tuple[list[str], Tensor]:

@@ -337,7 +337,7 @@ class _Loop:
         method.to(fabric.device).train()
         self._seed(config.seed)
         if prepare:
-            method.prepare(config.seed)
+            method.prepare(config.seed, config.work / "lessons")
         if config.training.compile:
             method.compile_networks()
         optimisers = method.optimisers()

@@ -16,7 +16,7 @@ from torch import nn
 from resdm import clip
 from resdm.batch import Prior
 from resdm.config import PriorConfig, TowerConfig
-from resdm.lessons import learn_language
+from resdm.lessons import _lesson, learn_language
 from resdm.prior import PriorModule, prompt, prompt_tokens, prompts
 from resdm.shelf import Shelf
 
@@ -207,6 +207,33 @@ def test_lessons_are_the_seeds():
         learn_language(prior, seed=3)
         towers.append(prior.state_dict())
     assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[0])
+
+
+def test_lessons_are_kept_and_taken_up_in_the_same_bits(tmp_path, monkeypatch):
+    """By a tower that begins with the same weights; with another seed, number or first weights it learns for itself."""
+
+    def learned(weights: int, seed: int, lessons: int = 5):
+        torch.manual_seed(weights)
+        prior = PriorModule(PriorConfig(weights="none", tower=TowerConfig(16, 2, 2, 16, lessons=lessons)))
+        correlation = learn_language(prior, seed, folder=tmp_path)
+        return correlation, prior
+
+    first, one = learned(0, 3)
+    assert len(list(tmp_path.iterdir())) == 1
+    drawn = []
+    monkeypatch.setattr("resdm.lessons._lesson", lambda *arguments: drawn.append(arguments) or _lesson(*arguments))
+    again, other = learned(0, 3)
+    assert not drawn
+    assert again == first
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    for name, weight in other.named_parameters():
+        assert weight.requires_grad == dict(one.named_parameters())[name].requires_grad, name
+    for count, arguments in enumerate(((1, 3), (0, 4), (0, 3, 6)), 2):
+        learned(*arguments)
+        assert drawn
+        assert len(list(tmp_path.iterdir())) == count
+        drawn.clear()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -78,8 +79,11 @@ class Method(nn.Module):
         """What a picture of the method needs of one person (Figure 1), by name; empty where there is none."""
         return {}
 
-    def prepare(self, seed: int) -> None:
-        """Work before the first training step that needs no image (a text tower's first lessons). None by default."""
+    def prepare(self, seed: int, folder: Path | None = None) -> None:
+        """Work before the first training step that needs no image (a text tower's first lessons). None by default.
+
+        ``folder`` may keep what other methods of the profile can start with too.
+        """
 
     def compile_networks(self) -> None:
         """Have torch.compile make kernels for this method's networks, on their first use; weights keep their names."""

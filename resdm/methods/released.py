@@ -198,9 +198,9 @@ class Released(Method):
         self.prior = PriorModule(config.prior)
         self.unet = ReleasedUNet(config.width, config.mended)
 
-    def prepare(self, seed: int) -> None:
+    def prepare(self, seed: int, folder: Path | None = None) -> None:
         """Lessons of the text tower, where it has no pretrained weights."""
-        learn_language(self.prior, seed)
+        learn_language(self.prior, seed, folder=folder)
 
     def averages(self, name: str) -> bool:
         """The released EMA holds the U-Net; the text tower is saved as it is."""

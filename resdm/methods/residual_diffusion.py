@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,9 +31,9 @@ class PriorGuided(Method):
         self.prior = PriorModule(config.prior)
         self.unet = UNet(config.network, config.prior.dim)
 
-    def prepare(self, seed: int) -> None:
+    def prepare(self, seed: int, folder: Path | None = None) -> None:
         """Lessons of the text tower, where it has no pretrained weights."""
-        learn_language(self.prior, seed)
+        learn_language(self.prior, seed, folder=folder)
 
     def context(self, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
         """Text context (2B, tokens, dim), person by person, tracers in order; a ``generator`` turns on dropout."""
