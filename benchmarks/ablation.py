@@ -328,33 +328,48 @@ def markdown(
 
 
 def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem: Path) -> None:
-    """Cost of a step, and the gain of every metric with its interval and margin, as ``<stem>.svg`` and ``.png``."""
+    """Cost of a step, and the gain of every metric with its interval and margin, as ``<stem>.svg`` and ``.png``.
+
+    Panels are as wide as the gains after equal steps need; what lies beyond is written at the edge.
+    """
     from matplotlib import pyplot
 
     from resdm.report.figures import save_figure
 
-    figure, axes = pyplot.subplots(
-        1, 1 + len(METRICS), figsize=(14.0, 2.7), width_ratios=(1.3, *[1] * len(METRICS)), layout="constrained"
-    )
+    rows = 2
+    columns = -(-(1 + len(METRICS)) // rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(11.0, 4.6), layout="constrained")
     y = np.arange(len(cost))[::-1]
-    panel = axes[0]
+    panel, *panels = axes.flat
     bars = panel.barh(y, cost["seconds_per_step"] * 1e3, 0.6, color="#3B6FA0")
     panel.bar_label(bars, [f"{v:.1f}×" for v in cost["faster"]], fontsize=7, padding=2)
     panel.set_xlim(0, cost["seconds_per_step"].max() * 1.25e3)
-    panel.set_title("ms a training step", fontsize=8, loc="left")
+    panel.set_title("ms a training step\n", fontsize=8, loc="left")
     panel.set_yticks(y, cost["title"])
     y = np.arange(len(GAINS))[::-1]
-    for i, (metric, (title, sign, margin)) in enumerate(METRICS.items(), 1):
-        panel = axes[i]
+    equal_steps = np.array([over != "full_time" for _, over in GAINS])
+    for i, (panel, (metric, (title, sign, margin))) in enumerate(zip(panels, METRICS.items(), strict=True), 1):
         own = pd.DataFrame([_gains(gains, *pair).loc[metric] for pair in GAINS])
+        gain, low, high = (own[column].to_numpy(float) for column in ("gain", "low", "high"))
+        left, right = min(-margin, low[equal_steps].min()), max(margin, high[equal_steps].max())
+        left, right = left - 0.08 * (right - left), right + 0.08 * (right - left)
         panel.axvspan(-margin, 0, color="#E6E6E6", zorder=0, linewidth=0)
         panel.axvline(0, color="#8A8A8A", linewidth=0.8)
-        gain, low, high = (own[column].to_numpy(float) for column in ("gain", "low", "high"))
-        panel.errorbar(gain, y, xerr=(gain - low, high - gain), fmt="o", color="#3B6FA0", markersize=3.5, linewidth=1.2)
-        panel.set_title(("gain in " if sign > 0 else "less ") + title, fontsize=8, loc="left")
-        panel.set_yticks(y, GAINS.values() if i == 1 else [""] * len(y))
+        inside = (gain >= left) & (gain <= right)
+        errors = (gain - low)[inside], (high - gain)[inside]
+        panel.errorbar(gain[inside], y[inside], xerr=errors, fmt="o", color="#3B6FA0", markersize=3.5, linewidth=1.2)
+        for at, value in zip(y[~inside], gain[~inside], strict=True):
+            said, edge, side = (
+                (f"{value:+.2g} →", right, "right") if value > right else (f"← {value:+.2g}", left, "left")
+            )
+            panel.text(edge, at, said, fontsize=7, color="#3B6FA0", ha=side, va="center")
+        panel.set_xlim(left, right)
+        name, _, unit = title.partition(" (")
+        wrapped = ("gain in " if sign > 0 else "less ") + name.replace(" lost to", "\nlost to")
+        panel.set_title(wrapped + f" ({unit}" * bool(unit) + "\n" * ("\n" not in wrapped), fontsize=8, loc="left")
+        panel.set_yticks(y, GAINS.values() if i == 1 or i % columns == 0 else [""] * len(y))
         panel.set_ylim(-0.6, len(y) - 0.4)
-    for panel in axes:
+    for panel in axes.flat:
         panel.tick_params(labelsize=7)
         panel.locator_params(axis="x", nbins=4)
         panel.spines[["top", "right"]].set_visible(False)

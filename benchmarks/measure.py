@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from resdm import haar
+from resdm import haar, upsample
 from resdm.anatomy import Grid, brain_box
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.config import NetworkConfig, PriorConfig, ReleasedConfig, ResidualDiffusionConfig, TowerConfig
@@ -366,7 +366,7 @@ def count(case: Case) -> dict[str, float]:
         ``saved_bytes``: what tensors hold between them, for the backward pass, weights left out; ``weight_bytes`` and
         ``parameters`` of the network.
     """
-    haar._basis.cache_clear()  # neither a real tensor among the fake ones, nor a fake one left behind
+    forget_constants()
     with FakeTensorMode():
         ours = case.network == "resdm"
         plain = replace(case, channels_last=False)  # the same counts; fake weights cannot change their memory format
@@ -387,8 +387,14 @@ def count(case: Case) -> dict[str, float]:
             "weight_bytes": sum(w.numel() * w.element_size() for w in unet.parameters()),
             "parameters": sum(w.numel() for w in unet.parameters()),
         }
-    haar._basis.cache_clear()
+    forget_constants()
     return found
+
+
+def forget_constants() -> None:
+    """Neither a real tensor among the fake ones, nor a fake one left behind."""
+    for constant in (haar._basis, upsample._spread):
+        constant.cache_clear()
 
 
 def _call(unet: nn.Module, case: Case, n: int, width: int) -> Tensor:

@@ -437,8 +437,8 @@ class TrainingConfig:
     batch_size: int = 1  # people (sessions) a step, over all devices together, both tracers each
     shift_voxels: int = 2  # augmentation: a translation of up to this many voxels, the same for MRI and PETs
     flip: bool = False  # left–right, the same for all volumes of a person
-    # Networks see the brain's box of the grid (resdm.anatomy.working_box); outside, all is 0. Off: on the default phantom
-    # two trainings with it were worse inside the brain than two without, and heard prompts less (benchmarks/results).
+    # Networks see the brain's box of the grid (resdm.anatomy.working_box); outside, all is 0. Off: on the default
+    # phantom two trainings with it were worse inside the brain than two without (benchmarks/results/ablation.md).
     crop: bool = False
     validate_every: int = 10  # epochs; the last step is always validated
     checkpoint_every: int = 500  # optimiser steps

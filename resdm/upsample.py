@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
@@ -15,8 +18,13 @@ def upsample(x: Tensor, conv: nn.Conv3d, size: Size, fused: bool = True) -> Tens
     """
     if not (fused and size == Size(2 * n for n in x.shape[2:])):
         return conv(F.interpolate(x, size=size))  # nearest
-    kernel = conv.weight  # (out, in, 3, 3, 3)
-    for pad in ((1, 0), (0, 0, 1, 0), (0, 0, 0, 0, 1, 0)):  # z, y, x: w0 w1 w2 → w0, w0 + w1, w1 + w2, w2
-        kernel = F.pad(kernel, pad) + F.pad(kernel, [*pad[:-2], 0, 1])
-    kernel = kernel.flip(2, 3, 4).transpose(0, 1)  # (in, out, 4, 4, 4)
+    spread = conv.weight.flatten(2) @ _spread(conv.weight.device, conv.weight.dtype)  # (out, in, 64)
+    kernel = spread.unflatten(2, (4, 4, 4)).transpose(0, 1)  # (in, out, 4, 4, 4)
     return F.conv_transpose3d(x, kernel, conv.bias, stride=2, padding=1)
+
+
+@cache
+def _spread(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(27, 64): w0, w1, w2 become w2, w1 + w2, w0 + w1, w0 along each axis: transposed convolutions read backwards."""
+    axis = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], device=device, dtype=dtype)
+    return torch.kron(torch.kron(axis, axis), axis)
