@@ -37,6 +37,10 @@ from resdm.unet import UNet
 FIELD_MM = 192.0
 """Side of the cube that a grid covers, as 128 voxels of 1.5 mm do."""
 EMA = 0.9999
+CLIP_WORDS = (49408, 512)
+"""CLIP's whole token embedding, which the suite cuts down to the words of prompts."""
+CLIP_IMAGE_HALF = 87_849_216
+"""Weights of ViT-B/32's image tower, which the released main.py loads with the rest of CLIP and never runs."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,10 @@ def build(case: Case) -> Method:
     if not case.cache:
         method.prior.forward = partial(method.prior.forward, cached=False)
         method.prior.shelf.clear()
+        if tower is None:
+            method.prior.tower.token_embedding = nn.Embedding(*CLIP_WORDS).requires_grad_(False)
+    if case.network == "released" and tower is None:
+        method.image_half = nn.Parameter(torch.ones(CLIP_IMAGE_HALF), requires_grad=False)
     return method
 
 
