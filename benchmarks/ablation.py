@@ -30,20 +30,27 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench import device_name  # noqa: E402
 
 from resdm.anatomy import working_box  # noqa: E402
-from resdm.config import Config, load_config  # noqa: E402
+from resdm.config import Config, Precision, load_config  # noqa: E402
 from resdm.evaluation.image_quality import read_index, read_scores  # noqa: E402
-from resdm.evaluation.statistics import bootstrap_mean, compare  # noqa: E402
 from resdm.evaluation.suvr import regional_suvr  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
+from resdm.processor import computes_bf16  # noqa: E402
 
-ROWS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "full": ("full resolution", {"stem": "none", "fused_upsampling": False}, False),
-    "haar": ("+ Haar stem", {"stem": "haar", "fused_upsampling": False}, False),
-    "upsampling": ("+ fused upsampling", {"stem": "haar"}, False),
-    "box": ("+ brain's box", {"stem": "haar"}, True),
-    "full_time": ("full resolution, equal time", {"stem": "none", "fused_upsampling": False}, False),
+_FULL, _HAAR = {"stem": "none", "fused_upsampling": False}, {"stem": "haar", "fused_upsampling": False}
+_FUSED = {"stem": "haar", "fused_upsampling": True}
+
+ROWS: dict[str, tuple[str, dict[str, Any], bool, Precision | None]] = {
+    "full": ("full resolution", _FULL, False, None),
+    "haar": ("+ Haar stem", _HAAR, False, None),
+    "upsampling": ("+ fused upsampling", _FUSED, False, None),
+    "bf16": ("that in bfloat16", _FUSED, False, "bf16-mixed"),
+    "box": ("that in the brain's box", _FUSED, True, None),
+    "full_time": ("full resolution, equal time", _FULL, False, None),
 }
-"""Name → what it is called, the network's settings, and whether it sees the brain's box."""
+"""Name → what it is called, the network's settings, whether it sees the brain's box, and a precision of its own."""
+
+if not computes_bf16():
+    del ROWS["bf16"]  # emulated, it takes a hundred times as long
 
 FAST = "upsampling"
 """What ``full_time`` may take as long as."""
@@ -51,11 +58,15 @@ FAST = "upsampling"
 GAINS = {
     ("haar", "full"): "+ Haar stem",
     ("upsampling", "full"): "+ fused upsampling",
-    ("box", "full"): "+ brain's box",
+    ("bf16", "full"): "that in bfloat16",
+    ("box", "full"): "that in the brain's box",
+    ("bf16", "upsampling"): "bfloat16 alone",
     ("box", "upsampling"): "the box alone",
     ("upsampling", "full_time"): "+ fused upsampling, at equal time",
 }
 """What is compared with what, and what the comparison is called."""
+
+GAINS = {pair: title for pair, title in GAINS.items() if pair[0] in ROWS}
 
 METRICS = {
     "psnr": ("PSNR, whole (dB)", 1, 0.25),
@@ -109,8 +120,10 @@ def derived(profile: str, key: str, steps: int | None, seeds: Sequence[int]) -> 
         source.training, budget="equal_epochs", epochs=epochs, validate_every=epochs, crop=ROWS[key][2], threads=1
     )  # the last weights are kept, in every row
     methods = {
-        _name(row, seed): replace(resdm, seed=seed, network=replace(resdm.network, **{"channels_last": False} | change))
-        for row, (_, change, _) in ROWS.items()
+        _name(row, seed): replace(
+            resdm, seed=seed, precision=precision, network=replace(resdm.network, **{"channels_last": False} | change)
+        )
+        for row, (_, change, _, precision) in ROWS.items()
         for seed in seeds
     }
     config = replace(source, profile=f"ablation/{source.profile}-{epochs}epochs", methods=methods, training=training)
@@ -202,8 +215,7 @@ def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
 def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Means over people with intervals, and what is gained over another row, paired, with a verdict.
 
-    A person's value is the mean over trainings (seeds), so intervals are over people, not over trainings; what each
-    training gained stands beside.
+    Intervals are over people and over trainings (seeds), see `interval`; what each training gained stands beside.
 
     Returns
     -------
@@ -216,22 +228,29 @@ def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     means, gains = [], []
     for tracer in TRACERS:
         own = people[people["tracer"] == tracer]
-        table = own.groupby(["configuration", "person"])[list(METRICS)].mean()
-        by_seed = own.groupby(["configuration", "seed"])[list(METRICS)].mean()
         for metric, (_, sign, margin) in METRICS.items():
-            base = table.loc["full", metric]
-            of = {key: table.loc[key, metric].reindex(base.index).to_numpy() for key in ROWS}
-            same = {"tracer": tracer, "metric": metric, "n": len(base)}
+            table = own.pivot_table(metric, ["configuration", "person"], "seed")  # rows of a configuration in one order
+            of = {key: table.loc[key].to_numpy() for key in ROWS}  # (people, trainings)
+            same = {"tracer": tracer, "metric": metric, "n": len(of["full"])}
             for key, values in of.items():
-                low, high = bootstrap_mean(values, seed=seed)
+                low, high = interval(values, seed)
                 means.append({"configuration": key} | same | {"value": values.mean(), "low": low, "high": high})
             for key, over in GAINS:
-                found = compare(sign * of[key], sign * of[over], seed=seed)
-                each = sign * (by_seed.loc[key, metric] - by_seed.loc[over, metric]).sort_index()
-                row = {"configuration": key, "over": over} | same | {"gain": found.difference}
-                row |= {"low": found.low, "high": found.high, "by_seed": " ".join(f"{gain:.4g}" for gain in each)}
-                gains.append(row | {"margin": margin, "verdict": verdict(found.low, found.high, margin)})
+                gain = sign * (of[key] - of[over])
+                low, high = interval(gain, seed)
+                row = {"configuration": key, "over": over} | same | {"gain": gain.mean(), "low": low, "high": high}
+                row["by_seed"] = " ".join(f"{each:.4g}" for each in gain.mean(0))
+                gains.append(row | {"margin": margin, "verdict": verdict(low, high, margin)})
     return pd.DataFrame(means), pd.DataFrame(gains)
+
+
+def interval(values: np.ndarray, seed: int, draws: int = 9999) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of (people, trainings): both are drawn anew, since both vary."""
+    rng = np.random.default_rng(seed)
+    people, trainings = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in values.shape)
+    means = np.einsum("dp, pt, dt -> d", people, values, trainings, optimize=True)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def verdict(low: float, high: float, margin: float) -> str:
@@ -248,14 +267,17 @@ def verdict(low: float, high: float, margin: float) -> str:
 
 
 def costs(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
-    """Steps, seconds a step, peak memory of the process and voxels of every row; medians over seeds."""
+    """Steps, seconds a step, peak memory of the process and voxels of every row; medians over seeds.
+
+    Seconds are the least, which other work on the machine has slowed least.
+    """
     rows = []
-    for key, (title, _, crop) in ROWS.items():
+    for key, (title, _, crop, _) in ROWS.items():
         found = pd.DataFrame([timing(config, key, seed) for seed in seeds])
         box = working_box(replace(config, training=replace(config.training, crop=crop)), _name(key, seeds[0]))
-        measured = ["steps", "seconds", "seconds_per_step", "peak_memory_bytes", "parameters"]
         named = {"configuration": key, "title": title, "voxels": " × ".join(map(str, box.shape))}
-        rows.append(named | found[measured].median().to_dict())
+        named |= found[["steps", "peak_memory_bytes", "parameters"]].median().to_dict()
+        rows.append(named | found[["seconds", "seconds_per_step"]].min().to_dict())
     frame = pd.DataFrame(rows)
     return frame.assign(faster=frame["seconds_per_step"].iloc[0] / frame["seconds_per_step"])
 
@@ -302,9 +324,9 @@ def markdown(
         f"{notice or 'ADNI'}. `python benchmarks/ablation.py`: ResDM of the same widths, {steps:.0f} optimiser "
         f"steps a row, the same batches, seeds {', '.join(map(str, seeds))}; a thread a training, on {device}, torch "
         f"{version('torch')}. {n} test people; a person's mean over sessions and tracers. In brackets, 95 % bootstrap "
-        "intervals over people, not over trainings; in the second table, of the paired gain, better if positive, and "
+        "intervals over people and trainings; in the second table, of the paired gain, better if positive, and "
         "behind it each training's. “The same”: the interval stays above minus the margin "
-        f"({margins}). Peak memory is of the whole process, imports included.",
+        f"({margins}). Peak memory is of the whole process, imports included; ms a step are of a row's fastest training.",
         "",
         "| configuration | voxels | parameters (M) | steps | ms a step | × | peak (GiB) | " + titles + " |",
         "|---|---|--:|--:|--:|--:|--:|" + "---|" * len(METRICS),
@@ -373,7 +395,7 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
         panel.tick_params(labelsize=7)
         panel.locator_params(axis="x", nbins=4)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Right of 0 is better; grey: the margin; bars: 95 % intervals over people"
+    figure.suptitle("Right of 0 is better; grey: the margin; bars: 95 % intervals over people and trainings"
                     f"\n{device}" + (f" · {notice}" if notice else ""), fontsize=8, x=0.01, ha="left")  # fmt: skip
     save_figure(figure, stem, {"device": device, "torch": version("torch")})
     pyplot.close(figure)
@@ -395,7 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
     parser.add_argument("--steps", type=int, help="a row, rounded to whole epochs (default: the profile's)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--at-once", type=int, default=2, help="trainings side by side, a thread each (default: 2)")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)

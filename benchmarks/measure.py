@@ -30,6 +30,7 @@ from resdm.config import NetworkConfig, PriorConfig, ReleasedConfig, ResidualDif
 from resdm.methods import Method
 from resdm.methods.released import Released, ReleasedUNet
 from resdm.methods.residual_diffusion import ResidualDiffusion
+from resdm.processor import computes_bf16, keep_memory
 from resdm.synthesis import _CPU_ATTENTION
 from resdm.training import update_average
 from resdm.unet import UNet
@@ -57,10 +58,10 @@ class Case:
     people : int
         A batch; both tracers of each.
     stem : {"none", "haar"}
-    upsampling, crop, together, cache, fused, pointwise, channels_last, bf16, checkpoint, compiled : bool
+    upsampling, crop, together, cache, fused, keep, pointwise, channels_last, bf16, checkpoint, compiled : bool
         Interpolation and convolution in one call; the brain's box; both tracers in one pass; frozen text kept, its
-        weights in a file; fused AdamW and averaging in one call; norms and SiLU computed again going backward; memory
-        format; autocast; activation checkpointing; torch.compile.
+        weights in a file; fused AdamW and averaging in one call; freed memory kept; norms and SiLU computed again going
+        backward; memory format; autocast; activation checkpointing; torch.compile.
     threads : int
         Of a CPU.
     device : {"cpu", "cuda"}
@@ -76,6 +77,7 @@ class Case:
     together: bool = False
     cache: bool = False
     fused: bool = False
+    keep: bool = False
     pointwise: bool = False
     channels_last: bool = False
     bf16: bool = False
@@ -294,6 +296,8 @@ def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict
         ``sample15_s``, ``sample2_s`` and ``sample_steps_timed``.
     """
     torch.set_num_threads(case.threads)
+    if case.keep:
+        keep_memory()
     cuda = case.device == "cuda"
     batch = random_batch(case)
     warm_libraries()
@@ -345,13 +349,16 @@ def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict
 def peak_rates(device: str, threads: int, quick: bool = False) -> dict[str, float]:
     """The machine's best measured GFLOP/s: a square matrix product, and a 3 × 3 × 3 convolution."""
     torch.set_num_threads(threads)
+    keep_memory()
     found = {}
-    for kind in (torch.float32, torch.bfloat16)[: 1 + (device == "cuda")]:
+    for kind in (torch.float32, torch.bfloat16)[: 1 + (device == "cuda" or computes_bf16())]:
         n = 256 if quick else 8192 if device == "cuda" else 2048
         a, b = (torch.rand(n, n, device=device, dtype=kind) for _ in range(2))
         side = 16 if quick else 96 if device == "cuda" else 32
-        x = torch.rand(2, 64, side, side, side, device=device, dtype=kind)
-        weight = torch.rand(64, 64, 3, 3, 3, device=device, dtype=kind)
+        x, weight = (
+            torch.rand(*shape, device=device, dtype=kind).to(memory_format=torch.channels_last_3d)
+            for shape in ((2, 64, side, side, side), (64, 64, 3, 3, 3))
+        )
         name = str(kind).removeprefix("torch.")
         for what, run, flop in (
             ("matmul", partial(torch.mm, a, b), 2 * n**3),

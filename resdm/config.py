@@ -438,7 +438,7 @@ class TrainingConfig:
     shift_voxels: int = 2  # augmentation: a translation of up to this many voxels, the same for MRI and PETs
     flip: bool = False  # left–right, the same for all volumes of a person
     # Networks see the brain's box of the grid (resdm.anatomy.working_box); outside, all is 0. Off: on the default
-    # phantom two trainings with it were worse inside the brain than two without (benchmarks/results/ablation.md).
+    # phantom it saves little, and no metric gains by it (benchmarks/results/ablation.md); at 128³ it saves two fifths.
     crop: bool = False
     validate_every: int = 10  # epochs; the last step is always validated
     checkpoint_every: int = 500  # optimiser steps
@@ -449,6 +449,7 @@ class TrainingConfig:
     compile: bool = False  # torch.compile of the networks, in training and sampling; other last bits, minutes to start
     deterministic: bool = True  # CUDA kernels that give the same bits every time, where there are any; CPU always does
     threads: int | None = None  # CPU threads of torch; a number makes results independent of the machine's cores
+    keep_memory: bool = True  # CPU: what tensors free stays with the process: the same values, faster on large grids
     workers: int = 0  # processes that load volumes; 0: the memory map is read in the training process
 
 

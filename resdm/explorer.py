@@ -22,7 +22,6 @@ from typing import Any
 import ipywidgets as widgets
 import nibabel as nib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from resdm.checkpoint import check_model
@@ -31,6 +30,7 @@ from resdm.config import AGE_RANGE, TRACERS, Config, MethodConfig, check_person,
 from resdm.evaluation.image_quality import read_index, read_volume
 from resdm.evaluation.suvr import regional_means, to_suvr
 from resdm.io import atomic, sha256, write_json
+from resdm.processor import set_up
 from resdm.report.figures import FIELD_MM, TRACER_TITLES
 from resdm.report.views import Scene, orthogonal_views
 from resdm.synthesis import Model, bids_prefix, check_phantom
@@ -93,8 +93,7 @@ class Studio:
         self.config, self.method = config, method
         self.model = Model.load(config.model(method))
         check_model(self.model.card, config, method)
-        if config.training.threads is not None:
-            torch.set_num_threads(config.training.threads)
+        set_up(config.training)
         index = read_index(config)
         keys = index["person"] + " " + index["session"]
         self.people: dict[str, dict[str, Any]] = dict(zip(keys, index.to_dict("records"), strict=True))

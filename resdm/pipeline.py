@@ -36,6 +36,7 @@ from resdm.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm.io import atomic, write_csv, write_json, write_text
 from resdm.methods import build_method
 from resdm.modelcard import write_card
+from resdm.processor import set_up
 from resdm.report.provenance import provenance
 from resdm.scan import synthesise_scan as synthesise_scan  # a stage like the others
 from resdm.scan import synthesise_scans as synthesise_scans
@@ -185,8 +186,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     seeded = config.seeded(name)
     box = working_box(config, name)
     sets = CohortDataset(seeded, "train", augment=True, box=box), CohortDataset(seeded, "validation", box=box)
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
+    set_up(config.training)
     torch.manual_seed(seeded.seed)  # of the fresh weights
     method = build_method(settings, box.shape)
     digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
@@ -240,8 +240,7 @@ def synthesise_method(
     config = profile(config)
     settings = config.method(name)
     check_model(load_card(config.model(name)), config, name)
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
+    set_up(config.training)
     people = read_index(config, split)
     data = CohortDataset(config, split)
     model = Model.load(config.model(name))
@@ -290,8 +289,7 @@ def sample_method(
     name = config.uncertainty.method if name is None else name
     settings = config.method(name)
     check_model(load_card(config.model(name)), config, name)
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
+    set_up(config.training)
     model, out = Model.load(config.model(name)), config.predictions(name, "samples")
     ranges = config.preprocess.suvr_range
 

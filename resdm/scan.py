@@ -19,7 +19,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from resdm.anatomy import Grid, mni_map
@@ -31,6 +30,7 @@ from resdm.config import check_person
 from resdm.evaluation.image_quality import read_volume
 from resdm.evaluation.suvr import regional_means, to_suvr
 from resdm.io import atomic, sha256, write_csv, write_json
+from resdm.processor import set_up
 from resdm.report.figures import save_figure, scan_montage
 from resdm.report.provenance import provenance, versions
 from resdm.synthesis import LABELS, Model, bids_prefix, check_phantom, sampling_steps, synthesise_mri
@@ -139,8 +139,7 @@ def _synthesise(
     card, samples = model.card, request["samples"]
     record_path = out / f"{prefix}_desc-synth_record.json"
     record_path.unlink(missing_ok=True)
-    if card.config.training.threads is not None:  # sums of another number of threads differ in their last bits
-        torch.set_num_threads(card.config.training.threads)
+    set_up(card.config.training)
     with tqdm(total=samples + 2, desc=f"{prefix} registration", unit="step", disable=not progress) as bar:
         mri, info = preprocess_mri(t1w, card.config)
         bar.update()

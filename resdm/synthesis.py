@@ -29,6 +29,7 @@ from resdm.checkpoint import ModelCard, load_model
 from resdm.config import SEXES, check_condition, check_person, derive_seed
 from resdm.io import atomic, write_json
 from resdm.methods import Method
+from resdm.processor import computes_bf16
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
 """BIDS labels of the tracers where a person has no real PET to take them from."""
@@ -180,12 +181,13 @@ class Model:
             yield self.synthesise(mri, age, sex, seed=derive_seed(seed, "sample", i) if i else seed, steps=steps)
 
     def _autocast(self) -> AbstractContextManager:
-        """The precision of training on a GPU; 32 bits on a CPU, where the half types are slower."""
-        training = self.card.config.training
-        precision = self.card.settings.precision or training.precision
-        if self.device.type == "cpu" or precision == "32-true":
+        """The precision of training; 32 bits on a CPU that does not compute in it."""
+        precision = self.card.settings.precision or self.card.config.training.precision
+        half = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
+        on_cpu = self.device.type == "cpu" and not (half is torch.bfloat16 and computes_bf16())
+        if on_cpu or precision == "32-true":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if precision.startswith("bf16") else torch.float16)
+        return torch.autocast(self.device.type, half)
 
     def sidecar(self, tracer: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
         """What stands beside a synthetic volume."""

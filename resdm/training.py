@@ -46,6 +46,7 @@ from resdm.checkpoint import (
 from resdm.config import Config, derive_seed, to_dict
 from resdm.io import write_csv, write_json
 from resdm.methods import Method
+from resdm.processor import computes_bf16, set_up
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 """A volume's score from the real and the synthetic one, (X, Y, Z) each, in [0, 1]; higher is better."""
@@ -53,9 +54,9 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 RESULT_SETTINGS = ("budget", "epochs", "seconds", "shift_voxels", "flip", "crop", "validate_every", "clip_norm")
 """Settings of ``training`` that change the result, beside batch size and precision: a state of other values is refused.
 
-The rest (accelerator, devices, threads, workers, checkpoint_every, compile, deterministic) may change between a run
-and its resumption; then the last bits, and on another kind or number of devices the random draws, are no longer those
-of a single run.
+The rest (accelerator, devices, threads, keep_memory, workers, checkpoint_every, compile, deterministic) may change
+between a run and its resumption; then the last bits, and on another kind or number of devices the random draws, are no
+longer those of a single run.
 """
 
 _MEASURED_STEPS = (2, 6)  # equal_time: steps to warm up, steps to time
@@ -241,8 +242,12 @@ def _train(
     """What each process does."""
     run = config.training
     size = config.method(name).batch_size or run.batch_size
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
+    set_up(run)
+    if fabric.device.type == "cpu" and "bf16" in fabric.strategy.precision.precision and not computes_bf16():
+        warnings.warn(
+            f"{name}: this CPU emulates bfloat16, a hundred times slower; stop, and set training.precision: 32-true",
+            stacklevel=2,
+        )
     if fabric.device.type == "cuda" and run.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and no result depends on it

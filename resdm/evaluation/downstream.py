@@ -37,6 +37,7 @@ from resdm.evaluation.fitting import Evaluator, classifier, fit_evaluator
 from resdm.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm.io import write_csv
 from resdm.leakage import LeakageError
+from resdm.processor import set_up
 
 Fold = tuple[np.ndarray, np.ndarray]
 """Rows to train on, rows held out."""
@@ -209,9 +210,8 @@ def _positive(model: Pipeline, known: np.ndarray) -> np.ndarray:
 
 
 def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
-    """A bar over the epochs of all evaluators of some targets; sets the threads of torch, as training does."""
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
+    """A bar over the epochs of all evaluators of some targets; sets the processor up, as training does."""
+    set_up(config.training)
     fits = {"status": 2 * len(TRACERS) * config.evaluation.folds, "sex": len(TRACERS), "age": len(TRACERS)}
     total = sum(fits[target] * getattr(config.evaluation, target).epochs for target in targets)
     return tqdm(total=total, desc=f"evaluators: {', '.join(targets)}", unit="epoch", disable=not shown)

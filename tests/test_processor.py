@@ -1,0 +1,105 @@
+"""What a CPU is told: threads, freed memory; and half precision where it computes in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_resdm
+from tiny_methods import Sessions, collate, make_config
+
+from resdm import processor, synthesis, training
+from resdm.methods import build_method
+from resdm.synthesis import Model
+from resdm.training import train
+
+FAULTS = """
+import resource, sys, torch
+from resdm.processor import keep_memory
+if sys.argv[1] == "keep" and not keep_memory():
+    sys.exit("no glibc")
+def touch():
+    torch.empty(48 << 20, dtype=torch.uint8).fill_(1)
+for _ in range(3):
+    touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(12):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    """Pages that the system gave for a tensor of 48 MiB made twelve times again."""
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True)
+    if "no glibc" in done.stderr:
+        pytest.skip("malloc is not glibc's")
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts glibc's page faults")
+def test_freed_memory_is_used_again_without_asking_the_system():
+    assert faults("keep") < faults("give back") / 4  # not 0: the heap may once more grow
+
+
+def test_the_profile_says_threads_and_memory(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: asked.append(n))
+    monkeypatch.setattr(processor, "keep_memory", lambda: asked.append("keep"))
+    settings = make_config(".").training
+    processor.set_up(replace(settings, threads=3, keep_memory=True))
+    processor.set_up(replace(settings, threads=None, keep_memory=False))
+    assert asked == [3, "keep"]
+
+
+def test_a_library_without_mallopt_is_left_alone(monkeypatch):
+    monkeypatch.setattr(processor.ctypes, "CDLL", lambda _: object())
+    assert processor.keep_memory.__wrapped__() is False
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Of a profile that is trained in bfloat16."""
+    config = make_config(tmp_path, methods={"ResDM": tiny_resdm()}, epochs=1, precision="bf16-mixed")
+    torch.manual_seed(0)
+    method = build_method(config.method("ResDM"), (16, 16, 16))
+    return train(method, config, "ResDM", Sessions(2), collate=collate, progress=False)
+
+
+def test_synthesis_on_a_cpu_is_in_bfloat16_where_it_computes_in_it(model, monkeypatch):
+    volumes, types = {}, {}
+    for native in (False, True):
+        monkeypatch.setattr(synthesis, "computes_bf16", lambda native=native: native)
+        loaded = Model.load(model)
+        seen = types.setdefault(native, set())
+        loaded.method.unet.inlet.register_forward_hook(lambda module, inputs, output, seen=seen: seen.add(output.dtype))
+        volumes[native] = loaded.synthesise(np.ones((16, 16, 16), np.float32), 70.0, "F", seed=0)
+    assert types == {False: {torch.float32}, True: {torch.bfloat16}}
+    assert np.abs(volumes[True] - volumes[False]).max() < 0.02
+    assert (volumes[True] != volumes[False]).any()
+
+
+def test_float16_is_never_used_on_a_cpu(model, monkeypatch):
+    monkeypatch.setattr(synthesis, "computes_bf16", lambda: True)
+    loaded = Model.load(model)
+    card = loaded.card
+    half = replace(card.config, training=replace(card.config.training, precision="16-mixed"))
+    with replace(loaded, card=replace(card, config=half))._autocast():
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_emulated_bfloat16_is_warned_of(tmp_path, monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr(training, "computes_bf16", lambda native=native: native)
+        config = make_config(tmp_path / str(native), methods={"ResDM": tiny_resdm()}, epochs=1, precision="bf16-mixed")
+        method = build_method(config.method("ResDM"), (16, 16, 16))
+        arguments = method, config, "ResDM", Sessions(2)
+        if native:
+            train(*arguments, collate=collate, progress=False)
+        else:
+            with pytest.warns(UserWarning, match=r"ResDM: this CPU emulates bfloat16.*training\.precision: 32-true"):
+                train(*arguments, collate=collate, progress=False)
