@@ -326,7 +326,8 @@ def markdown(
         f"{version('torch')}. {n} test people; a person's mean over sessions and tracers. In brackets, 95 % bootstrap "
         "intervals over people and trainings; in the second table, of the paired gain, better if positive, and "
         "behind it each training's. “The same”: the interval stays above minus the margin "
-        f"({margins}). Peak memory is of the whole process, imports included; ms a step are of a row's fastest training.",
+        f"({margins}). Peak memory is of the whole process, imports included; ms a step are of a row's fastest "
+        "training.",
         "",
         "| configuration | voxels | parameters (M) | steps | ms a step | × | peak (GiB) | " + titles + " |",
         "|---|---|--:|--:|--:|--:|--:|" + "---|" * len(METRICS),
