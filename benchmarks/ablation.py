@@ -30,7 +30,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bench import device_name  # noqa: E402
 
 from resdm.anatomy import working_box  # noqa: E402
-from resdm.config import Config, Precision, load_config  # noqa: E402
+from resdm.config import Config, Precision, derive_seed, load_config  # noqa: E402
+from resdm.evaluation import resampling  # noqa: E402
 from resdm.evaluation.image_quality import read_index, read_scores  # noqa: E402
 from resdm.evaluation.suvr import regional_suvr  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
@@ -56,17 +57,19 @@ FAST = "upsampling"
 """What ``full_time`` may take as long as."""
 
 GAINS = {
-    ("haar", "full"): "+ Haar stem",
-    ("upsampling", "full"): "+ fused upsampling",
-    ("bf16", "full"): "that in bfloat16",
-    ("box", "full"): "that in the brain's box",
-    ("bf16", "upsampling"): "bfloat16 alone",
-    ("box", "upsampling"): "the box alone",
-    ("upsampling", "full_time"): "+ fused upsampling, at equal time",
+    pair: title
+    for pair, title in {
+        ("haar", "full"): "+ Haar stem",
+        ("upsampling", "full"): "+ fused upsampling",
+        ("bf16", "full"): "that in bfloat16",
+        ("box", "full"): "that in the brain's box",
+        ("bf16", "upsampling"): "bfloat16 alone",
+        ("box", "upsampling"): "the box alone",
+        ("upsampling", "full_time"): "+ fused upsampling, at equal time",
+    }.items()
+    if pair[0] in ROWS
 }
 """What is compared with what, and what the comparison is called."""
-
-GAINS = {pair: title for pair, title in GAINS.items() if pair[0] in ROWS}
 
 METRICS = {
     "psnr": ("PSNR, whole (dB)", 1, 0.25),
@@ -244,13 +247,18 @@ def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(means), pd.DataFrame(gains)
 
 
-def interval(values: np.ndarray, seed: int, draws: int = 9999) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of (people, trainings): both are drawn anew, since both vary."""
-    rng = np.random.default_rng(seed)
-    people, trainings = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in values.shape)
-    means = np.einsum("dp, pt, dt -> d", people, values, trainings, optimize=True)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of (people, trainings): both are drawn anew, since both vary.
+
+    NaN for one person.
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    people, trainings = (
+        resampling.resamples(range(n), seed=derive_seed(seed, what))
+        for what, n in zip(("people", "trainings"), values.shape, strict=True)
+    )
+    return resampling.interval(((people @ values) * trainings).sum(1) / values.size)
 
 
 def verdict(low: float, high: float, margin: float) -> str:

@@ -54,6 +54,9 @@ LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
 FAST = "+ freed memory kept"
 """All that is on in every profile: the row that other grids and batches are measured with."""
 
+KEPT = "released, freed memory kept"
+"""The released network with one of our levers, so that what the network alone gains is plain."""
+
 JUDGED = (FAST, "+ bfloat16", "+ norms and SiLU recomputed")
 """What is held against `ASKED`: fp32; what the profiles of 128³ have on; and a switch for less memory."""
 
@@ -67,7 +70,7 @@ GIB = 2**30
 
 
 def configurations(size: int, device: str, threads: int, width: int, whole: bool = True) -> list[tuple[str, Case]]:
-    """Names and cases of one grid, the two references first; of a grid that is not ``whole``, those and the last."""
+    """Names and cases of one grid, the references first; of a grid that is not ``whole``, those and `JUDGED`."""
     base = Case("resdm", size, width=width, threads=threads, device=device)
     released = replace(base, network="released")
     rows = [("released", released), ("MONAI", replace(base, network="monai"))]
@@ -77,7 +80,7 @@ def configurations(size: int, device: str, threads: int, width: int, whole: bool
         base = replace(base, **change)
         rows.append((name, base))
     if device == "cpu":
-        rows.insert(1, ("released, freed memory kept", replace(released, keep=True)))
+        rows.insert(1, (KEPT, replace(released, keep=True)))
         if threads > 1:
             rows.append((f"“{FAST}” on one thread", replace(dict(rows)[FAST], threads=1)))
     return rows if whole else [row for row in rows if row[0] in ("released", "MONAI", *JUDGED)]
@@ -243,11 +246,7 @@ _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 
 def grow(device: str, threads: int, width: int, seconds: float, quick: bool, folder: Path, fresh: bool) -> pd.DataFrame:
     """Counted cost from 32³ to 128³ of the released network and ours, and measured cost of 1 to 16 people a batch."""
-    fast = Case("resdm", 32, width=width, threads=threads, device=device)
-    for name, change in LEVERS:
-        fast = replace(fast, **change)
-        if name == FAST:
-            break
+    fast = dict(configurations(32, device, threads, width))[FAST]
     counted = []
     for n in (32, 48) if quick else (32, 64, 96, 128):
         for case in (Case("released", n, width=width), replace(fast, size=n)):
@@ -346,9 +345,8 @@ def shown(table: pd.DataFrame, kind: str) -> list[str]:
         bare = part.loc["released", "train_peak_bytes"] - 4 * CLIP_IMAGE_HALF
         said[-1] += f", 1/{bare / part.loc[name, 'train_peak_bytes']:.1f} if CLIP's image half were not loaded"
         lines.append(f"- “{name}”, which has all above it: {'; '.join(said)}.")
-    kept = "released, freed memory kept"
-    if kept in part.index:
-        train, sample = (part.loc[kept, column] / part.loc[FAST, column] for column in ("train_s", "sample15_s"))
+    if KEPT in part.index:
+        train, sample = (part.loc[KEPT, column] / part.loc[FAST, column] for column in ("train_s", "sample15_s"))
         lines.append(
             f"- With freed memory kept in both, “{FAST}” is {train:.1f} times as fast a step, {sample:.1f} times as "
             "fast a synthesis: what the network alone gains."

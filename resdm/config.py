@@ -585,6 +585,10 @@ class Config:
         seed = self.method(name).seed
         return self if seed is None else dataclasses.replace(self, seed=seed)
 
+    def precision(self, name: str) -> Precision:
+        """The precision that a method is trained and sampled in: its own, or the profile's where it names none."""
+        return self.method(name).precision or self.training.precision
+
     @property
     def notice(self) -> str:
         """What every title and table says where the cohort is not the paper's; empty on ADNI."""

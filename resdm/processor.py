@@ -39,7 +39,6 @@ def keep_memory() -> bool:
     return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
 
 
-@cache
 def computes_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 itself (AVX-512 BF16, AMX); others emulate it, a hundred times slower."""
     return torch.cpu._is_avx512_bf16_supported()

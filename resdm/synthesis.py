@@ -182,12 +182,12 @@ class Model:
 
     def _autocast(self) -> AbstractContextManager:
         """The precision of training; 32 bits on a CPU that does not compute in it."""
-        precision = self.card.settings.precision or self.card.config.training.precision
-        half = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
-        on_cpu = self.device.type == "cpu" and not (half is torch.bfloat16 and computes_bf16())
-        if on_cpu or precision == "32-true":
-            return nullcontext()
-        return torch.autocast(self.device.type, half)
+        precision, cpu = self.card.config.precision(self.card.name), self.device.type == "cpu"
+        if precision == "bf16-mixed" and (not cpu or computes_bf16()):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        if precision == "16-mixed" and not cpu:
+            return torch.autocast(self.device.type, torch.float16)
+        return nullcontext()
 
     def sidecar(self, tracer: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
         """What stands beside a synthetic volume."""

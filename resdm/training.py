@@ -119,7 +119,7 @@ def fingerprint(
         "training": {key: getattr(config.training, key) for key in RESULT_SETTINGS}
         | {
             "batch_size": settings.batch_size or config.training.batch_size,
-            "precision": settings.precision or config.training.precision,
+            "precision": config.precision(name),
         },
         "data": {
             "digest": data_digest,
@@ -207,7 +207,7 @@ def train(
         return folder
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    fabric = Fabric(accelerator=run.accelerator, devices=run.devices, precision=settings.precision or run.precision)
+    fabric = Fabric(accelerator=run.accelerator, devices=run.devices, precision=config.precision(name))
     fabric.launch(_train, method, config, name, train_set, validation_set, collate, folder, score, known, progress)
     return folder
 
@@ -243,7 +243,7 @@ def _train(
     run = config.training
     size = config.method(name).batch_size or run.batch_size
     set_up(run)
-    if fabric.device.type == "cpu" and "bf16" in fabric.strategy.precision.precision and not computes_bf16():
+    if fabric.device.type == "cpu" and config.precision(name) == "bf16-mixed" and not computes_bf16():
         warnings.warn(
             f"{name}: this CPU emulates bfloat16, a hundred times slower; stop, and set training.precision: 32-true",
             stacklevel=2,
@@ -584,7 +584,7 @@ class _Loop:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "devices": self.fabric.world_size,
             "threads": torch.get_num_threads(),
-            "precision": self.settings.precision or self.config.training.precision,
+            "precision": self.config.precision(self.name),
             "parameters": sum(weight.numel() for weight in self.method.parameters()),
             "trainable_parameters": sum(weight.numel() for weight in self.trained.values()),
         }

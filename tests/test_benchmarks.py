@@ -162,6 +162,7 @@ def test_an_interval_is_as_wide_as_people_and_trainings_make_it():
     assert low < 3 + people.mean() + trainings.mean() < high
     one = ablation.interval(people, seed=0)
     assert one[1] - one[0] == pytest.approx(2 * 1.96 * (people.var() / 60) ** 0.5, rel=0.05)
+    assert np.isnan(ablation.interval(trainings, seed=0)).all()  # one person tells nothing of people
 
 
 @pytest.mark.slow
