@@ -109,6 +109,7 @@ class PhantomConfig:
     sex_effect: float = 1.0  # multiplies the planted sex effect; 0 makes a null phantom
     age_atrophy: float = 1.0  # multiplies the atrophy that age brings; 0 too in a null phantom, where age would else
     # tell atrophy of age from that of disease, and so foretell uptake
+    coupling: float = 1.0  # probability that a person's atrophy is of the person's own disease; 0: it foretells nothing
     noise: float = 1.0  # multiplies the noise of T1 and PET; 0 for tests that need exact values
     pet_frames: int = 1  # more than 1: PET files are 4D, frames to be averaged
 
@@ -920,7 +921,7 @@ def _check_phantom(phantom: PhantomConfig, demand: Callable[[bool, str], None]) 
         )
     low, high = phantom.pet_fwhm_mm
     demand(0 < low <= high, f"{at}.pet_fwhm_mm is {phantom.pet_fwhm_mm}; expected 0 < low ≤ high")
-    for key in ("single_pet", "repeat_visits"):
+    for key in ("single_pet", "repeat_visits", "coupling"):
         value = getattr(phantom, key)
         demand(0 <= value <= 1, f"{at}.{key} is {value}; expected a fraction from 0 to 1")
     demand(phantom.noise >= 0, f"{at}.noise is {phantom.noise}; expected 0 or more")

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from resdm.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm.cohort import phantom
@@ -172,6 +172,31 @@ def test_other_settings_replace_our_own_files_and_no_others(tmp_path):
     assert (config.source_root / "sub-notes").is_dir()
 
 
+def test_another_revision_of_the_generator_makes_the_files_anew(tmp_path, monkeypatch):
+    config = write(tmp_path, people=1)
+    before = digests(config.source_root, "*.nii.gz")
+    path = next(config.source_root.rglob("*_T1w.nii.gz"))
+    time = path.stat().st_mtime_ns
+    monkeypatch.setattr(phantom, "REVISION", phantom.REVISION + 1)
+    with pytest.warns(UserWarning, match="another revision; they are removed and made anew"):
+        write_phantoms(config, progress=False)
+    assert path.stat().st_mtime_ns > time
+    assert digests(config.source_root, "*.nii.gz") == before
+
+
+def test_files_are_those_of_their_revision(tmp_path):
+    """Whoever changes these numbers on purpose raises `REVISION`: they are what old files are known by."""
+    config = write(tmp_path, people=1)
+    session = truth(config)[0]["sessions"][0]
+    found = {what: nib.load(config.source_root / scan["path"]).get_fdata() for what, scan in session["scans"].items()}
+    means = {what: image[image > 0].mean() for what, image in found.items()}
+    assert phantom.REVISION == 2
+    assert means == pytest.approx({"t1w": 567.2905, "amyloid": 1651.920, "tau": 1456.432}, rel=1e-3)
+    assert [session[key] for key in ("load", "stage", "severity")] == pytest.approx(
+        [0.00848505, 1.45070545, 0.40442992], rel=1e-6
+    )
+
+
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     config = profile(tmp_path)
     scan = config.source_root / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz"
@@ -198,6 +223,7 @@ def test_settings_are_demanded(tmp_path):
         ("t1_voxel_mm", "[1, 1, -1]"),
         ("noise", "-1"),
         ("pet_frames", "0"),
+        ("coupling", "1.1"),
     ],
 )
 def test_impossible_settings_are_named(tmp_path, setting, value):
@@ -496,6 +522,65 @@ def test_prior_information_has_something_to_give(cohort):
 
 
 # ── people ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@cache
+def first_visits(coupling: float, people: int = 1500) -> pd.DataFrame:
+    """Latent people, without images; ``growth``: of severity until a second visit."""
+    config = profile(Path(), seed=1, people=people, coupling=coupling, repeat_visits=1.0)
+    rows = []
+    for person in (phantom._person(config, index) for index in range(people)):
+        first, second = person["visits"]
+        growth = second["severity"] - first["severity"]
+        rows.append(first | {"positive": person["positive"], "woman": person["sex"] == "F", "growth": growth})
+    return pd.DataFrame(rows)
+
+
+def test_coupling_is_how_far_atrophy_foretells_pathology():
+    visits = {coupling: first_visits(coupling) for coupling in (0.0, 0.5, 1.0)}
+    own = ["load", "stage", "positive", "age", "woman", "diagnosis", "mmse"]
+    for people in visits.values():  # severity alone is another
+        pd.testing.assert_frame_equal(people[own], visits[1.0][own])
+    foretold = {c: people[["load", "stage", "positive"]].corrwith(people["severity"]) for c, people in visits.items()}
+    noise = 3 / np.sqrt(len(visits[0.0]))
+    assert (foretold[1.0] > [0.5, 0.7, 0.45]).all()
+    assert (foretold[0.5] - foretold[1.0] / 2).abs().max() < noise  # a mixture of equal variance: covariance halves
+    assert foretold[0.0].abs().max() < noise
+    shown = visits[0.0][["severity", "ventricles", "growth"]]
+    given = np.column_stack([visits[0.0][["age", "woman"]].astype(float), np.ones(len(shown))])
+    rest = shown - given @ np.linalg.lstsq(given, shown, rcond=None)[0]  # nothing in the MRI, at fixed age and sex
+    for cause in ("load", "stage", "positive"):
+        assert rest.corrwith(visits[0.0][cause].astype(float)).abs().max() < noise
+    assert visits[1.0]["growth"].corr(visits[1.0]["stage"]) > 0.25
+
+
+def test_coupling_leaves_the_distribution_of_atrophy():
+    whole = first_visits(1.0)
+    for coupling in (0.0, 0.5):
+        people = first_visits(coupling)
+        for shown in ("severity", "ventricles"):
+            assert stats.ks_2samp(people[shown], whole[shown]).pvalue > 0.01
+
+
+def test_planted_status_is_disease_alone(cohort):
+    people = pd.read_csv(cohort.work / "truth" / "people.csv")
+    cut = json.loads((cohort.work / "truth" / "truth.json").read_text())["stage_cut"]
+    assert phantom._average(cohort, "tau", stage=cut)[2] == pytest.approx(cohort.cohort.tau_cutoff, abs=1e-3)
+    assert people["tau_positive"].tolist() == (people["stage"] > cut).astype(int).tolist()
+    assert people.loc[people["tau_suvr"].isna(), "tau_positive"].notna().all()  # known without a PET
+    assert people["amyloid_positive"].tolist() == (people["load"] > 0.4).astype(int).tolist()
+    assert 0.2 < people["tau_positive"].mean() < 0.6
+    # a cut through the SUVR would call more women than men positive: women have 0.14 more at the same disease
+    cohort_cut = people.dropna(subset="tau_suvr").assign(label=lambda p: p["tau_suvr"] > cohort.cohort.tau_cutoff)
+    excess = cohort_cut["label"] - cohort_cut["tau_positive"]
+    assert excess[cohort_cut["sex"] == "F"].mean() > excess[cohort_cut["sex"] == "M"].mean() + 0.1
+
+
+def test_a_cutoff_that_nobody_passes_is_refused(tmp_path):
+    config = profile(tmp_path, people=1)
+    high = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, tau_cutoff=9.0))
+    with pytest.raises(ConfigError, match=r"tau_cutoff is 9\.0; the phantoms' meta-temporal SUVR runs from 1\.0"):
+        write_phantoms(high, progress=False)
 
 
 def test_people_are_like_table_1(tmp_path):

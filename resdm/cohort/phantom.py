@@ -15,9 +15,12 @@ The truth lies in ``work/<profile>/truth/``, outside the dataset:
 
 ``truth.json``
     Settings, and the planted effects by tracer and region, as SUVR at scanner resolution: ``sex`` (F minus M),
-    ``age`` (per decade), ``status`` (positive minus negative people of this cohort).
+    ``age`` (per decade), ``status`` (positive minus negative people of this cohort); ``stage_cut``, see below.
 ``people.csv``
-    One row a session: demography, the latent causes, cortical summaries without noise, planted status.
+    One row a session: demography, the latent causes, cortical summaries without noise, planted status. Status is
+    disease alone: ``amyloid_positive`` is the latent cause itself, ``tau_positive`` a latent tau stage above
+    ``stage_cut``, at which the meta-temporal SUVR of a person of average anatomy, without effects of age and sex,
+    passes ``cohort.tau_cutoff``.
 ``regional.csv``
     One row a session, tracer and region: SUVR at scanner resolution, without noise, over the region as the
     deformation takes it into the person (a label of `resdm.anatomy.regions` on the anatomy grid).
@@ -25,6 +28,10 @@ The truth lies in ``work/<profile>/truth/``, outside the dataset:
     One file a person: transforms, deformation, latent causes, files. Also the mark that this person is complete.
 
 Sizes of the effects are large on purpose (see `PhantomConfig`): small ones cannot be learned in minutes.
+
+How far atrophy foretells pathology is ``coupling``. With that probability a person's neurodegeneration follows from the
+person's own disease, otherwise from that of another, independent person of the population. So its distribution is the
+same at any coupling, and its covariance with load, stage and status is proportional to the coupling.
 """
 
 from __future__ import annotations
@@ -47,17 +54,20 @@ import pandas as pd
 from joblib import Parallel, delayed
 from nibabel.orientations import axcodes2ornt
 from scipy import ndimage
+from scipy.optimize import brentq
 from scipy.spatial.transform import Rotation
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from resdm import anatomy
 from resdm.anatomy import CENTRE_MM, REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm.config import TRACERS, Config, ConfigError, PhantomConfig
 from resdm.io import atomic, write_csv, write_json, write_text
 
 GENERATOR = "resdm phantom"
 """Name in ``dataset_description.json`` by which a dataset is known as this generator's own."""
+
+REVISION = 2
+"""Raised whenever the same settings and seed would give other files, so that old ones are made anew."""
 
 AGE_CENTRE = 72.0
 """Age (years) at which the planted age effect is zero."""
@@ -76,6 +86,8 @@ _LATENT: dict[str, dict[str, float]] = {
     "MCI": {"positive": 0.52, "load": 1.07, "stage": 0.75, "severity": 0.45},
     "AD": {"positive": 0.86, "load": 1.25, "stage": 1.45, "severity": 1.00},
 }
+
+_SEVERITY_SD = 0.16  # of neurodegeneration at a given diagnosis and stage
 
 # ── what is planted where ─────────────────────────────────────────────────────────────────────────
 _CORTEX = dict.fromkeys(
@@ -168,7 +180,7 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
 
     A person's bytes follow from the seed, the person's number and the settings alone, neither from ``jobs`` nor
     from how many people there are. Complete people are left as they are: a second call writes nothing, a killed
-    call goes on, a larger cohort adds people, a smaller one removes them. Under other settings, seed or code
+    call goes on, a larger cohort adds people, a smaller one removes them. Under other settings, seed or revision
     this generator's own files are removed and made anew, with a warning; a folder that holds anything else is
     refused.
 
@@ -189,7 +201,7 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
     Raises
     ------
     ConfigError
-        Where the profile has no ``cohort.phantom``.
+        Where the profile has no ``cohort.phantom``, or no tau stage passes ``cohort.tau_cutoff``.
     PhantomError
         Where the folder is not empty and not this generator's.
     """
@@ -223,12 +235,10 @@ def _name(index: int) -> str:
 
 
 def _digest(config: Config) -> str:
-    """What a person's bytes follow from, beside the person's number: settings, seed and the code itself."""
-    settings = dataclasses.asdict(config.cohort.phantom) | {"seed": config.seed}
+    """What a person's bytes follow from, beside the person's number: settings, seed and revision."""
+    settings = dataclasses.asdict(config.cohort.phantom) | {"seed": config.seed, "revision": REVISION}
     del settings["people"]
-    parts = [json.dumps(settings, sort_keys=True).encode()]
-    parts += [Path(file).read_bytes() for file in (__file__, anatomy.__file__)]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _claim(root: Path, truth: Path, digest: str, keep: set[str]) -> None:
@@ -243,7 +253,8 @@ def _claim(root: Path, truth: Path, digest: str, keep: set[str]) -> None:
             )
         if made_by[0].get("Digest") != digest:
             warnings.warn(
-                f"{root}: phantoms of other settings or of other code; they are removed and made anew", stacklevel=3
+                f"{root}: phantoms of other settings or of another revision; they are removed and made anew",
+                stacklevel=3,
             )
             keep = set()
     for folder, pattern in ((root, r"sub-\d{4,}|\.\d+\..+"), (truth, r"sub-\d{4,}\.json|\.\d+\..+")):
@@ -287,15 +298,15 @@ def _write_cohort(config: Config, digest: str, people: list[dict[str, Any]]) -> 
     _write_tsv(root / "participants.tsv", pd.DataFrame(baseline))
     write_json(root / "participants.json", _COLUMNS)
 
-    causes = ("load", "stage", "severity", "ventricles")
+    causes, stage_cut = ("load", "stage", "severity", "ventricles"), _stage_cut(config)
     rows, regional = [], []
     for person in people:
         for visit in person["sessions"]:
             row = {"person": person["person"], "session": visit["session"], "sex": person["sex"]}
             row |= {key: visit[key] for key in ("age", "diagnosis")}
             row |= {"education": person["education"], "mmse": visit["mmse"]}
-            row |= {"amyloid_tracer": person["amyloid_tracer"], "amyloid_positive": int(person["positive"])}
-            row |= {key: visit[key] for key in causes}
+            row |= {"amyloid_tracer": person["amyloid_tracer"]} | {key: visit[key] for key in causes}
+            row |= {"amyloid_positive": int(person["positive"]), "tau_positive": int(visit["stage"] > stage_cut)}
             for tracer in TRACERS:
                 suvr = visit["suvr"].get(tracer)
                 row[f"{tracer}_suvr"] = None if suvr is None else visit["summary"][tracer]
@@ -309,10 +320,8 @@ def _write_cohort(config: Config, digest: str, people: list[dict[str, Any]]) -> 
                     }
                     for name, value in (suvr or {}).items()
                 ]
-            row["tau_positive"] = None if row["tau_suvr"] is None else int(row["tau_suvr"] > config.cohort.tau_cutoff)
             rows.append(row)
     sessions, table = pd.DataFrame(rows), pd.DataFrame(regional)
-    sessions["tau_positive"] = sessions["tau_positive"].astype("Int64")
     write_csv(truth / "people.csv", sessions, "%.6g")
     write_csv(truth / "regional.csv", table, "%.6g")
 
@@ -326,7 +335,7 @@ def _write_cohort(config: Config, digest: str, people: list[dict[str, Any]]) -> 
             effects["status"] = float(means.loc[region, 1] - means.loc[region, 0]) if both else None
     write_json(truth / "truth.json", {
         "digest": digest, "seed": config.seed, "settings": dataclasses.asdict(config.cohort.phantom),
-        "age_centre": AGE_CENTRE, "left_share": _LEFT, "torque": _TORQUE, "planted": planted,
+        "age_centre": AGE_CENTRE, "left_share": _LEFT, "torque": _TORQUE, "stage_cut": stage_cut, "planted": planted,
     })  # fmt: skip
 
 
@@ -338,7 +347,7 @@ def _rng(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-_PERSON, _DEFORMATION, _FIELD, _VISIT, _SCAN = range(5)  # purposes
+_PERSON, _DEFORMATION, _FIELD, _VISIT, _SCAN, _DONOR = range(6)  # purposes
 
 
 def _write_person(config: Config, index: int, digest: str) -> None:
@@ -364,23 +373,53 @@ def _quasi(seed: int, index: int, dimensions: int = 6) -> np.ndarray:
     return (_rng(seed).random(dimensions) + (index + 1) / root ** np.arange(1, dimensions + 1)) % 1.0
 
 
+def _disease(by_diagnosis: float | np.ndarray, by_status: float | np.ndarray) -> dict[str, Any]:
+    """Diagnosis (position in `_DIAGNOSES`), status and what the diagnosis sets, of two numbers in [0, 1) a person."""
+    shares = np.cumsum([group["n"] for group in _DIAGNOSES.values()])
+    diagnosis = np.searchsorted(shares / shares[-1], by_diagnosis, side="right")
+    mean = {key: np.array([latent[key] for latent in _LATENT.values()])[diagnosis] for key in _LATENT["CN"]}
+    return {"diagnosis": diagnosis, "positive": by_status < mean["positive"], "mean": mean}
+
+
+def _causes(rng: np.random.Generator, disease: dict[str, Any]) -> dict[str, Any]:
+    """Latent causes at the first visit, of one `_disease` or many; ``foretold``: severity as load and stage have it."""
+    positive, mean = disease["positive"], disease["mean"]
+    load = rng.normal(np.where(positive, mean["load"], 0.0), np.where(positive, 0.26, 0.09))
+    load = np.where(positive, np.maximum(load, 0.45), np.abs(load))
+    stage = mean["stage"] + np.where(positive, 0.80 * load + 0.30, 0.0) + rng.normal(0, 0.62, np.shape(load))
+    foretold = mean["severity"] + 0.22 * (stage - 1.0)  # atrophy foretells tau, in part
+    severity = foretold + rng.normal(0, _SEVERITY_SD, np.shape(load))
+    causes = {"load": load, "stage": stage, "foretold": foretold, "severity": severity}
+    return causes | {"positive": positive, "progression": mean["severity"]}
+
+
+def _later(causes: dict[str, Any], years: float) -> dict[str, Any]:
+    """Load, stage and severity some years after the first visit."""
+    positive = causes["positive"]
+    return {
+        "load": causes["load"] + 0.03 * years * positive,
+        "stage": causes["stage"] + 0.08 * years * (positive + 0.2),
+        "severity": causes["severity"] + 0.05 * years * causes["progression"],
+    }
+
+
 def _person(config: Config, index: int) -> dict[str, Any]:
     """Demography, latent causes and anatomy of one person, JSON-ready; ``visits`` holds what changes with time."""
     settings = config.cohort.phantom
     by_diagnosis, by_sex, by_status, by_tracer, by_single, by_repeat = _quasi(config.seed, index)
-    shares = np.cumsum([entry["n"] for entry in _DIAGNOSES.values()])
-    diagnosis = list(_DIAGNOSES)[int(np.searchsorted(shares / shares[-1], by_diagnosis, side="right"))]
-    group, latent = _DIAGNOSES[diagnosis], _LATENT[diagnosis]
+    disease = _disease(by_diagnosis, by_status)
+    diagnosis = list(_DIAGNOSES)[disease["diagnosis"]]
+    group = _DIAGNOSES[diagnosis]
     rng = _rng(config.seed, index, _PERSON)
     sex = "F" if by_sex < group["women"] else "M"
     age = float(np.clip(rng.normal(*group["age"]), 55, 95))
     education = round(float(np.clip(rng.normal(*group["education"]), 8, 20)))
     mean, sd = 30 - group["mmse"][0], group["mmse"][1]
     lost = rng.gamma(mean**2 / sd**2, sd**2 / mean)  # points below 30: skewed, as MMSE is
-    positive = bool(by_status < latent["positive"])
-    load = max(rng.normal(latent["load"], 0.26), 0.45) if positive else abs(rng.normal(0, 0.09))
-    stage = latent["stage"] + (0.80 * load + 0.30 if positive else 0.0) + rng.normal(0, 0.62)
-    severity = latent["severity"] + 0.22 * (stage - 1.0) + rng.normal(0, 0.16)  # atrophy foretells tau, in part
+    own = _causes(rng, disease)
+    donor = _rng(config.seed, index, _DONOR)
+    shown = own if donor.random() < settings.coupling else _causes(donor, _disease(*donor.random(2)))
+    own |= {key: shown[key] for key in ("severity", "progression")}
     wide = rng.normal(0, 0.07)  # ventricles beyond age and disease
     scale = (1.0 if sex == "F" else 1.03) * (1 + rng.normal(0, 0.035, 3) + rng.normal(0, 0.02))
     shear = np.triu(rng.normal(0, 0.02, (3, 3)), 1)
@@ -401,24 +440,23 @@ def _person(config: Config, index: int) -> dict[str, Any]:
         years = days / 365.25
         now = round(age + years, 1)
         aged = settings.age_atrophy * (now - AGE_CENTRE) / 10  # decades
-        worse = severity + 0.05 * years * latent["severity"]
+        causes = {key: float(value) for key, value in _later(own, years).items()}
+        lost_since = years * disease["mean"]["severity"] * abs(visit.normal(0, 1))
         visits.append({
             "session": f"ses-M{month:03d}",
             "date": (start + datetime.timedelta(days=days)).isoformat(),
             "age": now,
             "diagnosis": diagnosis,
-            "mmse": int(np.clip(round(30 - lost - years * latent["severity"] * abs(visit.normal(0, 1))), 8, 30)),
-            "load": float(load + 0.03 * years * positive),
-            "stage": float(stage + 0.08 * years * (positive + 0.2)),
-            "severity": float(worse),
-            "ventricles": float(np.clip(0.32 + 0.17 * aged + 0.13 * worse + wide, -0.1, 0.75)),
+            "mmse": int(np.clip(round(30 - lost - lost_since), 8, 30)),
+            **causes,
+            "ventricles": float(np.clip(0.32 + 0.17 * aged + 0.13 * causes["severity"] + wide, -0.1, 0.75)),
         })  # fmt: skip
     return {
         "sex": sex,
         "education": education,
         "amyloid_tracer": "18FFBB" if by_tracer < _FBB_SHARE else "18FAV45",
         "tracers": [tracer for tracer in TRACERS if only in (None, tracer)],
-        "positive": positive,
+        "positive": bool(disease["positive"]),
         "white": white,
         "person_to_mni": person_to_mni.tolist(),
         "visits": visits,
@@ -614,7 +652,7 @@ def _uptake(
     name: str,
     *,
     load: float,
-    stage: float,
+    stage: float | np.ndarray,
     white: float,
     own: np.ndarray | float,
     decades: float,
@@ -622,15 +660,16 @@ def _uptake(
 ) -> np.ndarray:
     """Tracer in the tissue before the scanner, on the anatomy grid; unit: about SUVR.
 
-    ``decades`` and ``sex`` are the planted effects' regressors, already multiplied by the configured strength.
+    ``decades`` and ``sex`` are the planted effects' regressors, already multiplied by the configured strength. Of
+    several values of ``stage``, equally likely, it is the mean uptake.
     """
     gm, wm, csf = tissues
     field = template.fields
     if tracer == "amyloid":
         pathology = load * field["amyloid"]
     else:
-        rise = (1 / (1 + np.exp((o - s) / 0.3)) for o, s in ((field["tau_onset"], stage), (field["tau_onset"], 0.2)))
-        pathology = field["tau_full"] * np.subtract(*rise)
+        rise = [1 / (1 + np.exp((field["tau_onset"] - s) / 0.3)) for s in (0.2, *np.atleast_1d(stage).tolist())]
+        pathology = field["tau_full"] * (np.mean(rise[1:], axis=0) - rise[0])
     effects = decades * field[f"{tracer}_age"] + sex * field[f"{tracer}_sex"]
     lateral = 1 + _LEFT[tracer] * (template.left - 0.5) * field["white"]
     grey = (field[f"{tracer}_base"] + _CONTRAST[name] * pathology + own * field["white"]) * lateral + effects
@@ -639,25 +678,44 @@ def _uptake(
     return gm * grey + wm * (_WHITE[name] * (1 + white) + decades * _WHITE_AGE[tracer] * field["white"]) + csf * fluid
 
 
+def _average(
+    config: Config, tracer: str, *, thinned: float = 0.0, decades: float = 0.0, sex: float = 0.0, stage: float = 1.0
+) -> tuple[float, dict[str, float], float]:
+    """Regions (see `_regional`) of a person of average anatomy, ``thinned`` decades older in it, without noise."""
+    settings = config.cohort.phantom
+    if settings is None:
+        raise ConfigError(f"profile {config.profile!r}: cohort.phantom is missing; only phantoms have planted effects")
+    template = _template(settings.anatomy_mm)
+    tissues = _tissues(template, settings.age_atrophy * thinned, 0.4, 0.0)
+    name = "18FAV45" if tracer == "amyloid" else "18FAV1451"
+    uptake = _uptake(template, tissues, tracer, name, load=0.45, stage=stage, white=0.0, own=0.0, decades=decades,
+                     sex=sex)  # fmt: skip
+    sigma = np.mean(settings.pet_fwhm_mm) / 2.3548 / settings.anatomy_mm
+    return _regional(ndimage.gaussian_filter(uptake, sigma), template.labels, template.names, tracer)
+
+
 def _planted(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
     """Planted effects in SUVR at scanner resolution, by tracer and region, in a person of average anatomy."""
-    settings = config.cohort.phantom
-    template = _template(settings.anatomy_mm)
-    tissues = _tissues(template, 0.0, 0.4, 0.0)
-    sigma = np.mean(settings.pet_fwhm_mm) / 2.3548 / settings.anatomy_mm
-    planted = {}
-    for tracer, name in (("amyloid", "18FAV45"), ("tau", "18FAV1451")):
-
-        def measure(decades: float, sex: float, tracer: str = tracer, name: str = name) -> dict[str, float]:
-            uptake = _uptake(template, tissues, tracer, name, load=0.45, stage=1.0, white=0.0, own=0.0,
-                             decades=decades, sex=sex)  # fmt: skip
-            return _regional(ndimage.gaussian_filter(uptake, sigma), template.labels, template.names, tracer)[1]
-
-        none, age, sex = measure(0, 0), measure(settings.age_effect, 0), measure(0, settings.sex_effect)
+    settings, planted = config.cohort.phantom, {}
+    for tracer in TRACERS:
+        changes = {}, {"decades": settings.age_effect}, {"sex": settings.sex_effect}
+        none, age, sex = (_average(config, tracer, **change)[1] for change in changes)
         planted[tracer] = {
             region: {"sex": 2 * (sex[region] - none[region]), "age": age[region] - none[region]} for region in none
         }
     return planted
+
+
+def _stage_cut(config: Config) -> float:
+    """Tau stage at which the meta-temporal SUVR of a person of average anatomy passes ``cohort.tau_cutoff``."""
+    cutoff, ends = config.cohort.tau_cutoff, (-2.0, 7.0)
+    low, high = (_average(config, "tau", stage=stage)[2] for stage in ends)
+    if not low < cutoff < high:
+        raise ConfigError(
+            f"profile {config.profile!r}: cohort.tau_cutoff is {cutoff}; the phantoms' meta-temporal SUVR runs from "
+            f"{low:.2f} to {high:.2f}, so everyone would have one status; choose a value between"
+        )
+    return float(brentq(lambda stage: _average(config, "tau", stage=stage)[2] - cutoff, *ends, xtol=1e-4))
 
 
 def _regional(
@@ -746,6 +804,7 @@ class _Visit:
     settings: PhantomConfig
     template: _Template
     tissues: tuple[np.ndarray, ...]
+    own: dict[str, np.ndarray]  # by tracer: uptake of one's own, which nothing foretells
     field: np.ndarray  # displacement on the anatomy grid
     person_to_mni: np.ndarray
     decades: float  # of age, from AGE_CENTRE
@@ -756,6 +815,16 @@ class _Visit:
         """How far the scalp reaches from the brain, in mm."""
         return _SCALP_MM[-1] if self.settings.scalp else 0.0
 
+    def uptake(
+        self, tracer: str, name: str, *, load: float, stage: float | np.ndarray, white: float = 0.0,
+        own: np.ndarray | float = 0.0,
+    ) -> np.ndarray:  # fmt: skip
+        """`_uptake` of this person, with the scalp where there is one."""
+        decades, sex = self.settings.age_effect * self.decades, self.settings.sex_effect * self.sex
+        uptake = _uptake(self.template, self.tissues, tracer, name, load=load, stage=stage, white=white, own=own,
+                         decades=decades, sex=sex)  # fmt: skip
+        return uptake + 0.35 * (_scalp(self.template) > 0.3) if self.settings.scalp else uptake
+
     def scan(
         self, rng: np.random.Generator, voxel_mm: tuple[float, ...], fov_mm: float, axes: tuple[str, ...],
         centre: np.ndarray, world_to_person: np.ndarray, *maps: tuple[np.ndarray, int],
@@ -764,6 +833,25 @@ class _Visit:
         shape, affine = _scan_grid(rng, voxel_mm, np.array(_FOV_MM) + fov_mm + 1.8 * self.margin, axes, centre)
         to_mni, reach = self.person_to_mni @ world_to_person, 16 + self.margin
         return affine, _sample(self.template, list(maps), self.field, to_mni, shape, affine, reach)
+
+
+def _visit(config: Config, index: int, person: dict[str, Any], record: dict[str, Any]) -> _Visit:
+    """Of a person's and a session's truth, with its deformation."""
+    settings = config.cohort.phantom
+    template, decades = _template(settings.anatomy_mm), (record["age"] - AGE_CENTRE) / 10
+    rng = _rng(config.seed, index, _FIELD)
+    ribbon = 0.04 * _smooth_field(rng, template, 60, (10, 22))  # thickness of one's own: the MRI shows it
+    shared = _smooth_field(rng, template, 40, (14, 28))
+    return _Visit(
+        settings=settings,
+        template=template,
+        tissues=_tissues(template, settings.age_atrophy * decades, record["severity"], ribbon),
+        own={tracer: 0.06 * (0.6 * shared + 0.8 * _smooth_field(rng, template, 40, (14, 28))) for tracer in TRACERS},
+        field=_displacement_on_axes(record["deformation"], template.axes),
+        person_to_mni=np.array(person["person_to_mni"]),
+        decades=decades,
+        sex={"F": 1.0, "M": -1.0}[person["sex"]],
+    )
 
 
 def _scan_t1(rng: np.random.Generator, visit: _Visit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -804,8 +892,6 @@ def _scan_pet(
     pet_to_t1[:3, :3] = _tilt(rng, (2, 8))
     pet_to_t1[:3, 3] = middle - pet_to_t1[:3, :3] @ (middle + away)
     to_person = np.linalg.inv(pose) @ pet_to_t1
-    if settings.scalp:
-        uptake = uptake + 0.35 * (_scalp(template) > 0.3)
     affine, (uptake, labels) = visit.scan(
         rng, settings.pet_voxel_mm, 12, _PET_AXES, middle + away, to_person, (uptake, 1), (template.labels, 0)
     )
@@ -828,23 +914,9 @@ def _write_session(
 ) -> list[str]:
     """Write the scans of one session, add transforms and regional SUVR to its ``record``; the files written."""
     settings, seed, root, name = config.cohort.phantom, config.seed, config.source_root, _name(index)
-    template = _template(settings.anatomy_mm)
     stem, folder = f"{name}_{record['session']}", root / name / record["session"]
     record["deformation"] = _deformation(seed, index, record["ventricles"])
-    decades = (record["age"] - AGE_CENTRE) / 10
-    rng = _rng(seed, index, _FIELD)
-    ribbon = 0.04 * _smooth_field(rng, template, 60, (10, 22))  # thickness of one's own: the MRI shows it
-    shared = _smooth_field(rng, template, 40, (14, 28))  # uptake of one's own: nothing foretells it
-    own = {tracer: 0.06 * (0.6 * shared + 0.8 * _smooth_field(rng, template, 40, (14, 28))) for tracer in TRACERS}
-    visit = _Visit(
-        settings=settings,
-        template=template,
-        tissues=_tissues(template, settings.age_atrophy * decades, record["severity"], ribbon),
-        field=_displacement_on_axes(record["deformation"], template.axes),
-        person_to_mni=np.array(person["person_to_mni"]),
-        decades=decades,
-        sex={"F": 1.0, "M": -1.0}[person["sex"]],
-    )
+    visit = _visit(config, index, person, record)
     record |= {"scans": {}, "suvr": {}, "summary": {}}
     files, dates = [], []
 
@@ -871,18 +943,8 @@ def _write_session(
         if tracer not in person["tracers"]:
             continue
         label = person["amyloid_tracer"] if tracer == "amyloid" else "18FAV1451"
-        uptake = _uptake(
-            template,
-            visit.tissues,
-            tracer,
-            label,
-            load=record["load"],
-            stage=record["stage"],
-            white=person["white"][tracer],
-            own=own[tracer],
-            decades=settings.age_effect * decades,
-            sex=settings.sex_effect * visit.sex,
-        )
+        causes = {"load": record["load"], "stage": record["stage"], "white": person["white"][tracer]}
+        uptake = visit.uptake(tracer, label, **causes, own=visit.own[tracer])
         rng = _rng(seed, index, _SCAN, number, order)
         data, affine, how, (_, regional, summary) = _scan_pet(rng, visit, uptake, tracer, pose)
         record["suvr"][tracer], record["summary"][tracer] = regional, summary

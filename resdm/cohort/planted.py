@@ -10,13 +10,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from scipy import ndimage
-
 from resdm.cohort import phantom
-from resdm.config import Config, ConfigError
-
-_TRACERS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
+from resdm.config import TRACERS, Config
 
 
 def thinning_slope(config: Config) -> dict[str, dict[str, float]]:
@@ -31,8 +26,8 @@ def thinning_slope(config: Config) -> dict[str, dict[str, float]]:
         Needs ``cohort.phantom``.
     """
     slopes = {}
-    for tracer in _TRACERS:
-        older, younger = (_scanned(config, tracer, thinned=decades)[1] for decades in (0.5, -0.5))
+    for tracer in TRACERS:
+        older, younger = (phantom._average(config, tracer, thinned=decades)[1] for decades in (0.5, -0.5))
         slopes[tracer] = {region: older[region] - younger[region] for region in older}
     return slopes
 
@@ -48,23 +43,10 @@ def grey_share(config: Config) -> dict[str, dict[str, float]]:
         Needs ``cohort.phantom``.
     """
     shares = {}
-    for tracer in _TRACERS:
-        (reference, none), (_, one) = (_scanned(config, tracer, sex=sex) for sex in (0.0, 1.0))
+    for tracer in TRACERS:
+        (reference, none, _), (_, one, _) = (phantom._average(config, tracer, sex=sex) for sex in (0.0, 1.0))
         tissue = {region: value / reference for region, value in phantom._FIELDS[f"{tracer}_sex"].items()}
         shares[tracer] = {
             region: (one[region] - none[region]) / tissue[region] if region in tissue else math.nan for region in none
         }
     return shares
-
-
-def _scanned(config: Config, tracer: str, *, thinned: float = 0.0, sex: float = 0.0) -> tuple[float, dict[str, float]]:
-    """Reference mean and regional SUVR of the person of the planted effects, aged ``thinned`` decades in anatomy."""
-    settings = config.cohort.phantom
-    if settings is None:
-        raise ConfigError(f"profile {config.profile!r}: cohort.phantom is missing; only phantoms have planted effects")
-    template = phantom._template(settings.anatomy_mm)
-    tissues = phantom._tissues(template, settings.age_atrophy * thinned, 0.4, 0.0)
-    uptake = phantom._uptake(template, tissues, tracer, _TRACERS[tracer], load=0.45, stage=1.0, white=0.0, own=0.0,
-                             decades=0.0, sex=sex)  # fmt: skip
-    sigma = np.mean(settings.pet_fwhm_mm) / 2.3548 / settings.anatomy_mm
-    return phantom._regional(ndimage.gaussian_filter(uptake, sigma), template.labels, template.names, tracer)[:2]

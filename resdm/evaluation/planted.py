@@ -7,9 +7,9 @@ true regional SUVR, from their real PET and from synthetic PET, by one linear mo
     SUVR ~ positive. The truth's status contrast is a plain difference of means, so nothing is adjusted for.
 ``sex``, ``age``
     SUVR ~ woman + decades + causes. The truth's effects are those at fixed disease. Planted status cannot stand for the
-    disease: tau status is a cut through the SUVR itself, which sex raises, so at equal status women have less disease
-    and the sex effect shrinks. The latent causes can: amyloid load and tracer, or tau stage (cubic: uptake is sigmoid
-    in it), and neurodegeneration.
+    disease: it is a cut through it, and how far from the cut people are goes with their diagnosis, as sex and age do,
+    so a part of the disease would be taken for an effect of sex. The latent causes can: amyloid load and tracer, or tau
+    stage (cubic: uptake is sigmoid in it), and neurodegeneration.
 
 Intervals are those of a jackknife that leaves out one person with all sessions: visits are not independent.
 
@@ -66,7 +66,7 @@ def read_causes(config: Config) -> pd.DataFrame:
     -------
     DataFrame
         person, session, woman (0/1), decades (of age, from the truth's centre), florbetaben (0/1), load, stage,
-        severity, amyloid_positive, tau_positive (0/1; NaN where there is no tau PET).
+        severity, amyloid_positive, tau_positive (0/1: disease alone, free of what age and sex add to uptake).
     """
     centre = _read_truth(config)["age_centre"]
     people = pd.read_csv(config.work / "truth" / "people.csv", dtype={"person": str, "session": str})
