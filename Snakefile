@@ -64,7 +64,7 @@ if RELEASED:
 
 
 wildcard_constraints:
-    method="[^/]+",
+    method="(?!ceiling/)[^/]+",  # no method: a rule of its own
 
 
 rule all:
@@ -172,6 +172,7 @@ rule train:
 
 
 SYNTHESIS = DATA + package("batch", "checkpoint", "synthesis", "evaluation/image_quality")
+CEILING = [f"{WORK}/predictions/ceiling/factual/scores.csv"] * (SETTINGS.cohort.kind == "phantom")
 
 
 rule synthesise:
@@ -189,6 +190,22 @@ rule synthesise:
     threads: SETTINGS.training.threads or workflow.cores
     shell:
         PAPERMILL + " -p method {wildcards.method}"
+
+
+if CEILING:
+
+    rule ceiling:
+        input:
+            f"{WORK}/volumes/index.csv",
+            modules=DATA
+            + package("cohort/phantom", "cohort/registration", "cohort/volumes", "cohort/ceiling", "evaluation/image_quality"),
+        output:
+            CEILING,
+            f"{WORK}/predictions/ceiling/factual/latent.csv",
+        params:
+            digest("cohort", "preprocess", "seed"),
+        shell:
+            "resdm ceiling {PROFILE}"
 
 
 # All in one job: a job costs its imports.
@@ -212,6 +229,7 @@ rule conditions:
 rule table2:
     input:
         expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=COMPARED),
+        CEILING,
         "data_manifests/paper/table2.csv",
         notebook="notebooks/04_table2_comparison.ipynb",
         modules=TABLES + package("evaluation/suvr", "report/cases", "report/figures", "report/provenance"),
@@ -266,6 +284,7 @@ rule table4:
     input:
         rules.evaluators.output,
         expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=METHODS),
+        CEILING,
         "data_manifests/paper/table4.csv",
         notebook="notebooks/06_table4_diagnosis.ipynb",
         modules=EVALUATORS + READINGS + package("report/tables", "report/diagnosis", "report/provenance"),
@@ -335,6 +354,7 @@ rule table3:
 
 rule planted:
     input:
+        CEILING,
         f"{WORK}/predictions/ResDM/factual/scores.csv",
         notebook="notebooks/11_planted_effects.ipynb",
         modules=TABLES
@@ -350,6 +370,7 @@ rule planted:
 
 rule fidelity:
     input:
+        CEILING,
         expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=COMPARED),
         notebook="notebooks/13_suvr_fidelity.ipynb",
         modules=TABLES

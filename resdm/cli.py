@@ -118,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         help="make the I-th of N parts of the people, unscored; when all are made, run without it to score",
     )
 
+    sub = command("ceiling", _ceiling, "estimate test people's PET from the phantoms' truth: what no method can pass")
+    profile(sub), quiet(sub)
+
     sub = command("sample", _sample, "draw several samples of validation and test people, to judge their spread")
     profile(sub), quiet(sub)
 
@@ -262,6 +265,13 @@ def _predict(options: argparse.Namespace) -> None:
         for condition in options.condition or ["factual"]:
             chosen = {"split": options.split, "shard": options.shard, "progress": not options.quiet}
             print(synthesise_method(config, name, condition, **chosen))
+
+
+def _ceiling(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from resdm.pipeline import synthesise_ceiling
+
+    print(synthesise_ceiling(config, progress=not options.quiet))
 
 
 def _sample(options: argparse.Namespace) -> None:

@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from resdm.anatomy import Box, Grid, mni_map, working_box
 from resdm.checkpoint import check_model, load_card
-from resdm.cohort import adni, bids, openneuro, released_layout, table
+from resdm.cohort import adni, bids, ceiling, openneuro, released_layout, table
 from resdm.cohort.dataset import CohortDataset, collate
 from resdm.cohort.manifest import PATHS, SPLITS, ManifestError, check_leakage, split_card, split_people, write_manifest
 from resdm.cohort.matching import Found
@@ -40,7 +42,7 @@ from resdm.processor import set_up
 from resdm.report.provenance import provenance
 from resdm.scan import synthesise_scan as synthesise_scan  # a stage like the others
 from resdm.scan import synthesise_scans as synthesise_scans
-from resdm.synthesis import Model, sample_people, spread_path, synthesise_people
+from resdm.synthesis import LABELS, Model, sample_people, spread_path, synthesise_people
 
 
 def profile(config: Config | str | Path) -> Config:
@@ -263,6 +265,50 @@ def synthesise_method(
     write_scores(config, name, score_people(out, people, config), condition)
     if condition == "factual" and split == "test":
         write_card(config, name)  # its metrics
+    return out
+
+
+def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) -> Path:
+    """The best estimate of the test people's PET that their MRI and prompt allow, scored; see `resdm.cohort.ceiling`.
+
+    Returns
+    -------
+    Path
+        ``predictions/ceiling/factual`` as `synthesise_method` leaves it, and ``latent.csv``: person, session, tracer,
+        positive (probability of the planted status).
+
+    Raises
+    ------
+    ConfigError
+        A cohort of real people.
+    FileNotFoundError, ValueError
+        No volumes; phantoms without their truth, or with that of others.
+    """
+    config = profile(config)
+    truth = ceiling.read_truth(config)
+    people, out, grid = read_index(config), config.predictions("ceiling"), Grid.of(config.preprocess.grid)
+    population, latent = ceiling.draw_population(config.seed), []
+    notice = "uses the phantom's truth: no method can"
+    for row in tqdm(people.to_dict("records"), desc="ceiling", unit="session", disable=not progress):
+        for tracer, (pet, positive) in ceiling.expected_pet(config, row, population, truth).items():
+            label = row[f"{tracer}_tracer"] if int(row[f"present_{tracer}"]) else LABELS[tracer]
+            path = synthetic_path(out, row["person"], row["session"], label)
+            image = grid.image(pet)
+            image.header["descrip"] = notice.encode("ascii")
+            with atomic(path) as temporary:
+                nib.save(image, temporary)
+            write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {
+                "synthetic": True, "notice": notice, "cohort_notice": config.notice, "method": "ceiling",
+                "tracer": tracer, "prompt": {"age": row["age"], "sex": row["sex"]}, "condition": "factual",
+                "space": "MNI152", "masked": config.preprocess.mask,
+                "intensity": {
+                    "kind": config.preprocess.intensity, "suvr_range": list(config.preprocess.suvr_range[tracer])
+                },
+            })  # fmt: skip
+            who = {"person": row["person"], "session": row["session"], "tracer": tracer}
+            latent.append(who | {"positive": positive})
+    write_csv(out / "latent.csv", pd.DataFrame(latent), "%.6g")
+    write_scores(config, "ceiling", score_people(out, people, config))
     return out
 
 

@@ -105,7 +105,9 @@ def test_check_says_what_a_profile_holds(profile, capsys):
     assert "\nthere: model Plain" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", ["check", "phantom", "manifest bids", "preprocess", "qc", "train", "predict"])
+@pytest.mark.parametrize(
+    "words", ["check", "phantom", "manifest bids", "preprocess", "qc", "ceiling", "train", "predict"]
+)
 def test_a_bad_profile_is_refused_without_a_traceback(profile, words, capsys):
     profile.write_text(profile.read_text() + "trainnig: 1\n")
     command = words.split()
