@@ -78,7 +78,7 @@ def posterior(
     women = np.array([group["women"] for group in groups])
     prior = np.array([stats.norm.pdf(age - years, *group["age"]) for group in groups])
     prior *= women if sex == "F" else 1 - women
-    expected = population["foretold"] + 0.05 * years * population["progression"]
+    expected = phantom._later(population | {"severity": population["foretold"]}, years)["severity"]
     shown = stats.norm.pdf(severity, expected, phantom._SEVERITY_SD)
     weight = prior[population["diagnosis"]] * (coupling * shown + (1 - coupling) * shown.mean())
     return weight / weight.sum()
