@@ -299,6 +299,7 @@ class AdversarialConfig(MethodConfig):
 
     kind: str = ""
     learning_rate: float = 2e-4
+    discriminator_learning_rate: float | None = None  # None: learning_rate, as in the originals
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     decay: Literal["none", "cosine", "linear_half"] = "linear_half"  # 100 constant and 100 decaying epochs
@@ -851,6 +852,8 @@ def _check(config: Config, file: str) -> None:
         check_condition(condition, f"{file}: conditions")
     for name, method in config.methods.items():
         demand(method.learning_rate > 0, f"methods.{name}.learning_rate must be more than 0")
+        rate = getattr(method, "discriminator_learning_rate", None)
+        demand(rate is None or rate > 0, f"methods.{name}.discriminator_learning_rate must be more than 0, or null")
         demand(0 <= method.ema < 1, f"methods.{name}.ema is {method.ema}; expected 0 (none) or a decay below 1")
         demand(
             method.batch_size is None or method.batch_size >= 1,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_baselines import count
+from tiny_baselines import count, make
 from torch import nn
 
-from resdm.config import MethodConfig
+from resdm.config import AdversarialConfig
 from resdm.methods.adversarial import (
     TokenEmbedding,
-    adam,
     adversarial_loss,
+    adversaries,
     frozen,
     halved,
     normal_weights,
@@ -69,9 +70,20 @@ def test_frozen_thaws_after_an_error():
 
 
 def test_adam_has_the_settings_of_its_method():
-    config = MethodConfig("x", learning_rate=3e-4, weight_decay=0.0, betas=(0.4, 0.9))
-    (group,) = adam(nn.Linear(1, 1), config).param_groups
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.4, 0.9), 0)
+    config = AdversarialConfig("x", learning_rate=3e-4, weight_decay=0.1, betas=(0.4, 0.9))
+    for rate, expected in ((None, 3e-4), (5e-5, 5e-5)):
+        found = adversaries(nn.Linear(1, 1), nn.Linear(1, 2), replace(config, discriminator_learning_rate=rate))
+        groups = {name: optimiser.param_groups[0] for name, optimiser in found.items()}
+        assert {name: group["lr"] for name, group in groups.items()} == {"generator": 3e-4, "discriminator": expected}
+        assert {(group["betas"], group["weight_decay"]) for group in groups.values()} == {((0.4, 0.9), 0.1)}
+        assert [len(group["params"][0]) for group in groups.values()] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["pix2pix", "scgan", "transunet", "resvit"])
+def test_every_discriminator_has_the_rate_of_its_own(kind):
+    for name, optimiser in make(kind, learning_rate=3e-3, discriminator_learning_rate=7e-4).optimisers().items():
+        (group,) = optimiser.param_groups
+        assert group["lr"] == (7e-4 if "discriminator" in name else 3e-3)
 
 
 def test_discriminator_is_the_70_voxel_patchgan():

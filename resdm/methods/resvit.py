@@ -13,8 +13,8 @@ from resdm.config import ResViTConfig
 from resdm.methods.adversarial import (
     Shape,
     TokenEmbedding,
-    adam,
     adversarial_loss,
+    adversaries,
     frozen,
     halved,
     instance_norm,
@@ -204,10 +204,7 @@ class ResViT(Method):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return {
-            "discriminator": adam(self.discriminator, self.config),
-            "generator": adam(self.generator, self.config),
-        }
+        return adversaries(self.generator, self.discriminator, self.config)
 
     def _available(self, present: Tensor, generator: torch.Generator) -> Tensor:
         """Which PETs a training step shows, (B, 2): at most one, and never a person's only one."""

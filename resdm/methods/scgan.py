@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from resdm.config import SCGANConfig
-from resdm.methods.adversarial import Shape, adam, adversarial_loss, frozen, halved, instance_norm
+from resdm.methods.adversarial import Shape, adversarial_loss, adversaries, frozen, halved, instance_norm
 from resdm.methods.base import PerTracer, TracerModel
 
 
@@ -217,10 +217,7 @@ class TracerSCGAN(TracerModel):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return {
-            "generator": adam(self.generator, self.config),
-            "discriminator": adam(self.discriminator, self.config),
-        }
+        return adversaries(self.generator, self.discriminator, self.config)
 
 
 class SCGAN(PerTracer):
