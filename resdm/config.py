@@ -190,7 +190,6 @@ class NetworkConfig:
     norm_groups: int = 32  # of every GroupNorm; fewer where they do not divide the channels
     dropout: float = 0.0
     stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
-    channels_last: bool = False  # memory format only: the same values, faster on some machines
     fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
     recompute_pointwise: bool = False  # norms and SiLU are computed again going backward: the same values, less memory
     checkpoint_activations: bool = False  # whole blocks are: the least memory, a third more work
@@ -346,7 +345,6 @@ class TransUNetConfig(AdversarialConfig):
     layers: int = 8
     heads: int = 8
     dropout: float = 0.1
-    channels_last: bool = False  # memory format only: the same values, a third faster on some CPUs
 
 
 @dataclass(frozen=True)
@@ -447,6 +445,7 @@ class TrainingConfig:
     accelerator: str = "auto"
     devices: int = 1
     precision: Precision = "32-true"
+    channels_last: bool | None = None  # memory format of volumes in the networks, other last bits; None: on AVX2 CPUs
     compile: bool = False  # torch.compile of the networks, in training and sampling; other last bits, minutes to start
     deterministic: bool = True  # CUDA kernels that give the same bits every time, where there are any; CPU always does
     threads: int | None = None  # CPU threads of torch; a number makes results independent of the machine's cores

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from resdm.batch import TRACERS, Batch, Prior
-from resdm.config import MethodConfig
+from resdm.config import MethodConfig, TrainingConfig
+from resdm.processor import channels_last
 
 NETWORKS = ("unet", "generator", "discriminator")
 """What methods call their networks."""
@@ -85,10 +86,15 @@ class Method(nn.Module):
         ``folder`` may keep what other methods of the profile can start with too.
         """
 
-    def compile_networks(self) -> None:
-        """Have torch.compile make kernels for this method's networks, on their first use; weights keep their names."""
+    def adapt(self, run: TrainingConfig, device: torch.device) -> None:
+        """Lay the networks' weights out as suits the device, and have torch.compile make kernels where it is asked to.
+
+        A convolution answers in the layout of its weights, so no input need be converted. Weights keep their names.
+        """
+        if channels_last(run, device):
+            self.to(memory_format=torch.channels_last_3d)
         for name, module in self.named_modules():
-            if name.rpartition(".")[2] in NETWORKS:
+            if run.compile and name.rpartition(".")[2] in NETWORKS:
                 module.compile()
 
     def averages(self, name: str) -> bool:

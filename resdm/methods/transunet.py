@@ -96,8 +96,6 @@ class TransUNetGenerator(nn.Module):
             for before, after, skip in zip(widths, widths[1:], skips, strict=False)
         )
         self.head = nn.Conv3d(widths[-1], 1, 3, padding=1)
-        if config.channels_last:
-            self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, mri: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) → the same, in (−1, 1)."""
