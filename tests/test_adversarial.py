@@ -12,6 +12,7 @@ from torch import nn
 
 from resdm.config import AdversarialConfig
 from resdm.methods.adversarial import (
+    InstanceNorm3d,
     TokenEmbedding,
     adversarial_loss,
     adversaries,
@@ -147,3 +148,18 @@ def test_encoder_is_that_of_a_vit():
     attended = ((q @ k.mT) / math.sqrt(8)).softmax(-1) @ v
     y = x + block.attn.out_proj(attended.transpose(0, 1).reshape(1, 7, dim))
     torch.testing.assert_close(block(x), y + block.mlp(block.norm2(y)))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_instance_norm_is_torchs_and_takes_amplitude_out(memory_format):
+    torch.manual_seed(0)
+    own, x = InstanceNorm3d(3), torch.rand(2, 3, 4, 5, 6).to(memory_format=memory_format)
+    theirs = nn.InstanceNorm3d(3, affine=True)
+    with torch.no_grad():
+        own.weight.normal_()
+        own.bias.normal_()
+    theirs.load_state_dict(own.state_dict())
+    torch.testing.assert_close(own(x), theirs(x))
+    torch.testing.assert_close(own(30 * x + 2), own(x), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="one voxel"):
+        own(torch.rand(1, 3, 1, 1, 1))

@@ -11,7 +11,8 @@ from tiny_baselines import SHAPE, TINY, fit, make, seeded, smooth_batch
 
 from resdm.checkpoint import tensors
 from resdm.config import ResViTConfig
-from resdm.methods.resvit import Conv3d, Generator
+from resdm.methods.adversarial import Conv3d
+from resdm.methods.resvit import Generator
 
 
 def test_two_blocks_run_through_one_encoder():

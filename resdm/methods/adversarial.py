@@ -67,13 +67,40 @@ def adversaries(
     }
 
 
-def instance_norm(channels: int) -> nn.InstanceNorm3d:
+class Conv3d(nn.Conv3d):
+    """Convolution that learns from one small volume on a CPU as from two: the same values, faster.
+
+    PyTorch computes a single volume of up to 20,480 numbers a slice by a kernel of its own, and two by oneDNN, which is
+    several times as fast. So the volume goes in twice, and one answer is dropped.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        small = len(x) == 1 and x.device.type == "cpu" and x[..., 0].numel() <= 20_480
+        if small and torch.is_grad_enabled():
+            return super()._conv_forward(x.expand(2, -1, -1, -1, -1), weight, bias)[:1]
+        return super()._conv_forward(x, weight, bias)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
     """Batch norm as it is at batch size 1: each volume by its own statistics, with learned scale and shift.
 
     The originals train with batch norm at batch size 1; over the volumes of a larger batch theirs would mix people.
-    It raises on a map of one voxel.
+    Mean and amplitude of each channel leave each volume here, so that a person's global intensity, and with it how much
+    uptake there is, goes on in no map behind it but as the contrast between voxels.
+
+    Notes
+    -----
+    Computed as a group norm of one channel a group: the same values in two thirds of the time on a CPU.
     """
-    return nn.InstanceNorm3d(channels, affine=True)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `torch.nn.InstanceNorm3d`; raises `ValueError` on a map of one voxel."""
+        if x[0, 0].numel() == 1:
+            raise ValueError(f"a map of one voxel has no variance to normalise by: {tuple(x.shape)}")
+        return F.group_norm(x.contiguous(), self.num_features, self.weight, self.bias, self.eps)
 
 
 def normal_weights(module: nn.Module) -> None:
