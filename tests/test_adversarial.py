@@ -12,6 +12,7 @@ from torch import nn
 
 from resdm.config import AdversarialConfig
 from resdm.methods.adversarial import (
+    Conv3d,
     InstanceNorm3d,
     TokenEmbedding,
     adversarial_loss,
@@ -163,3 +164,31 @@ def test_instance_norm_is_torchs_and_takes_amplitude_out(memory_format):
     torch.testing.assert_close(own(30 * x + 2), own(x), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="one voxel"):
         own(torch.rand(1, 3, 1, 1, 1))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("span", [1, 2, 3])
+@pytest.mark.parametrize("length", [2, 5, 6])
+def test_two_halves_are_convolved_as_the_whole(length, span, stride, mode):
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, length, 6, 7, dtype=torch.double)
+    settings = {"stride": stride, "padding": span // 2, "padding_mode": mode, "dtype": torch.double}
+    plain, halved = nn.Conv3d(2, 3, span, **settings), Conv3d(2, 3, span, **settings)
+    halved.load_state_dict(plain.state_dict())
+    found = []
+    for conv in (plain, halved):
+        own = x.clone().requires_grad_()
+        conv(own).square().sum().backward()
+        found.append((conv(own), own.grad, conv.weight.grad, conv.bias.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+def test_only_one_small_volume_is_cut(monkeypatch):
+    sizes = []
+    plain = nn.functional.conv3d
+    monkeypatch.setattr(nn.functional, "conv3d", lambda x, *rest: sizes.append(tuple(x.shape)) or plain(x, *rest))
+    conv = Conv3d(1, 1, 3, padding=1)
+    for shape in ((1, 1, 8, 6, 6), (2, 1, 8, 6, 6), (1, 1, 144, 144, 6)):
+        assert conv(torch.rand(shape)).shape == shape
+    assert sizes == [(2, 1, 6, 8, 8), (2, 1, 8, 6, 6), (1, 1, 144, 144, 6)]

@@ -68,17 +68,25 @@ def adversaries(
 
 
 class Conv3d(nn.Conv3d):
-    """Convolution that learns from one small volume on a CPU as from two: the same values, faster.
+    """Convolution (dilation 1, one group) that computes one small volume on a CPU as two halves: as exact, faster.
 
-    PyTorch computes a single volume of up to 20,480 numbers a slice by a kernel of its own, and two by oneDNN, which is
-    several times as fast. So the volume goes in twice, and one answer is dropped.
+    PyTorch takes a kernel of its own for a single volume of up to 20,480 numbers a slice, unless the convolution spans
+    more than 3 voxels, and oneDNN for two: in training, 2 to 8 times as fast. So the volume is cut along its first
+    axis, with the overlap that the convolution needs.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        small = len(x) == 1 and x.device.type == "cpu" and x[..., 0].numel() <= 20_480
-        if small and torch.is_grad_enabled():
-            return super()._conv_forward(x.expand(2, -1, -1, -1, -1), weight, bias)[:1]
-        return super()._conv_forward(x, weight, bias)
+        span, stride = self.kernel_size[0], self.stride[0]
+        if len(x) > 1 or x.device.type != "cpu" or x[..., 0].numel() > 20_480 or span not in (2, 3):
+            return super()._conv_forward(x, weight, bias)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = F.pad(x, self._reversed_padding_repeated_twice, mode)
+        size = (x.shape[2] - span) // stride + 1  # of the answer's first axis
+        half = -(-size // 2)
+        length, start = (half - 1) * stride + span, (size - half) * stride
+        halves = torch.cat([x[:, :, :length], x[:, :, start : start + length]])
+        one, two = F.conv3d(halves, weight, bias, self.stride).split(1)
+        return torch.cat([one, two[:, :, 2 * half - size :]], 2)
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):

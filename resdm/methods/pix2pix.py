@@ -66,8 +66,8 @@ class Pix2Pix(PerTracer):
     Kept: layers, norms and where they are missing, N(0, 0.02) weights, BCE + 100·L1, the halved discriminator loss,
     Adam at 2e-4 with (0.5, 0.999), constant then linear decay, batch size 1, everything in [−1, 1].
 
-    Normalisation and amplitude: batch norm at batch size 1, at test too, follows every convolution but the outermost two
-    and the innermost. It takes mean and amplitude of each channel out of each volume. The first level's skip is not
+    Normalisation and amplitude: batch norm at batch size 1, at test too, follows every convolution but the outermost
+    two and the innermost. It takes mean and amplitude of each channel out of each volume. The first level's skip is not
     normalised, so the last convolution sees the MRI's own intensities, but only of the nearest voxels.
 
     Departures:

@@ -126,8 +126,8 @@ class ResViT(Method):
     available channels, halved discriminator loss, 3-layer PatchGAN on source and target, Adam (0.5, 0.999), constant
     then linear decay, batch size 1, everything in [−1, 1].
 
-    Normalisation and amplitude: batch norm at batch size 1 follows every convolution but the last, and no skip passes the
-    encoder. Mean and amplitude of each channel leave each volume: what the output knows of a person is contrast.
+    Normalisation and amplitude: batch norm at batch size 1 follows every convolution but the last, and no skip passes
+    the encoder. Mean and amplitude of each channel leave each volume: what the output knows of a person is contrast.
 
     Availability in training: the MRI always; of a person with both PETs, amyloid, tau or both are to be synthesised,
     one chance in three each; of a person with one PET, that one. A missing PET is unavailable, has no L1 and is 0 in

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from resdm.config import SCGANConfig
-from resdm.methods.adversarial import InstanceNorm3d, Shape, adversarial_loss, adversaries, frozen, halved
+from resdm.methods.adversarial import Conv3d, InstanceNorm3d, Shape, adversarial_loss, adversaries, frozen, halved
 from resdm.methods.base import PerTracer, TracerModel
 
 
@@ -22,7 +22,7 @@ def _spectral(conv: nn.Conv3d | nn.ConvTranspose3d) -> nn.Module:
 
 def _conv(before: int, after: int, kernel: int, stride: int = 2) -> nn.Module:
     padding = (kernel - 1) // 2
-    return _spectral(nn.Conv3d(before, after, kernel, stride, padding, bias=False))
+    return _spectral(Conv3d(before, after, kernel, stride, padding, bias=False))
 
 
 def _norm(channels: int, shape: Shape) -> nn.Module:

@@ -121,11 +121,11 @@ class TransUNet(PerTracer):
     Kept: weight-standardised residual units 3/4/9 with group norm, their order of norm and ReLU, max pooling, learned
     positions, pre-norm ViT blocks with dropout 0.1, the decoder's widths and its three skips, align-corners upsampling.
 
-    Normalisation and amplitude: group norm follows every convolution of the encoder, batch norm every one of the decoder
-    but the last; the original takes its statistics over 24 images, and running ones at test. Here both act on one volume
-    and take its mean and amplitude out: over the default phantom's validation people the in-brain mean of the synthetic
-    Aβ-PET has a standard deviation of 0.003 after 250 steps of L1 alone, that of the real PET 0.036. Running statistics
-    in the decoder change little (0.004), since the encoder has none to pass on.
+    Normalisation and amplitude: group norm follows every convolution of the encoder, batch norm every one of the
+    decoder but the last; the original takes its statistics over 24 images, and running ones at test. Here both act on
+    one volume and take its mean and amplitude out: over the default phantom's validation people the in-brain mean of
+    the synthetic Aβ-PET has a standard deviation of 0.003 after 250 steps of L1 alone, that of the real PET 0.036.
+    Running statistics in the decoder change little (0.004): the encoder's group norm leaves no amplitude to pass on.
 
     Departures:
 
