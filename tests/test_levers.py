@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.batch import Prior
 from resdm.config import NetworkConfig, TrainingConfig
-from resdm.methods import build_method
+from resdm.methods import base, build_method
 from resdm.methods.base import NETWORKS
 from resdm.synthesis import Model
 from resdm.training import train
@@ -118,6 +118,19 @@ def test_channels_last_changes_the_layout_and_no_value():
     torch.testing.assert_close(one, two)
     for name, grad in a.items():
         torch.testing.assert_close(grad, b[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_large_kernels_keep_their_layout_on_a_cpu(monkeypatch):
+    """And elsewhere not. Which are large is lowered here: the tiny network has none."""
+    monkeypatch.setattr(base, "_REORDERED", build(tiny_network()).unet.inlet.weight.numel())
+    for device in ("cpu", "meta"):
+        method = build(tiny_network())
+        method.adapt(TrainingConfig(channels_last=True), torch.device(device))
+        kernels = [weight for weight in method.unet.parameters() if weight.dim() == 5 and min(weight.shape) > 1]
+        last = [weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in kernels]
+        assert last == [device != "cpu" or weight.numel() <= base._REORDERED for weight in kernels]
+        assert any(last)
+        assert all(last) == (device != "cpu")
 
 
 def test_the_optimiser_is_fused_and_equals_the_plain_one():
