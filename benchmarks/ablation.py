@@ -120,12 +120,16 @@ def derived(profile: str, key: str, steps: int | None, seeds: Sequence[int]) -> 
     an_epoch = max(1, len(read_index(source, "train")) // size)
     epochs = source.training.epochs if steps is None else max(1, round(steps / an_epoch))
     training = replace(
-        source.training, budget="equal_epochs", epochs=epochs, validate_every=epochs, crop=ROWS[key][2], threads=1
+        source.training,
+        budget="equal_epochs",
+        epochs=epochs,
+        validate_every=epochs,
+        crop=ROWS[key][2],
+        threads=1,
+        channels_last=False,
     )  # the last weights are kept, in every row
     methods = {
-        _name(row, seed): replace(
-            resdm, seed=seed, precision=precision, network=replace(resdm.network, **{"channels_last": False} | change)
-        )
+        _name(row, seed): replace(resdm, seed=seed, precision=precision, network=replace(resdm.network, **change))
         for row, (_, change, _, precision) in ROWS.items()
         for seed in seeds
     }

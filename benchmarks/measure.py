@@ -26,7 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from resdm import haar, upsample
 from resdm.anatomy import Grid, brain_box
 from resdm.batch import TRACERS, Batch, Prior
-from resdm.config import NetworkConfig, PriorConfig, ReleasedConfig, ResidualDiffusionConfig, TowerConfig
+from resdm.config import (
+    NetworkConfig,
+    PriorConfig,
+    ReleasedConfig,
+    ResidualDiffusionConfig,
+    TowerConfig,
+    TrainingConfig,
+)
 from resdm.methods import Method
 from resdm.methods.released import Released, ReleasedUNet
 from resdm.methods.residual_diffusion import ResidualDiffusion
@@ -122,7 +129,7 @@ class MonaiUNet(nn.Module):
 def network(case: Case) -> NetworkConfig:
     """Our network's settings."""
     return NetworkConfig(
-        width=case.width, norm_groups=case.width, stem=case.stem, channels_last=case.channels_last,
+        width=case.width, norm_groups=case.width, stem=case.stem,
         fused_upsampling=case.upsampling, recompute_pointwise=case.pointwise, checkpoint_activations=case.checkpoint,
     )  # fmt: skip
 
@@ -304,8 +311,8 @@ def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict
     base = resident()
     small = batch if cuda else random_batch(replace(case, size=max(16, case.size // 4)))
     method = build(case).to(case.device).train()
-    if case.compiled:
-        method.compile_networks()
+    layout_and_kernels = TrainingConfig(channels_last=case.channels_last, compile=case.compiled)
+    method.adapt(layout_and_kernels, torch.device(case.device))
     step = Stepper(case, method)
     for _ in range(3 if cuda else 1):
         step(small)
@@ -384,8 +391,7 @@ def count(case: Case) -> dict[str, float]:
     forget_constants()
     with FakeTensorMode():
         ours = case.network == "resdm"
-        plain = replace(case, channels_last=False)  # the same counts; fake weights cannot change their memory format
-        unet = UNet(network(plain), 8 * case.width) if ours else _THEIRS[case.network](case.width)
+        unet = UNet(network(case), 8 * case.width) if ours else _THEIRS[case.network](case.width)
         volumes, width = case.people * len(TRACERS), 8 * case.width
         with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as forward, torch.no_grad():
             _call(unet, case, 1, width)

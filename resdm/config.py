@@ -191,7 +191,6 @@ class NetworkConfig:
     norm_groups: int = 32  # of every GroupNorm; fewer where they do not divide the channels
     dropout: float = 0.0
     stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
-    channels_last: bool = False  # memory format only: the same values, faster on some machines
     fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
     recompute_pointwise: bool = False  # norms and SiLU are computed again going backward: the same values, less memory
     checkpoint_activations: bool = False  # whole blocks are: the least memory, a third more work
@@ -300,6 +299,7 @@ class AdversarialConfig(MethodConfig):
 
     kind: str = ""
     learning_rate: float = 2e-4
+    discriminator_learning_rate: float | None = None  # None: learning_rate, as in the originals
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     decay: Literal["none", "cosine", "linear_half"] = "linear_half"  # 100 constant and 100 decaying epochs
@@ -346,7 +346,6 @@ class TransUNetConfig(AdversarialConfig):
     layers: int = 8
     heads: int = 8
     dropout: float = 0.1
-    channels_last: bool = False  # memory format only: the same values, a third faster on some CPUs
 
 
 @dataclass(frozen=True)
@@ -447,6 +446,7 @@ class TrainingConfig:
     accelerator: str = "auto"
     devices: int = 1
     precision: Precision = "32-true"
+    channels_last: bool | None = None  # memory format of volumes in the networks, other last bits; None: on AVX2 CPUs
     compile: bool = False  # torch.compile of the networks, in training and sampling; other last bits, minutes to start
     deterministic: bool = True  # CUDA kernels that give the same bits every time, where there are any; CPU always does
     threads: int | None = None  # CPU threads of torch; a number makes results independent of the machine's cores
@@ -852,6 +852,8 @@ def _check(config: Config, file: str) -> None:
         check_condition(condition, f"{file}: conditions")
     for name, method in config.methods.items():
         demand(method.learning_rate > 0, f"methods.{name}.learning_rate must be more than 0")
+        rate = getattr(method, "discriminator_learning_rate", None)
+        demand(rate is None or rate > 0, f"methods.{name}.discriminator_learning_rate must be more than 0, or null")
         demand(0 <= method.ema < 1, f"methods.{name}.ema is {method.ema}; expected 0 (none) or a decay below 1")
         demand(
             method.batch_size is None or method.batch_size >= 1,

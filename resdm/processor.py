@@ -1,4 +1,4 @@
-"""What a CPU is told before it computes: threads, what becomes of freed memory; and whether it computes in bfloat16."""
+"""What suits this processor: threads, what becomes of freed memory, the layout of volumes, bfloat16."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ def keep_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library; Windows has none to ask
         return False
     return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
+
+
+def channels_last(settings: TrainingConfig, device: torch.device) -> bool:
+    """Whether the networks work in ``channels_last_3d``: as ``training.channels_last`` says, or as suits the device.
+
+    On CPUs that compute in AVX2, oneDNN's 3D convolutions are up to twice as fast in this layout, backward above all;
+    with AVX-512 the grid of the phantoms loses a tenth. ``ATEN_CPU_CAPABILITY=avx2`` counts as AVX2.
+    """
+    if settings.channels_last is not None:
+        return settings.channels_last
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def computes_bf16() -> bool:

@@ -103,8 +103,7 @@ class Model:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         method, card = load_model(folder, device)
-        if card.config.training.compile:
-            method.compile_networks()
+        method.adapt(card.config.training, torch.device(device))
         return cls(method, card, torch.device(device))
 
     @property

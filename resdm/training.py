@@ -54,9 +54,9 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 RESULT_SETTINGS = ("budget", "epochs", "seconds", "shift_voxels", "flip", "crop", "validate_every", "clip_norm")
 """Settings of ``training`` that change the result, beside batch size and precision: a state of other values is refused.
 
-The rest (accelerator, devices, threads, keep_memory, workers, checkpoint_every, compile, deterministic) may change
-between a run and its resumption; then the last bits, and on another kind or number of devices the random draws, are no
-longer those of a single run.
+The rest (accelerator, devices, threads, keep_memory, workers, checkpoint_every, channels_last, compile, deterministic)
+may change between a run and its resumption; then the last bits, and on another kind or number of devices the random
+draws, are no longer those of a single run.
 """
 
 _MEASURED_STEPS = (2, 6)  # equal_time: steps to warm up, steps to time
@@ -343,8 +343,7 @@ class _Loop:
         self._seed(config.seed)
         if prepare:
             method.prepare(config.seed, config.work / "lessons")
-        if config.training.compile:
-            method.compile_networks()
+        method.adapt(config.training, fabric.device)
         optimisers = method.optimisers()
         for optimiser in optimisers.values():
             for group in optimiser.param_groups:

@@ -130,8 +130,6 @@ class UNet(nn.Module):
                 self.up.append(nn.Conv3d(channels, channels, 3, padding=1))
         self.outlet = nn.Sequential(norm(channels, groups), nn.SiLU(), nn.Conv3d(channels, fold, 3, padding=1))
         nn.init.normal_(self.outlet[-1].weight, std=1e-3)  # starts near 0, so that the first steps do not go to waste
-        if config.channels_last:
-            self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Predict x_0.
@@ -172,8 +170,6 @@ class UNet(nn.Module):
         if self.config.stem == "haar":
             pad = [n % 2 for n in x.shape[:1:-1]]  # z, y, x
             x = haar(F.pad(x, [v for p in pad for v in (0, p)]))  # (B, 16, X/2, Y/2, Z/2)
-        if self.config.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last_3d)
         time = self.time(sinusoidal(t, self.config.time_dim).to(x.dtype))  # (B, 4 time_dim)
         skips = [x := self.inlet(x)]
         for part in self.down:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_baselines import count
+from tiny_baselines import count, make
 from torch import nn
 
-from resdm.config import MethodConfig
+from resdm.config import AdversarialConfig
 from resdm.methods.adversarial import (
+    Conv3d,
+    InstanceNorm3d,
     TokenEmbedding,
-    adam,
     adversarial_loss,
+    adversaries,
     frozen,
     halved,
     normal_weights,
@@ -69,9 +72,20 @@ def test_frozen_thaws_after_an_error():
 
 
 def test_adam_has_the_settings_of_its_method():
-    config = MethodConfig("x", learning_rate=3e-4, weight_decay=0.0, betas=(0.4, 0.9))
-    (group,) = adam(nn.Linear(1, 1), config).param_groups
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.4, 0.9), 0)
+    config = AdversarialConfig("x", learning_rate=3e-4, weight_decay=0.1, betas=(0.4, 0.9))
+    for rate, expected in ((None, 3e-4), (5e-5, 5e-5)):
+        found = adversaries(nn.Linear(1, 1), nn.Linear(1, 2), replace(config, discriminator_learning_rate=rate))
+        groups = {name: optimiser.param_groups[0] for name, optimiser in found.items()}
+        assert {name: group["lr"] for name, group in groups.items()} == {"generator": 3e-4, "discriminator": expected}
+        assert {(group["betas"], group["weight_decay"]) for group in groups.values()} == {((0.4, 0.9), 0.1)}
+        assert [len(group["params"][0]) for group in groups.values()] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["pix2pix", "scgan", "transunet", "resvit"])
+def test_every_discriminator_has_the_rate_of_its_own(kind):
+    for name, optimiser in make(kind, learning_rate=3e-3, discriminator_learning_rate=7e-4).optimisers().items():
+        (group,) = optimiser.param_groups
+        assert group["lr"] == (7e-4 if "discriminator" in name else 3e-3)
 
 
 def test_discriminator_is_the_70_voxel_patchgan():
@@ -135,3 +149,46 @@ def test_encoder_is_that_of_a_vit():
     attended = ((q @ k.mT) / math.sqrt(8)).softmax(-1) @ v
     y = x + block.attn.out_proj(attended.transpose(0, 1).reshape(1, 7, dim))
     torch.testing.assert_close(block(x), y + block.mlp(block.norm2(y)))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_instance_norm_is_torchs_and_takes_amplitude_out(memory_format):
+    torch.manual_seed(0)
+    own, x = InstanceNorm3d(3), torch.rand(2, 3, 4, 5, 6).to(memory_format=memory_format)
+    theirs = nn.InstanceNorm3d(3, affine=True)
+    with torch.no_grad():
+        own.weight.normal_()
+        own.bias.normal_()
+    theirs.load_state_dict(own.state_dict())
+    torch.testing.assert_close(own(x), theirs(x))
+    torch.testing.assert_close(own(30 * x + 2), own(x), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="one voxel"):
+        own(torch.rand(1, 3, 1, 1, 1))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("span", [1, 2, 3])
+@pytest.mark.parametrize("length", [2, 5, 6])
+def test_two_halves_are_convolved_as_the_whole(length, span, stride, mode):
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, length, 6, 7, dtype=torch.double)
+    settings = {"stride": stride, "padding": span // 2, "padding_mode": mode, "dtype": torch.double}
+    plain, halved = nn.Conv3d(2, 3, span, **settings), Conv3d(2, 3, span, **settings)
+    halved.load_state_dict(plain.state_dict())
+    found = []
+    for conv in (plain, halved):
+        own = x.clone().requires_grad_()
+        conv(own).square().sum().backward()
+        found.append((conv(own), own.grad, conv.weight.grad, conv.bias.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+def test_only_one_small_volume_is_cut(monkeypatch):
+    sizes = []
+    plain = nn.functional.conv3d
+    monkeypatch.setattr(nn.functional, "conv3d", lambda x, *rest: sizes.append(tuple(x.shape)) or plain(x, *rest))
+    conv = Conv3d(1, 1, 3, padding=1)
+    for shape in ((1, 1, 8, 6, 6), (2, 1, 8, 6, 6), (1, 1, 144, 144, 6)):
+        assert conv(torch.rand(shape)).shape == shape
+    assert sizes == [(2, 1, 6, 8, 8), (2, 1, 8, 6, 6), (1, 1, 144, 144, 6)]

@@ -11,9 +11,9 @@ from tiny_baselines import PHASES, SHAPE, TINY, count, fit, make, seeded, smooth
 from tiny_methods import Sessions, collate, make_config
 
 from resdm.batch import Batch
-from resdm.config import METHOD_CONFIGS
+from resdm.config import METHOD_CONFIGS, TrainingConfig
 from resdm.io import sha256
-from resdm.methods import build_method
+from resdm.methods import base, build_method
 from resdm.training import train
 
 BASELINES = list(TINY)
@@ -230,3 +230,20 @@ def test_a_killed_training_ends_in_the_same_bytes(kind, tmp_path):
     killed = run(tmp_path / "killed")
     for file in ("model.safetensors", "history.csv"):
         assert sha256(whole / file) == sha256(killed / file)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_channels_last_changes_the_layout_and_no_value(kind, monkeypatch):
+    monkeypatch.setattr(base, "_REORDERED", 10**9)  # all of them
+    found, batch = [], smooth_batch(1)
+    for on in (False, True):
+        method = make(kind)
+        method.adapt(TrainingConfig(channels_last=on), torch.device("cpu"))
+        volumes = [weight for weight in method.parameters() if weight.dim() == 5 and min(weight.shape) > 1]
+        assert volumes
+        assert all(weight.is_contiguous(memory_format=torch.channels_last_3d) == on for weight in volumes)
+        loss = next(loss for _, loss in method.losses(batch, seeded()))
+        loss.backward()
+        found.append([loss, *(weight.grad for weight in method.parameters() if weight.grad is not None)])
+    for plain, last in zip(*found, strict=True):
+        torch.testing.assert_close(plain, last, rtol=1e-3, atol=1e-5)

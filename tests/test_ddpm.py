@@ -45,7 +45,7 @@ def test_loss_is_the_mse_of_the_noise():
     expected = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
     torch.testing.assert_close(seen["x_t"], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(seen["mri"], batch.mri[[0, 1, 1]])
-    assert seen["labels"].tolist() == [0, 0, 1]
+    assert seen["labels"].tolist() == [[0, 2, 5], [0, 2, 5], [1, 2, 5]]
     assert torch.equal(seen["t"], t)
     torch.testing.assert_close(loss, (0.5 * seen["x_t"] - noise).square().mean())
 
@@ -167,7 +167,7 @@ def test_seed_decides_a_sample_and_people_do_not_mix():
     assert torch.equal(synthesise(method, 1), synthesise(method, 1))
     assert not torch.equal(synthesise(method, 1), synthesise(method, 2))
     batch = smooth_batch(2, SMALL)
-    labels = method.labels(batch.prior).flatten()
+    labels = method.labels(batch.prior).flatten(0, 1)
     x_t, t = torch.randn(4, 1, *SMALL), torch.tensor([5, 500, 900, 30])
     mri = batch.mri.repeat_interleave(2, 0)
     with torch.no_grad():
@@ -177,19 +177,29 @@ def test_seed_decides_a_sample_and_people_do_not_mix():
 
 
 def test_labels():
-    plain = make("ddpm", SMALL)
+    """Tracer, sex (unknown, F, M) and age bin (unknown, under 60, 60 to 80, from 80), a row of the table each."""
     prior = Prior((None, 59.9, 60.0, 90.0), ("F", "M", None, "F"))
-    assert plain.labels(prior).tolist() == [[0, 1]] * 4
-    assert plain.unet.num_class_embeds == 2
-    full = make("ddpm", SMALL, labels=("sex", "age"), age_edges=(60.0, 80.0))
-    # sex: unknown, F, M; age: unknown, under 60, 60 to 80, from 80
-    groups = [1 * 4 + 0, 2 * 4 + 1, 0 * 4 + 2, 1 * 4 + 3]
-    assert full.labels(prior).tolist() == [[2 * group, 2 * group + 1] for group in groups]
-    assert full.unet.num_class_embeds == 2 * 3 * 4
-    everyone = [(age, sex) for age in (None, 50.0, 70.0, 85.0) for sex in (None, "F", "M")]
-    found = full.labels(Prior(*zip(*everyone, strict=True))).flatten().tolist()
-    assert sorted(found) == list(range(24))
-    assert make("ddpm", SMALL, labels=("age",), age_edges=(60.0,)).unet.num_class_embeds == 2 * 3
+    sexes, ages = [3, 4, 2, 3], [5, 6, 7, 8]
+    for fields in ((), ("sex",), ("age",), ("sex", "age")):
+        method = make("ddpm", SMALL, labels=fields, age_edges=(60.0, 80.0))
+        assert method.unet.class_embedding.num_embeddings == 2 + 3 + 4
+        expected = [
+            [[tracer, sex if "sex" in fields else 2, age if "age" in fields else 5] for tracer in (0, 1)]
+            for sex, age in zip(sexes, ages, strict=True)
+        ]
+        assert method.labels(prior).tolist() == expected
+
+
+def test_a_label_adds_its_rows_and_one_that_nobody_had_adds_nothing():
+    method = make("ddpm", SMALL, labels=("sex", "age"), age_edges=(60.0, 80.0), weight_decay=0.1)
+    table = method.unet.class_embedding
+    labels = method.labels(Prior((70.0, 90.0), ("F", None))).flatten(0, 1)
+    torch.testing.assert_close(table(labels), table.weight[[0, 1, 0, 1]])  # sex and age start at 0
+    fit(method, replace(smooth_batch(2, SMALL), prior=Prior((70.0, 50.0), ("F", "F"))), 3)
+    heard = table.weight.detach().abs().sum(1) > 0
+    assert heard.tolist() == [True, True, False, True, False, False, True, True, False]
+    torch.testing.assert_close(table(labels)[:2], table.weight[:2] + table.weight[3] + table.weight[7])
+    torch.testing.assert_close(table(labels)[2:], table.weight[:2])
 
 
 def test_time_and_label_reach_every_level():
@@ -226,7 +236,7 @@ def test_overfits_two_people():
     noise, t = torch.randn(x0.shape, generator=seeded(9)), torch.full((4,), 200)
     x_t = method.scheduler.add_noise(x0, noise, t)
     with torch.no_grad():
-        found = method.predict(x_t, batch.mri.repeat_interleave(2, 0), t, method.labels(batch.prior).flatten())
+        found = method.predict(x_t, batch.mri.repeat_interleave(2, 0), t, method.labels(batch.prior).flatten(0, 1))
     assert float((found - noise).square().mean()) < 0.06
     error = (method.x0(x_t, found, 200) - x0).abs().mean()
     assert float(error) < float(2 * (batch.pet - batch.pet.mean(0)).abs().mean())

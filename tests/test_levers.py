@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.batch import Prior
-from resdm.config import NetworkConfig
-from resdm.methods import build_method
+from resdm.config import NetworkConfig, TrainingConfig
+from resdm.methods import base, build_method
 from resdm.methods.base import NETWORKS
 from resdm.synthesis import Model
 from resdm.training import train
@@ -109,13 +109,28 @@ def test_fused_upsampling_does_a_third_of_the_work_where_sizes_double():
 
 def test_channels_last_changes_the_layout_and_no_value():
     batch = random_batch(2, SHAPE)
-    plain, last = (build(tiny_network(channels_last=on)) for on in (False, True))
+    plain, last = (build(tiny_network()) for _ in range(2))
+    for method, on in ((plain, False), (last, True)):
+        method.adapt(TrainingConfig(channels_last=on), torch.device("cpu"))
     assert last.unet.inlet.weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert not plain.unet.inlet.weight.is_contiguous(memory_format=torch.channels_last_3d)
     (one, a), (two, b) = gradients(plain, batch), gradients(last, batch)
     torch.testing.assert_close(one, two)
     for name, grad in a.items():
         torch.testing.assert_close(grad, b[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_large_kernels_keep_their_layout_on_a_cpu(monkeypatch):
+    """And elsewhere not. Which are large is lowered here: the tiny network has none."""
+    monkeypatch.setattr(base, "_REORDERED", build(tiny_network()).unet.inlet.weight.numel())
+    for device in ("cpu", "meta"):
+        method = build(tiny_network())
+        method.adapt(TrainingConfig(channels_last=True), torch.device(device))
+        kernels = [weight for weight in method.unet.parameters() if weight.dim() == 5 and min(weight.shape) > 1]
+        last = [weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in kernels]
+        assert last == [device != "cpu" or weight.numel() <= base._REORDERED for weight in kernels]
+        assert any(last)
+        assert all(last) == (device != "cpu")
 
 
 def test_the_optimiser_is_fused_and_equals_the_plain_one():
@@ -164,7 +179,7 @@ def test_compile_marks_the_networks_of_every_method(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_compiled_networks_give_the_same_values():
     plain, compiled = (build(tiny_network(stem="haar")).eval() for _ in range(2))
-    compiled.compile_networks()
+    compiled.adapt(TrainingConfig(compile=True), torch.device("cpu"))
     assert compiled.unet._compiled_call_impl is not None
     batch = random_batch(1, SHAPE)
     one, two = (m.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(0)) for m in (plain, compiled))

@@ -56,6 +56,17 @@ def test_the_profile_says_threads_and_memory(monkeypatch):
     assert asked == [3, "keep"]
 
 
+@pytest.mark.parametrize(
+    ("capability", "device", "asked", "found"),
+    [("AVX2", "cpu", None, True), ("AVX512", "cpu", None, False), ("AVX2", "cuda", None, False),
+     ("AVX512", "cpu", True, True), ("AVX2", "cpu", False, False)],
+)  # fmt: skip
+def test_the_layout_is_the_devices_unless_the_profile_names_one(monkeypatch, capability, device, asked, found):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    settings = replace(make_config(".").training, channels_last=asked)
+    assert processor.channels_last(settings, torch.device(device)) is found
+
+
 def test_a_library_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(processor.ctypes, "CDLL", lambda _: object())
     assert processor.keep_memory.__wrapped__() is False

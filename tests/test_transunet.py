@@ -8,7 +8,7 @@ from tiny_baselines import TINY, make, seeded, smooth_batch
 from torch import nn
 
 from resdm.config import TransUNetConfig
-from resdm.methods.adversarial import ConditionalGAN
+from resdm.methods.adversarial import ConditionalGAN, Conv3d
 from resdm.methods.transunet import StandardisedConv3d, TransUNetGenerator
 
 
@@ -53,7 +53,7 @@ def test_weights_are_standardised():
 
 def test_all_convolutions_of_the_encoder_are_standardised_and_none_of_the_decoder():
     net = make("transunet").models["amyloid"].generator
-    for part, kind in ((net.root, StandardisedConv3d), (net.stages, StandardisedConv3d), (net.decoder, nn.Conv3d)):
+    for part, kind in ((net.root, StandardisedConv3d), (net.stages, StandardisedConv3d), (net.decoder, Conv3d)):
         assert {type(m) for m in part.modules() if isinstance(m, nn.Conv3d)} == {kind}
 
 

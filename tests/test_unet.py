@@ -91,16 +91,6 @@ def test_every_input_matters(generator, which):
     assert (net(**inputs) - before).abs().max() > 1e-4
 
 
-def test_channels_last_changes_the_layout_only(generator):
-    x, context = torch.randn((1, 1, 8, 8, 8), generator=generator), torch.randn((1, 5, 12), generator=generator)
-    nets = []
-    for channels_last in (False, True):
-        torch.manual_seed(0)
-        nets.append(UNet(tiny_network(channels_last=channels_last), context_dim=12))
-    out = [net(x, x, torch.tensor([1]), context) for net in nets]
-    torch.testing.assert_close(out[0], out[1], rtol=1e-4, atol=1e-5)
-
-
 def test_size_is_the_released_networks():
     """29.2 M in the released code; ours adds the second input channel and real cross-attention."""
     with torch.device("meta"):

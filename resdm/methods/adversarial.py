@@ -49,20 +49,66 @@ def frozen(module: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def adam(module: nn.Module, config: AdversarialConfig) -> torch.optim.Adam:
-    """Adam over one network's weights, with the settings of its method: β₁ is 0.5 in all the originals."""
-    return torch.optim.Adam(
-        module.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+def adversaries(
+    generator: nn.Module, discriminator: nn.Module, config: AdversarialConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """Adam for each of the two networks, with the settings of their method: β₁ is 0.5 in all the originals.
+
+    The discriminator has a learning rate of its own where the settings name one (Heusel et al., NeurIPS 2017): at one
+    rate for both, a discriminator that is far the smaller network learns faster than the generator, whose adversarial
+    gradient then says nothing but that all it draws is wrong.
+    """
+    rates = config.learning_rate, config.discriminator_learning_rate or config.learning_rate
+    return {
+        name: torch.optim.Adam(
+            network.parameters(), lr=rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        for name, network, rate in zip(("generator", "discriminator"), (generator, discriminator), rates, strict=True)
+    }
 
 
-def instance_norm(channels: int) -> nn.InstanceNorm3d:
+class Conv3d(nn.Conv3d):
+    """Convolution (dilation 1, one group) that computes one small volume on a CPU as two halves: as exact, faster.
+
+    PyTorch takes a kernel of its own for a single volume of up to 20,480 numbers a slice, unless the convolution spans
+    more than 3 voxels, and oneDNN for two: in training, 2 to 8 times as fast. So the volume is cut along its first
+    axis, with the overlap that the convolution needs.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        span, stride = self.kernel_size[0], self.stride[0]
+        if len(x) > 1 or x.device.type != "cpu" or x[..., 0].numel() > 20_480 or span not in (2, 3):
+            return super()._conv_forward(x, weight, bias)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = F.pad(x, self._reversed_padding_repeated_twice, mode)
+        size = (x.shape[2] - span) // stride + 1  # of the answer's first axis
+        half = -(-size // 2)
+        length, start = (half - 1) * stride + span, (size - half) * stride
+        halves = torch.cat([x[:, :, :length], x[:, :, start : start + length]])
+        one, two = F.conv3d(halves, weight, bias, self.stride).split(1)
+        return torch.cat([one, two[:, :, 2 * half - size :]], 2)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
     """Batch norm as it is at batch size 1: each volume by its own statistics, with learned scale and shift.
 
     The originals train with batch norm at batch size 1; over the volumes of a larger batch theirs would mix people.
-    It raises on a map of one voxel.
+    Mean and amplitude of each channel leave each volume here, so that a person's global intensity, and with it how much
+    uptake there is, goes on in no map behind it but as the contrast between voxels.
+
+    Notes
+    -----
+    Computed as a group norm of one channel a group: the same values in two thirds of the time on a CPU.
     """
-    return nn.InstanceNorm3d(channels, affine=True)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `torch.nn.InstanceNorm3d`; raises `ValueError` on a map of one voxel."""
+        if x[0, 0].numel() == 1:
+            raise ValueError(f"a map of one voxel has no variance to normalise by: {tuple(x.shape)}")
+        return F.group_norm(x.contiguous(), self.num_features, self.weight, self.bias, self.eps)
 
 
 def normal_weights(module: nn.Module) -> None:
@@ -132,10 +178,7 @@ class ConditionalGAN(TracerModel):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return {
-            "discriminator": adam(self.discriminator, self.config),
-            "generator": adam(self.generator, self.config),
-        }
+        return adversaries(self.generator, self.discriminator, self.config)
 
     def _judge(self, source: Tensor, pet: Tensor) -> Tensor:
         return self.discriminator(torch.cat([source, pet], 1))[-1]  # logits (B, 1, x, y, z)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from resdm.batch import TRACERS, Batch, Prior
-from resdm.config import MethodConfig
+from resdm.config import MethodConfig, TrainingConfig
+from resdm.processor import channels_last
 
 NETWORKS = ("unet", "generator", "discriminator")
 """What methods call their networks."""
+
+_REORDERED = 2**15  # weights of a kernel whose layout is changed on a CPU at most; measured on the phantoms' grid
 
 
 class Method(nn.Module):
@@ -85,10 +88,19 @@ class Method(nn.Module):
         ``folder`` may keep what other methods of the profile can start with too.
         """
 
-    def compile_networks(self) -> None:
-        """Have torch.compile make kernels for this method's networks, on their first use; weights keep their names."""
+    def adapt(self, run: TrainingConfig, device: torch.device) -> None:
+        """Lay the networks' weights out as suits the device, and have torch.compile make kernels where it is asked to.
+
+        A convolution answers in the layout of its weights or of its input, and layers between keep it, so no input need
+        be converted. On a CPU large kernels stay as they are: of few voxels they learn, and oneDNN's gradients would be
+        copied into the other layout weight by weight. Weights keep their names.
+        """
+        if channels_last(run, device):
+            for weight in self.parameters():
+                if weight.dim() == 5 and (device.type != "cpu" or weight.numel() <= _REORDERED):
+                    weight.data = weight.data.to(memory_format=torch.channels_last_3d)
         for name, module in self.named_modules():
-            if name.rpartition(".")[2] in NETWORKS:
+            if run.compile and name.rpartition(".")[2] in NETWORKS:
                 module.compile()
 
     def averages(self, name: str) -> bool:

@@ -9,12 +9,25 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.config import SEXES, DDPMConfig
 from resdm.haar import haar, inverse_haar
 from resdm.methods.base import Method
+
+
+class LabelEmbedding(nn.Embedding):
+    """The sum of a label's rows. All but the tracers' start at 0."""
+
+    def reset_parameters(self) -> None:
+        """N(0, 1) for the tracers, 0 for the rest."""
+        super().reset_parameters()
+        nn.init.zeros_(self.weight[len(TRACERS) :])
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(N, fields) → (N, dim)."""
+        return super().forward(labels).sum(1)
 
 
 class DDPM(Method):
@@ -31,13 +44,16 @@ class DDPM(Method):
 
     Readings and departures:
 
-    - The label is the tracer; ``labels`` adds sex and age bin, unknown being a class of its own, for the information
-      that ResDM's prompt has. Rows of its table that no training person has keep their initial values.
+    - The label is the tracer; ``labels`` adds sex and age bin, the information of ResDM's prompt: the paper has DDPM
+      integrate text as discrete vectors and says no more. Each field has its own rows, which are added: the product of
+      all would leave most rows to a handful of people. Rows of sex and age start at 0, so a value that no training
+      person has, unknown among them, adds nothing.
     - MONAI's 3D `DiffusionModelUNet`, (32, 64, 128, 256) channels, one block a level, attention at the last: 28.8 M
-      weights. Its norms have a quarter as many groups as the first level has channels: with MONAI's 32 each of the
-      first level's channels would be a group, and the norm would take the embedding out again. The last convolution
-      of each residual block and of the network starts at 0, as the original's do: weights before them get their first
-      gradient at the second step.
+      weights. Group norm stands before each convolution, as in the original, and takes mean and amplitude of a group
+      out of each volume: how bright the MRI is passes the bottleneck in what differs between voxels alone. The norms
+      have a quarter as many groups as the first level has channels: with MONAI's 32 each of the first level's channels
+      would be a group, and the norm would take the embedding out again. The last convolution of each residual block and
+      of the network starts at 0, as the original's do: weights before them get their first gradient at the second step.
     - ``prediction: sample`` lets the network predict x_0, which Ho et al. (§3.2) found worse: for small budgets only.
       An error of ε̂ enters x̂_0 times √(1 − ᾱ)/√ᾱ, 157 at t = T − 1, so ε̂ must be nearly exact before a sample is any
       good, whereas x̂_0 starts as a regression from the MRI.
@@ -53,9 +69,6 @@ class DDPM(Method):
     def __init__(self, config: DDPMConfig, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
         channels, fold = config.channels, 8 if config.stem == "haar" else 1
-        classes = len(TRACERS)
-        classes *= 1 + len(SEXES) if "sex" in config.labels else 1
-        classes *= 2 + len(config.age_edges) if "age" in config.labels else 1
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
             in_channels=2 * fold,
@@ -65,8 +78,9 @@ class DDPM(Method):
             attention_levels=[level in config.attention_levels for level in range(len(channels))],
             num_head_channels=channels,  # one head
             norm_num_groups=channels[0] // 4,
-            num_class_embeds=classes,
+            num_class_embeds=len(TRACERS) + 1 + len(SEXES) + 2 + len(config.age_edges),
         )
+        self.unet.class_embedding = LabelEmbedding(*self.unet.class_embedding.weight.shape)
         self.schedule = {
             "num_train_timesteps": config.steps, "schedule": "linear_beta", "beta_start": config.beta_range[0],
             "beta_end": config.beta_range[1],
@@ -99,7 +113,7 @@ class DDPM(Method):
         ddim.set_timesteps(steps)
         n = len(TRACERS)
         mri = mri.repeat_interleave(n, 0)  # (2B, 1, X, Y, Z), person by person
-        labels = self.labels(prior).to(mri.device).flatten()  # (2B,)
+        labels = self.labels(prior).to(mri.device).flatten(0, 1)  # (2B, 3)
         x = torch.randn(mri.shape, generator=generator, device=mri.device)
         for t in range(total - 1, -1, -(total // steps)):
             output = self.predict(x, mri, torch.full((len(x),), t, device=x.device), labels)
@@ -107,7 +121,7 @@ class DDPM(Method):
         return ((x + 1) / 2).clamp(0, 1).squeeze(1).unflatten(0, (-1, n))  # (B, 2, X, Y, Z)
 
     def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """ε̂ (or x̂_0) of N volumes, (N, 1, X, Y, Z), at steps ``t`` (N,) under ``labels`` (N,)."""
+        """ε̂ (or x̂_0) of N volumes, (N, 1, X, Y, Z), at steps ``t`` (N,) under ``labels`` (N, 3)."""
         folded = self.config.stem == "haar"
         multiple = 2 ** (len(self.config.channels) - 1 + folded)
         padding = [voxels for n in reversed(self.shape) for voxels in (0, -n % multiple)]
@@ -127,14 +141,12 @@ class DDPM(Method):
         return (x_t - (1 - kept).sqrt() * output) / kept.sqrt()
 
     def labels(self, prior: Prior) -> Tensor:
-        """Class of each person and tracer, (B, 2), int."""
-        config, known = self.config, []
+        """Rows of the label table for each person and tracer: tracer, sex, age bin; (B, 2, 3), int."""
+        config = self.config
+        first_sex, first_age = len(TRACERS), len(TRACERS) + 1 + len(SEXES)  # the rows that say unknown
+        rows = []
         for age, sex in zip(prior.age, prior.sex, strict=True):
-            group = 0
-            if "sex" in config.labels:
-                group = 0 if sex is None else 1 + SEXES.index(sex)
-            if "age" in config.labels:
-                bins = 2 + len(config.age_edges)
-                group = group * bins + (0 if age is None else 1 + bisect_right(config.age_edges, age))
-            known.append([group * len(TRACERS) + channel for channel in range(len(TRACERS))])
-        return torch.tensor(known)
+            sex_row = 0 if sex is None or "sex" not in config.labels else 1 + SEXES.index(sex)
+            age_row = 0 if age is None or "age" not in config.labels else 1 + bisect_right(config.age_edges, age)
+            rows.append([(tracer, first_sex + sex_row, first_age + age_row) for tracer in range(len(TRACERS))])
+        return torch.tensor(rows)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.config import Pix2PixConfig
-from resdm.methods.adversarial import ConditionalGAN, Shape, instance_norm, normal_weights
+from resdm.methods.adversarial import ConditionalGAN, InstanceNorm3d, Shape, normal_weights
 from resdm.methods.base import PerTracer
 
 
@@ -35,9 +35,9 @@ class UNetGenerator(nn.Module):
             above = 1 if outermost else widths[level - 1]
             below = channels if innermost else 2 * channels
             self.down.append(nn.Conv3d(above, channels, 4, stride=2, padding=1, bias=False))
-            self.down_norm.append(nn.Identity() if outermost or innermost else instance_norm(channels))
+            self.down_norm.append(nn.Identity() if outermost or innermost else InstanceNorm3d(channels))
             self.up.append(nn.ConvTranspose3d(below, above, 4, stride=2, padding=1, bias=outermost))
-            norm = [] if outermost else [instance_norm(above)]
+            norm = [] if outermost else [InstanceNorm3d(above)]
             self.up_norm.append(nn.Sequential(*norm, nn.Dropout(dropout if 4 <= level < levels - 1 else 0.0)))
         self.apply(normal_weights)
 
@@ -65,6 +65,10 @@ class Pix2Pix(PerTracer):
     -----
     Kept: layers, norms and where they are missing, N(0, 0.02) weights, BCE + 100·L1, the halved discriminator loss,
     Adam at 2e-4 with (0.5, 0.999), constant then linear decay, batch size 1, everything in [−1, 1].
+
+    Normalisation and amplitude: batch norm at batch size 1, at test too, follows every convolution but the outermost
+    two and the innermost. It takes mean and amplitude of each channel out of each volume. The first level's skip is not
+    normalised, so the last convolution sees the MRI's own intensities, but only of the nearest voxels.
 
     Departures:
 

@@ -11,36 +11,23 @@ from torch import Tensor, nn
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.config import ResViTConfig
 from resdm.methods.adversarial import (
+    Conv3d,
+    InstanceNorm3d,
     Shape,
     TokenEmbedding,
-    adam,
     adversarial_loss,
+    adversaries,
     frozen,
     halved,
-    instance_norm,
     patch_discriminator,
     vit_encoder,
 )
 from resdm.methods.base import Method
 
 
-class Conv3d(nn.Conv3d):
-    """Convolution that learns from one small volume on a CPU as from two: the same values, faster.
-
-    PyTorch computes a single volume of up to 20,480 numbers a slice by a kernel of its own, and two by oneDNN, which is
-    several times as fast. So the volume goes in twice, and one answer is dropped.
-    """
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        small = len(x) == 1 and x.device.type == "cpu" and x[..., 0].numel() <= 20_480
-        if small and torch.is_grad_enabled():
-            return super()._conv_forward(x.expand(2, -1, -1, -1, -1), weight, bias)[:1]
-        return super()._conv_forward(x, weight, bias)
-
-
 def _down(before: int, after: int, stride: int = 2) -> nn.Sequential:
-    conv = nn.Conv3d(before, after, 3, stride, padding=1, bias=False)
-    return nn.Sequential(conv, instance_norm(after), nn.ReLU())
+    conv = Conv3d(before, after, 3, stride, padding=1, bias=False)
+    return nn.Sequential(conv, InstanceNorm3d(after), nn.ReLU())
 
 
 class Up(nn.Module):
@@ -49,7 +36,7 @@ class Up(nn.Module):
     def __init__(self, before: int, after: int, stride: int = 2) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose3d(before, after, 3, stride, padding=1, bias=False)
-        self.norm = instance_norm(after)
+        self.norm = InstanceNorm3d(after)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         """(B, before, x, y, z) → (B, after, *size)."""
@@ -59,8 +46,8 @@ class Up(nn.Module):
 def _block(before: int, after: int, mode: str) -> nn.Sequential:
     """Two k3 convolutions with norms, ReLU between."""
     return nn.Sequential(
-        Conv3d(before, after, 3, padding=1, bias=False, padding_mode=mode), instance_norm(after), nn.ReLU(),
-        Conv3d(after, after, 3, padding=1, bias=False, padding_mode=mode), instance_norm(after),
+        Conv3d(before, after, 3, padding=1, bias=False, padding_mode=mode), InstanceNorm3d(after), nn.ReLU(),
+        Conv3d(after, after, 3, padding=1, bias=False, padding_mode=mode), InstanceNorm3d(after),
     )  # fmt: skip
 
 
@@ -84,7 +71,7 @@ class TransformerPath(nn.Module):
         self.embedding = TokenEmbedding(config.middle, config.dim, self.grid, config.dropout)
         self.up1, self.up2 = Up(config.dim, 2 * channels, stride), Up(2 * channels, channels)
         self.compression = _block(2 * channels, channels, "zeros")
-        self.skip = nn.Sequential(nn.Conv3d(2 * channels, channels, 1, bias=False), instance_norm(channels))
+        self.skip = nn.Sequential(nn.Conv3d(2 * channels, channels, 1, bias=False), InstanceNorm3d(channels))
 
     def forward(self, x: Tensor, encoder: nn.Module) -> Tensor:
         """(B, C, x, y, z) → the same, with the transformer's context in it."""
@@ -106,7 +93,7 @@ class Generator(nn.Module):
         w, channels = config.width, 1 + len(TRACERS)
         inner = halved(halved(shape))
         reach = {"kernel_size": config.kernel, "padding": config.kernel // 2, "padding_mode": "reflect"}
-        self.stem = nn.Sequential(Conv3d(channels, w, bias=False, **reach), instance_norm(w), nn.ReLU())
+        self.stem = nn.Sequential(Conv3d(channels, w, bias=False, **reach), InstanceNorm3d(w), nn.ReLU())
         self.down1, self.down2 = _down(w, 2 * w), _down(2 * w, 4 * w)
         self.encoder = vit_encoder(config.dim, config.layers, config.heads, config.dropout)
         self.paths = nn.ModuleDict({block: TransformerPath(4 * w, config, inner) for block in ("0", "5")})
@@ -138,6 +125,9 @@ class ResViT(Method):
     own), availability a_i (channel i is a_i·m_i on the way in), LSGAN × 1 + 100·L1 over synthesised + 100·L1 over
     available channels, halved discriminator loss, 3-layer PatchGAN on source and target, Adam (0.5, 0.999), constant
     then linear decay, batch size 1, everything in [−1, 1].
+
+    Normalisation and amplitude: batch norm at batch size 1 follows every convolution but the last, and no skip passes
+    the encoder. Mean and amplitude of each channel leave each volume: what the output knows of a person is contrast.
 
     Availability in training: the MRI always; of a person with both PETs, amyloid, tau or both are to be synthesised,
     one chance in three each; of a person with one PET, that one. A missing PET is unavailable, has no L1 and is 0 in
@@ -204,10 +194,7 @@ class ResViT(Method):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return {
-            "discriminator": adam(self.discriminator, self.config),
-            "generator": adam(self.generator, self.config),
-        }
+        return adversaries(self.generator, self.discriminator, self.config)
 
     def _available(self, present: Tensor, generator: torch.Generator) -> Tensor:
         """Which PETs a training step shows, (B, 2): at most one, and never a person's only one."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from resdm.config import SCGANConfig
-from resdm.methods.adversarial import Shape, adam, adversarial_loss, frozen, halved, instance_norm
+from resdm.methods.adversarial import Conv3d, InstanceNorm3d, Shape, adversarial_loss, adversaries, frozen, halved
 from resdm.methods.base import PerTracer, TracerModel
 
 
@@ -22,11 +22,11 @@ def _spectral(conv: nn.Conv3d | nn.ConvTranspose3d) -> nn.Module:
 
 def _conv(before: int, after: int, kernel: int, stride: int = 2) -> nn.Module:
     padding = (kernel - 1) // 2
-    return _spectral(nn.Conv3d(before, after, kernel, stride, padding, bias=False))
+    return _spectral(Conv3d(before, after, kernel, stride, padding, bias=False))
 
 
 def _norm(channels: int, shape: Shape) -> nn.Module:
-    return nn.Identity() if shape == (1, 1, 1) else instance_norm(channels)
+    return nn.Identity() if shape == (1, 1, 1) else InstanceNorm3d(channels)
 
 
 def _attention_level(shapes: list[Shape], wanted: int) -> int:
@@ -96,7 +96,7 @@ class Generator(nn.Module):
             padding = (kernel - 1) // 2
             self.up.append(_spectral(nn.ConvTranspose3d(below, above, kernel, 2, padding, bias=False)))
             chance = dropout if level >= levels - 3 else 0.0
-            self.up_norm.append(nn.Sequential(instance_norm(above), nn.Dropout(chance), nn.ReLU()))
+            self.up_norm.append(nn.Sequential(InstanceNorm3d(above), nn.Dropout(chance), nn.ReLU()))
         self.encoder_level = _attention_level(shapes, 4)
         self.decoder_level = _attention_level(shapes, 2)
         self.encoder_attention = SelfAttention(widths[self.encoder_level])
@@ -217,10 +217,7 @@ class TracerSCGAN(TracerModel):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return {
-            "generator": adam(self.generator, self.config),
-            "discriminator": adam(self.discriminator, self.config),
-        }
+        return adversaries(self.generator, self.discriminator, self.config)
 
 
 class SCGAN(PerTracer):
@@ -236,6 +233,10 @@ class SCGAN(PerTracer):
     discriminator's loss too; generator first, then the discriminator on a fresh synthesis; Adam at 1e-3 with β₁ = 0.5,
     batch size 1. MRI in [0, 1], PET in [−1, 1]. The learning rate is constant: the original computes a cosine decay
     but its optimiser was built with the first value.
+
+    Normalisation and amplitude: batch norm at batch size 1 follows every convolution but the first and the last, and
+    spectral norm bounds each weight matrix. The one channel before the last convolution is normalised too, so its mean
+    and amplitude are the same for everyone: PETs differ in how values are spread over voxels, hardly in overall uptake.
 
     Departures:
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.config import TransUNetConfig
-from resdm.methods.adversarial import ConditionalGAN, Shape, TokenEmbedding, halved, instance_norm, vit_encoder
+from resdm.methods.adversarial import ConditionalGAN, Conv3d, InstanceNorm3d, Shape, TokenEmbedding, halved, vit_encoder
 from resdm.methods.base import PerTracer
 
 
-class StandardisedConv3d(nn.Conv3d):
+class StandardisedConv3d(Conv3d):
     """Convolution whose weights have mean 0 and variance 1 over each output channel (Qiao et al. 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def _stage(before: int, after: int, units: int, stride: int = 1) -> nn.Sequentia
 
 
 def _conv_relu(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv3d(before, after, 3, padding=1, bias=False), instance_norm(after), nn.ReLU())
+    return nn.Sequential(Conv3d(before, after, 3, padding=1, bias=False), InstanceNorm3d(after), nn.ReLU())
 
 
 class TransUNetGenerator(nn.Module):
@@ -95,9 +95,7 @@ class TransUNetGenerator(nn.Module):
             nn.Sequential(_conv_relu(before + skip, after), _conv_relu(after, after))
             for before, after, skip in zip(widths, widths[1:], skips, strict=False)
         )
-        self.head = nn.Conv3d(widths[-1], 1, 3, padding=1)
-        if config.channels_last:
-            self.to(memory_format=torch.channels_last_3d)
+        self.head = Conv3d(widths[-1], 1, 3, padding=1)
 
     def forward(self, mri: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) → the same, in (−1, 1)."""
@@ -122,6 +120,12 @@ class TransUNet(PerTracer):
     -----
     Kept: weight-standardised residual units 3/4/9 with group norm, their order of norm and ReLU, max pooling, learned
     positions, pre-norm ViT blocks with dropout 0.1, the decoder's widths and its three skips, align-corners upsampling.
+
+    Normalisation and amplitude: group norm follows every convolution of the encoder, batch norm every one of the
+    decoder but the last; the original takes its statistics over 24 images, and running ones at test. Here both act on
+    one volume and take its mean and amplitude out: over the default phantom's validation people the in-brain mean of
+    the synthetic Aβ-PET has a standard deviation of 0.003 after 250 steps of L1 alone, that of the real PET 0.036.
+    Running statistics in the decoder change little (0.004): the encoder's group norm leaves no amplitude to pass on.
 
     Departures:
 
