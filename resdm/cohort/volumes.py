@@ -38,7 +38,7 @@ from resdm.cohort.registration import Scan, displacement, register_affine, regis
 from resdm.config import TRACERS, Config, PreprocessConfig, to_dict
 from resdm.io import atomic, remove, sha256, write_csv, write_json, write_text
 
-REVISION = 4
+REVISION = 5
 """Raised whenever the same scans and settings would give other volumes, so that old ones are made anew."""
 
 LEAST_FIT = 0.3
