@@ -13,7 +13,7 @@ sampling: the same scans give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, wraps
 from typing import Any, NamedTuple
 
@@ -49,10 +49,13 @@ class Scan:
     data : ndarray (X, Y, Z), float32
     affine : ndarray (4, 4)
         Voxel indices → RAS world, mm.
+    frames : dict
+        How many frames were averaged to it, and with which weights; empty where it was one volume.
     """
 
     data: np.ndarray
     affine: np.ndarray
+    frames: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def kept(self) -> dict[tuple[Hashable, ...], Any]:
