@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sex", choices=SEXES, action=_Once, help="left out of the prompt where not given")
     sub.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM")
     sub.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    sub.add_argument("--samples", type=_positive, default=4, help="whose mean and deviation are written (default: 4)")
+    sub.add_argument("--samples", type=_positive, default=4, help="whose mean is written (default: 4)")
     sub.add_argument("--seed", type=int, help="of the noise (default: the model's)")
     sub.add_argument("--steps", type=_positive, help="of sampling (default: the model's)")
     sub.add_argument(
