@@ -159,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     act.add_argument("folder", type=Path)
     act.add_argument("--revision", help="branch, tag or commit (default: main)")
 
+    sub = command("cost", _cost, "time a second of each kind of work and tell what `make reproduce` will take here")
+    profile(sub)
+    sub.add_argument("--cores", type=_positive, help="that Snakemake is given (default: all)")
+
     profile(command("report", _report, "tie all that a profile has made into pages to look through"))
     profile(command("check", _check, "read a profile strictly and say what it holds and what is there already"))
     command("version", _version, "print the version")
@@ -339,6 +343,17 @@ def _report(options: argparse.Namespace) -> None:
     from resdm.report.site import write_report
 
     print(write_report(config))
+
+
+def _cost(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from joblib import cpu_count
+
+    from resdm.cost import report, stages
+    from resdm.processor import on_this_machine
+
+    cores = options.cores or cpu_count()
+    print(report(list(stages(config, cores)), f"{on_this_machine()}, {cores} core{'s' * (cores > 1)}"))
 
 
 def _check(options: argparse.Namespace) -> None:

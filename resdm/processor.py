@@ -39,6 +39,14 @@ def keep_memory() -> bool:
     return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
 
 
+def on_this_machine() -> str:
+    """What computes, for a person to read: the GPU, or the CPU with its widest vectors and torch's threads."""
+    if torch.cuda.is_available():
+        return f"on this {torch.cuda.get_device_name()}"
+    threads = torch.get_num_threads()
+    return f"on this CPU ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"
+
+
 def computes_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 itself (AVX-512 BF16, AMX); others emulate it, a hundred times slower."""
     return torch.cpu._is_avx512_bf16_supported()

@@ -40,6 +40,7 @@ from resdm.cohort.manifest import SPACE, ManifestError, read_manifest
 from resdm.cohort.registration import Scan, displacement, register_affine, register_rigid, resample, smooth
 from resdm.config import TRACERS, Config, PreprocessConfig, to_dict
 from resdm.io import atomic, remove, sha256, write_csv, write_json, write_text
+from resdm.timing import forecaster
 
 REVISION = 5
 """Raised whenever the same scans and settings would give other volumes, so that old ones are made anew."""
@@ -597,10 +598,14 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
 
     def run(work: Callable[[Config, dict[str, Any]], list[str]], label: str) -> None:
         here = [row for row in todo if _key(row) not in bad]
-        parallel = Parallel(n_jobs=min(effective_n_jobs(jobs), max(len(here), 1)), return_as="generator")
+        workers = min(effective_n_jobs(jobs), max(len(here), 1))
+        parallel = Parallel(n_jobs=workers, return_as="generator")
+        forecast = forecaster(label, len(here), "sessions", warm=workers)
         results = parallel(delayed(work)(config, row) for row in here)
         bar = tqdm(results, total=len(here), desc=label, unit="session", disable=not progress or not here)
-        for row, problems in zip(here, bar, strict=True):
+        for number, (row, problems) in enumerate(zip(here, bar, strict=True), start=1):
+            if progress:
+                forecast(number)
             if problems:
                 bad[_key(row)] = problems
         if bad and not config.cohort.skip_unreadable:
