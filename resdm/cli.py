@@ -349,11 +349,11 @@ def _cost(options: argparse.Namespace) -> None:
     config = load_config(options.profile)
     from joblib import cpu_count
 
-    from resdm.cost import report, stages
+    from resdm.cost import device_of, report, stages
     from resdm.processor import on_this_machine
 
     cores = options.cores or cpu_count()
-    print(report(list(stages(config, cores)), f"{on_this_machine()}, {cores} core{'s' * (cores > 1)}"))
+    print(report(list(stages(config, cores)), f"{on_this_machine(device_of(config))}, {cores} core{'s' * (cores > 1)}"))
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -141,7 +141,7 @@ def _scan_stages(config: Config, sessions: int, cores: int) -> Iterator[Stage]:
 
 def _method_seconds(config: Config, name: str) -> tuple[float, float]:
     """Seconds of a training step, and of a synthesis of one person, on the device that trains."""
-    settings, shape, device = config.method(name), working_box(config, name).shape, _device(config)
+    settings, shape, device = config.method(name), working_box(config, name).shape, device_of(config)
     if hasattr(settings, "prior"):  # a small tower reads the prompts: no download for an estimate
         settings = replace(settings, prior=replace(settings.prior, weights="none"))
     method, n = build_method(settings, shape).to(device), settings.batch_size or config.training.batch_size
@@ -170,12 +170,13 @@ def _evaluator_seconds(config: Config, target: str) -> float:
     """Seconds of an evaluator's training step."""
     settings, shape = replace(getattr(config.evaluation, target), epochs=1), config.preprocess.grid.shape
     how = shape, settings.width, settings.pool
-    network = (BrainAge(*how, 70.0, 8.0) if target == "age" else DSNet(*how)).to(_device(config))
+    network = (BrainAge(*how, 70.0, 8.0) if target == "age" else DSNet(*how)).to(device_of(config))
     volumes, targets = torch.zeros(settings.batch_size, 1, *shape), torch.ones(settings.batch_size)
     return seconds_of(lambda: fit(network, volumes, targets, settings, 0))
 
 
-def _device(config: Config) -> str:
+def device_of(config: Config) -> str:
+    """Where the profile trains on this machine: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
 
 

@@ -39,9 +39,9 @@ def keep_memory() -> bool:
     return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
 
 
-def on_this_machine() -> str:
-    """What computes, for a person to read: the GPU, or the CPU with its widest vectors and torch's threads."""
-    if torch.cuda.is_available():
+def on_this_machine(device: str) -> str:
+    """What computes, for a person to read: the GPU ("cuda"), or the CPU with its widest vectors and torch's threads."""
+    if device == "cuda":
         return f"on this {torch.cuda.get_device_name()}"
     threads = torch.get_num_threads()
     return f"on this CPU ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"

@@ -292,7 +292,7 @@ def _train(
 
     shown = clock = time.perf_counter()
     silent = not (progress and fabric.is_global_zero)
-    forecast = forecaster(f"training {name} {on_this_machine()}", total, "steps", loop.step)
+    forecast = forecaster(f"training {name} {on_this_machine(fabric.device.type)}", total, "steps", loop.step)
     with tqdm(total=total, initial=loop.step, desc=name, unit="step", disable=silent, dynamic_ncols=True) as bar:
         while loop.step < total:
             for batch in batches(loop.step):
