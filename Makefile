@@ -9,7 +9,7 @@ DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.cs
            figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
-.PHONY: help env reproduce figures bench ablation steps test lint format unlock clean
+.PHONY: help env reproduce cost figures bench ablation steps test lint format unlock clean
 help:            ## what there is
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -21,7 +21,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 reproduce: env   ## everything, from raw scans to tables and figures; goes on where it stopped
+	-@resdm cost $(PROFILE) $(if $(filter all,$(CORES)),,--cores $(CORES))
 	$(SNAKEMAKE)
+
+cost: env        ## what `make reproduce` will take on this machine
+	resdm cost $(PROFILE)
 
 figures: env     ## tables and figures again, from stored predictions, without training
 	$(SNAKEMAKE) --forcerun $(wildcard $(DRAWN:%=figures/$(PROFILE)/%))

@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sex", choices=SEXES, action=_Once, help="left out of the prompt where not given")
     sub.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM")
     sub.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    sub.add_argument("--samples", type=_positive, default=4, help="whose mean and deviation are written (default: 4)")
+    sub.add_argument("--samples", type=_positive, default=4, help="whose mean is written (default: 4)")
     sub.add_argument("--seed", type=int, help="of the noise (default: the model's)")
     sub.add_argument("--steps", type=_positive, help="of sampling (default: the model's)")
     sub.add_argument(
@@ -161,6 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     act.add_argument("repository", metavar="user/name")
     act.add_argument("folder", type=Path)
     act.add_argument("--revision", help="branch, tag or commit (default: main)")
+
+    sub = command("cost", _cost, "time a second of each kind of work and tell what `make reproduce` will take here")
+    profile(sub)
+    sub.add_argument("--cores", type=_positive, help="that Snakemake is given (default: all)")
 
     profile(command("report", _report, "tie all that a profile has made into pages to look through"))
     profile(command("check", _check, "read a profile strictly and say what it holds and what is there already"))
@@ -349,6 +353,17 @@ def _report(options: argparse.Namespace) -> None:
     from resdm.report.site import write_report
 
     print(write_report(config))
+
+
+def _cost(options: argparse.Namespace) -> None:
+    config = load_config(options.profile)
+    from joblib import cpu_count
+
+    from resdm.cost import device_of, report, stages
+    from resdm.processor import on_this_machine
+
+    cores = options.cores or cpu_count()
+    print(report(list(stages(config, cores)), f"{on_this_machine(device_of(config))}, {cores} core{'s' * (cores > 1)}"))
 
 
 def _check(options: argparse.Namespace) -> None:

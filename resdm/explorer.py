@@ -2,7 +2,8 @@
 
 Moving age, sex, steps, seed or the number of samples synthesises; moving x, y or z only cuts. What was synthesised once
 is kept, so going back costs nothing. All samples of a prompt use the same noise as those of any other prompt: what
-differs between them is the prompt's doing.
+differs between them is the prompt's doing. What is shown is the mean over samples; their spread is not, as it is
+no error, and no status is derived (see `resdm.scan`).
 """
 
 from __future__ import annotations
@@ -149,25 +150,18 @@ class Studio:
         return pet
 
     def scene(self, request: Request) -> Scene:
-        """What the views show for a request: PETs, change and spread in SUVR."""
+        """What the views show for a request: PETs and change in SUVR, means over samples."""
         made = self._suvr(request)
         age, sex = self.own(request.source)
         factual = made if (age, sex) == (request.age, request.sex) else self._suvr(replace(request, age=age, sex=sex))
-        pet = {tracer: stack.mean(axis=0) for tracer, stack in made.items()}
-        return Scene(
-            grid=self.model.grid,
-            mri=self.mri(request.source),
-            pet=pet,
-            change={tracer: pet[tracer] - factual[tracer].mean(axis=0) for tracer in TRACERS},
-            spread={t: stack.std(axis=0, ddof=1) for t, stack in made.items()} if request.samples > 1 else {},
-            samples=request.samples,
-        )
+        change = {tracer: made[tracer] - factual[tracer] for tracer in TRACERS}
+        return Scene(grid=self.model.grid, mri=self.mri(request.source), pet=made, change=change)
 
     def _suvr(self, request: Request) -> dict[str, np.ndarray]:
-        """Samples by tracer (K, X, Y, Z), SUVR."""
+        """Mean over samples by tracer (X, Y, Z), SUVR."""
         stack = np.stack([self.sample(request, number) for number in range(request.samples)])  # (K, 2, X, Y, Z)
         ranges = self.model.card.config.preprocess.suvr_range
-        return {tracer: to_suvr(stack[:, channel], ranges[tracer]) for channel, tracer in enumerate(TRACERS)}
+        return {tracer: to_suvr(stack[:, i].mean(axis=0), ranges[tracer]) for i, tracer in enumerate(TRACERS)}
 
     def export(self, request: Request, scene: Scene, picture: bytes, point: tuple[float, float, float]) -> Path:
         """Write what is shown: the picture, every volume as NIfTI (SUVR, MNI152) and the settings.
@@ -187,7 +181,7 @@ class Studio:
         ]
         name = re.sub(r"[^\w.+-]", "", "_".join([stem, self.method, *filter(None, said)]))
         folder = self.config.work / "explorer" / name
-        kinds = {"mean": scene.pet, "change": scene.change, "std": scene.spread}
+        kinds = {"mean": scene.pet, "change": scene.change}
         volumes = {f"trc-{t}_desc-{kind}_pet": by[t] for kind, by in kinds.items() for t in by} | {"T1w": scene.mri}
         for entity, volume in volumes.items():
             image = scene.grid.image(volume.astype(np.float32))
@@ -439,15 +433,14 @@ def _label(text: str) -> widgets.HTML:
 
 def _values(scene: Scene, point: tuple[float, float, float]) -> str:
     """The voxel under the cross hairs and the cortical summary, as an HTML table."""
-    head = "<tr><th></th><th>SUVR here</th><th>change</th><th>SD</th><th>cortical summary</th><th>change</th></tr>"
+    head = "<tr><th></th><th>SUVR here</th><th>change</th><th>cortical summary</th><th>change</th></tr>"
     rows = []
     for tracer, here in scene.at(point).items():
         summary, moved = (
             regional_means(volume, scene.grid, tracer)["summary"]
             for volume in (scene.pet[tracer], scene.change[tracer])
         )
-        spread = f"{here['spread']:.3f}" if "spread" in here else "–"
-        cells = [f"{here['pet']:.2f}", f"{here['change']:+.3f}", spread, f"{summary:.3f}", f"{moved:+.3f}"]
+        cells = [f"{here['pet']:.2f}", f"{here['change']:+.3f}", f"{summary:.3f}", f"{moved:+.3f}"]
         cells = [cell.replace("-", "−") for cell in cells]
         text = "".join(f"<td style='padding:0 14px;text-align:right'>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td>{TRACER_TITLES[tracer]}</td>{text}</tr>")

@@ -109,7 +109,8 @@ def render(
                 "scans make likely, given the anatomy and the prompt.",
                 "People unlike the training cohort in age, scanner, tracer or disease are outside what was tried.",
                 "Tracers are those of the cohort; SUVRs are relative to its reference regions and scanners.",
-                "The standard deviation over samples understates the error until calibrated on validation people.",
+                "No error and no amyloid or tau status comes with a PET: the spread over samples is no error, and no "
+                "calibration on this cohort was shown to tell a person's status better than age and sex do.",
             ]
         ),
         "## Metrics",

@@ -34,7 +34,7 @@ from resdm.evaluation.image_quality import (
     synthetic_path,
     write_scores,
 )
-from resdm.evaluation.suvr import regional_means, sidecar_range, to_suvr
+from resdm.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
 from resdm.io import atomic, write_csv, write_json, write_text
 from resdm.methods import build_method
 from resdm.modelcard import write_card
@@ -373,7 +373,8 @@ def _regional_rows(config: Config, row: dict[str, Any], out: Path, model: Model)
         path = spread_path(synthetic_path(out, row["person"], row["session"], label))
         measured = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())["measured"]
         source = config.volumes / row[tracer]
-        real = regional_means(to_suvr(read_volume(source, model.grid), sidecar_range(source)), model.grid, tracer)
+        suvr = to_suvr(read_volume(source, model.grid), sidecar_range(source))
+        real = real_regional_means(source, suvr, model.grid, tracer)
         who = {"person": row["person"], "session": row["session"], "split": row["split"], "tracer": tracer}
         rows += [who | {"region": r, "mean": m, "std": s, "real": real[r]} for r, (m, s) in measured.items()]
     return rows

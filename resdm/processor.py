@@ -50,6 +50,14 @@ def channels_last(settings: TrainingConfig, device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
+def on_this_machine(device: str) -> str:
+    """What computes, for a person to read: the GPU ("cuda"), or the CPU with its widest vectors and torch's threads."""
+    if device == "cuda":
+        return f"on this {torch.cuda.get_device_name()}"
+    threads = torch.get_num_threads()
+    return f"on this CPU ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"
+
+
 def computes_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 itself (AVX-512 BF16, AMX); others emulate it, a hundred times slower."""
     return torch.cpu._is_avx512_bf16_supported()

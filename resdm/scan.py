@@ -1,8 +1,13 @@
-"""One MRI in, both PETs out: in MNI space and in the MRI's own, with their spread, their SUVRs and a picture.
+"""One MRI in, both PETs out: in MNI space and in the MRI's own, with their regional SUVR and a picture.
 
-A T1 is brought onto the model's grid (`resdm.cohort.volumes`), several samples are drawn, and their mean and standard
-deviation go back to the T1's voxels by the inverse of the same affine, interpolated once. Nothing written here holds a
-date or a duration: the same scan, model, prompt and seed give the same bytes.
+A T1 is brought onto the model's grid (`resdm.cohort.volumes`), several samples are drawn, and their mean goes back to
+the T1's voxels by the inverse of the same affine, interpolated once. Nothing written here holds a date or a duration:
+the same scan, model, prompt and seed give the same bytes.
+
+The spread over samples is neither written nor drawn, and no amyloid or tau status is derived from the PETs. The spread
+was never shown to be an error: uncalibrated, its nominal 90 % interval holds far fewer real voxels, and calibrated it
+told no more of the error than a map of the average error (notebook 14). A status would need a threshold, calibrated on
+the model's cohort, that tells people apart better than their age and sex do (Table 4).
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import json
 import re
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +41,7 @@ from resdm.report.provenance import provenance, versions
 from resdm.synthesis import LABELS, Model, bids_prefix, check_phantom, sampling_steps, synthesise_mri
 
 SAMPLES = 4
-"""Syntheses of one MRI by default: their mean is the PET, their standard deviation the map beside it."""
+"""Syntheses of one MRI by default: their mean is the PET."""
 
 _GEOMETRY = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
@@ -88,8 +93,7 @@ def synthesise_scan(
     -------
     dict of str to Path
         ``amyloid``, ``tau`` (intensities) and ``mri`` in MNI152 space; ``amyloid_native``, ``tau_native`` (SUVR) with
-        shape, affine and orientation codes of ``t1w``; of more than one sample the standard deviations under
-        ``<tracer>_std`` and ``<tracer>_std_native``; a sidecar beside each PET. ``suvr``: CSV, a row a tracer and
+        shape, affine and orientation codes of ``t1w``; a sidecar beside each PET. ``suvr``: CSV, a row a tracer and
         region; ``picture``: PNG; ``record``: JSON, written last.
 
     Raises
@@ -144,22 +148,17 @@ def _synthesise(
         mri, info = preprocess_mri(t1w, card.config)
         bar.update()
         bar.set_description(f"{prefix} samples")
-        regional: list[dict[str, dict[str, float]]] = []
-
-        def each(_: int, pet: np.ndarray) -> None:
-            regional.append(_regional(pet, model))
-            bar.update()
-
         source: dict[str, Any] = {"file": t1w.name, "sha256": sha256(t1w), **info, "versions": versions()}
         files = synthesise_mri(
-            model, mri, out, age=age, sex=sex, prefix=prefix, source=source, allow_phantom_model=True, each=each,
-            **request,
+            model, mri, out, age=age, sex=sex, prefix=prefix, source=source, allow_phantom_model=True,
+            each=lambda *_: bar.update(), **request,
         )  # fmt: skip
         bar.set_description(f"{prefix} files")
         files |= _write_native(files, t1w, np.array(info["transform"]), model, prefix)
+        volumes = {tracer: read_volume(files[tracer], model.grid) for tracer in TRACERS}
         if _keeps_suvr(card):
-            files["suvr"] = write_csv(out / f"{prefix}_desc-synth_suvr.csv", suvr_table(regional, card), "%.6g")
-        volumes = {what: read_volume(files[what], model.grid) for what in files if what.removesuffix("_std") in TRACERS}
+            table = suvr_table(volumes, card, samples)
+            files["suvr"] = write_csv(out / f"{prefix}_desc-synth_suvr.csv", table, "%.6g")
         said = ", ".join([f"{age:g} years" if age is not None else "no age", sex or "no sex"])
         picture = scan_montage(
             mri,
@@ -168,7 +167,7 @@ def _synthesise(
             card.config.preprocess.suvr_range,
             notice=card.notice,
             title=f"{prefix}: synthetic PET by {card.name}",
-            detail=f"Prompt: {said}; mean and standard deviation of {samples} samples, in MNI space.",
+            detail=f"Prompt: {said}; mean of {samples} sample{'s' * (samples > 1)}, in MNI space.",
         )
         record = provenance(card.config, [t1w, files["mri"]])
         made = save_figure(picture, out / f"{prefix}_desc-synth_qc", record | {"notice": card.notice})
@@ -183,41 +182,28 @@ def _keeps_suvr(card: ModelCard) -> bool:
     return card.config.preprocess.intensity == "fixed"
 
 
-def _regional(pet: np.ndarray, model: Model) -> dict[str, dict[str, float]]:
-    ranges = model.card.config.preprocess.suvr_range
-    return {t: regional_means(to_suvr(pet[i], ranges[t]), model.grid, t) for i, t in enumerate(TRACERS)}
-
-
-def suvr_table(samples: Iterable[dict[str, dict[str, float]]], card: ModelCard) -> pd.DataFrame:
-    """Regional SUVR over samples.
+def suvr_table(pets: Mapping[str, np.ndarray], card: ModelCard, samples: int) -> pd.DataFrame:
+    """Regional SUVR of both PETs.
 
     Parameters
     ----------
-    samples : iterable
-        Of each sample: tracer → region → mean SUVR.
+    pets : mapping of tracer to ndarray (X, Y, Z)
+        Mean over samples on the model's grid, intensities in [0, 1].
     card : ModelCard
-        Its profile has the cut-offs.
+    samples : int
 
     Returns
     -------
     DataFrame
-        tracer, label, region, mean, std (over samples; empty for one), samples; on the row of ``summary`` where the
-        profile has a cut-off: cutoff, status (positive: mean ≥ cutoff), positive_share (of samples); notice.
+        tracer, label, region, mean (SUVR), samples, notice.
     """
-    cohort = card.config.cohort
-    cutoffs = {"amyloid": cohort.amyloid_cutoff.get(LABELS["amyloid"]), "tau": cohort.tau_cutoff}
-    samples, rows = list(samples), []
-    for tracer in TRACERS:
-        for region in samples[0][tracer]:
-            values = np.array([sample[tracer][region] for sample in samples])
-            mean, std = values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
-            row = {"tracer": tracer, "label": LABELS[tracer], "region": region, "mean": mean, "std": std}
-            row |= {"samples": len(values), "cutoff": np.nan, "status": "", "positive_share": np.nan}
-            if region == "summary" and cutoffs[tracer] is not None:
-                row |= {"cutoff": cutoffs[tracer], "status": "positive" if mean >= cutoffs[tracer] else "negative"}
-                row["positive_share"] = float(np.mean(values >= cutoffs[tracer]))
-            rows.append(row | {"notice": card.notice})
-    return pd.DataFrame(rows)
+    grid, ranges = Grid.of(card.config.preprocess.grid), card.config.preprocess.suvr_range
+    rows = [
+        {"tracer": tracer, "label": LABELS[tracer], "region": region, "mean": mean, "samples": samples}
+        for tracer in TRACERS
+        for region, mean in regional_means(to_suvr(pets[tracer], ranges[tracer]), grid, tracer).items()
+    ]
+    return pd.DataFrame(rows).assign(notice=card.notice)
 
 
 # ── back to the MRI's own space ───────────────────────────────────────────────────────────────────
@@ -226,26 +212,24 @@ def suvr_table(samples: Iterable[dict[str, dict[str, float]]], card: ModelCard) 
 def _write_native(
     files: dict[str, Path], t1w: Path, mni_to_t1: np.ndarray, model: Model, prefix: str
 ) -> dict[str, Path]:
-    """The PETs and their spread on the voxels of the T1, in SUVR where the model keeps it."""
+    """The PETs on the voxels of the T1, in SUVR where the model keeps it."""
     written = {}
-    for what in [name for name in files if name.removesuffix("_std") in TRACERS]:
-        tracer, spread = what.removesuffix("_std"), what.endswith("_std")
-        volume = read_volume(files[what], model.grid)
+    for tracer in TRACERS:
+        volume = read_volume(files[tracer], model.grid)
         if _keeps_suvr(model.card):
-            low, high = model.card.config.preprocess.suvr_range[tracer]
-            volume = (high - low) * volume if spread else to_suvr(volume, (low, high))
+            volume = to_suvr(volume, model.card.config.preprocess.suvr_range[tracer])
             if model.card.config.preprocess.mask:
                 volume = np.where(mni_map("brain", model.grid), volume, 0)
         image = to_native(volume, model.grid, mni_to_t1, t1w)
         image.header["descrip"] = model.card.notice.encode("ascii", "replace")[:79]
-        path = files[what].with_name(files[what].name.replace("_space-MNI152_", "_space-T1w_"))
+        path = files[tracer].with_name(files[tracer].name.replace("_space-MNI152_", "_space-T1w_"))
         with atomic(path) as temporary:
             nib.save(image, temporary)
-        sidecar = json.loads(_beside(files[what]).read_text(encoding="utf-8"))
+        sidecar = json.loads(_beside(files[tracer]).read_text(encoding="utf-8"))
         units = "SUVR" if _keeps_suvr(model.card) else "intensity in [0, 1]: the model's cohort was not scaled by SUVR"
         sidecar |= {"units": units, "space": "T1w", "interpolation": "linear, once, from the model's grid"}
         write_json(_beside(path), sidecar)
-        written[f"{what}_native"] = path
+        written[f"{tracer}_native"] = path
     return written
 
 

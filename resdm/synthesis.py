@@ -491,8 +491,7 @@ def synthesise_mri(
     Returns
     -------
     dict of str to Path
-        ``amyloid`` and ``tau``: NIfTI, a sidecar beside each; ``amyloid_std`` and ``tau_std``, of more than one sample:
-        their standard deviation, in the same intensities; ``mri``: the T1 on the same grid.
+        ``amyloid`` and ``tau``: NIfTI, a sidecar beside each; ``mri``: the T1 on the same grid.
 
     Raises
     ------
@@ -515,21 +514,14 @@ def synthesise_mri(
                 each(i, pet)
             yield pet
 
-    pet, std = mean_and_std(draws())
+    pet, _ = mean_and_std(draws())
     out, files = Path(out), {}
     extra = {"condition": "factual", "seed": seed, "steps": steps, "samples": samples, "source": source}
     extra |= {"units": "intensity: SUVR = low + (high − low) × intensity, the range as below"}
     for channel, tracer in enumerate(TRACERS):
-        stem = f"{prefix}_trc-{LABELS[tracer]}_space-MNI152_desc"
-        files[tracer] = out / f"{stem}-synth_pet.nii.gz"
+        files[tracer] = out / f"{prefix}_trc-{LABELS[tracer]}_space-MNI152_desc-synth_pet.nii.gz"
         sidecar = model.sidecar(tracer, age, sex, **extra)
         model.write(files[tracer], pet[channel], sidecar | {"statistic": "mean over samples"})
-        if samples > 1:
-            files[f"{tracer}_std"] = out / f"{stem}-synthstd_pet.nii.gz"
-            said = "standard deviation over samples: SUVR = (high − low) × intensity"
-            model.write(
-                files[f"{tracer}_std"], std[channel], sidecar | {"units": said, "statistic": "std over samples"}
-            )
     files["mri"] = out / f"{prefix}_space-MNI152_desc-preproc_T1w.nii.gz"
     with atomic(files["mri"]) as temporary:
         nib.save(model.grid.image(np.asarray(mri, dtype=np.float32)), temporary)

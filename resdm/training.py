@@ -46,7 +46,8 @@ from resdm.checkpoint import (
 from resdm.config import Config, derive_seed, to_dict
 from resdm.io import write_csv, write_json
 from resdm.methods import Method
-from resdm.processor import computes_bf16, set_up
+from resdm.processor import computes_bf16, on_this_machine, set_up
+from resdm.timing import forecaster
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 """A volume's score from the real and the synthetic one, (X, Y, Z) each, in [0, 1]; higher is better."""
@@ -291,11 +292,14 @@ def _train(
 
     shown = clock = time.perf_counter()
     silent = not (progress and fabric.is_global_zero)
+    forecast = forecaster(f"training {name} {on_this_machine(fabric.device.type)}", total, "steps", loop.step)
     with tqdm(total=total, initial=loop.step, desc=name, unit="step", disable=silent, dynamic_ncols=True) as bar:
         while loop.step < total:
             for batch in batches(loop.step):
                 loop.advance(batch.to(fabric.device))
                 bar.update()
+                if not silent:
+                    forecast(loop.step)
                 if not silent and time.perf_counter() - shown > 1:
                     # Reading the loss waits for the device, so once a second at most.
                     bar.set_postfix_str(f"loss {loop.last_loss():.4g}", refresh=False)

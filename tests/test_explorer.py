@@ -64,7 +64,7 @@ def explorer(studio):
     return shown
 
 
-def test_shows_the_mean_spread_and_change_of_what_the_model_makes(studio):
+def test_shows_the_mean_and_change_of_what_the_model_makes(studio):
     source = next(iter(studio.people))
     age, sex = studio.own(source)
     asked = Request(source, 90.0, sex, 2, seed=3, samples=3)
@@ -78,9 +78,7 @@ def test_shows_the_mean_spread_and_change_of_what_the_model_makes(studio):
 
     prompted, factual = by_hand(90.0), by_hand(age)
     np.testing.assert_allclose(scene.pet["tau"], prompted.mean(0), atol=1e-6)
-    np.testing.assert_allclose(scene.spread["tau"], prompted.std(0, ddof=1), atol=1e-6)
     np.testing.assert_allclose(scene.change["tau"], prompted.mean(0) - factual.mean(0), atol=1e-6)
-    assert scene.spread["tau"].max() > 0
     own = studio.scene(dataclasses.replace(asked, age=age))
     assert all(np.abs(own.change[tracer]).max() == 0 for tracer in own.change)
 
@@ -142,7 +140,7 @@ def test_export_writes_what_is_shown(explorer):
     stem = explorer.request.source.replace(" ", "_")
     for entity, volume in {
         "trc-tau_desc-change_pet": explorer.scene.change["tau"],
-        "trc-amyloid_desc-std_pet": explorer.scene.spread["amyloid"],
+        "trc-amyloid_desc-mean_pet": explorer.scene.pet["amyloid"],
         "T1w": explorer.scene.mri,
     }.items():
         image = nib.load(folder / f"{stem}_space-MNI152_{entity}.nii.gz")
@@ -203,19 +201,19 @@ def test_step_choices_are_those_a_method_takes():
     assert methods["DDPM"].sampling_steps in step_choices(methods["DDPM"])
 
 
-def test_views_read_the_voxel_under_the_cross_hairs_and_want_two_samples(studio):
+def test_views_read_the_voxel_under_the_cross_hairs_and_show_no_spread(studio):
     grid = studio.model.grid
     volume = np.zeros(grid.shape)
     volume[10, 11, 12] = 1.5
     point = tuple(grid.affine[:3, 3] + grid.voxel_mm * np.array([10, 11, 12]))
-    scene = Scene(grid, volume / 2, {"tau": volume}, {"tau": -volume}, {}, samples=1)
+    scene = Scene(grid, volume / 2, {"tau": volume}, {"tau": -volume})
     assert scene.at(point) == {"tau": {"pet": 1.5, "change": -1.5}}
     assert scene.at((1e4, 1e4, 1e4))["tau"]["pet"] == 0  # beyond the grid: its nearest voxel
-    texts = {text.get_text() for axes in orthogonal_views(scene, point).axes for text in axes.texts}
-    assert {"L", "R", "P", "A", "needs two samples\nor more"} <= texts
-    more = orthogonal_views(dataclasses.replace(scene, spread={"tau": volume}, samples=4), point)
-    labels = {axes.get_xlabel() for axes in more.axes} | {text.get_text() for text in more.texts}
-    assert {"uncertainty, uncalibrated", "raw SD of 4 (SUVR)"} <= labels  # no error bar
+    figure = orthogonal_views(scene, point)
+    assert {"L", "R", "P", "A"} <= {text.get_text() for axes in figure.axes for text in axes.texts}
+    labels = {axes.get_xlabel() for axes in figure.axes} | {text.get_text() for text in figure.texts}
+    assert {"synthetic", "change by the prompt", "SUVR", "SUVR − factual"} <= labels
+    assert not any("SD" in label or "uncertain" in label for label in labels)
 
 
 def test_runs_headless_by_papermill(clone):

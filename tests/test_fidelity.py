@@ -22,9 +22,9 @@ from resdm.config import (
     PreprocessConfig,
 )
 from resdm.evaluation import atlas as atlases
-from resdm.evaluation.atlas import AtlasError, centiloid, centiloid_regions, load_atlas
+from resdm.evaluation.atlas import CENTILOID_AVID, AtlasError, centiloid, centiloid_regions, load_atlas
 from resdm.evaluation.fidelity import quantities
-from resdm.evaluation.suvr import regional_means
+from resdm.evaluation.suvr import regional_means, regional_suvr
 from resdm.io import write_csv
 from resdm.report.fidelity import fidelity_figure, fidelity_table, quantity_title, shown_quantities
 
@@ -81,7 +81,9 @@ def test_centiloid_anchors():
     assert centiloid(1.009, "11CPIB") == pytest.approx(0)
     assert centiloid(1.009 + 1.067, "11CPIB") == pytest.approx(100)
     assert centiloid(1.08, "18FFBB") == pytest.approx(10.772)  # Rowe et al. 2017
-    assert centiloid(1.10, "18FAV45") == pytest.approx(24.3)  # Navitsky et al. 2018
+    assert centiloid(1.10, "18FAV45") == pytest.approx(10.64)  # Navitsky et al. 2018, standard volumes
+    assert centiloid(1.10, "18FAV45", CENTILOID_AVID) == pytest.approx(24.3)  # the same, Avid's pipeline
+    assert math.isnan(centiloid(1.10, "18FFBB", CENTILOID_AVID))
     assert math.isnan(centiloid(1.2, "18FUNKNOWN"))
     assert centiloid(1.2, "18FAV45", {"18FAV45": (100.0, -100.0)}) == pytest.approx(20)
 
@@ -134,11 +136,31 @@ def test_every_set_of_regions_measures_both_pets(stored, tmp_path):
     assert first["halves.nii.gz", "1"] == pytest.approx(volume[left].mean(), rel=1e-3)
     ratio = first["Centiloid VOIs", "Centiloid"]
     assert ratio == pytest.approx(100 * volume[left].mean() / volume[~left].mean(), rel=1e-3)
-    own = regional_means(volume, GRID, "amyloid")["summary"]
-    assert first["built-in", "Centiloid-like"] == pytest.approx(100 * own)
+    assert values.query("unit == 'CL'")["region"].unique().tolist() == ["Centiloid"]
     assert ("built-in", "cerebellum") not in first.index
     assert not values.query("tracer == 'tau'")["unit"].eq("CL").any()
     assert shown_quantities(values)[-1] == ("amyloid", "Centiloid", "CL")
+    uncalibrated = dataclasses.replace(scale, equations={"18FFBB": (100.0, 0.0)})  # another tracer's
+    config = dataclasses.replace(stored, fidelity=FidelityConfig(centiloid=uncalibrated))
+    values = quantities(config, ["ResDM"])
+    row = values.query("unit == 'CL'").iloc[0]
+    assert (row["regions"], row["region"]) == ("Centiloid VOIs", "uncalibrated Centiloid estimate")
+    assert row["real"] == pytest.approx(175.4 * ratio / 100 - 182.3, rel=1e-6)
+
+
+def test_real_regions_are_those_before_clipping(stored):
+    """A PET whose sidecar has regional SUVR beyond the range; the synthetic one is measured as it is."""
+    path = stored.volumes / "sub-0" / "tau.json"
+    said = json.loads(path.read_text())
+    means = regional_means(3 * nib.load(path.with_suffix(".nii.gz")).get_fdata(), GRID, "tau")
+    path.write_text(json.dumps(said | {"regional_suvr": means | {"medial_temporal": 3.7, "summary": 3.2}}))
+    found = quantities(stored, ["ResDM"]).query("person == 'sub-0' and tracer == 'tau'").set_index("region")
+    regional, _ = regional_suvr(stored, "ResDM")
+    other = regional.query("person == 'sub-0' and tracer == 'tau'").set_index("region")
+    for rows in (found, other):
+        assert rows.loc[["summary", "medial_temporal"], "real"].tolist() == [3.2, 3.7]
+        assert rows.loc["pons", "real"] == pytest.approx(means["pons"])
+        assert rows.loc["summary", "synthetic"] == pytest.approx(1.1 * means["summary"], rel=1e-5)
 
 
 def test_table_and_figure_say_what_the_scale_is_worth(stored, tmp_path):
@@ -151,8 +173,10 @@ def test_table_and_figure_say_what_the_scale_is_worth(stored, tmp_path):
     assert row["slope"] == pytest.approx(1.1, rel=1e-3)
     assert row["icc_agreement"] < row["icc_consistency"] < 1
     text = table.markdown()
-    assert "Centiloid-like (uncalibrated)" in text
-    assert "these numbers are no Centiloids" in text
+    assert "Aβ-PET, uncalibrated Centiloid estimate" in text
+    assert "registration here is affine and was not calibrated, so these numbers are no Centiloids" in text
+    own = values.query("region == 'summary' and tracer == 'amyloid'")["real"].to_numpy()
+    np.testing.assert_allclose(values.query("unit == 'CL'")["real"], 175.4 * own - 182.3)
     assert "not a reproduction of the paper" in text
     assert table.latex().isascii()
     assert quantity_title("amyloid", "Centiloid") == "Aβ-PET, Centiloid"

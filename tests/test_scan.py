@@ -16,11 +16,11 @@ from tiny_methods import SHAPE, Sessions, build, make_config
 
 from resdm import scan as scans
 from resdm.anatomy import CENTRE_MM, Grid
-from resdm.checkpoint import CheckpointError, load_card, save_model
+from resdm.checkpoint import CheckpointError, save_model
 from resdm.cohort.volumes import VolumeError
 from resdm.evaluation.suvr import regional_means, to_suvr
 from resdm.io import sha256
-from resdm.scan import ScanError, suvr_table, synthesise_scan, synthesise_scans, to_native
+from resdm.scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm.synthesis import Model, SynthesisError, mean_and_std
 
 GRID = Grid((48, 56, 48), 4.0)
@@ -140,7 +140,7 @@ def test_the_forms_and_their_codes_are_kept_and_nothing_else_is(tmp_path, codes)
 # ── one scan ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_mean_and_spread_in_both_spaces(tmp_path, t1w, registered):
+def test_the_mean_in_both_spaces(tmp_path, t1w, registered):
     model = folder(tmp_path)
     files = synthesise_scan(t1w, model, tmp_path / "out", age=74, sex="F", samples=3, seed=5)
     loaded, mri = Model.load(model), Sessions()[0][0][0].numpy()
@@ -149,9 +149,7 @@ def test_mean_and_spread_in_both_spaces(tmp_path, t1w, registered):
     assert np.abs(draws[1] - draws[0]).max() > 0
     for channel, tracer in enumerate(("amyloid", "tau")):
         mean = nib.load(files[tracer]).get_fdata()
-        std = nib.load(files[f"{tracer}_std"]).get_fdata()
         np.testing.assert_allclose(mean, np.mean([d[channel] for d in draws], axis=0), atol=1e-6)
-        np.testing.assert_allclose(std, np.std([d[channel] for d in draws], axis=0, ddof=1), atol=1e-6)
         grid = loaded.grid
         native = nib.load(files[f"{tracer}_native"])
         assert files[f"{tracer}_native"].name.replace("T1w", "MNI152") == files[tracer].name
@@ -159,11 +157,10 @@ def test_mean_and_spread_in_both_spaces(tmp_path, t1w, registered):
         # SUVR of 0 to 3, so three times the intensity; where the MRI's voxel lies well inside the brain
         centre = tuple(np.round(apply_affine(np.linalg.inv(native.affine), CENTRE_MM)).astype(int))
         place = apply_affine(np.linalg.inv(grid.affine), apply_affine(native.affine, centre))
-        for name, volume in ((tracer, mean), (f"{tracer}_std", std)):
-            there = 3 * ndimage.map_coordinates(volume, place[:, None], order=1)[0]
-            assert nib.load(files[f"{name}_native"]).get_fdata()[centre] == pytest.approx(there, rel=1e-4)
-    said = json.loads((files["tau_std_native"].with_name(files["tau_std_native"].name[:-7] + ".json")).read_text())
-    assert (said["units"], said["space"], said["statistic"]) == ("SUVR", "T1w", "std over samples")
+        there = 3 * ndimage.map_coordinates(mean, place[:, None], order=1)[0]
+        assert native.get_fdata()[centre] == pytest.approx(there, rel=1e-4)
+    said = json.loads((files["tau_native"].with_name(files["tau_native"].name[:-7] + ".json")).read_text())
+    assert (said["units"], said["space"], said["statistic"]) == ("SUVR", "T1w", "mean over samples")
     assert (said["seed"], said["samples"], said["prompt"]) == (5, 3, {"age": 74, "sex": "F"})
     assert said["source"]["sha256"] == sha256(t1w)
     assert said["model"]["sha256"] == sha256(model / "model.safetensors")
@@ -175,7 +172,10 @@ def test_mean_and_spread_in_both_spaces(tmp_path, t1w, registered):
     regional = [regional_means(to_suvr(d[1], (0.0, 3.0)), loaded.grid, "tau")["thalamus"] for d in draws]
     row = table.query("tracer == 'tau' and region == 'thalamus'").iloc[0]
     assert row["mean"] == pytest.approx(np.mean(regional), rel=1e-5)
-    assert row["std"] == pytest.approx(np.std(regional, ddof=1), rel=1e-4)
+    assert row["samples"] == 3
+    # neither a spread over samples nor a status: neither was shown to be true of the person
+    assert list(table) == ["tracer", "label", "region", "mean", "samples", "notice"]
+    assert not [path.name for path in (tmp_path / "out").iterdir() if "std" in path.name]
     assert files["picture"].read_bytes()[:4] == b"\x89PNG"
 
 
@@ -185,7 +185,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
     torch.manual_seed(9)
     synthesise_scan(t1w, model, tmp_path / "b", age=74, sex="F", samples=2, seed=1, allow_phantom_model=True)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    assert len(digests(tmp_path / "a")) == 8 * 2 + 1 + 1 + 3 + 1  # PETs with sidecars, T1, SUVRs, picture, record
+    assert len(digests(tmp_path / "a")) == 4 * 2 + 1 + 1 + 3 + 1  # PETs with sidecars, T1, SUVRs, picture, record
     synthesise_scan(t1w, model, tmp_path / "c", age=74, sex="F", samples=2, seed=2, allow_phantom_model=True)
     assert sha256(one["tau"]) != sha256(tmp_path / "c" / one["tau"].name)
     for path in (tmp_path / "a").iterdir():  # and every one says what made it
@@ -201,7 +201,7 @@ def test_a_real_persons_mri_in_its_own_space_twice_the_same(real_t1, tmp_path, u
     synthesise_scan(real_t1, model, tmp_path / "b", **asked)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     source = nib.load(real_t1)
-    for name in ("amyloid_native", "tau_native", "amyloid_std_native", "tau_std_native"):
+    for name in ("amyloid_native", "tau_native"):
         image = nib.load(files[name])
         assert image.shape == source.shape
         np.testing.assert_array_equal(image.affine, source.affine)
@@ -218,26 +218,11 @@ def test_a_real_persons_mri_in_its_own_space_twice_the_same(real_t1, tmp_path, u
     assert found[0] < -25  # left of the midline, as the file says left
 
 
-def test_a_single_sample_has_no_spread(tmp_path, t1w, registered, undrawn):
+def test_a_single_sample_is_its_own_mean(tmp_path, t1w, registered, undrawn):
     model = folder(tmp_path)
     files = synthesise_scan(t1w, model, tmp_path / "out", samples=1)
-    assert not [name for name in files if "std" in name]
     pet = Model.load(model).synthesise(Sessions()[0][0][0].numpy(), None, None, seed=0)
     np.testing.assert_array_equal(nib.load(files["tau"]).get_fdata(dtype=np.float32), pet[1])
-    assert pd.read_csv(files["suvr"])["std"].isna().all()
-
-
-def test_status_by_cutoff(tmp_path):
-    card = load_card(folder(tmp_path))  # cut-offs 1.11 of florbetapir and 1.27 of tau
-    values = [{"amyloid": {"summary": a, "pons": 1.5}, "tau": {"summary": t, "pons": 1.0}}
-              for a, t in ((1.0, 1.3), (1.1, 1.2), (1.26, 1.2))]  # fmt: skip
-    table = suvr_table(values, card).set_index(["tracer", "region"])
-    assert table.loc[("amyloid", "summary"), "mean"] == pytest.approx(1.12)
-    assert table.loc[("amyloid", "summary"), "status"] == "positive"
-    assert table.loc[("amyloid", "summary"), "positive_share"] == pytest.approx(1 / 3)
-    assert table.loc[("tau", "summary"), ["cutoff", "status"]].tolist() == [1.27, "negative"]
-    assert table.loc[("tau", "pons"), "status"] == ""
-    assert table.loc[("tau", "summary"), "std"] == pytest.approx(np.std([1.3, 1.2, 1.2], ddof=1))
 
 
 def test_mean_and_std_by_recurrence():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ from resdm.io import sha256
 from resdm.methods import build_method
 from resdm.pipeline import sample_method
 from resdm.report.figures import save_figure
-from resdm.report.uncertainty import findings, uncertainty_figure, uncertainty_table
+from resdm.report.uncertainty import findings, uncertainty_figure, uncertainty_table, verdict
 from resdm.synthesis import Model
 
 N, V = 40, 2000
@@ -274,6 +275,41 @@ def test_findings_follow_the_numbers(rng):
     assert any("no score ranks people by error" in text and "samples add to" not in text for text in texts)
 
 
+def test_the_verdict_follows_the_likelihood_of_each_tracer(rng):
+    knows, blind = judged(rng), judged(rng, known=0.0, wide=1.5)
+    gain = knows.likelihood.query("unit == 'voxel' and predictor == 'both'").iloc[0]
+    told = "tau-PET (gain {:.3f} [{:.3f}, {:.3f}] a voxel)".format(*gain[["gain", "gain_low", "gain_high"]])
+    assert verdict(knows) == f"Verdict: the spread over samples adds to the error map for {told}."
+    assert verdict(blind).startswith(
+        "Verdict: the spread over samples adds nothing to the error map, for tau-PET (gain"
+    )
+    assert verdict(blind).endswith("it is no error bar.")
+    other = blind.likelihood.assign(tracer="amyloid")
+    both = dataclasses.replace(knows, likelihood=pd.concat([other, knows.likelihood]))
+    assert re.fullmatch(r"Verdict: .* for tau-PET \(.*\), not for Aβ-PET \(.*\)\.", verdict(both))
+
+
+def test_the_intervals_are_those_of_the_suite(rng):
+    """The seed's resamples of people, as many as everywhere: by hand for coverage and for the gain."""
+    residual, std, _ = world(rng, n=12)
+    who = pd.DataFrame({"person": [f"p{i}" for i in range(12)], "session": ""})
+    samples = Samples(who, residual, residual, std)
+    found = judge_samples(samples, samples, seed=7)
+    share = coverage(residual, std, raw_calibration())[:, LEVELS.index(0.9)]
+    row = found["coverage"].query("predictor == 'raw' and nominal == 0.9").iloc[0]
+    drawn = np.random.default_rng(7).integers(12, size=(10_000, 12))
+    np.testing.assert_allclose(row[["low", "high"]].astype(float), np.quantile(share[drawn].mean(1), [0.025, 0.975]))
+    whole, without = error_maps(residual)
+    ways = [
+        calibrate(residual, std, without, way).sigma(std, np.broadcast_to(whole, std.shape)) for way in ("map", "both")
+    ]
+    gain = likelihood(residual, ways[0]) - likelihood(residual, ways[1])
+    row = found["likelihood"].query("predictor == 'both'").iloc[0]
+    np.testing.assert_allclose(
+        row[["gain_low", "gain_high"]].astype(float), np.quantile(gain[drawn].mean(1), [0.025, 0.975])
+    )
+
+
 def test_where_single_people_may_not_be_shown_every_point_is_of_five(rng):
     for n, groups, steps in ((4, 0, 0), (9, 1, 1), (23, 4, 4), (31, 5, 6)):
         axes = uncertainty_figure(judged(rng, n=n), people=False).axes
@@ -330,7 +366,9 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
     table = uncertainty_table(config, found)
     assert "phantom data" in table.heading
     assert "90 %" in table.markdown()
-    assert table.notes[:6] == findings(found)
+    assert table.notes[0] == verdict(found)
+    assert table.notes[1:7] == findings(found)
+    assert "guarantees" in " ".join(table.notes)
     assert table.latex().isascii()
     assert set(table.frame["measure"]) >= {"coverage_90", "width_90", "nll_gain", "rho", "aurc", "q95", "a"}
     for people in (True, False):

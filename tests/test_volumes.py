@@ -265,7 +265,8 @@ def test_the_disk_holds_what_the_contract_says(cohort):
         "person", "session", "split", "age", "sex", "diagnosis", "present_amyloid", "present_tau", "amyloid_tracer",
         "tau_tracer", "amyloid_suvr", "tau_suvr", "amyloid_status", "tau_status", "t1w", "amyloid", "tau",
         "education", "mmse", "t1_correlation",
-        *(f"{t}_{m}" for t in TRACERS for m in ("similarity", "reference_mean", "reference_cov", "suvr_max")), "flags",
+        *(f"{t}_{m}" for t in TRACERS
+          for m in ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")), "flags",
     ]  # fmt: skip
     array = np.load(config.volumes / "cohort.npy", mmap_mode="r")
     assert (array.dtype, array.shape) == (np.float16, (len(index), 3, *GRID.shape))
@@ -324,6 +325,38 @@ def test_frames_are_averaged(cohort):
     np.testing.assert_allclose(read_scan(path, frames=True).data, image.get_fdata().mean(3), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize(("sidecar", "weights", "minutes", "said"), [
+    ({"FrameDuration": [60, 240, 300]}, [0.1, 0.4, 0.5], 10, "FrameDuration"),
+    ({"FrameDuration": [60000, 240000, 300000]}, [0.1, 0.4, 0.5], 10, "FrameDuration"),  # milliseconds
+    ({"FrameDuration": [300, 300, 300]}, None, 15, "FrameDuration"),
+    ({"FrameDuration": [300, 0, 300]}, None, None, "equal: FrameDuration has a frame of no duration"),
+    ({"FrameDuration": [300, None, 300]}, None, None, "equal: FrameDuration has a frame of no duration"),
+    ({"FrameDuration": [600, 300]}, None, None, "equal: FrameDuration tells of 2 frames, the file holds 3"),
+    ({"FrameDuration": 900}, None, None, "equal: FrameDuration tells of 1 frames, the file holds 3"),
+    ({"FrameDuration": "long"}, None, None, "equal: no FrameDuration beside the scan"),
+    ({}, None, None, "equal: no FrameDuration beside the scan"),
+    (None, None, None, "equal: no FrameDuration beside the scan"),
+])  # fmt: skip
+def test_frames_are_weighted_by_their_duration(tmp_path, sidecar, weights, minutes, said):
+    data = np.random.default_rng(0).uniform(1, 9, (9, 9, 9, 3)).astype(np.float32)
+    path = tmp_path / "sub-1_pet.nii.gz"
+    nib.save(nib.Nifti1Image(data, np.diag([4, 4, 4, 1])), path)
+    if sidecar is not None:
+        (tmp_path / "sub-1_pet.json").write_text(json.dumps(sidecar))
+    scan = read_scan(path, frames=True)
+    assert scan.frames == {"number": 3, "weights": said} | ({"minutes": minutes} if minutes else {})
+    expected = data.mean(3) if weights is None else data.astype(np.float64) @ weights
+    np.testing.assert_allclose(scan.data, expected, rtol=0 if weights is None else 1e-6)
+    assert scan.data.dtype == np.float32
+
+
+def test_the_sidecar_says_how_frames_were_averaged(cohort):
+    config, index, _ = cohort
+    pet = sidecar(config.volumes / index.query("present_tau == 1").iloc[0]["tau"])
+    assert pet["frames"] == {"number": 2, "weights": "FrameDuration", "minutes": 30}
+    assert "frames" not in sidecar(config.volumes / index.iloc[0]["t1w"])
+
+
 def test_status_comes_from_the_manifest_or_the_cut_off(cohort):
     config, _, _ = cohort
     frame = read_manifest(config.manifest).iloc[[0] * 4].reset_index(drop=True)
@@ -340,8 +373,12 @@ def test_status_comes_from_the_manifest_or_the_cut_off(cohort):
 def test_flags_name_the_scan_the_measure_and_its_value():
     fine = {"t1_correlation": 0.9, "tau_similarity": 1.2, "tau_suvr": 9.0, "tau_reference_cov": 0.2}
     assert room._flags(fine) == []
-    bad = fine | {"t1_correlation": 0.31, "tau_similarity": 1.01, "tau_suvr_max": 8.5}
-    assert room._flags(bad) == ["t1 correlation 0.31", "tau similarity 1.01", "tau suvr max 8.50"]
+    bad = fine | {"t1_correlation": 0.31, "tau_similarity": 1.01, "tau_suvr_max": 8.5, "tau_clipped_percent": 0.51}
+    said = ["t1 correlation 0.31", "tau similarity 1.01", "tau suvr max 8.50", "tau clipped percent 0.51"]
+    assert room._flags(bad) == said
+    assert room._flags(bad | {"tau_clipped_percent": 0.49}) == said[:3]
+    assert room._flags({"amyloid_frame_minutes": 20.0}) == []  # a late window
+    assert room._flags({"amyloid_frame_minutes": 60.0}) == ["amyloid frame minutes 60.00"]  # from injection on
 
 
 def test_a_pet_that_slipped_is_flagged(cohort):
@@ -371,7 +408,18 @@ def test_options_of_intensity_and_smoothing():
     assert suvr[regions(GRID)["cerebellum"]].mean() == pytest.approx(1, abs=0.02)
     summary = np.any([regions(GRID)[name] for name in SUMMARY["amyloid"]], axis=0)
     assert suvr[summary].mean() == pytest.approx(measured["suvr"], abs=0.01)
+    # clipped voxels are counted, and regions measured before: a range of another width changes neither SUVR nor region
+    edges = (fixed == 0) | (fixed == 1)
+    assert measured["clipped_percent"] == said["clipped_percent"] == pytest.approx(100 * edges[brain].mean())
+    assert measured["clipped_percent"] > 0.5
+    wide, beyond, more = pet(suvr_range={"amyloid": (-1.0, 9.0), "tau": (0.0, 3.0)})
+    assert more["clipped_percent"] == 0
+    assert said["regional_suvr"] == beyond["regional_suvr"]
+    assert more["suvr"] == measured["suvr"] == said["regional_suvr"]["summary"]
+    for name, mask in regions(GRID).items():
+        assert said["regional_suvr"][name] == pytest.approx((10 * wide[mask] - 1).mean(), abs=1e-5)
     literal, said, _ = pet(intensity="minmax")
+    assert said["clipped_percent"] == 0
     high = said["intensity"]["suvr_range"][1]
     assert said["intensity"]["kind"] == "minmax"
     assert (literal[brain].min(), literal[brain].max()) == (0, 1)

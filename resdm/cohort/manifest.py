@@ -73,6 +73,13 @@ def _one_of(*codes: str, empty: bool = False) -> pa.Check:
 _TRACER_LABEL = pa.Check.str_matches(r"^[A-Za-z0-9]*$", error="a label of letters and digits, as 18FAV45")
 _NEEDED = pa.Check.str_length(min_value=1, error="a path")
 
+STATUS_NOTES = {
+    "dlbs": "Status of DLBS: the SUVR of the built-in regions (ellipsoids in MNI mm, after an affine registration) at "
+    "or above UC Berkeley's cut-offs, which hold for FreeSurfer regions in the pipeline that they were derived with. "
+    "They were not calibrated on these regions: a label says high or low uptake, no amyloid or tau positivity.",
+}
+"""``cohort.kind`` → what a table of status must say where labels are made by a cut-off of another pipeline."""
+
 SCHEMA = pa.DataFrameSchema(
     {
         "person": _text("Identifier of a person; all sessions of one person share a split.", _label("sub"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,18 @@ def sessions(config: Config) -> list[dict[str, Any]]:
     return found
 
 
-def session_quality(config: Config, row: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+def session_quality(
+    config: Config, row: dict[str, Any], record: dict[str, Any], stored: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
     """Measures of one session.
+
+    Parameters
+    ----------
+    config : Config
+    row, record : dict
+        Of the manifest, and of preprocessing, as `sessions` gives them.
+    stored : mapping of str to ndarray (X, Y, Z), optional
+        Its volumes, see `stored_volumes`; read where left out.
 
     Returns
     -------
@@ -75,11 +86,13 @@ def session_quality(config: Config, row: dict[str, Any], record: dict[str, Any])
         ``form_mm``, how far their sform and qform are apart at most. For each tracer: ``similarity`` with the T1 (NMI),
         ``mirror``: that minus the same of the mirrored PET; ``reference_mean`` in the scan's unit, ``reference_cov``,
         ``reference_suvr`` in the stored volume; ``suvr_low``, ``suvr_high``: 1st and 99th percentile in the brain,
-        ``suvr_max``. Where the truth is known `registration_error`. ``flags``: what to look at, in words.
+        ``suvr_max`` and ``clipped_percent`` of brain voxels, before clipping. Where the truth is known
+        `registration_error`. ``flags``: what to look at, in words.
     """
     grid, measured = Grid.of(config.preprocess.grid), record["measured"]
     brain, masks = mni_map("brain", grid), regions(grid)
-    t1 = _stored(config, record, "t1w")
+    stored = stored_volumes(config, record) if stored is None else stored
+    t1 = stored["t1w"]
     line: dict[str, Any] = {name: row[name] for name in ("person", "session", "split")}
     line |= {"t1_correlation": measured["t1_correlation"], "t1_torque": _torque(t1, grid)}
     line |= _headers(row)
@@ -88,16 +101,16 @@ def session_quality(config: Config, row: dict[str, Any], record: dict[str, Any])
         known = tracer in record["outputs"]
         found: dict[str, float] = dict.fromkeys(
             ("similarity", "mirror", "reference_mean", "reference_cov", "reference_suvr", "suvr_low", "suvr_high",
-             "suvr_max"), np.nan
+             "suvr_max", "clipped_percent"), np.nan
         )  # fmt: skip
         if known:
-            pet = _stored(config, record, tracer)
+            pet = stored[tracer]
             low, high = suvr_range(config, record, tracer)
             suvr = low + (high - low) * pet
             pets = (volumes._blur(volume, grid)[brain] for volume in (pet, np.ascontiguousarray(pet[::-1])))
             straight, mirrored = (volumes._information(smooth_t1, volume) for volume in pets)
             found |= {name: measured[f"{tracer}_{name}"] for name in
-                      ("similarity", "reference_mean", "reference_cov", "suvr_max")}  # fmt: skip
+                      ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")}  # fmt: skip
             found["mirror"] = straight - mirrored
             found["reference_suvr"] = float(suvr[masks[REFERENCE[tracer]]].mean())
             found["suvr_low"], found["suvr_high"] = np.percentile(suvr[brain], (1, 99)).tolist()
@@ -152,8 +165,10 @@ def suvr_range(config: Config, record: dict[str, Any], tracer: str) -> tuple[flo
     return low, high
 
 
-def _stored(config: Config, record: dict[str, Any], what: str) -> np.ndarray:
-    return volumes._volume(config.volumes / record["outputs"][what], Grid.of(config.preprocess.grid))
+def stored_volumes(config: Config, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The preprocessed volumes of a session, ``t1w`` and tracers → (X, Y, Z), intensities in [0, 1]."""
+    grid = Grid.of(config.preprocess.grid)
+    return {what: volumes._volume(config.volumes / path, grid) for what, path in record["outputs"].items()}
 
 
 def _sidecar(config: Config, record: dict[str, Any], what: str) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 For one session: T1 → MNI affine, PET → T1 rigid, composed, every scan interpolated once; the T1's bias field removed
 (N4) and its bright end scaled to 1; each PET divided by the mean of its reference region (SUVR) and a fixed range of
-SUVR mapped to [0, 1]; all voxels outside the MNI brain set to 0. The reference region is measured on the profile's
-grid, where every later stage measures too, so that its mean is 1 there; where the scan's edge cuts it, in the part that
-the scan holds. A session whose ``space`` is MNI152 is resampled by its headers and registered to nothing.
+SUVR mapped to [0, 1]; all voxels outside the MNI brain set to 0. What lies beyond the range is clipped; a PET's sidecar
+has the percentage of brain voxels that were, and its regional SUVR from before. The reference region is measured on the
+profile's grid, where every later stage measures too, so that its mean is 1 there; where the scan's edge cuts it, in the
+part that the scan holds. A session whose ``space`` is MNI152 is resampled by its headers and registered to nothing.
 
 What is finished is not done again: each session leaves a record with the digests of its inputs and settings, written
 last; a killed call loses the sessions in work, no more. ``excluded.csv`` says which sessions of the manifest are not in
@@ -29,6 +30,8 @@ import pandas as pd
 import SimpleITK as sitk  # noqa: N813 - its own users call it so
 from joblib import Parallel, delayed, effective_n_jobs
 from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.filebasedimages import SerializableImage
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from tqdm.auto import tqdm
 
@@ -37,8 +40,9 @@ from resdm.cohort.manifest import SPACE, ManifestError, read_manifest
 from resdm.cohort.registration import Scan, displacement, register_affine, register_rigid, resample, smooth
 from resdm.config import TRACERS, Config, PreprocessConfig, to_dict
 from resdm.io import atomic, remove, sha256, write_csv, write_json, write_text
+from resdm.timing import forecaster
 
-REVISION = 4
+REVISION = 5
 """Raised whenever the same scans and settings would give other volumes, so that old ones are made anew."""
 
 LEAST_FIT = 0.3
@@ -53,10 +57,12 @@ FLAGS = {
     "similarity": (1.06, np.inf),
     "reference_cov": (-np.inf, 0.4),
     "suvr_max": (1.1, 6.0),
+    "clipped_percent": (-np.inf, 0.5),
+    "frame_minutes": (-np.inf, 40.0),
 }
 """Measures of quality and the range beyond which a session is flagged for somebody to look at."""
 
-_QUALITY = ("similarity", "reference_mean", "reference_cov", "suvr_max")
+_QUALITY = ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")
 
 _COARSEST_MM = 4.5  # T1: as fine as the coarsest phantoms
 
@@ -83,12 +89,12 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
     ----------
     path : path
     frames : bool
-        Take 4D too and average over time, as PET comes.
+        Take 4D too and average over time, as PET comes, by the durations in the sidecar (see `_frame_weights`).
 
     Returns
     -------
     Scan
-        float32.
+        float32; ``frames`` says what was averaged.
 
     Raises
     ------
@@ -101,18 +107,20 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
         raise VolumeError(f"{path}: found a folder, expected a NIfTI file; name the file in it")
     try:
         image = nib.load(path)
-        if path.suffix == ".gz":
-            _check_gzip(path)
         shape = image.shape
         if image.get_data_dtype().kind not in "buif":
             raise TypeError(f"voxels of type {image.get_data_dtype()}, expected plain numbers")
-        data = np.asarray(image.dataobj, dtype=np.float32)
+        data = np.asarray(_voxels(image, path), dtype=np.float32)
     except FileNotFoundError:
         raise VolumeError(f"{path}: no such file; correct its path in the manifest, or copy the scan there") from None
     except _UNREADABLE as error:
         raise VolumeError(f"{path}: cannot be read as NIfTI ({error}); copy or convert the scan again") from None
+    said: dict[str, Any] = {}
     if data.ndim == 4 and (frames or shape[3] == 1):
-        data = data.mean(axis=3)  # NaN in any frame stays NaN
+        weights, known = _frame_weights(path, shape[3])
+        said = {"number": shape[3], **known} if shape[3] > 1 else {}
+        # NaN in any frame stays NaN
+        data = data.mean(axis=3) if weights is None else np.tensordot(data, weights.astype(np.float32), 1)
     if data.ndim != 3:
         expected = "3D, or 4D with frames" if frames else "one 3D volume"
         raise VolumeError(
@@ -142,7 +150,27 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
             f"{path}: empty, all voxels lie from {data.min():g} to {data.max():g}, expected a scan; copy or "
             "convert it again"
         )
-    return Scan(data, affine)
+    return Scan(data, affine, said)
+
+
+def _frame_weights(path: Path, number: int) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Share of each frame's duration in that of all, from the sidecar beside a PET; what it is, and minutes in all.
+
+    None, for equal weights, where the durations are equal, are not known, or cannot be those of the frames.
+    """
+    try:
+        sidecar = Path(str(path).removesuffix(".gz").removesuffix(".nii") + ".json")
+        durations = np.array(json.loads(sidecar.read_text(encoding="utf-8"))["FrameDuration"], dtype=np.float64)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, {"weights": "equal: no FrameDuration beside the scan"}
+    if durations.shape != (number,):
+        said = f"FrameDuration tells of {durations.size} frames, the file holds {number}"
+        return None, {"weights": f"equal: {said}"}
+    if not (np.isfinite(durations).all() and durations.min() > 0):
+        return None, {"weights": "equal: FrameDuration has a frame of no duration"}
+    shares = durations / durations.sum() if np.ptp(durations) else None
+    a_minute = 60_000 if durations.max() > 10_000 else 60  # some converters write milliseconds
+    return shares, {"weights": "FrameDuration", "minutes": round(float(durations.sum()) / a_minute, 3)}
 
 
 _UNREADABLE = (
@@ -151,11 +179,17 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def _check_gzip(path: Path) -> None:
-    """Read a gzip to its end, where its checksum is: nibabel stops at the last voxel, and takes what it finds."""
+def _voxels(image: nib.spatialimages.SpatialImage, path: Path) -> ArrayLike:
+    """Voxels of an image, a gzip read to its end, where its checksum is: nibabel stops at the last voxel.
+
+    Unpacked once, into memory; an image of two files is unpacked by nibabel.
+    """
+    if path.suffix != ".gz":
+        return image.dataobj
     with gzip.open(path) as stream:
-        while stream.read(1 << 22):
-            pass
+        content = stream.read()
+    single = isinstance(image, SerializableImage)
+    return type(image).from_bytes(content).dataobj if single else image.dataobj
 
 
 def _raw_header(image: nib.Nifti1Pair) -> nib.Nifti1Header:
@@ -381,21 +415,28 @@ def _pet_on_grid(
             "does the scan cover the cerebellum?"
         )
     array = array / mean
+    parts = {"summary": np.any([masks[name] for name in SUMMARY[tracer]], axis=0)} | masks
+    regional = {name: float(array[mask].mean(dtype=np.float64)) for name, mask in parts.items()}  # before clipping
+    low, high = settings.suvr_range[tracer]
+    if settings.intensity == "minmax":
+        low, high = float(array[brain].min()), float(array[brain].max())
     measured = {
-        "suvr": float(array[np.any([masks[name] for name in SUMMARY[tracer]], axis=0)].mean()),
+        "suvr": regional["summary"],
         "reference_mean": mean,
         "reference_cov": float(reference.std() / mean),
         "suvr_max": float(array[brain].max()),
         "reference_coverage": covered,
+        "clipped_percent": float(100 * np.mean((array[brain] < low) | (array[brain] > high))),
     }
-    low, high = settings.suvr_range[tracer]
-    if settings.intensity == "minmax":
-        low, high = float(array[brain].min()), float(array[brain].max())
     array = np.clip((array - low) / (high - low), 0, 1)
     if settings.mask:
         array[~brain] = 0
-    intensity = {"kind": settings.intensity, "suvr_range": [low, high]}
-    return array, {"intensity": intensity, "reference_region": REFERENCE[tracer], "reference_mean": mean}, measured
+    said = {"intensity": {"kind": settings.intensity, "suvr_range": [low, high]}, "reference_region": REFERENCE[tracer]}
+    said |= {name: measured[name] for name in ("reference_mean", "clipped_percent")} | {"regional_suvr": regional}
+    if pet.frames:  # a scan of more than 40 minutes began long before the tracer's window, and its SUVR is no late one
+        said["frames"] = pet.frames
+        measured |= {"frame_minutes": pet.frames["minutes"]} if "minutes" in pet.frames else {}
+    return array, said, measured
 
 
 def _blur(array: np.ndarray, grid: Grid) -> np.ndarray:
@@ -557,10 +598,14 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
 
     def run(work: Callable[[Config, dict[str, Any]], list[str]], label: str) -> None:
         here = [row for row in todo if _key(row) not in bad]
-        parallel = Parallel(n_jobs=min(effective_n_jobs(jobs), max(len(here), 1)), return_as="generator")
+        workers = min(effective_n_jobs(jobs), max(len(here), 1))
+        parallel = Parallel(n_jobs=workers, return_as="generator")
+        forecast = forecaster(label, len(here), "sessions", warm=workers)
         results = parallel(delayed(work)(config, row) for row in here)
         bar = tqdm(results, total=len(here), desc=label, unit="session", disable=not progress or not here)
-        for row, problems in zip(here, bar, strict=True):
+        for number, (row, problems) in enumerate(zip(here, bar, strict=True), start=1):
+            if progress:
+                forecast(number)
             if problems:
                 bad[_key(row)] = problems
         if bad and not config.cohort.skip_unreadable:

@@ -24,16 +24,23 @@ FEWEST_VOXELS = 4
 
 CENTILOID = {
     "11CPIB": (100 / 1.067, -100 * 1.009 / 1.067),
-    "18FAV45": (183.0, -177.0),
+    "18FAV45": (175.4, -182.3),
     "18FFBB": (153.4, -154.9),
 }
-"""BIDS label of an amyloid tracer → slope and intercept of CL = slope · SUVR + intercept.
+"""BIDS label of an amyloid tracer → slope and intercept of CL = slope · SUVR + intercept, over the standard volumes.
 
-PiB: Klunk et al. 2015 (Alzheimers Dement 11:1), standard cortex over whole cerebellum, 50 to 70 min. Florbetaben: Rowe
-et al. 2017 (Eur J Nucl Med Mol Imaging 44:2053), the same volumes, 90 to 110 min. Florbetapir: Navitsky et al. 2018
-(Alzheimers Dement 14:1565), for the cortical average over whole cerebellum of Avid's own pipeline and not for the
-standard volumes, 50 to 60 min. Each holds for its own pipeline: another registration, resolution or set of regions
-needs its own calibration (Klunk et al., level 2); whoever has one gives it as ``fidelity.centiloid.equations``.
+Standard cortex over whole cerebellum, after the non-linear registration of SPM8 (Klunk et al. 2015, Alzheimers Dement
+11:1). PiB: Klunk et al., 50 to 70 min. Florbetapir: Navitsky et al. 2018 (Alzheimers Dement 14:1565), 50 to 60 min.
+Florbetaben: Rowe et al. 2017 (Eur J Nucl Med Mol Imaging 44:2053), 90 to 110 min.
+
+Each holds for that pipeline. Registration here is affine, so its result is an uncalibrated estimate. A Centiloid needs
+an own calibration on the data that GAAIN publishes (Klunk et al., level 2), given as ``fidelity.centiloid.equations``.
+"""
+
+CENTILOID_AVID = {"18FAV45": (183.0, -177.0)}
+"""The same for the cortical average over whole cerebellum of Avid's own regions and pipeline (Navitsky et al. 2018).
+
+Over the standard volumes it is 13 CL too high at SUVR 1.0, and 17 at 1.5.
 """
 
 
@@ -182,7 +189,7 @@ def centiloid_regions(cortex: str | Path, reference: str | Path, grid: Grid) -> 
 
 
 def centiloid(suvr: float, tracer: str, equations: Mapping[str, tuple[float, float]] = CENTILOID) -> float:
-    """SUVR → Centiloid by the tracer's linear equation; NaN for a tracer without one.
+    """SUVR → Centiloid scale by the tracer's linear equation; NaN for a tracer without one.
 
     >>> round(centiloid(1.009, "11CPIB")), round(centiloid(1.009 + 1.067, "11CPIB"))
     (0, 100)

@@ -36,10 +36,9 @@ def sidecar_range(path: str | Path) -> tuple[float, float]:
     ValueError
         The intensities were not scaled by a fixed range, which alone keeps SUVR.
     """
-    path = Path(path)
-    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    sidecar = _sidecar(path)
     if not sidecar.is_file():
-        raise FileNotFoundError(f"{sidecar}: no sidecar beside {path.name}; its SUVR cannot be known")
+        raise FileNotFoundError(f"{sidecar}: no sidecar beside {Path(path).name}; its SUVR cannot be known")
     intensity = json.loads(sidecar.read_text(encoding="utf-8")).get("intensity", {})
     if intensity.get("kind") != "fixed" or len(intensity.get("suvr_range", ())) != 2:
         raise ValueError(
@@ -48,6 +47,10 @@ def sidecar_range(path: str | Path) -> tuple[float, float]:
         )
     low, high = intensity["suvr_range"]
     return float(low), float(high)
+
+
+def _sidecar(path: str | Path) -> Path:
+    return Path(str(path).removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def regional_means(volume: np.ndarray, grid: Grid, tracer: str) -> dict[str, float]:
@@ -67,6 +70,22 @@ def regional_means(volume: np.ndarray, grid: Grid, tracer: str) -> dict[str, flo
     """
     volume = np.asarray(volume, dtype=np.float64)
     return {name: float(volume[mask].mean()) for name, mask in _masks(grid, tracer).items()}
+
+
+def real_regional_means(path: str | Path, suvr: np.ndarray, grid: Grid, tracer: str) -> dict[str, float]:
+    """`regional_means` of a preprocessed real PET as preprocessing measured them, before it clipped the SUVR range.
+
+    Parameters
+    ----------
+    path : path
+        The PET; its sidecar has them as ``regional_suvr``.
+    suvr : ndarray (X, Y, Z)
+        The same PET, clipped: it is measured where the sidecar has none.
+    grid : Grid
+    tracer : {"amyloid", "tau"}
+    """
+    said = json.loads(_sidecar(path).read_text(encoding="utf-8"))
+    return said.get("regional_suvr") or regional_means(suvr, grid, tracer)
 
 
 @cache
@@ -134,7 +153,7 @@ def regional_suvr(
         scale = sidecar_range(real_path)  # intensities of a prediction stand for what the real ones stand for
         real = to_suvr(read_volume(real_path, grid), scale)
         synthetic = to_suvr(read_volume(synthetic_path, grid), scale)
-        means = [regional_means(volume, grid, tracer) for volume in (real, synthetic)]
+        means = [real_regional_means(real_path, real, grid, tracer), regional_means(synthetic, grid, tracer)]
         rows += [who | {"region": r, "real": means[0][r], "synthetic": means[1][r]} for r in means[0]]
         ratios.append(who | {"texture": texture(real, synthetic, brain)})
     columns = ["method", "person", "session", "tracer"]

@@ -9,12 +9,12 @@ validation people alone, by tracer:
 2. *Combination*: σ² = a s² + b e² with a, b ≥ 0, the least squares fit (non-negative) of squared errors, each voxel
    weighted by 1/e⁴, since the variance of a squared Gaussian error grows with its fourth power. s alone (b = 0) and e
    alone (a = 0), fitted likewise, stand beside it, so that it shows whether sampling adds anything to a map.
-3. *Quantiles*: the interval of nominal level p is m ± q(p) σ, with q(p) the p-quantile of |real − m| / σ over
-   validation voxels: normalised split-conformal prediction (Papadopoulos et al. 2002; Lei et al. 2018), no Gaussian.
+3. *Quantiles*: the interval of nominal level p is m ± q(p) σ, with q(p) the empirical p-quantile of |real − m| / σ
+   over validation voxels, no Gaussian's.
 
 In 2 and 3 the error map of a validation person is made without that person's fold (`FOLDS` folds), as it is for a test
-person. Voxels of a person are not independent, so the conformal guarantee holds for a voxel of a new person on average,
-not within each person; intervals over people say how far it carries.
+person. Nothing guarantees the level: a, b and q come from the same few dozen people, and voxels of a person are not
+independent. Whether it holds is measured on test people, with intervals over people.
 
 Everything is in SUVR, inside the brain. The person is the unit: sessions of one person are averaged.
 """
@@ -32,6 +32,7 @@ from scipy.ndimage import gaussian_filter
 from resdm.anatomy import REFERENCE, Grid, mni_map
 from resdm.config import TRACERS, Config
 from resdm.evaluation.image_quality import read_index, read_volume, synthetic_path
+from resdm.evaluation.statistics import REPEATS, bootstrap_mean
 from resdm.evaluation.suvr import sidecar_range, to_suvr
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -205,7 +206,7 @@ def risk_coverage(score: np.ndarray, error: np.ndarray) -> np.ndarray:
     return np.cumsum(error[order]) / np.arange(1, len(error) + 1)
 
 
-def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int, repeats: int = 2000) -> dict[str, float]:
+def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int, repeats: int = REPEATS) -> dict[str, float]:
     """How well a score ranks people by their error.
 
     Parameters
@@ -414,7 +415,7 @@ def judge_samples(
         sigma = fit.sigma(test.std, np.broadcast_to(whole, test.std.shape))
         q = {f"q{100 * level:g}": value for level, value in fit.quantiles.items()}
         rows["calibration"].append(pd.DataFrame([{"predictor": predictor, "a": fit.a, "b": fit.b, **q}]))
-        rows["coverage"].append(_coverage_rows(test, sigma, fit, person, unit).assign(predictor=predictor))
+        rows["coverage"].append(_coverage_rows(test, sigma, fit, person, unit, seed).assign(predictor=predictor))
         likelihoods[predictor] = _over_people(likelihood(test.residual, sigma), person).to_numpy()
         rows["reliability"].append(reliability(test.residual, sigma).assign(predictor=predictor))
         score = _over_people(_rms(sigma, axis=1), person).to_numpy()
@@ -423,21 +424,23 @@ def judge_samples(
         rows["ranking"].append(pd.DataFrame([{"predictor": predictor} | ranks]))
     for predictor, values in likelihoods.items():
         gain = likelihoods["map"] - values
-        low, high = _bootstrap(gain, seed)
+        low, high = bootstrap_mean(gain, seed=seed)
         row = {"predictor": predictor, "nll": values.mean(), "gain": gain.mean(), "gain_low": low, "gain_high": high}
         rows["likelihood"].append(pd.DataFrame([row]))
     rows["people"].append(people)
     return {name: pd.concat(parts, ignore_index=True) for name, parts in rows.items()}
 
 
-def _coverage_rows(test: Samples, sigma: np.ndarray, fit: Calibration, person: np.ndarray, unit: str) -> pd.DataFrame:
+def _coverage_rows(
+    test: Samples, sigma: np.ndarray, fit: Calibration, person: np.ndarray, unit: str, seed: int
+) -> pd.DataFrame:
     parts = [(unit, slice(None))] + [(name, [i]) for i, name in enumerate(test.names)]
     rows = []
     for name, which in parts:
         inside = coverage(test.residual[:, which], sigma[:, which], fit)
         for (level, q), column in zip(fit.quantiles.items(), inside.T, strict=True):
             share = _over_people(column, person).to_numpy()
-            low, high = _bootstrap(share, 0)
+            low, high = bootstrap_mean(share, seed=seed)
             rows.append(
                 {"unit": name, "nominal": level, "coverage": share.mean(), "low": low, "high": high}
                 | {"width": float(2 * q * sigma[:, which].mean()), "n": len(share)}
@@ -447,12 +450,3 @@ def _coverage_rows(test: Samples, sigma: np.ndarray, fit: Calibration, person: n
 
 def _over_people(values: np.ndarray, person: np.ndarray) -> pd.Series:
     return pd.Series(values).groupby(person, sort=False).mean()
-
-
-def _bootstrap(values: np.ndarray, seed: int, repeats: int = 2000) -> tuple[float, float]:
-    """95 % percentile interval of the mean over people."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(values), (repeats, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)

@@ -22,8 +22,8 @@ KEYS = ("method", "tracer", "regions", "region", "unit")
 def shown_quantities(values: pd.DataFrame) -> list[tuple[str, str, str]]:
     """What the figure and the printed table show: (tracer, region, unit); the CSV has every region.
 
-    The cortical summary of each tracer, then Centiloid: over the standard volumes where the profile has them, else the
-    uncalibrated one.
+    The cortical summary of each tracer, then Centiloid where the profile has a calibration, else the uncalibrated
+    estimate.
     """
     there = {tuple(row) for row in values[["tracer", "region", "unit"]].drop_duplicates().to_numpy()}
     scale = CALIBRATED if ("amyloid", CALIBRATED, "CL") in there else UNCALIBRATED
@@ -32,9 +32,9 @@ def shown_quantities(values: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def quantity_title(tracer: str, region: str) -> str:
-    """``Aβ-PET, cortical summary``; the uncalibrated Centiloid says what it is."""
-    names = {"summary": "cortical summary", UNCALIBRATED: "Centiloid-like (uncalibrated)", CALIBRATED: "Centiloid"}
-    return f"{TRACER_TITLES[tracer]}, {names.get(region, region.replace('_', ' '))}"
+    """``Aβ-PET, cortical summary``."""
+    name = "cortical summary" if region == "summary" else region.replace("_", " ")
+    return f"{TRACER_TITLES[tracer]}, {name}"
 
 
 def fidelity_table(values: pd.DataFrame, config: Config) -> Table:
@@ -101,14 +101,15 @@ def _notes(frame: pd.DataFrame) -> tuple[str, ...]:
     regions = set(frame["region"])
     if UNCALIBRATED in regions:
         notes.append(
-            f"{UNCALIBRATED} (uncalibrated): the built-in Aβ summary put through the tracer's published equation. The "
-            "equation holds for its own regions and pipeline; these numbers are no Centiloids. Amyloid tracers are "
-            "pooled, each by its own equation."
+            "Uncalibrated Centiloid estimate: Aβ SUVR put through the tracer's published equation for the standard "
+            "volumes. The equation holds for the standard pipeline, with its non-linear registration; registration "
+            "here is affine and was not calibrated, so these numbers are no Centiloids. Amyloid tracers are pooled, "
+            "each by its own equation."
         )
     if CALIBRATED in regions:
         notes.append(
-            "Centiloid: standard cortex over whole cerebellum, the tracer's published equation; valid as far as this "
-            "registration and resolution reproduce the standard pipeline, which was not calibrated here."
+            "Centiloid: cortex over whole cerebellum by the profile's own calibration of this pipeline "
+            "(fidelity.centiloid.equations), whose registration is affine."
         )
     others = [name for name in dict.fromkeys(frame["regions"]) if name not in (BUILT_IN, "Centiloid VOIs")]
     if others:

@@ -365,14 +365,14 @@ def scan_montage(
     detail: str = "",
     cuts: Sequence[tuple[str, float]] = (("x", 7.0), ("y", -58.0), ("y", -20.0), ("z", -18.0), ("z", 24.0)),
 ) -> Figure:
-    """One person's T1, synthetic PETs and their standard deviation over samples, in MNI space.
+    """One person's T1 and synthetic PETs, in MNI space.
 
     Parameters
     ----------
     mri : ndarray (X, Y, Z)
         In [0, 1].
     volumes : mapping of str to ndarray (X, Y, Z)
-        ``amyloid`` and ``tau`` in [0, 1]; where drawn, ``amyloid_std`` and ``tau_std`` on the same scale.
+        ``amyloid`` and ``tau`` in [0, 1].
     grid : Grid
     suvr_range : mapping of tracer to (low, high)
         What intensities 0 and 1 stand for.
@@ -383,19 +383,10 @@ def scan_montage(
     widths = [1 / _aspect(cut) for cut in cuts]  # at height 1
     height = (WIDTH - label_width - bar_width - 0.08 - (len(cuts) - 1) * gap) / sum(widths)
     brain = mni_map("brain", grid)
-    scale = {tracer: suvr_range[tracer][1] - suvr_range[tracer][0] for tracer in TRACERS}
     pets = {tracer: to_suvr(volumes[tracer], suvr_range[tracer]) for tracer in TRACERS}
-    stds = {tracer: scale[tracer] * volumes[f"{tracer}_std"] for tracer in TRACERS if f"{tracer}_std" in volumes}
-
-    def norm(arrays: Mapping[str, np.ndarray], step: float) -> Normalize:
-        return Normalize(0, _top([np.quantile(array[brain], 0.999) for array in arrays.values()], step))
-
+    norm = Normalize(0, _top([np.quantile(pet[brain], 0.999) for pet in pets.values()], 0.25))
     rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), T1_MAP, "intensity")]
-    for tracer in TRACERS:
-        rows.append((f"{TRACER_TITLES[tracer]}\nmean", pets[tracer], norm(pets, 0.25), PET_MAP, "SUVR"))
-        if tracer in stds:
-            spread = norm(stds, 0.01)
-            rows.append((f"{TRACER_TITLES[tracer]}\nstandard deviation", stds[tracer], spread, ATTENTION_MAP, "SUVR"))
+    rows += [(f"{TRACER_TITLES[tracer]}\nmean", pets[tracer], norm, PET_MAP, "SUVR") for tracer in TRACERS]
     page = Page.of(WIDTH, head + len(rows) * (height + 0.06) + 0.06)
     page.title(title, notice, f"{detail} Outline: MNI152 brain; left is left.".strip())
     for number, (label, volume, limits, cmap, unit) in enumerate(rows):

@@ -29,7 +29,6 @@ from resdm.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm.cohort import qc
 from resdm.cohort.volumes import FLAGS
 from resdm.config import TRACERS, Config
-from resdm.evaluation.image_quality import read_volume
 from resdm.evaluation.suvr import to_suvr
 from resdm.io import atomic, sha256, write_json, write_text
 from resdm.report.figures import (
@@ -231,8 +230,8 @@ def _line(folder: Path, one: dict[str, Any]) -> dict[str, Any] | None:
 
 def _write_session(config: Config, folder: Path, one: dict[str, Any]) -> None:
     row, record, grid = one["row"], one["record"], Grid.of(config.preprocess.grid)
-    measures = qc.session_quality(config, row, record)
-    volumes = {what: read_volume(config.volumes / path, grid) for what, path in record["outputs"].items()}
+    volumes = qc.stored_volumes(config, record)
+    measures = qc.session_quality(config, row, record, volumes)
     for tracer in TRACERS:
         if tracer in volumes:
             scale = qc.suvr_range(config, record, tracer)
@@ -251,6 +250,7 @@ _SHOWN = {
     "t1_correlation": "T1 with template", "{}_similarity": "shared with T1", "{}_mirror": "minus mirrored",
     "{}_reference_mean": "reference mean", "{}_reference_cov": "reference COV", "{}_reference_suvr": "reference SUVR",
     "{}_suvr_low": "SUVR, 1st percentile", "{}_suvr_high": "SUVR, 99th percentile", "{}_suvr_max": "SUVR, highest",
+    "{}_clipped_percent": "brain voxels clipped, %",
     "t1w_error_mm": "T1 → MNI, mm off the truth", "{}_error_mm": "PET → T1, mm off the truth", "t1_torque": "torque",
 }  # fmt: skip
 

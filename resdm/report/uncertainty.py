@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,6 +23,10 @@ _COLOURS = {"raw": "#999999", "sampling": "#0072B2", "map": "#E69F00", "both": "
 
 NOMINAL = 0.9
 """The level that a region's row shows."""
+
+_GAINED = {
+    1: "they tell more of the error", -1: "they tell less of the error", 0: "nothing measurable of the error",
+}  # fmt: skip
 
 HELD = (0.85, 0.95)
 """Coverage that the interval of level `NOMINAL` is held to."""
@@ -56,15 +63,16 @@ def uncertainty_table(config: Config, found: Uncertainty) -> Table:
             _region_block(found, tracers),
         ),
         notes=(
+            verdict(found),
             *findings(found),
             f"{config.uncertainty.samples} samples of {config.uncertainty.method} a session; mean m, standard "
             "deviation s. Test people, people as unit, brackets: 95 % bootstrap over people; "
             f"n = {span(rank['n'])}. SUVR, inside the brain.",
             "Calibrated on validation people alone: σ² = a s² + b e², a, b ≥ 0 by least squares on squared errors, e "
             "the root mean square error of validation people at the voxel (smoothed by "
-            f"{MAP_FWHM_MM:g} mm FWHM) or region. The interval of level p is m ± q(p) σ, q(p) the p-quantile of "
-            "|real − m| / σ over validation voxels or regions, error maps made without the person's fold of "
-            f"{FOLDS} (normalised split-conformal prediction).",
+            f"{MAP_FWHM_MM:g} mm FWHM) or region. The interval of level p is m ± q(p) σ, q(p) the empirical "
+            "p-quantile of |real − m| / σ over validation voxels or regions, error maps made without the person's fold "
+            f"of {FOLDS}. Nothing guarantees the level; the coverage of test people is what is measured.",
             *(f"{TITLES[name]}: {text}." for name, text in PREDICTORS.items()),
             "Likelihood: mean Gaussian negative log-likelihood a voxel or region, lower is better; gain: that of the "
             "error map alone minus this one, above zero where it says more of the error than a map that knows nothing "
@@ -77,6 +85,27 @@ def uncertainty_table(config: Config, found: Uncertainty) -> Table:
 
 
 # ── what the numbers say ──────────────────────────────────────────────────────────────────────────
+
+
+def verdict(found: Uncertainty) -> str:
+    """Whether the spread over samples adds to the error map in likelihood, voxel by voxel, for any tracer: a sentence.
+
+    It does for a tracer if the interval over people of the gain (predictor ``both`` over ``map``) lies above zero.
+    """
+    gains = found.likelihood.query("unit == 'voxel' and predictor == 'both'").to_dict("records")
+    told = {True: [], False: []}
+    for row in gains:
+        ends = _bracket(row["gain_low"], row["gain_high"], 3)
+        told[_sign(row) > 0].append(f"{TRACER_NAMES[row['tracer']]} (gain {number(row['gain'], 3)} {ends} a voxel)")
+    yes, no = (" and ".join(told[added]) for added in (True, False))
+    if not yes:
+        return f"Verdict: the spread over samples adds nothing to the error map, for {no}: it is no error bar."
+    return f"Verdict: the spread over samples adds to the error map for {yes}{f', not for {no}' if no else ''}."
+
+
+def _sign(row: Mapping[str, Any]) -> int:
+    """1 where samples tell more of the error than the map alone, −1 where less, 0 where the interval holds zero."""
+    return int(row["gain_low"] > 0) - int(row["gain_high"] < 0)
 
 
 def findings(found: Uncertainty) -> tuple[str, ...]:
@@ -101,7 +130,7 @@ def findings(found: Uncertainty) -> tuple[str, ...]:
         )
         gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["predictor"] == "both")]
         said = "; ".join(
-            f"{_gained(row)} of a {'voxel' if row['unit'] == 'voxel' else 'region'} "
+            f"{_GAINED[_sign(row)]} of a {'voxel' if row['unit'] == 'voxel' else 'region'} "
             f"({number(row['gain'], 3)} {_bracket(row['gain_low'], row['gain_high'], 3)})"
             for row in gains.to_dict("records")
         )
@@ -119,12 +148,6 @@ def _covered(found: Uncertainty, tracer: str) -> pd.DataFrame:
 
 def _percent(row: pd.Series) -> str:
     return f"{number(100 * row['coverage'], 0)} {_bracket(100 * row['low'], 100 * row['high'], 0)}"
-
-
-def _gained(row: dict) -> str:
-    if row["gain_low"] > 0:
-        return "they tell more of the error"
-    return "they tell less of the error" if row["gain_high"] < 0 else "nothing measurable of the error"
 
 
 def _ranked(ranking: pd.DataFrame) -> str:
@@ -153,7 +176,7 @@ def _short(found: Uncertainty, tracer: str) -> str:
     covered = _covered(found, tracer)
     gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["unit"] == "voxel")]
     gain = gains.set_index("predictor").loc["both"]
-    added = "add to" if gain["gain_low"] > 0 else "take from" if gain["gain_high"] < 0 else "add nothing to"
+    added = {1: "add to", -1: "take from", 0: "add nothing to"}[_sign(gain)]
     ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
     return (
         f"{100 * NOMINAL:g} % interval: {_percent(covered.loc[('voxel', 'both')])} % of voxels, uncalibrated "

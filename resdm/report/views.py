@@ -1,4 +1,4 @@
-"""Linked orthogonal views of one synthesis: T1, both PETs, what the prompt changed, and how sure the model is."""
+"""Linked orthogonal views of one synthesis: T1, both PETs, and what the prompt changed."""
 
 from __future__ import annotations
 
@@ -32,9 +32,6 @@ from resdm.report.figures import (
     styled,
 )
 
-SPREAD_MAP = "magma"
-"""Colour map of the uncertainty."""
-
 _COLUMN, _GAP, _LEFT, _HEAD = 1.42, 0.05, 0.16, 0.86
 
 
@@ -47,28 +44,22 @@ class Scene:
     grid : Grid
     mri : ndarray (X, Y, Z)
         Intensities in [0, 1].
-    pet, change, spread : mapping of tracer to ndarray (X, Y, Z)
-        Mean over samples; that minus the mean under the factual prompt; standard deviation over samples. ``spread`` is
-        empty where there is one sample.
-    samples : int
+    pet, change : mapping of tracer to ndarray (X, Y, Z)
+        Mean over samples; that minus the mean under the factual prompt. The spread over samples is not shown: it is no
+        error (notebook 14).
     """
 
     grid: Grid
     mri: np.ndarray
     pet: Mapping[str, np.ndarray]
     change: Mapping[str, np.ndarray]
-    spread: Mapping[str, np.ndarray]
-    samples: int
 
     def at(self, point: tuple[float, float, float]) -> dict[str, dict[str, float]]:
-        """Values of the voxel that holds a point (MNI mm): tracer → ``pet``, ``change``, ``spread`` (where known)."""
+        """Values of the voxel that holds a point (MNI mm): tracer → ``pet`` and ``change``."""
         index = np.rint((np.array(point) - self.grid.affine[:3, 3]) / self.grid.voxel_mm).astype(int)
         voxel = tuple(np.clip(index, 0, np.array(self.grid.shape) - 1))
-        kinds = {"pet": self.pet, "change": self.change, "spread": self.spread}
-        return {
-            tracer: {kind: float(volumes[tracer][voxel]) for kind, volumes in kinds.items() if tracer in volumes}
-            for tracer in self.pet
-        }
+        kinds = {"pet": self.pet, "change": self.change}
+        return {tracer: {kind: float(volumes[tracer][voxel]) for kind, volumes in kinds.items()} for tracer in self.pet}
 
 
 @styled
@@ -88,11 +79,11 @@ def orthogonal_views(
     Notes
     -----
     Scales are of the whole volumes, not of the slices, so a colour means the same wherever one looks. The scale of the
-    change is symmetric; it and that of the spread are at least 0.05 SUVR wide, so that noise does not fill them.
+    change is symmetric and at least 0.05 SUVR wide, so that noise does not fill it.
     """
     cuts = tuple(zip("xyz", point, strict=True))
     heights = [_COLUMN * _aspect(cut) * _width(cut) for cut in cuts]
-    columns = 1 + 3 * len(scene.pet)
+    columns = 1 + 2 * len(scene.pet)
     width = _LEFT + columns * (_COLUMN + _GAP) + 0.10 * len(scene.pet) + 0.12
     page = Page.of(width, _HEAD + sum(heights) + 2 * _GAP + 0.62)
     page.title(title, notice, detail)
@@ -102,8 +93,8 @@ def orthogonal_views(
     for tracer in (t for t in TRACERS if t in scene.pet):
         left += 0.10
         page.text(left, _HEAD - 0.38, TRACER_TITLES[tracer], fontsize=8, fontweight="bold")
-        for kind, volumes in (("pet", scene.pet), ("change", scene.change), ("spread", scene.spread)):
-            _column(page, left, volumes.get(tracer), scene, cuts, heights, scales[kind])
+        for kind, volumes in (("pet", scene.pet), ("change", scene.change)):
+            _column(page, left, volumes[tracer], scene, cuts, heights, scales[kind])
             left += _COLUMN + _GAP
     return page.figure
 
@@ -112,18 +103,16 @@ def _scales(scene: Scene) -> dict[str, tuple[Normalize, str, str, str]]:
     """Norm, colour map, heading and unit of each kind of column, the same for both tracers."""
     bright = [np.quantile(volume, 0.999) for volume in scene.pet.values()]
     moved = _top([*(np.quantile(np.abs(volume), 0.999) for volume in scene.change.values()), 0.05], 0.05)
-    spread = _top([*(np.quantile(volume, 0.999) for volume in scene.spread.values()), 0.05], 0.05)
     return {
         "pet": (Normalize(0, _top(bright, 0.5)), PET_MAP, "synthetic", "SUVR"),
         "change": (Normalize(-moved, moved), ERROR_MAP, "change by the prompt", "SUVR − factual"),
-        "spread": (Normalize(0, spread), SPREAD_MAP, "uncertainty, uncalibrated", f"raw SD of {scene.samples} (SUVR)"),
     }
 
 
 def _column(
     page: Page,
     left: float,
-    volume: np.ndarray | None,
+    volume: np.ndarray,
     scene: Scene,
     cuts: tuple[tuple[str, float], ...],
     heights: list[float],
@@ -136,20 +125,11 @@ def _column(
     for cut, height in zip(cuts, heights, strict=True):
         width = _COLUMN * _width(cut)
         axes = page.axes(left + (_COLUMN - width) / 2, top, width, height)
-        if volume is None:
-            _bare(axes)
-            axes.set_facecolor("#F2F2F2")
-            if cut is cuts[1]:
-                axes.text(0.5, 0.5, "needs two samples\nor more", transform=axes.transAxes, ha="center", va="center",
-                          fontsize=6.5, color=GREY)  # fmt: skip
-        else:
-            _slice(axes, volume, scene.grid, cut, dict(cuts), norm, cmap)
+        _slice(axes, volume, scene.grid, cut, dict(cuts), norm, cmap)
         if names:
             page.text(left - 0.05, top + height / 2, slice_name(cut), fontsize=6.5, color=GREY, rotation=90,
                       ha="right", va="center")  # fmt: skip
         top += height + _GAP
-    if volume is None:
-        return
     bar = page.axes(left + 0.12, top + 0.07, _COLUMN - 0.24, 0.07)
     drawn = page.figure.colorbar(ScalarMappable(norm, cmap), cax=bar, orientation="horizontal")
     drawn.outline.set_linewidth(0.4)

@@ -1,0 +1,130 @@
+"""The estimate of a run: its arithmetic, not the times that it measures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from stored_cohort import make_config, sessions
+
+from resdm import cost, timing
+from resdm.cohort.manifest import ManifestError, write_manifest
+from resdm.config import SplitConfig, load_config
+from resdm.cost import Stage, evaluator_steps, report, seconds_of, sessions_by_split, stages, training_steps
+from resdm.timing import about, forecaster
+
+SPLITS = {"train": 235, "validation": 34, "test": 67}  # of 300 people with 1.12 sessions each
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The default profile, of which nothing is there yet."""
+    return dataclasses.replace(load_config("phantom"), root=tmp_path)
+
+
+def test_durations_have_the_precision_of_an_estimate():
+    assert [about(s) for s in (0.4, 89, 91, 3540, 3700, 35900, 86400)] == [
+        "0 s", "89 s", "2 min", "59 min", "1.0 h", "10.0 h", "24 h",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("total", "done", "spoken"), [
+    (1000, 0, ["training X: about 8 min, 1000 steps"]),  # 0.5 s a step
+    (1000, 900, []),  # 50 s are left
+    (119, 0, []),
+    (122, 0, ["training X: about 61 s, 122 steps"]),
+])  # fmt: skip
+def test_a_long_run_says_once_what_it_takes(monkeypatch, total, done, spoken):
+    """Half a second a step, but the first, which is slow and counts for nothing."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    note = forecaster("training X", total, "steps", done, say=said.append)
+    for step in range(done + 1, total + 1):
+        clock[0] += 9.0 if step == done + 1 else 0.5
+        note(step)
+        assert said == (spoken if step >= done + 3 else [])  # after a second of timed work
+
+
+def test_session_counts_are_the_manifests_or_the_expected(config, tmp_path):
+    assert sessions_by_split(config) == SPLITS
+    folds = dataclasses.replace(config.cohort, split=SplitConfig(folds=4, validation=0.15))
+    expected = {"train": round(336 * 0.6), "validation": round(336 * 0.15), "test": 84}
+    assert sessions_by_split(dataclasses.replace(config, cohort=folds)) == expected
+    rows = sessions(people=4, seed=1).drop_duplicates("person")
+    write_manifest(rows.assign(split=["train"] * 3 + ["test"]), config.manifest)
+    assert sessions_by_split(config) == {"train": 3, "validation": 0, "test": 1}
+    real = dataclasses.replace(load_config("dlbs"), root=tmp_path / "elsewhere")
+    with pytest.raises(ManifestError, match="no such manifest; make one with `resdm manifest`, then ask the cost"):
+        sessions_by_split(real)
+
+
+def test_steps_by_hand(config):
+    assert training_steps(config, "ResDM", 235) == 5 * 235
+    assert training_steps(config, "ResDM", 0) == 5  # an epoch has a step at least
+    four = dataclasses.replace(config.method("ResDM"), batch_size=4)
+    other = dataclasses.replace(config, methods={"ResDM": four})
+    assert training_steps(other, "ResDM", 235) == 5 * 58
+    assert evaluator_steps(config, "status", 235) == 2 * 2 * 5 * 10 * 24  # 188 sessions a fold in batches of 8
+    assert evaluator_steps(config, "age", 235) == 2 * 15 * 24
+
+
+def test_stages_add_up(config, monkeypatch):
+    """Every method at 2 s a step and 3 s a volume, evaluators 0.1 s; what is there already costs nothing."""
+    asked = []
+    monkeypatch.setattr(cost, "_method_seconds", lambda config, name: asked.append(name) or (2.0, 3.0))
+    monkeypatch.setattr(cost, "_evaluator_seconds", lambda config, target: 0.1)
+    monkeypatch.setattr(cost, "_scan_stages", lambda config, n, cores: iter([Stage("scans", 0.5, n, "s", cores)]))
+    monkeypatch.setattr(cost, "seconds_of", lambda work: 4.0)
+    methods = {name: config.methods[name] for name in ("ResDM", "regression", "Base")}
+    config = dataclasses.replace(config, methods=methods)
+    found = {stage.name: stage for stage in stages(config, cores=2)}
+    assert asked == ["ResDM", "regression"]  # Base is ResDM's network: timed once
+    assert found["scans"].total == 0.5 * 336 / 2
+    assert found["training Base"].total == 2.0 * 5 * 235 / 2  # two side by side, of a thread each
+    assert found["synthesis Base"].units == 5 * 34 + 67
+    conditions, samples = len(config.conditions), config.uncertainty.samples
+    assert found["synthesis ResDM"].units == 5 * 34 + 67 * (1 + conditions) + samples * (34 + 67)
+    assert found["evaluators of status"].total == pytest.approx(0.1 * 4800 / 2)
+    assert (found["starts of jobs"].units, found["starts of jobs"].seconds) == (16 + 2 * 3, 4.0)
+    for place in (config.model("regression") / "model.safetensors", config.predictions("Base") / "scores.csv"):
+        place.parent.mkdir(parents=True)
+        place.touch()
+    later = {stage.name: stage for stage in stages(config, cores=2)}
+    assert later["training regression"].units == 0
+    assert later["synthesis regression"].units == 67
+    assert "training Base" not in later
+    assert later["starts of jobs"].units == 16 + 2 + 1
+    run = dataclasses.replace(config.training, budget="equal_time", seconds=180.0, threads=None)
+    timed = {stage.name: stage for stage in stages(dataclasses.replace(config, training=run), cores=2)}
+    assert timed["training ResDM"].total == 180.0
+    lines = report(list(later.values()), "on this CPU").splitlines()
+    assert "training regression" not in "\n".join(lines)
+    total = sum(stage.total for stage in later.values())
+    assert lines[-1] == f"about {about(total)} on this CPU; tables and figures come on top"
+
+
+def test_a_large_grid_is_timed_on_a_small_one(config, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(cost, "_method_seconds", lambda c, name: shapes.append(c.preprocess.grid.shape) or (1.0, 1.0))
+    monkeypatch.setattr(cost, "_evaluator_seconds", lambda c, target: 1.0)
+    monkeypatch.setattr(cost, "_scan_stages", lambda *_: iter(()))
+    monkeypatch.setattr(cost, "seconds_of", lambda work: 0.0)
+    large = dataclasses.replace(
+        config,
+        methods={"regression": config.methods["regression"]},
+        preprocess=dataclasses.replace(config.preprocess, grid=load_config("adni").preprocess.grid),
+    )
+    found = {stage.name: stage.seconds for stage in stages(large, cores=1)}
+    assert shapes == [(32, 32, 32)]
+    assert found["training regression"] == found["evaluators of age"] == 64  # 128³ over 32³
+
+
+def test_work_is_really_timed(tmp_path):
+    calls = []
+    assert 0 <= seconds_of(lambda: calls.append(1)) < 1
+    assert len(calls) == 2
+    config = make_config(tmp_path, methods={"regression": load_config("smoke").methods["regression"]})
+    assert all(seconds > 0 for seconds in cost._method_seconds(config, "regression"))
+    tiny = dataclasses.replace(config, evaluation=load_config("smoke").evaluation)
+    assert cost._evaluator_seconds(tiny, "age") > 0
+    assert list(tmp_path.rglob("*")) == []  # and leaves nothing behind
