@@ -427,7 +427,7 @@ rule claims:
         LEDGER,
         expand("data_manifests/paper/{name}.csv", name=["table1", "table2", "table3", "table4", "claims"]),
         notebook="notebooks/10_claims.ipynb",
-        modules=TABLES + package("report/claims", "report/printed", "report/provenance"),
+        modules=TABLES + package("report/ablation", "report/claims", "report/printed", "report/provenance"),
     output:
         multiext(f"{FIGURES}/claims", ".csv", ".md", ".tex"),
     params:

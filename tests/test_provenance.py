@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
 
@@ -31,6 +33,7 @@ def test_entries_are_stable_and_portable(tmp_path):
     assert str(tmp_path.parent) not in text  # no path of this machine
     assert made["inputs"] == {outside.name: sha256(outside), "work/b.csv": sha256(inside)}
     assert made["config"] == config.digest()
+    assert made["settings"] == {part: config.digest(part) for part in ("cohort", "preprocess", "seed")}
     assert made["notice"] == "phantom data: not a reproduction of the paper's numbers"
     assert (made["seed"], made["device"], made["profile"]) == (0, "cuda: H100", "tiny")
     assert list(made)[-1] == "person"
@@ -46,6 +49,33 @@ def test_versions_are_known_without_an_import():
     assert found["python"] == sys.version.split()[0]
     code = "import sys, resdm.report.provenance as p; assert 'torch' in p.versions(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PROCESSOR = """
+import json, sys
+import resdm.report.provenance as p
+before = p.processor()
+import torch
+assert before | {"torch": torch.backends.cpu.get_cpu_capability()} == p.processor()
+print(json.dumps([before, p.processor()]))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="core types of other processors have other names")
+def test_the_code_paths_of_the_processor_are_told_the_same_in_every_run():
+    def run(**environment: str) -> list[dict[str, str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", PROCESSOR], check=True, capture_output=True, text=True, env=os.environ | environment
+        )
+        return json.loads(done.stdout)
+
+    first, again = run(), run()
+    assert first == again
+    assert first[0].keys() <= {"blas"}  # torch is not loaded for it
+    other = run(OPENBLAS_CORETYPE="Nehalem", ATEN_CPU_CAPABILITY="default")
+    assert other[1]["torch"] == "DEFAULT"
+    if "blas" in first[0]:  # NumPy may have another library than OpenBLAS
+        assert other[0]["blas"] == "Nehalem"
 
 
 def test_git_state(tmp_path):

@@ -7,7 +7,9 @@ status is given. What is printed is `resdm.report.printed`'s.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,52 +17,78 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from resdm.config import TRACERS, Config, ResidualDiffusionConfig
-from resdm.evaluation.image_quality import METRICS, read_index
+from resdm.evaluation.image_quality import METRICS, read_index, read_scores
+from resdm.evaluation.statistics import by_person
+from resdm.report.ablation import read_status, seeds_of, status_accuracy
 from resdm.report.printed import (
+    GAIN_TOLERANCE,
     NAMES,
     OUTPUTS,
     SECTIONS,
-    Means,
     Pair,
+    Printed,
     contradictions,
     demographic,
     pairs,
     printed_claims,
     printed_gain,
-    printed_means,
+    printed_values,
+    read_claims,
     sign,
     spread,
 )
 from resdm.report.tables import (
+    CONTROLS,
     METRIC_UNITS,
     PAPER_METHODS,
     REFERENCE_METHOD,
     TRACER_NAMES,
+    VARIANTS,
     Block,
     Table,
     _lines,
     _tex,
     number,
     p_value,
+    read_paper,
 )
 
 HELD, FAILED, UNTESTABLE = "held", "did not hold", "not testable on this cohort"
 CONTRADICTED, MISSING = "contradicts itself", "not computed"
 STATUSES = (HELD, FAILED, UNTESTABLE, CONTRADICTED, MISSING)
+"""Of results."""
+
+SAME, OTHER = "as the paper", "not as the paper"
+"""Of settings, beside `MISSING`: a setting is no result, and is counted apart."""
+
+BESIDE = "Beside the paper's claims"
+"""Where comparisons with our own controls stand; the paper has none of them, and they are not counted."""
+
+CONTROL_QUANTITIES = {"table2": "mae psnr ssim", "table4": "auc"}
+"""What ResDM is compared with a control by."""
 
 RULES = (
+    f"A setting is {SAME} or {OTHER}; it is no result and is counted apart.",
     f"{CONTRADICTED}: the paper prints two values of one quantity, or a sentence that its own table does not bear out; "
-    "computed from the printed numbers, on any cohort, before anything else. Ours still stands beside it.",
-    f"An absolute number is {UNTESTABLE} unless the cohort is ADNI. There it held where the printed value lies in the "
-    "95 % interval of ours (for a mean of Table 1: mean ± 1.96 standard errors); counts must be equal.",
-    "A comparison is tested on any cohort, over the whole volume as in the paper. It held where every part of it goes "
-    "the right way and its test says so: the stored paired test where there is one (p < 0.05, Holm-corrected as in its "
-    "table), else the stored 95 % interval of the paired difference, else one put together from the intervals of the "
-    "two sides as if they were independent (Zou 2007, Psychological Methods 12:399). The last is too wide for scores "
-    f"of the same people that rise and fall together: it errs towards '{FAILED}'. One failing part is enough to fail.",
+    "computed from the printed numbers, on any cohort, before anything else. Ours still stands beside it. A gain "
+    f"within {GAIN_TOLERANCE} of its table's difference is that difference, rounded.",
+    f"An absolute number is {UNTESTABLE} unless the cohort is ADNI; MAE, PSNR and SSIM also need the paper's intensity "
+    "unit (preprocess.intensity: minmax, each volume by its own range). A number held where the 95 % interval of ours "
+    "− printed holds 0, the two taken for independent samples (Zou 2007, Psychological Methods 12:399). The paper's "
+    "sampling error is the printed std over the square root of n: its test sets for image quality, its folds for "
+    "status and the sets of a diagnosis in Table 1. Counts must be equal.",
+    "A comparison is tested on any cohort. Image quality is compared inside the brain: predictions are 0 outside it, "
+    "so that MAE and PSNR over the whole grid are a constant factor and a constant number of dB away, and make the "
+    "same comparison. It held where every part of it goes the right way and its test says so: the stored paired test "
+    "where there is one (p < 0.05, Holm-corrected as in its table), else the stored 95 % interval of the paired "
+    "difference, else one put together from the intervals of the two sides as if they were independent (Zou 2007). The "
+    f"last is too wide for scores of the same people that rise and fall together: it errs towards '{FAILED}'. One "
+    "failing part is enough to fail.",
+    "In k of n trainings: of the repeated trainings (methods X, X@seed1, …), how many have every mean difference of "
+    "the sentence in the right direction, without a test. A method with one training has it in each of them.",
+    "Status is the label, as in the paper. On phantoms the same comparison of the planted status stands beside it.",
     f"A comparison with a method that this profile does not run is {UNTESTABLE}, unless it fails already.",
     "'Close' has no margin in the paper. It held where the upper end of our gap is no wider than the printed gap.",
-    f"A setting held where this profile takes the paper's; else it is {UNTESTABLE}.",
     f"{MISSING}: the file that would hold ours, or its test, is not there.",
 )
 """How a status is given; printed below the table."""
@@ -69,13 +97,13 @@ ALPHA = 0.05
 """Level of the tests; intervals are 95 %."""
 
 CODE = {
-    "tokens": (77, "resdm/clip.py"),
-    "text_layers": (1, "resdm/prior.py"),
-    "models_per_pair": (2, "resdm/methods/base.py, PerTracer"),
-    "unified_models": (1, "resdm/methods/ddpm.py, resvit.py"),
+    "tokens": (77, "resdm/clip.py", ()),
+    "text_layers": (1, "resdm/prior.py", ()),
+    "models_per_pair": (2, "resdm/methods/base.py, PerTracer", ("Pix2Pix", "SC-GAN", "TransUNet")),
+    "unified_models": (1, "resdm/methods/ddpm.py, resvit.py", ("ResViT", "DDPM")),
 }
-"""Settings that are the code's own and no option, and where: the report stands apart from the methods, so they are
-said again here and compared with the code in the tests."""
+"""Settings that are the code's own and no option: value, where, and the methods that they are of (else ResDM's text).
+The report stands apart from the methods, so they are said again here and compared with the code in the tests."""
 
 
 # ── what is ours ──────────────────────────────────────────────────────────────────────────────────
@@ -155,9 +183,10 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
     missing = [column for column in (*stored.keys, *stored.numbers) if column not in frame]
     if missing:
         raise ValueError(f"{path}: columns missing: {', '.join(missing)}; {remedy}")
-    twice = frame.duplicated(list(stored.keys))
+    keys = [*stored.keys, *(["target"] if "target" in frame else [])]
+    twice = frame.duplicated(keys)
     if twice.any():
-        raise ValueError(f"{path}: {'/'.join(frame.loc[twice, list(stored.keys)].iloc[0])} stands twice; {remedy}")
+        raise ValueError(f"{path}: {'/'.join(frame.loc[twice, keys].iloc[0])} stands twice; {remedy}")
     optional = [column for column in _DIFFERENCE if column in frame]
     for column in dict.fromkeys([*stored.numbers, *optional]):
         values = pd.to_numeric(frame[column].replace("", "nan"), errors="coerce")
@@ -188,7 +217,7 @@ Estimates = dict[tuple[str, str, str], Estimate]
 """Subject, tracer, metric → estimate."""
 
 
-def estimates(name: str, frame: pd.DataFrame, region: str = "whole") -> Estimates:
+def estimates(name: str, frame: pd.DataFrame, view: str = "whole") -> Estimates:
     """The rows of a stored frame in one form; those without a value are left out.
 
     Parameters
@@ -197,14 +226,18 @@ def estimates(name: str, frame: pd.DataFrame, region: str = "whole") -> Estimate
         ``table2`` … ``table4``, ``figure4`` or ``figure5``. Of the figures, the prompts of ResDM and the real PET.
     frame : DataFrame
         From `read_output`.
-    region : {"whole", "brain"}
-        Of image quality; status has none.
+    view : {"whole", "brain", "planted"}
+        Region of image quality. Status is the label, or with ``planted`` the planted one; a frame that tells no target
+        has the label alone.
     """
+    target, region = ("planted", "brain") if view == "planted" else ("label", view)
     subject = {"table4": "source", "figure4": "condition", "figure5": "condition"}.get(name, "method")
     value = {"figure4": "value", "figure5": "r"}.get(name, "mean")
     found = {}
     for row in frame.to_dict("records"):
-        if row.get("region", region) not in (region, "status") or math.isnan(row[value]):
+        if row.get("region", region) not in (region, "status") or row.get("target", "label") != target:
+            continue
+        if math.isnan(row[value]):
             continue
         if subject == "condition" and row["source"] not in (REFERENCE_METHOD, "real"):
             continue
@@ -333,6 +366,7 @@ class Finding:
     ours: str = "–"
     value: float = math.nan
     n: float = math.nan
+    trainings: str = ""
 
 
 class Resolver:
@@ -348,20 +382,31 @@ class Resolver:
         self.config = config
         self.frames = {name: read_output(config, name) for name in STORED}
         self.paired = {name: effects(self.frames.get(f"{name}_effects")) for name in OUTPUTS}
-        self.means = printed_means(config.root)
+        self.printed = printed_values(config.root)
         self.estimates = {
-            (name, region): estimates(name, self.frames[name], region)
+            (name, view): estimates(name, self.frames[name], view)
             for name in OUTPUTS[1:]
-            for region in ("whole", "brain")
+            for view in ("whole", "brain", "planted")
             if self.frames[name] is not None
         }
         self.index = config.volumes / "index.csv"
         self.folds = config.evaluation_folder / "status_folds.csv"
+        self.trainings = {subject: seeds_of(config, subject) for subject in {*PAPER_METHODS, *VARIANTS}}
+        self.repeated = [name for names in self.trainings.values() for name in names if len(names) > 1]
+        text = read_claims(config.root).set_index("quantities")["printed"]
+        sets = read_paper(1, config.root).query("characteristic == 'sets'").set_index("diagnosis")["value"]
+        self.sizes = {"test": int(text["test_sets"]), "folds": int(text["folds"]), **sets}
 
     def inputs(self) -> list[Path]:
         """The files that were read or counted, for the provenance."""
         paths = [self.config.figures / f"{name}.csv" for name in STORED]
-        return [path for path in (*paths, self.index, self.folds) if path.is_file()]
+        paths += [self.config.predictions(name) / "scores.csv" for name in self.repeated]
+        return [path for path in (*paths, self.index, self.folds, self.status) if path.is_file()]
+
+    @property
+    def status(self) -> Path:
+        """Readings of status, by training; of no use without repeated ones."""
+        return self.config.evaluation_folder / "status.csv" if self.repeated else Path()
 
     def resolve(self, row: dict[str, str]) -> Finding:
         """What became of one claim (a row of `printed_claims`), the paper's contradictions aside."""
@@ -388,9 +433,10 @@ class Resolver:
     def _file(self, row: dict[str, str]) -> str:
         return f"figures/{self.config.profile}/{row['output']}.csv"
 
-    def _compare(self, row: dict[str, str], pair: Pair, region: str = "whole") -> Comparison | None:
+    def compare(self, row: dict[str, str], pair: Pair, view: str = "brain") -> Comparison | None:
+        """One comparison of ours, or ``None`` where one side is not in the file; ``view``: see `estimates`."""
         unit = "" if row["output"].startswith("figure") else f" {METRIC_UNITS.get(pair[3], '%')}"
-        return compare_estimates(self.estimates[row["output"], region], pair, self.paired[row["output"]], unit)
+        return compare_estimates(self.estimates[row["output"], view], pair, self.paired[row["output"]], unit)
 
     # numbers
 
@@ -401,14 +447,20 @@ class Resolver:
             there = any(subject == key[0] for subject, _, _ in self.estimates[row["output"], "whole"])
             cell = f"{key[0]}, {NAMES[key[1]]} {NAMES[key[2]]}" if there else key[0]
             return self._not_in(row, cell)
-        return self._absolute(row, spread(found.value, found.std), found.value, found.low, found.high, found.n)
+        text, error = spread(found.value, found.std), self._error((row["output"], *key))
+        return self._absolute(row, text, found.value, (found.low, found.high), found.n, error)
 
     def _gain(self, row: dict[str, str]) -> Finding:
         (pair,) = pairs(row)
-        found = self._compare(row, pair)
+        found = self.compare(row, pair, "whole")
         if found is None:
             return self._not_in(row, pair[1])
-        return self._absolute(row, found.text, found.gain, found.low, found.high, found.n)
+        error = math.hypot(*(self._error((row["output"], subject, *pair[2:])) for subject in pair[:2]))
+        return self._absolute(row, found.text, found.gain, (found.low, found.high), found.n, error)
+
+    def _error(self, cell: tuple[str, str, str, str]) -> float:
+        """Standard error of a printed mean: images are of the test sets, status of the folds."""
+        return self.printed[cell][1] / math.sqrt(self.sizes["test" if cell[3] in METRICS else "folds"])
 
     def _demographic(self, row: dict[str, str]) -> Finding:
         frame = self.frames["table1"]
@@ -420,16 +472,24 @@ class Resolver:
         if "mean" not in values:
             return self._exact(row, text, float(values.iloc[0]) if len(values) == 1 else math.nan, n)
         reach = 1.96 * values["std"] / math.sqrt(n)
-        return self._absolute(row, text, values["mean"], values["mean"] - reach, values["mean"] + reach, n)
+        ends, printed_std = (values["mean"] - reach, values["mean"] + reach), float(row["printed"].split(" ± ")[1])
+        return self._absolute(row, text, values["mean"], ends, n, printed_std / math.sqrt(self.sizes[row["subjects"]]))
 
-    def _absolute(self, row: dict[str, str], text: str, value: float, low: float, high: float, n: float) -> Finding:
+    def _absolute(
+        self, row: dict[str, str], text: str, value: float, ends: tuple[float, float], n: float, error: float
+    ) -> Finding:
+        """A number against the printed one, which has a standard error of its own."""
         if self.config.cohort.kind != "adni":
             return Finding(UNTESTABLE, "absolute number of another cohort", text, value, n)
-        if math.isnan(low) or math.isnan(high):
+        if row["quantities"] in METRICS and self.config.preprocess.intensity != "minmax":
+            reason = "another intensity unit: a fixed range of SUVR here, not each volume's own (preprocess.intensity)"
+            return Finding(UNTESTABLE, reason, text, value, n)
+        if any(map(math.isnan, ends)):
             return Finding(MISSING, f"{self._file(row)} has no interval of ours", text, value, n)
-        inside = low <= float(row["printed"].split()[0]) <= high
-        reason = f"printed value {'in' if inside else 'outside'} our interval [{number(low, 2)}, {number(high, 2)}]"
-        return Finding(HELD if inside else FAILED, reason, text, value, n)
+        printed = float(row["printed"].split()[0])
+        apart, low, high = mover((value, *ends), (printed, printed - 1.96 * error, printed + 1.96 * error))
+        reason = f"ours − printed: {number(apart, 2)} [{number(low, 2)}, {number(high, 2)}]"
+        return Finding(HELD if low <= 0 <= high else FAILED, reason, text, value, n)
 
     def _count(self, row: dict[str, str]) -> Finding:
         if not self.index.is_file():
@@ -449,10 +509,14 @@ class Resolver:
     # settings
 
     def _setting(self, row: dict[str, str]) -> Finding:
-        quantity, tolerance, text = row["quantities"], 0.0, ""
+        quantity, tolerance, text, note = row["quantities"], 0.0, "", ""
         method = self.config.methods.get(REFERENCE_METHOD)
-        if quantity in CODE:
-            value = CODE[quantity][0]
+        if quantity in CODE and CODE[quantity][2]:
+            value, _, named = CODE[quantity]
+            there = [name for name in named if name in self.config.methods]
+            if not there:
+                return Finding(OTHER, f"configs/{self.config.profile}.yaml has none of {', '.join(named)}")
+            note = f": {', '.join(there)}"
         elif quantity in ("grid", "voxel"):
             grid = self.config.preprocess.grid
             sides = set(grid.shape)
@@ -471,29 +535,33 @@ class Resolver:
                 raise ValueError(f"{self.folds}: columns missing: fold; run notebooks/06_table4_diagnosis.ipynb again")
             value = folds["fold"].nunique()
         elif not isinstance(method, ResidualDiffusionConfig):
-            return Finding(
-                UNTESTABLE, f"configs/{self.config.profile}.yaml has no residual diffusion {REFERENCE_METHOD}"
-            )
-        elif quantity == "text_encoder":
-            paper = method.prior.weights != "none" and method.prior.tower is None
-            value, text = (32, "ViT-B/32") if paper else (math.nan, "a small tower of its own")
+            return Finding(OTHER, f"configs/{self.config.profile}.yaml has no residual diffusion {REFERENCE_METHOD}")
+        elif quantity in ("text_encoder", "text_layers"):
+            clip = method.prior.weights != "none" and method.prior.tower is None
+            value, text = (float(row["printed"]), "") if clip else (math.nan, "a small tower of its own, no CLIP")
+            if quantity == "text_encoder":
+                text = text or "ViT-B/32"
+            else:
+                note = "; the norm and the projection after it are trained too, which is the released code's" * clip
         elif quantity in ("eta_first", "eta_last"):  # limits in the paper: η_1 → 0, η_T → 1
             value, tolerance = method.eta_range[quantity == "eta_last"], 0.05
+        elif quantity in CODE:
+            value = CODE[quantity][0]
         else:
             raise ValueError(f"data_manifests/paper/claims.csv, {row['id']}: no setting {quantity!r} is known")
         text = text or f"{value:g}"
         if abs(value - float(row["printed"])) <= tolerance:
-            return Finding(HELD, "taken by this profile", text, value)
-        return Finding(UNTESTABLE, f"a setting of the paper's runs; this profile has {text}", text, value)
+            return Finding(SAME, "taken by this profile" + note, text, value)
+        return Finding(OTHER, f"this profile has {text}", text, value)
 
     # comparisons
 
     def _comparisons(self, row: dict[str, str]) -> Finding:
         """A sentence that compares: it held where each of its comparisons held."""
-        everything = {pair: self._compare(row, pair) for pair in pairs(row)}
+        everything = {pair: self.compare(row, pair) for pair in pairs(row)}
         found = [result for result in everything.values() if result is not None]
         tested = [result for result in found if result.tested]
-        ours = self.estimates[row["output"], "whole"]
+        ours = self.estimates[row["output"], "brain"]
         there = {subject for subject, _, _ in ours}
         lacking = dict.fromkeys(
             f"{NAMES[metric]} of {subject}" if subject in there else subject
@@ -507,7 +575,9 @@ class Resolver:
         if not tested:
             return Finding(MISSING, f"{self._file(row)} holds no test and no interval for it", text)
         value = found[0].gain if len(everything) == 1 else math.nan
-        rest, ending = (text, value, min(result.n for result in tested)), self._inside_the_brain(row)
+        trainings = self._trainings(row)
+        ending = self._beside(row) + (f". In {trainings} trainings" if trainings else "")
+        rest = text, value, min(result.n for result in tested), trainings
         failed = sorted((result for result in tested if not result.held), key=lambda result: result.gain > 0)
         if failed:
             reasons = "; ".join(f"{result.direction}: {result}" for result in failed[:3])
@@ -519,17 +589,49 @@ class Resolver:
         weakest = max(tested, key=lambda result: (0.0 if math.isnan(result.p) else result.p, -result.low))
         return Finding(HELD, f"{'' if len(tested) == 1 else 'the weakest: '}{weakest}{ending}", *rest)
 
-    def _inside_the_brain(self, row: dict[str, str]) -> str:
-        """Image quality in the other convention, for orientation: the verdict is on the whole volume, as the paper."""
-        if row["output"] not in ("table2", "table3"):
+    def _beside(self, row: dict[str, str]) -> str:
+        """The same comparison in another view, for orientation: how many parts held there."""
+        view, title, metrics = {
+            "table2": ("whole", "SSIM over the whole grid", ("ssim",)),
+            "table3": ("whole", "SSIM over the whole grid", ("ssim",)),
+            "table4": ("planted", "By the planted status", ("auc", "acc", "f1")),
+        }.get(row["output"], ("", "", ()))
+        found = [self.compare(row, pair, view) for pair in pairs(row) if pair[3] in metrics]
+        tested = [result for result in found if result is not None and result.tested]
+        return f". {title}: {sum(result.held for result in tested)} of {len(tested)} held" if tested else ""
+
+    def _trainings(self, row: dict[str, str]) -> str:
+        """``k of n``: trainings in which every mean difference goes the right way; empty without repeated ones."""
+        subjects = row["subjects"].split()
+        repeats = {subject: self.trainings.get(subject) or [subject] for subject in subjects}
+        marks = dict.fromkeys(name.partition("@")[2] for names in repeats.values() for name in names)
+        if len(marks) < 2 or row["output"] not in ("table2", "table3"):
             return ""
-        images = [self._compare(row, pair, "brain") for pair in pairs(row) if pair[3] in METRICS]
-        tested = [result for result in images if result is not None and result.tested]
-        return f". Inside the brain: {sum(r.held for r in tested)} of {len(tested)} held" if tested else ""
+        right, counted = 0, 0
+        for mark in marks:
+            own = {s: f"{s}@{mark}" if f"{s}@{mark}" in names else s for s, names in repeats.items()}
+            keys = [[(own[subject], *pair[2:]) for subject in pair[:2]] for pair in pairs(row)]
+            gains = [sign(a[2]) * (self.means[a] - self.means[b]) for a, b in keys if {a, b} <= set(self.means)]
+            right, counted = right + (bool(gains) and min(gains) > 0), counted + bool(gains)
+        return f"{right} of {counted}" if counted else ""
+
+    @cached_property
+    def means(self) -> dict[tuple[str, str, str], float]:
+        """Of every training: its name, tracer and metric → mean over people; image quality inside the brain."""
+        names = dict.fromkeys(name for names in self.trainings.values() for name in names)
+        scores = read_scores(self.config, names)
+        people = by_person(scores[scores["region"] == "brain"]).melt(["method", "tracer"], METRICS, "metric")
+        found = people.groupby(["method", "tracer", "metric"])["value"].mean().to_dict()
+        if self.status.is_file():
+            status = read_status(self.status)
+            status = status[status["target"] == "label"] if "target" in status else status
+            for (source, tracer), part in status.groupby(["source", "tracer"]):
+                found[source, tracer, "acc"] = status_accuracy(part, [source]).mean(axis=1).mean()
+        return found
 
     def _text(self, row: dict[str, str], found: list[Comparison]) -> str:
         """Values in a chain, the gain of a single comparison, else how many held."""
-        every, ours = pairs(row), self.estimates[row["output"], "whole"]
+        every, ours = pairs(row), self.estimates[row["output"], "brain"]
         if row["kind"] == "chain" and len(found) == len(every):
             values = [ours[subject, *every[0][2:]].value for subject in row["subjects"].split()]
             signs = [">" if a > b else "<" if a < b else "=" for a, b in pairwise(values)]
@@ -540,14 +642,17 @@ class Resolver:
 
     def _close(self, row: dict[str, str]) -> Finding:
         ((first, other, tracer, metric),) = pairs(row)
-        found = self._compare(row, (other, first, tracer, metric))
+        found = self.compare(row, (other, first, tracer, metric))
         if found is None:
             return self._not_in(row, f"{first} or {other}")
-        margin = printed_gain(self.means, row["output"], (other, first, tracer, metric))
+        margin = printed_gain(self.printed, row["output"], (other, first, tracer, metric))
         rest = f"gap {number(found.gain, 2)}", found.gain, found.n
         if not found.tested:
             return Finding(MISSING, f"{self._file(row)} has no interval of ours", *rest)
         reason = f"our gap [{number(found.low, 2)}, {number(found.high, 2)}], printed {number(margin, 2)}"
+        planted = self.compare(row, (other, first, tracer, metric), "planted")
+        if planted is not None and planted.tested:
+            reason += f"; by the planted status [{number(planted.low, 2)}, {number(planted.high, 2)}]"
         if found.high <= margin:
             return Finding(HELD, reason, *rest)
         direction = "no wider, but not supported" if found.gain <= margin else "wider"
@@ -567,8 +672,8 @@ class Ledger(Table):
         return super().markdown().replace("|--:", "|---")
 
     def having(self, *statuses: str) -> Ledger:
-        """The claims of some statuses alone, in one list."""
-        part = self.frame[self.frame["status"].isin(statuses)]
+        """The paper's claims of some statuses alone, in one list."""
+        part = self.frame[self.frame["status"].isin(statuses) & (self.frame["kind"] != "control")]
         notes = () if len(part) else ("none",)
         return Ledger(self.name, ", ".join(statuses), self.notice, part, (_list("", part, sections=True),), notes)
 
@@ -608,9 +713,10 @@ def claims(config: Config) -> Ledger:
     Returns
     -------
     Ledger
-        Frame: id, section, kind, statement, printed, ours, n, unit, where, status, reason, then the two as numbers,
-        printed_value and ours_value, empty where a claim is no single number. ``n`` is people for image quality, else
-        what the row's file counts.
+        Frame: id, section, kind, statement, printed, ours, n, unit, where, status, reason, trainings (``k of n``, empty
+        without repeated ones), then the two as numbers, printed_value and ours_value, empty where a claim is no single
+        number. ``n`` is people for image quality, else what the row's file counts. Rows of kind ``control`` are ours,
+        no claims of the paper.
 
     Raises
     ------
@@ -620,23 +726,29 @@ def claims(config: Config) -> Ledger:
     printed, resolver = printed_claims(config.root), Resolver(config)
     against = contradictions(printed, config.root)
     rows = []
-    for row in printed.to_dict("records"):
+    for row in [*printed.to_dict("records"), *_controls(resolver)]:
         found = resolver.resolve(row)
         values = row["kind"] in ("value", "gain", "count", "setting")
         rows.append(
             {key: row[key] for key in ("id", "section", "kind", "statement")}
-            | {"printed": _printed_text(row, resolver.means), "ours": found.ours, "n": found.n, "unit": row["unit"]}
+            | {"printed": _printed_text(row, resolver.printed), "ours": found.ours, "n": found.n, "unit": row["unit"]}
             | {"where": _where(row, config), "status": CONTRADICTED if row["id"] in against else found.status}
-            | {"reason": against.get(row["id"], found.reason)}
+            | {"reason": against.get(row["id"], found.reason), "trainings": found.trainings}
             | {"printed_value": float(row["printed"].split()[0]) if values else math.nan, "ours_value": found.value}
         )
     frame = pd.DataFrame(rows).astype({"n": "Int64"})
+    own = frame["section"] == BESIDE
     return Ledger(
         name="claims",
         title="Claims of the paper, and what became of them",
         notice=config.notice,
         frame=frame,
-        blocks=(_summary(frame), *(_block(frame, section) for section in SECTIONS)),
+        blocks=(
+            _summary(frame),
+            _distinct(resolver, printed),
+            *(_block(frame, section) for section in SECTIONS),
+            *([_list(f"{BESIDE}: ResDM against our controls", frame[own])] if own.any() else []),
+        ),
         notes=(
             *RULES,
             "Left out: numbers that say nothing of a result (years of citations, equation and grant numbers, addresses "
@@ -645,16 +757,42 @@ def claims(config: Config) -> Ledger:
     )
 
 
+def headline(frame: pd.DataFrame) -> str:
+    """``Settings: 9 of 12 as the paper. Results: 13 held, …`` of a ledger's frame, controls left out."""
+    settings = frame.loc[frame["kind"] == "setting", "status"]
+    results = frame.loc[~frame["kind"].isin(["setting", "control"]), "status"].value_counts()
+    said = ", ".join(f"{results[status]} {status}" for status in STATUSES if status in results)
+    return f"Settings: {(settings == SAME).sum()} of {len(settings)} {SAME}. Results: {said}."
+
+
+def _controls(resolver: Resolver) -> list[dict[str, str]]:
+    """Rows like the paper's that compare ResDM with each control that our tables have."""
+    return [
+        {"id": f"control/{output}/{name}", "section": BESIDE, "kind": "control", "output": output}
+        | {"subjects": f"{REFERENCE_METHOD} {name}", "tracers": " ".join(TRACERS), "quantities": quantities}
+        | {"printed": "", "unit": "", "note": ""}
+        | {"statement": f"{REFERENCE_METHOD} is better than {name}: {_and(NAMES[m] for m in quantities.split())}"}
+        for output, quantities in CONTROL_QUANTITIES.items()
+        for name in CONTROLS
+        if name != "ceiling" and any(s == name for s, *_ in resolver.estimates.get((output, "brain"), ()))
+    ]
+
+
+def _and(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def claim_inputs(config: Config) -> list[Path]:
     """The files of a profile that the ledger reads, those that are there: for the provenance."""
     return Resolver(config).inputs()
 
 
-def _printed_text(row: dict[str, str], means: Means) -> str:
+def _printed_text(row: dict[str, str], values: Printed) -> str:
     """As printed; of a comparison that prints no number of its own, what the paper's table has."""
-    if row["printed"] or row["kind"] == "words":
+    if row["printed"] or row["kind"] in ("words", "control"):
         return row["printed"] or "–"
-    gains = [printed_gain(means, row["output"], pair) for pair in pairs(row)]
+    gains = [printed_gain(values, row["output"], pair) for pair in pairs(row)]
     if row["kind"] == "close":
         return f"gap {number(-gains[0], 2)}"
     return f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
@@ -678,10 +816,29 @@ def _where(row: dict[str, str], config: Config) -> str:
 
 
 def _summary(frame: pd.DataFrame) -> Block:
-    counts = pd.crosstab(frame["section"], frame["status"]).reindex(index=SECTIONS, columns=STATUSES, fill_value=0)
+    results = frame[~frame["kind"].isin(["setting", "control"])]
+    counts = pd.crosstab(results["section"], results["status"]).reindex(columns=STATUSES, fill_value=0)
+    counts = counts.loc[[section for section in SECTIONS if section in counts.index]]
     counts.loc["all"] = counts.sum()
     rows = tuple((_title(section), *map(str, values)) for section, *values in counts.itertuples())
-    return Block("How many", (("", "Where"), *(("", status) for status in STATUSES)), rows)
+    return Block(headline(frame), (("", "Results of"), *(("", status) for status in STATUSES)), rows)
+
+
+def _distinct(resolver: Resolver, printed: pd.DataFrame) -> Block:
+    """The comparisons that the sentences make, each counted once, however many sentences make it."""
+    rows = []
+    for output, part in printed[printed["kind"].isin(["best", "chain"])].groupby("output"):
+        made = [(row, pair) for row in part.to_dict("records") for pair in pairs(row)]
+        once = {pair: row for row, pair in made}
+        there = resolver.frames[output] is not None
+        found = [resolver.compare(row, pair) for pair, row in once.items()] if there else []
+        tested = [result for result in found if result is not None and result.tested]
+        held = sum(result.held for result in tested)
+        right = sum(result.gain > 0 for result in tested) - held
+        counts = len(once), held, right, len(tested) - held - right, len(once) - len(tested)
+        rows.append((f"{output[:-1].capitalize()} {output[-1]}", *map(str, (len(part), len(made), *counts))))
+    labels = ("In", "sentences", "comparisons", "distinct", "held", "right way, not supported", "not the right way")
+    return Block("Comparisons, each counted once", tuple(("", label) for label in (*labels, "no test")), tuple(rows))
 
 
 def _title(section: str) -> str:

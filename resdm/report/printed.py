@@ -29,8 +29,11 @@ OUTPUTS = ("table1", "table2", "table3", "table4", "figure4", "figure5")
 Pair = tuple[str, str, str, str]
 """Better, worse, tracer and metric of a comparison."""
 
-Means = dict[tuple[str, str, str, str], float]
-"""Output, subject, tracer and metric → printed mean."""
+Printed = dict[tuple[str, str, str, str], tuple[float, float]]
+"""Output, subject, tracer and metric → printed mean and standard deviation."""
+
+GAIN_TOLERANCE = 0.015
+"""A difference of two means printed with two decimals is known to ± 0.01, and is itself rounded by up to 0.005."""
 
 NAMES = {"amyloid": "Aβ", "tau": "tau", "mae": "MAE", "psnr": "PSNR", "ssim": "SSIM", "acc": "ACC", "auc": "AUC"}
 NAMES |= {"f1": "F1", "r": "r"}
@@ -125,14 +128,14 @@ def demographic(values: pd.Series) -> str:
     return "/".join(number(value, 0) for value in values)
 
 
-def printed_means(root: str | Path | None = None) -> Means:
-    """Means of the printed Tables 2–4; subjects are named as in our files."""
-    means = {}
+def printed_values(root: str | Path | None = None) -> Printed:
+    """Means and standard deviations of the printed Tables 2–4; subjects are named as in our files."""
+    values = {}
     for table, subject, tracer in ((2, "method", "tracer"), (3, "variant", "tracer"), (4, "method", "status")):
         for row in read_paper(table, root).to_dict("records"):
             name = _OURS[row[subject]] if table == 3 else row[subject]
-            means[f"table{table}", name, row[tracer], row["metric"]] = row["mean"]
-    return means
+            values[f"table{table}", name, row[tracer], row["metric"]] = row["mean"], row["std"]
+    return values
 
 
 def pairs(row: dict[str, str]) -> list[Pair]:
@@ -148,10 +151,10 @@ def sign(metric: str) -> int:
     return 1 if HIGHER_IS_BETTER.get(metric, True) else -1
 
 
-def printed_gain(means: Means, output: str, pair: Pair) -> float:
+def printed_gain(values: Printed, output: str, pair: Pair) -> float:
     """How much better the first of a pair is than the second, in the printed table."""
-    better, worse, tracer, metric = pair
-    return round(sign(metric) * (means[output, better, tracer, metric] - means[output, worse, tracer, metric]), 2)
+    first, second = (values[output, subject, *pair[2:]][0] for subject in pair[:2])
+    return round(sign(pair[3]) * (first - second), 2)
 
 
 # ── what the paper contradicts itself in ──────────────────────────────────────────────────────────
@@ -171,24 +174,27 @@ def contradictions(printed: pd.DataFrame, root: str | Path | None = None) -> dic
     dict of str
         id → why. Nothing is known beforehand: each sum and each difference is taken from the printed numbers.
     """
-    means = printed_means(root)
+    values = printed_values(root)
     found = {}
     for row in printed.to_dict("records"):
         if row["kind"] == "gain":
-            found[row["id"]] = _other_gain(row, means)
+            found[row["id"]] = _other_gain(row, values)
         elif row["kind"] in ("best", "chain") and row["output"].startswith("table"):
-            found[row["id"]] = _not_borne_out(row, means)
+            found[row["id"]] = _not_borne_out(row, values)
     found |= _printed_twice(printed) | _sets(printed, read_paper(1, root))
     return {name: why for name, why in found.items() if why}
 
 
-def _other_gain(row: dict[str, str], means: Means) -> str:
-    """A gain in the text against the differences of its table, over the named method and over all others."""
+def _other_gain(row: dict[str, str], values: Printed) -> str:
+    """A gain in the text against the differences of its table, over the named method and over all others.
+
+    Within `GAIN_TOLERANCE` the two are one number, rounded twice.
+    """
     first, named = row["subjects"].split()
     tracer, metric, said = row["tracers"], row["quantities"], round(float(row["printed"]), 2)
-    others = [m for (output, m, t, k) in means if (output, t, k) == (row["output"], tracer, metric) and m != first]
-    gains = {other: printed_gain(means, row["output"], (first, other, tracer, metric)) for other in others}
-    if gains[named] == said:
+    others = [m for (output, m, t, k) in values if (output, t, k) == (row["output"], tracer, metric) and m != first]
+    gains = {other: printed_gain(values, row["output"], (first, other, tracer, metric)) for other in others}
+    if abs(gains[named] - said) <= GAIN_TOLERANCE:
         return ""
     matching = " and ".join(other for other, gain in gains.items() if gain == said)
     rest = ", ".join(f"{gain:.2f} over {other}" for other, gain in gains.items() if other != named)
@@ -198,9 +204,9 @@ def _other_gain(row: dict[str, str], means: Means) -> str:
     )  # fmt: skip
 
 
-def _not_borne_out(row: dict[str, str], means: Means) -> str:
+def _not_borne_out(row: dict[str, str], values: Printed) -> str:
     for pair in pairs(row):
-        if printed_gain(means, row["output"], pair) <= 0:
+        if printed_gain(values, row["output"], pair) <= 0:
             better, worse, tracer, metric = pair
             return f"the printed {NAMES[tracer]} {NAMES[metric]} of {better} is not better than that of {worse}"
     return ""
@@ -209,8 +215,8 @@ def _not_borne_out(row: dict[str, str], means: Means) -> str:
 def _printed_twice(printed: pd.DataFrame) -> dict[str, str]:
     """One quantity of one subject with several values, wherever it is printed."""
     found = {}
-    values = printed[printed["kind"] == "value"]
-    for _, part in values.groupby(["subjects", "tracers", "quantities"], sort=False):
+    cells = printed[printed["kind"] == "value"]
+    for _, part in cells.groupby(["subjects", "tracers", "quantities"], sort=False):
         numbers = part["printed"].str.split(" ± ").str[0]
         if len(set(numbers.astype(float))) > 1:
             places = [section if section.startswith("Table") else f"section {section}" for section in part["section"]]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from threadpoolctl import threadpool_info
 
 from resdm.cohort.manifest import split_digest
 from resdm.config import Config
@@ -23,7 +25,14 @@ PACKAGES = (
 """Distributions whose versions are recorded, where installed; none is imported for it."""
 
 
-def provenance(config: Config, inputs: Iterable[str | Path] = (), *, device: str = "cpu", **extra: Any) -> dict:
+def provenance(
+    config: Config,
+    inputs: Iterable[str | Path] = (),
+    *,
+    device: str = "cpu",
+    parts: Iterable[str] = (),
+    **extra: Any,
+) -> dict:
     """The sidecar of a table or figure.
 
     Parameters
@@ -33,15 +42,18 @@ def provenance(config: Config, inputs: Iterable[str | Path] = (), *, device: str
         Files that it was made from; each is recorded by its path below ``config.root`` (else by its name) and digest.
     device : str
         What computed it.
+    parts : iterable of str
+        Parts of the configuration that it depends on beyond those that its inputs tell, see `depends_on`.
     **extra
         Further entries, plain JSON values (a person's choice by rule, a method, …); they come last.
 
     Returns
     -------
     dict
-        profile, notice, config (digest), seed, split (digest), code (git commit, dirty), device, versions, inputs.
-        Stable order. ``split`` is that of the manifest (see `resdm.cohort.manifest.split_digest`); None where no input
-        is of the profile's work folder, or no split is drawn.
+        profile, notice, config (digest), settings (digest of each part that it depends on), seed, split (digest), code
+        (git commit, dirty), device, processor, versions, inputs. Stable order. ``split`` is that of the manifest (see
+        `resdm.cohort.manifest.split_digest`); None where no input is of the profile's work folder, or no split is
+        drawn.
 
     Raises
     ------
@@ -57,14 +69,70 @@ def provenance(config: Config, inputs: Iterable[str | Path] = (), *, device: str
         "profile": config.profile,
         "notice": config.notice,
         "config": config.digest(),
+        "settings": {part: config.digest(part) for part in sorted({*depends_on(config, paths), *parts})},
         "seed": config.seed,
         "split": _split(config) if any(path.resolve().is_relative_to(work) for path in paths) else None,
         "code": git_state(),
         "device": device,
+        "processor": processor(),
         "versions": versions(),
         "inputs": dict(sorted(digests.items())),
         **extra,
     }
+
+
+def depends_on(config: Config, inputs: Iterable[Path]) -> set[str]:
+    """Parts of the configuration that decide a result, from where its inputs lie.
+
+    Those that make the Snakefile run its rule again: whatever such a run leaves as it was is still up to date.
+    """
+    parts, work = {"cohort", "preprocess", "seed"}, config.work.resolve()
+    for path in map(Path.resolve, inputs):
+        stage, name, *rest = (*path.relative_to(work).parts, "", "") if path.is_relative_to(work) else ("", "")
+        if stage in ("models", "predictions"):
+            parts |= {"training", f"methods.{name}"} if name in config.methods else set()
+            parts |= {"uncertainty"} if "samples" in rest else set()
+        elif stage == "evaluation":  # the evaluators of status read every method's PET
+            parts |= {"evaluation", *(("training", "methods") if name.startswith("status") else ())}
+        elif path.is_relative_to(config.figures.resolve()):  # a table of tables
+            parts |= {"evaluation", "training", "methods"}
+    return parts
+
+
+def stale(config: Config, record: Mapping[str, Any]) -> list[str]:
+    """Parts of the configuration that have other values than when a sidecar was written; all where it tells none.
+
+    Parameters
+    ----------
+    config : Config
+    record : mapping
+        A stored sidecar, see `provenance`.
+    """
+
+    def digest(part: str) -> str | None:
+        try:
+            return config.digest(part)
+        except KeyError:  # a method that is no longer there
+            return None
+
+    settings = record.get("settings", {})
+    return [part for part, stored in settings.items() if digest(part) != stored] if settings else ["all"]
+
+
+def processor() -> dict[str, str]:
+    """Which code paths the linear algebra takes on this CPU: the last bits of results depend on them.
+
+    Returns
+    -------
+    dict of str
+        ``blas``: core type of OpenBLAS (``OPENBLAS_CORETYPE`` chooses another); ``torch``: vector instructions of its
+        kernels (``ATEN_CPU_CAPABILITY``), where this process has loaded it.
+    """
+    cores = sorted({library["architecture"] for library in threadpool_info() if library.get("architecture")})
+    found = {"blas": ", ".join(cores)} if cores else {}
+    if "torch" in sys.modules:  # not loaded for it: a table of stored scores needs none
+        found["torch"] = sys.modules["torch"].backends.cpu.get_cpu_capability()
+    return found
 
 
 def _split(config: Config) -> str | None:

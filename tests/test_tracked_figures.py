@@ -1,0 +1,141 @@
+"""Tracked tables and figures are of the settings that their profiles have now."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from stored_cohort import make_config
+
+from resdm.anatomy import Grid, mni_map
+from resdm.config import PreprocessConfig, load_config
+from resdm.io import write_json
+from resdm.report.provenance import provenance, stale
+
+
+def tracked(suffix: str) -> list[Path]:
+    """Files below ``figures/`` that git tracks; all that are there where there is no git."""
+    command = ["git", "-C", str(ROOT), "ls-files", "figures"]
+    done = subprocess.run(command, capture_output=True, text=True) if shutil.which("git") else None
+    if done is not None and done.returncode == 0:
+        paths = [ROOT / line for line in done.stdout.splitlines()]
+    else:
+        paths = [path for path in (ROOT / "figures").glob("*/*") if path.parent.name != "smoke"]
+    return sorted(path for path in paths if path.suffix == suffix and path.is_file())
+
+
+def faults(sidecar: Path, root: Path = ROOT) -> list[str]:
+    """What is wrong with a sidecar, and the remedy; empty where its result is up to date."""
+    name, profile = sidecar.relative_to(root).as_posix(), sidecar.parent.name
+    settings = root / "configs" / f"{profile}.yaml"
+    if not settings.is_file():
+        return [f"{name}: there is no profile configs/{profile}.yaml; remove figures/{profile}"]
+    parts = stale(load_config(settings), json.loads(sidecar.read_text(encoding="utf-8")))
+    changed = f"made with other settings of {profile} ({', '.join(parts)}); run make reproduce PROFILE={profile}"
+    return [f"{name}: {changed}"] if parts else []
+
+
+def test_every_tracked_result_is_of_its_profile_as_it_is():
+    sidecars = tracked(".json")
+    assert sidecars
+    found = [fault for sidecar in sidecars for fault in faults(sidecar)]
+    assert not found, "\n".join(found)
+
+
+def test_every_tracked_result_has_a_sidecar():
+    names = {path.with_suffix("") for path in tracked(".json")}
+    for path in (*tracked(".csv"), *tracked(".png")):
+        stem = path.stem.removesuffix("_effects").removesuffix("_calibration")
+        assert path.with_name(stem) in names, f"{path.relative_to(ROOT)}: no sidecar says what it was made of"
+
+
+def image_tables() -> list[Path]:
+    """Tracked tables of image quality by method, of profiles whose volumes are 0 outside the brain."""
+    columns = {"method", "tracer", "region", "metric", "mean"}
+    paths = [path for path in tracked(".csv") if columns <= set(pd.read_csv(path, nrows=0))]
+    return [path for path in paths if load_config(ROOT / "configs" / f"{path.parent.name}.yaml").preprocess.mask]
+
+
+@pytest.mark.parametrize("path", image_tables(), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_predictions_were_zero_outside_the_brain(path):
+    """Then PSNR over the whole grid is a constant above that in the brain, and MAE a constant factor below."""
+    frame = pd.read_csv(path)
+    grid = Grid.of(load_config(ROOT / "configs" / f"{path.parent.name}.yaml").preprocess.grid)
+    share = mni_map("brain", grid).mean()
+    wide = frame.pivot_table("mean", ["method", "tracer"], ["metric", "region"])
+    apart = wide["psnr"]["whole"] - wide["psnr"]["brain"]
+    remedy = f"make reproduce PROFILE={path.parent.name}"
+    # Six digits are printed; infinite scores (a perfect prediction) are not there.
+    np.testing.assert_allclose(apart, -10 * math.log10(share), atol=2e-4, err_msg=remedy)
+    np.testing.assert_allclose(wide["mae"]["whole"], share * wide["mae"]["brain"], rtol=2e-5, err_msg=remedy)
+
+
+# ── the check itself ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A table of a profile of two methods, made of the scores of one; and the profile."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    config = load_config(tmp_path / "configs" / "smoke.yaml")
+    scores = config.predictions("DDPM") / "scores.csv"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("psnr\n26\n")
+    write_json(config.figures / "table9.json", provenance(config, [scores]))
+    return config, config.figures / "table9.json"
+
+
+def test_a_changed_setting_is_named_with_the_remedy(stored):
+    config, sidecar = stored
+    path = config.root / "configs" / "smoke.yaml"
+    text = path.read_text()
+    assert faults(sidecar, config.root) == []
+    path.write_text(text + "\nprivacy: aggregate\n")  # no setting that the scores depend on
+    assert faults(sidecar, config.root) == []
+    path.write_text(text.replace("seed: 0", "seed: 3", 1))
+    (fault,) = faults(sidecar, config.root)
+    assert fault.startswith("figures/smoke/table9.json: made with other settings of smoke (seed)")
+    assert fault.endswith("run make reproduce PROFILE=smoke")
+    path.unlink()
+    assert faults(sidecar, config.root)[0].endswith("remove figures/smoke")
+
+
+def test_a_result_depends_on_what_its_inputs_depend_on(stored):
+    config, sidecar = stored
+    record = json.loads(sidecar.read_text())
+    assert set(record["settings"]) == {"cohort", "preprocess", "seed", "training", "methods.DDPM"}
+    ddpm = config.methods["DDPM"]
+    others = {name: replace(method, learning_rate=0.5) for name, method in config.methods.items()}
+    assert stale(replace(config, methods=others | {"DDPM": ddpm}), record) == []
+    assert stale(replace(config, methods=others), record) == ["methods.DDPM"]
+    assert stale(replace(config, methods={"ResDM": others["ResDM"]}), record) == ["methods.DDPM"]  # it is gone
+    assert stale(replace(config, preprocess=PreprocessConfig()), record) == ["preprocess"]
+    assert stale(config, {"config": config.digest()}) == ["all"]  # of before settings were told
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("volumes/index.csv", set()),
+        ("predictions/template/factual/scores.csv", set()),
+        ("predictions/ResDM/samples/regional.csv", {"training", "methods.ResDM", "uncertainty"}),
+        ("evaluation/sex.csv", {"evaluation"}),
+        ("evaluation/status.csv", {"evaluation", "training", "methods"}),
+        ("../../figures/tiny/table2.csv", {"evaluation", "training", "methods"}),
+    ],
+)
+def test_parts_by_place(tmp_path, place, expected):
+    config = make_config(tmp_path)
+    path = config.work / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    parts = set(provenance(config, [path], parts=["fidelity"])["settings"])
+    assert parts == {"cohort", "preprocess", "seed", "fidelity"} | expected
