@@ -171,7 +171,7 @@ def test_markdown(second):
     row = second.frame.set_index(["method", "tracer", "region", "metric"]).loc[("DDPM", "tau", "brain", "psnr")]
     low, high = (f"{row[f'difference_{end}']:.2f}".replace("-", "−") for end in ("low", "high"))
     assert f"{row['difference']:.2f} [{low}, {high}], p = {row['p']:.3f}".replace("-", "−") in tables[4]
-    assert "PSNR there are those inside the brain times and plus a constant" in text
+    assert "PSNR that inside the brain plus a constant" in text
     assert second._repr_markdown_() == text
 
 
@@ -229,7 +229,10 @@ def test_share_of_the_way_from_template_to_ceiling(full):
         assert 0 < share < 1
         assert brain(table.frame, "template", metric=metric)["share"] == 0
         assert brain(table.frame, "ceiling", metric=metric)["share"] == 1
-    assert f"{100 * brain(table.frame, 'DDPM')['share']:.0f} %" in table.markdown()
+    text = table.markdown()
+    assert f"{100 * brain(table.frame, 'DDPM')['share']:.0f} %" in text
+    assert "| template | 0 % | 0 % |" in text
+    assert not [line for line in text.splitlines() if line.startswith("| ceiling |") and "**" in line]
     without = table2(full, [name for name in ROWS if name != "ceiling"])
     assert without.frame["share"].isna().all()
     assert "share of the way" not in without.markdown()

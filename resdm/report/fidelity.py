@@ -69,7 +69,8 @@ def fidelity_table(values: pd.DataFrame, config: Config) -> Table:
             )
             for row in rows.to_dict("records")
         )  # fmt: skip
-        best = {(int(np.nanargmax(rows["icc_agreement"])), 4)} if rows["icc_agreement"].notna().any() else set()
+        agreed = rows["icc_agreement"].where(rows["method"] != "ceiling")  # it is no method
+        best = {(int(np.nanargmax(agreed)), 4)} if agreed.notna().any() else set()
         name = f"{TRACER_NAMES[tracer]}, {quantity_title(tracer, region).split(', ', 1)[1]}"
         blocks.append(Block(name, columns, body, frozenset(best)))
     return Table(

@@ -571,8 +571,8 @@ def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
 
 _NOT_NOISE = "better after the few steps that this profile has, worse in the original's study of long trainings"
 _WHOLE = (
-    "Whole grid: outside the brain predictions and preprocessed PET are 0, so MAE and PSNR there are those inside the "
-    "brain times and plus a constant: not a second result."
+    "Whole grid: outside the brain predictions and preprocessed PET are 0, so MAE is that inside the brain times a "
+    "constant, PSNR that inside the brain plus a constant: no second result."
 )
 
 
@@ -587,7 +587,7 @@ def _share(frame: pd.DataFrame) -> pd.Series:
         places.loc[places["method"] == name, "mean"].reindex(places.index).to_numpy()
         for name in ("template", "ceiling")
     )
-    return ((frame["mean"] - low) / np.where(high == low, np.nan, high - low)).astype(float)
+    return (frame["mean"] - low) / np.where(high == low, np.nan, high - low).astype(float) + 0.0  # no −0
 
 
 def _against_linear(scores: pd.DataFrame, seed: int) -> list[str]:
@@ -756,7 +756,7 @@ def metric_block(
     extra : mapping of str to sequence of str
         Columns after the first.
     best : bool
-        Mark the best mean of a column.
+        Mark the best mean of a column, the ceiling's aside.
     """
     part = frame[frame["region"] == region]
     heads = list(dict.fromkeys(zip(part["tracer"], part["metric"], strict=True)))
@@ -768,8 +768,8 @@ def metric_block(
         label = f"{METRIC_NAMES.get(metric, metric.upper())} ({METRIC_UNITS.get(metric, '%')})"
         columns.append((TRACER_NAMES[tracer], f"{label} {'↑' if better else '↓'}"))
         chosen = part[(part["tracer"] == tracer) & (part["metric"] == metric)].set_index("method").loc[list(names)]
-        order = chosen["mean"] if better else -chosen["mean"]
-        marked |= {(i, j) for i in range(len(names)) if best and order.iloc[i] == order.max()}
+        order = (chosen["mean"] if better else -chosen["mean"]).drop("ceiling", errors="ignore")  # it is no method
+        marked |= {(i, j) for i, name in enumerate(names) if best and order.get(name) == order.max()}
         for row, values in zip(rows, chosen.to_dict("records"), strict=True):
             row.append(cell(values))
     return Block(REGION_TITLES[region] if title is None else title, tuple(columns), tuple(map(tuple, rows)),
