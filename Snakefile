@@ -14,8 +14,8 @@ PROFILE = config.get("profile", "phantom")
 SETTINGS = load_config(f"configs/{PROFILE}.yaml")
 WORK, FIGURES = f"work/{PROFILE}", f"figures/{PROFILE}"
 METHODS = list(SETTINGS.methods)
-VARIANTS = [name for name in METHODS if name.partition("@")[0] in ("Base", "+L_high", "+prior", "ResDM")]  # of Table 3
-COMPARED = [name for name in METHODS if name == "ResDM" or name not in VARIANTS]  # in Table 2
+VARIANTS = [name for name in METHODS if name.partition("@")[0] in ("Base", "+L_high", "+prior", "ResDM", "as_published")]  # of Table 3
+COMPARED = [name for name in METHODS if name.partition("@")[0] == "ResDM" or name not in VARIANTS]  # in Table 2
 BASELINES = {"pix2pix", "scgan", "transunet", "resvit"}
 
 
@@ -35,7 +35,7 @@ def method_modules(wildcards):
         return [*package("methods/base"), importlib.util.find_spec(kind.partition(":")[0]).origin]
     paper = ["scheduler", "prior", "clip", "lessons", "unet", "haar", "recompute", "shelf", "upsample", "losses"]
     paper += ["methods/residual_diffusion", "methods/trace"]
-    own = {"residual_diffusion": paper, "regression": [*paper, "methods/regression"]}.get(kind, [f"methods/{kind}"])
+    own = {"residual_diffusion": paper, "regression": [*paper, "methods/regression"], "demographics": ["methods/linear"]}.get(kind, [f"methods/{kind}"])
     if kind == "released":
         own += ["scheduler", "prior", "clip", "lessons", "unet", "haar", "recompute", "shelf", "upsample", "losses"]
     return package("methods/base", *own, *(["methods/adversarial"] if kind in BASELINES else []))

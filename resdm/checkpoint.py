@@ -206,8 +206,9 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> tuple[
     method.config = settings
     with safe_open(card.folder / "model.safetensors", "pt", device=str(device)) as file:
         values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    own = {key: tuple(value.shape) for key, value in tensors(method).items()}
     found = {key: tuple(value.shape) for key, value in values.items()}
+    method.resize(found)
+    own = {key: tuple(value.shape) for key, value in tensors(method).items()}
     different = differences(found, own)
     if different:
         raise CheckpointError(

@@ -383,6 +383,30 @@ class DDPMConfig(MethodConfig):
     age_edges: tuple[float, ...] = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0)  # of the age bins, in years
 
 
+# ── controls fitted in closed form ────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class DemographicsConfig(MethodConfig):
+    """Least squares of each voxel on age and sex, no MRI. What optimisers and batches take has no effect."""
+
+    multiple: ClassVar[int] = 1
+
+    kind: str = "demographics"
+    precision: Precision | None = "32-true"  # closed forms lose too much in half precision
+    fields: tuple[Literal["age", "sex"], ...] = ("age", "sex")
+
+
+@dataclass(frozen=True)
+class LinearConfig(DemographicsConfig):
+    """Ridge regression on MRI, age and sex. Every combination of the lists is tried on validation people."""
+
+    kind: str = "linear"
+    mri_components: tuple[int, ...] = (10, 20, 40, 80, 160, 0)  # 0: all, ridge on the whole brain
+    pet_components: tuple[int, ...] = (10, 40, 160)  # 0: all; they set the size of the model, two images each
+    penalties: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the regressors' mean squared length
+
+
 METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "residual_diffusion": ResidualDiffusionConfig,
     "regression": RegressionConfig,
@@ -392,6 +416,8 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "transunet": TransUNetConfig,
     "resvit": ResViTConfig,
     "ddpm": DDPMConfig,
+    "linear": LinearConfig,
+    "demographics": DemographicsConfig,
 }
 """``kind`` → its dataclass. A new method adds a line here and one in `resdm.methods.METHODS`; one from outside this
 package is named by ``module:Class`` and needs neither."""
@@ -894,6 +920,17 @@ def _check(config: Config, file: str) -> None:
                 method.width >= 1 and method.mri_shift >= 0 and method.sampling_steps in (None, *range(1, 16)),
                 f"methods.{name}: expected width ≥ 1, mri_shift ≥ 0 and sampling_steps 1 to T = 15",
             )
+        if isinstance(method, LinearConfig):
+            demand(
+                all(penalty > 0 for penalty in method.penalties) and bool(method.penalties),
+                f"methods.{name}.penalties is {list(method.penalties)}; expected one or more, each above 0",
+            )
+            for key in ("mri_components", "pet_components"):
+                counts = getattr(method, key)
+                demand(
+                    bool(counts) and min(counts) >= 0,
+                    f"methods.{name}.{key} is {list(counts)}; expected one or more numbers from 0, which means all",
+                )
         if isinstance(method, DDPMConfig):
             demand(
                 method.sampling_steps >= 1 and method.steps % method.sampling_steps == 0,

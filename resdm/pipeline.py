@@ -187,17 +187,18 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     settings = config.method(name)
     seeded = config.seeded(name)
     box = working_box(config, name)
-    sets = CohortDataset(seeded, "train", augment=True, box=box), CohortDataset(seeded, "validation", box=box)
     set_up(config.training)
     torch.manual_seed(seeded.seed)  # of the fresh weights
     method = build_method(settings, box.shape)
+    train_set = CohortDataset(seeded, "train", augment=not method.closed_form, box=box)
     digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
     mask = mni_map("brain", Grid.of(config.preprocess.grid)) if config.preprocess.mask else None
     folder = train(
         method,
         config,
         name,
-        *sets,
+        train_set,
+        CohortDataset(seeded, "validation", box=box),
         collate=collate,
         data_digest=digest,
         score=partial(validation_score, box=box, mask=mask),

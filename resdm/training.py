@@ -206,6 +206,8 @@ def train(
     if _is_finished(folder, known):
         (folder / "state.pt").unlink(missing_ok=True)  # a kill came between the model and this
         return folder
+    if method.closed_form:
+        return _fit(method, config, name, train_set, validation_set, collate, folder, known)
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     fabric = Fabric(accelerator=run.accelerator, devices=run.devices, precision=config.precision(name))
@@ -225,6 +227,35 @@ def _is_finished(folder: Path, known: dict[str, Any]) -> bool:
             f"train under another profile name or root (another work folder), or delete {model.name} to train anew"
         )
     return all((folder / file).is_file() for file in ("config.yaml", "history.csv", "timing.json"))
+
+
+def _fit(
+    method: Method,
+    config: Config,
+    name: str,
+    train_set: Dataset,
+    validation_set: Dataset | None,
+    collate: Callable[[list[Any]], Batch],
+    folder: Path,
+    known: dict[str, Any],
+) -> Path:
+    """Fit a method that is `Method.closed_form`, on the CPU; the model folder is as after steps."""
+    set_up(config.training)
+    start = time.perf_counter()
+    history = pd.DataFrame(method.fit(train_set, validation_set, collate))
+    seconds, values = time.perf_counter() - start, sum(value.numel() for value in tensors(method).values())
+    write_csv(folder / "history.csv", history, "%.9g")
+    cost = {"seconds": round(seconds, 3), "steps": 0, "epochs": 0, "seconds_per_step": 0.0}
+    cost |= {"peak_memory_bytes": _process_memory(), "peak_memory_of": "process", "device": "cpu", "devices": 1}
+    cost |= {"threads": torch.get_num_threads(), "precision": config.precision(name)}
+    write_json(folder / "timing.json", cost | {"parameters": values, "trainable_parameters": values})
+    best = history.groupby("tracer")["validation"].max().sum(skipna=False)
+    return save_model(folder, method, config, name, score=None if np.isnan(best) else float(best), fingerprint=known)
+
+
+def _process_memory() -> int:
+    """Peak memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _train(
@@ -596,7 +627,7 @@ class _Loop:
         if self.fabric.device.type == "cuda":
             now = torch.cuda.max_memory_allocated(self.fabric.device)
         else:
-            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            now = _process_memory()
         self.peak_memory = max(self.peak_memory, now)
         return self.peak_memory
 

@@ -27,7 +27,8 @@ from resdm.report.figures import figure2
 from resdm.report.tables import VARIANTS, read_paper
 from resdm.training import fingerprint
 
-BLURS = {"Base": 0.7, "+L_high": 0.6, "+prior": 0.5, "ResDM": 0.4, "Base@seed1": 0.9, "ResDM@seed1": 0.45}
+BLURS = {"Base": 0.7, "+L_high": 0.6, "+prior": 0.5, "ResDM": 0.4, "as_published": 0.47}
+BLURS |= {"Base@seed1": 0.9, "ResDM@seed1": 0.45}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def row_of(frame, method, tracer="tau", region="brain", metric="psnr") -> pd.Ser
 
 def test_numbers_by_hand_with_one_seed(single):
     table = table3(single)
-    assert list(dict.fromkeys(table.frame["method"])) == ["Base", "+L_high", "+prior", "ResDM"]
+    assert list(dict.fromkeys(table.frame["method"])) == ["Base", "+L_high", "+prior", "ResDM", "as_published"]
     values = {name: people_of(single, name) for name in VARIANTS}
     against = {}
     for other, prefix in (("Base", "base"), ("ResDM", "full")):
@@ -70,7 +71,7 @@ def test_numbers_by_hand_with_one_seed(single):
     for name in VARIANTS:
         row = row_of(table.frame, name)
         assert (row["mean"], row["std"], row["n"]) == pytest.approx((values[name].mean(), values[name].std(), 4))
-        assert (row["seeds"], row["sessions"]) == (1, 5)
+        assert (row["trainings"], row["sessions"]) == (1, 5)
         assert np.isnan(row["seed_std"])
         for prefix, other in (("base", "Base"), ("full", "ResDM")):
             if name == other:
@@ -79,10 +80,12 @@ def test_numbers_by_hand_with_one_seed(single):
                 assert row[f"{prefix}_difference"] == pytest.approx((values[name] - values[other]).mean())
                 assert row[f"{prefix}_p"] == pytest.approx(against[prefix, name])
     text = table.markdown()
-    assert "One training a variant" in text
-    assert "seeds ±" not in text
-    assert " vs Base<br>" in text
-    assert " vs ResDM<br>" in text
+    assert "One training a row" in text
+    assert "between trainings" not in text
+    assert "### Inside the brain: difference to Base [95 % interval], p\n" in text
+    assert "### Inside the brain: difference to ResDM [95 % interval], p\n" in text
+    assert "<br>" not in text  # one line a cell
+    assert "| as published (no global path) |" in text
 
 
 def test_seeds_are_averaged_by_person_and_their_spread_is_told_apart(config):
@@ -90,7 +93,7 @@ def test_seeds_are_averaged_by_person_and_their_spread_is_told_apart(config):
     for name, count in (("Base", 2), ("ResDM", 2), ("+prior", 1)):
         one = [people_of(config, seed) for seed in (name, f"{name}@seed1")[:count]]
         row = row_of(table.frame, name)
-        assert row["seeds"] == count
+        assert row["trainings"] == count
         assert row["mean"] == pytest.approx(np.mean(one))
         assert row["std"] == pytest.approx(np.mean(one, axis=0).std(ddof=1))
         assert (
@@ -102,8 +105,26 @@ def test_seeds_are_averaged_by_person_and_their_spread_is_told_apart(config):
     row = row_of(table.frame, "+prior")
     assert row["base_difference"] == pytest.approx((people_of(config, "+prior") - base).mean())
     text = table.markdown()
-    assert "Base 2, +L_high 1, +prior 1, ResDM 2" in text
-    assert "<br>seeds ± " in text
+    assert "Trainings under other seeds: Base 2, ResDM 2; of the others one." in text
+    assert "### Inside the brain: standard deviation of the mean between trainings\n" in text
+    assert f"| {row_of(table.frame, 'ResDM')['seed_std']:.2f} |" in text
+
+
+def test_intervals_and_tests_of_several_trainings_by_hand(config):
+    """Intervals resample people and, independently of each other, the trainings of both rows; tests average them."""
+    base, full = (
+        np.stack([people_of(config, name) for name in (variant, f"{variant}@seed1")]) for variant in ("Base", "ResDM")
+    )
+    people = np.random.default_rng(config.seed).integers(4, size=(10_000, 4))
+    drawn = []
+    for stream, values in ((1, full), (2, base)):
+        weights = np.random.default_rng([config.seed, stream]).multinomial(2, [0.5, 0.5], size=10_000) / 2
+        drawn.append((weights.T * np.stack([one[people].mean(axis=1) for one in values])).sum(axis=0))
+    row = row_of(table3(config).frame, "ResDM")
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.quantile(drawn[0], [0.025, 0.975])))
+    expected = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+    assert (row["base_difference_low"], row["base_difference_high"]) == pytest.approx(tuple(expected))
+    assert row["base_p"] >= stats.wilcoxon(full.mean(axis=0) - base.mean(axis=0)).pvalue  # by Holm
 
 
 def test_seeds_must_have_scored_the_same_people(config):
@@ -117,7 +138,7 @@ def test_paper_values_stand_beside_whole_volumes_and_accuracy_only(single):
     frame = table3(single).frame
     printed = read_paper(3).set_index(["variant", "tracer", "metric"])
     for row in frame.to_dict("records"):
-        if row["region"] == "brain":
+        if row["region"] == "brain" or row["method"] == "as_published":
             assert np.isnan(row["paper"])
         else:
             values = printed.loc[(VARIANTS[row["method"]], row["tracer"], row["metric"])]
@@ -165,9 +186,11 @@ def test_without_classification_there_is_a_note_and_no_accuracy(single):
     table = table3(single)
     accuracy = table.frame[table.frame["metric"] == "acc"]
     assert accuracy["mean"].isna().all()
-    assert accuracy["paper"].notna().all()
+    assert accuracy.loc[accuracy["method"] != "as_published", "paper"].notna().all()
     assert "No ACC: there is no evaluation/status.csv" in table.markdown()
-    assert [block.title for block in table.blocks] == ["Whole volume (as the paper)", "Inside the brain"]
+    titles = [block.title for block in table.blocks]
+    assert titles[:3] == ["Whole grid (0 outside the brain)", "Printed in the paper", "Inside the brain"]
+    assert not [title for title in titles if "Status" in title]
     assert table.latex().isascii()
 
 
@@ -176,7 +199,7 @@ def test_any_part_of_the_variants(single, tmp_path):
     table = table3(some)
     assert present_variants(some) == ["+prior", "ResDM"]
     assert table.frame["base_p"].isna().all()
-    assert "Without stored scores: Base, +L_high." in table.markdown()
+    assert "Without stored scores: Base, +L_high, as published (no global path)." in table.markdown()
     with pytest.raises(FileNotFoundError, match=r"no variant of Table 3 \(Base, \+L_high"):
         table3(make_config(tmp_path))
 
@@ -186,7 +209,7 @@ def test_figure3_is_figure2_with_the_variants(single):
     assert list(case["synthetic"]) == list(VARIANTS)
     figure = figure2(**case, title="Figure 3: Variants", notice=single.notice)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["Real", *VARIANTS]
+    assert titles == ["Real", *list(VARIANTS)[:-1], "as published"]
     assert figure.texts[0].get_text() == "Figure 3: Variants"
 
 
@@ -247,7 +270,7 @@ def test_variants_differ_from_resdm_as_the_paper_says_and_larger_profiles_repeat
     assert config.methods["+prior"] == dataclasses.replace(full, lambda_high=0.0)
     assert config.methods["+L_high"] == dataclasses.replace(full, prior=silent)
     assert config.methods["Base"] == dataclasses.replace(full, prior=silent, lambda_high=0.0)
-    for variant in VARIANTS:
+    for variant in (name for name, printed in VARIANTS.items() if printed):
         trained = [name for name in config.methods if name.partition("@")[0] == variant]
         assert len({config.seeded(name).seed for name in trained}) == len(trained) == seeds
 

@@ -122,8 +122,31 @@ def test_beats_the_template():
     assert result["p"].iloc[0] == pytest.approx(1 / 2**9)
     assert result["p_holm"].tolist() == pytest.approx([6 / 2**9] * 6)
     assert beats(table, "ResDM", "regression", seed=0).empty  # the profile does not run it
+    both = beats(table, "ResDM", ["template", "regression", "ResDM"], metrics=["psnr"], seed=0)
+    assert both["other"].tolist() == ["template"] * 2  # by tracer
+    assert both["p_holm"].tolist() == pytest.approx([2 / 2**9] * 2)
     worse = beats(table, "template", "ResDM", seed=0)
     assert (worse["p"] > 0.99).all()
+
+
+def test_trainings_are_averaged_by_person_and_resampled_for_themselves():
+    rng = np.random.default_rng(0)
+    one, other, template = rng.normal(25, 1, 8), rng.normal(26, 1, 8), rng.normal(24, 1, 8)
+    table = scores(**{"A": [one[0], *one], "A@seed1": [other[0], *other], "B": [template[0], *template]})
+    part = by_person(table).query("tracer == 'tau'")
+    a, b = paired(part, "A", "B", "psnr")
+    assert a == pytest.approx(np.stack([one, other]))
+    found = compare(a, b, seed=3)
+    mean = (one + other) / 2 - template
+    assert (found.n, found.difference) == (8, pytest.approx(mean.mean()))
+    assert found.p == pytest.approx(stats.wilcoxon(mean).pvalue)
+    people_alone = bootstrap_mean(mean, seed=3)
+    assert found.high - found.low > people_alone[1] - people_alone[0]  # trainings vary too
+    once = compare(np.stack([one, one]), template, seed=3)  # trainings that agree add nothing
+    assert (once.low, once.high) == pytest.approx(bootstrap_mean(one - template, seed=3))
+    fewer = table[~((table["method"] == "A@seed1") & (table["person"] == "c"))]
+    with pytest.raises(ValueError, match=r"'A': its seeds were not scored on the same people \(c 1 "):
+        by_person(fewer)
 
 
 def test_typical_session_is_the_median_one():

@@ -5,14 +5,26 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from stored_cohort import make_cohort, make_config
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from stored_cohort import GRID, LABELS, make_cohort, make_config
 
+from resdm.anatomy import mni_map
 from resdm.cohort.manifest import EMPTY, write_manifest
-from resdm.config import CohortConfig
+from resdm.config import (
+    CohortConfig,
+    DDPMConfig,
+    DemographicsConfig,
+    LinearConfig,
+    Pix2PixConfig,
+    PriorConfig,
+    RegressionConfig,
+    ResidualDiffusionConfig,
+)
 from resdm.evaluation.image_quality import read_index, read_scores, score_method
 from resdm.evaluation.statistics import bootstrap_mean
 from resdm.io import write_csv, write_json
@@ -27,9 +39,11 @@ from resdm.report.tables import (
     present_methods,
     quality,
     read_paper,
+    read_trainings,
     save_table,
     table1,
     table2,
+    told,
 )
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
@@ -145,15 +159,147 @@ def test_markdown(second):
     text = second.markdown()
     assert text.startswith(f"## Table 2: Quantitative evaluation of the synthetic PET ({NOTICE})\n")
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
-    assert len(tables) == 3  # whole, brain, cost
+    assert len(tables) == 6  # whole, paper, brain, intervals, differences, cost
+    assert "<br>" not in text  # one line a cell
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "Aβ-PET MAE (%) ↓" in text
     assert "tau-PET PSNR (dB) ↑" in text
-    assert "paper 26.38 ± 2.18" in tables[0]
-    assert "paper" not in tables[1]
-    assert tables[0].count("**") == 2 * 6  # one best cell a column
+    assert "26.38 ± 2.18" in tables[1]
+    assert "regression" not in tables[1]  # the paper has it not
+    assert [table.count("**") for table in tables[:3]] == [2 * 6, 0, 2 * 6]  # one best cell a column
+    row = second.frame.set_index(["method", "tracer", "region", "metric"]).loc[("DDPM", "tau", "brain", "psnr")]
+    low, high = (f"{row[f'difference_{end}']:.2f}".replace("-", "−") for end in ("low", "high"))
+    assert f"{row['difference']:.2f} [{low}, {high}], p = {row['p']:.3f}".replace("-", "−") in tables[4]
+    assert "PSNR that inside the brain plus a constant" in text
     assert second._repr_markdown_() == text
+
+
+# ── rows beside the paper's ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A profile with controls, a ceiling (almost no blur), a row below the template and repeated trainings."""
+    blurs = {"ResDM": 0.3, "ResDM@seed1": 0.5, "DDPM": 0.4, "Pix2Pix": 3.0, "linear": 0.45, "demographics": 0.48}
+    config, _ = make_cohort(tmp_path_factory.mktemp("full"), blurs | {"ceiling": 0.1})
+    resdm, silent = ResidualDiffusionConfig(), PriorConfig(fields=("sex",))
+    methods = {
+        "ResDM": resdm,
+        "ResDM@seed1": dataclasses.replace(resdm, seed=1),
+        "DDPM": DDPMConfig(labels=("sex", "age")),
+    }
+    methods |= {"Pix2Pix": Pix2PixConfig(), "linear": LinearConfig(), "demographics": DemographicsConfig()}
+    methods |= {"regression": RegressionConfig(prior=silent)}
+    config = dataclasses.replace(config, methods=methods)
+    for method in (*blurs, "ceiling", "template"):
+        score_method(config, method)
+    return config
+
+
+ROWS = ["Pix2Pix", "DDPM", "ResDM", "linear", "demographics", "template", "ceiling"]
+
+
+def brain(frame, method, tracer="tau", metric="psnr"):
+    return frame.set_index(["method", "tracer", "region", "metric"]).loc[(method, tracer, "brain", metric)]
+
+
+def test_controls_follow_the_papers_methods_and_trainings_are_one_row(full):
+    assert present_methods(full) == ROWS
+    frame = table2(full).frame
+    assert list(dict.fromkeys(frame["method"])) == ROWS
+    assert brain(frame, "ResDM")["trainings"] == 2
+    assert (frame.loc[frame["method"] != "ResDM", "trainings"] == 1).all()
+
+
+def test_what_a_method_is_told_comes_from_its_settings(full):
+    found = {name: told(full, name) for name in [*ROWS, "regression"]}
+    both = ("ResDM", "DDPM", "linear", "demographics")
+    expected = dict.fromkeys(both, "age, sex") | dict.fromkeys(("Pix2Pix", "template"), "–")
+    assert found == expected | {"regression": "sex", "ceiling": "causes, age, sex"}
+    assert "| DDPM | age, sex |" in table2(full).markdown()
+
+
+def test_share_of_the_way_from_template_to_ceiling(full):
+    table = table2(full)
+    for metric in ("mae", "psnr", "ssim"):
+        low, high, mean = (brain(table.frame, name, metric=metric)["mean"] for name in ("template", "ceiling", "DDPM"))
+        share = brain(table.frame, "DDPM", metric=metric)["share"]
+        assert share == pytest.approx((mean - low) / (high - low))
+        assert 0 < share < 1
+        assert brain(table.frame, "template", metric=metric)["share"] == 0
+        assert brain(table.frame, "ceiling", metric=metric)["share"] == 1
+    text = table.markdown()
+    assert f"{100 * brain(table.frame, 'DDPM')['share']:.0f} %" in text
+    assert "| template | 0 % | 0 % |" in text
+    assert not [line for line in text.splitlines() if line.startswith("| ceiling |") and "**" in line]
+    without = table2(full, [name for name in ROWS if name != "ceiling"])
+    assert without.frame["share"].isna().all()
+    assert "share of the way" not in without.markdown()
+
+
+def test_a_method_below_the_template_is_named_with_its_numbers(full):
+    frame = table2(full).frame
+    numbers = {
+        name: "/".join(f"{brain(frame, name, tracer)['mean']:.2f}" for tracer in ("amyloid", "tau"))
+        for name in ("template", "Pix2Pix")
+    }
+    note = f"Below the mean template ({numbers['template']} dB, PSNR inside the brain, Aβ-PET/tau-PET): Pix2Pix "
+    assert f"{note}{numbers['Pix2Pix']}." in table2(full).notes
+    assert "Below" not in table2(full, ["DDPM", "ResDM", "template"]).markdown()
+
+
+def test_resdm_against_linear_is_printed(full):
+    scores = read_trainings(full, ["ResDM", "linear"])
+    people = scores[scores["region"] == "brain"].groupby(["method", "tracer", "person"])["psnr"].mean()
+    tested = {}
+    for tracer in ("amyloid", "tau"):
+        one = (people["ResDM"][tracer] + people["ResDM@seed1"][tracer]) / 2 - people["linear"][tracer]
+        tested[tracer] = one.mean(), stats.wilcoxon(one).pvalue
+    smaller, larger = sorted(p for _, p in tested.values())
+    (note,) = [note for note in table2(full).notes if note.startswith("ResDM − linear")]
+    for name, (difference, p) in zip(("Aβ-PET", "tau-PET"), tested.values(), strict=True):
+        corrected = min(1.0, 2 * smaller if p == smaller else max(2 * smaller, larger))
+        assert re.search(rf"{name} {number(difference, 2)} dB \[[^]]+\], p = {corrected:.3f}", note)
+
+
+def test_table2_is_recomputable_from_scores_and_scores_from_volumes(full):
+    """By pandas, scipy and scikit-image alone, from the files that the suite leaves."""
+    frame = table2(full).frame
+    stored = {p.parents[1].name: pd.read_csv(p) for p in (full.work / "predictions").glob("*/factual/scores.csv")}
+    people = {
+        name: scores.query("region == 'brain'").groupby(["tracer", "person"])[["mae", "psnr", "ssim"]].mean()
+        for name, scores in stored.items()
+    }
+    people["ResDM"] = (people["ResDM"] + people.pop("ResDM@seed1")) / 2
+    for tracer in ("amyloid", "tau"):
+        for metric, scale in (("mae", 100), ("psnr", 1), ("ssim", 100)):
+            values = {name: scale * table.loc[tracer, metric] for name, table in people.items()}
+            p = {n: stats.wilcoxon(v - values["ResDM"]).pvalue for n, v in values.items() if n != "ResDM"}
+            holm = dict(zip(sorted(p, key=p.get), np.maximum.accumulate(sorted(p.values()) * np.arange(len(p), 0, -1)),
+                            strict=True))  # fmt: skip
+            for name, column in values.items():
+                row = brain(frame, name, tracer, metric)
+                assert (row["mean"], row["std"]) == pytest.approx((column.mean(), column.std()))
+                if name != "ResDM":
+                    assert row["p"] == pytest.approx(min(holm[name], 1.0))
+
+    mask = mni_map("brain", GRID)
+    for row in stored["DDPM"].sample(6, random_state=0).to_dict("records"):
+        label = LABELS[row["tracer"]]
+        stem = f"{row['person']}/{row['session']}/pet/{row['person']}_{row['session']}_trc-{label}_space-MNI152_desc-"
+        real, made = (
+            nib.load(folder / f"{stem}{kind}_pet.nii.gz").get_fdata()
+            for folder, kind in ((full.volumes, "preproc"), (full.predictions("DDPM"), "synth"))
+        )
+        similarity, image = structural_similarity(real, made, data_range=1, win_size=7, full=True)
+        if row["region"] == "brain":
+            real, made, similarity = real[mask], made[mask], image[mask].mean()
+        expected = (np.abs(made - real).mean(), peak_signal_noise_ratio(real, made, data_range=1), similarity)
+        assert (row["mae"], row["psnr"], row["ssim"]) == pytest.approx(expected, rel=1e-6)
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def balanced(text: str) -> bool:

@@ -16,6 +16,8 @@ METHODS: dict[str, str] = {
     "transunet": "resdm.methods.transunet:TransUNet",
     "resvit": "resdm.methods.resvit:ResViT",
     "ddpm": "resdm.methods.ddpm:DDPM",
+    "linear": "resdm.methods.linear:Linear",
+    "demographics": "resdm.methods.linear:Demographics",
 }
 """``kind`` in the YAML → module:Class, imported when it is built: a job has one method, and MONAI and open_clip, which
 not all need, take seconds. Settings of each stand in `resdm.config.METHOD_CONFIGS`."""

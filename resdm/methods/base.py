@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.config import MethodConfig, TrainingConfig
@@ -39,9 +41,12 @@ class Method(nn.Module):
     shared_draws : bool
         Whether `losses` draws for the people of all processes and takes its own (`Prior.own`); otherwise each process
         has a stream of its own.
+    closed_form : bool
+        Whether `fit` finds the weights at once, from images that are not augmented, instead of steps on `losses`.
     """
 
     shared_draws: bool = False
+    closed_form: bool = False
 
     def __init__(self, config: MethodConfig, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -77,6 +82,28 @@ class Method(nn.Module):
             Amyloid, tau, in [0, 1].
         """
         raise NotImplementedError
+
+    def fit(
+        self, train: Dataset, validation: Dataset | None, collate: Callable[[list[Any]], Batch]
+    ) -> list[dict[str, Any]]:
+        """Find the weights in closed form, where the method is `closed_form`.
+
+        Parameters
+        ----------
+        train, validation : Dataset
+            Index → one session; ``validation`` is for what has to be chosen.
+        collate : callable
+            List of sessions → `Batch`.
+
+        Returns
+        -------
+        list of dict
+            Rows of ``history.csv``: ``tracer``, what was tried, and ``validation``, its score (higher is better).
+        """
+        raise NotImplementedError
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take on the shapes of stored tensors, by name, before they are loaded; only closed forms have some to."""
 
     def trace(self, batch: Batch, generator: torch.Generator) -> dict[str, np.ndarray]:
         """What a picture of the method needs of one person (Figure 1), by name; empty where there is none."""

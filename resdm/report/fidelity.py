@@ -69,17 +69,19 @@ def fidelity_table(values: pd.DataFrame, config: Config) -> Table:
             )
             for row in rows.to_dict("records")
         )  # fmt: skip
-        best = {(int(np.nanargmax(rows["icc_agreement"])), 4)} if rows["icc_agreement"].notna().any() else set()
+        agreed = rows["icc_agreement"].where(rows["method"] != "ceiling")  # it is no method
+        best = {(int(np.nanargmax(agreed)), 4)} if agreed.notna().any() else set()
         name = f"{TRACER_NAMES[tracer]}, {quantity_title(tracer, region).split(', ', 1)[1]}"
         blocks.append(Block(name, columns, body, frozenset(best)))
     return Table(
-        "suvr_fidelity", "SUVR fidelity of the synthetic PET", config.notice, frame, tuple(blocks), _notes(frame)
-    )
+        "suvr_fidelity", "SUVR fidelity of the synthetic PET", config.notice, frame, tuple(blocks),
+        (*_notes(frame), *(["Of rows with several trainings, the first."] if "@" in "".join(config.methods) else [])),
+    )  # fmt: skip
 
 
-def _cell(row: dict, name: str, digits: int) -> tuple[str, str]:
+def _cell(row: dict, name: str, digits: int) -> str:
     value, low, high = (number(_zero(row[key], digits), digits) for key in (name, f"{name}_low", f"{name}_high"))
-    return value, f"[{low}, {high}]" if low != "–" else ""
+    return f"{value} [{low}, {high}]" if low != "–" else value
 
 
 def _zero(value: float, digits: int) -> float:

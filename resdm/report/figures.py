@@ -55,10 +55,12 @@ GROUP_SLICES = {tracer: cuts[:1] for tracer, cuts in SLICES.items()}
 
 _COLOURS = {
     "ResDM": "#D55E00", "DDPM": "#0072B2", "ResViT": "#CC79A7", "TransUNet": "#56B4E9", "SC-GAN": "#009E73",
-    "Pix2Pix": "#E69F00", "regression": "#333333", "template": "#999999",
+    "Pix2Pix": "#E69F00", "regression": "#333333", "linear": "#332288", "demographics": "#8E86C4",
+    "template": "#999999", "ceiling": "#B8860B",
 }  # fmt: skip
 _SPARE_COLOURS = ("#882255", "#44AA99", "#6A3D9A", "#B15928")
-_MARKERS = "osD^vP*X"
+_MARKERS = "osD^vP*X<>hp"
+_COLUMN_NAMES = {"real": "Real", "as_published": "as published"}
 
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -655,7 +657,7 @@ def figure2(
                 _show(axes, volume, grid, cut, norm, PET_MAP, marks=column == 0)
                 if top == head:
                     style = {"fontweight": "bold"} if name == "ResDM" else {}
-                    axes.set_title("Real" if name == "real" else name, fontsize=7, pad=3, **style)
+                    axes.set_title(_COLUMN_NAMES.get(name, name), fontsize=min(7, 10.5 * width), pad=3, **style)
                 if name != "real" or t1 is not None:
                     axes = page.axes(left, top + height + gap, width, height)
                     if name == "real":
@@ -784,7 +786,8 @@ def regional_panel(
     if method not in methods:
         raise ValueError(f"no regional SUVR of {method!r}; there are: {', '.join(methods) or 'none'}")
     look = looks(methods)
-    head, height, side, pitch = 0.82, 3.05, 1.72, 3.68
+    more = 0.1 * max(0, len(methods) - 8)  # inches, for the names of the texture's rows
+    head, height, side, pitch = 0.82, 3.05 + more, 1.72, 3.68 + more
     page = Page.of(WIDTH, head + len(tracers) * pitch - 0.20)
     page.title("Regional SUVR: real against synthetic PET", notice)
     if not people:
@@ -812,7 +815,7 @@ def regional_panel(
             axes.set_xlim(0, max(1.15, float((part["mean"] + part["std"].fillna(0)).max()) * 1.05))
             axes.set_ylim(-0.6, len(methods) - 0.4)
             axes.set_yticks(places, methods)
-            axes.tick_params(axis="y", length=0, labelsize=6)
+            axes.tick_params(axis="y", length=0, labelsize=5.5 if more else 6)
             axes.set_title("texture: gradient energy ÷ real", pad=3, loc="right")
         for column, left, width, title in (
             ("r", 3.50, 1.70, "r over people"),
@@ -823,8 +826,9 @@ def regional_panel(
             axes.set_title(title, pad=4, loc="left")
         if i == 0:
             handles, labels = axes.get_legend_handles_labels()
+            lines = -(-len(labels) // 8)
             page.figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.055, 1 - 0.30 / page.height),
-                               ncols=len(labels), columnspacing=1.2, handletextpad=0.1)  # fmt: skip
+                               ncols=-(-len(labels) // lines), columnspacing=1.2, handletextpad=0.1)  # fmt: skip
     return page.figure
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,28 @@ import pandas as pd
 from resdm.cohort.manifest import read_manifest
 from resdm.config import FEWEST, TRACERS, Config
 from resdm.evaluation.image_quality import HIGHER_IS_BETTER, METRICS, REGIONS, read_index, read_scores
-from resdm.evaluation.statistics import bootstrap_mean, by_person, compare, holm, paired
+from resdm.evaluation.statistics import bootstrap_mean, by_person, compare, holm, paired, trained
 from resdm.io import write_csv, write_json, write_text
 from resdm.leakage import check_leakage
 
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
 """Methods of the paper's Table 2, in its order."""
 
-CONTROLS = ("regression", "template")
-"""Rows that the paper does not show: the same network as plain L2 regression, and the training people's mean PET."""
+CONTROLS = ("regression", "linear", "demographics", "template", "ceiling")
+"""Rows that the paper does not show, in this order; `_CONTROL_NOTES` says what each is."""
 
 REFERENCE_METHOD = "ResDM"
 """The method that all others are tested against."""
 
 VARIANTS = {"Base": "base", "+L_high": "intra_domain_loss", "+prior": "prior", REFERENCE_METHOD: "ResDM"}
-"""Rows of Table 3: a method of the profile → ``variant`` of the paper's printed table."""
+VARIANTS |= {"as_published": ""}
+"""Rows of Table 3: a method of the profile → ``variant`` of the paper's printed table; "" where it has none."""
+
+ROW_NAMES = {"as_published": "as published (no global path)"}
+"""How a row is printed, where not by its method's name."""
 
 TRACER_NAMES = {"amyloid": "Aβ-PET", "tau": "tau-PET"}
-REGION_TITLES = {"whole": "Whole volume (as the paper)", "brain": "Inside the brain"}
+REGION_TITLES = {"whole": "Whole grid (0 outside the brain)", "brain": "Inside the brain"}
 METRIC_NAMES = {"mae": "MAE", "psnr": "PSNR", "ssim": "SSIM"}
 METRIC_UNITS = {"mae": "%", "psnr": "dB", "ssim": "%"}
 METRIC_SCALES = {"mae": 100.0, "psnr": 1.0, "ssim": 100.0}  # scores.csv → tables
@@ -449,11 +453,40 @@ def _statistics(characteristic: str) -> tuple[str, ...]:
 # ── table 2 ───────────────────────────────────────────────────────────────────────────────────────
 
 
+_CONTROL_NOTES = {
+    "regression": "the network of ResDM in one pass, trained by plain L2",
+    "linear": "ridge regression of the PET on MRI, age and sex in closed form, chosen on validation people",
+    "demographics": "least squares of every voxel on age and sex, no MRI",
+    "template": "mean PET of the training people, the same for everyone",
+    "ceiling": "the best estimate possible from what MRI, age and sex show of a phantom's causes; no model sees it",
+}
+
+
+def seeds_of(config: Config, method: str, condition: str = "factual") -> list[str]:
+    """A method and its repetitions under other seeds, ``X``, ``X@seed1``, …, that have stored scores."""
+    names = [name for name in config.methods if name.partition("@")[0] == method]
+    return [name for name in names if (config.predictions(name, condition) / "scores.csv").is_file()]
+
+
+def read_trainings(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:
+    """The stored scores of every training of some rows, see `resdm.evaluation.image_quality.read_scores`."""
+    return read_scores(config, [t for m in methods for t in seeds_of(config, m, condition) or [m]], condition)
+
+
 def present_methods(config: Config, condition: str = "factual") -> list[str]:
     """Rows of Table 2 that have stored scores: the paper's methods in its order, the profile's others, the controls."""
-    others = [m for m in config.methods if m not in {*PAPER_METHODS, *CONTROLS} and m.partition("@")[0] not in VARIANTS]
+    others = [m for m in config.methods if "@" not in m and m not in {*PAPER_METHODS, *CONTROLS, *VARIANTS}]
     names = (*PAPER_METHODS, *others, *CONTROLS)
     return [m for m in names if (config.predictions(m, condition) / "scores.csv").is_file()]
+
+
+def told(config: Config, method: str) -> str:
+    """What a row knows of a person beside the MRI, by its settings: ``age, sex``, or – for nothing."""
+    settings = config.methods.get(method)
+    prior = getattr(settings, "prior", None)
+    known = getattr(settings, "labels", getattr(settings if prior is None else prior, "fields", ()))
+    known = {"ceiling": ("causes", "age", "sex")}.get(method, sorted(known))
+    return ", ".join(known) or "–"
 
 
 def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
@@ -463,57 +496,134 @@ def table2(config: Config, methods: Iterable[str] | None = None) -> Table:
     ----------
     config : Config
     methods : iterable of str, optional
-        Methods with stored scores, in row order; by default `present_methods`.
+        Rows with stored scores, in their order; by default `present_methods`. A person's scores are averaged over the
+        trainings of a row (`seeds_of`).
 
     Returns
     -------
     Table
         Frame: one row a method, tracer, region and metric; columns method, tracer, region, metric, unit, mean, std, n
-        (people), sessions, paper, paper_std (region ``whole`` only), ci_low, ci_high, difference (method − ResDM),
-        difference_low, difference_high, rank_biserial, p (Holm), then the costs of the method (`COSTS`).
+        (people), sessions, trainings, seed_std (standard deviation of the mean between trainings), paper, paper_std
+        (region ``whole`` only), ci_low, ci_high, difference (method − ResDM), difference_low, difference_high,
+        rank_biserial, p (Holm), share (of the way from template to ceiling, where both are there), told, then the costs
+        of the method's first training (`COSTS`).
 
     Raises
     ------
     ValueError
-        No scores at all, or methods that were not scored on the same people.
+        No scores at all, or methods or trainings that were not scored on the same people.
     """
     names = present_methods(config) if methods is None else list(methods)
     if not names:
         raise ValueError(f"{config.work / 'predictions'}: no method has scores.csv; synthesise and score one first")
-    frame = quality(read_scores(config, names), seed=config.seed, paper=read_paper(2, config.root))
+    scores = read_trainings(config, names)
+    frame = quality(scores, seed=config.seed, paper=read_paper(2, config.root))
+    frame["share"] = _share(frame)
+    frame["told"] = frame["method"].map({name: told(config, name) for name in names})
     cost = costs(config, names)
     frame = frame.merge(cost, on="method", how="left", validate="many_to_one")
     compared = REFERENCE_METHOD in names and len(names) > 1
+    known = {"told": [told(config, name) for name in names]}
+    blocks = [
+        metric_block(frame, "whole", names, spread, extra=known, best=True),
+        *paper_block(frame, names),
+        metric_block(frame, "brain", names, spread, extra=known, best=True),
+        metric_block(frame, "brain", names, interval, title="Inside the brain: 95 % interval of the mean"),
+    ]
+    if compared:
+        title = f"Inside the brain: difference to {REFERENCE_METHOD} [95 % interval], p"
+        others = [name for name in names if name != REFERENCE_METHOD]
+        blocks.append(metric_block(frame, "brain", others, change, title=title))
+    if frame["share"].notna().any():
+        title = "Inside the brain: share of the way from template to ceiling"
+        blocks.append(metric_block(frame, "brain", names, lambda row: percent(row["share"]), title=title))
+    blocks += trainings_block(frame, names)
     return Table(
         name="table2",
         title="Table 2: Quantitative evaluation of the synthetic PET",
         notice=config.notice,
         frame=frame,
-        blocks=(*(_block2(frame, region, names) for region in REGIONS), _cost_block(cost)),
+        blocks=(*blocks, _cost_block(cost)),
         notes=(
             f"Mean ± standard deviation over test people (n = {span(frame['n'])}; sessions of "
-            "one person averaged first), 95 % bootstrap interval of the mean below it. Bold: best mean of the column.",
+            "one person averaged first). Bold: best mean of the column. Intervals of the whole grid are in the CSV.",
+            *trainings_note(frame),
+            *([_WHOLE] if config.preprocess.mask else []),
+            "told: what a method knows of a person beside the MRI.",
             "Intensities in [0, 1], data range 1; SSIM 3D with a uniform window of 7 × 7 × 7 voxels.",
             f"p: two-sided Wilcoxon signed-rank test against {REFERENCE_METHOD} over people, Holm-corrected over the "
             "rows of the column."
             if compared
             else f"No test: it needs {REFERENCE_METHOD} and one more method.",
+            *_against_linear(scores, config.seed),
             "Paper: printed values, on another cohort and, as far as is known, over the whole volume; its data range "
             "and SSIM window are not stated.",
-            "template: mean PET of the training people, the same for everyone. regression: the network of ResDM in one "
-            "pass, trained by plain L2. Neither is in the paper.",
+            "Not in the paper: " + "; ".join(f"{c}: {_CONTROL_NOTES[c]}" for c in CONTROLS if c in names) + "."
+            if set(CONTROLS) & set(names)
+            else "Every row is a method of the profile.",
+            *_below_template(frame, names),
             *(f"{name} predicts x_0, not the noise: {_NOT_NOISE}." for name in names if _predicts_sample(config, name)),
-            "Cost: seconds and GFLOP are of one synthetic volume, one tracer. Peak memory is that of the device in "
-            "training, or of the process where that is a CPU. – is not measured.",
+            "Cost, of a row's first training: seconds and GFLOP are of one synthetic volume, one tracer. Peak memory "
+            "is that of the device in training, or of the process where that is a CPU. – is not measured.",
         ),
     )
 
 
 _NOT_NOISE = "better after the few steps that this profile has, worse in the original's study of long trainings"
+_WHOLE = (
+    "Whole grid: outside the brain predictions and preprocessed PET are 0, so MAE is that inside the brain times a "
+    "constant, PSNR that inside the brain plus a constant: no second result."
+)
 
 
 def _predicts_sample(config: Config, name: str) -> bool:
     return getattr(config.methods.get(name), "prediction", "epsilon") == "sample"
+
+
+def _share(frame: pd.DataFrame) -> pd.Series:
+    """(mean − template) / (ceiling − template), by tracer, region and metric; NaN where one of them is not there."""
+    places = frame.set_index(["tracer", "region", "metric"])
+    low, high = (
+        places.loc[places["method"] == name, "mean"].reindex(places.index).to_numpy()
+        for name in ("template", "ceiling")
+    )
+    return (frame["mean"] - low) / np.where(high == low, np.nan, high - low).astype(float) + 0.0  # no −0
+
+
+def _against_linear(scores: pd.DataFrame, seed: int) -> list[str]:
+    """ResDM against the linear control: PSNR inside the brain, two-sided, Holm over the tracers."""
+    people = by_person(scores[scores["region"] == "brain"])
+    if not {REFERENCE_METHOD, "linear"} <= set(people["method"]):
+        return []
+    tracers = list(dict.fromkeys(people["tracer"]))
+    found = [
+        compare(*paired(people[people["tracer"] == tracer], REFERENCE_METHOD, "linear", "psnr"), seed=seed)
+        for tracer in tracers
+    ]
+    said = [
+        f"{TRACER_NAMES[tracer]} {number(one.difference, 2)} dB [{number(one.low, 2)}, {number(one.high, 2)}], "
+        f"{p_value(p)}"
+        for tracer, one, p in zip(tracers, found, holm(one.p for one in found), strict=True)
+    ]
+    return [f"{REFERENCE_METHOD} − linear, PSNR inside the brain: {'; '.join(said)} (two-sided, Holm over tracers)."]
+
+
+def _below_template(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Methods whose mean PSNR inside the brain is below the template's in every tracer, with the numbers."""
+    part = frame[(frame["region"] == "brain") & (frame["metric"] == "psnr")]
+    means = part.pivot_table("mean", "method", "tracer", sort=False)
+    if "template" not in means.index:
+        return []
+    below = [name for name in names if name in means.index and (means.loc[name] < means.loc["template"]).all()]
+
+    def said(name: str) -> str:
+        return "/".join(number(value, 2) for value in means.loc[name])
+
+    tracers = "/".join(TRACER_NAMES[tracer] for tracer in means)
+    listed = ", ".join(f"{name} {said(name)}" for name in below)
+    return [f"Below the mean template ({said('template')} dB, PSNR inside the brain, {tracers}): {listed}."] * bool(
+        below
+    )
 
 
 def quality(
@@ -524,7 +634,7 @@ def quality(
     Parameters
     ----------
     scores : DataFrame
-        Rows of ``scores.csv`` with ``method``.
+        Rows of ``scores.csv`` with ``method``; ``X`` and ``X@…`` are trainings of one row.
     seed : int
         Of the bootstrap.
     paper : DataFrame, optional
@@ -535,12 +645,12 @@ def quality(
     Returns
     -------
     DataFrame
-        See `table2`, without costs; MAE and SSIM in %, PSNR in dB.
+        See `table2`, up to ``p``; MAE and SSIM in %, PSNR in dB.
     """
     printed = {} if paper is None else paper.set_index(["method", "tracer", "metric"])[["mean", "std"]].T.to_dict()
     people = by_person(scores)
     people[list(METRICS)] *= pd.Series(METRIC_SCALES)[list(METRICS)].to_numpy()
-    methods = list(dict.fromkeys(scores["method"]))
+    methods = list(dict.fromkeys(scores["method"].str.partition("@")[0]))
     sessions = scores.groupby(["method", "tracer", "region"]).size()
     rows = []
     for tracer in (t for t in TRACERS if (people["tracer"] == t).any()):
@@ -560,56 +670,147 @@ def quality(
                 for row, p in zip(column, holm(row["p"] for row in column), strict=True):
                     row["p"] = p
                 rows += column
-    return pd.DataFrame(rows)[[*_KEYS, *_VALUES]]
+    return pd.DataFrame(rows)[[*KEYS, "unit", *_VALUES, *COMPARISON]]
 
 
-_KEYS = ("method", "tracer", "region", "metric", "unit")
-_VALUES = (
-    "mean", "std", "n", "sessions", "paper", "paper_std", "ci_low", "ci_high",
-    "difference", "difference_low", "difference_high", "rank_biserial", "p",
-)  # fmt: skip
+KEYS = ("method", "tracer", "region", "metric")
+_VALUES = ("mean", "std", "n", "sessions", "trainings", "seed_std", "paper", "paper_std", "ci_low", "ci_high")
+COMPARISON = ("difference", "difference_low", "difference_high", "rank_biserial", "p")
+"""Columns of a paired comparison: mean difference, ends of its 95 % interval, rank-biserial correlation, p (Holm)."""
+
+
+def comparison(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, float]:
+    """The columns of `COMPARISON`, p not corrected; see `resdm.evaluation.statistics.compare`."""
+    found = compare(a, b, seed=seed)
+    values = (found.difference, found.low, found.high, found.rank_biserial, found.p)
+    return dict(zip(COMPARISON, values, strict=True))
+
+
+def summary(values: np.ndarray, seed: int) -> dict[str, float]:
+    """Mean, std (over people), n, interval, trainings and the deviation between them of values (trainings, people)."""
+    people, means = values.mean(axis=0), values.mean(axis=1)
+    low, high = bootstrap_mean(values, seed=seed)
+    with np.errstate(invalid="ignore"):  # the spread of infinite PSNR is NaN
+        spreads = [float(np.std(one, ddof=1)) if len(one) > 1 else math.nan for one in (people, means)]
+    row = {"mean": float(np.mean(people)), "std": spreads[0], "n": len(people), "ci_low": low, "ci_high": high}
+    return row | {"trainings": len(values), "seed_std": spreads[1]}
 
 
 def _summary(people: pd.DataFrame, method: str, metric: str, seed: int, reference: str) -> dict[str, Any]:
-    values = people.loc[people["method"] == method, metric].to_numpy()
-    with np.errstate(invalid="ignore"):  # the spread of infinite PSNR is NaN
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    low, high = bootstrap_mean(values, seed=seed)
-    row = {"mean": float(np.mean(values)), "std": spread, "n": len(values), "ci_low": low, "ci_high": high}
+    row = summary(trained(people, method, metric).to_numpy(), seed)
     if method == reference or not (people["method"] == reference).any():
-        nothing = ("difference", "difference_low", "difference_high", "rank_biserial", "p")
-        return row | dict.fromkeys(nothing, math.nan)
-    result = compare(*paired(people, method, reference, metric), seed=seed)
-    return row | {
-        "difference": result.difference,
-        "difference_low": result.low,
-        "difference_high": result.high,
-        "rank_biserial": result.rank_biserial,
-        "p": result.p,
-    }
+        return row | dict.fromkeys(COMPARISON, math.nan)
+    return row | comparison(*paired(people, method, reference, metric), seed)
 
 
-def _block2(frame: pd.DataFrame, region: str, methods: Sequence[str]) -> Block:
+# ── cells and blocks of image quality ─────────────────────────────────────────────────────────────
+
+
+def spread(row: Mapping[str, Any]) -> str:
+    """``26.30 ± 2.31``."""
+    return "–" if math.isnan(row["mean"]) else f"{number(row['mean'], 2)} ± {number(row['std'], 2)}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """``[25.71, 26.89]``."""
+    return "–" if math.isnan(row["ci_low"]) else f"[{number(row['ci_low'], 2)}, {number(row['ci_high'], 2)}]"
+
+
+def change(row: Mapping[str, Any], prefix: str = "") -> str:
+    """``−1.02 [−1.42, −0.62], p < 0.001``."""
+    difference, low, high, _, p = (row[prefix + key] for key in COMPARISON)
+    if math.isnan(difference):
+        return "–"
+    return f"{number(difference, 2)} [{number(low, 2)}, {number(high, 2)}], {p_value(p)}"
+
+
+def percent(value: float) -> str:
+    """A fraction in %."""
+    return "–" if math.isnan(value) else f"{number(100 * value, 0)} %"
+
+
+def metric_block(
+    frame: pd.DataFrame,
+    region: str,
+    names: Sequence[str],
+    cell: Callable[[Mapping[str, Any]], str],
+    *,
+    title: str | None = None,
+    head: str = "Method",
+    extra: Mapping[str, Sequence[str]] | None = None,
+    best: bool = False,
+) -> Block:
+    """One line a method, one column a tracer and metric.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows of `quality`.
+    region : str
+    names : sequence of str
+        Methods, in their order.
+    cell : callable
+        A row of ``frame`` → text of one line.
+    title, head : str
+        Of the block (by default the region's), and of its first column.
+    extra : mapping of str to sequence of str
+        Columns after the first.
+    best : bool
+        Mark the best mean of a column, the ceiling's aside.
+    """
     part = frame[frame["region"] == region]
-    heads = [(t, m) for t in TRACERS if (part["tracer"] == t).any() for m in METRICS]
-    columns, best = [("", "Method")], set()
-    rows: list[list[Any]] = [[name] for name in methods]
-    for j, (tracer, metric) in enumerate(heads, start=1):
-        arrow = "↑" if HIGHER_IS_BETTER[metric] else "↓"
-        columns.append((TRACER_NAMES[tracer], f"{METRIC_NAMES[metric]} ({METRIC_UNITS[metric]}) {arrow}"))
-        chosen = part[(part["tracer"] == tracer) & (part["metric"] == metric)].set_index("method").loc[list(methods)]
-        order = chosen["mean"] if HIGHER_IS_BETTER[metric] else -chosen["mean"]
-        best |= {(i, j) for i in range(len(methods)) if order.iloc[i] == order.max()}
-        for row, (_, values) in zip(rows, chosen.iterrows(), strict=True):
-            lines = [
-                f"{number(values['mean'], 2)} ± {number(values['std'], 2)}",
-                f"[{number(values['ci_low'], 2)}, {number(values['ci_high'], 2)}]",
-                p_value(values["p"]),
-            ]
-            if not math.isnan(values["paper"]):
-                lines.append(f"paper {number(values['paper'], 2)} ± {number(values['paper_std'], 2)}")
-            row.append(tuple(line for line in lines if line))
-    return Block(REGION_TITLES[region], tuple(columns), tuple(map(tuple, rows)), frozenset(best))
+    heads = list(dict.fromkeys(zip(part["tracer"], part["metric"], strict=True)))
+    extra = extra or {}
+    columns, marked = [("", head), *(("", label) for label in extra)], set()
+    rows = [[ROW_NAMES.get(name, name), *(values[i] for values in extra.values())] for i, name in enumerate(names)]
+    for j, (tracer, metric) in enumerate(heads, start=len(columns)):
+        better = HIGHER_IS_BETTER.get(metric, True)
+        label = f"{METRIC_NAMES.get(metric, metric.upper())} ({METRIC_UNITS.get(metric, '%')})"
+        columns.append((TRACER_NAMES[tracer], f"{label} {'↑' if better else '↓'}"))
+        chosen = part[(part["tracer"] == tracer) & (part["metric"] == metric)].set_index("method").loc[list(names)]
+        order = (chosen["mean"] if better else -chosen["mean"]).drop("ceiling", errors="ignore")  # it is no method
+        marked |= {(i, j) for i, name in enumerate(names) if best and order.get(name) == order.max()}
+        for row, values in zip(rows, chosen.to_dict("records"), strict=True):
+            row.append(cell(values))
+    return Block(REGION_TITLES[region] if title is None else title, tuple(columns), tuple(map(tuple, rows)),
+                 frozenset(marked))  # fmt: skip
+
+
+def paper_block(frame: pd.DataFrame, names: Sequence[str], head: str = "Method", region: str = "whole") -> list[Block]:
+    """The paper's printed values of the rows that it has."""
+    printed = set(frame.loc[(frame["region"] == region) & frame["paper"].notna(), "method"])
+    rows = [name for name in names if name in printed]
+
+    def cell(row: Mapping[str, Any]) -> str:
+        return spread({"mean": row["paper"], "std": row["paper_std"]})
+
+    return [metric_block(frame, region, rows, cell, title=_PAPER_TITLES[region], head=head)] * bool(rows)
+
+
+_PAPER_TITLES = {"whole": "Printed in the paper", "status": "Printed in the paper: status classification"}
+
+
+def trainings_block(frame: pd.DataFrame, names: Sequence[str], head: str = "Method") -> list[Block]:
+    """The spread between the trainings of a row, where some have several."""
+    part = frame[frame["region"] == "brain"].drop_duplicates("method").set_index("method")["trainings"]
+    rows = [name for name in names if part[name] > 1]
+    counts = {"trainings": [f"{part[name]:.0f}" for name in rows]}
+    title = "Inside the brain: standard deviation of the mean between trainings"
+    block = metric_block(frame, "brain", rows, lambda row: number(row["seed_std"], 2), title=title, head=head,
+                         extra=counts)  # fmt: skip
+    return [block] * bool(rows)
+
+
+def trainings_note(frame: pd.DataFrame) -> list[str]:
+    """What repeated trainings do to the numbers, or that there are none."""
+    counts = frame.drop_duplicates("method").set_index("method")["trainings"]
+    if counts.max() == 1:
+        return ["One training a row: a difference between two rows may be one between two trainings."]
+    said = ", ".join(f"{ROW_NAMES.get(name, name)} {count:.0f}" for name, count in counts.items() if count > 1)
+    return [
+        f"Trainings under other seeds: {said}; of the others one. A person's scores are averaged over them; intervals "
+        "resample people and, independently for each row, its trainings."
+    ]
 
 
 def costs(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:

@@ -1,0 +1,227 @@
+"""The linear controls against scikit-learn and numpy, and as methods like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression, Ridge
+from stored_cohort import make_config, write_volumes
+
+from resdm.batch import Batch, Prior
+from resdm.checkpoint import load_model
+from resdm.config import ConfigError, DemographicsConfig, LinearConfig, TrainingConfig, load_config
+from resdm.io import sha256
+from resdm.methods import build_method
+from resdm.pipeline import synthesise_method, train_method
+
+SHAPE, TRAINED, HELD = (5, 4, 3), 24, 10
+INSIDE = np.arange(60).reshape(SHAPE) % 4 != 0  # the rest is 0, as outside a brain
+
+
+class People(list):
+    """Sessions whose PETs are linear in a few factors of the MRI, in age and sex, and a voxel's own MRI."""
+
+    def __init__(self, n: int, seed: int, *, own: float = 0.0, factors: float = 0.0) -> None:
+        rng, planted = np.random.default_rng(seed), np.random.default_rng(99)
+        age, sex = rng.uniform(60, 90, n), rng.integers(2, size=n)
+        loadings, effects = planted.normal(size=(3, 60)), planted.normal(size=(2, 3, 60))
+        latent = rng.normal(size=(n, 3))
+        mri = 0.5 + 0.02 * latent @ loadings + 0.01 * rng.normal(size=(n, 60)) + 0.001 * (age - 75)[:, None]
+        pet = [0.5 + 0.002 * (age - 75)[:, None] * np.sign(e[0]) + 0.02 * sex[:, None] * e[1] + own * (mri - 0.5)
+               + factors * latent @ planted.normal(size=(3, 60)) for e in effects]  # fmt: skip
+        volumes = np.stack([mri, *pet], 1).reshape(n, 3, *SHAPE) * INSIDE
+        self.age, self.sex = age, sex
+        super().__init__(
+            {"volumes": torch.from_numpy(v.astype(np.float32)), "present": True, "age": a, "sex": "FM"[s]}
+            for v, a, s in zip(volumes, age, sex, strict=True)
+        )
+
+    def flat(self, channel: int) -> np.ndarray:
+        """(n, voxels inside)."""
+        return np.stack([one["volumes"][channel].numpy()[INSIDE] for one in self]).astype(np.float64)
+
+    def design(self) -> np.ndarray:
+        return np.column_stack([self.age, self.sex])
+
+
+def collate(items) -> Batch:
+    volumes = torch.stack([item["volumes"] for item in items])
+    present = torch.tensor([np.broadcast_to(item["present"], 2).tolist() for item in items])
+    prior = Prior(tuple(item["age"] for item in items), tuple(item["sex"] for item in items))
+    return Batch(volumes[:, :1], volumes[:, 1:], present, prior)
+
+
+def fitted(config, train: People, held: People | None):
+    method = build_method(config, SHAPE)
+    return method, pd.DataFrame(method.fit(train, held, collate))
+
+
+def synthesised(method, people: People) -> np.ndarray:
+    """(n, 2, X, Y, Z)."""
+    batch = collate(people)
+    return method.synthesise(batch.mri, batch.prior, torch.Generator()).numpy()
+
+
+def residuals(people: People, trained: People, channel: int) -> np.ndarray:
+    fit = LinearRegression().fit(trained.design(), trained.flat(channel))
+    return people.flat(channel) - fit.predict(people.design())
+
+
+def test_demographics_is_least_squares_on_age_and_sex_in_the_voxels_that_hold_something():
+    train, held = People(TRAINED, 0, own=0.5), People(HELD, 1, own=0.5)
+    method, rows = fitted(DemographicsConfig(), train, held)
+    np.testing.assert_array_equal(method.voxels, INSIDE)
+    made = synthesised(method, held)
+    assert not made[:, :, ~INSIDE].any()
+    for channel in (1, 2):
+        expected = LinearRegression().fit(train.design(), train.flat(channel)).predict(held.design())
+        np.testing.assert_allclose(made[:, channel - 1, INSIDE], expected, atol=1e-5)
+        error = ((expected - held.flat(channel)) ** 2).mean(1)
+        assert rows["validation"][channel - 1] == pytest.approx((-10 * np.log10(error)).mean(), rel=1e-4)
+
+
+def test_what_is_unknown_of_a_person_is_the_training_mean():
+    train = People(TRAINED, 0)
+    method, _ = fitted(DemographicsConfig(), train, None)
+    mri = torch.zeros(4, 1, *SHAPE)
+    mean = float(np.mean(train.age))
+    prior = Prior((None, float("nan"), mean, None), ("F", "F", "F", None))
+    one, other, stated, nothing = method.synthesise(mri, prior, torch.Generator())
+    assert torch.equal(one, other)
+    torch.testing.assert_close(one, stated)
+    np.testing.assert_allclose(nothing[0].numpy()[INSIDE], train.flat(1).mean(0), atol=1e-5)
+    alone, _ = fitted(DemographicsConfig(fields=("age",)), train, None)
+    assert torch.equal(*alone.synthesise(mri[:2], Prior((70.0, 70.0), ("F", "M")), torch.Generator()))
+
+
+@pytest.mark.parametrize(("few", "kept", "penalty"), [(3, 2, 0.1), (5, 4, 3.0), (0, 0, 0.3)])
+def test_components_are_scikit_learns_pca_and_ridge(few, kept, penalty):
+    train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1, factors=0.02)
+    config = LinearConfig(mri_components=(few,), pet_components=(kept,), penalties=(penalty,))
+    method, rows = fitted(config, train, held)
+    made, mri = synthesised(method, held), residuals(train, train, 0)
+    for channel, tracer in ((1, "amyloid"), (2, "tau")):
+        chosen = rows[(rows["tracer"] == tracer) & (rows["fit"] == "components")].iloc[0]
+        voxelwise = rows[(rows["tracer"] == tracer) & (rows["fit"] == "voxelwise")].iloc[0]
+        assert chosen["validation"] > voxelwise["validation"]  # so that it is what was kept
+        pet = residuals(train, train, channel)
+        rank = TRAINED - 3  # of residuals of 1, age and sex
+        inner, outer = PCA(few or rank).fit(mri), PCA(kept or rank).fit(pet)
+        eigenvalues = np.linalg.eigvalsh(mri @ mri.T)[-rank:]
+        ridge = Ridge(alpha=penalty * eigenvalues.mean(), fit_intercept=False)
+        ridge.fit(inner.transform(mri), outer.transform(pet))
+        expected = outer.inverse_transform(ridge.predict(inner.transform(residuals(held, train, 0))))
+        expected = expected + held.flat(channel) - residuals(held, train, channel)
+        np.testing.assert_allclose(made[:, channel - 1, INSIDE], expected, atol=2e-4)
+        error = ((expected - held.flat(channel)) ** 2).mean(1)
+        assert chosen["validation"] == pytest.approx((-10 * np.log10(error)).mean(), abs=0.02)
+
+
+def test_all_components_are_ridge_on_the_whole_brain():
+    train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1, factors=0.02)
+    config = LinearConfig(mri_components=(0,), pet_components=(0,), penalties=(0.3,))
+    made, mri = synthesised(fitted(config, train, held)[0], held), residuals(train, train, 0)
+    ridge = Ridge(alpha=0.3 * np.linalg.eigvalsh(mri @ mri.T)[3:].mean(), fit_intercept=False)
+    for channel in (1, 2):
+        expected = ridge.fit(mri, residuals(train, train, channel)).predict(residuals(held, train, 0))
+        expected = expected + held.flat(channel) - residuals(held, train, channel)
+        np.testing.assert_allclose(made[:, channel - 1, INSIDE], expected, atol=2e-4)
+
+
+def test_voxelwise_is_least_squares_of_every_voxel_where_that_is_best():
+    train, held = People(TRAINED, 0, own=0.8), People(HELD, 1, own=0.8)
+    config = LinearConfig(mri_components=(2,), pet_components=(1,), penalties=(1e-6,))
+    method, rows = fitted(config, train, held)
+    best = rows.loc[rows.groupby("tracer")["validation"].idxmax()]
+    assert set(best["fit"]) == {"voxelwise"}
+    made, voxels = synthesised(method, held)[:, 0, INSIDE], range(0, INSIDE.sum(), 7)
+    for voxel in voxels:
+        design, seen = (np.column_stack([p.design(), p.flat(0)[:, voxel]]) for p in (train, held))
+        expected = LinearRegression().fit(design, train.flat(1)[:, voxel]).predict(seen)
+        np.testing.assert_allclose(made[:, voxel], expected, atol=1e-4)
+
+
+def test_every_combination_is_tried_and_the_best_on_validation_people_kept():
+    train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1, factors=0.02)
+    config = LinearConfig(mri_components=(1, 3, 0), pet_components=(1, 3), penalties=(0.01, 1.0))
+    method, rows = fitted(config, train, held)
+    assert rows.groupby("tracer").size().to_dict() == {"amyloid": 14, "tau": 14}
+    made = synthesised(method, held)
+    for channel, tracer in ((1, "amyloid"), (2, "tau")):
+        error = ((made[:, channel - 1, INSIDE] - held.flat(channel)) ** 2).mean(1)
+        best = rows.loc[rows["tracer"] == tracer, "validation"].max()
+        assert (-10 * np.log10(error)).mean() == pytest.approx(best, abs=1e-2)
+
+
+def test_a_tracer_that_a_person_lacks_plays_no_part():
+    train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1)
+    few = People(TRAINED, 0, factors=0.02)
+    for people, noise in ((train, 0.0), (few, 1.0)):
+        people[3] |= {"present": (True, False), "volumes": people[3]["volumes"].clone()}
+        people[3]["volumes"][2] = noise * torch.from_numpy(INSIDE)
+    first, second = (fitted(LinearConfig(), people, held)[0].state_dict() for people in (train, few))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_nothing_can_be_chosen_without_validation_people():
+    with pytest.raises(ValueError, match=r"no validation session has amyloid PET.*cohort\.split\.validation"):
+        fitted(LinearConfig(), People(TRAINED, 0), None)
+
+
+def test_settings_that_cannot_be_tried(tmp_path):
+    for change, message in (
+        ("penalties: [0.0]", r"methods\.L\.penalties is \[0\.0\]; expected one or more, each above 0"),
+        ("mri_components: [-1]", r"methods\.L\.mri_components is \[-1\]"),
+        ("pet_components: []", r"methods\.L\.pet_components is \[\]"),
+    ):
+        path = tmp_path / "profile.yaml"
+        path.write_text(f"cohort: {{ kind: phantom, phantom: {{}} }}\nmethods:\n  L: {{ kind: linear, {change} }}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_config(path)
+
+
+# ── as a method like any other ────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def config(tmp_path):
+    methods = {"linear": LinearConfig(), "demographics": DemographicsConfig()}
+    training = TrainingConfig(accelerator="cpu", threads=1, shift_voxels=3)
+    config = make_config(tmp_path, methods=methods, training=training)
+    write_volumes(config, ["train"] * 6 + ["validation"] * 3 + ["test"] * 2, without_tau=(0, 6))
+    return config
+
+
+@pytest.mark.parametrize("name", ["linear", "demographics"])
+def test_from_volumes_to_scores(config, name):
+    folder = train_method(config, name, progress=False)
+    digest = sha256(folder / "model.safetensors")
+    method, card = load_model(folder)
+    history = pd.read_csv(folder / "history.csv")
+    assert card.score == pytest.approx(history.groupby("tracer")["validation"].max().sum())
+    assert json.loads((folder / "timing.json").read_text())["parameters"] == sum(b.numel() for b in method.buffers())
+    assert (folder / "README.md").is_file()
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    train_method(config, name, progress=False)  # finished: nothing is done again
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    (folder / "model.safetensors").unlink()
+    train_method(config, name, progress=False)
+    assert sha256(folder / "model.safetensors") == digest
+    scores = pd.read_csv(synthesise_method(config, name, progress=False) / "scores.csv")
+    assert len(scores) == 2 * 2 * 2
+    assert np.isfinite(scores[["mae", "psnr", "ssim"]]).all(axis=None)
+
+
+def test_images_are_taken_as_they_are_stored(config):
+    """Augmentation would move the one pass over the people that a closed form makes."""
+    still = dataclasses.replace(config, training=dataclasses.replace(config.training, shift_voxels=0), profile="still")
+    still.volumes.parent.mkdir(parents=True)
+    still.volumes.symlink_to(config.volumes)
+    moved, unmoved = (load_model(train_method(c, "linear", progress=False))[0].state_dict() for c in (config, still))
+    assert all(torch.equal(moved[name], unmoved[name]) for name in moved)
