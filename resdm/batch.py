@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,21 +66,27 @@ class Batch:
         Which PET exists.
     prior : Prior
         Age and sex.
+    rows : Tensor (B,), int, optional
+        Places in the data set, where the sessions come from one.
     """
 
     mri: Tensor
     pet: Tensor
     present: Tensor
     prior: Prior
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mri)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        move = {name: getattr(self, name).to(device, non_blocking=True) for name in ("mri", "pet", "present")}
+        move = {name: value.to(device, non_blocking=True) for name, value in self._tensors()}
         return replace(self, **move)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which a GPU copies without waiting; data loaders call it."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in ("mri", "pet", "present")})
+        return replace(self, **{name: value.pin_memory() for name, value in self._tensors()})
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Tensor))

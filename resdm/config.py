@@ -191,6 +191,8 @@ class NetworkConfig:
     norm_groups: int = 32  # of every GroupNorm; fewer where they do not divide the channels
     dropout: float = 0.0
     stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
+    global_path: bool = True  # additions to the paper, see resdm.unet and resdm.linear_path: the coarse MRI scales
+    linear_path: bool = False  # and shifts every block; the network corrects a linear estimate, for small grids
     fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
     recompute_pointwise: bool = False  # norms and SiLU are computed again going backward: the same values, less memory
     checkpoint_activations: bool = False  # whole blocks are: the least memory, a third more work
@@ -895,6 +897,12 @@ def _check(config: Config, file: str) -> None:
             others = [other for other in config.methods if other != name and other.partition("@")[0] == base]
             equal = [other for other in others if config.seeded(other).seed == config.seeded(name).seed]
             demand(not equal, f"methods.{name} has the seed of methods.{', '.join(equal)}; give each its own")
+        moved = training.shift_voxels > 0 or training.flip
+        demand(
+            not (moved and getattr(getattr(method, "network", None), "linear_path", False)),
+            f"methods.{name}.network.linear_path is fitted on images as they are stored; set training.shift_voxels: 0 "
+            "and flip: false",
+        )
         if isinstance(method, ResidualDiffusionConfig):
             low, high = method.eta_range
             demand(

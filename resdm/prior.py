@@ -108,6 +108,10 @@ class PriorModule(nn.Module):
             tuple(None if gone else sex for gone, sex in zip(drop_sex, prior.sex, strict=True)),
         )
 
+    def sentences(self, texts: list[str]) -> Tensor:
+        """N prompts → features (N, width): the frozen blocks' state at the end of each; training leaves it as it is."""
+        return torch.stack([self._frozen_state(text, True)[clip.end_of_text(text)] for text in texts])
+
     def embed(self, tokens: Tensor) -> Tensor:
         """CLIP token ids (N, 77) → the first block's input (N, 77, width)."""
         return self.tower.token_embedding(self.vocabulary[tokens]) + self.tower.positional_embedding

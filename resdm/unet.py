@@ -86,6 +86,41 @@ class Attention(nn.Module):
         return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
 
 
+class GlobalPath(nn.Module):
+    """The MRI's coarse amplitude → (B, time_dim), added to the time embedding: an addition to the paper.
+
+    How atrophied a brain is as a whole raises or lowers uptake everywhere. GroupNorm takes such amplitude out of the
+    features at every block, and a bottleneck of few voxels must carry it back to all others. So the MRI, averaged over
+    8 × 8 × 8 cells and standardised over the training people, scales and shifts every block, as the time step does.
+    The last layer starts near 0: a fresh network is nearly the paper's.
+    """
+
+    CELLS = (8, 8, 8)
+
+    def __init__(self, time_dim: int, hidden: int = 64) -> None:
+        super().__init__()
+        cells = math.prod(self.CELLS)
+        self.register_buffer("mean", torch.zeros(cells))
+        self.register_buffer("spread", torch.ones(cells))
+        self.layers = nn.Sequential(nn.Linear(cells, hidden), nn.SiLU(), nn.Linear(hidden, time_dim))
+        nn.init.normal_(self.layers[-1].weight, std=1e-3)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def coarse(self, y0: Tensor) -> Tensor:
+        """(B, 1, X, Y, Z) → means over cells (B, cells)."""
+        return F.adaptive_avg_pool3d(y0, self.CELLS).flatten(1)
+
+    def fit(self, y0: Tensor) -> None:
+        """Mean and standard deviation over the training people's MRI (n, 1, X, Y, Z); constant cells are left out."""
+        cells = self.coarse(y0)
+        self.mean.copy_(cells.mean(0))
+        self.spread.copy_(torch.where((spread := cells.std(0)) > 1e-3, spread, torch.inf))
+
+    def forward(self, y0: Tensor) -> Tensor:
+        """(B, 1, X, Y, Z) → (B, time_dim)."""
+        return self.layers(4 * (self.coarse(y0) - self.mean) / self.spread / math.sqrt(len(self.mean)))
+
+
 class UNet(nn.Module):
     """f_θ(x_t, y_0, t, text) → x̂_0.
 
@@ -108,7 +143,8 @@ class UNet(nn.Module):
         widths = [config.width * multiplier for multiplier in config.multipliers]
         time_dim, groups = 4 * config.time_dim, config.norm_groups
         self.time = nn.Sequential(nn.Linear(config.time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
-        self.inlet = nn.Conv3d(2 * fold, widths[0], 3, padding=1)
+        self.global_path = GlobalPath(time_dim) if config.global_path else None
+        self.inlet = nn.Conv3d((4 if config.linear_path else 2) * fold, widths[0], 3, padding=1)
 
         self.down, skips, channels = nn.ModuleList(), [widths[0]], widths[0]
         for level, width in enumerate(widths):
@@ -131,7 +167,7 @@ class UNet(nn.Module):
         self.outlet = nn.Sequential(norm(channels, groups), nn.SiLU(), nn.Conv3d(channels, fold, 3, padding=1))
         nn.init.normal_(self.outlet[-1].weight, std=1e-3)  # starts near 0, so that the first steps do not go to waste
 
-    def forward(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor, maps: Tensor | None = None) -> Tensor:
         """Predict x_0.
 
         Parameters
@@ -140,13 +176,16 @@ class UNet(nn.Module):
         t : Tensor (B,), int
             Step index 0 … T−1.
         context : Tensor (B, tokens, context_dim)
+        maps : Tensor (B, 2, X, Y, Z), optional
+            Where ``linear_path`` is on: see `resdm.linear_path.LinearPath.maps`.
 
         Returns
         -------
         Tensor (B, 1, X, Y, Z)
-            In (−1, 1): the released head is a tanh.
+            In (−1, 1): the released head is a tanh. Where ``linear_path`` is on, what x_0 differs from its estimate by,
+            in standard deviations.
         """
-        x, skips, time = self._encode(x_t, y0, t)
+        x, skips, time = self._encode(x_t, y0, t, maps)
         x = self.middle_out(self.cross_attention(x, context), time)
         for part in self.up:
             if isinstance(part, nn.Conv3d):
@@ -156,21 +195,23 @@ class UNet(nn.Module):
         x = self.outlet(x)
         if self.config.stem == "haar":
             x = inverse_haar(x)[..., : y0.shape[2], : y0.shape[3], : y0.shape[4]]
-        return x.tanh()
+        return x if self.config.linear_path else x.tanh()
 
-    def attention_map(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def attention_map(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor, maps: Tensor | None = None) -> Tensor:
         """Where the text attends: (B, tokens, x, y, z) at the bottleneck's resolution, mean over heads, for figures."""
-        x, _, _ = self._encode(x_t, y0, t)
+        x, _, _ = self._encode(x_t, y0, t, maps)
         weights = self.cross_attention.weights(x, context).mean(1)  # (B, voxels, tokens)
         return weights.transpose(1, 2).unflatten(2, x.shape[2:])
 
-    def _encode(self, x_t: Tensor, y0: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _encode(self, x_t: Tensor, y0: Tensor, t: Tensor, maps: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
         """The way down and the middle's first block: bottleneck features, skips, time embedding."""
-        x = torch.cat([x_t, y0], dim=1)  # (B, 2, X, Y, Z)
+        x = torch.cat([x_t, y0] if maps is None else [x_t, y0, maps], dim=1)  # (B, 2 or 4, X, Y, Z)
         if self.config.stem == "haar":
             pad = [n % 2 for n in x.shape[:1:-1]]  # z, y, x
             x = haar(F.pad(x, [v for p in pad for v in (0, p)]))  # (B, 16, X/2, Y/2, Z/2)
         time = self.time(sinusoidal(t, self.config.time_dim).to(x.dtype))  # (B, 4 time_dim)
+        if self.global_path is not None:
+            time = time + self.global_path(y0)
         skips = [x := self.inlet(x)]
         for part in self.down:
             skips.append(x := part(x) if isinstance(part, nn.Conv3d) else part(x, time))

@@ -109,10 +109,11 @@ class Method(nn.Module):
         """What a picture of the method needs of one person (Figure 1), by name; empty where there is none."""
         return {}
 
-    def prepare(self, seed: int, folder: Path | None = None) -> None:
-        """Work before the first training step that needs no image (a text tower's first lessons). None by default.
+    def prepare(self, seed: int, folder: Path | None = None, train: Dataset | None = None) -> None:
+        """Work before the first step of a training, or before it goes on: what the method finds without gradients.
 
-        ``folder`` may keep what other methods of the profile can start with too.
+        ``folder`` may keep what other methods of the profile can start with too. ``train`` are the training sessions
+        as they are stored, as `resdm.cohort.dataset.CohortDataset` gives them.
         """
 
     def adapt(self, run: TrainingConfig, device: torch.device) -> None:

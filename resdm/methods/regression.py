@@ -24,15 +24,17 @@ class Regression(PriorGuided):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
         """Eq. 7 without diffusion."""
-        x0_hat = self._regress(batch.mri, self.context(batch.prior, generator))
+        prior = self.prior.spoken(batch.prior, generator)
+        x0_hat = self._regress(batch.mri, prior, batch.rows)
         loss, self.scalars = total_loss(x0_hat, batch.pet, batch.present, self.config.lambda_high)
         yield "model", loss
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
         """One deterministic pass; ``generator`` and ``steps`` are not used."""
-        return self._regress(mri, self.context(prior)).clamp(0, 1)
+        return self._regress(mri, prior).clamp(0, 1)
 
-    def _regress(self, mri: Tensor, context: Tensor) -> Tensor:
+    def _regress(self, mri: Tensor, prior: Prior, rows: Tensor | None = None) -> Tensor:
         t = torch.zeros(len(mri), dtype=torch.long, device=mri.device)
-        return self.predict(mri.expand(-1, len(TRACERS), -1, -1, -1), mri, t, context)
+        y0 = mri.expand(-1, len(TRACERS), -1, -1, -1)
+        return self.predict(y0, mri, t, self.context(prior), self.estimate(mri, prior, rows))

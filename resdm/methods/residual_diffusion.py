@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.config import RegressionConfig, ResidualDiffusionConfig
 from resdm.lessons import learn_language
+from resdm.linear_path import LinearPath
 from resdm.losses import total_loss
 from resdm.methods.base import Method
 from resdm.methods.trace import trace
-from resdm.prior import PriorModule, prompts
+from resdm.prior import PriorModule, prompt, prompts
 from resdm.scheduler import ResidualScheduler
 from resdm.unet import UNet
 
@@ -30,16 +32,47 @@ class PriorGuided(Method):
         super().__init__(config, shape)
         self.prior = PriorModule(config.prior)
         self.unet = UNet(config.network, config.prior.dim)
+        features = self.prior.tower.positional_embedding.shape[1]
+        self.linear = LinearPath(shape, features) if config.network.linear_path else None
 
-    def prepare(self, seed: int, folder: Path | None = None) -> None:
-        """Lessons of the text tower, where it has no pretrained weights."""
+    def prepare(self, seed: int, folder: Path | None = None, train: Dataset | None = None) -> None:
+        """Pretrain a text tower without weights of its own; then fit what training images give in closed form."""
         learn_language(self.prior, seed, folder=folder)
+        if train is None or (self.linear is None and self.unet.global_path is None):
+            return
+        people, device = [train[i] for i in range(len(train))], self.prior.project.weight.device
+        volumes = torch.stack([one["volumes"] for one in people]).to(device)  # (n, 3, X, Y, Z)
+        if self.unet.global_path is not None:
+            self.unet.global_path.fit(volumes[:, :1])
+        if self.linear is None:
+            return
+        prior = Prior(tuple(one["age"] for one in people), tuple(one["sex"] for one in people))
+        drop = self.config.prior.dropout
+        unsaid = [(), ("age",), ("sex",), ("age", "sex")] if drop else [()]
+        sentences = [self.sentences(prior.without(*fields)) for fields in unsaid]
+        chances = [drop ** len(fields) * (1 - drop) ** (2 - len(fields)) for fields in unsaid]
+        present = torch.stack([one["present"] for one in people]).to(device)
+        self.linear.fit(volumes[:, 0], volumes[:, 1:], present, torch.stack(sentences), chances, train.index["person"])
 
-    def context(self, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
-        """Text context (2B, tokens, dim), person by person, tracers in order; a ``generator`` turns on dropout."""
-        return self.prior(prompts(self.prior.spoken(prior, generator)))
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """As a stored linear path has them."""
+        if self.linear is not None:
+            self.linear.resize({name.removeprefix("linear."): shape for name, shape in shapes.items()})
 
-    def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def sentences(self, prior: Prior) -> Tensor:
+        """Features (B, width) of what the prompt says of each person, for the linear path."""
+        said = self.prior.spoken(prior)
+        return self.prior.sentences([prompt(TRACERS[0], age, sex) for age, sex in zip(said.age, said.sex, strict=True)])
+
+    def estimate(self, mri: Tensor, prior: Prior, rows: Tensor | None = None) -> Tensor | None:
+        """The linear path's PETs (B, 2, X, Y, Z), or nothing; ``rows`` as in `LinearPath.forward`."""
+        return None if self.linear is None else self.linear(mri, self.sentences(prior), rows)
+
+    def context(self, prior: Prior) -> Tensor:
+        """Text context (2B, tokens, dim), person by person, tracers in order."""
+        return self.prior(prompts(self.prior.spoken(prior)))
+
+    def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor, estimate: Tensor | None = None) -> Tensor:
         """x̂_0 of both tracers in one pass.
 
         Parameters
@@ -48,6 +81,8 @@ class PriorGuided(Method):
         mri : Tensor (B, 1, X, Y, Z)
         t : Tensor (B,), int
         context : Tensor (2B, tokens, dim)
+        estimate : Tensor (B, 2, X, Y, Z), optional
+            From `estimate`, where the network has a linear path.
 
         Returns
         -------
@@ -55,8 +90,10 @@ class PriorGuided(Method):
         """
         n = len(TRACERS)
         volumes = x_t.flatten(0, 1).unsqueeze(1)  # (2B, 1, X, Y, Z)
-        x0_hat = self.unet(volumes, mri.repeat_interleave(n, 0), t.repeat_interleave(n, 0), context)
-        return x0_hat.unflatten(0, (-1, n)).squeeze(2)
+        maps = None if estimate is None else self.linear.maps(mri, estimate).flatten(0, 1)  # (2B, 2, X, Y, Z)
+        x0_hat = self.unet(volumes, mri.repeat_interleave(n, 0), t.repeat_interleave(n, 0), context, maps)
+        x0_hat = x0_hat.unflatten(0, (-1, n)).squeeze(2)
+        return x0_hat if estimate is None else estimate + self.linear.scale * x0_hat
 
 
 class ResidualDiffusion(PriorGuided):
@@ -85,7 +122,9 @@ class ResidualDiffusion(PriorGuided):
             t = t.masked_fill(own(torch.rand(n, **draw)) < self.config.start_share, self.scheduler.steps - 1)
         noise = own(torch.randn((n, *x0.shape[1:]), **draw))
         x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
-        x0_hat = self.predict(x_t, mri, t, self.context(batch.prior, generator))
+        prior = self.prior.spoken(batch.prior, generator)
+        estimate = self.estimate(mri, prior, batch.rows)
+        x0_hat = self.predict(x_t, mri, t, self.context(prior), estimate)
         loss, self.scalars = total_loss(x0_hat, x0, batch.present, self.config.lambda_high)
         yield "model", loss
 
@@ -104,10 +143,10 @@ class ResidualDiffusion(PriorGuided):
 
         Volumes are (B, 2, X, Y, Z); the last x is x_0.
         """
-        context = self.context(prior)
+        context, estimate = self.context(prior), self.estimate(mri, prior)
         x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)
         for t in self.scheduler.set_timesteps(steps or self.config.sampling_steps or self.scheduler.steps):
-            x0_hat = self.predict(x, mri, torch.full((len(mri),), t, device=mri.device), context)
+            x0_hat = self.predict(x, mri, torch.full((len(mri),), t, device=mri.device), context, estimate)
             x = self.scheduler.step(x0_hat, t, x, generator)
             yield t, x0_hat, x
 

@@ -47,8 +47,10 @@ def trace(method: ResidualDiffusion, batch: Batch, generator: torch.Generator) -
         path.append((0, x))
     path = [path[i] for i in _spread(len(path))]
     last = torch.full((len(TRACERS),), scheduler.steps - 1, device=mri.device)
+    estimate = method.estimate(mri, batch.prior)
+    maps = None if estimate is None else method.linear.maps(mri, estimate)[0]
     attention = method.unet.attention_map(
-        x_start.transpose(0, 1), mri.repeat_interleave(len(TRACERS), 0), last, method.context(batch.prior)
+        x_start.transpose(0, 1), mri.repeat_interleave(len(TRACERS), 0), last, method.context(batch.prior), maps
     )  # (2, tokens, x, y, z)
     texts = prompts(method.prior.spoken(batch.prior))
     return {

@@ -1,0 +1,108 @@
+"""The closed-form linear path and the global path: values against brute force, storage, and what training sees."""
+
+import pytest
+import torch
+
+from resdm.linear_path import PENALTIES, LinearPath
+from resdm.unet import GlobalPath
+
+N, SHAPE = 24, (4, 5, 3)
+
+
+@pytest.fixture
+def cohort():
+    """Linear images: PET = sex and age of the sentence + a map of the MRI; the second tracer of some is missing."""
+    draw = torch.Generator().manual_seed(3)
+    mri = torch.rand((N, *SHAPE), generator=draw)
+    mri[:, 0] = 0  # outside the brain
+    sentences = torch.randn((1, N, 6), generator=draw)
+    sentences = torch.cat([sentences, sentences * torch.tensor([0.0, 1, 1, 1, 1, 1])])  # the second leaves a part out
+    weights = torch.randn((2, mri[0].numel(), mri[0].numel()), generator=draw) / 40
+    pet = torch.einsum("nv, cvw -> ncw", mri.flatten(1), weights).unflatten(2, SHAPE) + 0.5
+    pet = pet + 0.1 * sentences[0, :, :1, None, None, None] + 0.01 * torch.randn(pet.shape, generator=draw)
+    pet[:, :, 0] = 0
+    present = torch.ones((N, 2), dtype=torch.bool)
+    present[:5, 1] = False
+    pet[:5, 1] = 0
+    people = [f"sub-{i // 2}" if i < 8 else f"sub-{i}" for i in range(N)]  # four people with two sessions
+    return mri, pet, present, sentences, (0.9, 0.1), people
+
+
+@pytest.fixture
+def fitted(cohort):
+    path = LinearPath(SHAPE, 6)
+    path.fit(*cohort)
+    return path
+
+
+def test_estimates_of_training_sessions_are_those_of_a_fit_without_the_person(cohort, fitted):
+    mri, pet, present, sentences, chances, people = cohort
+    for channel in range(2):
+        has = [i for i in range(N) if present[i, channel]]
+        design = fitted.design(sentences.flatten(0, 1)).double().unflatten(0, (2, N))[:, has]
+        x, y = (volumes[has][:, fitted.voxels].double() for volumes in (mri, pet[:, channel]))
+        normal = sum(c * d.T @ d for c, d in zip(chances, design, strict=True))
+        side = sum(c * d for c, d in zip(chances, design, strict=True)).T
+        of_mri, of_pet = (torch.linalg.pinv(normal) @ side @ values for values in (x, y))
+        rest, aim = x - design[0] @ of_mri, y - design[0] @ of_pet
+
+        def without(penalty, rest=rest, aim=aim, has=has):
+            level = penalty * (rest @ rest.T).trace() / len(has)
+            out = torch.empty_like(aim)
+            for row, i in enumerate(has):
+                others = [k for k, j in enumerate(has) if people[j] != people[i]]
+                gram = rest[others] @ rest[others].T + level * torch.eye(len(others)).double()
+                out[row] = rest[row] @ rest[others].T @ torch.linalg.solve(gram, aim[others])
+            return out
+
+        best = min((without(p) for p in PENALTIES), key=lambda guess: float((guess - aim).square().mean()))
+        expected = (design[0] @ of_pet + best).float()
+        found = fitted(mri[has, None], sentences[0, has], torch.tensor(has))[:, channel][:, fitted.voxels]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_map_finds_what_is_linear_and_outside_the_brain_nothing(cohort, fitted):
+    mri, pet, _, sentences, *_ = cohort
+    estimate = fitted(mri[:, None], sentences[0])
+    assert estimate[:, :, 0].abs().max() == 0
+    spread = pet[:, 0].var(0).mean()
+    assert (estimate[:, 0] - pet[:, 0]).square().mean() < 0.2 * spread
+
+
+def test_a_training_person_is_not_told_what_it_was_fitted_on(cohort, fitted):
+    mri, pet, _, sentences, *_ = cohort
+    told = fitted(mri[:, None], sentences[0])[:, 0]
+    left_out = fitted(mri[:, None], sentences[0], torch.arange(N))[:, 0]
+    assert (told - pet[:, 0]).square().mean() < (left_out - pet[:, 0]).square().mean()
+
+
+def test_maps_are_in_standard_deviations(cohort, fitted):
+    mri, _, _, sentences, *_ = cohort
+    maps = fitted.maps(mri[:, None], fitted(mri[:, None], sentences[0]))
+    assert maps.shape == (N, 2, 2, *SHAPE)
+    inside = maps[:, 0, 0][:, fitted.voxels]
+    torch.testing.assert_close(inside.std(0), torch.ones(inside.shape[1]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(inside.mean(0), torch.zeros(inside.shape[1]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_stored_path_gives_the_same_values(cohort, fitted):
+    mri, _, _, sentences, *_ = cohort
+    again = LinearPath(SHAPE, 6)
+    again.resize({name: tuple(value.shape) for name, value in fitted.state_dict().items()})
+    again.load_state_dict(fitted.state_dict())
+    assert torch.equal(again(mri[:, None], sentences[0]), fitted(mri[:, None], sentences[0]))
+
+
+def test_the_global_path_starts_near_zero_and_takes_deviations_alone():
+    path, draw = GlobalPath(16), torch.Generator().manual_seed(0)
+    mri = torch.rand((6, 1, 16, 16, 16), generator=draw)
+    mri[:, :, :8] = 0.25  # the same in everyone
+    path.fit(mri)
+    assert path(mri).abs().max() < 0.05
+    torch.nn.init.normal_(path.layers[-1].weight)
+    before = path(mri)
+    mri[:, :, :8] = 0.75
+    assert torch.equal(path(mri), before)  # cells that are constant over training people say nothing
+    mri[0, :, 8:] += 0.1
+    assert not torch.equal(path(mri)[0], before[0])
+    assert torch.equal(path(mri)[1:], before[1:])
