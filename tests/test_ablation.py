@@ -134,7 +134,8 @@ def make_status(sources, folds=2) -> pd.DataFrame:
                 label = number % 2
                 right = who not in wrong.get((source, fold), ())
                 row = {"fold": fold, "source": source, "person": who[0], "session": who, "tracer": "amyloid"}
-                rows.append(row | {"label": label, "score": 0.3 + 0.1 * (label == right), "threshold": 0.4})
+                row |= {"target": "label", "label": label, "threshold": 0.4}
+                rows.append(row | {"score": 0.3 + 0.1 * (label == right)})
     return pd.DataFrame(rows)
 
 

@@ -27,7 +27,7 @@ from resdm.leakage import check_leakage
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
 """Methods of the paper's Table 2, in its order."""
 
-CONTROLS = ("regression", "template")
+CONTROLS = ("regression", "linear", "demographics", "template", "ceiling")
 """Rows that the paper does not show: the same network as plain L2 regression, and the training people's mean PET."""
 
 REFERENCE_METHOD = "ResDM"
