@@ -261,8 +261,9 @@ rule figure1:
 
 # ── what evaluators fitted on real PET see ────────────────────────────────────────────────────────
 
-EVALUATORS = package("config", "anatomy", "io", "leakage", "evaluation/networks", "evaluation/fitting", "evaluation/downstream")
-READINGS = package("evaluation/effects", "evaluation/resampling", "evaluation/statistics", "report/figures")
+READINGS = package("evaluation/effects", "evaluation/resampling", "evaluation/statistics")
+EVALUATORS = READINGS + package("config", "anatomy", "io", "leakage", "evaluation/image_quality", "evaluation/suvr")
+EVALUATORS += package("evaluation/planted", "evaluation/networks", "evaluation/fitting", "evaluation/downstream")
 
 
 # Beside the trainings: they need no synthetic PET. Their files are not declared: a second run takes what is there.
@@ -287,7 +288,7 @@ rule table4:
         CEILING,
         "data_manifests/paper/table4.csv",
         notebook="notebooks/06_table4_diagnosis.ipynb",
-        modules=EVALUATORS + READINGS + package("report/tables", "report/diagnosis", "report/provenance"),
+        modules=EVALUATORS + package("report/tables", "report/diagnosis", "report/figures", "report/provenance"),
     output:
         multiext(f"{FIGURES}/table4", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/table4_roc", ".svg", ".png"),
@@ -299,7 +300,7 @@ rule table4:
         PAPERMILL
 
 
-CONDITIONED = EVALUATORS + READINGS + package("report/conditioning", "report/provenance")
+CONDITIONED = EVALUATORS + package("report/conditioning", "report/figures", "report/provenance")
 PROMPTED = expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=["factual", *CONDITIONS])
 
 rule figure4:
@@ -355,11 +356,14 @@ rule table3:
 rule planted:
     input:
         CEILING,
-        f"{WORK}/predictions/ResDM/factual/scores.csv",
+        expand(
+            f"{WORK}/predictions/{{method}}/factual/scores.csv",
+            method=[name for name in METHODS if name.partition("@")[0] in ("ResDM", "linear")],
+        ),
         notebook="notebooks/11_planted_effects.ipynb",
         modules=TABLES
         + package("cohort/phantom", "cohort/planted", "evaluation/suvr", "evaluation/planted", "report/planted")
-        + package("report/figures", "report/provenance"),
+        + package("report/ablation", "report/figures", "report/provenance"),
     output:
         multiext(f"{FIGURES}/planted", ".csv", ".md", ".tex", ".svg", ".png"),
     log:

@@ -887,7 +887,7 @@ def _check(config: Config, file: str) -> None:
             method.batch_size is None or method.batch_size >= 1,
             f"methods.{name}.batch_size is {method.batch_size}; expected at least 1",
         )
-        taken = ("template", "ceiling", "real", "mri", "age_sex", "")  # other sources in the tables
+        taken = ("template", "ceiling", "posterior", "real", "mri", "age_sex", "majority", "")  # other table sources
         demand("/" not in name and name not in taken, f"methods: {name!r} cannot be a method's name")
         demand(method.seed is None or method.seed >= 0, f"methods.{name}.seed is {method.seed}; expected 0 or more")
         base, mark, _ = name.partition("@")

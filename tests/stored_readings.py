@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from resdm.config import TRACERS, Config
+from resdm.evaluation.effects import COLUMNS
 from resdm.io import write_csv
 
 SHIFT = -0.8
@@ -31,25 +32,26 @@ def _probability(logit: np.ndarray) -> np.ndarray:
 
 
 def make_status(
-    sources: dict[str, float], people: int = 40, folds: int = 5, seed: int = 0
+    sources: dict[str, float], people: int = 40, folds: int = 5, seed: int = 0, target: str = "label"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``status.csv`` and ``status_folds.csv``: a source's number is the distance of the classes in deviations."""
-    rng, who, rows, trained = np.random.default_rng(seed), sessions(people, seed), [], []
+    rng, who, rows, trained = np.random.default_rng([seed, 1]), sessions(people, seed), [], []  # not those of the ages
     for tracer in TRACERS:
         status = (rng.uniform(size=people) < 0.55).astype(int)[who["person"].str[-4:].astype(int)]
         for source, apart in sources.items():
             shown = rng.normal(size=len(who)) + apart * (status - 0.5)
             for fold in range(folds):
                 score = _probability(1.5 * shown + 0.5 * rng.normal(size=len(who))) if apart else np.full(len(who), 0.4)
-                part = who[["person", "session"]].assign(fold=fold, source=source, tracer=tracer, label=status)
+                part = who[["person", "session", "age"]].assign(fold=fold, source=source, tracer=tracer, label=status)
+                part = part.assign(target=target, sex=np.where(who["male"] == 1, "M", "F"))
                 rows.append(part.assign(score=score, threshold=0.45 + 0.02 * fold))
                 if source in ("real", "mri", "age_sex"):
-                    held = {"fold": fold, "source": source, "tracer": tracer, "n_train": 120, "n_held_out": 30}
+                    held = {"fold": fold, "target": target, "source": source, "tracer": tracer}
+                    held |= {"n_train": 120, "n_held_out": 30}
                     trained.append(
                         held | {"held_out_auc": 0.9 - 0.01 * fold, "held_out_p": 0.001, "threshold": 0.45 + 0.02 * fold}
                     )
-    columns = ["fold", "source", "person", "session", "tracer", "label", "score", "threshold"]
-    return pd.concat(rows, ignore_index=True)[columns], pd.DataFrame(trained)
+    return pd.concat(rows, ignore_index=True)[list(COLUMNS["status"])], pd.DataFrame(trained)
 
 
 def make_sex(effect: float, people: int = 40, method: str = "ResDM", seed: int = 0) -> pd.DataFrame:

@@ -155,7 +155,8 @@ def make_status(sources, folds=2) -> pd.DataFrame:
                 label = number % 2
                 right = who not in wrong.get((source, fold), ())
                 row = {"fold": fold, "source": source, "person": who[0], "session": who, "tracer": "amyloid"}
-                rows.append(row | {"label": label, "score": 0.3 + 0.1 * (label == right), "threshold": 0.4})
+                row |= {"target": "label", "label": label, "threshold": 0.4}
+                rows.append(row | {"score": 0.3 + 0.1 * (label == right)})
     return pd.DataFrame(rows)
 
 
@@ -166,7 +167,7 @@ def test_accuracy_by_hand(single, tmp_path):
     assert status_accuracy(status, ["ResDM"]).loc[0, "a"] == 50.0  # one of two sessions
 
     path = single.work / "evaluation" / "status.csv"
-    write_csv(path, status)
+    write_csv(path, pd.concat([status, status.assign(target="planted", score=0.0)]))  # the paper's status is the label
     try:
         table = table3(single)
     finally:

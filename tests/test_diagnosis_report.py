@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
 
-from resdm.evaluation.effects import age_effects, age_summary, sex_effects, sex_summary, status_summary, witnessed
+from resdm.evaluation.effects import age_effects, age_summary, sex_effects, sex_summary, status_summary, without_chance
 from resdm.report.conditioning import PROMPT_COLOURS, figure4, figure5
 from resdm.report.diagnosis import table4, table4_roc, table4_sources
 from resdm.report.figures import save_figure
@@ -22,21 +22,29 @@ from resdm.report.provenance import provenance
 from resdm.report.tables import number, read_paper, save_table
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
-SOURCES = {"mri": 1.2, "ResDM": 2.0, "ResDM-seed1": 2.0, "real": 4.0, "template": 0.0, "DDPM": 1.4, "age_sex": 0.5}
-ROWS = ["DDPM", "ResDM", "real", "template", "mri", "age_sex"]
+SOURCES = {"mri": 1.2, "ResDM": 2.0, "ResDM@seed1": 2.0, "real": 4.0, "template": 0.0, "DDPM": 1.4, "age_sex": 0.5}
+SOURCES |= {"linear": 1.6, "Base": 1.0, "majority": 0.0, "ceiling": 3.0}
+ROWS = ["DDPM", "ResDM", "real", "Base", "linear", "template", "ceiling", "mri", "age_sex", "majority"]
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     config = make_config(tmp_path_factory.mktemp("readings"))
-    status, folds = make_status(SOURCES)
+    status, folds = readings()
     store_readings(config, status=status, status_folds=folds)
     return config
 
 
+@functools.cache
+def readings() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both targets; of the planted one the ceiling's own posterior too."""
+    parts = [make_status(SOURCES), make_status(SOURCES | {"posterior": 3.0}, seed=1, target="planted")]
+    return tuple(map(pd.concat, zip(*parts, strict=True)))
+
+
 @pytest.fixture(scope="module")
 def status():
-    return make_status(SOURCES)[0]
+    return readings()[0]
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +59,32 @@ def cells(block, row: str) -> dict[tuple[str, str], tuple[str, ...]]:
 
 class TestTable4:
     def test_rows_are_the_papers_then_the_controls(self, status, fourth):
-        assert table4_sources(status, read_paper(4)) == ROWS  # and no other seed
-        assert list(dict.fromkeys(fourth.frame["source"])) == ROWS
-        names = ["DDPM", "ResDM", "Real PET", "Mean template", "MRI alone", "Age and sex alone"]
-        assert [row[0] for row in fourth.blocks[0].rows] == names
-        assert not fourth.frame.duplicated(["source", "tracer", "metric"]).any()
-        assert len(fourth.frame) == 6 * 2 * 5
+        planted = [*ROWS[:7], "posterior", *ROWS[7:]]
+        assert table4_sources(status, read_paper(4)) == planted  # and trainings are one row
+        rows = fourth.frame.groupby("target", sort=False)["source"].unique()
+        assert {target: list(sources) for target, sources in rows.items()} == {"planted": planted, "label": ROWS}
+        names = ["DDPM", "ResDM", "Real PET", "Base", "linear", "Mean template", "Ceiling", "MRI alone"]
+        assert [row[0] for row in fourth.blocks[2].rows] == [
+            *names, "Age and sex alone", "Always the more frequent class",
+        ]  # fmt: skip
+        assert [block.title.split(":")[0] for block in fourth.blocks] == [
+            *["Planted status"] * 2, *["Cut-off label"] * 2, "Planted status", "Cut-off label",
+        ]  # fmt: skip
+        assert not fourth.frame.duplicated(["source", "target", "tracer", "metric"]).any()
+        assert len(fourth.frame) == (10 + 11) * 2 * 6
+        trained = fourth.frame.groupby("source")["trainings"].unique()
+        assert trained["ResDM"].tolist() == [2]
+        assert trained["DDPM"].tolist() == [1]
+        assert "Trainings averaged: ResDM 2;" in fourth.markdown()
+
+    def test_a_cell_is_one_line(self, fourth):
+        assert all(isinstance(cell, str) for block in fourth.blocks for row in block.rows for cell in row)
 
     def test_values_are_of_the_readings_in_percent(self, config, status, fourth):
-        expected = status_summary(status, ROWS, seed=config.seed)
+        sources = table4_sources(status, read_paper(4))
+        expected = status_summary(status, sources, ["mri", "linear", "ResDM"], seed=config.seed)
         scale = np.where(expected["metric"] == "brier", 1, 100)
-        for column in ("mean", "std", "ci_low", "ci_high"):
+        for column in ("mean", "std", "ci_low", "ci_high", "over_mri", "over_linear_low", "over_ResDM_high"):
             found = fourth.frame[column].to_numpy()
             assert found == pytest.approx(expected[column].to_numpy() * scale, nan_ok=True)
         assert (fourth.frame["unit"] == np.where(expected["metric"] == "brier", "", "%")).all()
@@ -70,37 +93,43 @@ class TestTable4:
         printed = read_paper(4).set_index(["method", "status", "metric"])
         frame = fourth.frame
         has = frame["source"].isin(["DDPM", "ResDM", "real"]) & frame["metric"].isin(["auc", "acc", "f1"])
+        has &= frame["target"] == "label"
         assert (frame["paper"].notna() == has).all()
         for row in frame[has].to_dict("records"):
             values = printed.loc[(row["source"], row["tracer"], row["metric"])]
             assert (row["paper"], row["paper_std"]) == (values["mean"], values["std"])
 
     def test_print(self, fourth):
-        rows = fourth.frame.set_index(["source", "tracer", "metric"])
-        row = rows.loc[("ResDM", "tau", "f1")]
-        cell = cells(fourth.blocks[0], "ResDM")["tau status", "F1 (%) ↑"]
-        assert cell == (
-            f"{number(row['mean'], 2)} ± {number(row['std'], 2)}",
-            f"[{number(row['ci_low'], 2)}, {number(row['ci_high'], 2)}]",
-            "paper 76.67 ± 6.00",
+        rows = fourth.frame.set_index(["target", "source", "tracer", "metric"]).sort_index()
+        row = rows.loc[("label", "ResDM", "tau", "f1")]
+        shown = cells(fourth.blocks[2], "ResDM")
+        assert shown["tau status", "F1 (%) ↑"] == (
+            f"{number(row['mean'], 2)} ± {number(row['std'], 2)} "
+            f"[{number(row['ci_low'], 1)}, {number(row['ci_high'], 1)}]"
         )
-        row = rows.loc[("ResDM", "amyloid", "auc_mean_score")]
-        gain = cells(fourth.blocks[1], "ResDM")["Aβ status", "minus MRI alone"]
-        assert gain == (
-            number(row["over_mri"], 1), f"[{number(row['over_mri_low'], 1)}, {number(row['over_mri_high'], 1)}]"
-        )  # fmt: skip
-        assert cells(fourth.blocks[1], "ResDM")["Aβ status", "minus ResDM"] == ("–",)
-        held_out = cells(fourth.blocks[2], "Real PET")
+        assert shown["tau status", "paper F1"] == "76.67 ± 6.00"
+        assert not [label for _, label in fourth.blocks[0].columns if "paper" in label], "the paper has a label only"
+        row = rows.loc[("planted", "ResDM", "amyloid", "auc_mean_score")]
+        shown = cells(fourth.blocks[1], "ResDM")
+        for base, name in (("mri", "MRI alone"), ("linear", "linear")):
+            value, low, high = (number(row[f"over_{base}{end}"], 1) for end in ("", "_low", "_high"))
+            assert shown["Aβ status", f"AUC minus {name}"] == f"{value} [{low}, {high}]"
+        assert shown["Aβ status", "AUC minus ResDM"] == "–"
+        row = rows.loc[("planted", "ResDM", "amyloid", "auc_adjusted")]
+        value, low, high = (number(row[key], 1) for key in ("mean", "ci_low", "ci_high"))
+        assert shown["Aβ status", "AUC at equal age and sex (%) ↑"] == f"{value} [{low}, {high}]"
+        held_out = cells(fourth.blocks[5], "Real PET")
         assert held_out["tau status", "AUC (%) ↑"] == "88.00 ± 1.58"  # 86 … 90
         assert held_out["tau status", "sessions"] == "120"
 
     def test_best_is_bold_and_real_pet_is_no_rival(self, fourth):
         block = fourth.blocks[0]
-        real = [row[0] for row in block.rows].index("Real PET")
-        assert not {i for i, _ in block.best} & {real}
+        bounds = [i for i, row in enumerate(block.rows) if row[0] in ("Real PET", "Ceiling", "Ceiling's posterior")]
+        assert len(bounds) == 3
+        assert not {i for i, _ in block.best} & set(bounds)
         for j in range(1, len(block.columns)):
-            means = [float(row[j][0].split(" ±")[0]) for row in block.rows]
-            means[real] = -1
+            means = np.array([float(row[j].split(" ±")[0]) for row in block.rows])
+            means[bounds] = -1
             assert (int(np.argmax(means)), j) in block.best
 
     def test_markdown_latex_and_bytes(self, config, fourth, tmp_path):
@@ -120,8 +149,10 @@ class TestTable4:
         status, folds = make_status({"real": 3.0, "DDPM": 1.0})
         store_readings(config, status=status, status_folds=folds)
         table = table4(config)
-        assert table.frame[["over_mri", "over_resdm"]].isna().all(axis=None)
-        assert cells(table.blocks[1], "DDPM")["tau status", "minus MRI alone"] == ("–",)
+        assert table.frame[["over_mri", "over_linear", "over_ResDM"]].isna().all(axis=None)
+        assert not [label for _, label in table.blocks[1].columns if "minus" in label]
+        assert set(table.frame["target"]) == {"label"}
+        assert "One training a row" in table.markdown()
 
 
 # ── figures ───────────────────────────────────────────────────────────────────────────────────────
@@ -137,8 +168,8 @@ def texts(figure) -> list[str]:
 
 @functools.cache
 def roc_frames():
-    status = make_status(SOURCES)[0]
-    frame = status_summary(status, ROWS, seed=0)
+    status = readings()[0]
+    frame = status_summary(status, table4_sources(status, read_paper(4)), seed=0)
     frame.loc[frame["metric"] != "brier", ["mean", "ci_low", "ci_high"]] *= 100
     return status, frame
 
@@ -218,7 +249,7 @@ def test_figure4_draws_its_numbers():
     assert psnr.lines[1].get_ydata()[0] == pytest.approx(-change["estimate"])
     (segment,) = psnr.collections[1].get_segments()
     assert sorted(segment[:, 1]) == pytest.approx([-change["high"], -change["low"]])
-    told = witnessed(effects, pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.5, 0.001]}))
+    told = without_chance(effects, pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.5, 0.001]}))
     titles = [axes.get_title(loc="left") for axes in figure4(summary, told).axes]
     assert [title.partition(":")[0] for title in titles if "by a classifier at chance" in title] == ["Aβ-PET"]
 

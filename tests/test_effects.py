@@ -24,11 +24,11 @@ from resdm.evaluation.effects import (
     sex_effects,
     sex_order,
     sex_summary,
-    status_gains,
     status_reliability,
     status_summary,
     sweep_slopes,
-    witnessed,
+    trainings,
+    without_chance,
 )
 from resdm.evaluation.resampling import person_weights
 
@@ -42,7 +42,7 @@ def status():
 
 @pytest.fixture(scope="module")
 def summary(status):
-    return status_summary(status, SOURCES, seed=0).set_index(["source", "tracer", "metric"])
+    return status_summary(status, SOURCES, ("mri", "age_sex"), seed=0).set_index(["source", "tracer", "metric"])
 
 
 class TestStatus:
@@ -62,6 +62,22 @@ class TestStatus:
         people = part.groupby(["person", "session"])[["label", "score"]].mean().reset_index()
         area = metrics.roc_auc_score(people["label"], people["score"], sample_weight=person_weights(people["person"]))
         assert summary.loc[("ResDM", "tau", "auc_mean_score"), "mean"] == pytest.approx(area)
+        error = metrics.brier_score_loss(
+            people["label"], people["score"], sample_weight=person_weights(people["person"])
+        )
+        assert summary.loc[("ResDM", "tau", "brier"), "mean"] == pytest.approx(error)
+
+    def test_at_equal_age_and_sex(self, status):
+        """A score that is age and sex alone tells a status that follows them, and nothing at equal age and sex."""
+        part = status[status["source"] == "ResDM"]
+        known = part["age"] + 6 * (part["sex"] == "M")
+        people = part["person"].unique()
+        noise = part["person"].map(pd.Series(np.random.default_rng(0).normal(0, 5, len(people)), people))
+        part = part.assign(score=1 / (1 + np.exp(0.2 * (75 - known))), label=(known + noise > 78).astype(int))
+        rows = status_summary(part, ["ResDM"], seed=0).set_index(["tracer", "metric"])
+        assert rows.loc[("tau", "auc_mean_score"), "ci_low"] > 0.6
+        adjusted = rows.loc[("tau", "auc_adjusted"), ["mean", "ci_low", "ci_high"]]
+        assert adjusted.tolist() == pytest.approx([0.5] * 3, abs=0.1)
 
     def test_people_are_counted_not_scans(self, status, summary):
         row = summary.loc[("real", "amyloid", "auc")]
@@ -73,18 +89,42 @@ class TestStatus:
         row = summary.loc[("template", "tau", "auc")]
         assert row[["mean", "std", "ci_low", "ci_high"]].tolist() == [0.5, 0, 0.5, 0.5]
 
-    def test_gains_are_paired(self, status):
-        gains = status_gains(status, SOURCES, "mri", seed=0).set_index(["source", "tracer"])
-        assert set(gains.index.get_level_values("source")) == set(SOURCES) - {"mri"}
-        assert gains.loc[("real", "tau"), "low"] > 0
-        assert gains.loc[("template", "tau"), "high"] < 0
-        areas = status_summary(status, SOURCES, seed=0).set_index(["source", "tracer", "metric"])["mean"]
-        expected = areas["ResDM", "tau", "auc_mean_score"] - areas["mri", "tau", "auc_mean_score"]
-        assert gains.loc[("ResDM", "tau"), "gain"] == pytest.approx(expected)
+    def test_gains_are_paired(self, status, summary):
+        gains = summary.xs("auc_mean_score", level="metric")
+        assert gains["over_mri"].isna().groupby("source").all().pipe(lambda g: set(g[g].index)) == {"mri"}
+        assert gains.loc[("real", "tau"), "over_mri_low"] > 0
+        assert gains.loc[("template", "tau"), "over_mri_high"] < 0
+        expected = gains.loc[("ResDM", "tau"), "mean"] - gains.loc[("mri", "tau"), "mean"]
+        assert gains.loc[("ResDM", "tau"), "over_mri"] == pytest.approx(expected)
+        assert gains["over_age_sex"].isna().all(), "it was not read"
         copy = status[status["source"] == "mri"].assign(source="copy")
-        same = status_gains(pd.concat([status, copy]), ["copy"], "mri", seed=0)
-        assert (same[["gain", "low", "high"]] == 0).all(axis=None)
-        assert status_gains(status, SOURCES, "age_sex", seed=0).empty
+        same = status_summary(pd.concat([status, copy]), ["copy"], ["mri"], seed=0)
+        assert (same[["over_mri", "over_mri_low", "over_mri_high"]] == 0).all(axis=None)
+
+    def test_trainings_are_one_row_whose_interval_holds_them_too(self, status):
+        """The mean of the metrics of each training, not the metric of an ensemble."""
+        parts = [status[status["source"] == name] for name in ("ResDM", "DDPM", "mri")]
+        names = ("X", "X@seed1", "X@seed2")
+        repeated = pd.concat([p.assign(source=name) for p, name in zip(parts, names, strict=True)])
+        assert trainings([*names, "Y"]) == {"X": list(names), "Y": ["Y"]}
+        one = status_summary(repeated, ["X"], seed=0).set_index(["tracer", "metric"])
+        own = [status_summary(p, [p["source"].iloc[0]], seed=0).set_index(["tracer", "metric"]) for p in parts]
+        np.testing.assert_allclose(one["mean"], np.mean([rows["mean"] for rows in own], axis=0))
+        assert (one["trainings"] == 3).all()
+        row = one.loc[("tau", "auc_mean_score")]
+        means = [rows.loc[("tau", "auc_mean_score"), "mean"] for rows in own]
+        between = 1.96 * np.std(means, ddof=1) / np.sqrt(3)
+        assert row["ci_high"] - row["ci_low"] > 1.5 * between
+        copies = pd.concat([parts[0].assign(source=name) for name in names])  # no spread between trainings
+        same = status_summary(copies, ["X"], seed=0).set_index(["tracer", "metric"])
+        columns = ["mean", "std", "ci_low", "ci_high"]
+        np.testing.assert_allclose(same[columns].to_numpy(), own[0][columns].to_numpy())
+
+    def test_targets_stand_apart(self, status):
+        both = pd.concat([status, status.assign(target="planted", label=1 - status["label"])])
+        rows = status_summary(both, SOURCES, seed=0).set_index(["target", "source", "tracer", "metric"])["mean"]
+        assert list(dict.fromkeys(rows.index.get_level_values("target"))) == ["planted", "label"]
+        assert rows["planted", "real", "tau", "auc"] == pytest.approx(1 - rows["label", "real", "tau", "auc"])
 
     def test_reliability_counts_everyone(self, status):
         bins = status_reliability(status, ["real", "template"])
@@ -146,9 +186,9 @@ class TestSex:
         assert (order["p_holm"] < 0.001).all()
         assert order["claim"].tolist() == ["right > none", "none > wrong", "right > wrong"] * 2
 
-    def test_an_evaluator_that_knows_nothing_is_no_witness(self):
+    def test_an_evaluator_at_chance_gives_no_interval(self):
         effects = sex_effects(make_sex(1.0), make_scores({"no_sex": 0.3, "wrong_sex": 0.6}), "ResDM", seed=0)
-        left = witnessed(effects, pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.3, 0.001]}))
+        left = without_chance(effects, pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.3, 0.001]}))
         gone = (left["tracer"] == "amyloid") & ~left["name"].str.startswith("psnr")
         assert gone.sum() == 12
         assert left.loc[gone, ["low", "high", "covers_zero"]].isna().all(axis=None)

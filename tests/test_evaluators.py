@@ -15,7 +15,7 @@ from stored_cohort import GRID, LABELS, RANGES, make_config, save
 from torch import nn
 
 from resdm.anatomy import SUMMARY, mni_map, regions
-from resdm.config import TRACERS, BrainAgeConfig, EvaluationConfig, EvaluatorConfig, RegressionConfig
+from resdm.config import TRACERS, BrainAgeConfig, CohortConfig, EvaluationConfig, EvaluatorConfig, RegressionConfig
 from resdm.evaluation import downstream, fitting, networks
 from resdm.evaluation.downstream import (
     LeakageError,
@@ -27,6 +27,7 @@ from resdm.evaluation.downstream import (
     fit_evaluators,
     labelled,
 )
+from resdm.evaluation.effects import COLUMNS
 from resdm.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
 from resdm.evaluation.image_quality import read_index, synthetic_path
 from resdm.evaluation.networks import BrainAge, DSNet, spatial_cosine
@@ -138,17 +139,36 @@ def test_shifts_move_each_volume_by_itself_and_bring_in_zeros():
 
 def test_brain_age_loses_its_mean_error_only():
     ages = np.array([60.0, 70.0, 80.0])
-    one = regressor(lambda x: x, 5, ages, np.array([66.0, 72.0, 78.0]))
+    one = regressor(lambda x: x, 5, np.arange(3), ages, np.array([66.0, 72.0, 78.0]))
     assert (one.offset, one.quality, one.n_held_out) == (pytest.approx(2.0), pytest.approx(1.0), 3)
     assert one.answer(np.array([66.0, 78.0])).tolist() == pytest.approx([64.0, 76.0])
-    assert regressor(lambda x: x, 5, ages, np.full(3, 70.0)).p == 1.0
+    assert regressor(lambda x: x, 5, np.arange(3), ages, np.full(3, 70.0)).p == 1.0
 
 
 def test_how_sure_it_is_that_an_evaluator_knows_anything():
     labels = np.repeat([0, 1], 4)
-    sure = classifier(lambda x: x, 5, labels, np.arange(8.0))
+    sure = classifier(lambda x: x, 5, np.arange(8), labels, np.arange(8.0))
     assert (sure.quality, sure.p) == (1.0, pytest.approx(1 / 70))  # one of 8! / (4! 4!) orders
-    assert classifier(lambda x: x, 5, labels, np.arange(8.0)[::-1]).p == 1.0
+    assert classifier(lambda x: x, 5, np.arange(8), labels, np.arange(8.0)[::-1]).p == 1.0
+
+
+def test_visits_do_not_make_an_evaluator_surer():
+    """Three equal visits of everyone: as sure as one visit, where sessions as units would be surer."""
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], 10)
+    scores, who = labels + 0.8 * rng.normal(size=20), np.arange(20)
+    for judge, truth in ((classifier, labels), (regressor, 70.0 + 5 * labels + rng.normal(size=20))):
+        once = judge(lambda x: x, 5, who, truth, scores)
+        thrice = judge(lambda x: x, 5, np.repeat(who, 3), np.repeat(truth, 3), np.repeat(scores, 3))
+        sessions = judge(lambda x: x, 5, np.arange(60), np.repeat(truth, 3), np.repeat(scores, 3))
+        assert (thrice.quality, thrice.p) == (pytest.approx(once.quality), pytest.approx(once.p))
+        assert sessions.p < once.p / 2
+        assert (once.n_held_out, thrice.n_held_out) == (20, 60)
+
+
+def test_a_status_that_changed_between_visits_counts_in_both_classes():
+    people, labels = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 0, 0, 1, 1])
+    one = classifier(lambda x: x, 5, people, labels, np.array([0.1, 0.8, 0.2, 0.4, 0.1, 0.3]))
+    assert one.quality == pytest.approx(3 / 4)  # 0.1 and 0.3 against 0.8 and 0.2
 
 
 def test_both_networks_learn(generator):
@@ -175,7 +195,8 @@ CONDITIONS = {"factual": lambda age, sex: (age, sex), "no_sex": lambda age, sex:
 def make_people(root, train=14, test=4):
     """People of whom every third has two visits; a strong load where the status is 1; status or scan missing at times.
 
-    One validation person stands between; the method `copy` has predictions equal to the real PET, `late` has none.
+    What is planted is something else. One validation person stands between; the method `copy` and the `ceiling` have
+    predictions equal to the real PET, `late` has none.
     """
     config = make_config(
         root,
@@ -188,12 +209,14 @@ def make_people(root, train=14, test=4):
         methods={"copy": RegressionConfig(), "late": RegressionConfig()},
     )
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=1))
-    brain, masks, rng, rows = mni_map("brain", GRID), regions(GRID), np.random.default_rng(0), []
+    brain, masks, rng, rows, truth = mni_map("brain", GRID), regions(GRID), np.random.default_rng(0), [], []
     for i in range(train + test + 1):
         split = "train" if i < train else "validation" if i == train else "test"
         for visit in range(2 if i % 3 == 0 else 1):
             who, session, status = f"sub-{i:04d}", f"ses-M{12 * visit:03d}", float(i % 2)
             row = {"person": who, "session": session, "split": split, "age": 60.0 + i + visit, "sex": "FM"[i // 2 % 2]}
+            planted = {f"{tracer}_positive": float(i % 4 in (1, 2)) for tracer in LABELS}
+            truth.append({key: row[key] for key in ("person", "session", "age", "sex")} | planted)
             row["t1w"] = f"{who}/{session}/anat/{who}_{session}_T1w.nii.gz"
             save(config.volumes / row["t1w"], rng.uniform(0, 1, GRID.shape) * brain)
             for tracer, label in LABELS.items():
@@ -207,13 +230,20 @@ def make_people(root, train=14, test=4):
                     save(config.volumes / path, pet, suvr_range=RANGES[tracer])
                     for condition, said in CONDITIONS.items() if split == "test" else ():
                         made = save(synthetic_path(config.predictions("copy", condition), who, session, label), pet)
+                        save(synthetic_path(config.predictions("ceiling"), who, session, label), pet)
                         prompt = dict(zip(("age", "sex"), said(row["age"], row["sex"]), strict=True))
                         write_json(str(made).replace(".nii.gz", ".json"), {"prompt": prompt})
             rows.append(row)
     for tracer in TRACERS:
         save(config.volumes / f"template_{tracer}.nii.gz", 0.4 * brain)
-    for condition in CONDITIONS:
-        write_text(config.predictions("copy", condition) / "scores.csv", "")
+    for folder in (config.predictions("ceiling"), *(config.predictions("copy", condition) for condition in CONDITIONS)):
+        write_text(folder / "scores.csv", "")
+    people = pd.DataFrame(truth).assign(amyloid_tracer=LABELS["amyloid"], load=0.0, stage=0.0, severity=0.0)
+    write_csv(config.work / "truth" / "people.csv", people)
+    write_json(config.work / "truth" / "truth.json", {"age_centre": 70.0})
+    write_text(config.work / "truth" / "regional.csv", "")
+    latent = people[["person", "session"]].merge(pd.DataFrame({"tracer": TRACERS}), how="cross")
+    write_csv(config.predictions("ceiling") / "latent.csv", latent.assign(probability=np.linspace(0, 1, len(latent))))
     save(synthetic_path(config.predictions("late"), "sub-0015", "ses-M000", "18FAV45"), 0.1 * brain)  # unfinished
     write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
     return config
@@ -233,7 +263,7 @@ def table(config, name):
 
 
 def test_folds_are_by_person_with_repeat_visits(config):
-    train = labelled(config, "train", "amyloid", "status")
+    train = labelled(config, "train", "amyloid", "label")
     assert train["person"].duplicated().any(), "repeat visits are what this is about"
     assert "sub-0002" not in set(train["person"]), "no status, no label"
     folds = draw_folds(config, train, "amyloid status")
@@ -250,7 +280,7 @@ def test_folds_are_by_person_with_repeat_visits(config):
 
 
 def test_leaks_are_refused(config):
-    index, train = read_index(config, None), labelled(config, "train", "amyloid", "status")
+    index, train = read_index(config, None), labelled(config, "train", "amyloid", "label")
     folds = draw_folds(config, train, "amyloid status")
     check_folds(train, folds, index)
     first, second = train.index[train["person"] == "sub-0000"]
@@ -293,36 +323,97 @@ def test_no_test_or_validation_volume_is_trained_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fitting, "fit", spy)
     fit_evaluators(config, progress=False)
-    assert len(seen) == 2 * (2 * 3 + 2)
+    assert len(seen) == 2 * (2 * 2 * 3 + 2)
     assert {split for fitted in seen for _, split, _ in fitted} == {"train"}
     for fitted in seen:
         assert len({column for *_, column in fitted}) == 1
         assert len({who for who, *_ in fitted}) < len(fitted), "repeat visits are among them"
     evaluate_status(config, progress=False)
-    assert len(seen) == 16, "scoring fits nothing anew"
+    assert len(seen) == 28, "scoring fits nothing anew"
 
 
 def test_status_table(config):
-    scores, test = table(config, "status"), {t: labelled(config, "test", t, "status") for t in TRACERS}
-    assert list(scores) == ["fold", "source", "person", "session", "tracer", "label", "score", "threshold"]
-    assert len(test["tau"]) == len(test["amyloid"]) - 1, "a person without tau PET"
-    for (source, tracer, _), part in scores.groupby(["source", "tracer", "fold"]):
-        assert (
-            part[["person", "session"]].to_numpy().tolist() == test[tracer][["person", "session"]].to_numpy().tolist()
-        )
-        assert part["label"].tolist() == test[tracer]["label"].tolist(), source
-    assert set(scores["source"]) == {"real", "copy", "template", "mri", "age_sex"}, "late is not finished"
+    scores, targets = table(config, "status"), ("label", "planted")
+    test = {(target, t): labelled(config, "test", t, target) for target in targets for t in TRACERS}
+    assert list(scores) == list(COLUMNS["status"])
+    assert len(test["label", "tau"]) == len(test["label", "amyloid"]) - 1, "a person without tau PET"
+    for (target, source, tracer, _), part in scores.groupby(["target", "source", "tracer", "fold"]):
+        asked = test[target, tracer]
+        for column in ("person", "session", "age", "sex", "label"):
+            assert part[column].tolist() == asked[column].tolist(), (source, column)
+    assert set(zip(scores["target"], scores["source"], strict=True)) == {
+        *((target, source) for target in targets for source in SOURCES), ("planted", "posterior"),
+    }, "late is not finished"  # fmt: skip
     assert set(scores["fold"]) == {0, 1, 2}
-    wide = scores.pivot_table(index=["fold", "tracer", "person", "session"], columns="source", values="score")
+    keys = ["target", "fold", "tracer"]
+    wide = scores.pivot_table(index=[*keys, "person", "session"], columns="source", values="score")
     np.testing.assert_array_equal(wide["real"], wide["copy"])  # the same volumes by the same networks
-    assert wide["template"].groupby(level=["fold", "tracer"]).nunique().eq(1).all(), "one image for everyone"
+    np.testing.assert_array_equal(wide["real"], wide["ceiling"])
+    assert wide["template"].groupby(level=keys).nunique().eq(1).all(), "one image for everyone"
     assert wide[["mri", "age_sex"]].nunique().gt(4).all()
     folds = table(config, "status_folds")
-    assert len(folds) == 3 * 2 * 3
-    own = scores.merge(folds, on=["fold", "source", "tracer"], suffixes=("", "_fold"))
+    assert len(folds) == 2 * 3 * 2 * 3
+    own = scores.merge(folds, on=["fold", "target", "source", "tracer"], suffixes=("", "_fold"))
     np.testing.assert_allclose(own["threshold"], own["threshold_fold"])
-    sizes = folds.groupby("tracer")[["n_train", "n_held_out"]].sum().sum(axis=1) / 9
-    assert sizes.to_dict() == {t: len(labelled(config, "train", t, "status")) for t in TRACERS}
+    sizes = folds.groupby(["target", "tracer"])[["n_train", "n_held_out"]].sum().sum(axis=1) / 9
+    assert sizes.to_dict() == {key: len(labelled(config, "train", key[1], key[0])) for key in test}
+
+
+SOURCES = ("real", "copy", "template", "ceiling", "mri", "age_sex", "majority")
+
+
+def test_planted_status_is_the_truths_with_classifiers_of_its_own(config):
+    truth = pd.read_csv(config.work / "truth" / "people.csv").set_index(["person", "session"])
+    scores = table(config, "status").set_index(["person", "session"])
+    planted = scores[scores["target"] == "planted"]
+    for tracer, part in planted.groupby("tracer"):
+        assert part["label"].tolist() == truth.loc[part.index, f"{tracer}_positive"].tolist()
+    assert "sub-0002" in set(labelled(config, "train", "tau", "planted")["person"]), "no label, but a planted status"
+    values = {t: scores[(scores["source"] == "real") & (scores["target"] == t)]["score"] for t in ("label", "planted")}
+    assert not np.isclose(values["label"].to_numpy(), values["planted"].to_numpy()).any()
+    models = {path.name for path in (config.evaluation_folder / "models").glob("*_0.safetensors")}
+    assert models == {f"{a}_{b}_{c}_0.safetensors" for a in values for b in TRACERS for c in ("real", "mri")}
+
+
+def test_always_the_more_frequent_class_of_the_training_people(config):
+    scores = table(config, "status").query("source == 'majority' and target == 'label'")
+    for tracer, part in scores.groupby("tracer"):
+        train = labelled(config, "train", tracer, "label")
+        for fold, (rows, _) in enumerate(draw_folds(config, train, f"{tracer} status")):
+            share = train.iloc[rows].groupby("person")["label"].mean().mean()  # a person once, whatever the visits
+            here = part[part["fold"] == fold]
+            np.testing.assert_allclose(here["score"], share)
+            assert ((here["score"] >= here["threshold"]) == (share >= 0.5)).all()
+
+
+def test_the_posterior_is_the_stored_one_of_every_test_session(config, tmp_path):
+    latent = pd.read_csv(config.predictions("ceiling") / "latent.csv").set_index(["person", "session", "tracer"])
+    scores = table(config, "status").query("source == 'posterior'").set_index(["person", "session", "tracer"])
+    np.testing.assert_allclose(scores["score"], latent.loc[scores.index, "probability"])
+    other = make_people(tmp_path)
+    path = other.predictions("ceiling") / "latent.csv"
+    write_csv(path, latent.reset_index().query("person != 'sub-0016'"))
+    with pytest.raises(ValueError, match=r"latent\.csv: no amyloid probability of sub-0016 ses-M000; run `resdm ceil"):
+        evaluate_status(other, progress=False)
+    path.unlink()
+    evaluate_status(other, progress=False)
+    assert "posterior" not in set(table(other, "status")["source"])
+
+
+def test_real_people_have_a_label_only(config, tmp_path):
+    real = make_people(tmp_path)
+    (real.work / "truth" / "people.csv").unlink()
+    real = dataclasses.replace(real, cohort=CohortConfig(kind="csv"))
+    evaluate_status(real, progress=False)
+    assert set(table(real, "status")["target"]) == set(table(real, "status_folds")["target"]) == {"label"}
+
+
+def test_volumes_of_other_phantoms_have_no_planted_status(tmp_path):
+    config = make_people(tmp_path)
+    truth = config.work / "truth" / "people.csv"
+    write_csv(truth, pd.read_csv(truth).query("person != 'sub-0003'"))
+    with pytest.raises(ValueError, match=r"people\.csv: no amyloid_positive of sub-0003 ses-M000, whose PET is there"):
+        labelled(config, "train", "amyloid", "planted")
 
 
 def test_sex_and_age_tables(config):
@@ -367,7 +458,8 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
     epochs = []
 
     def again(profile, scans=volumes):
-        one = fit_evaluator(profile, "sex", "sex_tau", scans, train["label"].to_numpy(), fold, lambda: epochs.append(1))
+        known = train["person"].to_numpy(), train["label"].to_numpy()
+        one = fit_evaluator(profile, "sex", "sex_tau", scans, *known, fold, lambda: epochs.append(1))
         return one, (profile.evaluation_folder / "models" / "sex_tau.safetensors").read_bytes()
 
     elsewhere = dataclasses.replace(config, root=tmp_path)

@@ -17,6 +17,7 @@ from resdm.config import CohortConfig, ConfigError, PhantomConfig
 from resdm.evaluation.image_quality import score_method
 from resdm.evaluation.planted import (
     EFFECTS,
+    EVERY_REGION,
     estimate_effects,
     jackknife,
     read_causes,
@@ -51,7 +52,9 @@ def make_people(n: int, seed: int = 0, noise: float = 0.03) -> tuple[pd.DataFram
                           | {"severity": severity, "amyloid_positive": positive, "tau_positive": positive})  # fmt: skip
             for tracer, disease in (("amyloid", 0.5 * load * (1 + 0.12 * fbb)), ("tau", 0.02 * (stage - 1) ** 3)):
                 for region, value in zip(REGIONS, (1 + suvr + disease, 1 + own[1]), strict=True):
-                    regional.append({"source": "real", **who, "tracer": tracer, "region": region, "suvr": value})
+                    regional.append(
+                        {"source": "real", "training": 0, **who, "tracer": tracer, "region": region, "suvr": value}
+                    )
     return pd.DataFrame(regional), pd.DataFrame(causes)
 
 
@@ -101,6 +104,18 @@ def test_jackknife_of_a_mean_is_the_t_interval():
     estimate, low, high = jackknife(np.ones((4, 1)), y, np.array(list("abcd")))[:, 0]
     half = stats.t.ppf(0.975, 3) * y.std(ddof=1) / 2
     assert (estimate, low, high) == pytest.approx((4.0, 4 - half, 4 + half))
+
+
+def test_the_variance_between_trainings_is_added_to_that_between_people():
+    rng = np.random.default_rng(0)
+    y, x = rng.normal(size=(4, 12, 2)), np.column_stack([rng.normal(size=12), np.ones(12)])
+    alone, all_four = jackknife(x, y.mean(0), np.arange(12)), jackknife(x, y, np.arange(12))
+    np.testing.assert_allclose(alone[0], all_four[0])
+    slopes = [np.polyfit(x[:, 0], layer, 1)[0] for layer in y]
+    half = stats.t.ppf(0.975, 11)
+    variance = ((alone[2] - alone[0]) / half) ** 2 + np.var(slopes, axis=0, ddof=1) / 4
+    np.testing.assert_allclose(all_four[2] - all_four[0], half * np.sqrt(variance))
+    np.testing.assert_allclose(jackknife(x, y[:1], np.arange(12)), jackknife(x, y[0], np.arange(12)))
 
 
 def test_visits_are_not_independent_people():
@@ -158,7 +173,7 @@ def config(tmp_path_factory):
 
 
 def test_sources_are_the_true_the_real_and_the_synthetic_suvr_of_the_test_people(config):
-    frame = regional_sources(config, ["ResDM"])
+    frame = regional_sources(config, {"ResDM": ["ResDM"]})
     assert list(dict.fromkeys(frame["source"])) == ["truth", "real", "ResDM"]
     parts = {name: part.set_index(["person", "session", "tracer", "region"])["suvr"]
              for name, part in frame[frame["region"] != "summary"].groupby("source")}  # fmt: skip
@@ -177,9 +192,11 @@ def test_causes_are_centred_and_coded(config):
 
 def test_table_compares_with_what_is_planted(config):
     thinning = {tracer: dict.fromkeys(read_planted(config)["region"].unique(), -0.045) for tracer in LABELS}
-    frame = recovered_effects(config, ["ResDM"], thinning)
-    assert not (frame["region"] == frame["tracer"].map(REFERENCE)).any()
-    assert not frame.duplicated(["source", "tracer", "region", "effect"]).any()
+    whole = recovered_effects(config, {"ResDM": ["ResDM"]}, thinning)
+    assert not whole["region"].isin(["summary"]).any()
+    assert not (whole["region"] == whole["tracer"].map(REFERENCE)).any()
+    assert not whole.duplicated(["source", "tracer", "region", "effect"]).any()
+    frame = whole[whole["region"] != EVERY_REGION]
     age, sex = (frame[frame["effect"] == effect] for effect in ("age", "sex"))
     assert age["planted"].eq(0.01).all()
     assert np.allclose(age["expected"], -0.035)
@@ -188,26 +205,58 @@ def test_table_compares_with_what_is_planted(config):
     inside = (sex["low"] <= 0.2) & (sex["high"] >= 0.2)
     assert (sex["covered"] == inside).all()
     assert (frame.loc[frame["source"] == "truth", "of_truth"].dropna() == 1).all()
+    slopes = whole[whole["region"] == EVERY_REGION].set_index(["source", "tracer", "effect"])
+    for key, part in frame.groupby(["source", "tracer", "effect"]):
+        fitted = np.linalg.lstsq(part[["expected"]].to_numpy(), part["estimate"].to_numpy())[0][0]
+        assert slopes.loc[key, "estimate"] == pytest.approx(fitted, nan_ok=True), key
+        assert slopes.loc[key, "planted"] == slopes.loc[key, "expected"] == 1
+    assert (slopes["low"] < slopes["estimate"]).sum() == (slopes["estimate"] < slopes["high"]).sum() > 10
     real = frame[frame["source"] == "real"].dropna(subset="of_truth")
     np.testing.assert_allclose(real["of_truth"], 1)  # the fixture's truth is the real PET's
-    assert np.isnan(recovered_effects(config)["recovery"][age.index[0]])  # 0.01 is below what has a ratio
+    alone = recovered_effects(config).query("effect == 'age' and region == 'frontal'")
+    assert alone["recovery"].isna().all()  # 0.01 is below what has a ratio
+
+
+def test_trainings_are_averaged(config):
+    """A second training that is the template: effects are halved, as the template has none, and less sure."""
+    one, two = (recovered_effects(config, {"ResDM": names}) for names in (["ResDM"], ["ResDM", "template"]))
+    keys = ["tracer", "region", "effect"]
+    one, two = (frame[frame["source"] == "ResDM"].set_index(keys) for frame in (one, two))
+    assert (one["trainings"].eq(1) & two["trainings"].eq(2)).all()
+    known = one["estimate"].notna()
+    np.testing.assert_allclose(two["estimate"][known], one["estimate"][known] / 2, atol=1e-6)
+    assert (two["high"] - two["low"])[known].gt((one["high"] - one["low"])[known] / 2).all()
 
 
 def test_recovery_is_the_slope_over_regions():
-    regions = [f"r{i}" for i in range(3)]
-    parts = {"truth": [0.2, 0.4, 0.0], "half": [0.1, 0.2, 0.0]}
-    frame = pd.concat([
-        pd.DataFrame({"source": s, "tracer": "tau", "effect": "sex", "region": regions, "estimate": v,
-                      "expected": [0.25, 0.5, 0.0], "covered": pd.array([True, False, pd.NA], "boolean")})
-        for s, v in parts.items()
-    ])  # fmt: skip
-    found = recovery(frame).set_index("source")
-    assert found["slope"].to_dict() == pytest.approx({"truth": 0.8, "half": 0.4})
-    assert found["of_truth"].to_dict() == pytest.approx({"truth": 1.0, "half": 0.5})
+    """Effects of four people by hand: two positive ones differ from two negative ones by a share of what is planted."""
+    who = pd.DataFrame({"person": list("abcdef"), "session": "s"})
+    causes = who.assign(**dict.fromkeys(("woman", "decades", "florbetaben", "load", "stage", "severity"), 0.0))
+    causes = causes.assign(amyloid_positive=0.0, tau_positive=[0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    planted, rows = {"r0": 0.25, "r1": 0.5, "r2": 0.0}, []
+    for source, share in {"truth": 0.8, "ceiling": 0.5, "half": 0.4}.items():
+        for region, effect in planted.items():
+            suvr = 1 + share * effect * causes["tau_positive"] + 0.01 * np.array([0, 1, 2, 0, 1, 2])
+            rows.append(who.assign(source=source, training=0, tracer="tau", region=region, suvr=suvr))
+    expected = pd.Series({("tau", region, "status"): effect for region, effect in planted.items()})
+    frame = estimate_effects(pd.concat(rows), causes, expected)
+    frame["expected"] = [planted.get(region, 1.0) for region in frame["region"]]
+    frame["covered"] = pd.array(frame["region"] == "r2", "boolean")
+    found = recovery(frame[frame["effect"] == "status"]).set_index("source")
+    assert found["slope"].to_dict() == pytest.approx({"truth": 0.8, "ceiling": 0.5, "half": 0.4})
+    assert found["of_truth"].to_dict() == pytest.approx({"truth": 1.0, "ceiling": 0.625, "half": 0.5})
+    assert found["of_ceiling"].to_dict() == pytest.approx({"truth": 1.6, "ceiling": 1.0, "half": 0.8})
     assert (found["covered"] == 1).all()
-    nothing = recovery(frame.assign(expected=0.0)).set_index("source")
+    assert (found["regions"] == 3).all()
+    # 0.01 · (0, 1, 2) is noise of the same sd in every region: the slope's error is that of a difference of two means,
+    # 0.01 · √(1/3 + 1/3) with the jackknife's n/(n − 1), times Σx/Σx²
+    half = stats.t.ppf(0.975, 5) * 0.01 * np.sqrt(2 / 3) * 0.75 / 0.3125
+    assert found.loc["half", "high"] - 0.4 == pytest.approx(half, rel=0.2)
+    nothing = recovery(
+        estimate_effects(pd.concat(rows), causes, 0 * expected).assign(covered=pd.NA).query("effect == 'status'")
+    )
     assert nothing["slope"].isna().all()
-    assert nothing.loc["half", "largest"] == 0.2
+    assert nothing.set_index("source").loc["half", "largest"] == pytest.approx(0.2)
 
 
 def test_the_page_and_the_picture(config, tmp_path):
@@ -216,7 +265,11 @@ def test_the_page_and_the_picture(config, tmp_path):
     text = table.markdown()
     assert text.startswith("## Planted effects, and what is found of them (phantom data")
     row = table.frame[(table.frame["source"] == "ResDM") & (table.frame["effect"] == "sex")].iloc[0]
-    assert f"{row['estimate']:.3f}<br>[{row['low']:.3f}, {row['high']:.3f}]".replace("-", "−") in text
+    assert f"| {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}] |".replace("-", "−") in text
+    assert all(isinstance(cell, str) for block in table.blocks for row in block.rows for cell in row)
+    slopes = recovery(table.frame).set_index(["source", "tracer", "effect"]).loc[("ResDM", "tau", "sex")]
+    shown = " ".join(f"{round(slopes[key], 2) + 0.0:.2f}" for key in ("slope", "low", "high")).split()
+    assert f"| {shown[0]} [{shown[1]}, {shown[2]}] |".replace("-", "−") in text
     assert table.latex().isascii()
     figures = [planted_figure(table.frame, notice=config.notice) for _ in range(2)]
     assert len(figures[0].axes) == 2 * len(EFFECTS)
@@ -239,7 +292,7 @@ def test_a_handful_of_people_gives_a_page_without_estimates(config, tmp_path):
         index.write_text(stored)
     assert table.frame["estimate"].isna().all()
     assert table.frame["covered"].isna().all()
-    assert "–<br>[–, –]" in table.markdown()
+    assert "| – [–, –] |" in table.markdown()
     assert len(planted_figure(table.frame).axes) == 2 * len(EFFECTS)
 
 

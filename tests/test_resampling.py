@@ -8,7 +8,9 @@ from scipy import stats
 from sklearn import metrics
 
 from resdm.evaluation.resampling import (
+    CALIPER,
     accuracy,
+    adjusted_auc,
     auc,
     brier,
     f1,
@@ -19,6 +21,7 @@ from resdm.evaluation.resampling import (
     resamples,
     roc,
     slope,
+    training_shares,
 )
 
 
@@ -80,6 +83,88 @@ def test_auc_by_hand():
     assert auc(label, score, np.ones(4)) == pytest.approx(3.5 / 4)
     assert auc(label, score, np.array([3, 1, 1, 1])) == pytest.approx((3 * 2 + 1.5) / 8)
     assert auc(label, np.full(4, 0.3), np.ones(4)) == 0.5
+
+
+def test_of_several_scores_the_mean(readings):
+    label, score, _, people = readings
+    rng, many = np.random.default_rng(1), resamples(people, seed=0, repeats=20)
+    for function, values in (
+        (auc, rng.uniform(size=(3, 40)) + score),
+        (brier, rng.uniform(size=(3, 40))),
+        (accuracy, rng.integers(0, 2, (3, 40))),
+        (f1, rng.integers(0, 2, (3, 40))),
+    ):
+        assert function(label, values, many) == pytest.approx(np.mean([function(label, v, many) for v in values], 0))
+
+
+def test_trainings_are_resampled_with_the_variance_of_their_mean():
+    assert (training_shares(1, seed=0, repeats=5) == 1).all()
+    for count in (2, 3, 6):
+        shares = training_shares(count, seed=1, repeats=40_000)
+        assert shares.shape == (40_000, count)
+        assert shares.sum(axis=1) == pytest.approx(1)
+        values = np.random.default_rng(count).normal(size=count)
+        assert (shares @ values).mean() == pytest.approx(values.mean(), abs=0.02)
+        assert (shares @ values).var() == pytest.approx(values.var(ddof=1) / count, rel=0.03)
+
+
+# ── at equal age and sex ──────────────────────────────────────────────────────────────────────────
+
+
+def covariates(n: int, seed: int) -> tuple[np.random.Generator, np.ndarray, np.ndarray, np.ndarray]:
+    """Age and sex of n people, and a status that old age and being a woman foretell."""
+    rng = np.random.default_rng(seed)
+    age, woman = rng.normal(72, 7, n), rng.integers(0, 2, n)
+    label = (rng.uniform(size=n) < 1 / (1 + np.exp(-0.15 * (age - 72) - 1.5 * (woman - 0.5)))).astype(int)
+    return rng, age, np.where(woman == 1, "F", "M"), label
+
+
+@pytest.mark.parametrize("score_of", [
+    lambda age, woman: age + 8 * woman,
+    lambda age, woman: 1 / (1 + np.exp(-0.3 * (age - 78) - 2 * woman)),  # saturates
+    lambda age, woman: -np.log(age - 30) - woman * (age - 60),  # inverted, and the two interact
+])  # fmt: skip
+def test_age_and_sex_alone_tell_nothing_at_equal_age_and_sex(score_of):
+    plain, adjusted = [], []
+    for seed in range(6):
+        _, age, sex, label = covariates(400, seed)
+        score = score_of(age, (sex == "F").astype(float))
+        plain.append(abs(auc(label, score, np.ones(400)) - 0.5))
+        adjusted.append(float(adjusted_auc(label, score, np.ones(400), age, sex)))
+    assert min(plain) > 0.15
+    assert np.mean(adjusted) == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_disease_adds_to_age_and_sex_is_found():
+    """The score is age, sex and one standard deviation of disease: at equal age and sex its AUC is Φ(1/√2)."""
+    found = []
+    for seed in range(6):
+        rng, age, sex, label = covariates(600, seed)
+        score = 0.05 * age + 0.5 * (sex == "M") + label + rng.normal(size=600)
+        found.append(float(adjusted_auc(label, score, np.ones(600), age, sex)))
+        assert adjusted_auc(label, np.exp(score), np.ones(600), age, sex) == pytest.approx(found[-1])
+    assert np.mean(found) == pytest.approx(stats.norm.cdf(1 / np.sqrt(2)), abs=0.015)
+
+
+def test_the_adjusted_interval_holds_a_half_as_often_as_it_says():
+    held = 0
+    for seed in range(100):
+        rng, age, sex, label = covariates(60, seed)
+        score = age + 8 * (sex == "F") + 3 * rng.normal(size=60)
+        low, high = interval(adjusted_auc(label, score, resamples(range(60), seed=seed, repeats=300), age, sex))
+        held += low <= 0.5 <= high
+    assert 0.88 <= held / 100 <= 1
+
+
+def test_adjusted_auc_by_hand():
+    label, score = np.array([1, 1, 0, 0, 0]), np.array([0.9, 0.2, 0.5, 0.5, 0.1])
+    age, sex = np.array([70.0, 70.0, 68.0, 71.0, 70.0]), np.array(["F", "M", "F", "F", "M"])
+    # woman of 70: above the one of 68 (she is older) and the one of 71 (younger); man of 70: above the one of his age
+    assert adjusted_auc(label, score, np.ones(5), age, sex) == 1
+    lower = np.array([0.3, 0.2, 0.5, 0.1, 0.1])  # older: below and, for half a comparison, above; younger: above
+    assert adjusted_auc(label, lower, np.ones(5), age, sex) == pytest.approx((0.5 / 1.5 + 1) / 2)
+    apart = np.array([70.0, 70.0, 70.0 + CALIPER + 0.1, 60.0, 80.0])
+    assert np.isnan(adjusted_auc(label, score, np.ones(5), apart, sex))
 
 
 def test_what_is_not_defined_is_nan():

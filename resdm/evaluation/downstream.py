@@ -3,8 +3,11 @@
 **Status** (Table 4). The paper says "five-fold" and "pre-trained" and defines neither. Here the *training* people are
 cut into folds, by person. For each fold DSNet is fitted on the real PET of the others, its threshold is set on the real
 PET of the fold (`youden`), and it scores the real and every method's synthetic PET of the test people, whom neither it
-nor any synthesiser has been trained on. Beside them stand the template and two controls that ask whether synthesis adds
-anything: the same network on the MRI alone, and a logistic regression on age and sex.
+nor any synthesiser has been trained on. Beside them stand the template and controls that ask whether synthesis adds
+anything: the same network on the MRI alone, a logistic regression on age and sex, and the more frequent class.
+
+Status is the label that a cut-off on the measured SUVR gives. In phantoms it is also the planted one, by classifiers
+and thresholds of its own: a cut-off label depends on age and sex as well, as far as they change the SUVR.
 
 **Sex and age** (Figures 4 and 5). One classifier and one brain-age network for each tracer, fitted on the real PET of
 all training people but the first fold, on which the threshold, or the mean error, is set; they score the test people's
@@ -18,6 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +37,11 @@ from tqdm.auto import tqdm
 
 from resdm.anatomy import Grid
 from resdm.config import TRACERS, Config, derive_seed
+from resdm.evaluation.effects import COLUMNS
 from resdm.evaluation.fitting import Evaluator, classifier, fit_evaluator
 from resdm.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm.evaluation.planted import read_causes
+from resdm.evaluation.resampling import person_weights
 from resdm.io import write_csv
 from resdm.leakage import LeakageError
 from resdm.processor import set_up
@@ -56,8 +63,8 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
     config : Config
     split : {"train", "test"}
     tracer : {"amyloid", "tau"}
-    target : {"status", "sex", "age"}
-        The tracer's own status.
+    target : {"label", "planted", "sex", "age"}
+        The first two are the tracer's own status: its label, or what is planted in phantoms.
 
     Returns
     -------
@@ -67,10 +74,19 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
     Raises
     ------
     ValueError
-        A column is missing, or no session is left.
+        A column is missing, no session is left, or a phantom has no planted status.
     """
     index = read_index(config, split)
-    column = f"{tracer}_status" if target == "status" else target
+    column = {"label": f"{tracer}_status", "planted": f"{tracer}_positive"}.get(target, target)
+    if target == "planted":
+        index = index.merge(read_causes(config)[["person", "session", column]], how="left", validate="one_to_one")
+        unknown = index[(index[f"present_{tracer}"] == 1) & index[column].isna()]
+        if len(unknown):
+            who, truth = " ".join(unknown.iloc[0][["person", "session"]]), config.work / "truth" / "people.csv"
+            raise ValueError(
+                f"{truth}: no {column} of {who}, whose PET is there: these volumes are not of these phantoms; "
+                "preprocess them again"
+            )
     needed = [column, "age", "sex", "t1w"]
     missing = [name for name in needed if name not in index]
     if missing:
@@ -171,14 +187,24 @@ def conditions(config: Config, method: str) -> list[str]:
 # ── fitting ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _status_evaluators(config: Config, tracer: str, source: str, bar: tqdm) -> list[Evaluator]:
+def _targets(config: Config) -> tuple[str, ...]:
+    """What status is told: the label, and in phantoms what is planted."""
+    return ("label", "planted") if config.cohort.kind == "phantom" else ("label",)
+
+
+def _status_folds(config: Config, tracer: str, target: str) -> tuple[pd.DataFrame, list[Fold]]:
+    train = labelled(config, "train", tracer, target)
+    return train, draw_folds(config, train, f"{tracer} {'status' if target == 'label' else 'planted status'}")
+
+
+def _status_evaluators(config: Config, tracer: str, target: str, source: str, bar: tqdm) -> list[Evaluator]:
     """One classifier a fold; ``source`` is ``real`` (the tracer's PET) or ``mri``. The folds are the same for both."""
-    train = labelled(config, "train", tracer, "status")
-    paths, labels = _real(config, train, "t1w" if source == "mri" else tracer), train["label"].to_numpy()
-    scans = cache(partial(read_volumes, config, paths))  # read once, when a fold is first fitted
+    train, folds = _status_folds(config, tracer, target)
+    scans = cache(partial(read_volumes, config, _real(config, train, "t1w" if source == "mri" else tracer)))
+    known = train["person"].to_numpy(), train["label"].to_numpy()
     return [
-        fit_evaluator(config, "status", f"status_{tracer}_{source}_{k}", scans, labels, fold, bar.update)
-        for k, fold in enumerate(draw_folds(config, train, f"{tracer} status"))
+        fit_evaluator(config, "status", f"{target}_{tracer}_{source}_{k}", scans, *known, fold, bar.update)
+        for k, fold in enumerate(folds)
     ]
 
 
@@ -187,18 +213,28 @@ def _prior_evaluator(config: Config, tracer: str, target: str, bar: tqdm) -> Eva
     train = labelled(config, "train", tracer, target)
     scans = partial(read_volumes, config, _real(config, train, tracer))
     fold = draw_folds(config, train, f"{target} in {tracer} PET")[0]
-    return fit_evaluator(config, target, f"{target}_{tracer}", scans, train["label"].to_numpy(), fold, bar.update)
+    known = train["person"].to_numpy(), train["label"].to_numpy()
+    return fit_evaluator(config, target, f"{target}_{tracer}", scans, *known, fold, bar.update)
 
 
-def _age_sex_evaluators(config: Config, tracer: str) -> list[Evaluator]:
+def _age_sex_evaluators(config: Config, tracer: str, target: str) -> list[Evaluator]:
     """One logistic regression a fold, on the same people, by age and sex alone."""
-    train = labelled(config, "train", tracer, "status")
-    known, labels, evaluators = _age_and_sex(train), train["label"].to_numpy(), []
-    for rows, held_out in draw_folds(config, train, f"{tracer} status"):
+    train, folds = _status_folds(config, tracer, target)
+    known, people, labels = _age_and_sex(train), train["person"].to_numpy(), train["label"].to_numpy()
+    evaluators = []
+    for rows, held_out in folds:
         model = make_pipeline(StandardScaler(), LogisticRegression()).fit(known[rows], labels[rows])
         answer = partial(_positive, model)
-        evaluators.append(classifier(answer, len(rows), labels[held_out], answer(known[held_out])))
+        scores = answer(known[held_out])
+        evaluators.append(classifier(answer, len(rows), people[held_out], labels[held_out], scores))
     return evaluators
+
+
+def _shares(config: Config, tracer: str, target: str) -> list[float]:
+    """Share of positives among each fold's training people."""
+    train, folds = _status_folds(config, tracer, target)
+    parts = [train.iloc[rows] for rows, _ in folds]
+    return [float(np.average(part["label"], weights=person_weights(part["person"]))) for part in parts]
 
 
 def _age_and_sex(rows: pd.DataFrame) -> np.ndarray:
@@ -212,7 +248,8 @@ def _positive(model: Pipeline, known: np.ndarray) -> np.ndarray:
 def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
     """A bar over the epochs of all evaluators of some targets; sets the processor up, as training does."""
     set_up(config.training)
-    fits = {"status": 2 * len(TRACERS) * config.evaluation.folds, "sex": len(TRACERS), "age": len(TRACERS)}
+    status = len(_targets(config)) * len(TRACERS) * 2 * config.evaluation.folds
+    fits = {"status": status, "sex": len(TRACERS), "age": len(TRACERS)}
     total = sum(fits[target] * getattr(config.evaluation, target).epochs for target in targets)
     return tqdm(total=total, desc=f"evaluators: {', '.join(targets)}", unit="epoch", disable=not shown)
 
@@ -227,8 +264,8 @@ def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
     """
     with _progress(config, ("status", "sex", "age"), progress) as bar:
         for tracer in TRACERS:
-            for source in ("real", "mri"):
-                _status_evaluators(config, tracer, source, bar)
+            for target, source in product(_targets(config), ("real", "mri")):
+                _status_evaluators(config, tracer, target, source, bar)
             for target in ("sex", "age"):
                 _prior_evaluator(config, tracer, target, bar)
     return config.evaluation_folder / "models"
@@ -240,50 +277,74 @@ def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
 def evaluate_status(config: Config, *, progress: bool = True) -> Path:
     """Table 4: score everyone's status by every source, fold by fold.
 
-    Sources are ``real`` PET, every method of the profile that has factual predictions, ``template``, and the controls
-    ``mri`` and ``age_sex``. The sessions are the same for all of them.
+    Sources are ``real`` PET, every method of the profile that has factual predictions, ``template``, in phantoms the
+    ``ceiling`` where it is synthesised and its ``posterior``, and the controls ``mri``, ``age_sex`` and ``majority``
+    (for everyone the share of positives among the fold's training people; called is the more frequent class). The
+    sessions are the same for all of them.
 
     Returns
     -------
     Path
-        ``evaluation/status.csv``: fold, source, person, session, tracer, label, score, threshold. Beside it
-        ``status_folds.csv``: fold, source (``real``, ``mri``, ``age_sex``), tracer, n_train, n_held_out (sessions),
-        held_out_auc, held_out_p (one-sided, against chance), threshold.
+        ``evaluation/status.csv``: fold, target (``label``, in phantoms also ``planted``), source, person, session, age,
+        sex, tracer, label (of the target), score, threshold. Beside it ``status_folds.csv``: fold, target, source
+        (``real``, ``mri``, ``age_sex``), tracer, n_train, n_held_out (sessions), held_out_auc, held_out_p (one-sided,
+        against chance, over people), threshold.
 
     Raises
     ------
     LeakageError
         See `check_folds`.
     ValueError, FileNotFoundError
-        Too few people for the folds; a missing or broken volume.
+        Too few people for the folds; a missing or broken volume; a session without posterior.
     """
-    methods = [name for name in config.methods if "factual" in conditions(config, name)]
+    methods = [name for name in (*config.methods, "ceiling") if "factual" in conditions(config, name)]
     scores, folds = [], []
     with _progress(config, ("status",), progress) as bar:
-        for tracer in TRACERS:
-            test = labelled(config, "test", tracer, "status")
-            who = test[["person", "session"]].assign(tracer=tracer, label=test["label"].astype(int))
+        for target, tracer in product(_targets(config), TRACERS):
+            test = labelled(config, "test", tracer, target)
+            who = test[["person", "session", "age", "sex"]].assign(target=target, tracer=tracer)
+            who["label"] = test["label"].astype(int)
             pets = {"real": _real(config, test, tracer)}
             pets |= {name: _synthetic(config, name, test, tracer) for name in (*methods, "template")}
             inputs = {"real": pets, "mri": {"mri": _real(config, test, "t1w")}, "age_sex": {"age_sex": None}}
             for fitted_on, sources in inputs.items():
                 if fitted_on == "age_sex":
-                    evaluators = _age_sex_evaluators(config, tracer)
+                    evaluators = _age_sex_evaluators(config, tracer, target)
                 else:
-                    evaluators = _status_evaluators(config, tracer, fitted_on, bar)
-                folds += [
-                    {"fold": k, "source": fitted_on, "tracer": tracer} | one.card for k, one in enumerate(evaluators)
-                ]
+                    evaluators = _status_evaluators(config, tracer, target, fitted_on, bar)
+                card = {"target": target, "source": fitted_on, "tracer": tracer}
+                folds += [{"fold": k} | card | one.card for k, one in enumerate(evaluators)]
                 for source, paths in sources.items():
                     given = _age_and_sex(test) if paths is None else read_volumes(config, paths)
                     scores += [
                         who.assign(fold=k, source=source, score=one.answer(given), threshold=one.offset)
                         for k, one in enumerate(evaluators)
                     ]
+            known = {"majority": _shares(config, tracer, target)}  # one number for everyone, by fold
+            if target == "planted" and (posterior := _posterior(config, test, tracer)) is not None:
+                known["posterior"] = [posterior] * config.evaluation.folds
+            scores += [
+                who.assign(fold=k, source=source, score=score, threshold=0.5)
+                for source, by_fold in known.items()
+                for k, score in enumerate(by_fold)
+            ]
     folds = pd.DataFrame(folds).rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
-    order = ["fold", "source", "person", "session", "tracer", "label", "score", "threshold"]
     write_csv(config.evaluation_folder / "status_folds.csv", folds, _FORMAT)
-    return write_csv(config.evaluation_folder / "status.csv", pd.concat(scores)[order], _FORMAT)
+    return write_csv(config.evaluation_folder / "status.csv", pd.concat(scores)[list(COLUMNS["status"])], _FORMAT)
+
+
+def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | None:
+    """The ceiling's own probability of planted status, by session; ``None`` where it is not stored."""
+    path = config.predictions("ceiling") / "latent.csv"
+    if not path.is_file():
+        return None
+    latent = pd.read_csv(path, dtype={"person": str, "session": str})
+    keys = ["person", "session"]
+    found = test[keys].merge(latent[latent["tracer"] == tracer], on=keys, how="left", validate="one_to_one")
+    if found["probability"].isna().any():
+        who = " ".join(found.loc[found["probability"].isna(), keys].iloc[0])
+        raise ValueError(f"{path}: no {tracer} probability of {who}; run `resdm ceiling {config.profile}` again")
+    return found["probability"].to_numpy()
 
 
 def evaluate_sex(config: Config, *, progress: bool = True) -> Path:

@@ -4,24 +4,26 @@ Input are the stored readings ``work/<profile>/evaluation/{status,sex,age}.csv``
 a prompt does is always a difference between two conditions on the same people, with its interval over those people:
 an evaluator that was fitted on real PET reads synthetic PET with a shift of its own, which such a difference cancels.
 
-The intervals hold for these trained models and evaluators; they do not tell how either would come out of another
-training.
+Intervals of Table 4 are over people and the trainings of a method. Those of Figures 4 and 5 hold for one trained model:
+other prompts are synthesised by one training. None tells how the evaluators would come out of another training.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from resdm.config import TRACERS, Config
+from resdm.config import TRACERS, Config, derive_seed
 from resdm.evaluation.image_quality import check_people, read_scores
 from resdm.evaluation.resampling import (
     accuracy,
+    adjusted_auc,
     auc,
     brier,
     f1,
@@ -31,17 +33,22 @@ from resdm.evaluation.resampling import (
     reliability,
     resamples,
     slope,
+    training_shares,
 )
 from resdm.evaluation.statistics import bootstrap_mean, compare, holm
 
 COLUMNS = {
-    "status": ("fold", "source", "person", "session", "tracer", "label", "score", "threshold"),
-    "status_folds": ("fold", "source", "tracer", "n_train", "n_held_out", "held_out_auc", "held_out_p", "threshold"),
+    "status": (
+        "fold", "target", "source", "person", "session", "age", "sex", "tracer", "label", "score", "threshold",
+    ),
+    "status_folds": (
+        "fold", "target", "source", "tracer", "n_train", "n_held_out", "held_out_auc", "held_out_p", "threshold",
+    ),
     "sex": ("source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"),
     "sex_folds": ("tracer", "n_train", "n_held_out", "held_out_auc", "held_out_p", "threshold"),
     "age": ("source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"),
     "age_folds": ("tracer", "n_train", "n_held_out", "held_out_r", "held_out_p", "bias"),
-}
+}  # fmt: skip
 """Columns of the stored readings, by file; ``…_folds`` tell how the evaluators did on held-out training people."""
 
 SEX_PROMPTS = {"right": "factual", "none": "no_sex", "wrong": "wrong_sex"}
@@ -113,42 +120,74 @@ def present_tracers(frame: pd.DataFrame) -> list[str]:
 
 # ── status: table 4 ───────────────────────────────────────────────────────────────────────────────
 
+TARGETS = ("planted", "label")
+"""What a status may be: planted in phantoms, or the label that a cut-off on the measured SUVR gives."""
 
-def status_parts(status: pd.DataFrame, tracer: str, sources: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """The readings of one tracer's status by source, one row a session, folds side by side.
+MEAN_SCORE = ("auc_mean_score", "auc_adjusted", "brier")
+"""Metrics of the score averaged over the folds; those of `CLASSIFICATION` are of each fold."""
+
+
+def trainings(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by row of a table: ``X`` and its repetitions under other seeds, ``X@seed1``, …, are one row ``X``."""
+    rows: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        rows.setdefault(name.partition("@")[0], []).append(name)
+    return rows
+
+
+def status_parts(status: pd.DataFrame, sources: Iterable[str]) -> dict[str, list[pd.DataFrame]]:
+    """The readings of one target and tracer by source, one frame a training and one row a session.
+
+    Parameters
+    ----------
+    status : DataFrame
+        Rows of ``status.csv``, of one target and one tracer.
+    sources : iterable of str
+        Rows of the table, see `trainings`.
 
     Returns
     -------
-    dict of source to DataFrame
-        person, session, label, ``score_<fold>`` and ``call_<fold>`` (score ≥ the fold's threshold), score (mean of the
-        folds). Sources without a reading of this tracer are left out; the others have the same sessions.
+    dict of source to list of DataFrame
+        person, session, age, sex, label, ``score_<fold>`` and ``call_<fold>`` (score ≥ the fold's threshold), score
+        (mean of the folds). Sources without a reading are left out; all frames have the same sessions.
 
     Raises
     ------
     ValueError
-        A session that one fold or one source has and another has not, or twice: names it.
+        A session that one fold, training or source has and another has not, or twice: names it.
     """
-    parts = {}
-    for source in sources:
-        rows = status[(status["tracer"] == tracer) & (status["source"] == source)]
-        folds = {
-            str(fold): _sessions(part, f"{source!r}, {tracer}, fold {fold}") for fold, part in rows.groupby("fold")
-        }
-        if not folds:
-            continue
-        _same_sessions({f"fold {fold}": part for fold, part in folds.items()}, f"{source!r}, {tracer}")
-        part = next(iter(folds.values()))[[*_SESSION, "label"]].copy()
+    repeats, parts = trainings(status["source"]), {}
+    tracer = "/".join(status["tracer"].unique())
+    for name in (name for source in sources for name in repeats.get(source, ())):
+        rows = status[status["source"] == name]
+        folds = {str(fold): _sessions(part, f"{name!r}, {tracer}, fold {fold}") for fold, part in rows.groupby("fold")}
+        _same_sessions({f"fold {fold}": part for fold, part in folds.items()}, f"{name!r}, {tracer}")
+        part = next(iter(folds.values()))[[*_SESSION, "age", "sex", "label"]].copy()
         for fold, values in folds.items():
             part[f"score_{fold}"] = values["score"]
             part[f"call_{fold}"] = (values["score"] >= values["threshold"]).astype(int)
         part["score"] = part[[f"score_{fold}" for fold in folds]].mean(axis=1)
-        parts[source] = part
+        parts[name] = part
     if parts:
         _same_sessions(parts, tracer)
-    return parts
+    return {source: [parts[name] for name in repeats[source]] for source in sources if source in repeats}
 
 
-def status_summary(status: pd.DataFrame, sources: Iterable[str], *, seed: int) -> pd.DataFrame:
+def status_blocks(
+    status: pd.DataFrame, sources: Iterable[str]
+) -> Iterator[tuple[str, str, dict[str, list[pd.DataFrame]]]]:
+    """Target, tracer and `status_parts` of each of the two that has readings."""
+    sources = list(sources)
+    for target in TARGETS:
+        for tracer in TRACERS:
+            rows = status[(status["target"] == target) & (status["tracer"] == tracer)]
+            if parts := status_parts(rows, sources):
+                yield target, tracer, parts
+
+
+def status_summary(
+    status: pd.DataFrame, sources: Iterable[str], bases: Sequence[str] = (), *, seed: int
+) -> pd.DataFrame:
     """How well status is told from each source, over test people.
 
     Parameters
@@ -156,89 +195,94 @@ def status_summary(status: pd.DataFrame, sources: Iterable[str], *, seed: int) -
     status : DataFrame
         Rows of ``status.csv``.
     sources : iterable of str
-        In row order.
+        In row order; the trainings of a method are one row.
+    bases : sequence of str
+        Sources that each one is compared with on the same people.
     seed : int
-        Of the bootstrap over people.
+        Of the bootstrap over people and trainings.
 
     Returns
     -------
     DataFrame
-        One row a source, tracer and metric: n (people), positive (people with a positive session), sessions, folds,
-        mean and std over the folds, ci_low and ci_high (of that mean, folds kept, people resampled). Fractions.
-        Metrics are ``auc``, ``acc``, ``f1``, and, of the score averaged over the folds, ``auc_mean_score`` and
-        ``brier`` (std empty).
+        One row a source, target, tracer and metric: trainings, n (people), positive (people with a positive session),
+        sessions, folds, mean (over folds and trainings), std (over the folds, trainings averaged), ci_low and ci_high
+        (of that mean: folds kept, people and trainings resampled), and for each base ``over_<base>`` (the source − the
+        base) with ``…_low`` and ``…_high``, empty where the base was not read. Fractions. Metrics are ``auc``,
+        ``acc``, ``f1``, and, of the score averaged over the folds, ``auc_mean_score``, ``auc_adjusted``
+        (`resdm.evaluation.resampling.adjusted_auc`) and ``brier`` (std empty).
+
+    Notes
+    -----
+    A metric is computed for each training and then averaged: it is what one training is expected to reach. The AUC of
+    scores averaged over trainings would be that of an ensemble, and no match for a row of one training.
     """
     sources, rows = list(sources), []
-    for tracer in present_tracers(status):
-        parts = status_parts(status, tracer, sources)
-        people = next(iter(parts.values()))["person"] if parts else []  # of all sources
-        one, many = person_weights(people), resamples(people, seed=seed)
-        for source, part in parts.items():
-            label = part["label"].to_numpy()
-            folds = [name.removeprefix("score_") for name in part if name.startswith("score_")]
-            positive = part.loc[part["label"] == 1, "person"].nunique()
-            who = {"source": source, "tracer": tracer, "n": people.nunique(), "positive": positive}
-            who |= {"sessions": len(part), "folds": len(folds)}
-            for metric in CLASSIFICATION:
-                function = {"auc": auc, "acc": accuracy, "f1": f1}[metric]
-                column = "score" if metric == "auc" else "call"
-                values = [part[f"{column}_{fold}"].to_numpy() for fold in folds]
-                points = np.array([float(function(label, value, one)) for value in values])
-                drawn = np.mean([function(label, value, many) for value in values], axis=0)
+    for target, tracer, parts in status_blocks(status, dict.fromkeys([*sources, *bases])):
+        first = next(iter(parts.values()))[0]  # the sessions are those of all sources
+        one, many = person_weights(first["person"]), resamples(first["person"], seed=seed)
+        who = {"target": target, "tracer": tracer, "n": first["person"].nunique()}
+        who |= {"positive": first.loc[first["label"] == 1, "person"].nunique(), "sessions": len(first)}
+        shares = {name: training_shares(len(p), seed=derive_seed(seed, "trainings", name)) for name, p in parts.items()}
+        for metric in (*CLASSIFICATION, *MEAN_SCORE):
+            found, drawn = {}, {}
+            for source, repeats in parts.items():
+                told = [_told(part, metric) for part in repeats]
+                found[source] = np.mean([[function(row, one) for row in rows] for function, rows in told], axis=0)
+                by_training = np.array([function(rows, many) for function, rows in told])  # (trainings, repeats)
+                drawn[source] = np.sum(by_training * shares[source].T, axis=0)
+            for source in (source for source in sources if source in parts):
+                points = found[source]  # by fold
                 spread = float(points.std(ddof=1)) if len(points) > 1 else math.nan
-                rows.append(who | {"metric": metric, "mean": points.mean(), "std": spread} | _ends(drawn))
-            for metric, function in (("auc_mean_score", auc), ("brier", brier)):
-                value = part["score"].to_numpy()
-                point = {"metric": metric, "mean": float(function(label, value, one)), "std": math.nan}
-                rows.append(who | point | _ends(function(label, value, many)))
-    columns = ["source", "tracer", "metric", "n", "positive", "sessions", "folds", "mean", "std", "ci_low", "ci_high"]
-    return pd.DataFrame(rows, columns=columns)
+                row = {"source": source, **who, "metric": metric, "trainings": len(parts[source])}
+                row |= {"folds": len(_folds(parts[source][0])), "mean": points.mean(), "std": spread}
+                row |= dict(zip(("ci_low", "ci_high"), interval(drawn[source]), strict=True))
+                for base in (base for base in bases if base in parts and base != source):
+                    ends = interval(drawn[source] - drawn[base])
+                    gain = points.mean() - found[base].mean()
+                    row |= {f"over_{base}": gain, f"over_{base}_low": ends[0], f"over_{base}_high": ends[1]}
+                rows.append(row)
+    columns = ["source", "target", "tracer", "metric", "trainings", "n", "positive", "sessions", "folds"]
+    columns += ["mean", "std", "ci_low", "ci_high"]
+    columns += [f"over_{base}{end}" for base in bases for end in ("", "_low", "_high")]
+    order = {source: i for i, source in enumerate(sources)}
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values(["target", "tracer", "source"], key=lambda c: c.map(order) if c.name == "source" else
+                             c.map([*TARGETS, *TRACERS].index), kind="stable", ignore_index=True)  # fmt: skip
 
 
-def status_gains(status: pd.DataFrame, sources: Iterable[str], base: str, *, seed: int) -> pd.DataFrame:
-    """How much better each source tells status than a base does: difference in AUC of the fold-averaged score.
+def _folds(part: pd.DataFrame) -> list[str]:
+    return [name.removeprefix("score_") for name in part if name.startswith("score_")]
 
-    Returns
-    -------
-    DataFrame
-        One row a source and tracer: source, tracer, gain, low, high (people resampled, the same for both). Empty where
-        the base was not read.
-    """
-    rows = []
-    for tracer in present_tracers(status):
-        parts = status_parts(status, tracer, dict.fromkeys([base, *sources]))
-        if base not in parts:
-            continue
-        people, label = parts[base]["person"], parts[base]["label"].to_numpy()
-        one, many = person_weights(people), resamples(people, seed=seed)
-        ours, drawn = (auc(label, parts[base]["score"].to_numpy(), w) for w in (one, many))
-        for source, part in parts.items():
-            if source != base:
-                gain = float(auc(label, part["score"].to_numpy(), one) - ours)
-                low, high = interval(auc(label, part["score"].to_numpy(), many) - drawn)
-                rows.append({"source": source, "tracer": tracer, "gain": gain, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=["source", "tracer", "gain", "low", "high"])
+
+Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Scores or calls, (n,) or (k, n) for the mean of k, and weights (…, n) → (…)."""
+
+
+def _told(part: pd.DataFrame, metric: str) -> tuple[Metric, np.ndarray]:
+    """A metric, and what it is computed of, a row each: every fold's scores or calls, or the averaged score alone."""
+    label, age, sex = (part[name].to_numpy() for name in ("label", "age", "sex"))
+    function = {"acc": accuracy, "f1": f1, "brier": brier}.get(metric, auc)
+    if metric == "auc_adjusted":
+        function = partial(adjusted_auc, age=age, sex=sex)
+    kind = "score" if metric in ("auc", *MEAN_SCORE) else "call"
+    columns = ["score"] if metric in MEAN_SCORE else [f"{kind}_{fold}" for fold in _folds(part)]
+    return partial(function, label), part[columns].to_numpy().T
 
 
 def status_reliability(status: pd.DataFrame, sources: Iterable[str], bins: int = 5) -> pd.DataFrame:
-    """Calibration of each source: source, tracer and the columns of `resdm.evaluation.resampling.reliability`.
+    """Calibration of each source: source, target, tracer and the columns of `resdm.evaluation.resampling.reliability`.
 
-    The score is averaged over the folds.
+    The score is averaged over the folds; the trainings of a method share the weight of each session.
     """
-    sources, parts = list(sources), []
-    for tracer in present_tracers(status):
-        for source, part in status_parts(status, tracer, sources).items():
-            values = part["label"].to_numpy(), part["score"].to_numpy(), person_weights(part["person"])
-            table = reliability(*values, bins)
-            table.insert(0, "tracer", tracer)
-            table.insert(0, "source", source)
-            parts.append(table)
-    columns = ["source", "tracer", "score", "observed", "low", "high", "n"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-
-
-def _ends(drawn: np.ndarray) -> dict[str, float]:
-    return dict(zip(("ci_low", "ci_high"), interval(drawn), strict=True))
+    tables = []
+    for target, tracer, parts in status_blocks(status, sources):
+        for source, repeats in parts.items():
+            part = pd.concat(repeats, ignore_index=True)
+            weights = np.tile(person_weights(repeats[0]["person"]), len(repeats)) / len(repeats)
+            table = reliability(part["label"].to_numpy(), part["score"].to_numpy(), weights, bins)
+            tables.append(pd.DataFrame({"source": source, "target": target, "tracer": tracer}, table.index).join(table))
+    columns = ["source", "target", "tracer", "score", "observed", "low", "high", "n"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 # ── what a prompt changes ─────────────────────────────────────────────────────────────────────────
@@ -256,12 +300,12 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"covers_zero": "boolean"})
 
 
-def witnessed(effects: pd.DataFrame, folds: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
-    """Effects without the intervals that rest on an evaluator which knows nothing.
+def without_chance(effects: pd.DataFrame, folds: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """Effects without the intervals that rest on an evaluator at chance.
 
-    An evaluator that is no better than chance on held-out real PET (``held_out_p`` of at least ``alpha``) is no
-    witness of what a prompt draws: it and the synthesiser learn from the same people, and what is chance in those moves
-    both alike, however little. Its rows keep the estimate and lose the interval; rows in dB need no evaluator.
+    An evaluator that is no better than chance on held-out real PET (``held_out_p``, over people, of at least ``alpha``)
+    cannot show what a prompt changes: it and the synthesiser are trained on the same people, and what is chance in
+    those moves both alike. Its rows keep the estimate and lose the interval; rows in dB need no evaluator.
 
     Parameters
     ----------
@@ -272,10 +316,10 @@ def witnessed(effects: pd.DataFrame, folds: pd.DataFrame, alpha: float = 0.05) -
     alpha : float
     """
     told = folds.loc[folds["held_out_p"] < alpha, "tracer"]
-    unvouched = ~effects["tracer"].isin(told) & (effects["unit"] != "dB")
+    chance = ~effects["tracer"].isin(told) & (effects["unit"] != "dB")
     left = effects.copy()
-    left.loc[unvouched, ["low", "high"]] = math.nan
-    left.loc[unvouched, "covers_zero"] = pd.NA
+    left.loc[chance, ["low", "high"]] = math.nan
+    left.loc[chance, "covers_zero"] = pd.NA
     return left
 
 
@@ -430,7 +474,7 @@ def sex_effects(
     DataFrame
         name, tracer, unit, estimate, low, high, n (people), covers_zero. Names are ``<measure>_<a>_<b>`` of a − b:
         ``auc``, ``acc``, ``f1``, ``logit`` (`own_sex_logit`), ``psnr`` (in the brain, against the person's real PET).
-        Positive is what a model that heeds the prompt's sex gives.
+        Positive is what a model that follows the prompt's sex gives.
     """
     rows = []
     for tracer in present_tracers(sex):
@@ -509,7 +553,7 @@ def age_sweep(age: pd.DataFrame, method: str, tracer: str) -> pd.DataFrame:
 
 
 def sweep_slopes(table: pd.DataFrame) -> pd.Series:
-    """Least-squares slope of predicted on prompt age by person: 1 follows the prompt, 0 does not hear it."""
+    """Least-squares slope of predicted on prompt age by person: 1 follows the prompt, 0 ignores it."""
     years = table.columns.to_numpy(dtype=float)
     years = years - years.mean()
     return pd.Series(table.to_numpy() @ years / (years @ years), index=table.index)
@@ -580,7 +624,7 @@ def age_effects(
         As `sex_effects`: ``r_with_without`` (r of predicted with own age, prompted with it − without it),
         ``slope_shuffled`` (years predicted a year prompted, from own to somebody else's age), ``slope_sweep`` (the same
         over the ages of the sweep; left out where no ``age_<years>`` was read), ``psnr_with_without`` and
-        ``psnr_own_shuffled`` (in the brain). Positive is what a model that heeds the prompt's age gives.
+        ``psnr_own_shuffled`` (in the brain). Positive is what a model that follows the prompt's age gives.
 
     Notes
     -----

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -44,9 +45,10 @@ class Evaluator:
     n_train, n_held_out : int
         Sessions.
     quality : float
-        On the held-out sessions: AUC of a classifier; Pearson's r of a brain age, NaN where it always says the same.
+        On the held-out people, whose visits are averaged: AUC of a classifier; Pearson's r of a brain age, NaN where it
+        always says the same.
     p : float
-        One-sided p of that quality against chance: Mann–Whitney, or of r; 1 where it always says the same.
+        One-sided p of that quality against chance, over people: Mann–Whitney, or of r; 1 where it always says the same.
     offset : float
         Set on the held-out sessions: a classifier's threshold (`youden`), or the mean error of a brain age in years.
     """
@@ -135,17 +137,31 @@ def predict(network: Network, volumes: Tensor) -> np.ndarray:
     return torch.cat(answers).double().cpu().numpy()
 
 
-def classifier(answer: Callable[[Any], np.ndarray], n_train: int, labels: np.ndarray, scores: np.ndarray) -> Evaluator:
-    """A classifier with the threshold that suits the held-out sessions' ``labels`` and ``scores`` best."""
-    p = float(mannwhitneyu(scores[labels == 1], scores[labels == 0], alternative="greater").pvalue)
-    return Evaluator(answer, n_train, len(labels), float(roc_auc_score(labels, scores)), p, youden(labels, scores))
+def classifier(
+    answer: Callable[[Any], np.ndarray], n_train: int, people: np.ndarray, labels: np.ndarray, scores: np.ndarray
+) -> Evaluator:
+    """A classifier with the threshold that suits the held-out sessions' ``labels`` and ``scores`` best.
+
+    Visits of one person are not independent: quality and its p are of one mean score a person, or of one for each
+    label where that changed between visits.
+    """
+    means = pd.Series(scores).groupby([people, labels]).mean()
+    label, score = means.index.get_level_values(1).to_numpy(), means.to_numpy()
+    p = float(mannwhitneyu(score[label == 1], score[label == 0], alternative="greater").pvalue)
+    return Evaluator(answer, n_train, len(labels), float(roc_auc_score(label, score)), p, youden(labels, scores))
 
 
-def regressor(answer: Callable[[Any], np.ndarray], n_train: int, ages: np.ndarray, scores: np.ndarray) -> Evaluator:
-    """A brain age without its mean error on the held-out sessions, whose slope is left as it is."""
+def regressor(
+    answer: Callable[[Any], np.ndarray], n_train: int, people: np.ndarray, ages: np.ndarray, scores: np.ndarray
+) -> Evaluator:
+    """A brain age without its mean error on the held-out sessions, whose slope is left as it is.
+
+    Quality and its p are of one mean age and one mean score a person.
+    """
     bias = float(np.mean(scores - ages))
-    r = correlation(ages, scores)
-    p = 1.0 if math.isnan(r) else float(pearsonr(ages, scores, alternative="greater").pvalue)
+    means = pd.DataFrame({"age": ages, "score": scores}).groupby(people).mean()
+    r = correlation(means["age"], means["score"])
+    p = 1.0 if math.isnan(r) else float(pearsonr(means["age"], means["score"], alternative="greater").pvalue)
     return Evaluator(lambda x: answer(x) - bias, n_train, len(ages), r, p, bias)
 
 
@@ -154,6 +170,7 @@ def fit_evaluator(
     target: str,
     name: str,
     volumes: Callable[[], Tensor],
+    people: np.ndarray,
     targets: np.ndarray,
     fold: tuple[np.ndarray, np.ndarray],
     on_epoch: Callable[[], Any] = lambda: None,
@@ -169,6 +186,8 @@ def fit_evaluator(
         Of its file, and part of its seed.
     volumes : callable
         Gives the sessions' volumes (n, 1, X, Y, Z); not called where the evaluator is stored.
+    people : ndarray (n,)
+        Whose session each is.
     targets : ndarray (n,)
         Labels 0 and 1, or ages in years.
     fold : tuple of ndarray
@@ -203,7 +222,7 @@ def fit_evaluator(
         for _ in range(settings.epochs):
             on_epoch()
     judge = regressor if target == "age" else classifier
-    return judge(partial(predict, network), len(train), targets[held_out], scores)
+    return judge(partial(predict, network), len(train), people[held_out], targets[held_out], scores)
 
 
 def _fresh(config: Config, target: str, seed: int, targets: np.ndarray) -> Network:

@@ -217,7 +217,7 @@ def _shares(config: Config, frame: pd.DataFrame, names: Sequence[str]) -> list[s
 
 
 def read_status(path: str | Path) -> pd.DataFrame:
-    """``evaluation/status.csv``: fold, source, person, session, tracer, label, score, threshold.
+    """``evaluation/status.csv``, target ``label``: fold, source, person, session, tracer, label, score, threshold.
 
     Raises
     ------
@@ -225,11 +225,11 @@ def read_status(path: str | Path) -> pd.DataFrame:
         Columns that are missing: names the file.
     """
     frame = pd.read_csv(path, dtype={"person": str, "session": str, "source": str})
-    needed = ("fold", "source", "person", "session", "tracer", "label", "score", "threshold")
+    needed = ("fold", "target", "source", "person", "session", "tracer", "label", "score", "threshold")
     missing = [column for column in needed if column not in frame]
     if missing:
         raise ValueError(f"{path}: columns missing: {', '.join(missing)}; run the status classification again")
-    return frame
+    return frame[frame["target"] == "label"]
 
 
 def status_accuracy(status: pd.DataFrame, sources: Iterable[str]) -> pd.DataFrame:

@@ -65,7 +65,7 @@ def figure4(summary: pd.DataFrame, effects: pd.DataFrame, *, notice: str = "") -
         n = {prompt: int(rows.loc[(prompt, "auc"), "n"]) for prompt in ("real", "right")}
         people = f"n = {n['right']}" if len(set(n.values())) == 1 else f"n = {n['right']}, real PET {n['real']}"
         told = "sex told"
-        if pd.isna(changes.loc["logit_right_wrong", "low"]):  # see `resdm.evaluation.effects.witnessed`
+        if pd.isna(changes.loc["logit_right_wrong", "low"]):  # see `resdm.evaluation.effects.without_chance`
             told += " by a classifier at chance"
         bars.set_title(f"{TRACER_TITLES[tracer]}: {told} ({people})", pad=4, loc="left")
         if i == 0:

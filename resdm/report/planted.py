@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 
 from resdm.cohort.planted import grey_share, thinning_slope
 from resdm.config import TRACERS, Config
-from resdm.evaluation.planted import EFFECTS, LEAST_RATIO, read_planted, recovered_effects, recovery
+from resdm.evaluation.planted import (
+    EFFECTS,
+    EVERY_REGION,
+    LEAST_RATIO,
+    read_planted,
+    recovered_effects,
+    recovery,
+)
+from resdm.report.ablation import seeds_of
 from resdm.report.figures import _INK, GREY, TRACER_TITLES, WIDTH, Page, looks, region_rows, styled
 from resdm.report.tables import REFERENCE_METHOD, TRACER_NAMES, Block, Table, number, present_methods, span
 
@@ -27,7 +35,8 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
     config : Config
         A phantom profile.
     methods : iterable of str, optional
-        With stored predictions; by default ResDM, where it has some.
+        With stored predictions; by default ResDM, linear and the ceiling, where they have some. SUVR of a method's
+        trainings are averaged.
 
     Returns
     -------
@@ -41,13 +50,13 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
         A cohort without planted truth.
     """
     if methods is None:
-        methods = [name for name in present_methods(config) if name == REFERENCE_METHOD]
-    methods = list(methods)
+        methods = [name for name in present_methods(config) if name in (REFERENCE_METHOD, "linear", "ceiling")]
+    repeats = {name: seeds_of(config, name) or [name] for name in methods}  # the ceiling is no method of the profile
     read_planted(config)  # no truth is an error of its own, before any work
-    frame = recovered_effects(config, methods, thinning_slope(config))
+    frame = recovered_effects(config, repeats, thinning_slope(config))
     shares = grey_share(config)
     frame["grey_share"] = [
-        shares[tracer][region] for tracer, region in zip(frame["tracer"], frame["region"], strict=True)
+        shares[tracer].get(region) for tracer, region in zip(frame["tracer"], frame["region"], strict=True)
     ]
     low, high = frame["grey_share"].min(), frame["grey_share"].max()
     sources = list(dict.fromkeys(frame["source"]))
@@ -73,33 +82,42 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
             "Age: planted is the uptake's part. The cortex thins with age, so a region holds less of it; with thinning "
             "is the sum, by the generator's own model, and what a slope over people can find.",
             "Recovery: slope through the origin, over regions, of the estimates on what is planted (age: with "
-            "thinning); of truth: on the estimates from the true SUVR of the same people, which leaves out the chance "
-            "of who they are; covered: regions whose interval holds what is planted. – where no region's effect "
-            f"reaches {LEAST_RATIO} SUVR.",
-            *([] if methods else ["No synthetic PET: no method is trained and synthesised yet."]),
+            f"thinning), with its interval (region {EVERY_REGION} of the .csv); of truth: on the estimates from the "
+            "true SUVR of the same people, which leaves out the chance of who they are; of ceiling: the slope over the "
+            "ceiling's, which is the best estimate that MRI and prompt allow; covered: regions whose interval holds "
+            f"what is planted. – where no region's effect reaches {LEAST_RATIO} SUVR.",
+            *(
+                f"{name}: regional SUVR averaged over {len(names)} trainings; the variance between them is in the "
+                "intervals."
+                for name, names in repeats.items()
+                if len(names) > 1
+            ),
+            *([] if repeats else ["No synthetic PET: no method is trained and synthesised yet."]),
         ),
     )
 
 
 def _recovery_block(slopes: pd.DataFrame, sources: Sequence[str]) -> Block:
-    found = slopes.set_index(["source", "tracer", "effect"])
-    heads = [(t, e) for t in TRACERS for e in EFFECTS if (sources[0], t, e) in found.index]
-    rows = []
-    for source in sources:
-        row: list[Any] = [source]
-        for head in heads:
-            values = found.loc[(source, *head)]
-            lines = [_rounded(values["slope"], 2)]
-            if source != "truth":
-                lines.append(f"of truth {_rounded(values['of_truth'], 2)}")
-            row.append((*lines, f"covered {values['covered']:.0f}/{values['regions']:.0f}"))
-        rows.append(tuple(row))
-    columns = (("", "Source"), *((TRACER_NAMES[t], e) for t, e in heads))
-    return Block("Recovery over regions", columns, tuple(rows))
+    """One row a source and effect, one column a number: each cell is one line."""
+    found = slopes.set_index(["effect", "source", "tracer"])
+    columns, rows = [("", "Effect"), ("", "Source")], []
+    for tracer in (t for t in TRACERS if (slopes["tracer"] == t).any()):
+        columns += [(TRACER_NAMES[tracer], head) for head in ("slope", "of truth", "of ceiling", "covered")]
+    for effect in EFFECTS:
+        for source in sources:
+            row: list[str] = [effect, source]
+            for tracer in (t for t in TRACERS if (effect, source, t) in found.index):
+                one = found.loc[(effect, source, tracer)]
+                slope, low, high, truth, ceiling = (
+                    _rounded(one[key], 2) for key in ("slope", "low", "high", "of_truth", "of_ceiling")
+                )
+                row += [f"{slope} [{low}, {high}]", truth, ceiling, f"{one['covered']:.0f}/{one['regions']:.0f}"]
+            rows.append(tuple(row))
+    return Block("Recovery over regions", tuple(columns), tuple(rows))
 
 
 def _effect_block(frame: pd.DataFrame, effect: str, sources: Sequence[str]) -> Block:
-    part = frame[frame["effect"] == effect]
+    part = frame[(frame["effect"] == effect) & (frame["region"] != EVERY_REGION)]
     values = part.set_index(["tracer", "region", "source"])
     tracers = [t for t in TRACERS if (part["tracer"] == t).any()]
     planted = [("planted", "planted"), *([("expected", "with thinning")] if effect == "age" else [])]
@@ -118,7 +136,7 @@ def _effect_block(frame: pd.DataFrame, effect: str, sources: Sequence[str]) -> B
             for source in sources:
                 one = values.loc[(tracer, region, source)]
                 estimate, low, high = (_rounded(one[key], 3) for key in ("estimate", "low", "high"))
-                row.append((estimate, f"[{low}, {high}]"))
+                row.append(f"{estimate} [{low}, {high}]")
         rows.append(tuple(row))
     return Block(f"{EFFECT_TITLES[effect]} ({part['unit'].iloc[0]})", tuple(columns), tuple(rows))
 
@@ -141,6 +159,7 @@ def planted_figure(frame: pd.DataFrame, *, notice: str = "") -> Figure:
         From `planted_table`.
     notice : str
     """
+    frame = frame[frame["region"] != EVERY_REGION]
     tracers = [tracer for tracer in TRACERS if (frame["tracer"] == tracer).any()]
     sources = list(dict.fromkeys(frame["source"]))
     look = {"truth": (GREY, "o"), "real": (_INK, "s")}
