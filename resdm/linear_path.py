@@ -18,7 +18,7 @@ from resdm.batch import TRACERS
 PENALTIES = (0.03, 0.1, 0.3, 1.0)
 """Ridge penalties that are tried, in units of the mean eigenvalue of the MRI's Gram matrix."""
 
-TEXT_COMPONENTS = 8
+TEXT_COMPONENTS = 4
 """Principal components of the sentences' features that enter the map."""
 
 _LEAST = 0.01  # standard deviation of intensities below which a voxel's MRI counts as constant
@@ -97,15 +97,17 @@ class LinearPath(nn.Module):
             power, axes = torch.linalg.eigh(rest[has] @ rest[has].T)
             best = (torch.inf, None, None)
             for penalty in PENALTIES:
-                inverse = axes / (power.clamp(min=0) + penalty * power.mean()) @ axes.T
-                dual = inverse @ aim
-                errors = torch.empty_like(aim)  # of each session, without its person
+                level = penalty * power.mean()
+                dual = axes / (power.clamp(min=0) + level) @ axes.T  # (n, n)
+                # Of a linear smoother with residuals S·y, those without a person are S[p, p]⁻¹ (S·y)[p].
+                smoother = level * (dual - dual @ d[0] @ solve)
+                left, errors = smoother @ y, torch.empty_like(y)
                 for group in groups:
                     rows = torch.isin(has, group.to(has)).nonzero()[:, 0]
                     if len(rows):
-                        errors[rows] = torch.linalg.solve(inverse[rows][:, rows], dual[rows])
+                        errors[rows] = torch.linalg.solve(smoother[rows][:, rows], left[rows])
                 if (error := float(errors.square().mean())) < best[0]:
-                    best = (error, dual, errors)
+                    best = (error, dual @ aim, errors)
             _, dual, errors = best
             own = rest @ (rest[has].T @ dual)  # (n, V); replaced where the session was fitted on
             own[has] = aim - errors

@@ -35,30 +35,32 @@ def fitted(cohort):
     return path
 
 
-def test_estimates_of_training_sessions_are_those_of_a_fit_without_the_person(cohort, fitted):
-    mri, pet, present, sentences, chances, people = cohort
+def test_estimates_of_training_sessions_are_those_of_a_fit_without_the_person(cohort):
+    mri, pet, present, sentences, _, people = cohort
+    fitted = LinearPath(SHAPE, 6)
+    fitted.fit(mri, pet, present, sentences[:1], (1.0,), people)
     for channel in range(2):
         has = [i for i in range(N) if present[i, channel]]
-        design = fitted.design(sentences.flatten(0, 1)).double().unflatten(0, (2, N))[:, has]
+        d = fitted.design(sentences[0]).double()[has]
         x, y = (volumes[has][:, fitted.voxels].double() for volumes in (mri, pet[:, channel]))
-        normal = sum(c * d.T @ d for c, d in zip(chances, design, strict=True))
-        side = sum(c * d for c, d in zip(chances, design, strict=True)).T
-        of_mri, of_pet = (torch.linalg.pinv(normal) @ side @ values for values in (x, y))
-        rest, aim = x - design[0] @ of_mri, y - design[0] @ of_pet
+        rest = x - d @ torch.linalg.pinv(d) @ x
+        scale = (rest @ rest.T).trace() / len(has)
 
-        def without(penalty, rest=rest, aim=aim, has=has):
-            level = penalty * (rest @ rest.T).trace() / len(has)
-            out = torch.empty_like(aim)
-            for row, i in enumerate(has):
+        def without(penalty, d=d, x=x, y=y, has=has, scale=scale):
+            out = torch.empty_like(y)
+            for row, i in enumerate(has):  # the joint fit of the others: no penalty on the sentence
                 others = [k for k, j in enumerate(has) if people[j] != people[i]]
-                gram = rest[others] @ rest[others].T + level * torch.eye(len(others)).double()
-                out[row] = rest[row] @ rest[others].T @ torch.linalg.solve(gram, aim[others])
+                hat = d[others] @ torch.linalg.pinv(d[others])
+                lean = x[others] - hat @ x[others]
+                gram = lean @ lean.T + penalty * scale * torch.eye(len(others)).double()
+                slope = lean.T @ torch.linalg.solve(gram, y[others] - hat @ y[others])
+                level = torch.linalg.pinv(d[others]) @ (y[others] - x[others] @ slope)
+                out[row] = d[row] @ level + x[row] @ slope
             return out
 
-        best = min((without(p) for p in PENALTIES), key=lambda guess: float((guess - aim).square().mean()))
-        expected = (design[0] @ of_pet + best).float()
+        best = min((without(p) for p in PENALTIES), key=lambda guess: float((guess - y).square().mean()))
         found = fitted(mri[has, None], sentences[0, has], torch.tensor(has))[:, channel][:, fitted.voxels]
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, best.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_the_map_finds_what_is_linear_and_outside_the_brain_nothing(cohort, fitted):

@@ -37,7 +37,7 @@ VARIANTS = {"Base": "base", "+L_high": "intra_domain_loss", "+prior": "prior", R
 VARIANTS |= {"as_published": ""}
 """Rows of Table 3: a method of the profile → ``variant`` of the paper's printed table; "" where it has none."""
 
-ROW_NAMES = {"as_published": "as published (no global path)"}
+ROW_NAMES = {"as_published": "as published (no global, no linear path)"}
 """How a row is printed, where not by its method's name."""
 
 TRACER_NAMES = {"amyloid": "Aβ-PET", "tau": "tau-PET"}
