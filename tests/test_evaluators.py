@@ -375,6 +375,20 @@ def test_planted_status_is_the_truths_with_classifiers_of_its_own(config):
     assert models == {f"{a}_{b}_{c}_0.safetensors" for a in values for b in TRACERS for c in ("real", "mri")}
 
 
+def test_the_template_is_scored_once(config, monkeypatch):
+    """Its score is the same to the last digit for everyone, whatever the batches are."""
+    asked, read = [], downstream.read_volumes
+
+    def spy(profile, paths):
+        asked.append(list(paths))
+        return read(profile, asked[-1])
+
+    monkeypatch.setattr(downstream, "read_volumes", spy)
+    evaluate_status(config, progress=False)
+    assert sorted(len(paths) for paths in asked if "template" in paths[0].name) == [1] * 4
+    assert min(len(paths) for paths in asked if "template" not in paths[0].name) > 1
+
+
 def test_always_the_more_frequent_class_of_the_training_people(config):
     scores = table(config, "status").query("source == 'majority' and target == 'label'")
     for tracer, part in scores.groupby("tracer"):

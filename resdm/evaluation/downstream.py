@@ -315,10 +315,12 @@ def evaluate_status(config: Config, *, progress: bool = True) -> Path:
                 card = {"target": target, "source": fitted_on, "tracer": tracer}
                 folds += [{"fold": k} | card | one.card for k, one in enumerate(evaluators)]
                 for source, paths in sources.items():
-                    given = _age_and_sex(test) if paths is None else read_volumes(config, paths)
+                    # The template is one volume: in batches of other sizes its score would differ in the last digits.
+                    given = _age_and_sex(test) if paths is None else read_volumes(config, dict.fromkeys(paths))
+                    answers = (np.broadcast_to(one.answer(given), len(test)) for one in evaluators)
                     scores += [
-                        who.assign(fold=k, source=source, score=one.answer(given), threshold=one.offset)
-                        for k, one in enumerate(evaluators)
+                        who.assign(fold=k, source=source, score=answer, threshold=one.offset)
+                        for k, (one, answer) in enumerate(zip(evaluators, answers, strict=True))
                     ]
             known = {"majority": _shares(config, tracer, target)}  # one number for everyone, by fold
             if target == "planted" and (posterior := _posterior(config, test, tracer)) is not None:
