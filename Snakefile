@@ -33,7 +33,7 @@ def method_modules(wildcards):
     kind = SETTINGS.method(wildcards.method).kind
     if ":" in kind:  # module:Class, from outside
         return [*package("methods/base"), importlib.util.find_spec(kind.partition(":")[0]).origin]
-    paper = ["scheduler", "prior", "clip", "lessons", "linear_path", "unet", "haar", "recompute", "shelf", "upsample", "losses"]
+    paper = ["scheduler", "prior", "clip", "lessons", "paths", "unet", "haar", "recompute", "shelf", "upsample", "losses"]
     paper += ["methods/residual_diffusion", "methods/trace"]
     own = {"residual_diffusion": paper, "regression": [*paper, "methods/regression"], "demographics": ["methods/linear"]}.get(kind, [f"methods/{kind}"])
     if kind == "released":

@@ -68,6 +68,8 @@ class Batch:
         Age and sex.
     rows : Tensor (B,), int, optional
         Places in the data set, where the sessions come from one.
+    people : tuple of str
+        Whose sessions they are, where that is known.
     """
 
     mri: Tensor
@@ -75,6 +77,7 @@ class Batch:
     present: Tensor
     prior: Prior
     rows: Tensor | None = None
+    people: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.mri)

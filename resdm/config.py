@@ -191,7 +191,7 @@ class NetworkConfig:
     norm_groups: int = 32  # of every GroupNorm; fewer where they do not divide the channels
     dropout: float = 0.0
     stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
-    global_path: bool = True  # additions to the paper, see resdm.unet and resdm.linear_path: the coarse MRI scales
+    global_path: bool = True  # additions to the paper, see resdm.paths: the coarse MRI scales
     linear_path: bool = False  # and shifts every block; the network corrects a linear estimate, for small grids
     fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
     recompute_pointwise: bool = False  # norms and SiLU are computed again going backward: the same values, less memory

@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -287,7 +287,7 @@ def _train(
     state_file = folder / "state.pt"
     stored = load_state(state_file, known) if state_file.is_file() else None
 
-    loop = _Loop(fabric, method, config, name, state_file, train_set)
+    loop = _Loop(fabric, method, config, name, state_file, (collate([train_set[i]]) for i in range(len(train_set))))
     if stored is not None:
         try:
             loop.restore(stored)
@@ -370,13 +370,13 @@ class _Loop:
     """What changes from step to step, and how: all of it goes into `state` and comes back by `restore`."""
 
     def __init__(
-        self, fabric: Fabric, method: Method, config: Config, name: str, state_file: Path, train_set: Dataset
+        self, fabric: Fabric, method: Method, config: Config, name: str, state_file: Path, sessions: Iterable[Batch]
     ) -> None:
         self.fabric, self.method, self.config, self.name, self.state_file = fabric, method, config, name, state_file
         self.settings = config.method(name)
         method.to(fabric.device).train()
         self._seed(config.seed)
-        method.prepare(config.seed, config.work / "lessons", train_set)
+        method.prepare(config.seed, config.work / "lessons", sessions)
         method.adapt(config.training, fabric.device)
         optimisers = method.optimisers()
         for optimiser in optimisers.values():

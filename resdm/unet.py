@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from resdm.config import NetworkConfig
 from resdm.haar import haar, inverse_haar
+from resdm.paths import GlobalPath
 from resdm.recompute import recomputable
 from resdm.upsample import upsample
 
@@ -86,41 +87,6 @@ class Attention(nn.Module):
         return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
 
 
-class GlobalPath(nn.Module):
-    """The MRI's coarse amplitude → (B, time_dim), added to the time embedding: an addition to the paper.
-
-    How atrophied a brain is as a whole raises or lowers uptake everywhere. GroupNorm takes such amplitude out of the
-    features at every block, and a bottleneck of few voxels must carry it back to all others. So the MRI, averaged over
-    8 × 8 × 8 cells and standardised over the training people, scales and shifts every block, as the time step does.
-    The last layer starts near 0: a fresh network is nearly the paper's.
-    """
-
-    CELLS = (8, 8, 8)
-
-    def __init__(self, time_dim: int, hidden: int = 64) -> None:
-        super().__init__()
-        cells = math.prod(self.CELLS)
-        self.register_buffer("mean", torch.zeros(cells))
-        self.register_buffer("spread", torch.ones(cells))
-        self.layers = nn.Sequential(nn.Linear(cells, hidden), nn.SiLU(), nn.Linear(hidden, time_dim))
-        nn.init.normal_(self.layers[-1].weight, std=1e-3)
-        nn.init.zeros_(self.layers[-1].bias)
-
-    def coarse(self, y0: Tensor) -> Tensor:
-        """(B, 1, X, Y, Z) → means over cells (B, cells)."""
-        return F.adaptive_avg_pool3d(y0, self.CELLS).flatten(1)
-
-    def fit(self, y0: Tensor) -> None:
-        """Mean and standard deviation over the training people's MRI (n, 1, X, Y, Z); constant cells are left out."""
-        cells = self.coarse(y0)
-        self.mean.copy_(cells.mean(0))
-        self.spread.copy_(torch.where((spread := cells.std(0)) > 1e-3, spread, torch.inf))
-
-    def forward(self, y0: Tensor) -> Tensor:
-        """(B, 1, X, Y, Z) → (B, time_dim)."""
-        return self.layers(4 * (self.coarse(y0) - self.mean) / self.spread / math.sqrt(len(self.mean)))
-
-
 class UNet(nn.Module):
     """f_θ(x_t, y_0, t, text) → x̂_0.
 
@@ -177,7 +143,7 @@ class UNet(nn.Module):
             Step index 0 … T−1.
         context : Tensor (B, tokens, context_dim)
         maps : Tensor (B, 2, X, Y, Z), optional
-            Where ``linear_path`` is on: see `resdm.linear_path.LinearPath.maps`.
+            Where ``linear_path`` is on: see `resdm.paths.LinearPath.maps`.
 
         Returns
         -------

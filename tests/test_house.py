@@ -69,7 +69,7 @@ def test_ruff():
 
 def test_the_papers_five_files_stay_small():
     lines = sum(len((ROOT / "resdm" / name).read_text().splitlines()) for name in PAPER_FILES)
-    assert lines < 600
+    assert lines < 650
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))

@@ -237,6 +237,7 @@ def test_validation_takes_averaged_weights_and_only_present_tracers(tmp_path):
     assert history["validation_amyloid"].iloc[-1] == pytest.approx(np.mean([2, 3, 5]))
     assert history["validation_tau"].iloc[-1] == pytest.approx(np.mean([4, 6]))
     method, card = load_model(folder)
+    method.adapt(config.training, torch.device("cpu"))
     assert card.score == pytest.approx(history["validation"].iloc[-1])
     people = Sessions(3, seed=1)
     generator = torch.Generator().manual_seed(training.derive_seed(config.seed, "validation", 0))

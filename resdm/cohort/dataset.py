@@ -24,8 +24,8 @@ class CohortDataset(Dataset):
     """Sessions of one split.
 
     An item is a dictionary: ``volumes`` (3, X, Y, Z) float32 in [0, 1] (T1, amyloid, tau; zeros where a PET is
-    missing), ``present`` (2,) bool, ``age``, ``sex``, ``row`` (its place). Items, augmentation included, are a function
-    of the profile's seed, the epoch and the index alone, so a resumed training sees what it would have seen.
+    missing), ``present`` (2,) bool, ``age``, ``sex``, ``row`` (its place), ``person``. Items, augmentation included,
+    are a function of the profile's seed, the epoch and the index alone: a resumed training sees what it would have.
 
     Parameters
     ----------
@@ -106,6 +106,7 @@ class CohortDataset(Dataset):
             "age": float(row["age"]),
             "sex": str(row["sex"]),
             "row": range(len(self))[index],
+            "person": str(row["person"]),
         }
 
     def mri(self, index: int) -> np.ndarray:
@@ -168,4 +169,5 @@ def collate(items: list[dict[str, Any]]) -> Batch:
         present=torch.stack([item["present"] for item in items]),
         prior=Prior(tuple(item["age"] for item in items), tuple(item["sex"] for item in items)),
         rows=torch.tensor([item["row"] for item in items]),
+        people=tuple(item["person"] for item in items),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,11 @@ class Method(nn.Module):
         """What a picture of the method needs of one person (Figure 1), by name; empty where there is none."""
         return {}
 
-    def prepare(self, seed: int, folder: Path | None = None, train: Dataset | None = None) -> None:
+    def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Work before the first step of a training, or before it goes on: what the method finds without gradients.
 
-        ``folder`` may keep what other methods of the profile can start with too. ``train`` are the training sessions
-        as they are stored, as `resdm.cohort.dataset.CohortDataset` gives them.
+        ``folder`` may keep what other methods of the profile can start with too; ``train`` are the training sessions,
+        a batch each.
         """
 
     def adapt(self, run: TrainingConfig, device: torch.device) -> None:

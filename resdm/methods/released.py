@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.clip import known_rows
@@ -199,7 +198,7 @@ class Released(Method):
         self.prior = PriorModule(config.prior)
         self.unet = ReleasedUNet(config.width, config.mended)
 
-    def prepare(self, seed: int, folder: Path | None = None, train: Dataset | None = None) -> None:
+    def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Lessons of the text tower, where it has no pretrained weights."""
         learn_language(self.prior, seed, folder=folder)
 

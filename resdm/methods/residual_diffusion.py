@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.config import RegressionConfig, ResidualDiffusionConfig
 from resdm.lessons import learn_language
-from resdm.linear_path import LinearPath
 from resdm.losses import total_loss
 from resdm.methods.base import Method
 from resdm.methods.trace import trace
+from resdm.paths import LinearPath
 from resdm.prior import PriorModule, prompt, prompts
 from resdm.scheduler import ResidualScheduler
 from resdm.unet import UNet
@@ -35,24 +34,27 @@ class PriorGuided(Method):
         features = self.prior.tower.positional_embedding.shape[1]
         self.linear = LinearPath(shape, features) if config.network.linear_path else None
 
-    def prepare(self, seed: int, folder: Path | None = None, train: Dataset | None = None) -> None:
+    def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Pretrain a text tower without weights of its own; then fit what training images give in closed form."""
         learn_language(self.prior, seed, folder=folder)
-        if train is None or (self.linear is None and self.unet.global_path is None):
+        if self.linear is None and self.unet.global_path is None:
             return
-        people, device = [train[i] for i in range(len(train))], self.prior.project.weight.device
-        volumes = torch.stack([one["volumes"] for one in people]).to(device)  # (n, 3, X, Y, Z)
+        people, device = list(train), self.prior.project.weight.device
+        if not people:
+            return
+        mri, pet, present = (
+            torch.cat([getattr(one, name) for one in people]).to(device) for name in ("mri", "pet", "present")
+        )
         if self.unet.global_path is not None:
-            self.unet.global_path.fit(volumes[:, :1])
-        if self.linear is None:
-            return
-        prior = Prior(tuple(one["age"] for one in people), tuple(one["sex"] for one in people))
-        drop = self.config.prior.dropout
-        unsaid = [(), ("age",), ("sex",), ("age", "sex")] if drop else [()]
-        sentences = [self.sentences(prior.without(*fields)) for fields in unsaid]
-        chances = [drop ** len(fields) * (1 - drop) ** (2 - len(fields)) for fields in unsaid]
-        present = torch.stack([one["present"] for one in people]).to(device)
-        self.linear.fit(volumes[:, 0], volumes[:, 1:], present, torch.stack(sentences), chances, train.index["person"])
+            self.unet.global_path.fit(mri)
+        if self.linear is not None:
+            age, sex = (tuple(v for one in people for v in getattr(one.prior, name)) for name in ("age", "sex"))
+            prior, drop = Prior(age, sex), self.config.prior.dropout
+            person = [who for one in people for who in one.people]
+            unsaid = [(), ("age",), ("sex",), ("age", "sex")] if drop else [()]
+            sentences = torch.stack([self.sentences(prior.without(*fields)) for fields in unsaid])
+            chances = [drop ** len(fields) * (1 - drop) ** (2 - len(fields)) for fields in unsaid]
+            self.linear.fit(mri[:, 0], pet, present, sentences, chances, person)
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """As a stored linear path has them."""

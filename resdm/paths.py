@@ -1,16 +1,19 @@
-"""A linear estimate of both PETs from MRI and prompt, in closed form: an addition of this suite, no part of the paper.
+"""Two paths around the network's normalisation: additions of this suite, no part of the paper.
 
 GroupNorm takes the amplitude out of a network's features at every block, and gradient steps on a few hundred people
-find slowly what least squares finds at once. So the network may start from this estimate and learn what it leaves.
-While the network trains, each session is given the estimate of a fit without its own person; else the network would
-see smaller residuals of training people than of others.
+find slowly what least squares finds at once. `GlobalPath` tells every block how the MRI as a whole differs from the
+training people's. `LinearPath` gives a linear estimate of both PETs in closed form, and the network learns what that
+leaves. While the network trains, each session has the estimate of a fit without its own person; else the residuals of
+training people would be smaller than those of others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.batch import TRACERS
@@ -22,6 +25,41 @@ TEXT_COMPONENTS = 4
 """Principal components of the sentences' features that enter the map."""
 
 _LEAST = 0.01  # standard deviation of intensities below which a voxel's MRI counts as constant
+
+
+class GlobalPath(nn.Module):
+    """The MRI's coarse amplitude → (B, time_dim), added to the time embedding: an addition to the paper.
+
+    How atrophied a brain is as a whole raises or lowers uptake everywhere. GroupNorm takes such amplitude out of the
+    features at every block, and a bottleneck of few voxels must carry it back to all others. So the MRI, averaged over
+    8 × 8 × 8 cells and standardised over the training people, scales and shifts every block, as the time step does.
+    The last layer starts near 0: a fresh network is nearly the paper's.
+    """
+
+    CELLS = (8, 8, 8)
+
+    def __init__(self, time_dim: int, hidden: int = 64) -> None:
+        super().__init__()
+        cells = math.prod(self.CELLS)
+        self.register_buffer("mean", torch.zeros(cells))
+        self.register_buffer("spread", torch.ones(cells))
+        self.layers = nn.Sequential(nn.Linear(cells, hidden), nn.SiLU(), nn.Linear(hidden, time_dim))
+        nn.init.normal_(self.layers[-1].weight, std=1e-3)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def coarse(self, y0: Tensor) -> Tensor:
+        """(B, 1, X, Y, Z) → means over cells (B, cells)."""
+        return F.adaptive_avg_pool3d(y0, self.CELLS).flatten(1)
+
+    def fit(self, y0: Tensor) -> None:
+        """Mean and standard deviation over the training people's MRI (n, 1, X, Y, Z); constant cells are left out."""
+        cells = self.coarse(y0)
+        self.mean.copy_(cells.mean(0))
+        self.spread.copy_(torch.where((spread := cells.std(0)) > 1e-3, spread, torch.inf))
+
+    def forward(self, y0: Tensor) -> Tensor:
+        """(B, 1, X, Y, Z) → (B, time_dim)."""
+        return self.layers(4 * (self.coarse(y0) - self.mean) / self.spread / math.sqrt(len(self.mean)))
 
 
 class LinearPath(nn.Module):
@@ -120,7 +158,7 @@ class LinearPath(nn.Module):
         most = max(len(rows) for rows in found["reads"])
         pad = [(0, 0, 0, most - len(rows)) for rows in found["reads"]]
         for name in ("reads", "writes"):  # one row a session that has the tracer
-            found[name] = [nn.functional.pad(rows, p) for rows, p in zip(found[name], pad, strict=True)]
+            found[name] = [F.pad(rows, p) for rows, p in zip(found[name], pad, strict=True)]
         for name in ("sentence", "reads", "writes"):
             setattr(self, name, torch.stack(found[name]).float())
         self.left_out = torch.stack(found["left_out"], 1).float()

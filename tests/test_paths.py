@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from resdm.linear_path import PENALTIES, LinearPath
-from resdm.unet import GlobalPath
+from resdm.paths import PENALTIES, GlobalPath, LinearPath
 
 N, SHAPE = 24, (4, 5, 3)
 
