@@ -69,9 +69,13 @@ def training_steps(config: Config, name: str, sessions: int) -> int:
 
 
 def evaluator_steps(config: Config, target: str, sessions: int) -> int:
-    """Optimiser steps of the evaluators of a target: status of PET and of MRI a tracer and fold, else one a tracer."""
+    """Optimiser steps of the evaluators of a target.
+
+    Status: of PET and of MRI, a tracer and fold, by label and on phantoms by planted status too; else one a tracer.
+    """
     folds, settings = config.evaluation.folds, getattr(config.evaluation, target)
-    fits = 4 * folds if target == "status" else 2
+    kinds = 2 if config.cohort.kind == "phantom" else 1
+    fits = 4 * folds * kinds if target == "status" else 2
     return fits * settings.epochs * math.ceil(sessions * (folds - 1) / folds / settings.batch_size)
 
 

@@ -85,8 +85,13 @@ class LinearPath(nn.Module):
         self.shape = tuple(shape)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("text", torch.zeros(1 + TEXT_COMPONENTS, features))  # mean, then components by their SD
-        for name in ("mri", "spread", "sentence", "reads", "writes", "pet", "scale"):
-            self.register_buffer(name, torch.empty(0))
+        tracers = len(TRACERS)  # before a fit there is no voxel, and the estimate is 0
+        empty = {"mri": (0,), "spread": (0,), "sentence": (tracers, 1 + TEXT_COMPONENTS, 0)}
+        empty |= {"reads": (tracers, 0, 0), "writes": (tracers, 0, 0)}
+        for name, size in empty.items():
+            self.register_buffer(name, torch.zeros(size))
+        self.register_buffer("pet", torch.zeros(1, tracers, *shape))  # means over training people
+        self.register_buffer("scale", torch.ones(1, tracers, *shape))  # of the errors that the fit leaves
         self.left_out: Tensor | None = None  # (n, 2, V): M·R of each training session, fitted without its person
 
     def resize(self, shapes: dict[str, tuple[int, ...]]) -> None:

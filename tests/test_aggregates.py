@@ -135,7 +135,8 @@ class Data(list):
         rng = np.random.default_rng(0)
         super().__init__(
             {"volumes": torch.from_numpy(rng.random((3, *GRID.shape), dtype=np.float32)),
-             "present": torch.tensor([True, number != 1]), "age": 60.0 + number, "sex": "F"}
+             "present": torch.tensor([True, number != 1]), "age": 60.0 + number, "sex": "F", "row": number,
+             "person": f"sub-{number}"}
             for number, _ in enumerate(people)
         )  # fmt: skip
         self.index = pd.DataFrame({"person": people})

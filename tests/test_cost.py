@@ -59,12 +59,14 @@ def test_session_counts_are_the_manifests_or_the_expected(config, tmp_path):
 
 
 def test_steps_by_hand(config):
-    assert training_steps(config, "ResDM", 235) == 5 * 235
-    assert training_steps(config, "ResDM", 0) == 5  # an epoch has a step at least
+    assert training_steps(config, "ResDM", 235) == 3 * 235
+    assert training_steps(config, "ResDM", 0) == 3  # an epoch has a step at least
     four = dataclasses.replace(config.method("ResDM"), batch_size=4)
     other = dataclasses.replace(config, methods={"ResDM": four})
-    assert training_steps(other, "ResDM", 235) == 5 * 58
-    assert evaluator_steps(config, "status", 235) == 2 * 2 * 5 * 10 * 24  # 188 sessions a fold in batches of 8
+    assert training_steps(other, "ResDM", 235) == 3 * 58
+    assert (
+        evaluator_steps(config, "status", 235) == 2 * 2 * 2 * 5 * 8 * 24
+    )  # 188 sessions a fold in batches of 8, label and planted status
     assert evaluator_steps(config, "age", 235) == 2 * 15 * 24
 
 
@@ -80,11 +82,11 @@ def test_stages_add_up(config, monkeypatch):
     found = {stage.name: stage for stage in stages(config, cores=2)}
     assert asked == ["ResDM", "regression"]  # Base is ResDM's network: timed once
     assert found["scans"].total == 0.5 * 336 / 2
-    assert found["training Base"].total == 2.0 * 5 * 235 / 2  # two side by side, of a thread each
-    assert found["synthesis Base"].units == 5 * 34 + 67
+    assert found["training Base"].total == 2.0 * 3 * 235 / 2  # two side by side, of a thread each
+    assert found["synthesis Base"].units == 3 * 34 + 67
     conditions, samples = len(config.conditions), config.uncertainty.samples
-    assert found["synthesis ResDM"].units == 5 * 34 + 67 * (1 + conditions) + samples * (34 + 67)
-    assert found["evaluators of status"].total == pytest.approx(0.1 * 4800 / 2)
+    assert found["synthesis ResDM"].units == 3 * 34 + 67 * (1 + conditions) + samples * (34 + 67)
+    assert found["evaluators of status"].total == pytest.approx(0.1 * 7680 / 2)
     assert (found["starts of jobs"].units, found["starts of jobs"].seconds) == (16 + 2 * 3, 4.0)
     for place in (config.model("regression") / "model.safetensors", config.predictions("Base") / "scores.csv"):
         place.parent.mkdir(parents=True)

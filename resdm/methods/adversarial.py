@@ -49,21 +49,24 @@ def frozen(module: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def adversaries(
-    generator: nn.Module, discriminator: nn.Module, config: AdversarialConfig
-) -> dict[str, torch.optim.Optimizer]:
-    """Adam for each of the two networks, with the settings of their method: β₁ is 0.5 in all the originals.
+def adversaries(config: AdversarialConfig, **networks: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    """Adam for the ``generator`` and the ``discriminator``, in the order in which they step.
 
-    The discriminator has a learning rate of its own where the settings name one (Heusel et al., NeurIPS 2017): at one
-    rate for both, a discriminator that is far the smaller network learns faster than the generator, whose adversarial
-    gradient then says nothing but that all it draws is wrong.
+    Settings are those of their method: β₁ is 0.5 in all the originals. The discriminator has a learning rate of its own
+    where the settings name one (Heusel et al., NeurIPS 2017): at one rate for both, a discriminator that is far the
+    smaller network learns faster than the generator, whose adversarial gradient then says nothing but that all it draws
+    is wrong.
     """
-    rates = config.learning_rate, config.discriminator_learning_rate or config.learning_rate
+    rates = {"discriminator": config.discriminator_learning_rate or config.learning_rate}
     return {
         name: torch.optim.Adam(
-            network.parameters(), lr=rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            network.parameters(),
+            lr=rates.get(name, config.learning_rate),
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
-        for name, network, rate in zip(("generator", "discriminator"), (generator, discriminator), rates, strict=True)
+        for name, network in networks.items()
     }
 
 
@@ -178,7 +181,7 @@ class ConditionalGAN(TracerModel):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return adversaries(self.generator, self.discriminator, self.config)
+        return adversaries(self.config, discriminator=self.discriminator, generator=self.generator)
 
     def _judge(self, source: Tensor, pet: Tensor) -> Tensor:
         return self.discriminator(torch.cat([source, pet], 1))[-1]  # logits (B, 1, x, y, z)

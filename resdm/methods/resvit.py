@@ -194,7 +194,7 @@ class ResViT(Method):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return adversaries(self.generator, self.discriminator, self.config)
+        return adversaries(self.config, discriminator=self.discriminator, generator=self.generator)
 
     def _available(self, present: Tensor, generator: torch.Generator) -> Tensor:
         """Which PETs a training step shows, (B, 2): at most one, and never a person's only one."""

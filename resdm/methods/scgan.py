@@ -217,7 +217,7 @@ class TracerSCGAN(TracerModel):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return adversaries(self.generator, self.discriminator, self.config)
+        return adversaries(self.config, generator=self.generator, discriminator=self.discriminator)
 
 
 class SCGAN(PerTracer):

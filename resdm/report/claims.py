@@ -176,8 +176,6 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no CSV table ({error}); {remedy}") from error
     frame = frame.rename(columns={f"ci_{end}": end for end in ("low", "high") if end not in frame})
-    if name == "table4" and "target" in frame:  # the paper's status is the label; a planted one is known of phantoms
-        frame = frame[frame["target"] == "label"]
     if name == "figure4" and "condition" not in frame and "prompt" in frame:
         frame = frame.assign(condition=frame["prompt"].replace(_PROMPTS))
     if name in ("figure4", "figure5") and "condition" in frame:  # the paper's prompts; others have rows of their own
