@@ -187,6 +187,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     settings = config.method(name)
     seeded = config.seeded(name)
     box = working_box(config, name)
+    held = CohortDataset(seeded, "validation", box=box)  # first: a fault of the data is found before weights are loaded
     set_up(config.training)
     torch.manual_seed(seeded.seed)  # of the fresh weights
     method = build_method(settings, box.shape)
@@ -198,7 +199,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
         config,
         name,
         train_set,
-        CohortDataset(seeded, "validation", box=box),
+        held,
         collate=collate,
         data_digest=digest,
         score=partial(validation_score, box=box, mask=mask),

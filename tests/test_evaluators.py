@@ -243,7 +243,7 @@ def make_people(root, train=14, test=4):
     write_json(config.work / "truth" / "truth.json", {"age_centre": 70.0})
     write_text(config.work / "truth" / "regional.csv", "")
     latent = people[["person", "session"]].merge(pd.DataFrame({"tracer": TRACERS}), how="cross")
-    write_csv(config.predictions("ceiling") / "latent.csv", latent.assign(probability=np.linspace(0, 1, len(latent))))
+    write_csv(config.predictions("ceiling") / "latent.csv", latent.assign(positive=np.linspace(0, 1, len(latent))))
     save(synthetic_path(config.predictions("late"), "sub-0015", "ses-M000", "18FAV45"), 0.1 * brain)  # unfinished
     write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
     return config
@@ -403,7 +403,7 @@ def test_always_the_more_frequent_class_of_the_training_people(config):
 def test_the_posterior_is_the_stored_one_of_every_test_session(config, tmp_path):
     latent = pd.read_csv(config.predictions("ceiling") / "latent.csv").set_index(["person", "session", "tracer"])
     scores = table(config, "status").query("source == 'posterior'").set_index(["person", "session", "tracer"])
-    np.testing.assert_allclose(scores["score"], latent.loc[scores.index, "probability"])
+    np.testing.assert_allclose(scores["score"], latent.loc[scores.index, "positive"])
     other = make_people(tmp_path)
     path = other.predictions("ceiling") / "latent.csv"
     write_csv(path, latent.reset_index().query("person != 'sub-0016'"))

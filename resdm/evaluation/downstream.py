@@ -343,10 +343,10 @@ def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | 
     latent = pd.read_csv(path, dtype={"person": str, "session": str})
     keys = ["person", "session"]
     found = test[keys].merge(latent[latent["tracer"] == tracer], on=keys, how="left", validate="one_to_one")
-    if found["probability"].isna().any():
-        who = " ".join(found.loc[found["probability"].isna(), keys].iloc[0])
+    if found["positive"].isna().any():
+        who = " ".join(found.loc[found["positive"].isna(), keys].iloc[0])
         raise ValueError(f"{path}: no {tracer} probability of {who}; run `resdm ceiling {config.profile}` again")
-    return found["probability"].to_numpy()
+    return found["positive"].to_numpy()
 
 
 def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
