@@ -192,7 +192,7 @@ def test_steps_reach_the_method(tmp_path, people):
     torch.manual_seed(0)
     folder = save_model(tmp_path / "m", build_method(config.method("ResDM"), SHAPE), config, "ResDM")
     model, seen = Model.load(folder), []
-    model.method.predict = lambda x, mri, t, context: seen.append(t) or x
+    model.method.predict = lambda x, mri, t, *_: seen.append(t) or x
     synthesise_people(model, people[:1], mri, tmp_path / "a", progress=False)
     synthesise_people(model, people[:1], mri, tmp_path / "b", steps=2, progress=False)
     assert len(seen) == 4 + 2
