@@ -103,8 +103,8 @@ class Case:
 class TracerByTracer(ResidualDiffusion):
     """ResDM with a pass a tracer, as the released code has it."""
 
-    def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """As `ResidualDiffusion.predict`."""
+    def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor, estimate: None = None) -> Tensor:
+        """As `ResidualDiffusion.predict`, without a linear path."""
         context = context.unflatten(0, (-1, len(TRACERS)))
         passes = [self.unet(x_t[:, i : i + 1], mri, t, context[:, i]) for i in range(len(TRACERS))]
         return torch.cat(passes, dim=1)
@@ -121,7 +121,7 @@ class MonaiUNet(nn.Module):
             attention_levels=(False, False, False, True), num_head_channels=channels[-1], norm_num_groups=width,
         )  # fmt: skip
 
-    def forward(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor, maps: None = None) -> Tensor:
         """Predict x_0 (B, 1, X, Y, Z)."""
         return self.net(torch.cat([x_t, y0], dim=1), t)
 
