@@ -10,7 +10,7 @@ training people would be smaller than those of others.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +51,15 @@ class GlobalPath(nn.Module):
         """(B, 1, X, Y, Z) → means over cells (B, cells)."""
         return F.adaptive_avg_pool3d(y0, self.CELLS).flatten(1)
 
-    def fit(self, y0: Tensor) -> None:
-        """Mean and standard deviation over the training people's MRI (n, 1, X, Y, Z); constant cells are left out."""
-        cells = self.coarse(y0)
+    def fit(self, volumes: Iterable[Tensor]) -> None:
+        """Mean and standard deviation over training people's MRI (…, 1, X, Y, Z); constant cells are left out.
+
+        One volume at a time is enough: of each, its cells alone are kept.
+        """
+        kept = [self.coarse(mri.to(self.mean)) for mri in volumes]
+        if not kept:
+            return
+        cells = torch.cat(kept)
         self.mean.copy_(cells.mean(0))
         self.spread.copy_(torch.where((spread := cells.std(0)) > 1e-3, spread, torch.inf))
 

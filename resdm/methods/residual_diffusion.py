@@ -37,20 +37,17 @@ class PriorGuided(Method):
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Pretrain a text tower without weights of its own; then fit what training images give in closed form."""
         learn_language(self.prior, seed, folder=folder)
-        if self.linear is None and self.unet.global_path is None:
-            return
-        people, device = list(train), self.prior.project.weight.device
-        if not people:
-            return
-        mri, pet, present = (
-            torch.cat([getattr(one, name) for one in people]).to(device) for name in ("mri", "pet", "present")
-        )
+        people = list(train) if self.linear is not None else train  # all images at once for the linear path alone
         if self.unet.global_path is not None:
-            self.unet.global_path.fit(mri)
-        if self.linear is not None:
+            self.unet.global_path.fit(one.mri for one in people)
+        if self.linear is not None and people:
+            device = self.prior.project.weight.device
+            mri, pet, present = (
+                torch.cat([getattr(one, name) for one in people]).to(device) for name in ("mri", "pet", "present")
+            )
             age, sex = (tuple(v for one in people for v in getattr(one.prior, name)) for name in ("age", "sex"))
             prior, drop = Prior(age, sex), self.config.prior.dropout
-            person = [who for one in people for who in one.people]
+            person = [who for one in people for who in one.people] or [str(i) for i in range(len(mri))]
             unsaid = [(), ("age",), ("sex",), ("age", "sex")] if drop else [()]
             sentences = torch.stack([self.sentences(prior.without(*fields)) for fields in unsaid])
             chances = [drop ** len(fields) * (1 - drop) ** (2 - len(fields)) for fields in unsaid]
