@@ -74,7 +74,9 @@ def test_frozen_thaws_after_an_error():
 def test_adam_has_the_settings_of_its_method():
     config = AdversarialConfig("x", learning_rate=3e-4, weight_decay=0.1, betas=(0.4, 0.9))
     for rate, expected in ((None, 3e-4), (5e-5, 5e-5)):
-        found = adversaries(nn.Linear(1, 1), nn.Linear(1, 2), replace(config, discriminator_learning_rate=rate))
+        found = adversaries(
+            replace(config, discriminator_learning_rate=rate), generator=nn.Linear(1, 1), discriminator=nn.Linear(1, 2)
+        )
         groups = {name: optimiser.param_groups[0] for name, optimiser in found.items()}
         assert {name: group["lr"] for name, group in groups.items()} == {"generator": 3e-4, "discriminator": expected}
         assert {(group["betas"], group["weight_decay"]) for group in groups.values()} == {((0.4, 0.9), 0.1)}
