@@ -8,7 +8,7 @@
 import importlib.util
 import json
 
-from resdm.config import load_config
+from resdm_suite.profiles import load_config
 
 PROFILE = config.get("profile", "phantom")
 SETTINGS = load_config(f"configs/{PROFILE}.yaml")
@@ -25,25 +25,25 @@ def digest(*parts):
 
 
 def package(*names):
-    return [f"resdm/{name}.py" for name in names]
+    return [f"{name}.py" for name in names]
 
 
 def method_modules(wildcards):
     """The files of one method: a changed baseline trains that baseline only."""
     kind = SETTINGS.method(wildcards.method).kind
     if ":" in kind:  # module:Class, from outside
-        return [*package("methods/base"), importlib.util.find_spec(kind.partition(":")[0]).origin]
-    paper = ["scheduler", "prior", "clip", "lessons", "paths", "unet", "haar", "recompute", "shelf", "upsample", "losses"]
-    paper += ["methods/residual_diffusion", "methods/trace"]
-    own = {"residual_diffusion": paper, "regression": [*paper, "methods/regression"], "demographics": ["methods/linear"]}.get(kind, [f"methods/{kind}"])
+        return [*package("resdm/method"), importlib.util.find_spec(kind.partition(":")[0]).origin]
+    paper = ["resdm/scheduler", "resdm/prior", "resdm/layers/clip", "resdm/pretraining", "resdm/layers/paths", "resdm/unet", "resdm/layers/wavelet", "resdm/layers/checkpointing", "resdm/layers/shelf", "resdm/layers/upsampling", "resdm/losses"]
+    paper += ["resdm/residual_diffusion", "resdm/residual_diffusion"]
+    own = {"residual_diffusion": paper, "regression": [*paper, "resdm/baselines/regression"], "demographics": ["resdm/baselines/linear"]}.get(kind, [f"resdm/baselines/{kind}"])
     if kind == "released":
-        own += ["scheduler", "prior", "clip", "lessons", "unet", "haar", "recompute", "shelf", "upsample", "losses"]
-    return package("methods/base", *own, *(["methods/adversarial"] if kind in BASELINES else []))
+        own += ["resdm/scheduler", "resdm/prior", "resdm/layers/clip", "resdm/pretraining", "resdm/unet", "resdm/layers/wavelet", "resdm/layers/checkpointing", "resdm/layers/shelf", "resdm/layers/upsampling", "resdm/losses"]
+    return package("resdm/method", *own, *(["resdm/baselines/adversarial"] if kind in BASELINES else []))
 
 
-DATA = package("config", "anatomy", "io", "leakage", "cohort/manifest", "cohort/dataset")
+DATA = package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/cohorts/leakage", "resdm_suite/cohorts/manifest", "resdm_suite/preprocessing/dataset")
 PAPERMILL = "papermill {input.notebook} {log.notebook} --cwd . --no-progress-bar -k python3 -p config {PROFILE}"
-TABLES = package("config", "anatomy", "io", "leakage", "evaluation/image_quality", "evaluation/statistics", "report/tables")
+TABLES = package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/cohorts/leakage", "resdm_suite/evaluation/image_quality", "resdm_suite/evaluation/statistics", "resdm_suite/reporting/tables")
 
 
 CONDITIONS = SETTINGS.conditions
@@ -77,7 +77,7 @@ if SETTINGS.cohort.kind == "phantom":
 
     rule phantom:
         input:
-            package("cohort/phantom", "anatomy"),
+            package("resdm_suite/cohorts/phantom", "resdm_suite/anatomy"),
         output:
             f"{WORK}/bids/participants.tsv",
         params:
@@ -88,15 +88,15 @@ if SETTINGS.cohort.kind == "phantom":
 
 
 READER = {"csv": "table", "released": "released_layout"}.get(SETTINGS.cohort.source, SETTINGS.cohort.source)
-READERS = ["bids", "matching", "manifest"] + [READER] * (READER != "bids")
-READERS += {"adni": ["adni_tables"], "openneuro": ["download"]}.get(READER, [])
+READERS = ["resdm_suite/cohorts/matching", "resdm_suite/cohorts/manifest"] + [f"resdm_suite/cohorts/readers/{name}" for name in {"bids", READER}]
+
 
 
 # A source of real people is no input: it may be terabytes, and lie on another disk.
 rule manifest:
     input:
         f"{WORK}/bids/participants.tsv" if SETTINGS.cohort.kind == "phantom" else [],
-        package(*(f"cohort/{name}" for name in READERS)),
+        package(*READERS),
     output:
         f"{WORK}/manifest.csv",
     params:
@@ -109,7 +109,7 @@ rule preprocess:
     input:
         manifest=f"{WORK}/manifest.csv",
         notebook="notebooks/01_preprocess.ipynb",
-        modules=DATA + package("cohort/registration", "cohort/volumes"),
+        modules=DATA + package("resdm_suite/preprocessing/registration", "resdm_suite/preprocessing/volumes"),
     output:
         f"{WORK}/volumes/index.csv",
         f"{WORK}/volumes/cohort.npy",
@@ -128,7 +128,7 @@ rule preprocess:
 rule qc:
     input:
         f"{WORK}/volumes/index.csv",
-        modules=package("config", "anatomy", "io", "cohort/qc", "report/figures", "report/provenance", "report/qc"),
+        modules=package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/preprocessing/qc", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance", "resdm_suite/reporting/qc"),
     output:
         f"{WORK}/qc/qc.csv",
         f"{WORK}/qc/index.html",
@@ -143,7 +143,7 @@ rule cohort:
         f"{WORK}/volumes/index.csv",
         "data_manifests/paper/table1.csv",
         notebook="notebooks/00_cohort.ipynb",
-        modules=TABLES + package("cohort/volumes", "report/provenance"),
+        modules=TABLES + package("resdm_suite/preprocessing/volumes", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/table1", ".csv", ".md", ".tex"),
     log:
@@ -157,21 +157,21 @@ rule train:
         rules.preprocess.output,
         method_modules,
         notebook="notebooks/02_train.ipynb",
-        modules=DATA + package("batch", "checkpoint", "training"),
+        modules=DATA + package("resdm/batch", "resdm/checkpoint", "resdm/training"),
     output:
         f"{WORK}/models/{{method}}/model.safetensors",
         f"{WORK}/models/{{method}}/history.csv",
     log:
         notebook=f"{WORK}/notebooks/02_train_{{method}}.ipynb",
     params:
-        lambda wildcards: digest(f"methods.{wildcards.method}", "training", "seed"),
+        lambda wildcards: digest(f"methods.{wildcards.method}", "resdm/training", "seed"),
     priority: 1  # the long jobs first: the short ones behind them then end together
     threads: SETTINGS.training.threads or workflow.cores
     shell:
         PAPERMILL + " -p method {wildcards.method}"
 
 
-SYNTHESIS = DATA + package("batch", "checkpoint", "synthesis", "evaluation/image_quality")
+SYNTHESIS = DATA + package("resdm/batch", "resdm/checkpoint", "resdm_suite/apps/prediction", "resdm_suite/evaluation/image_quality")
 CEILING = [f"{WORK}/predictions/ceiling/factual/scores.csv"] * (SETTINGS.cohort.kind == "phantom")
 
 
@@ -198,7 +198,7 @@ if CEILING:
         input:
             f"{WORK}/volumes/index.csv",
             modules=DATA
-            + package("cohort/phantom", "cohort/registration", "cohort/volumes", "cohort/ceiling", "evaluation/image_quality"),
+            + package("resdm_suite/cohorts/phantom", "resdm_suite/preprocessing/registration", "resdm_suite/preprocessing/volumes", "resdm_suite/preprocessing/ceiling", "resdm_suite/evaluation/image_quality"),
         output:
             CEILING,
             f"{WORK}/predictions/ceiling/factual/latent.csv",
@@ -232,7 +232,7 @@ rule table2:
         CEILING,
         "data_manifests/paper/table2.csv",
         notebook="notebooks/04_table2_comparison.ipynb",
-        modules=TABLES + package("evaluation/suvr", "report/cases", "report/figures", "report/provenance"),
+        modules=TABLES + package("resdm_suite/evaluation/suvr", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/table2", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/figure2", ".svg", ".png"),
@@ -248,7 +248,7 @@ rule figure1:
     input:
         f"{WORK}/predictions/ResDM/factual/scores.csv",
         notebook="notebooks/09_figure1_method.ipynb",
-        modules=package("config", "anatomy", "io", "report/cases", "report/figures", "report/provenance"),
+        modules=package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/figure1", ".svg", ".png"),
     log:
@@ -261,9 +261,9 @@ rule figure1:
 
 # ── what evaluators fitted on real PET see ────────────────────────────────────────────────────────
 
-READINGS = package("evaluation/effects", "evaluation/resampling", "evaluation/statistics")
-EVALUATORS = READINGS + package("config", "anatomy", "io", "leakage", "evaluation/image_quality", "evaluation/suvr")
-EVALUATORS += package("evaluation/planted", "evaluation/networks", "evaluation/fitting", "evaluation/downstream")
+READINGS = package("resdm_suite/evaluation/effects", "resdm_suite/evaluation/resampling", "resdm_suite/evaluation/statistics")
+EVALUATORS = READINGS + package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/cohorts/leakage", "resdm_suite/evaluation/image_quality", "resdm_suite/evaluation/suvr")
+EVALUATORS += package("resdm_suite/evaluation/planted", "resdm_suite/evaluation/networks", "resdm_suite/evaluation/fitting", "resdm_suite/evaluation/downstream")
 
 
 # Beside the trainings: they need no synthetic PET. Their files are not declared: a second run takes what is there.
@@ -288,7 +288,7 @@ rule table4:
         CEILING,
         "data_manifests/paper/table4.csv",
         notebook="notebooks/06_table4_diagnosis.ipynb",
-        modules=EVALUATORS + package("report/tables", "report/diagnosis", "report/figures", "report/provenance"),
+        modules=EVALUATORS + package("resdm_suite/reporting/tables", "resdm_suite/reporting/diagnosis", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/table4", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/table4_roc", ".svg", ".png"),
@@ -300,7 +300,7 @@ rule table4:
         PAPERMILL
 
 
-CONDITIONED = EVALUATORS + package("report/conditioning", "report/figures", "report/provenance")
+CONDITIONED = EVALUATORS + package("resdm_suite/reporting/conditioning", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance")
 PROMPTED = expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=["factual", *CONDITIONS])
 
 rule figure4:
@@ -341,7 +341,7 @@ rule table3:
         f"{WORK}/evaluation/status.csv",
         "data_manifests/paper/table3.csv",
         notebook="notebooks/05_table3_ablation.ipynb",
-        modules=TABLES + package("report/ablation", "report/cases", "report/figures", "report/provenance"),
+        modules=TABLES + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/table3", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/figure3", ".svg", ".png"),
@@ -362,8 +362,8 @@ rule planted:
         ),
         notebook="notebooks/11_planted_effects.ipynb",
         modules=TABLES
-        + package("cohort/phantom", "cohort/planted", "evaluation/suvr", "evaluation/planted", "report/planted")
-        + package("report/ablation", "report/figures", "report/provenance"),
+        + package("resdm_suite/cohorts/phantom", "resdm_suite/cohorts/planted", "resdm_suite/evaluation/suvr", "resdm_suite/evaluation/planted", "resdm_suite/reporting/planted")
+        + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/planted", ".csv", ".md", ".tex", ".svg", ".png"),
     log:
@@ -378,8 +378,8 @@ rule fidelity:
         expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=COMPARED),
         notebook="notebooks/13_suvr_fidelity.ipynb",
         modules=TABLES
-        + package("evaluation/suvr", "evaluation/agreement", "evaluation/atlas", "evaluation/fidelity")
-        + package("report/fidelity", "report/figures", "report/provenance"),
+        + package("resdm_suite/evaluation/suvr", "resdm_suite/evaluation/agreement", "resdm_suite/evaluation/atlas", "resdm_suite/evaluation/fidelity")
+        + package("resdm_suite/reporting/fidelity", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/suvr_fidelity", ".csv", ".md", ".tex", ".svg", ".png"),
     params:
@@ -394,9 +394,9 @@ rule counterfactuals:
     input:
         PROMPTED,
         notebook="notebooks/15_counterfactuals.ipynb",
-        modules=package("config", "anatomy", "io", "evaluation/suvr", "evaluation/statistics")
-        + package("evaluation/image_quality", "evaluation/counterfactuals")
-        + package("report/counterfactuals", "report/figures", "report/provenance"),
+        modules=package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/evaluation/suvr", "resdm_suite/evaluation/statistics")
+        + package("resdm_suite/evaluation/image_quality", "resdm_suite/evaluation/counterfactuals")
+        + package("resdm_suite/reporting/counterfactuals", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/counterfactuals", ".svg", ".png", ".csv"),
     log:
@@ -411,8 +411,8 @@ rule uncertainty:
         f"{WORK}/models/{SETTINGS.uncertainty.method}/model.safetensors",
         notebook="notebooks/14_uncertainty.ipynb",
         modules=SYNTHESIS
-        + package("evaluation/suvr", "evaluation/uncertainty", "report/tables", "report/uncertainty")
-        + package("report/figures", "report/provenance"),
+        + package("resdm_suite/evaluation/suvr", "resdm_suite/evaluation/uncertainty", "resdm_suite/reporting/tables", "resdm_suite/reporting/uncertainty")
+        + package("resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/uncertainty", ".csv", ".md", ".tex", ".svg", ".png"),
         f"{WORK}/predictions/{SETTINGS.uncertainty.method}/samples/regional.csv",
@@ -431,7 +431,7 @@ rule claims:
         LEDGER,
         expand("data_manifests/paper/{name}.csv", name=["table1", "table2", "table3", "table4", "claims"]),
         notebook="notebooks/10_claims.ipynb",
-        modules=TABLES + package("report/ablation", "report/claims", "report/printed", "report/provenance"),
+        modules=TABLES + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/claims", "resdm_suite/reporting/printed", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/claims", ".csv", ".md", ".tex"),
     params:
@@ -446,7 +446,7 @@ rule departures:
     input:
         expand(f"{WORK}/predictions/{{method}}/factual/scores.csv", method=RELEASED),
         notebook="notebooks/12_released_code.ipynb",
-        modules=TABLES + package("report/ablation", "report/provenance"),
+        modules=TABLES + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/departures", ".csv", ".md", ".tex"),
     log:
@@ -459,8 +459,8 @@ rule departures:
 rule report:
     input:
         [f"{FIGURES}/{name}" for name in RESULTS],
-        package("config", "report/site", "report/provenance"),
-        expand("resdm/report/templates/{name}", name=["index.html.j2", "notebook.html.j2", "notebook.css"]),
+        package("resdm_suite/profiles", "resdm_suite/reporting/site", "resdm_suite/reporting/provenance"),
+        expand("resdm_suite/reporting/templates/{name}", name=["index.html.j2", "notebook.html.j2", "notebook.css"]),
     output:
         f"{WORK}/report/index.html",
     shell:

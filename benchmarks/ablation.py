@@ -29,13 +29,14 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bench import device_name  # noqa: E402
 
-from resdm.anatomy import working_box  # noqa: E402
-from resdm.config import Config, Precision, derive_seed, load_config  # noqa: E402
-from resdm.evaluation import resampling  # noqa: E402
-from resdm.evaluation.image_quality import read_index, read_scores  # noqa: E402
-from resdm.evaluation.suvr import regional_suvr  # noqa: E402
+from resdm.cpu_runtime import computes_bf16  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
-from resdm.processor import computes_bf16  # noqa: E402
+from resdm.settings import Precision, derive_seed  # noqa: E402
+from resdm_suite.anatomy import working_box  # noqa: E402
+from resdm_suite.evaluation import resampling  # noqa: E402
+from resdm_suite.evaluation.image_quality import read_index, read_scores  # noqa: E402
+from resdm_suite.evaluation.suvr import regional_suvr  # noqa: E402
+from resdm_suite.profiles import Config, load_config  # noqa: E402
 
 _FULL, _HAAR = {"stem": "none", "fused_upsampling": False}, {"stem": "haar", "fused_upsampling": False}
 _FUSED = {"stem": "haar", "fused_upsampling": True}
@@ -151,7 +152,7 @@ def timing(config: Config, key: str, seed: int) -> dict[str, Any]:
 
 def work(profile: str, key: str, steps: int | None, seeds: Sequence[int], seed: int) -> None:
     """In a process of its own: train a row, synthesise the test people, score them."""
-    from resdm.pipeline import synthesise_conditions, train_method
+    from resdm_suite.apps.stages import synthesise_conditions, train_method
 
     config = derived(profile, key, steps, seeds)
     if key == "full_time":
@@ -369,7 +370,7 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
     """
     from matplotlib import pyplot
 
-    from resdm.report.figures import save_figure
+    from resdm_suite.reporting.figures import save_figure
 
     rows = 2
     columns = -(-(1 + len(METRICS)) // rows)

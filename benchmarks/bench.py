@@ -33,8 +33,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from measure import CLIP_IMAGE_HALF, FIELD_MM, Case, count, measure, peak_rates, timed  # noqa: E402
 
+from resdm.cpu_runtime import computes_bf16  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
-from resdm.processor import computes_bf16  # noqa: E402
 
 LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("full resolution, nothing else", {}),
@@ -160,10 +160,11 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
 def loading(size: int, sessions: int) -> dict[str, Any]:
     """Sessions a second from the float16 memory map (in the page cache), augmented: whole, and the brain's box."""
-    from resdm.anatomy import Grid, brain_box
-    from resdm.cohort.dataset import CohortDataset
-    from resdm.config import CohortConfig, Config, GridConfig, PreprocessConfig, TrainingConfig, to_dict
     from resdm.io import write_json
+    from resdm.settings import TrainingConfig, to_dict
+    from resdm_suite.anatomy import Grid, brain_box
+    from resdm_suite.preprocessing.dataset import CohortDataset
+    from resdm_suite.profiles import CohortConfig, Config, GridConfig, PreprocessConfig
 
     with tempfile.TemporaryDirectory() as folder:
         config = Config(
@@ -358,7 +359,7 @@ def draw(table: pd.DataFrame, growth: pd.DataFrame, device: str, stem: Path) -> 
     """Bars of a training step by configuration, and growth with the grid, as ``<stem>.svg`` and ``.png``."""
     from matplotlib import pyplot
 
-    from resdm.report.figures import save_figure
+    from resdm_suite.reporting.figures import save_figure
 
     size = int(table["size"].max())
     part = table[table["size"] == size].iloc[::-1]

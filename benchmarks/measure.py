@@ -23,24 +23,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from resdm import haar, upsample
-from resdm.anatomy import Grid, brain_box
+from resdm.baselines.released import Released, ReleasedConfig, ReleasedUNet
 from resdm.batch import TRACERS, Batch, Prior
-from resdm.config import (
-    NetworkConfig,
-    PriorConfig,
-    ReleasedConfig,
-    ResidualDiffusionConfig,
-    TowerConfig,
-    TrainingConfig,
-)
-from resdm.methods import Method
-from resdm.methods.released import Released, ReleasedUNet
-from resdm.methods.residual_diffusion import ResidualDiffusion
-from resdm.processor import computes_bf16, keep_memory
-from resdm.synthesis import _CPU_ATTENTION
+from resdm.cpu_runtime import computes_bf16, keep_memory
+from resdm.layers import upsampling as upsample
+from resdm.layers import wavelet as haar
+from resdm.method import Method
+from resdm.prior import PriorConfig, TowerConfig
+from resdm.residual_diffusion import ResidualDiffusion, ResidualDiffusionConfig
+from resdm.settings import TrainingConfig
 from resdm.training import update_average
-from resdm.unet import UNet
+from resdm.unet import NetworkConfig, UNet
+from resdm_suite.anatomy import Grid, brain_box
+from resdm_suite.apps.prediction import _CPU_ATTENTION
 
 FIELD_MM = 192.0
 """Side of the cube that a grid covers, as 128 voxels of 1.5 mm do."""

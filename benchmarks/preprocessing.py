@@ -3,7 +3,7 @@
     python benchmarks/preprocessing.py
 
 A phantom is written to a temporary folder with the voxels of a scanner and preprocessed under the settings of profile
-``adni`` (registration at 2 mm, N4). Seconds are those of `resdm.cohort.volumes.preprocess` alone, in a process of its
+``adni`` (registration at 2 mm, N4). Seconds are those of `preprocessing.volumes.preprocess` alone, in a process of its
 own, imports and maps of the template included: what the first person costs. Writes ``results/preprocessing.{csv,md}``.
 """
 
@@ -27,7 +27,7 @@ PACKAGES = ("numpy", "scipy", "SimpleITK", "nilearn", "nibabel")
 
 def profile(root: Path):
     """Profile ``adni``'s preprocessing for one phantom."""
-    from resdm.config import CohortConfig, PhantomConfig, load_config
+    from resdm_suite.profiles import CohortConfig, PhantomConfig, load_config
 
     phantom = PhantomConfig(people=1, anatomy_mm=2.0, t1_voxel_mm=(1.0, 1.0, 1.0), pet_voxel_mm=(2.0, 2.0, 3.3),
                             scalp=True, single_pet=0.0, repeat_visits=0.0)  # fmt: skip
@@ -38,9 +38,9 @@ def profile(root: Path):
 
 def prepare(root: Path) -> None:
     """Write the phantom and its manifest."""
-    from resdm.cohort.bids import build_manifest
-    from resdm.cohort.manifest import write_manifest
-    from resdm.cohort.phantom import write_phantoms
+    from resdm_suite.cohorts.manifest import write_manifest
+    from resdm_suite.cohorts.phantom import write_phantoms
+    from resdm_suite.cohorts.readers.bids import build_manifest
 
     config = profile(root)
     found = build_manifest(write_phantoms(config, progress=False), config)
@@ -50,8 +50,8 @@ def prepare(root: Path) -> None:
 def measure(root: Path) -> None:
     """Preprocess; print seconds, peak memory in GiB, shapes, and the errors against the truth in mm."""
     start = time.perf_counter()
-    from resdm.cohort.qc import registration_error, sessions
-    from resdm.cohort.volumes import preprocess, read_scan
+    from resdm_suite.preprocessing.qc import registration_error, sessions
+    from resdm_suite.preprocessing.volumes import preprocess, read_scan
 
     config = profile(root)
     preprocess(config, progress=False)

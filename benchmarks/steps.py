@@ -24,11 +24,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bench import device_name  # noqa: E402
 
-from resdm.config import FEWEST, TRACERS, Config, ConfigError, load_config  # noqa: E402
-from resdm.evaluation import statistics  # noqa: E402
-from resdm.evaluation.image_quality import read_index  # noqa: E402
-from resdm.evaluation.suvr import regional_suvr  # noqa: E402
 from resdm.io import sha256, write_csv, write_json, write_text  # noqa: E402
+from resdm.settings import TRACERS, ConfigError  # noqa: E402
+from resdm_suite.evaluation import statistics  # noqa: E402
+from resdm_suite.evaluation.image_quality import read_index  # noqa: E402
+from resdm_suite.evaluation.suvr import regional_suvr  # noqa: E402
+from resdm_suite.profiles import FEWEST, Config, load_config  # noqa: E402
 
 METRICS = {
     "psnr": ("PSNR, whole (dB)", "PSNR of the whole volume", 1),
@@ -102,7 +103,7 @@ def synthesise(config: Config, method: str, split: str, n: int) -> dict[str, Any
     """Make and score what is not there yet: ``steps``, `COST`, and the ``machine`` that it was measured on."""
     import torch
 
-    from resdm.pipeline import synthesise_method
+    from resdm_suite.apps.stages import synthesise_method
 
     timing, where = config.predictions(method) / "timing.json", config.work / "machine.json"
     before = sha256(timing) if timing.is_file() else None
@@ -255,8 +256,8 @@ def draw(title: str, table: pd.DataFrame, own: int, stem: Path) -> None:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    from resdm.report.figures import TRACER_TITLES, save_figure
-    from resdm.report.qc import TRACER_COLOURS
+    from resdm_suite.reporting.figures import TRACER_TITLES, save_figure
+    from resdm_suite.reporting.qc import TRACER_COLOURS
 
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(11.0, 2.9), layout="constrained")
     for panel, metric in zip(axes, PANELS, strict=True):

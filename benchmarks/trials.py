@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 
 from resdm.io import write_text  # noqa: E402
-from resdm.report.tables import Block, Table, number  # noqa: E402
+from resdm_suite.reporting.tables import Block, Table, number  # noqa: E402
 
 PATH = HERE / "results" / "trials.csv"
 SCORES = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from resdm.config import TRACERS
+from resdm.settings import TRACERS
 
 __all__ = ["TRACERS", "Batch", "Prior"]
 

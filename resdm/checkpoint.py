@@ -2,7 +2,7 @@
 
 A model folder holds
 
-- ``config.yaml``: a profile with this one method, which `resdm.config.load_config` reads like any other. It is all that
+- ``config.yaml``: a profile with this one method, which `profiles.load_config` reads like any other. It is all that
   rebuilding needs: the method's settings, grid, preprocessing, seed, cohort.
 - ``model.safetensors``: the weights to synthesise with (EMA, where the method has one; the best by validation), and the
   settings they were trained with as metadata, so that a file put into another folder is noticed.
@@ -24,10 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from resdm.anatomy import working_box
-from resdm.config import Config, ConfigError, MethodConfig, load_config, to_dict
 from resdm.io import atomic, sha256, write_text
-from resdm.methods import Method, build_method
+from resdm.method import Method, build_method
+from resdm.settings import ConfigError, MethodConfig, to_dict
+from resdm_suite.anatomy import working_box
+from resdm_suite.profiles import Config, load_config
 
 SYNTHETIC = "synthetic, not for clinical use"
 """What every synthetic volume and its sidecar say."""

@@ -9,15 +9,49 @@ the same vector at every voxel. So the context is the 77 token states (``tokens`
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from resdm import clip
 from resdm.batch import TRACERS, Prior
-from resdm.config import SEXES, PriorConfig, check_person
-from resdm.shelf import Shelf
+from resdm.layers import clip
+from resdm.layers.shelf import Shelf
+from resdm.settings import SEXES, Demand, check_person
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """A text tower smaller than CLIP ViT-B/32, for profiles without download."""
+
+    width: int = 128
+    heads: int = 4
+    layers: int = 3
+    embed_dim: int = 128
+    lessons: int = 300  # optimiser steps on prompts alone (recover age, sex, tracer), no image; 0: random weights
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The prior-information-guided module (§3.2)."""
+
+    weights: str = "openai"  # "openai", a path of a weights file, or "none" (see tower)
+    tower: TowerConfig | None = None  # None: ViT-B/32
+    context: Literal["tokens", "pooled"] = "tokens"  # pooled: Eq. 5 to the letter, one key: see docs of prior.py
+    fields: tuple[Literal["age", "sex"], ...] = ("age", "sex")  # what the prompt says beside the tracer
+    dropout: float = 0.0  # chance of leaving age, and of leaving sex, out of a training prompt
+    dim: int = 256  # of the projected text
+
+    def check(self, at: str, demand: Demand) -> None:
+        """Ranges and combinations that types cannot say."""
+        demand(0 <= self.dropout < 1, f"{at}.dropout is {self.dropout}; expected 0 ≤ p < 1")
+        demand(
+            self.weights != "openai" or self.tower is None,
+            f"{at}: the openai weights are of ViT-B/32; leave tower out",
+        )
+
 
 _SPOKEN_TRACER = {"amyloid": "Aβ-PET", "tau": "Tau-PET"}
 _SPOKEN_SEX = {"F": "female", "M": "male"}
@@ -32,7 +66,7 @@ def prompt(tracer: str, age: float | None = None, sex: str | None = None) -> str
     Raises
     ------
     ValueError
-        Unknown tracer or sex, or an age outside `resdm.config.AGE_RANGE`.
+        Unknown tracer or sex, or an age outside `resdm_suite.profiles.AGE_RANGE`.
     """
     if tracer not in TRACERS:
         raise ValueError(f"unknown tracer {tracer!r}; expected one of {', '.join(TRACERS)}")
@@ -59,7 +93,7 @@ class PriorModule(nn.Module):
     Notes
     -----
     A randomly drawn, frozen tower is nearly deaf to a digit that differs; a tower without pretrained weights first
-    takes lessons on prompts alone (`resdm.lessons`).
+    takes lessons on prompts alone (`resdm.pretraining`).
     """
 
     def __init__(self, config: PriorConfig) -> None:

@@ -43,11 +43,12 @@ from resdm.checkpoint import (
     save_state,
     tensors,
 )
-from resdm.config import Config, derive_seed, to_dict
+from resdm.cpu_runtime import computes_bf16, on_this_machine, set_up
 from resdm.io import write_csv, write_json
-from resdm.methods import Method
-from resdm.processor import computes_bf16, on_this_machine, set_up
+from resdm.method import Method
+from resdm.settings import derive_seed, to_dict
 from resdm.timing import forecaster
+from resdm_suite.profiles import Config
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 """A volume's score from the real and the synthetic one, (X, Y, Z) each, in [0, 1]; higher is better."""

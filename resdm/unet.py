@@ -9,17 +9,44 @@ diffusion is unchanged.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from resdm.config import NetworkConfig
-from resdm.haar import haar, inverse_haar
-from resdm.paths import GlobalPath
-from resdm.recompute import recomputable
-from resdm.upsample import upsample
+from resdm.layers.checkpointing import recomputable
+from resdm.layers.paths import GlobalPath
+from resdm.layers.upsampling import upsample
+from resdm.layers.wavelet import haar, inverse_haar
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """f_θ of Eq. 3: the released widths by default."""
+
+    width: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    blocks: int = 1  # residual blocks a level on the way down; one more on the way up
+    attention_levels: tuple[int, ...] = (3,)  # self-attention at these levels, 0 being the finest
+    attention_heads: int = 1
+    cross_heads: int = 8
+    time_dim: int = 32  # sinusoidal; mapped to 4 × this
+    norm_groups: int = 32  # of every GroupNorm; fewer where they do not divide the channels
+    dropout: float = 0.0
+    stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
+    global_path: bool = True  # additions to the paper, see resdm.layers.paths: the coarse MRI scales
+    linear_path: bool = False  # and shifts every block; the network corrects a linear estimate, for small grids
+    fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
+    recompute_pointwise: bool = False  # norms and SiLU are computed again going backward: the same values, less memory
+    checkpoint_activations: bool = False  # whole blocks are: the least memory, a third more work
+
+    @property
+    def recompute(self) -> str | None:
+        """What blocks compute again in the backward pass, see `resdm.layers.checkpointing`."""
+        return "all" if self.checkpoint_activations else "pointwise" if self.recompute_pointwise else None
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
@@ -143,7 +170,7 @@ class UNet(nn.Module):
             Step index 0 … T−1.
         context : Tensor (B, tokens, context_dim)
         maps : Tensor (B, 2, X, Y, Z), optional
-            Where ``linear_path`` is on: see `resdm.paths.LinearPath.maps`.
+            Where ``linear_path`` is on: see `resdm.layers.paths.LinearPath.maps`.
 
         Returns
         -------

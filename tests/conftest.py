@@ -10,10 +10,13 @@ import torch
 from browser import page as page  # a fixture
 from stored_cohort import sessions
 
+from resdm.baselines.regression import RegressionConfig
 from resdm.batch import Batch, Prior
-from resdm.cohort.manifest import PATHS, write_manifest
-from resdm.config import NetworkConfig, PriorConfig, RegressionConfig, ResidualDiffusionConfig, TowerConfig
-from resdm.methods import Method
+from resdm.method import Method
+from resdm.prior import PriorConfig, TowerConfig
+from resdm.residual_diffusion import ResidualDiffusionConfig
+from resdm.unet import NetworkConfig
+from resdm_suite.cohorts.manifest import PATHS, write_manifest
 
 torch.set_num_threads(1)  # two test workers on two cores; and sums in one order
 

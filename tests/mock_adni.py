@@ -16,7 +16,7 @@ import numpy as np
 from native_scans import SOURCE, about, rotation, scan_of, storage
 from scipy import ndimage
 
-from resdm.anatomy import CENTRE_MM, SUMMARY, Grid, mni_map, regions
+from resdm_suite.anatomy import CENTRE_MM, SUMMARY, Grid, mni_map, regions
 
 SITE = 999
 MK, AV45, FBB, TAU, T1 = "18FMK6240", "18FAV45", "18FFBB", "18FAV1451", "T1w"

@@ -15,7 +15,7 @@ import pandas as pd
 from native_scans import make_visit, save
 from scipy.ndimage import gaussian_filter
 
-from resdm.anatomy import Grid, mni_map
+from resdm_suite.anatomy import Grid, mni_map
 
 NO_T1, NO_PET, FAR, UNKNOWN = "no T1", "no amyloid or tau PET", "PET more than", "no age, or no sex"
 """How a reason to be left out starts."""

@@ -11,8 +11,8 @@ from nibabel.orientations import axcodes2ornt
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from resdm.anatomy import CENTRE_MM, Grid, mni_map, regions
-from resdm.cohort.registration import Scan
+from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map, regions
+from resdm_suite.preprocessing.registration import Scan
 
 SOURCE = Grid((84, 96, 84), 2.25)
 

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
-from resdm.anatomy import SUMMARY, Grid, mni_map, regions
-from resdm.cohort.manifest import EMPTY
-from resdm.config import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
-from resdm.evaluation.image_quality import synthetic_path
 from resdm.io import write_csv, write_json
+from resdm_suite.anatomy import SUMMARY, Grid, mni_map, regions
+from resdm_suite.cohorts.manifest import EMPTY
+from resdm_suite.evaluation.image_quality import synthetic_path
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
 RANGES = {"amyloid": (0.0, 2.5), "tau": (0.2, 3.2)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from resdm.config import TRACERS, Config
-from resdm.evaluation.effects import COLUMNS
 from resdm.io import write_csv
+from resdm.settings import TRACERS
+from resdm_suite.evaluation.effects import COLUMNS
+from resdm_suite.profiles import Config
 
 SHIFT = -0.8
 """Of every reading of synthetic PET, whatever it shows: an evaluator fitted on real PET does that."""

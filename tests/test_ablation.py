@@ -15,17 +15,19 @@ from stored_cohort import make_cohort, make_config
 from test_pipeline import config as trainable  # noqa: F401 (a fixture)
 from tiny_methods import PlainConfig, Sessions
 
+from resdm.baselines.released import ReleasedConfig
 from resdm.checkpoint import differences, load_card
-from resdm.config import Config, ConfigError, ReleasedConfig, load_config
-from resdm.evaluation.image_quality import read_scores, score_method
-from resdm.evaluation.statistics import holm
 from resdm.io import write_csv
-from resdm.pipeline import synthesise_method, train_method
-from resdm.report.ablation import ablation, departures, present_variants, status_accuracy, table3
-from resdm.report.cases import typical_case
-from resdm.report.figures import figure2
-from resdm.report.tables import VARIANTS, read_paper
+from resdm.settings import ConfigError
 from resdm.training import fingerprint
+from resdm_suite.apps.stages import synthesise_method, train_method
+from resdm_suite.evaluation.image_quality import read_scores, score_method
+from resdm_suite.evaluation.statistics import holm
+from resdm_suite.profiles import Config, load_config
+from resdm_suite.reporting.ablation import ablation, departures, present_variants, status_accuracy, table3
+from resdm_suite.reporting.cases import typical_case
+from resdm_suite.reporting.figures import figure2
+from resdm_suite.reporting.tables import VARIANTS, read_paper
 
 BLURS = {"Base": 0.7, "+L_high": 0.6, "+prior": 0.5, "ResDM": 0.4, "as_published": 0.47}
 BLURS |= {"Base@seed1": 0.9, "ResDM@seed1": 0.45}

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from mock_adni import AV45, FBB, MK, SITE, T1, TAU, make_people, write_caps, write_clinica_bids, write_loni
 
-from resdm.cohort.adni import build_manifest
-from resdm.cohort.adni_tables import day_of, read_tables, rid_of
-from resdm.cohort.manifest import ManifestError, read_manifest, write_manifest
-from resdm.cohort.volumes import VolumeError, preprocess
-from resdm.config import CohortConfig, Config, GridConfig, MatchConfig, PreprocessConfig
-from resdm.pipeline import make_manifest
+from resdm_suite.apps.stages import make_manifest
+from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
+from resdm_suite.cohorts.readers.adni import build_manifest
+from resdm_suite.cohorts.readers.adni_tables import day_of, read_tables, rid_of
+from resdm_suite.preprocessing.volumes import VolumeError, preprocess
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, MatchConfig, PreprocessConfig
 
 WRITERS = {"bids": write_clinica_bids, "caps": write_caps, "loni": write_loni}
 COARSE = PreprocessConfig(grid=GridConfig((24, 24, 24), 8.0), registration_mm=6.0, n4=False)

@@ -10,8 +10,8 @@ import torch
 from tiny_baselines import count, make
 from torch import nn
 
-from resdm.config import AdversarialConfig
-from resdm.methods.adversarial import (
+from resdm.baselines.adversarial import (
+    AdversarialConfig,
     Conv3d,
     InstanceNorm3d,
     TokenEmbedding,

@@ -12,16 +12,16 @@ import torch
 from conftest import tiny_resdm
 from stored_cohort import GRID, LABELS, make_cohort
 
-from resdm.anatomy import Box
 from resdm.batch import Batch, Prior
-from resdm.config import FEWEST, CohortConfig, PhantomConfig
-from resdm.evaluation.image_quality import read_index, read_scores, read_volume, score_method, synthetic_path
 from resdm.io import write_csv
-from resdm.methods import build_method
-from resdm.pipeline import write_trace
-from resdm.report.cases import mean_cases, read_trace, regional_comparison, shown_cases
-from resdm.report.figures import figure1, figure2, regional_panel, save_figure
-from resdm.report.provenance import provenance
+from resdm.method import build_method
+from resdm_suite.anatomy import Box
+from resdm_suite.apps.stages import write_trace
+from resdm_suite.evaluation.image_quality import read_index, read_scores, read_volume, score_method, synthetic_path
+from resdm_suite.profiles import FEWEST, CohortConfig, PhantomConfig
+from resdm_suite.reporting.cases import mean_cases, read_trace, regional_comparison, shown_cases
+from resdm_suite.reporting.figures import figure1, figure2, regional_panel, save_figure
+from resdm_suite.reporting.provenance import provenance
 
 METHODS = {"ResDM": 0.3, "Base": 0.5}
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from resdm.evaluation.agreement import agreement_table, bland_altman, concordance, intraclass, pearson, slope
-from resdm.evaluation.suvr import icc
+from resdm_suite.evaluation.agreement import agreement_table, bland_altman, concordance, intraclass, pearson, slope
+from resdm_suite.evaluation.suvr import icc
 
 SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
 """Table 2 of Shrout and Fleiss 1979: six targets, four judges."""

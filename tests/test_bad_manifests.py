@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from resdm import io
-from resdm.cli import BAD_INPUT, UNEXPECTED, main
-from resdm.cohort.manifest import LeakageError, ManifestError, read_manifest, write_manifest
+from resdm_suite.apps.cli import BAD_INPUT, UNEXPECTED, main
+from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest, write_manifest
 
 CELLS = [  # row, column, what is written there, found, expected
     (1, "sex", "X", "'X'", "F, M; recode the sex, or leave the person out"),

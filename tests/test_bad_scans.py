@@ -19,11 +19,11 @@ import pandas as pd
 import pytest
 from native_scans import make_visit, save
 
-from resdm.cohort import volumes as room
-from resdm.cohort.manifest import EMPTY, ManifestError, read_manifest, write_manifest
-from resdm.cohort.volumes import VolumeError, cohort_flow, preprocess
-from resdm.config import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm.io import WriteError, write_csv
+from resdm_suite.cohorts.manifest import EMPTY, ManifestError, read_manifest, write_manifest
+from resdm_suite.preprocessing import volumes as room
+from resdm_suite.preprocessing.volumes import VolumeError, cohort_flow, preprocess
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 ROOT = Path(__file__).resolve().parents[1]  # not of conftest: it imports torch, and so would the processes below
 GRID = GridConfig((24, 24, 24), 8.0)

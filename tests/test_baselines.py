@@ -10,10 +10,11 @@ from conftest import random_batch
 from tiny_baselines import PHASES, SHAPE, TINY, count, fit, make, seeded, smooth_batch
 from tiny_methods import Sessions, collate, make_config
 
+from resdm import method as base
 from resdm.batch import Batch
-from resdm.config import METHOD_CONFIGS, TrainingConfig
 from resdm.io import sha256
-from resdm.methods import base, build_method
+from resdm.method import build_method
+from resdm.settings import TrainingConfig, settings_class
 from resdm.training import train
 
 BASELINES = list(TINY)
@@ -33,7 +34,7 @@ ADVERSARIAL = [kind for kind in BASELINES if kind != "ddpm"]
 )
 def test_parameters_at_the_default_widths_on_the_papers_grid(kind, part, millions):
     with torch.device("meta"):
-        method = build_method(METHOD_CONFIGS[kind](), (128, 128, 128))
+        method = build_method(settings_class(kind)(), (128, 128, 128))
     assert count(method.get_submodule(part)) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
@@ -116,7 +117,7 @@ def test_optimisers_have_the_original_settings(kind):
         (group,) = optimiser.param_groups
         assert isinstance(optimiser, torch.optim.Adam)
         assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, (0.5, 0.999), 0)
-    assert METHOD_CONFIGS[kind]().decay == ("none" if kind == "scgan" else "linear_half")
+    assert settings_class(kind)().decay == ("none" if kind == "scgan" else "linear_half")
 
 
 @pytest.mark.parametrize("kind", BASELINES)

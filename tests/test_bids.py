@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from resdm.cohort.bids import build_manifest
-from resdm.cohort.manifest import ManifestError, read_manifest, split_people, write_manifest
-from resdm.cohort.phantom import write_phantoms
-from resdm.config import CohortConfig, Config, MatchConfig, PhantomConfig, SplitConfig
+from resdm_suite.cohorts.manifest import ManifestError, read_manifest, split_people, write_manifest
+from resdm_suite.cohorts.phantom import write_phantoms
+from resdm_suite.cohorts.readers.bids import build_manifest
+from resdm_suite.profiles import CohortConfig, Config, MatchConfig, PhantomConfig, SplitConfig
 
 
 @pytest.fixture

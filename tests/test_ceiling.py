@@ -14,16 +14,18 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from resdm import cli
-from resdm.anatomy import Grid
-from resdm.cohort import ceiling, phantom
-from resdm.cohort.phantom import write_phantoms
-from resdm.cohort.volumes import preprocess
-from resdm.config import TRACERS, CohortConfig, Config, ConfigError, PhantomConfig, load_config
-from resdm.evaluation.image_quality import read_index, read_volume, score_people, synthetic_path, template_scores
-from resdm.evaluation.planted import read_causes
 from resdm.io import sha256
-from resdm.pipeline import make_manifest, synthesise_ceiling
+from resdm.settings import TRACERS, ConfigError
+from resdm_suite.anatomy import Grid
+from resdm_suite.apps import cli
+from resdm_suite.apps.stages import make_manifest, synthesise_ceiling
+from resdm_suite.cohorts import phantom
+from resdm_suite.cohorts.phantom import write_phantoms
+from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people, synthetic_path, template_scores
+from resdm_suite.evaluation.planted import read_causes
+from resdm_suite.preprocessing import ceiling
+from resdm_suite.preprocessing.volumes import preprocess
+from resdm_suite.profiles import CohortConfig, Config, PhantomConfig, load_config
 
 POPULATION = ceiling.draw_population(0, 10_000)
 

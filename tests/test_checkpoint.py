@@ -24,9 +24,10 @@ from resdm.checkpoint import (
     save_state,
     tensors,
 )
-from resdm.config import GridConfig, PriorConfig, load_config
 from resdm.io import sha256
-from resdm.methods import build_method
+from resdm.method import build_method
+from resdm.prior import PriorConfig
+from resdm_suite.profiles import GridConfig, load_config
 
 
 @pytest.fixture

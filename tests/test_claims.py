@@ -16,17 +16,19 @@ import pytest
 from conftest import ROOT, tiny_prior
 from stored_cohort import make_config
 
-from resdm import clip
-from resdm.config import CohortConfig, DDPMConfig, RegressionConfig, ResidualDiffusionConfig
+from resdm.baselines.ddpm import DDPM, DDPMConfig
+from resdm.baselines.pix2pix import Pix2Pix
+from resdm.baselines.regression import RegressionConfig
+from resdm.baselines.resvit import ResViT
+from resdm.baselines.scgan import SCGAN
+from resdm.baselines.transunet import TransUNet
 from resdm.io import write_csv
-from resdm.methods.base import PerTracer
-from resdm.methods.ddpm import DDPM
-from resdm.methods.pix2pix import Pix2Pix
-from resdm.methods.resvit import ResViT
-from resdm.methods.scgan import SCGAN
-from resdm.methods.transunet import TransUNet
+from resdm.layers import clip
+from resdm.method import PerTracer
 from resdm.prior import PriorModule
-from resdm.report.claims import (
+from resdm.residual_diffusion import ResidualDiffusionConfig
+from resdm_suite.profiles import CohortConfig
+from resdm_suite.reporting.claims import (
     CODE,
     CONTRADICTED,
     FAILED,
@@ -45,9 +47,9 @@ from resdm.report.claims import (
     mover,
     read_output,
 )
-from resdm.report.printed import contradictions, printed_claims, read_claims
-from resdm.report.provenance import provenance
-from resdm.report.tables import PAPER_METHODS, read_paper, save_table
+from resdm_suite.reporting.printed import contradictions, printed_claims, read_claims
+from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.tables import PAPER_METHODS, read_paper, save_table
 
 PAPER = ROOT / "data_manifests" / "paper"
 
@@ -761,7 +763,9 @@ def test_settings_are_counted_apart_and_comparisons_once(tmp_path):
 
 
 def test_our_controls_stand_beside_the_claims(tmp_path, monkeypatch):
-    monkeypatch.setattr("resdm.report.claims.CONTROLS", ("regression", "linear", "demographics", "template", "ceiling"))
+    monkeypatch.setattr(
+        "resdm_suite.reporting.claims.CONTROLS", ("regression", "linear", "demographics", "template", "ceiling")
+    )
     config = make_config(tmp_path)
     write_outputs(
         config, table2=quality_rows(GAINS | {"linear": -0.5, "template": 3.0}),

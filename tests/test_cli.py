@@ -16,12 +16,14 @@ import yaml
 from tiny_methods import SHAPE, Sessions, build, make_config
 
 import resdm
-from resdm import cli, pipeline
-from resdm import scan as scans
-from resdm.anatomy import Grid
 from resdm.checkpoint import load_card, save_model
-from resdm.cohort import download
-from resdm.config import check_person, load_config, to_dict
+from resdm.settings import check_person, to_dict
+from resdm_suite.anatomy import Grid
+from resdm_suite.apps import cli
+from resdm_suite.apps import single_scan as scans
+from resdm_suite.apps import stages as pipeline
+from resdm_suite.cohorts.readers import download
+from resdm_suite.profiles import load_config
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -78,7 +80,7 @@ def preprocessed(monkeypatch):
 def test_version_and_check_start_without_heavy_packages(profile):
     """Seconds of imports are for the commands that need them."""
     code = (
-        "import sys; from resdm.cli import main\n"
+        "import sys; from resdm_suite.apps.cli import main\n"
         f"codes = main(['version']), main(['check', {str(profile.with_name('plain.yaml'))!r}])\n"
         "heavy = [name for name in ('torch', 'nilearn', 'open_clip', 'monai') if name in sys.modules]\n"
         "print(codes, heavy)"
@@ -147,7 +149,7 @@ def test_predict_hands_on_which_part_is_to_be_made(profile, monkeypatch, capsys,
         asked.append((name, condition, chosen))
         return "made"
 
-    monkeypatch.setattr("resdm.pipeline.synthesise_method", synthesise_method)
+    monkeypatch.setattr("resdm_suite.apps.stages.synthesise_method", synthesise_method)
     assert cli.main(["predict", str(profile), "Plain", "--quiet", *words]) == 0
     assert asked == [("Plain", "factual", {"split": "test", "shard": shard, "progress": False})]
     assert capsys.readouterr().out == "made\n"

@@ -57,7 +57,7 @@ def test_a_rule_runs_through_a_submit_script(clone):
     """The manifest's job goes through the script, which here runs it, and its file comes back."""
     bids = clone / "work" / "smoke" / "bids"
     made = subprocess.run(
-        [sys.executable, "-m", "resdm.cli", "phantom", "smoke", "--quiet", "--jobs", "2"],
+        [sys.executable, "-m", "resdm_suite.apps.cli", "phantom", "smoke", "--quiet", "--jobs", "2"],
         cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)}, capture_output=True, text=True,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr

@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resdm.config import (
-    Config,
-    ConfigError,
-    GridConfig,
-    RegressionConfig,
-    ResidualDiffusionConfig,
-    check_person,
-    derive_seed,
-    load_config,
-    method_from_dict,
-    to_dict,
-)
+from resdm.baselines.regression import RegressionConfig
+from resdm.residual_diffusion import ResidualDiffusionConfig
+from resdm.settings import ConfigError, check_person, derive_seed, method_from_dict, to_dict
+from resdm_suite.profiles import Config, GridConfig, load_config
 
 MINIMAL = {"cohort": {"kind": "phantom", "phantom": {"people": 12}}}
 

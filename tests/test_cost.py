@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 from stored_cohort import make_config, sessions
 
-from resdm import cost, timing
-from resdm.cohort.manifest import ManifestError, write_manifest
-from resdm.config import SplitConfig, load_config
-from resdm.cost import Stage, evaluator_steps, report, seconds_of, sessions_by_split, stages, training_steps
+from resdm import timing
 from resdm.timing import about, forecaster
+from resdm_suite.apps import cost
+from resdm_suite.apps.cost import Stage, evaluator_steps, report, seconds_of, sessions_by_split, stages, training_steps
+from resdm_suite.cohorts.manifest import ManifestError, write_manifest
+from resdm_suite.profiles import SplitConfig, load_config
 
 SPLITS = {"train": 235, "validation": 34, "test": 67}  # of 300 people with 1.12 sessions each
 

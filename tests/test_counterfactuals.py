@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resdm.evaluation.counterfactuals import change_summary, prompt_changes
-from resdm.report.counterfactuals import counterfactual_figure
+from resdm_suite.evaluation.counterfactuals import change_summary, prompt_changes
+from resdm_suite.reporting.counterfactuals import counterfactual_figure
 
 REGIONS = ("summary", "precuneus", "pons")
 

@@ -17,15 +17,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_methods import PlainConfig
 
-from resdm.anatomy import Box, Grid, brain_box, mni_map, working_box
 from resdm.batch import Prior
 from resdm.checkpoint import CheckpointError, check_model, load_card, save_model
-from resdm.cohort.dataset import CohortDataset, augment
-from resdm.config import CohortConfig, Config, GridConfig, PreprocessConfig, TrainingConfig, load_config, to_dict
 from resdm.io import write_csv, write_json
-from resdm.methods import build_method
-from resdm.pipeline import _on_grid, validation_score
-from resdm.synthesis import Model
+from resdm.method import build_method
+from resdm.settings import TrainingConfig, to_dict
+from resdm_suite.anatomy import Box, Grid, brain_box, mni_map, working_box
+from resdm_suite.apps.prediction import Model
+from resdm_suite.apps.stages import _on_grid, validation_score
+from resdm_suite.preprocessing.dataset import CohortDataset, augment
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, PreprocessConfig, load_config
 
 GRID = GridConfig((32, 36, 32), 6.0)
 PROFILES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from resdm.cohort.dataset import CohortDataset, CohortError, augment, collate
-from resdm.cohort.manifest import LeakageError
-from resdm.config import CohortConfig, Config, GridConfig, PreprocessConfig, TrainingConfig, to_dict
 from resdm.io import write_csv, write_json
+from resdm.settings import TrainingConfig, to_dict
+from resdm_suite.cohorts.manifest import LeakageError
+from resdm_suite.preprocessing.dataset import CohortDataset, CohortError, augment, collate
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, PreprocessConfig
 
 SHAPE = (16, 18, 20)
 SPLIT = ["train", "test", "train", "validation", "train", "train", "test"]

@@ -11,8 +11,10 @@ from conftest import random_batch
 from monai.networks.schedulers import DDPMScheduler
 from tiny_baselines import fit, make, seeded, smooth_batch
 
+from resdm.baselines.ddpm import DDPMConfig
 from resdm.batch import Prior
-from resdm.config import ConfigError, DDPMConfig, load_config
+from resdm.settings import ConfigError
+from resdm_suite.profiles import load_config
 
 SMALL = (8, 8, 8)
 ALPHAS = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))  # ᾱ in double precision

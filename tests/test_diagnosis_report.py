@@ -14,12 +14,19 @@ from matplotlib.colors import to_hex
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
 
-from resdm.evaluation.effects import age_effects, age_summary, sex_effects, sex_summary, status_summary, without_chance
-from resdm.report.conditioning import PROMPT_COLOURS, figure4, figure5
-from resdm.report.diagnosis import table4, table4_roc, table4_sources
-from resdm.report.figures import save_figure
-from resdm.report.provenance import provenance
-from resdm.report.tables import number, read_paper, save_table
+from resdm_suite.evaluation.effects import (
+    age_effects,
+    age_summary,
+    sex_effects,
+    sex_summary,
+    status_summary,
+    without_chance,
+)
+from resdm_suite.reporting.conditioning import PROMPT_COLOURS, figure4, figure5
+from resdm_suite.reporting.diagnosis import table4, table4_roc, table4_sources
+from resdm_suite.reporting.figures import save_figure
+from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.tables import number, read_paper, save_table
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
 SOURCES = {"mri": 1.2, "ResDM": 2.0, "ResDM@seed1": 2.0, "real": 4.0, "template": 0.0, "DDPM": 1.4, "age_sex": 0.5}

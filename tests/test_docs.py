@@ -17,14 +17,15 @@ import yaml
 from conftest import ROOT
 from scipy.ndimage import correlate
 
-from resdm import cli
-from resdm.anatomy import mni_map
-from resdm.config import METHOD_CONFIGS, ConfigError, load_config, method_from_dict
-from resdm.evaluation.image_quality import read_index, read_volume
-from resdm.methods import build_method
-from resdm.pipeline import READERS
-from resdm.report.tables import present_methods, table2
-from resdm.synthesis import Model
+from resdm.method import build_method
+from resdm.settings import ConfigError, method_from_dict
+from resdm_suite.anatomy import mni_map
+from resdm_suite.apps import cli
+from resdm_suite.apps.prediction import Model
+from resdm_suite.apps.stages import READERS
+from resdm_suite.evaluation.image_quality import read_index, read_volume
+from resdm_suite.profiles import load_config
+from resdm_suite.reporting.tables import present_methods, table2
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "data_manifests").rglob("*.md"))
@@ -252,11 +253,11 @@ def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch,
 
 @pytest.mark.parametrize(("kind", "message"), [
     ("nowhere_at_all:Ridge", "cannot be had: No module named 'nowhere_at_all'"),
-    ("resdm.methods:Ridge", "cannot be had: module 'resdm.methods' has no attribute 'Ridge'"),
+    ("resdm.method:Ridge", "cannot be had: module 'resdm.method' has no attribute 'Ridge'"),
     (":Ridge", "cannot be had: Empty module name"),
     ("pathlib:sep", "cannot be had: module 'pathlib' has no attribute 'sep'"),
-    ("resdm.methods:build_method", "expected a class with config: a dataclass made from MethodConfig"),
-    ("resdm.config:Config", None),
+    ("resdm.method:build_method", "expected a class with config: a dataclass made from MethodConfig"),
+    ("resdm_suite.profiles:Config", None),
 ])  # fmt: skip
 def test_a_kind_that_is_no_method_is_refused(kind, message):
     if message is None:  # a class, but no method: known when it is built
@@ -270,11 +271,11 @@ def test_a_kind_that_is_no_method_is_refused(kind, message):
 
 def test_a_kind_with_a_colon_may_be_one_of_ours():
     """The class's own settings are found by its annotation, and unknown keys are refused as everywhere."""
-    ours = method_from_dict({"kind": "resdm.methods:Regression", "lambda_high": 0.5}, "x.yaml")
-    assert type(ours) is METHOD_CONFIGS["regression"]
+    ours = method_from_dict({"kind": "resdm.method:Regression", "lambda_high": 0.5}, "x.yaml")
+    assert type(ours).__name__ == "RegressionConfig"
     assert ours.lambda_high == 0.5
     with pytest.raises(ConfigError, match="unknown key 'lambda_hihg'"):
-        method_from_dict({"kind": "resdm.methods:Regression", "lambda_hihg": 0.5}, "x.yaml")
+        method_from_dict({"kind": "resdm.method:Regression", "lambda_hihg": 0.5}, "x.yaml")
 
 
 @pytest.mark.parametrize("source", ["csv", "bids"])

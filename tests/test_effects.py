@@ -12,7 +12,7 @@ from sklearn import metrics
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings, store_scores
 
-from resdm.evaluation.effects import (
+from resdm_suite.evaluation.effects import (
     AGE_PROMPTS,
     SEX_PROMPTS,
     age_effects,
@@ -30,7 +30,7 @@ from resdm.evaluation.effects import (
     trainings,
     without_chance,
 )
-from resdm.evaluation.resampling import person_weights
+from resdm_suite.evaluation.resampling import person_weights
 
 SOURCES = {"ResDM": 2.0, "DDPM": 1.2, "real": 4.0, "template": 0.0, "mri": 1.2}
 

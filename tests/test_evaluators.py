@@ -14,10 +14,12 @@ from sklearn.metrics import roc_curve
 from stored_cohort import GRID, LABELS, RANGES, make_config, save
 from torch import nn
 
-from resdm.anatomy import SUMMARY, mni_map, regions
-from resdm.config import TRACERS, BrainAgeConfig, CohortConfig, EvaluationConfig, EvaluatorConfig, RegressionConfig
-from resdm.evaluation import downstream, fitting, networks
-from resdm.evaluation.downstream import (
+from resdm.baselines.regression import RegressionConfig
+from resdm.io import write_csv, write_json, write_text
+from resdm.settings import TRACERS
+from resdm_suite.anatomy import SUMMARY, mni_map, regions
+from resdm_suite.evaluation import downstream, fitting, networks
+from resdm_suite.evaluation.downstream import (
     LeakageError,
     check_folds,
     draw_folds,
@@ -27,11 +29,11 @@ from resdm.evaluation.downstream import (
     fit_evaluators,
     labelled,
 )
-from resdm.evaluation.effects import COLUMNS
-from resdm.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
-from resdm.evaluation.image_quality import read_index, synthetic_path
-from resdm.evaluation.networks import BrainAge, DSNet, spatial_cosine
-from resdm.io import write_csv, write_json, write_text
+from resdm_suite.evaluation.effects import COLUMNS
+from resdm_suite.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
+from resdm_suite.evaluation.image_quality import read_index, synthetic_path
+from resdm_suite.evaluation.networks import BrainAge, DSNet, spatial_cosine
+from resdm_suite.profiles import BrainAgeConfig, CohortConfig, EvaluationConfig, EvaluatorConfig
 
 # ── the networks ──────────────────────────────────────────────────────────────────────────────────
 

@@ -19,16 +19,17 @@ import pytest
 from browser import chromium
 from conftest import ROOT
 
-from resdm.cohort.phantom import write_phantoms
-from resdm.cohort.volumes import preprocess
-from resdm.config import derive_seed, load_config
-from resdm.evaluation.image_quality import read_volume
+from resdm.settings import derive_seed
+from resdm_suite.cohorts.phantom import write_phantoms
+from resdm_suite.evaluation.image_quality import read_volume
+from resdm_suite.preprocessing.volumes import preprocess
+from resdm_suite.profiles import load_config
 
 pytest.importorskip("ipywidgets", reason="no ipywidgets: pip install -e '.[notebooks]'")
 
-from resdm.explorer import Explorer, Request, Studio, explore, step_choices
-from resdm.pipeline import make_manifest, train_method
-from resdm.report.views import Scene, orthogonal_views
+from resdm_suite.apps.explorer import Explorer, Request, Studio, explore, step_choices
+from resdm_suite.apps.stages import make_manifest, train_method
+from resdm_suite.reporting.views import Scene, orthogonal_views
 
 BIN = Path(sys.executable).parent
 
@@ -119,7 +120,7 @@ def test_another_person_comes_with_their_own_prompt_and_one_picture(explorer):
 def test_memory_forgets_what_was_not_looked_at_longest(studio, monkeypatch):
     source = next(iter(studio.people))
     one = studio.sample(Request(source, 60.0, "F", 1, 0, 1), 0)
-    monkeypatch.setattr("resdm.explorer.MOST_BYTES", 2 * one.nbytes)
+    monkeypatch.setattr("resdm_suite.apps.explorer.MOST_BYTES", 2 * one.nbytes)
     for age in (61.0, 62.0, 61.0, 63.0):
         studio.sample(Request(source, age, "F", 1, 0, 1), 0)
     made = studio.synthesised

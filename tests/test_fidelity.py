@@ -11,8 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resdm.anatomy import Grid
-from resdm.config import (
+from resdm.io import write_csv
+from resdm_suite.anatomy import Grid
+from resdm_suite.evaluation import atlas as atlases
+from resdm_suite.evaluation.atlas import CENTILOID_AVID, AtlasError, centiloid, centiloid_regions, load_atlas
+from resdm_suite.evaluation.fidelity import quantities
+from resdm_suite.evaluation.suvr import regional_means, regional_suvr
+from resdm_suite.profiles import (
     CentiloidConfig,
     CohortConfig,
     Config,
@@ -21,12 +26,7 @@ from resdm.config import (
     PhantomConfig,
     PreprocessConfig,
 )
-from resdm.evaluation import atlas as atlases
-from resdm.evaluation.atlas import CENTILOID_AVID, AtlasError, centiloid, centiloid_regions, load_atlas
-from resdm.evaluation.fidelity import quantities
-from resdm.evaluation.suvr import regional_means, regional_suvr
-from resdm.io import write_csv
-from resdm.report.fidelity import fidelity_figure, fidelity_table, quantity_title, shown_quantities
+from resdm_suite.reporting.fidelity import fidelity_figure, fidelity_table, quantity_title, shown_quantities
 
 GRID = Grid((24, 24, 24), 8.0)
 

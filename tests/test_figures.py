@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from stored_cohort import GRID, RANGES, person
 
-from resdm.anatomy import regions
-from resdm.evaluation.suvr import agreement
-from resdm.report.figures import (
+from resdm_suite.anatomy import regions
+from resdm_suite.evaluation.suvr import agreement
+from resdm_suite.reporting.figures import (
     ERROR_MAP,
     FIELD_MM,
     figure1,
@@ -241,7 +241,7 @@ def test_a_figure_shows_itself_in_a_notebook():
 
 def test_the_report_needs_no_torch_and_no_pyplot():
     code = (
-        "import sys, resdm.report.figures, resdm.report.tables, resdm.report.provenance, resdm.evaluation.suvr; "
+        "import sys, resdm_suite.evaluation.suvr; from resdm_suite.reporting import figures, provenance, tables; "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,12 +13,12 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from tiny_methods import build, make_config
 
-from resdm import cli, hub
 from resdm.checkpoint import CheckpointError, load_card, save_model
-from resdm.config import CentiloidConfig
-from resdm.hub import FILES, HubError, pull, push
 from resdm.io import sha256
-from resdm.modelcard import render
+from resdm_suite.apps import cli, hub
+from resdm_suite.apps.hub import FILES, HubError, pull, push
+from resdm_suite.apps.model_card import render
+from resdm_suite.profiles import CentiloidConfig
 
 
 @pytest.fixture

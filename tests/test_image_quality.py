@@ -11,8 +11,8 @@ from monai.metrics.regression import SSIMMetric
 from skimage import metrics
 from stored_cohort import GRID, make_cohort, save
 
-from resdm.anatomy import mni_map
-from resdm.evaluation.image_quality import (
+from resdm_suite.anatomy import mni_map
+from resdm_suite.evaluation.image_quality import (
     mae,
     psnr,
     read_index,

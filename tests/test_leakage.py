@@ -8,20 +8,20 @@ import pytest
 from stored_cohort import GRID, make_cohort
 from stored_readings import make_age, make_status
 
-from resdm import pipeline
-from resdm.cohort import volumes
-from resdm.cohort.dataset import CohortDataset
-from resdm.cohort.manifest import EMPTY, SPLITS, read_manifest
-from resdm.cohort.matching import Found
-from resdm.evaluation.downstream import evaluate_status, fit_evaluators
-from resdm.evaluation.effects import prompt_scores, read_readings, readings_path
-from resdm.evaluation.image_quality import read_index, read_scores, score_method, template_scores
-from resdm.evaluation.suvr import regional_suvr
 from resdm.io import write_csv, write_json
-from resdm.leakage import LeakageError, check_tested
-from resdm.report.ablation import table3
-from resdm.report.cases import regional_comparison, typical_case
-from resdm.report.tables import table1, table2
+from resdm_suite.apps import stages as pipeline
+from resdm_suite.cohorts.leakage import LeakageError, check_tested
+from resdm_suite.cohorts.manifest import EMPTY, SPLITS, read_manifest
+from resdm_suite.cohorts.matching import Found
+from resdm_suite.evaluation.downstream import evaluate_status, fit_evaluators
+from resdm_suite.evaluation.effects import prompt_scores, read_readings, readings_path
+from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method, template_scores
+from resdm_suite.evaluation.suvr import regional_suvr
+from resdm_suite.preprocessing import volumes
+from resdm_suite.preprocessing.dataset import CohortDataset
+from resdm_suite.reporting.ablation import table3
+from resdm_suite.reporting.cases import regional_comparison, typical_case
+from resdm_suite.reporting.tables import table1, table2
 
 WHO = "sub-0006"  # a training person
 

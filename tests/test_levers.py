@@ -14,13 +14,14 @@ from tiny_methods import Sessions, collate, make_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from resdm import method as base
 from resdm.batch import Prior
-from resdm.config import NetworkConfig, TrainingConfig
-from resdm.methods import base, build_method
-from resdm.methods.base import NETWORKS
-from resdm.synthesis import Model
+from resdm.layers.upsampling import upsample
+from resdm.method import NETWORKS, build_method
+from resdm.settings import TrainingConfig
 from resdm.training import train
-from resdm.upsample import upsample
+from resdm.unet import NetworkConfig
+from resdm_suite.apps.prediction import Model
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

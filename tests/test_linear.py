@@ -13,12 +13,14 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression, Ridge
 from stored_cohort import make_config, write_volumes
 
+from resdm.baselines.linear import DemographicsConfig, LinearConfig
 from resdm.batch import Batch, Prior
 from resdm.checkpoint import load_model
-from resdm.config import ConfigError, DemographicsConfig, LinearConfig, TrainingConfig, load_config
 from resdm.io import sha256
-from resdm.methods import build_method
-from resdm.pipeline import synthesise_method, train_method
+from resdm.method import build_method
+from resdm.settings import ConfigError, TrainingConfig
+from resdm_suite.apps.stages import synthesise_method, train_method
+from resdm_suite.profiles import load_config
 
 SHAPE, TRAINED, HELD = (5, 4, 3), 24, 10
 INSIDE = np.arange(60).reshape(SHAPE) % 4 != 0  # the rest is 0, as outside a brain

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from stored_cohort import sessions
 
-from resdm.cohort.manifest import (
+from resdm_suite.cohorts.manifest import (
     COLUMNS,
     SCHEMA,
     SPLITS,
@@ -25,7 +25,7 @@ from resdm.cohort.manifest import (
     split_people,
     write_manifest,
 )
-from resdm.config import SplitConfig
+from resdm_suite.profiles import SplitConfig
 
 DOCUMENTED = Path(__file__).resolve().parents[1] / "data_manifests"
 

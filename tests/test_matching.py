@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resdm.cohort.manifest import EMPTY
-from resdm.cohort.matching import close_manifest, match_scans
-from resdm.config import CohortConfig, Config, MatchConfig
+from resdm_suite.cohorts.manifest import EMPTY
+from resdm_suite.cohorts.matching import close_manifest, match_scans
+from resdm_suite.profiles import CohortConfig, Config, MatchConfig
 
 MATCH = MatchConfig(window_days=180)
 AV45, FBB, TAU = ("amyloid", "18FAV45"), ("amyloid", "18FFBB"), ("tau", "18FAV1451")

@@ -12,10 +12,10 @@ from stored_cohort import make_cohort
 from tiny_methods import PlainConfig, build
 
 from resdm.checkpoint import load_card, save_model
-from resdm.evaluation.image_quality import read_index, score_people, write_scores
 from resdm.io import sha256
-from resdm.leakage import LeakageError
-from resdm.modelcard import render, show, write_card
+from resdm_suite.apps.model_card import render, show, write_card
+from resdm_suite.cohorts.leakage import LeakageError
+from resdm_suite.evaluation.image_quality import read_index, score_people, write_scores
 
 
 @pytest.fixture

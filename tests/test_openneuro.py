@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from mock_sources import write_dlbs
 
-from resdm.cohort import download as transfer
-from resdm.cohort.download import DownloadError, Remote, fetch, list_bucket
-from resdm.cohort.manifest import ManifestError
-from resdm.cohort.openneuro import FILES, build_manifest, download, not_downloaded, sidecar_faults
-from resdm.config import CohortConfig, Config, MatchConfig, load_config
-from resdm.pipeline import make_manifest
+from resdm_suite.apps.stages import make_manifest
+from resdm_suite.cohorts.manifest import ManifestError
+from resdm_suite.cohorts.readers import download as transfer
+from resdm_suite.cohorts.readers.download import DownloadError, Remote, fetch, list_bucket
+from resdm_suite.cohorts.readers.openneuro import FILES, build_manifest, download, not_downloaded, sidecar_faults
+from resdm_suite.profiles import CohortConfig, Config, MatchConfig, load_config
 
 
 def make_config(root: Path, **match) -> Config:

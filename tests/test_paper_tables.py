@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resdm.report.tables import PAPER_METHODS, read_paper
+from resdm_suite.reporting.tables import PAPER_METHODS, read_paper
 
 METHODS = list(PAPER_METHODS)
 

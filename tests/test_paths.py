@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from resdm.paths import PENALTIES, GlobalPath, LinearPath
+from resdm.layers.paths import PENALTIES, GlobalPath, LinearPath
 
 N, SHAPE = 24, (4, 5, 3)
 

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from scipy import ndimage, stats
 
-from resdm.anatomy import REFERENCE, Grid, mni_map, regions
-from resdm.cohort import phantom
-from resdm.cohort.phantom import PhantomError, displacement, write_phantoms
-from resdm.config import CohortConfig, Config, ConfigError, PhantomConfig, load_config
 from resdm.io import sha256
+from resdm.settings import ConfigError
+from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm_suite.cohorts import phantom
+from resdm_suite.cohorts.phantom import PhantomError, displacement, write_phantoms
+from resdm_suite.profiles import CohortConfig, Config, PhantomConfig, load_config
 
 GRID = Grid((32, 32, 32), 6.0)
 

@@ -12,13 +12,13 @@ from conftest import tiny_resdm
 from stored_cohort import GRID, LABELS, make_config, person, write_volumes
 from tiny_methods import AdversarialConfig, PlainConfig, with_method
 
-from resdm import pipeline
 from resdm.checkpoint import CheckpointError, load_card
-from resdm.cohort.manifest import LeakageError
-from resdm.config import TrainingConfig
-from resdm.evaluation.image_quality import psnr, read_index, score_people, ssim, synthetic_path
 from resdm.io import sha256, write_csv, write_json
-from resdm.pipeline import synthesise_method, train_method, validation_score
+from resdm.settings import TrainingConfig
+from resdm_suite.apps import stages as pipeline
+from resdm_suite.apps.stages import synthesise_method, train_method, validation_score
+from resdm_suite.cohorts.manifest import LeakageError
+from resdm_suite.evaluation.image_quality import psnr, read_index, score_people, ssim, synthetic_path
 
 SPLITS = ["train"] * 4 + ["validation"] * 2 + ["test"] * 3
 

@@ -7,7 +7,7 @@ import torch
 from tiny_baselines import make, seeded, smooth_batch
 from torch import nn
 
-from resdm.methods.pix2pix import UNetGenerator
+from resdm.baselines.pix2pix import UNetGenerator
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import pytest
 from scipy import stats
 from stored_cohort import LABELS, make_cohort, make_config
 
-from resdm.anatomy import REFERENCE
-from resdm.cohort import phantom
-from resdm.cohort.planted import grey_share, thinning_slope
-from resdm.config import CohortConfig, ConfigError, PhantomConfig
-from resdm.evaluation.image_quality import score_method
-from resdm.evaluation.planted import (
+from resdm.io import write_csv, write_json
+from resdm.settings import ConfigError
+from resdm_suite.anatomy import REFERENCE
+from resdm_suite.cohorts import phantom
+from resdm_suite.cohorts.planted import grey_share, thinning_slope
+from resdm_suite.evaluation.image_quality import score_method
+from resdm_suite.evaluation.planted import (
     EFFECTS,
     EVERY_REGION,
     estimate_effects,
@@ -26,10 +27,10 @@ from resdm.evaluation.planted import (
     recovery,
     regional_sources,
 )
-from resdm.evaluation.suvr import regional_suvr
-from resdm.io import write_csv, write_json
-from resdm.report.figures import save_figure
-from resdm.report.planted import planted_figure, planted_table
+from resdm_suite.evaluation.suvr import regional_suvr
+from resdm_suite.profiles import CohortConfig, PhantomConfig
+from resdm_suite.reporting.figures import save_figure
+from resdm_suite.reporting.planted import planted_figure, planted_table
 
 REGIONS = ("frontal", "pons")
 PLANTED = {"status": 0.40, "sex": 0.15, "age": 0.10}  # of frontal; nothing in the pons

@@ -13,12 +13,11 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from safetensors.torch import save_file
 from torch import nn
 
-from resdm import clip
 from resdm.batch import Prior
-from resdm.config import PriorConfig, TowerConfig
-from resdm.lessons import _lesson, learn_language
-from resdm.prior import PriorModule, prompt, prompt_tokens, prompts
-from resdm.shelf import Shelf
+from resdm.layers import clip
+from resdm.layers.shelf import Shelf
+from resdm.pretraining import _lesson, learn_language
+from resdm.prior import PriorConfig, PriorModule, TowerConfig, prompt, prompt_tokens, prompts
 
 TEXTS = [prompt("amyloid", 74, "F"), prompt("tau", 61.5, "M"), prompt("tau", None, "M"), prompt("amyloid")]
 
@@ -221,7 +220,7 @@ def test_lessons_are_kept_and_taken_up_in_the_same_bits(tmp_path, monkeypatch):
     first, one = learned(0, 3)
     assert len(list(tmp_path.iterdir())) == 1
     drawn = []
-    monkeypatch.setattr("resdm.lessons._lesson", lambda *arguments: drawn.append(arguments) or _lesson(*arguments))
+    monkeypatch.setattr("resdm.pretraining._lesson", lambda *arguments: drawn.append(arguments) or _lesson(*arguments))
     again, other = learned(0, 3)
     assert not drawn
     assert again == first

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from resdm.config import load_config
+from resdm_suite.profiles import load_config
 
 IDENTIFIERS = {
     "an ADNI PTID": (r"_S_\d", r"(?<![0-9A-Za-z])(?!000|999)\d{3}_S_\d{4,5}(?![0-9])"),

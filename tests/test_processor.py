@@ -12,14 +12,16 @@ import torch
 from conftest import tiny_resdm
 from tiny_methods import Sessions, collate, make_config
 
-from resdm import processor, synthesis, training
-from resdm.methods import build_method
-from resdm.synthesis import Model
+from resdm import cpu_runtime as processor
+from resdm import training
+from resdm.method import build_method
 from resdm.training import train
+from resdm_suite.apps import prediction as synthesis
+from resdm_suite.apps.prediction import Model
 
 FAULTS = """
 import resource, sys, torch
-from resdm.processor import keep_memory
+from resdm.cpu_runtime import keep_memory
 if sys.argv[1] == "keep" and not keep_memory():
     sys.exit("no glibc")
 def touch():

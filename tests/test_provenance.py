@@ -12,7 +12,7 @@ import pytest
 from stored_cohort import make_config
 
 from resdm.io import sha256
-from resdm.report.provenance import git_state, provenance, versions
+from resdm_suite.reporting.provenance import git_state, provenance, versions
 
 
 def git(folder, *arguments: str) -> str:
@@ -47,13 +47,14 @@ def test_versions_are_known_without_an_import():
 
     assert found["numpy"] == numpy.__version__
     assert found["python"] == sys.version.split()[0]
-    code = "import sys, resdm.report.provenance as p; assert 'torch' in p.versions(); assert 'torch' not in sys.modules"
+    code = "import sys, resdm_suite.reporting.provenance as p; assert 'torch' in p.versions()"
+    code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 PROCESSOR = """
 import json, sys
-import resdm.report.provenance as p
+import resdm_suite.reporting.provenance as p
 before = p.processor()
 import torch
 assert before | {"torch": torch.backends.cpu.get_cpu_capability()} == p.processor()

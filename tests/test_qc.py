@@ -14,18 +14,19 @@ import pandas as pd
 import pytest
 from nibabel.affines import apply_affine
 
-from resdm.anatomy import Grid, mni_map
-from resdm.cohort import qc
-from resdm.cohort.bids import build_manifest
-from resdm.cohort.manifest import read_manifest, split_people, write_manifest
-from resdm.cohort.phantom import write_phantoms
-from resdm.cohort.qc import brain_points
-from resdm.cohort.volumes import preprocess
-from resdm.config import TRACERS, CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm.io import write_csv, write_json
-from resdm.report import qc as page_room
-from resdm.report.figures import FIELD_MM, plane
-from resdm.report.qc import montage, qc_distributions, write_qc
+from resdm.settings import TRACERS
+from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.cohorts.manifest import read_manifest, split_people, write_manifest
+from resdm_suite.cohorts.phantom import write_phantoms
+from resdm_suite.cohorts.readers.bids import build_manifest
+from resdm_suite.preprocessing import qc
+from resdm_suite.preprocessing.qc import brain_points
+from resdm_suite.preprocessing.volumes import preprocess
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+from resdm_suite.reporting import qc as page_room
+from resdm_suite.reporting.figures import FIELD_MM, plane
+from resdm_suite.reporting.qc import montage, qc_distributions, write_qc
 
 GRID = Grid((28, 32, 28), 6.0)
 PHANTOMS = PhantomConfig(

@@ -13,11 +13,11 @@ from conftest import ROOT
 from native_scans import SOURCE, make_visit, rotation, save, scan_of, storage
 from nibabel.affines import apply_affine
 
-from resdm.anatomy import CENTRE_MM, Grid, mni_map
-from resdm.cohort import registration
-from resdm.cohort.qc import brain_points
-from resdm.cohort.registration import Scan, displacement, register_affine, register_rigid, resample
-from resdm.cohort.volumes import read_scan
+from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
+from resdm_suite.preprocessing import registration
+from resdm_suite.preprocessing.qc import brain_points
+from resdm_suite.preprocessing.registration import Scan, displacement, register_affine, register_rigid, resample
+from resdm_suite.preprocessing.volumes import read_scan
 
 
 def errors(visit, mm):
@@ -97,7 +97,7 @@ def test_another_matrix_gives_another_brain_mask():
 
 def test_imports_no_nilearn():
     """It takes a second, in every job; only who makes a map of the template needs it."""
-    code = "import sys, resdm.anatomy, resdm.cohort.volumes; print('nilearn' in sys.modules)"
+    code = "import sys, resdm_suite.anatomy, resdm_suite.preprocessing.volumes; print('nilearn' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "False\n", run.stderr
 

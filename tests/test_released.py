@@ -12,15 +12,16 @@ from conftest import random_batch, step, tiny_prior
 from tiny_methods import Sessions, collate, make_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from resdm import clip
+from resdm.baselines.released import ReleasedConfig, ReleasedUNet, load_released, shifted
 from resdm.batch import Batch, Prior
 from resdm.checkpoint import load_model, save_model
-from resdm.config import ConfigError, PriorConfig, ReleasedConfig, load_config
-from resdm.methods import build_method
-from resdm.methods.released import ReleasedUNet, load_released, shifted
-from resdm.prior import PriorModule, prompt, prompt_tokens
+from resdm.layers import clip
+from resdm.method import build_method
+from resdm.prior import PriorConfig, PriorModule, prompt, prompt_tokens
+from resdm.settings import ConfigError
 from resdm.training import train
 from resdm.unet import Attention
+from resdm_suite.profiles import load_config
 
 SHAPE = (16, 16, 16)
 IDLE = ("middle_block.0.", "middle_block.1.", "middle_block.3.")

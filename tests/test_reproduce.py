@@ -19,8 +19,8 @@ from conftest import ROOT
 from crawl import broken_links, fetched_from_a_network
 from nibabel import load as load_image
 
-from resdm.config import load_config
-from resdm.evaluation.image_quality import read_index, score_people
+from resdm_suite.evaluation.image_quality import read_index, score_people
+from resdm_suite.profiles import load_config
 
 BIN = Path(sys.executable).parent
 TABLES = ("table1", "table2", "table3", "table4", "planted", "suvr_fidelity", "claims", "uncertainty")

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from resdm.evaluation.resampling import (
+from resdm_suite.evaluation.resampling import (
     CALIPER,
     accuracy,
     adjusted_auc,

@@ -11,7 +11,7 @@ from conftest import random_batch, step, tiny_network, tiny_prior, tiny_regressi
 
 from resdm.batch import Batch
 from resdm.losses import total_loss
-from resdm.methods import build_method
+from resdm.method import build_method
 
 SHAPE = (8, 8, 8)
 

@@ -9,9 +9,8 @@ import torch
 from conftest import random_batch
 from tiny_baselines import SHAPE, TINY, fit, make, seeded, smooth_batch
 
+from resdm.baselines.resvit import Generator, ResViTConfig
 from resdm.checkpoint import tensors
-from resdm.config import ResViTConfig
-from resdm.methods.resvit import Generator
 
 
 def test_two_blocks_run_through_one_encoder():

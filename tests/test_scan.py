@@ -14,14 +14,14 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 from tiny_methods import SHAPE, Sessions, build, make_config
 
-from resdm import scan as scans
-from resdm.anatomy import CENTRE_MM, Grid
 from resdm.checkpoint import CheckpointError, save_model
-from resdm.cohort.volumes import VolumeError
-from resdm.evaluation.suvr import regional_means, to_suvr
 from resdm.io import sha256
-from resdm.scan import ScanError, synthesise_scan, synthesise_scans, to_native
-from resdm.synthesis import Model, SynthesisError, mean_and_std
+from resdm_suite.anatomy import CENTRE_MM, Grid
+from resdm_suite.apps import single_scan as scans
+from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
+from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
+from resdm_suite.evaluation.suvr import regional_means, to_suvr
+from resdm_suite.preprocessing.volumes import VolumeError
 
 GRID = Grid((48, 56, 48), 4.0)
 MARKER_MM = np.array([-44.0, -30.0, 20.0])

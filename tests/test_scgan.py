@@ -8,7 +8,7 @@ from tiny_baselines import make, seeded, smooth_batch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from resdm.methods.scgan import Discriminator, Generator, SelfAttention, brain_rmse, feature_matching, l2
+from resdm.baselines.scgan import Discriminator, Generator, SelfAttention, brain_rmse, feature_matching, l2
 
 CONVS = (nn.Conv3d, nn.ConvTranspose3d)
 

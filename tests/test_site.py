@@ -19,9 +19,9 @@ from crawl import broken_links, fetched_from_a_network
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from stored_cohort import make_config
 
-from resdm import cli
 from resdm.io import write_json
-from resdm.report import site
+from resdm_suite.apps import cli
+from resdm_suite.reporting import site
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
@@ -215,7 +215,8 @@ def test_nothing_made_is_an_error_with_its_remedy(tmp_path, capsys):
 
 
 def test_needs_no_torch(config):
-    code = "import sys, resdm.report.site; print([m for m in ('torch', 'nilearn', 'matplotlib') if m in sys.modules])"
+    code = "import sys, resdm_suite.reporting.site"
+    code += "; print([m for m in ('torch', 'nilearn', 'matplotlib') if m in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert run.stdout == "[]\n", run.stderr

@@ -12,11 +12,11 @@ from conftest import ROOT
 from mock_adni import write_caps, write_clinica_bids, write_loni
 from mock_sources import write_bids, write_csv_cohort, write_dlbs, write_released
 
-from resdm.cli import main
-from resdm.cohort.volumes import cohort_flow
-from resdm.config import load_config
-from resdm.evaluation.image_quality import read_index, template_scores, write_scores
-from resdm.report.tables import cohort_sessions, table1, table2
+from resdm_suite.apps.cli import main
+from resdm_suite.evaluation.image_quality import read_index, template_scores, write_scores
+from resdm_suite.preprocessing.volumes import cohort_flow
+from resdm_suite.profiles import load_config
+from resdm_suite.reporting.tables import cohort_sessions, table1, table2
 
 PEOPLE = 14
 SOURCES = {

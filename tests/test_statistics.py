@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from resdm.evaluation.statistics import beats, bootstrap_mean, by_person, compare, holm, paired, typical_session
+from resdm_suite.evaluation.statistics import beats, bootstrap_mean, by_person, compare, holm, paired, typical_session
 
 
 def test_holm_by_hand():

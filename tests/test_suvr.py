@@ -11,9 +11,9 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter
 from stored_cohort import GRID, RANGES, make_cohort, save
 
-from resdm.anatomy import REFERENCE, SUMMARY, regions
-from resdm.evaluation.image_quality import read_volume, synthetic_path
-from resdm.evaluation.suvr import (
+from resdm_suite.anatomy import REFERENCE, SUMMARY, regions
+from resdm_suite.evaluation.image_quality import read_volume, synthetic_path
+from resdm_suite.evaluation.suvr import (
     agreement,
     correlation,
     icc,

@@ -14,12 +14,12 @@ from conftest import tiny_resdm
 from tiny_methods import SHAPE, PlainConfig, Sessions, build, make_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from resdm.anatomy import Grid
 from resdm.checkpoint import save_model
-from resdm.config import CONDITIONS, ConfigError, derive_seed
 from resdm.io import sha256
-from resdm.methods import build_method
-from resdm.synthesis import (
+from resdm.method import build_method
+from resdm.settings import ConfigError, derive_seed
+from resdm_suite.anatomy import Grid
+from resdm_suite.apps.prediction import (
     _CPU_ATTENTION,
     Model,
     SynthesisError,
@@ -28,6 +28,7 @@ from resdm.synthesis import (
     synthesise_mri,
     synthesise_people,
 )
+from resdm_suite.profiles import CONDITIONS
 
 AGES, SEXES = [60.0, 65.0, 70.0, 75.0, None], ["F", "M", "F", "M", "F"]
 

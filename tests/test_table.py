@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from mock_sources import write_csv_cohort
 
-from resdm.cohort.manifest import LeakageError, ManifestError, read_manifest
-from resdm.cohort.table import build_manifest
-from resdm.config import CohortConfig, Config
-from resdm.pipeline import make_manifest
+from resdm_suite.apps.stages import make_manifest
+from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest
+from resdm_suite.cohorts.readers.table import build_manifest
+from resdm_suite.profiles import CohortConfig, Config
 
 
 @pytest.fixture(scope="module")

@@ -13,23 +13,20 @@ from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from stored_cohort import GRID, LABELS, make_cohort, make_config
 
-from resdm.anatomy import mni_map
-from resdm.cohort.manifest import EMPTY, write_manifest
-from resdm.config import (
-    CohortConfig,
-    DDPMConfig,
-    DemographicsConfig,
-    LinearConfig,
-    Pix2PixConfig,
-    PriorConfig,
-    RegressionConfig,
-    ResidualDiffusionConfig,
-)
-from resdm.evaluation.image_quality import read_index, read_scores, score_method
-from resdm.evaluation.statistics import bootstrap_mean
+from resdm.baselines.ddpm import DDPMConfig
+from resdm.baselines.linear import DemographicsConfig, LinearConfig
+from resdm.baselines.pix2pix import Pix2PixConfig
+from resdm.baselines.regression import RegressionConfig
 from resdm.io import write_csv, write_json
-from resdm.report.provenance import provenance
-from resdm.report.tables import (
+from resdm.prior import PriorConfig
+from resdm.residual_diffusion import ResidualDiffusionConfig
+from resdm_suite.anatomy import mni_map
+from resdm_suite.cohorts.manifest import EMPTY, write_manifest
+from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method
+from resdm_suite.evaluation.statistics import bootstrap_mean
+from resdm_suite.profiles import CohortConfig
+from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.tables import (
     Block,
     Table,
     cohort_sessions,

@@ -15,10 +15,10 @@ import pytest
 from conftest import ROOT
 from stored_cohort import make_config
 
-from resdm.anatomy import Grid, mni_map
-from resdm.config import PreprocessConfig, load_config
 from resdm.io import write_json
-from resdm.report.provenance import provenance, stale
+from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.profiles import PreprocessConfig, load_config
+from resdm_suite.reporting.provenance import provenance, stale
 
 
 def tracked(suffix: str) -> list[Path]:

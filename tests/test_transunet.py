@@ -7,9 +7,8 @@ import torch
 from tiny_baselines import TINY, make, seeded, smooth_batch
 from torch import nn
 
-from resdm.config import TransUNetConfig
-from resdm.methods.adversarial import ConditionalGAN, Conv3d
-from resdm.methods.transunet import StandardisedConv3d, TransUNetGenerator
+from resdm.baselines.adversarial import ConditionalGAN, Conv3d
+from resdm.baselines.transunet import StandardisedConv3d, TransUNetConfig, TransUNetGenerator
 
 
 @pytest.mark.parametrize(

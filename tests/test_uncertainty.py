@@ -12,10 +12,14 @@ import torch
 from conftest import tiny_resdm
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 
-from resdm.anatomy import Grid, mni_map
 from resdm.checkpoint import save_model
-from resdm.config import ConfigError, UncertaintyConfig, derive_seed, load_config
-from resdm.evaluation.uncertainty import (
+from resdm.io import sha256
+from resdm.method import build_method
+from resdm.settings import ConfigError, derive_seed
+from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.apps.prediction import Model
+from resdm_suite.apps.stages import sample_method
+from resdm_suite.evaluation.uncertainty import (
     LEVELS,
     PREDICTORS,
     Samples,
@@ -34,12 +38,9 @@ from resdm.evaluation.uncertainty import (
     risk_coverage,
     smooth_map,
 )
-from resdm.io import sha256
-from resdm.methods import build_method
-from resdm.pipeline import sample_method
-from resdm.report.figures import save_figure
-from resdm.report.uncertainty import findings, uncertainty_figure, uncertainty_table, verdict
-from resdm.synthesis import Model
+from resdm_suite.profiles import UncertaintyConfig, load_config
+from resdm_suite.reporting.figures import save_figure
+from resdm_suite.reporting.uncertainty import findings, uncertainty_figure, uncertainty_table, verdict
 
 N, V = 40, 2000
 

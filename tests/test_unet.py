@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_network
 
-from resdm.config import NetworkConfig
-from resdm.haar import haar, inverse_haar
-from resdm.unet import Attention, UNet
+from resdm.layers.wavelet import haar, inverse_haar
+from resdm.unet import Attention, NetworkConfig, UNet
 
 
 def test_haar_is_orthonormal_and_exactly_inverted(generator):

@@ -16,17 +16,18 @@ from native_scans import make_visit, save
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from resdm.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
-from resdm.cohort import volumes
-from resdm.cohort import volumes as room
-from resdm.cohort.bids import build_manifest
-from resdm.cohort.dataset import CohortDataset
-from resdm.cohort.manifest import LeakageError, ManifestError, read_manifest, split_people, write_manifest
-from resdm.cohort.phantom import write_phantoms
-from resdm.cohort.qc import brain_points
-from resdm.cohort.registration import displacement, resample
-from resdm.cohort.volumes import VolumeError, preprocess, preprocess_mri, read_scan
-from resdm.config import TRACERS, CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+from resdm.settings import TRACERS
+from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest, split_people, write_manifest
+from resdm_suite.cohorts.phantom import write_phantoms
+from resdm_suite.cohorts.readers.bids import build_manifest
+from resdm_suite.preprocessing import volumes
+from resdm_suite.preprocessing import volumes as room
+from resdm_suite.preprocessing.dataset import CohortDataset
+from resdm_suite.preprocessing.qc import brain_points
+from resdm_suite.preprocessing.registration import displacement, resample
+from resdm_suite.preprocessing.volumes import VolumeError, preprocess, preprocess_mri, read_scan
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 GRID = Grid((32, 32, 32), 6.0)
 PHANTOMS = PhantomConfig(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from resdm.baselines.ddpm import DDPMConfig
+from resdm.baselines.pix2pix import Pix2PixConfig
+from resdm.baselines.resvit import ResViTConfig
+from resdm.baselines.scgan import SCGANConfig
+from resdm.baselines.transunet import TransUNetConfig
 from resdm.batch import Batch, Prior
-from resdm.config import DDPMConfig, Pix2PixConfig, ResViTConfig, SCGANConfig, TransUNetConfig
-from resdm.methods import build_method
+from resdm.method import build_method
 
 SHAPE = (16, 16, 16)
 

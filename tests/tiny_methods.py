@@ -10,18 +10,9 @@ import torch
 from torch import nn
 
 from resdm.batch import Batch, Prior
-from resdm.config import (
-    METHOD_CONFIGS,
-    CohortConfig,
-    Config,
-    GridConfig,
-    MethodConfig,
-    PhantomConfig,
-    PreprocessConfig,
-    TrainingConfig,
-)
-from resdm.methods import METHODS, build_method
-from resdm.methods.base import Method, PerTracer, TracerModel
+from resdm.method import Method, PerTracer, TracerModel, build_method
+from resdm.settings import METHODS, MethodConfig, TrainingConfig
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 SHAPE = (16, 16, 16)
 
@@ -51,6 +42,8 @@ class AdversarialConfig(MethodConfig):
 
 
 class Plain(Method):
+    config: PlainConfig
+
     def __init__(self, config, shape):
         super().__init__(config, shape)
         width = config.width
@@ -79,6 +72,8 @@ class Plain(Method):
 
 
 class Adversarial(Method):
+    config: AdversarialConfig
+
     def __init__(self, config, shape):
         super().__init__(config, shape)
         self.generator = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv3d(4, 2, 1), nn.Sigmoid())
@@ -129,11 +124,12 @@ class OneTracer(TracerModel):
 
 
 class TwoModels(PerTracer):
+    config: PerTracerConfig
+
     def tracer_model(self):
         return OneTracer()
 
 
-METHOD_CONFIGS.update(tiny_plain=PlainConfig, tiny_adversarial=AdversarialConfig, tiny_per_tracer=PerTracerConfig)
 METHODS.update(
     tiny_plain=f"{__name__}:Plain", tiny_adversarial=f"{__name__}:Adversarial", tiny_per_tracer=f"{__name__}:TwoModels"
 )

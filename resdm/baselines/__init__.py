@@ -1,0 +1,1 @@
+"""The methods that ResDM is compared with."""

@@ -1,0 +1,184 @@
+"""ResDM: the scheduler, the prior module, the U-Net and the losses, tied together (§3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from resdm.batch import TRACERS, Batch, Prior
+from resdm.layers.paths import LinearPath
+from resdm.losses import total_loss
+from resdm.method import Method
+from resdm.pretraining import learn_language
+from resdm.prior import PriorConfig, PriorModule, prompt, prompts
+from resdm.scheduler import ResidualScheduler
+from resdm.settings import Demand, MethodConfig
+from resdm.unet import NetworkConfig, UNet
+
+
+@dataclass(frozen=True)
+class ResidualDiffusionConfig(MethodConfig):
+    """ResDM. Defaults are those of the released code (`facts`: T, η, κ, λ, optimiser)."""
+
+    kind: str = "residual_diffusion"
+    steps: int = 15  # T
+    eta: Literal["linear", "geometric"] = "linear"
+    eta_range: tuple[float, float] = (0.04, 0.999)  # η_1, η_T
+    eta_power: float = 0.3  # p of the geometric sequence (ResShift)
+    kappa: float = 0.1
+    lambda_high: float = 0.1
+    start_share: float = 0.0  # chance of training at t = T − 1, beyond uniform draws; 0 as the paper
+    sampling_steps: int | None = None  # None: T
+    ema: float = 0.9999
+    ema_warmup: int = 2000  # plain copies before
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+
+    def check(self, at: str, demand: Demand) -> None:
+        """Ranges and combinations that types cannot say."""
+        super().check(at, demand)
+        self.prior.check(f"{at}.prior", demand)
+        low, high = self.eta_range
+        demand(
+            self.steps >= 1 and 0 < low < high <= 1 and self.kappa > 0,
+            f"{at}: needs steps ≥ 1, 0 < eta_range[0] < eta_range[1] ≤ 1 and kappa > 0",
+        )
+        demand(
+            self.sampling_steps is None or 1 <= self.sampling_steps <= self.steps,
+            f"{at}.sampling_steps is {self.sampling_steps}; expected 1 to {self.steps}",
+        )
+        demand(0 <= self.start_share <= 1, f"{at}.start_share is {self.start_share}; expected 0 to 1")
+
+
+class PriorGuided(Method):
+    """What ResDM and its regression control share: the network, its text, both tracers of a batch in one pass."""
+
+    config: ResidualDiffusionConfig
+    shared_draws = True
+
+    def __init__(self, config: ResidualDiffusionConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__(config, shape)
+        self.prior = PriorModule(config.prior)
+        self.unet = UNet(config.network, config.prior.dim)
+        features = self.prior.tower.positional_embedding.shape[1]
+        self.linear = LinearPath(shape, features) if config.network.linear_path else None
+
+    def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
+        """Pretrain a text tower without weights of its own; then fit what training images give in closed form."""
+        learn_language(self.prior, seed, folder=folder)
+        people = list(train) if self.linear is not None else train  # all images at once for the linear path alone
+        if self.unet.global_path is not None:
+            self.unet.global_path.fit(one.mri for one in people)
+        if self.linear is not None and people:
+            device = self.prior.project.weight.device
+            mri, pet, present = (
+                torch.cat([getattr(one, name) for one in people]).to(device) for name in ("mri", "pet", "present")
+            )
+            age, sex = (tuple(v for one in people for v in getattr(one.prior, name)) for name in ("age", "sex"))
+            prior, drop = Prior(age, sex), self.config.prior.dropout
+            person = [who for one in people for who in one.people] or [str(i) for i in range(len(mri))]
+            unsaid = [(), ("age",), ("sex",), ("age", "sex")] if drop else [()]
+            sentences = torch.stack([self.sentences(prior.without(*fields)) for fields in unsaid])
+            chances = [drop ** len(fields) * (1 - drop) ** (2 - len(fields)) for fields in unsaid]
+            self.linear.fit(mri[:, 0], pet, present, sentences, chances, person)
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """As a stored linear path has them."""
+        if self.linear is not None:
+            self.linear.resize({name.removeprefix("linear."): shape for name, shape in shapes.items()})
+
+    def sentences(self, prior: Prior) -> Tensor:
+        """Features (B, width) of what the prompt says of each person, for the linear path."""
+        said = self.prior.spoken(prior)
+        return self.prior.sentences([prompt(TRACERS[0], age, sex) for age, sex in zip(said.age, said.sex, strict=True)])
+
+    def estimate(self, mri: Tensor, prior: Prior, rows: Tensor | None = None) -> Tensor | None:
+        """The linear path's PETs (B, 2, X, Y, Z), or nothing; ``rows`` as in `LinearPath.forward`."""
+        return None if self.linear is None else self.linear(mri, self.sentences(prior), rows)
+
+    def context(self, prior: Prior) -> Tensor:
+        """Text context (2B, tokens, dim), person by person, tracers in order."""
+        return self.prior(prompts(self.prior.spoken(prior)))
+
+    def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor, estimate: Tensor | None = None) -> Tensor:
+        """x̂_0 of both tracers in one pass.
+
+        Parameters
+        ----------
+        x_t : Tensor (B, 2, X, Y, Z)
+        mri : Tensor (B, 1, X, Y, Z)
+        t : Tensor (B,), int
+        context : Tensor (2B, tokens, dim)
+        estimate : Tensor (B, 2, X, Y, Z), optional
+            From `estimate`, where the network has a linear path.
+
+        Returns
+        -------
+        Tensor (B, 2, X, Y, Z)
+        """
+        n = len(TRACERS)
+        volumes = x_t.flatten(0, 1).unsqueeze(1)  # (2B, 1, X, Y, Z)
+        maps = None if estimate is None else self.linear.maps(mri, estimate).flatten(0, 1)  # (2B, 2, X, Y, Z)
+        x0_hat = self.unet(volumes, mri.repeat_interleave(n, 0), t.repeat_interleave(n, 0), context, maps)
+        x0_hat = x0_hat.unflatten(0, (-1, n)).squeeze(2)
+        return x0_hat if estimate is None else estimate + self.linear.scale * x0_hat
+
+
+class ResidualDiffusion(PriorGuided):
+    """The paper's method: predicts x_0 at every step of a residual diffusion from MRI to PET, guided by text.
+
+    Notes
+    -----
+    Both tracers of a person share t and draw their own noise, as in the released code. Departures from it: y_0 is an
+    input (as Eq. 3 says), attention over token states, one augmentation for all volumes, missing tracers masked. An
+    addition, off by default, is ``start_share``: with κ = 0.1 every x_t but the last gives x_0's uptake away, so one
+    uniform draw in T trains what sampling does first, and a run of minutes needs more.
+    """
+
+    config: ResidualDiffusionConfig
+
+    def __init__(self, config: ResidualDiffusionConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__(config, shape)
+        self.scheduler = ResidualScheduler(config.steps, config.eta, config.eta_range, config.kappa, config.eta_power)
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+        """Eq. 7 at a uniformly drawn step, or, by a chance of ``start_share``, at the one where sampling starts."""
+        mri, x0, draw = batch.mri, batch.pet, {"generator": generator, "device": batch.mri.device}
+        own, n = batch.prior.own, batch.prior.total  # drawn for all processes' people: see Prior.share
+        t = own(torch.randint(self.scheduler.steps, (n,), **draw))
+        if self.config.start_share:
+            t = t.masked_fill(own(torch.rand(n, **draw)) < self.config.start_share, self.scheduler.steps - 1)
+        noise = own(torch.randn((n, *x0.shape[1:]), **draw))
+        x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
+        prior = self.prior.spoken(batch.prior, generator)
+        estimate = self.estimate(mri, prior, batch.rows)
+        x0_hat = self.predict(x_t, mri, t, self.context(prior), estimate)
+        loss, self.scalars = total_loss(x0_hat, x0, batch.present, self.config.lambda_high)
+        yield "model", loss
+
+    @torch.no_grad()
+    def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
+        """Eq. 2: from the noisy MRI back to both PETs, in ``steps`` steps (configuration's where ``None``)."""
+        for _, _, x in self.reverse(mri, prior, generator, steps=steps):
+            x0 = x
+        return x0.clamp(0, 1)
+
+    @torch.no_grad()
+    def reverse(
+        self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The reverse path, step by step: the index t visited, f_θ's x̂_0 there, and the x drawn from it (Eq. 3).
+
+        Volumes are (B, 2, X, Y, Z); the last x is x_0.
+        """
+        context, estimate = self.context(prior), self.estimate(mri, prior)
+        x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)
+        for t in self.scheduler.set_timesteps(steps or self.config.sampling_steps or self.scheduler.steps):
+            x0_hat = self.predict(x, mri, torch.full((len(mri),), t, device=mri.device), context, estimate)
+            x = self.scheduler.step(x0_hat, t, x, generator)
+            yield t, x0_hat, x

@@ -1,0 +1,256 @@
+"""The common space: the grid over the MNI brain, nilearn's MNI152 maps on it, and the built-in regions.
+
+World coordinates are MNI152 millimetres, RAS+. Everything is made from maps that nilearn packages, so it works
+without a download. The built-in regions are geometric (ellipsoids and boxes in MNI mm, cut with the grey-matter
+map): good for references, phantoms and comparisons on one cohort, no substitute for an atlas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import nibabel as nib
+import numpy as np
+
+from resdm_suite.profiles import Config, GridConfig
+
+CENTRE_MM = (0.0, -17.0, 5.0)
+"""Middle of the MNI152 brain's bounding box (nilearn's mask: x −72…72, y −107…73, z −72…82)."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A box of isotropic voxels centred on the MNI brain, RAS+.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels along x (left to right), y (back to front), z (down to up).
+    voxel_mm : float
+    """
+
+    shape: tuple[int, int, int]
+    voxel_mm: float
+
+    @classmethod
+    def of(cls, config: GridConfig) -> Grid:
+        """The grid of a profile."""
+        return cls(tuple(config.shape), config.voxel_mm)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel indices → MNI mm, shape (4, 4)."""
+        affine = np.diag([self.voxel_mm] * 3 + [1.0])
+        affine[:3, 3] = np.array(CENTRE_MM) - self.voxel_mm * (np.array(self.shape) - 1) / 2
+        return affine
+
+    def mm(self) -> np.ndarray:
+        """MNI mm of every voxel, shape (3, X, Y, Z)."""
+        axes = [self.affine[i, 3] + self.voxel_mm * np.arange(n) for i, n in enumerate(self.shape)]
+        return np.stack(np.meshgrid(*axes, indexing="ij"))
+
+    def image(self, array: np.ndarray) -> nib.Nifti1Image:
+        """A NIfTI image of an array on this grid, sform and qform both set to MNI152 (code 4)."""
+        if array.shape[:3] != self.shape:
+            raise ValueError(f"array of shape {array.shape} does not lie on a grid of {self.shape}")
+        image = nib.Nifti1Image(array, self.affine)
+        image.set_sform(self.affine, code=4)
+        image.set_qform(self.affine, code=4)
+        image.header.set_xyzt_units("mm")
+        return image
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a grid: what networks see of it.
+
+    Parameters
+    ----------
+    grid : tuple of int
+        Voxels of the whole grid (X, Y, Z).
+    start, stop : tuple of int
+        First voxel inside and first voxel behind, along each axis.
+    """
+
+    grid: tuple[int, int, int]
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+    @classmethod
+    def whole(cls, shape: tuple[int, int, int]) -> Box:
+        """All of a grid."""
+        return cls(tuple(shape), (0, 0, 0), tuple(shape))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of the box (x, y, z)."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The box as an index of the grid's last three axes."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def crop(self, volumes: np.ndarray) -> np.ndarray:
+        """(…, X, Y, Z) → (…, x, y, z), a view."""
+        return volumes[(..., *self.slices)]
+
+    def pad(self, volumes: np.ndarray) -> np.ndarray:
+        """(…, x, y, z) → (…, X, Y, Z), a copy with zeros outside the box."""
+        if volumes.shape[-3:] != self.shape:
+            raise ValueError(f"volumes of {volumes.shape[-3:]} voxels do not fill a box of {self.shape}")
+        out = np.zeros((*volumes.shape[:-3], *self.grid), dtype=volumes.dtype)
+        out[(..., *self.slices)] = volumes
+        return out
+
+
+_LOADERS = {  # of nilearn.datasets
+    "t1": "load_mni152_template",
+    "gm": "load_mni152_gm_template",
+    "wm": "load_mni152_wm_template",
+    "brain": "load_mni152_brain_mask",
+}
+
+
+@cache
+def mni_map(name: str, grid: Grid) -> np.ndarray:
+    """One of nilearn's packaged MNI152 maps on a grid, read-only, float32 in [0, 1] (``brain``: bool).
+
+    Parameters
+    ----------
+    name : {"t1", "gm", "wm", "brain"}
+        T1 template (brain only), grey- and white-matter probability, brain mask.
+    grid : Grid
+
+    Returns
+    -------
+    ndarray (X, Y, Z)
+        Averaged over each voxel (the 1 mm map is smoothed to the voxel size first), so coarse grids do not alias.
+    """
+    if name not in _LOADERS:
+        raise ValueError(f"no MNI152 map {name!r}; there are: {', '.join(_LOADERS)}")
+    from nilearn import datasets  # here: it takes a second, and a training on the whole grid makes no map
+    from nilearn.image import resample_img, smooth_img
+
+    source = getattr(datasets, _LOADERS[name])(resolution=1)
+    source = smooth_img(nib.Nifti1Image(source.get_fdata(dtype=np.float32), source.affine), 0.8 * grid.voxel_mm)
+    image = resample_img(
+        source,
+        target_affine=grid.affine,
+        target_shape=grid.shape,
+        interpolation="linear",
+        copy_header=True,
+        force_resample=True,
+    )
+    array = np.clip(image.get_fdata(dtype=np.float32), 0.0, 1.0)
+    array = array >= 0.5 if name == "brain" else array
+    array.setflags(write=False)
+    return array
+
+
+def brain_box(grid: Grid, margin: int = 0, multiple: int = 2, least: int = 16) -> Box:
+    """The MNI brain's bounding box on a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+    margin : int
+        Voxels around the brain on each side, where the grid has them.
+    multiple : int
+        The box's sizes are multiples of this, or the grid's own.
+    least : int
+        Fewest voxels an axis, where the grid has them: the networks halve them several times.
+    """
+    brain = mni_map("brain", grid)
+    start, stop = [], []
+    for axis, n in enumerate(grid.shape):
+        inside = np.flatnonzero(brain.any(axis=tuple(i for i in range(3) if i != axis)))
+        low, high = max(0, int(inside[0]) - margin), min(n, int(inside[-1]) + 1 + margin)
+        size = min(n, max(least, -(-(high - low) // multiple) * multiple))
+        low = min(max(0, low - (size - (high - low)) // 2), n - size)
+        start.append(low)
+        stop.append(low + size)
+    return Box(grid.shape, tuple(start), tuple(stop))
+
+
+def working_box(config: Config, name: str) -> Box:
+    """What a method's network sees of the profile's grid: the brain with a margin for the augmentation's shift.
+
+    Everything outside is 0 in preprocessed volumes, so nothing is lost, at 58 % of the voxels of 128³ and 1.5 mm. The
+    whole grid without ``training.crop``; without ``preprocess.mask``, where there is something to see outside; and for
+    a network as deep as its shortest axis can be halved (``by_halving``), where the box would cost it a level.
+    """
+    grid, settings = Grid.of(config.preprocess.grid), config.method(name)
+    if not (config.training.crop and config.preprocess.mask):
+        return Box.whole(grid.shape)
+    box = brain_box(grid, config.training.shift_voxels, settings.multiple)
+    shallower = min(box.shape).bit_length() < min(grid.shape).bit_length()
+    return Box.whole(grid.shape) if settings.by_halving and shallower else box
+
+
+# name: centre (mm, right hemisphere; x = 0 for a midline region), radii (mm), tissue map it is cut with
+_ELLIPSOIDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], str]] = {
+    "precuneus": ((9, -62, 40), (11, 16, 18), "gm"),
+    "posterior_cingulate": ((7, -42, 28), (9, 14, 13), "gm"),
+    "anterior_cingulate": ((7, 34, 14), (9, 18, 20), "gm"),
+    "frontal": ((30, 40, 22), (26, 30, 32), "gm"),
+    "lateral_temporal": ((58, -26, -4), (15, 36, 14), "gm"),
+    "inferior_temporal": ((50, -30, -26), (16, 32, 11), "gm"),
+    "medial_temporal": ((26, -14, -24), (12, 22, 12), "gm"),
+    "parietal": ((44, -52, 44), (20, 22, 20), "gm"),
+    "sensorimotor": ((38, -20, 58), (22, 16, 20), "gm"),
+    "occipital": ((20, -90, 6), (22, 16, 26), "gm"),
+    "striatum": ((20, 8, 2), (13, 16, 13), "gm"),
+    "thalamus": ((11, -18, 8), (10, 14, 9), "gm"),
+    "cerebellum": ((0, -64, -36), (54, 32, 22), "brain"),
+    "inferior_cerebellum": ((0, -64, -48), (52, 30, 12), "gm"),
+    "pons": ((0, -26, -34), (14, 12, 16), "brain"),
+}
+SUMMARY = {
+    "amyloid": ("frontal", "anterior_cingulate", "posterior_cingulate", "precuneus", "parietal", "lateral_temporal"),
+    "tau": ("medial_temporal", "inferior_temporal", "lateral_temporal"),
+}
+"""Regions of the cortical summary: global amyloid, and the meta-temporal composite of tau."""
+REFERENCE = {"amyloid": "cerebellum", "tau": "inferior_cerebellum"}
+"""Reference region by tracer: whole cerebellum for amyloid, inferior cerebellar grey for tau."""
+
+
+@cache
+def regions(grid: Grid) -> dict[str, np.ndarray]:
+    """The built-in regions on a grid.
+
+    Returns
+    -------
+    dict of str to ndarray (X, Y, Z), bool
+        Cortical and deep regions are disjoint (a voxel goes to the nearest ellipsoid) and cut with grey matter
+        at half its local peak; ``cerebellum`` contains ``inferior_cerebellum``.
+
+    Raises
+    ------
+    ValueError
+        Where the grid is too coarse or too small to hold a region: names it.
+    """
+    brain, gm = mni_map("brain", grid), mni_map("gm", grid)
+    x, y, z = grid.mm()
+    distance = {
+        name: np.sqrt(
+            ((np.abs(x) if centre[0] else x) - centre[0]) ** 2 / radii[0] ** 2
+            + (y - centre[1]) ** 2 / radii[1] ** 2
+            + (z - centre[2]) ** 2 / radii[2] ** 2
+        )
+        for name, (centre, radii, _) in _ELLIPSOIDS.items()
+    }
+    competing = [name for name in _ELLIPSOIDS if name != "inferior_cerebellum"]
+    nearest = np.argmin([distance[name] for name in competing], axis=0)
+    masks = {}
+    for name, (_, _, tissue) in _ELLIPSOIDS.items():
+        owner = "cerebellum" if name == "inferior_cerebellum" else name
+        mask = (distance[name] <= 1) & (nearest == competing.index(owner)) & brain
+        if tissue == "gm" and mask.any():
+            mask &= gm >= 0.5 * np.quantile(gm[mask], 0.95)
+        if not mask.any():
+            raise ValueError(f"grid {grid} holds no voxel of region {name!r}; use a finer or larger grid")
+        mask.setflags(write=False)
+        masks[name] = mask
+    return masks

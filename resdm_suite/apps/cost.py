@@ -1,0 +1,192 @@
+"""What `make reproduce` costs on this machine: a second or so of each kind of work, multiplied out.
+
+Networks are timed on random volumes of the profile's grid; a grid of more than `MOST_VOXELS` voxels on a smaller cube,
+by the ratio of voxels. What is there already costs nothing. Tables, figures and the order of jobs are not in it.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from resdm.batch import Batch, Prior
+from resdm.cpu_runtime import set_up
+from resdm.method import build_method
+from resdm.timing import about
+from resdm_suite.anatomy import working_box
+from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
+from resdm_suite.cohorts.phantom import write_phantoms
+from resdm_suite.cohorts.readers.bids import build_manifest
+from resdm_suite.evaluation.fitting import fit
+from resdm_suite.evaluation.networks import BrainAge, DSNet
+from resdm_suite.preprocessing.volumes import preprocess
+from resdm_suite.profiles import Config, GridConfig
+
+MOST_VOXELS = 40**3
+"""Voxels of the largest grid that networks are timed on as it is."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the run: ``units`` of ``seconds`` each, so many ``side_by_side``."""
+
+    name: str
+    seconds: float
+    units: int
+    unit: str
+    side_by_side: int
+
+    @property
+    def total(self) -> float:
+        """Seconds by the clock."""
+        return self.seconds * self.units / self.side_by_side
+
+
+def sessions_by_split(config: Config) -> dict[str, int]:
+    """Sessions of each split: of the manifest, or as many as a phantom cohort will have on average."""
+    if config.manifest.is_file():
+        counts = read_manifest(config.manifest, files=False)["split"].value_counts()
+        return {name: int(counts.get(name, 0)) for name in ("train", "validation", "test")}
+    phantom, split = config.cohort.phantom, config.cohort.split
+    if phantom is None:
+        raise ManifestError(f"{config.manifest}: no such manifest; make one with `resdm manifest`, then ask the cost")
+    test = split.test if split.folds is None else 1 / split.folds
+    shares = {"train": 1 - test - split.validation, "validation": split.validation, "test": test}
+    return {name: round(phantom.people * (1 + phantom.repeat_visits) * share) for name, share in shares.items()}
+
+
+def training_steps(config: Config, name: str, sessions: int) -> int:
+    """Optimiser steps of a method's training by ``training.epochs``."""
+    return config.training.epochs * max(1, sessions // (config.method(name).batch_size or config.training.batch_size))
+
+
+def evaluator_steps(config: Config, target: str, sessions: int) -> int:
+    """Optimiser steps of the evaluators of a target.
+
+    Status: of PET and of MRI, a tracer and fold, by label and on phantoms by planted status too; else one a tracer.
+    """
+    folds, settings = config.evaluation.folds, getattr(config.evaluation, target)
+    kinds = 2 if config.cohort.kind == "phantom" else 1
+    fits = 4 * folds * kinds if target == "status" else 2
+    return fits * settings.epochs * math.ceil(sessions * (folds - 1) / folds / settings.batch_size)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Seconds of a call, after one to warm up; one of more than a second is not made again."""
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        if (seconds := time.perf_counter() - start) > 1:
+            break
+    return seconds
+
+
+def stages(config: Config, cores: int) -> Iterator[Stage]:
+    """Stages of a profile that are not there yet, timed on this machine; Snakemake is given so many cores."""
+    sessions, run, shape = sessions_by_split(config), config.training, config.preprocess.grid.shape
+    side, jobs = max(1, cores // (run.threads or cores)), 16  # jobs that neither train nor synthesise
+    set_up(run)
+    yield from _scan_stages(config, sum(sessions.values()), cores)
+    scale = math.prod(shape) / 32**3 if math.prod(shape) > MOST_VOXELS else 1.0
+    grid = GridConfig((32, 32, 32), 6.0) if scale > 1 else config.preprocess.grid
+    small, timed = replace(config, preprocess=replace(config.preprocess, grid=grid)), {}
+    for name, settings in config.methods.items():
+        if (config.predictions(name) / "scores.csv").is_file():
+            continue
+        untrained = not (config.model(name) / "model.safetensors").is_file()
+        jobs += 1 + untrained
+        key = settings.kind, settings.batch_size, getattr(settings, "network", None)
+        timed[key] = step, volume = timed.get(key) or _method_seconds(small, name)
+        each, units = scale * step, training_steps(config, name, sessions["train"])
+        each, units = (run.seconds, 1) if run.budget == "equal_time" else (each, units)
+        yield Stage(f"training {name}", each, untrained * units, "steps", side)
+        volumes = untrained * math.ceil(run.epochs / run.validate_every) * sessions["validation"] + sessions["test"]
+        volumes += sessions["test"] * len(config.conditions) * (name == "ResDM")
+        held_out = sessions["test"] + sessions["validation"]
+        volumes += held_out * config.uncertainty.samples * (name == config.uncertainty.method)
+        yield Stage(f"synthesis {name}", scale * volume, volumes, "volume pairs", side)
+    if not (config.evaluation_folder / "fitted").is_file():
+        for target in ("status", "sex", "age"):
+            each, units = _evaluator_seconds(small, target), evaluator_steps(config, target, sessions["train"])
+            yield Stage(f"evaluators of {target}", scale * each, units, "steps", side)
+    start = [sys.executable, "-c", "import resdm_suite.apps.stages, resdm.training"]
+    yield Stage("starts of jobs", seconds_of(lambda: subprocess.run(start, check=True)), jobs, "jobs", cores)
+
+
+def _scan_stages(config: Config, sessions: int, cores: int) -> Iterator[Stage]:
+    """Writing phantoms and preprocessing, each timed on a second one, in a folder of their own."""
+    if (config.volumes / "index.csv").is_file():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        own, phantom = replace(config, root=Path(folder)), config.cohort.phantom
+        if config.manifest.is_file():
+            rows = read_manifest(config.manifest)
+        else:
+            for people in (1, 2):
+                own = replace(own, cohort=replace(config.cohort, phantom=replace(phantom, people=people)))
+                start = time.perf_counter()
+                write_phantoms(own, progress=False)
+            yield Stage("phantoms", time.perf_counter() - start, phantom.people, "people", cores)
+            rows = build_manifest(own.source_root, own).manifest
+        for number in (1, 2):
+            write_manifest(rows.iloc[:number].assign(split="train"), own.manifest)
+            start = time.perf_counter()
+            preprocess(own, progress=False)
+        yield Stage("preprocessing", time.perf_counter() - start, sessions, "sessions", cores)
+
+
+def _method_seconds(config: Config, name: str) -> tuple[float, float]:
+    """Seconds of a training step, and of a synthesis of one person, on the device that trains."""
+    settings, shape, device = config.method(name), working_box(config, name).shape, device_of(config)
+    if hasattr(settings, "prior"):  # a small tower reads the prompts: no download for an estimate
+        settings = replace(settings, prior=replace(settings.prior, weights="none"))
+    method, n = build_method(settings, shape).to(device), settings.batch_size or config.training.batch_size
+    optimisers, generator = method.optimisers(), torch.Generator(device).manual_seed(0)
+    pet = torch.rand(n, 2, *shape, generator=generator, device=device)
+    present = torch.ones(n, 2, dtype=torch.bool, device=device)
+    batch = Batch(pet[:, :1], pet, present, Prior((70.0,) * n, ("F",) * n))
+
+    def step() -> None:
+        for key, loss in method.losses(batch, generator):
+            optimisers[key].zero_grad()
+            loss.backward()
+            optimisers[key].step()
+        next(method.parameters()).sum().item()  # waits for a GPU
+
+    @torch.no_grad()
+    def synthesise() -> None:
+        method.synthesise(batch.mri[:1], Prior((70.0,), ("F",)), generator).sum().item()
+
+    training = seconds_of(step)
+    method.eval()
+    return training, seconds_of(synthesise)
+
+
+def _evaluator_seconds(config: Config, target: str) -> float:
+    """Seconds of an evaluator's training step."""
+    settings, shape = replace(getattr(config.evaluation, target), epochs=1), config.preprocess.grid.shape
+    how = shape, settings.width, settings.pool
+    network = (BrainAge(*how, 70.0, 8.0) if target == "age" else DSNet(*how)).to(device_of(config))
+    volumes, targets = torch.zeros(settings.batch_size, 1, *shape), torch.ones(settings.batch_size)
+    return seconds_of(lambda: fit(network, volumes, targets, settings, 0))
+
+
+def device_of(config: Config) -> str:
+    """Where the profile trains on this machine: "cuda" or "cpu"."""
+    return "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
+
+
+def report(found: list[Stage], where: str) -> str:
+    """The estimate as text: a line a stage, and the sum."""
+    lines = [f"{'stage':<24}{'each':>9}{'of them':>10}  {'':<13}{'in all':>7}"]
+    for s in [stage for stage in found if stage.units]:
+        lines.append(f"{s.name:<24}{s.seconds:>7.3f} s{s.units:>10}  {s.unit:<13}{about(s.total):>7}")
+    return "\n".join([*lines, f"about {about(sum(s.total for s in found))} {where}; tables and figures come on top"])

@@ -1,0 +1,90 @@
+"""What Figure 1 draws of one person, from a residual diffusion as it runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resdm.batch import TRACERS, Batch
+from resdm.layers import clip
+from resdm.prior import prompts
+from resdm.residual_diffusion import ResidualDiffusion
+
+STATES = 6
+"""States of each path that are kept: as many as a figure has columns for."""
+
+
+@torch.no_grad()
+def trace(method: ResidualDiffusion, batch: Batch, generator: torch.Generator) -> dict[str, np.ndarray]:
+    """Eq. 1 along t, Eq. 3 back, and the softmax of Eq. 5 where the reverse path starts; a batch of one person.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``mri`` (X, Y, Z) is y_0, ``pet`` (2, X, Y, Z) x_0, ``eta`` (T,) the shifting sequence.
+        ``forward_t`` (n,), ``forward`` (2, n, X, Y, Z): x_t of the real PET, t counted from 1 as in the paper.
+        ``reverse_t`` (m,), ``reverse`` (2, m, X, Y, Z): the states of sampling, x_T first and x_0 (t = 0) last.
+        ``attention`` (2, groups, x, y, z), ``attention_names`` (groups,): the share of the cross-attention that a group
+        of tokens receives at each voxel of the bottleneck, mean over heads, for the amyloid and the tau prompt.
+        ``prompts`` (2,).
+    """
+    scheduler, mri, x0 = method.scheduler, batch.mri, batch.pet
+    y0 = mri.expand_as(x0)  # (1, 2, X, Y, Z)
+    forward_t = _spread(scheduler.steps)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    forward = [scheduler.add_noise(x0, y0, noise, torch.tensor([t], device=x0.device)) for t in forward_t]
+    state = generator.get_state()
+    x_start = scheduler.start(y0, generator)
+    generator.set_state(state)  # so that the path below draws the same start
+    path = [(scheduler.steps, x_start)]
+    for t, _, x in method.reverse(mri, batch.prior, generator):
+        path[-1] = (t + 1, path[-1][1])
+        path.append((0, x))
+    path = [path[i] for i in _spread(len(path))]
+    last = torch.full((len(TRACERS),), scheduler.steps - 1, device=mri.device)
+    estimate = method.estimate(mri, batch.prior)
+    maps = None if estimate is None else method.linear.maps(mri, estimate)[0]
+    attention = method.unet.attention_map(
+        x_start.transpose(0, 1), mri.repeat_interleave(len(TRACERS), 0), last, method.context(batch.prior), maps
+    )  # (2, tokens, x, y, z)
+    texts = prompts(method.prior.spoken(batch.prior))
+    return {
+        "mri": _array(mri[0, 0]),
+        "pet": _array(x0[0]),
+        "eta": scheduler.etas.cpu().numpy(),
+        "forward_t": np.array(forward_t) + 1,
+        "forward": _array(torch.stack([x[0] for x in forward], dim=1)),
+        "reverse_t": np.array([t for t, _ in path]),
+        "reverse": _array(torch.stack([x[0] for _, x in path], dim=1)),
+        "attention": _array(torch.stack([_grouped(a, text) for a, text in zip(attention, texts, strict=True)])),
+        "attention_names": np.array(list(_GROUPS)),
+        "prompts": np.array(texts),
+    }
+
+
+_GROUPS = {
+    "age": lambda word: word in [*"0123456789.", "-", "year", "old"],
+    "sex": lambda word: word in ("female", "male"),
+    "other words": lambda word: word not in ("", "<start>", "<end>"),
+    "start of text": lambda word: word == "<start>",
+    "end and padding": lambda word: word in ("", "<end>"),
+}
+
+
+def _grouped(attention: Tensor, text: str) -> Tensor:
+    """(tokens, x, y, z) → (groups, x, y, z): each token counts for the first group that takes its word."""
+    owner = [next(i for i, takes in enumerate(_GROUPS.values()) if takes(word)) for word in clip.spell(text)]
+    if len(attention) != len(owner):  # pooled context has one key, which is every word at once
+        owner = [list(_GROUPS).index("other words")] * len(attention)
+    sums = attention.new_zeros(len(_GROUPS), *attention.shape[1:])
+    return sums.index_add_(0, torch.tensor(owner, device=attention.device), attention)
+
+
+def _spread(n: int) -> list[int]:
+    """Up to `STATES` of the indices 0 … n−1, evenly, first and last included."""
+    return np.unique(np.linspace(0, n - 1, STATES).round().astype(int)).tolist()
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Readers of sources: BIDS, ADNI, OpenNeuro, tables, the released layout."""

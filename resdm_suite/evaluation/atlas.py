@@ -1,0 +1,200 @@
+"""Regions beyond the built-in ones: an atlas, and the Centiloid volumes of interest; and the Centiloid scale.
+
+An atlas is a label image in MNI152 space. Labels are put on the profile's grid by nearest neighbour; those that keep
+fewer than `FEWEST_VOXELS` there are left out and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nilearn import datasets
+from nilearn.image import resample_img
+
+from resdm_suite.anatomy import Grid
+
+FEWEST_VOXELS = 4
+"""Of a region on the grid: the mean of fewer says more about the grid than about the region."""
+
+CENTILOID = {
+    "11CPIB": (100 / 1.067, -100 * 1.009 / 1.067),
+    "18FAV45": (175.4, -182.3),
+    "18FFBB": (153.4, -154.9),
+}
+"""BIDS label of an amyloid tracer → slope and intercept of CL = slope · SUVR + intercept, over the standard volumes.
+
+Standard cortex over whole cerebellum, after the non-linear registration of SPM8 (Klunk et al. 2015, Alzheimers Dement
+11:1). PiB: Klunk et al., 50 to 70 min. Florbetapir: Navitsky et al. 2018 (Alzheimers Dement 14:1565), 50 to 60 min.
+Florbetaben: Rowe et al. 2017 (Eur J Nucl Med Mol Imaging 44:2053), 90 to 110 min.
+
+Each holds for that pipeline. Registration here is affine, so its result is an uncalibrated estimate. A Centiloid needs
+an own calibration on the data that GAAIN publishes (Klunk et al., level 2), given as ``fidelity.centiloid.equations``.
+"""
+
+CENTILOID_AVID = {"18FAV45": (183.0, -177.0)}
+"""The same for the cortical average over whole cerebellum of Avid's own regions and pipeline (Navitsky et al. 2018).
+
+Over the standard volumes it is 13 CL too high at SUVR 1.0, and 17 at 1.5.
+"""
+
+
+class AtlasError(ValueError):
+    """An atlas that is not to be had or does not fit: says what, and how to get it."""
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Regions on a grid.
+
+    Parameters
+    ----------
+    name : str
+    masks : dict of str to ndarray (X, Y, Z), bool
+    left_out : tuple of str
+        Regions with fewer than `FEWEST_VOXELS` voxels on the grid.
+    """
+
+    name: str
+    masks: dict[str, np.ndarray]
+    left_out: tuple[str, ...] = ()
+
+    def means(self, volume: np.ndarray) -> dict[str, float]:
+        """Mean of a volume (X, Y, Z) in every region."""
+        volume = np.asarray(volume, dtype=np.float64)
+        return {name: float(volume[mask].mean()) for name, mask in self.masks.items()}
+
+
+def load_atlas(source: str, grid: Grid, labels: str | Path | None = None) -> Atlas:
+    """An atlas on a grid.
+
+    Parameters
+    ----------
+    source : str
+        ``aal``, ``harvard_oxford`` (by nilearn, which downloads them once), or the path of a label image.
+    grid : Grid
+    labels : path, optional
+        TSV with columns ``index`` and ``name`` for a path; by default every label is named by its number.
+
+    Raises
+    ------
+    AtlasError
+        No such file, a download that failed, an image that is no label image, or none of its regions on the grid.
+    """
+    if source in _FETCHERS:
+        image, names = _fetch(source)
+    else:
+        image, names = _label_image(Path(source)), _names(labels)
+    data = resample_img(
+        image, target_affine=grid.affine, target_shape=grid.shape, interpolation="nearest", force_resample=True,
+        copy_header=True,
+    ).get_fdata()  # fmt: skip
+    found = np.rint(data).astype(int)
+    masks, small = {}, []
+    for label in sorted({*np.unique(np.rint(image.get_fdata()).astype(int)), *names} - {0}):
+        name = names.get(label, str(label))
+        mask = found == label
+        if mask.sum() < FEWEST_VOXELS:
+            small.append(name)
+        else:
+            masks[name] = mask
+    if not masks:
+        raise AtlasError(
+            f"{source}: none of its {len(small)} regions has {FEWEST_VOXELS} voxels of {grid.voxel_mm:g} mm; is it in "
+            "MNI152 space?"
+        )
+    return Atlas(Path(source).name if source not in _FETCHERS else source, masks, tuple(small))
+
+
+def _label_image(path: Path) -> nib.Nifti1Image:
+    if not path.is_file():
+        raise AtlasError(f"{path}: no such label image; expected a path, or one of {', '.join(_FETCHERS)}")
+    image = nib.load(path)
+    data = image.get_fdata()
+    if data.ndim != 3 or not np.isfinite(data).all() or np.abs(data - np.rint(data)).max() > 1e-3:
+        raise AtlasError(f"{path}: expected a 3D image of whole numbers (labels); found shape {data.shape}")
+    return image
+
+
+def _names(path: str | Path | None) -> dict[int, str]:
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise AtlasError(f"{path}: no such table of labels")
+    table = pd.read_csv(path, sep="\t")
+    if not {"index", "name"} <= set(table):
+        raise AtlasError(f"{path}: expected columns index and name, found {', '.join(table)}")
+    return dict(zip(table["index"].astype(int), table["name"].astype(str), strict=True))
+
+
+def _fetch(source: str) -> tuple[nib.Nifti1Image, dict[int, str]]:
+    try:
+        return _FETCHERS[source]()
+    except Exception as error:  # requests, urllib, tarfile and nilearn each have their own
+        raise AtlasError(
+            f"atlas {source!r} could not be downloaded by nilearn ({type(error).__name__}: {error}). Fetch it on a "
+            "machine with a network, copy nilearn's data folder here and name it in NILEARN_DATA; or give the path of "
+            "a label image (fidelity.atlas)"
+        ) from error
+
+
+def _aal() -> tuple[nib.Nifti1Image, dict[int, str]]:
+    found: Any = datasets.fetch_atlas_aal(verbose=0)
+    return nib.load(found.maps), {int(index): name for index, name in zip(found.indices, found.labels, strict=True)
+                                  if int(index)}  # fmt: skip
+
+
+def _harvard_oxford() -> tuple[nib.Nifti1Image, dict[int, str]]:
+    found: Any = datasets.fetch_atlas_harvard_oxford("cort-maxprob-thr25-2mm", verbose=0)
+    image = nib.load(found.maps) if isinstance(found.maps, str | Path) else found.maps
+    return image, dict(list(enumerate(found.labels))[1:])  # the first is the background
+
+
+_FETCHERS: dict[str, Callable[[], tuple[nib.Nifti1Image, dict[int, str]]]] = {
+    "aal": _aal,
+    "harvard_oxford": _harvard_oxford,
+}
+
+
+FETCHED = tuple(_FETCHERS)
+"""Atlases that nilearn downloads."""
+
+
+def centiloid_regions(cortex: str | Path, reference: str | Path, grid: Grid) -> Atlas:
+    """The Centiloid volumes of interest on a grid: ``cortex`` and ``reference``, from two mask images in MNI152.
+
+    They are published by the Global Alzheimer's Association Interactive Network (``voi_ctx_2mm.nii`` and
+    ``voi_WhlCbl_2mm.nii``) and not shipped here.
+    """
+    masks = {}
+    for name, path in (("cortex", cortex), ("reference", reference)):
+        if not Path(path).is_file():
+            raise AtlasError(
+                f"{path}: no such Centiloid {name} mask; the volumes are published by GAAIN (voi_ctx_2mm.nii and "
+                "voi_WhlCbl_2mm.nii), see fidelity.centiloid"
+            )
+        image = nib.load(path)
+        mask = nib.Nifti1Image((image.get_fdata() > 0.5).astype(np.uint8), image.affine)
+        placed = resample_img(mask, target_affine=grid.affine, target_shape=grid.shape, interpolation="nearest",
+                              force_resample=True, copy_header=True).get_fdata() > 0.5  # fmt: skip
+        if placed.sum() < FEWEST_VOXELS:
+            raise AtlasError(f"{path}: {int(placed.sum())} voxels on the grid; is it a mask in MNI152 space?")
+        masks[name] = placed
+    return Atlas("Centiloid VOIs", masks)
+
+
+def centiloid(suvr: float, tracer: str, equations: Mapping[str, tuple[float, float]] = CENTILOID) -> float:
+    """SUVR → Centiloid scale by the tracer's linear equation; NaN for a tracer without one.
+
+    >>> round(centiloid(1.009, "11CPIB")), round(centiloid(1.009 + 1.067, "11CPIB"))
+    (0, 100)
+    """
+    if tracer not in equations:
+        return float("nan")
+    slope, intercept = equations[tracer]
+    return slope * suvr + intercept

@@ -1,0 +1,127 @@
+"""What a prompt changes, region by region: synthetic SUVR under another prompt minus under the person's own.
+
+Each change is of one person's MRI and one noise, so what differs is the prompt alone. Intervals are over people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from resdm_suite.anatomy import REFERENCE, Grid
+from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm_suite.evaluation.statistics import REPEATS, bootstrap_mean
+from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
+from resdm_suite.profiles import Config
+
+PAIRED = ("wrong_sex", "tracer_only", "shuffled")
+"""Conditions beside the sweep ``age_<years>``, in the order of the figure's panels."""
+
+
+def present_conditions(config: Config, method: str) -> list[str]:
+    """What there is to compare: `PAIRED` and the ages of the sweep, in order, as far as synthesised."""
+    ages = sorted((name for name in config.conditions if name.startswith("age_")), key=lambda name: float(name[4:]))
+    names = [*PAIRED, *ages]
+    return [name for name in names if (config.predictions(method, name) / "scores.csv").is_file()]
+
+
+def prompted_suvr(config: Config, method: str, conditions: Iterable[str]) -> pd.DataFrame:
+    """Regional SUVR of every synthetic PET under every prompt.
+
+    Only sessions with a real PET of the tracer are taken, the ones that the rest of the figures show.
+
+    Parameters
+    ----------
+    config : Config
+    method : str
+    conditions : iterable of str
+        ``factual`` is added.
+
+    Returns
+    -------
+    DataFrame
+        condition, person, session, tracer, sex (the person's own), age, region, suvr. The reference region of the
+        tracer is left out: it is 1 by construction in real PET.
+
+    Raises
+    ------
+    FileNotFoundError
+        A condition that was not synthesised: names the file.
+    """
+    grid, index = Grid.of(config.preprocess.grid), read_index(config)
+    own = index.set_index(["person", "session"])[["age", "sex"]]
+    rows = []
+    for condition in dict.fromkeys(["factual", *conditions]):
+        for person, session, tracer, real, synthetic in volume_pairs(config, method, index, condition):
+            suvr = to_suvr(read_volume(synthetic, grid), sidecar_range(real))
+            age, sex = own.loc[(person, session)]
+            who = {"condition": condition, "person": person, "session": session, "tracer": tracer}
+            who |= {"sex": sex, "age": float(age)}
+            means = regional_means(suvr, grid, tracer)
+            rows += [who | {"region": r, "suvr": mean} for r, mean in means.items() if r != REFERENCE[tracer]]
+    return pd.DataFrame(rows)
+
+
+def prompt_changes(suvr: pd.DataFrame) -> pd.DataFrame:
+    """Change against the factual prompt, one row a person, condition, tracer and region (sessions averaged).
+
+    ``wrong_sex`` is split in two by what it says: ``sex_M`` told to women, ``sex_F`` told to men. They are expected to
+    point in opposite directions, and their common mean to say nothing.
+
+    Returns
+    -------
+    DataFrame
+        condition, person, tracer, region, change (SUVR).
+
+    Raises
+    ------
+    ValueError
+        Conditions that are not of the same sessions.
+    """
+    keys = ["person", "session", "tracer", "region"]
+    factual = suvr[suvr["condition"] == "factual"].set_index(keys)["suvr"]
+    parts = []
+    for condition, part in suvr[suvr["condition"] != "factual"].groupby("condition", sort=False):
+        part = part.set_index(keys)
+        if set(part.index) != set(factual.index):
+            raise ValueError(f"{condition!r} and 'factual' are not of the same sessions; synthesise both again")
+        part = part.assign(change=part["suvr"] - factual.reindex(part.index)).reset_index()
+        if condition == "wrong_sex":
+            part = part.assign(condition="sex_" + part["sex"].map({"F": "M", "M": "F"}))
+        parts.append(part)
+    columns = ["condition", "tracer", "region", "person"]
+    if not parts:
+        raise ValueError("counterfactuals: no condition beside 'factual'; synthesise some (see config.conditions)")
+    return pd.concat(parts).groupby(columns, sort=False)["change"].mean().reset_index()
+
+
+def change_summary(changes: pd.DataFrame, *, seed: int, repeats: int = REPEATS) -> pd.DataFrame:
+    """Mean change over people with intervals.
+
+    Parameters
+    ----------
+    changes : DataFrame
+        From `prompt_changes`.
+    seed : int
+        Of the bootstrap over people.
+
+    Returns
+    -------
+    DataFrame
+        condition, tracer, region, n (people), mean, low, high (95 %, each by itself), strict_low, strict_high
+        (Bonferroni: 95 % for all rows of the condition and tracer together), size (mean absolute change). SUVR.
+    """
+    rows = []
+    regions = changes.groupby(["condition", "tracer"], sort=False)["region"].nunique()
+    for (condition, tracer, region), part in changes.groupby(["condition", "tracer", "region"], sort=False):
+        values = part["change"].to_numpy()
+        strict = 1 - 0.05 / regions[condition, tracer]
+        rows.append(
+            {"condition": condition, "tracer": tracer, "region": region, "n": len(values), "mean": values.mean()}
+            | dict(zip(("low", "high"), bootstrap_mean(values, seed=seed, repeats=repeats), strict=True))
+            | dict(zip(("strict_low", "strict_high"),
+                       bootstrap_mean(values, seed=seed, repeats=repeats, level=strict), strict=True))
+            | {"size": abs(values).mean()}
+        )  # fmt: skip
+    return pd.DataFrame(rows)

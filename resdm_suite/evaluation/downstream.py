@@ -1,0 +1,414 @@
+"""Table 4, Figures 4 and 5: what evaluators fitted on real scans see in synthetic PET.
+
+**Status** (Table 4). The paper says "five-fold" and "pre-trained" and defines neither. Here the *training* people are
+cut into folds, by person. For each fold DSNet is fitted on the real PET of the others, its threshold is set on the real
+PET of the fold (`youden`), and it scores the real and every method's synthetic PET of the test people, whom neither it
+nor any synthesiser has been trained on. Beside them stand the template and controls that ask whether synthesis adds
+anything: the same network on the MRI alone, a logistic regression on age and sex, and the more frequent class.
+
+Status is the label that a cut-off on the measured SUVR gives. In phantoms it is also the planted one, by classifiers
+and thresholds of its own: a cut-off label depends on age and sex as well, as far as they change the SUVR.
+
+**Sex and age** (Figures 4 and 5). One classifier and one brain-age network for each tracer, fitted on the real PET of
+all training people but the first fold, on which the threshold, or the mean error, is set; they score the test people's
+real PET and the synthetic one of every condition that is there.
+
+Validation people are not used at all, and nothing is chosen on the test people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from resdm.cpu_runtime import set_up
+from resdm.io import write_csv
+from resdm.settings import TRACERS, derive_seed
+from resdm_suite.anatomy import Grid
+from resdm_suite.cohorts.leakage import LeakageError
+from resdm_suite.evaluation.effects import COLUMNS
+from resdm_suite.evaluation.fitting import Evaluator, classifier, fit_evaluator
+from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm_suite.evaluation.planted import read_causes
+from resdm_suite.evaluation.resampling import person_weights
+from resdm_suite.profiles import Config
+
+Fold = tuple[np.ndarray, np.ndarray]
+"""Rows to train on, rows held out."""
+
+_FORMAT = "%.9g"
+
+
+# ── people ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFrame:
+    """The sessions of a split that have a tracer's PET and a label.
+
+    Parameters
+    ----------
+    config : Config
+    split : {"train", "test"}
+    tracer : {"amyloid", "tau"}
+    target : {"label", "planted", "sex", "age"}
+        The first two are the tracer's own status: its label, or what is planted in phantoms.
+
+    Returns
+    -------
+    DataFrame
+        Rows of ``index.csv`` with a column ``label``: status 0 or 1; 1 for M; years.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, no session is left, or a phantom has no planted status.
+    """
+    index = read_index(config, split)
+    column = {"label": f"{tracer}_status", "planted": f"{tracer}_positive"}.get(target, target)
+    if target == "planted":
+        index = index.merge(read_causes(config)[["person", "session", column]], how="left", validate="one_to_one")
+        unknown = index[(index[f"present_{tracer}"] == 1) & index[column].isna()]
+        if len(unknown):
+            who, truth = " ".join(unknown.iloc[0][["person", "session"]]), config.work / "truth" / "people.csv"
+            raise ValueError(
+                f"{truth}: no {column} of {who}, whose PET is there: these volumes are not of these phantoms; "
+                "preprocess them again"
+            )
+    needed = [column, "age", "sex", "t1w"]
+    missing = [name for name in needed if name not in index]
+    if missing:
+        raise ValueError(
+            f"{config.volumes / 'index.csv'}: columns missing: {', '.join(missing)}; run the preprocessing again"
+        )
+    rows = index[(index[f"present_{tracer}"] == 1) & index[column].notna()].reset_index(drop=True)
+    if rows.empty:
+        raise ValueError(
+            f"{config.volumes / 'index.csv'}: no {split} session has both {tracer} PET and {column}; "
+            f"fill in {column} in the manifest, or the SUVR that it is made of"
+        )
+    return rows.assign(label=((rows["sex"] == "M") if target == "sex" else rows[column]).astype(float))
+
+
+def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
+    """Folds of the training sessions: by person, classes in proportion, drawn by the profile's seed.
+
+    Parameters
+    ----------
+    config : Config
+    train : DataFrame
+        See `labelled`.
+    name : str
+        What is classified, for the seed and for messages. Ages are stratified above and below their median.
+
+    Raises
+    ------
+    ValueError
+        Too few people for every fold to see both classes on both sides.
+    LeakageError
+        See `check_folds`.
+    """
+    n = config.evaluation.folds
+    classes = train["label"] if train["label"].isin((0, 1)).all() else train["label"] > train["label"].median()
+    classes = classes.to_numpy(dtype=int)
+    people = [train["person"][classes == value].nunique() for value in (0, 1)]
+    said = f"{config.volumes / 'index.csv'}: {name}: {people[0]} and {people[1]} training people of the two classes"
+    remedy = "set a smaller evaluation.folds, or take more people"
+    if min(people) < n:
+        raise ValueError(f"{said} are too few for {n} folds; {remedy}")
+    seed = derive_seed(config.seed, "evaluation", "folds", name) % 2**32  # all that scikit-learn takes
+    folds = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(classes, classes, train["person"]))
+    if any(len(set(classes[part])) < 2 for fold in folds for part in fold):
+        raise ValueError(f"{said}: a fold has one class only; {remedy}")
+    check_folds(train, folds, read_index(config, None))
+    return folds
+
+
+def check_folds(train: pd.DataFrame, folds: Iterable[Fold], index: pd.DataFrame) -> None:
+    """Raise `LeakageError` where a person outside the training split is trained on, or one is in two folds.
+
+    Parameters
+    ----------
+    train : DataFrame
+        The sessions that the folds count.
+    folds : iterable of tuple of ndarray
+        Rows to train on, rows held out.
+    index : DataFrame
+        All sessions, with ``person`` and ``split``. All visits of a person count, those without a label too.
+    """
+    others = set(index.loc[index["split"] != "train", "person"])
+    seen: dict[str, int] = {}
+    for number, (rows, held_out) in enumerate(folds):
+        fitted, held = (set(train["person"].iloc[part]) for part in (rows, held_out))
+        for who in sorted((fitted | held) & others):
+            raise LeakageError(f"{who} is in fold {number} and in another split than train; split by person again")
+        for who in sorted(fitted & held):
+            raise LeakageError(f"fold {number}: {who} would be trained on and held out; fold by person")
+        for who in sorted(held & seen.keys()):
+            raise LeakageError(f"{who} is held out in the folds {seen[who]} and {number}; fold by person")
+        seen |= dict.fromkeys(held, number)
+
+
+# ── volumes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_volumes(config: Config, paths: Iterable[Path]) -> Tensor:
+    """Stored volumes as one tensor (n, 1, X, Y, Z), float32, in [0, 1]."""
+    grid = Grid.of(config.preprocess.grid)
+    return torch.from_numpy(np.stack([read_volume(path, grid) for path in paths]))[:, None]
+
+
+def _real(config: Config, rows: pd.DataFrame, column: str) -> list[Path]:
+    return [config.volumes / path for path in rows[column]]
+
+
+def _synthetic(config: Config, method: str, rows: pd.DataFrame, tracer: str, condition: str = "factual") -> list[Path]:
+    pairs = volume_pairs(config, method, rows, condition)
+    return [synthetic for _, _, which, _, synthetic in pairs if which == tracer]
+
+
+def conditions(config: Config, method: str) -> list[str]:
+    """The conditions under which a method's synthesis is finished, that is, has its ``scores.csv``."""
+    return sorted(path.parent.name for path in config.predictions(method).parent.glob("*/scores.csv"))
+
+
+# ── fitting ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _targets(config: Config) -> tuple[str, ...]:
+    """What status is told: the label, and in phantoms what is planted."""
+    return ("label", "planted") if config.cohort.kind == "phantom" else ("label",)
+
+
+def _status_folds(config: Config, tracer: str, target: str) -> tuple[pd.DataFrame, list[Fold]]:
+    train = labelled(config, "train", tracer, target)
+    return train, draw_folds(config, train, f"{tracer} {'status' if target == 'label' else 'planted status'}")
+
+
+def _status_evaluators(config: Config, tracer: str, target: str, source: str, bar: tqdm) -> list[Evaluator]:
+    """One classifier a fold; ``source`` is ``real`` (the tracer's PET) or ``mri``. The folds are the same for both."""
+    train, folds = _status_folds(config, tracer, target)
+    scans = cache(partial(read_volumes, config, _real(config, train, "t1w" if source == "mri" else tracer)))
+    known = train["person"].to_numpy(), train["label"].to_numpy()
+    return [
+        fit_evaluator(config, "status", f"{target}_{tracer}_{source}_{k}", scans, *known, fold, bar.update)
+        for k, fold in enumerate(folds)
+    ]
+
+
+def _prior_evaluator(config: Config, tracer: str, target: str, bar: tqdm) -> Evaluator:
+    """The classifier of sex, or the brain-age network, of one tracer's PET."""
+    train = labelled(config, "train", tracer, target)
+    scans = partial(read_volumes, config, _real(config, train, tracer))
+    fold = draw_folds(config, train, f"{target} in {tracer} PET")[0]
+    known = train["person"].to_numpy(), train["label"].to_numpy()
+    return fit_evaluator(config, target, f"{target}_{tracer}", scans, *known, fold, bar.update)
+
+
+def _age_sex_evaluators(config: Config, tracer: str, target: str) -> list[Evaluator]:
+    """One logistic regression a fold, on the same people, by age and sex alone."""
+    train, folds = _status_folds(config, tracer, target)
+    known, people, labels = _age_and_sex(train), train["person"].to_numpy(), train["label"].to_numpy()
+    evaluators = []
+    for rows, held_out in folds:
+        model = make_pipeline(StandardScaler(), LogisticRegression()).fit(known[rows], labels[rows])
+        answer = partial(_positive, model)
+        scores = answer(known[held_out])
+        evaluators.append(classifier(answer, len(rows), people[held_out], labels[held_out], scores))
+    return evaluators
+
+
+def _shares(config: Config, tracer: str, target: str) -> list[float]:
+    """Share of positives among each fold's training people."""
+    train, folds = _status_folds(config, tracer, target)
+    parts = [train.iloc[rows] for rows, _ in folds]
+    return [float(np.average(part["label"], weights=person_weights(part["person"]))) for part in parts]
+
+
+def _age_and_sex(rows: pd.DataFrame) -> np.ndarray:
+    return np.column_stack([rows["age"], rows["sex"] == "M"]).astype(float)  # (n, 2)
+
+
+def _positive(model: Pipeline, known: np.ndarray) -> np.ndarray:
+    return model.predict_proba(known)[:, 1]
+
+
+def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
+    """A bar over the epochs of all evaluators of some targets; sets the processor up, as training does."""
+    set_up(config.training)
+    status = len(_targets(config)) * len(TRACERS) * 2 * config.evaluation.folds
+    fits = {"status": status, "sex": len(TRACERS), "age": len(TRACERS)}
+    total = sum(fits[target] * getattr(config.evaluation, target).epochs for target in targets)
+    return tqdm(total=total, desc=f"evaluators: {', '.join(targets)}", unit="epoch", disable=not shown)
+
+
+def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
+    """Fit every evaluator; no prediction is needed for that, so it can be done while the methods train.
+
+    Returns
+    -------
+    Path
+        ``evaluation/models``, from which `evaluate_status`, `evaluate_sex` and `evaluate_age` take them.
+    """
+    with _progress(config, ("status", "sex", "age"), progress) as bar:
+        for tracer in TRACERS:
+            for target, source in product(_targets(config), ("real", "mri")):
+                _status_evaluators(config, tracer, target, source, bar)
+            for target in ("sex", "age"):
+                _prior_evaluator(config, tracer, target, bar)
+    return config.evaluation_folder / "models"
+
+
+# ── the three protocols ───────────────────────────────────────────────────────────────────────────
+
+
+def evaluate_status(config: Config, *, progress: bool = True) -> Path:
+    """Table 4: score everyone's status by every source, fold by fold.
+
+    Sources are ``real`` PET, every method of the profile that has factual predictions, ``template``, in phantoms the
+    ``ceiling`` where it is synthesised and its ``posterior``, and the controls ``mri``, ``age_sex`` and ``majority``
+    (for everyone the share of positives among the fold's training people; called is the more frequent class). The
+    sessions are the same for all of them.
+
+    Returns
+    -------
+    Path
+        ``evaluation/status.csv``: fold, target (``label``, in phantoms also ``planted``), source, person, session, age,
+        sex, tracer, label (of the target), score, threshold. Beside it ``status_folds.csv``: fold, target, source
+        (``real``, ``mri``, ``age_sex``), tracer, n_train, n_held_out (sessions), held_out_auc, held_out_p (one-sided,
+        against chance, over people), threshold.
+
+    Raises
+    ------
+    LeakageError
+        See `check_folds`.
+    ValueError, FileNotFoundError
+        Too few people for the folds; a missing or broken volume; a session without posterior.
+    """
+    methods = [name for name in (*config.methods, "ceiling") if "factual" in conditions(config, name)]
+    scores, folds = [], []
+    with _progress(config, ("status",), progress) as bar:
+        for target, tracer in product(_targets(config), TRACERS):
+            test = labelled(config, "test", tracer, target)
+            who = test[["person", "session", "age", "sex"]].assign(target=target, tracer=tracer)
+            who["label"] = test["label"].astype(int)
+            pets = {"real": _real(config, test, tracer)}
+            pets |= {name: _synthetic(config, name, test, tracer) for name in (*methods, "template")}
+            inputs = {"real": pets, "mri": {"mri": _real(config, test, "t1w")}, "age_sex": {"age_sex": None}}
+            for fitted_on, sources in inputs.items():
+                if fitted_on == "age_sex":
+                    evaluators = _age_sex_evaluators(config, tracer, target)
+                else:
+                    evaluators = _status_evaluators(config, tracer, target, fitted_on, bar)
+                card = {"target": target, "source": fitted_on, "tracer": tracer}
+                folds += [{"fold": k} | card | one.card for k, one in enumerate(evaluators)]
+                for source, paths in sources.items():
+                    # The template is one volume: in batches of other sizes its score would differ in the last digits.
+                    given = _age_and_sex(test) if paths is None else read_volumes(config, dict.fromkeys(paths))
+                    answers = (np.broadcast_to(one.answer(given), len(test)) for one in evaluators)
+                    scores += [
+                        who.assign(fold=k, source=source, score=answer, threshold=one.offset)
+                        for k, (one, answer) in enumerate(zip(evaluators, answers, strict=True))
+                    ]
+            known = {"majority": _shares(config, tracer, target)}  # one number for everyone, by fold
+            if target == "planted" and (posterior := _posterior(config, test, tracer)) is not None:
+                known["posterior"] = [posterior] * config.evaluation.folds
+            scores += [
+                who.assign(fold=k, source=source, score=score, threshold=0.5)
+                for source, by_fold in known.items()
+                for k, score in enumerate(by_fold)
+            ]
+    folds = pd.DataFrame(folds).rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
+    write_csv(config.evaluation_folder / "status_folds.csv", folds, _FORMAT)
+    return write_csv(config.evaluation_folder / "status.csv", pd.concat(scores)[list(COLUMNS["status"])], _FORMAT)
+
+
+def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | None:
+    """The ceiling's own probability of planted status, by session; ``None`` where it is not stored."""
+    path = config.predictions("ceiling") / "latent.csv"
+    if not path.is_file():
+        return None
+    latent = pd.read_csv(path, dtype={"person": str, "session": str})
+    keys = ["person", "session"]
+    found = test[keys].merge(latent[latent["tracer"] == tracer], on=keys, how="left", validate="one_to_one")
+    if found["positive"].isna().any():
+        who = " ".join(found.loc[found["positive"].isna(), keys].iloc[0])
+        raise ValueError(f"{path}: no {tracer} probability of {who}; run `resdm ceiling {config.profile}` again")
+    return found["positive"].to_numpy()
+
+
+def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
+    """Figure 4: the sex that a classifier of real PET sees in the test people's real and synthetic PET.
+
+    Returns
+    -------
+    Path
+        ``evaluation/sex.csv``: source (``real`` or a method), condition, person, session, tracer, label (1: M), score
+        (probability of M), threshold, prompt (the sex that the prompt said; empty for none). Beside it
+        ``sex_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_auc, held_out_p, threshold.
+    """
+    frame, folds = _judge(config, "sex", progress)
+    folds = folds.rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
+    order = ["source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"]
+    write_csv(config.evaluation_folder / "sex_folds.csv", folds, _FORMAT)
+    return write_csv(config.evaluation_folder / "sex.csv", frame.astype({"label": int})[order], _FORMAT)
+
+
+def evaluate_age(config: Config, *, progress: bool = True) -> Path:
+    """Figure 5: the age that a network fitted on real PET sees in the test people's real and synthetic PET.
+
+    Returns
+    -------
+    Path
+        ``evaluation/age.csv``: source, condition, person, session, tracer, age (the person's, years), prompt_age (what
+        the prompt said; empty for none), predicted (years, less the mean error on held-out people). Beside it
+        ``age_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_r, held_out_p, bias (that mean error,
+        years).
+    """
+    frame, folds = _judge(config, "age", progress)
+    frame = frame.rename(columns={"label": "age", "prompt": "prompt_age", "score": "predicted"})
+    folds = folds.rename(columns={"quality": "held_out_r", "p": "held_out_p", "offset": "bias"})
+    order = ["source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"]
+    write_csv(config.evaluation_folder / "age_folds.csv", folds, _FORMAT)
+    return write_csv(config.evaluation_folder / "age.csv", frame[order], _FORMAT)
+
+
+def _judge(config: Config, target: str, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Real PET and every method's finished conditions by the evaluator of ``target``, both tracers; the evaluators."""
+    pairs = [(method, condition) for method in config.methods for condition in conditions(config, method)]
+    frames, folds = [], []
+    with _progress(config, (target,), progress) as bar:
+        for tracer in TRACERS:
+            test = labelled(config, "test", tracer, target)
+            one = _prior_evaluator(config, tracer, target, bar)
+            who = test[["person", "session", "label"]].assign(tracer=tracer, threshold=one.offset)
+            for source, condition in [("real", "real"), *pairs]:
+                if source == "real":
+                    paths, said = _real(config, test, tracer), None
+                else:
+                    paths = _synthetic(config, source, test, tracer, condition)
+                    said = [_prompt(path)[target] for path in paths]
+                scores = one.answer(read_volumes(config, paths))
+                frames.append(who.assign(source=source, condition=condition, score=scores, prompt=said))
+            folds.append({"tracer": tracer} | one.card)
+    return pd.concat(frames), pd.DataFrame(folds)
+
+
+def _prompt(path: Path) -> dict[str, Any]:
+    sidecar = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+    if not sidecar.is_file():
+        raise FileNotFoundError(f"{sidecar}: no sidecar beside {path.name}, so its prompt is unknown; synthesise again")
+    return json.loads(sidecar.read_text(encoding="utf-8"))["prompt"]

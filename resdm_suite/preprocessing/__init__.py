@@ -1,0 +1,1 @@
+"""From native scans to volumes on the common grid."""

@@ -1,0 +1,174 @@
+"""The best estimate of a phantom's PET that its MRI and prompt allow: an upper bound of what a method can reach.
+
+The MRI shows a person's anatomy and tissues, and through them severity; the prompt says age and sex. Taken as known, of
+the truth, are these alone. Load, tau stage and status are not: by Bayes' rule over latent people drawn from the
+population, p(cause | severity, age, sex) ∝ p(cause, diagnosis) p(severity | diagnosis, stage) p(age, sex | diagnosis).
+The ventricles follow from severity and age with an independent error, so they say nothing more about a cause. Nothing
+tells the amyloid tracer, the person's own uptake, white matter and resolution, so they are at their means.
+
+The expected uptake is rendered over the person's own tissues and deformation, at the mean resolution, without noise,
+and put on the grid as preprocessing put the PET there, through the transform that it estimated for the T1. A posterior
+mean is the estimate of least squared error. It is one but for what is not linear: the division by the reference region
+and the clipping at the end of the SUVR range.
+
+Nothing is trained, chosen or tuned by it, and no model sees it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from scipy import ndimage, stats
+
+from resdm.settings import TRACERS, ConfigError
+from resdm_suite.anatomy import CENTRE_MM
+from resdm_suite.cohorts import phantom
+from resdm_suite.preprocessing.registration import Scan
+from resdm_suite.preprocessing.volumes import _pet_on_grid
+from resdm_suite.profiles import Config
+
+DRAWS = 200_000
+"""Latent people that stand for the population."""
+
+_QUANTILES = 32  # of the tau stage that stand for its posterior: uptake is sigmoid in it
+
+_LABELS = {"amyloid": {"18FAV45": 1 - phantom._FBB_SHARE, "18FFBB": phantom._FBB_SHARE}, "tau": {"18FAV1451": 1.0}}
+
+
+def draw_population(seed: int, n: int = DRAWS) -> dict[str, Any]:
+    """Latent causes of people drawn from the phantoms' population, without images.
+
+    Returns
+    -------
+    dict of str to ndarray (n,)
+        diagnosis (position in the generator's list), positive, load, stage, severity at the first visit; foretold:
+        severity without its error; progression: how severity grows with time.
+    """
+    rng = np.random.default_rng(seed)
+    disease = phantom._disease(rng.random(n), rng.random(n))
+    return {"diagnosis": disease["diagnosis"], **phantom._causes(rng, disease)}
+
+
+def posterior(
+    population: dict[str, Any], *, severity: float, age: float, sex: str, years: float = 0.0, coupling: float = 1.0
+) -> np.ndarray:
+    """How likely each of the population's people is the one whose MRI and prompt these are.
+
+    Parameters
+    ----------
+    population : dict
+        From `draw_population`.
+    severity : float
+        Neurodegeneration that the MRI shows.
+    age : float
+        At this session, years.
+    sex : {"F", "M"}
+    years : float
+        Since the first session.
+    coupling : float
+        ``cohort.phantom.coupling``: otherwise severity is that of anybody.
+
+    Returns
+    -------
+    ndarray (n,)
+        Weights that sum to 1.
+    """
+    groups = phantom._DIAGNOSES.values()
+    women = np.array([group["women"] for group in groups])
+    prior = np.array([stats.norm.pdf(age - years, *group["age"]) for group in groups])
+    prior *= women if sex == "F" else 1 - women
+    expected = phantom._later(population | {"severity": population["foretold"]}, years)["severity"]
+    shown = stats.norm.pdf(severity, expected, phantom._SEVERITY_SD)
+    weight = prior[population["diagnosis"]] * (coupling * shown + (1 - coupling) * shown.mean())
+    return weight / weight.sum()
+
+
+def expected_pet(
+    config: Config, row: dict[str, Any], population: dict[str, Any], truth: dict[str, Any]
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Expected PET of a session, and the probability of its planted status.
+
+    Parameters
+    ----------
+    config : Config
+        Of phantoms that are preprocessed.
+    row : dict
+        Row of ``index.csv``.
+    population : dict
+        From `draw_population`.
+    truth : dict
+        From `read_truth`.
+
+    Returns
+    -------
+    dict
+        Tracer → PET (X, Y, Z) on the profile's grid, intensities in [0, 1], and p(positive).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A person without truth, or with that of others.
+    """
+    person = read_truth(config, row["person"])
+    record = next(visit for visit in person["sessions"] if visit["session"] == row["session"])
+    visit = phantom._visit(config, int(row["person"].removeprefix("sub-")) - 1, person, record)
+    years, coupling = int(row["session"].removeprefix("ses-M")) / 12, config.cohort.phantom.coupling
+    shown = {"severity": record["severity"], "age": record["age"], "sex": person["sex"]}
+    weight = posterior(population, **shown, years=years, coupling=coupling)
+    causes = phantom._later(population, years)
+    order = np.argsort(causes["stage"])
+    middles = np.searchsorted(np.cumsum(weight[order]), (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    expected = {"load": float(weight @ causes["load"]), "stage": causes["stage"][order][middles]}
+    status = {"amyloid": population["positive"], "tau": causes["stage"] > truth["stage_cut"]}
+
+    t1 = config.volumes / row["t1w"]
+    mni_to_t1 = np.array(json.loads(t1.with_name(t1.name.replace(".nii.gz", ".json")).read_text())["transform"])
+    names = [(tracer, name, share) for tracer in TRACERS for name, share in _LABELS[tracer].items()]
+    maps = [visit.uptake(tracer, name, **expected) for tracer, name, _ in names]
+    scans = _scanned(visit, maps, np.array(record["scans"]["t1w"]["world_to_mni"]))
+    pets = dict.fromkeys(TRACERS, 0.0)
+    for (tracer, _, share), scan in zip(names, scans, strict=True):
+        pets[tracer] = pets[tracer] + share * _pet_on_grid(scan, mni_to_t1, tracer, config.preprocess, str(t1))[0]
+    return {tracer: (pets[tracer].astype(np.float32), float(weight @ status[tracer])) for tracer in TRACERS}
+
+
+def _scanned(visit: phantom._Visit, maps: list[np.ndarray], world_to_mni: np.ndarray) -> list[Scan]:
+    """Maps of the anatomy grid as a scanner of mean resolution shows them, along the axes of the T1's world."""
+    settings = visit.settings
+    voxel = np.array(settings.pet_voxel_mm)
+    shape = np.ceil((np.array(phantom._FOV_MM) + 12 + 1.8 * visit.margin) / voxel).astype(int)
+    affine = np.diag([*voxel, 1.0])
+    middle = np.linalg.inv(world_to_mni) @ [*CENTRE_MM, 1]
+    affine[:3, 3] = middle[:3] - voxel * (shape - 1) / 2
+    sources, reach = [(uptake, 1) for uptake in maps], 16 + visit.margin
+    sampled = phantom._sample(visit.template, sources, visit.field, world_to_mni, tuple(shape), affine, reach)
+    sigma = np.mean(settings.pet_fwhm_mm) / 2.3548 / voxel
+    return [Scan(ndimage.gaussian_filter(image, sigma), affine) for image in sampled]
+
+
+def read_truth(config: Config, name: str = "truth") -> dict[str, Any]:
+    """``truth.json`` of the cohort, or the truth of a person.
+
+    Raises
+    ------
+    ConfigError
+        A cohort of real people.
+    FileNotFoundError, ValueError
+        Phantoms without their truth, or with that of others.
+    """
+    if config.cohort.kind != "phantom":
+        raise ConfigError(
+            f"profile {config.profile!r}: cohort.kind is {config.cohort.kind}; the ceiling follows from the truth, "
+            "which is known of phantoms alone"
+        )
+    path, run = config.work / "truth" / f"{name}.json", f"run `resdm phantom {config.profile}`"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no truth of these phantoms; {run} first")
+    truth = json.loads(path.read_text(encoding="utf-8"))
+    if truth["digest"] != phantom._digest(config):
+        raise ValueError(
+            f"{path}: the truth of phantoms of other settings or of another revision; {run}, then preprocess them again"
+        )
+    return truth

@@ -1,0 +1,174 @@
+"""The preprocessed cohort as a torch data set: a memory map of volumes, one item a session."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+
+from resdm.batch import Batch, Prior
+from resdm.settings import TRACERS, derive_seed, to_dict
+from resdm_suite.anatomy import Box
+from resdm_suite.cohorts.manifest import SPLITS, check_leakage
+from resdm_suite.profiles import Config
+
+
+class CohortError(ValueError):
+    """Preprocessed volumes that do not fit each other or the profile: names the file, and what to run again."""
+
+
+class CohortDataset(Dataset):
+    """Sessions of one split.
+
+    An item is a dictionary: ``volumes`` (3, X, Y, Z) float32 in [0, 1] (T1, amyloid, tau; zeros where a PET is
+    missing), ``present`` (2,) bool, ``age``, ``sex``, ``row`` (its place), ``person``. Items, augmentation included,
+    are a function of the profile's seed, the epoch and the index alone: a resumed training sees what it would have.
+
+    Parameters
+    ----------
+    config : Config
+        Reads ``volumes/index.csv`` and ``volumes/cohort.npy``.
+    split : {"train", "validation", "test"}
+    augment : bool
+        Shift (and flip) at random, see `augment`; as ``training.shift_voxels`` and ``training.flip`` say.
+    box : Box, optional
+        What items hold of the grid, see `resdm_suite.anatomy.working_box`; all by default.
+
+    Attributes
+    ----------
+    index : DataFrame
+        The split's rows of ``index.csv``, in the order of the items.
+
+    Raises
+    ------
+    CohortError
+        Volumes that are missing, of another grid, or not those of the index.
+    LeakageError
+        A person in more than one split.
+    """
+
+    def __init__(self, config: Config, split: str, augment: bool = False, box: Box | None = None) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
+        folder, again = config.volumes, "run `resdm preprocess`"
+        path, self._array_path = folder / "index.csv", folder / "cohort.npy"
+        for needed in (path, self._array_path, folder / "cohort.json"):
+            if not needed.is_file():
+                raise CohortError(f"{needed}: not there; {again}")
+        text = {"person": str, "session": str, "sex": str}
+        index = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+        check_leakage(index, str(path))
+        self._array: np.ndarray | None = None
+        card = json.loads((folder / "cohort.json").read_text(encoding="utf-8"))
+        grid = card["grid"]
+        expected, found = to_dict(config.preprocess.grid), self._volumes().shape
+        if grid != expected or list(found[2:]) != expected["shape"]:
+            raise CohortError(
+                f"{self._array_path}: volumes of unequal grid: found {list(found[2:])} voxels ({grid['voxel_mm']:g} mm "
+                f"by cohort.json), the profile's is {expected['shape']} of {expected['voxel_mm']:g} mm; {again}"
+            )
+        if card["settings"] != config.digest("preprocess"):
+            raise CohortError(
+                f"{self._array_path}: made under other settings of preprocess than the profile's; {again}"
+            )
+        if found[:2] != (len(index), 1 + len(TRACERS)):
+            raise CohortError(
+                f"{self._array_path}: holds {found[0]} sessions of {found[1]} volumes, {path.name} has {len(index)} of "
+                f"{1 + len(TRACERS)}; {again}"
+            )
+        self._rows = np.flatnonzero(index["split"] == split)
+        if not len(self._rows):
+            raise CohortError(f"{path}: no session in split {split!r}; draw the split again")
+        self.index = index.iloc[self._rows].reset_index(drop=True)
+        self._shift, self._flip = (config.training.shift_voxels, config.training.flip) if augment else (0, False)
+        self._box = box or Box.whole(config.preprocess.grid.shape)
+        self._seed, self._epoch = config.seed, 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.index.iloc[index]
+        volumes = self._volumes()[self._rows[index]]  # (3, X, Y, Z), not read yet
+        if self._shift or self._flip:
+            index = range(len(self))[index]  # -1 is the last
+            generator = np.random.default_rng(derive_seed(self._seed, "augment", self._epoch, index))
+            volumes = augment(volumes, self._shift, self._flip, generator, self._box)
+        else:
+            volumes = self._box.crop(volumes)
+        volumes = np.array(volumes, dtype=np.float32)  # (3, x, y, z)
+        return {
+            "volumes": torch.from_numpy(volumes),
+            "present": torch.tensor([bool(row[f"present_{tracer}"]) for tracer in TRACERS]),
+            "age": float(row["age"]),
+            "sex": str(row["sex"]),
+            "row": range(len(self))[index],
+            "person": str(row["person"]),
+        }
+
+    def mri(self, index: int) -> np.ndarray:
+        """The T1 of a session as it is stored (X, Y, Z), float32, never augmented."""
+        return np.asarray(self._volumes()[self._rows[index], 0], dtype=np.float32)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Augment as in this epoch from now on."""
+        self._epoch = epoch
+
+    def _volumes(self) -> np.ndarray:
+        """The memory map (N, 3, X, Y, Z), float16; opened by each process for itself."""
+        if self._array is None:
+            self._array = np.load(self._array_path, mmap_mode="r")
+        return self._array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_array": None}  # a memory map would travel to workers as its contents
+
+
+def augment(
+    volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Generator, box: Box | None = None
+) -> np.ndarray:
+    """One random transform of all volumes of a session alike: MRI and PETs stay registered.
+
+    Parameters
+    ----------
+    volumes : ndarray (C, X, Y, Z)
+    shift : int
+        Translation by up to this many voxels along each axis; what comes in from outside is 0.
+    flip : bool
+        Mirror left and right in half of the calls.
+    generator : Generator
+    box : Box, optional
+        What to keep of the result: as if it were cut out after the transform, but no more is read than it takes.
+
+    Returns
+    -------
+    ndarray (C, X, Y, Z), or of the box
+        A copy.
+    """
+    by = generator.integers(-shift, shift, 3, endpoint=True)
+    mirrored = generator.random() < 0.5  # drawn either way, so that the option changes nothing else
+    box = box or Box.whole(volumes.shape[1:])
+    moved = np.zeros((len(volumes), *box.shape), dtype=volumes.dtype)
+    offsets = [start - int(b) for start, b in zip(box.start, by, strict=True)]  # voxel 0 of the result is this one
+    to = [slice(max(-o, 0), min(m, n - o)) for o, m, n in zip(offsets, box.shape, box.grid, strict=True)]
+    come = [slice(t.start + o, t.stop + o) for t, o in zip(to, offsets, strict=True)]
+    source = volumes[:, ::-1] if flip and mirrored else volumes
+    moved[(slice(None), *to)] = source[(slice(None), *come)]
+    return moved
+
+
+def collate(items: list[dict[str, Any]]) -> Batch:
+    """Sessions → a `Batch`."""
+    volumes = torch.stack([item["volumes"] for item in items])  # (B, 3, X, Y, Z)
+    return Batch(
+        mri=volumes[:, :1],
+        pet=volumes[:, 1:],
+        present=torch.stack([item["present"] for item in items]),
+        prior=Prior(tuple(item["age"] for item in items), tuple(item["sex"] for item in items)),
+        rows=torch.tensor([item["row"] for item in items]),
+        people=tuple(item["person"] for item in items),
+    )

@@ -1,0 +1,900 @@
+"""The claims ledger: every number and every comparison that the paper prints, beside ours, with what became of it.
+
+Ours come from the stored tables of a profile; nothing is computed again from volumes or models. `RULES` says how a
+status is given. What is printed is `resdm_suite.reporting.printed`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from resdm.residual_diffusion import ResidualDiffusionConfig
+from resdm.settings import TRACERS
+from resdm_suite.evaluation.image_quality import METRICS, read_index, read_scores
+from resdm_suite.evaluation.statistics import by_person
+from resdm_suite.profiles import Config
+from resdm_suite.reporting.ablation import read_status, seeds_of, status_accuracy
+from resdm_suite.reporting.printed import (
+    GAIN_TOLERANCE,
+    NAMES,
+    OUTPUTS,
+    SECTIONS,
+    Pair,
+    Printed,
+    contradictions,
+    demographic,
+    pairs,
+    printed_claims,
+    printed_gain,
+    printed_values,
+    read_claims,
+    sign,
+    spread,
+)
+from resdm_suite.reporting.tables import (
+    CONTROLS,
+    METRIC_UNITS,
+    PAPER_METHODS,
+    REFERENCE_METHOD,
+    TRACER_NAMES,
+    VARIANTS,
+    Block,
+    Table,
+    _lines,
+    _tex,
+    number,
+    p_value,
+    read_paper,
+)
+
+HELD, FAILED, UNTESTABLE = "held", "did not hold", "not testable on this cohort"
+CONTRADICTED, MISSING = "contradicts itself", "not computed"
+STATUSES = (HELD, FAILED, UNTESTABLE, CONTRADICTED, MISSING)
+"""Of results."""
+
+SAME, OTHER = "as the paper", "not as the paper"
+"""Of settings, beside `MISSING`: a setting is no result, and is counted apart."""
+
+BESIDE = "Beside the paper's claims"
+"""Where comparisons with our own controls stand; the paper has none of them, and they are not counted."""
+
+CONTROL_QUANTITIES = {"table2": "mae psnr ssim", "table4": "auc"}
+"""What ResDM is compared with a control by."""
+
+RULES = (
+    f"A setting is {SAME} or {OTHER}; it is no result and is counted apart.",
+    f"{CONTRADICTED}: the paper prints two values of one quantity, or a sentence that its own table does not bear out; "
+    "computed from the printed numbers, on any cohort, before anything else. Ours still stands beside it. A gain "
+    f"within {GAIN_TOLERANCE} of its table's difference is that difference, rounded.",
+    f"An absolute number is {UNTESTABLE} unless the cohort is ADNI; MAE, PSNR and SSIM also need the paper's intensity "
+    "unit (preprocess.intensity: minmax, each volume by its own range). A number held where the 95 % interval of ours "
+    "− printed holds 0, the two taken for independent samples (Zou 2007, Psychological Methods 12:399). The paper's "
+    "sampling error is the printed std over the square root of n: its test sets for image quality, its folds for "
+    "status and the sets of a diagnosis in Table 1. Counts must be equal.",
+    "A comparison is tested on any cohort. Image quality is compared inside the brain: predictions are 0 outside it, "
+    "so that MAE and PSNR over the whole grid are a constant factor and a constant number of dB away, and make the "
+    "same comparison. It held where every part of it goes the right way and its test says so: the stored paired test "
+    "where there is one (p < 0.05, Holm-corrected as in its table), else the stored 95 % interval of the paired "
+    "difference, else one put together from the intervals of the two sides as if they were independent (Zou 2007). The "
+    f"last is too wide for scores of the same people that rise and fall together: it errs towards '{FAILED}'. One "
+    "failing part is enough to fail.",
+    "In k of n trainings: of the repeated trainings (methods X, X@seed1, …), how many have every mean difference of "
+    "the sentence in the right direction, without a test. A method with one training has it in each of them.",
+    "Status is the label, as in the paper. On phantoms the same comparison of the planted status stands beside it.",
+    f"A comparison with a method that this profile does not run is {UNTESTABLE}, unless it fails already.",
+    "'Close' has no margin in the paper. It held where the upper end of our gap is no wider than the printed gap.",
+    f"{MISSING}: the file that would hold ours, or its test, is not there.",
+)
+"""How a status is given; printed below the table."""
+
+ALPHA = 0.05
+"""Level of the tests; intervals are 95 %."""
+
+CODE = {
+    "tokens": (77, "resdm/clip.py", ()),
+    "text_layers": (1, "resdm/prior.py", ()),
+    "models_per_pair": (2, "resdm/methods/base.py, PerTracer", ("Pix2Pix", "SC-GAN", "TransUNet")),
+    "unified_models": (1, "resdm/methods/ddpm.py, resvit.py", ("ResViT", "DDPM")),
+}
+"""Settings that are the code's own and no option: value, where, and the methods that they are of (else ResDM's text).
+The report stands apart from the methods, so they are said again here and compared with the code in the tests."""
+
+
+# ── what is ours ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A frame below ``figures/<profile>/``: who makes it, what names a row, what is a number."""
+
+    notebook: str
+    keys: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+
+_MEAN = ("mean", "std", "n", "low", "high")
+_DIFFERENCE = ("difference", "difference_low", "difference_high", "p")
+_EFFECTS = ("estimate", "low", "high", "n")
+
+REFERENCES = {
+    "table2": {REFERENCE_METHOD: ""},
+    "table3": {"Base": "base_", REFERENCE_METHOD: "full_"},
+    "table4": {REFERENCE_METHOD: ""},
+}
+"""Whom a frame's rows are compared with → prefix of the columns difference, difference_low, difference_high and p of
+these paired comparisons (row − reference). Table 4 may be without."""
+
+
+def _compared(name: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}{column}" for prefix in REFERENCES[name].values() for column in _DIFFERENCE)
+
+
+STORED = {
+    "table1": Stored("00_cohort", ("characteristic", "diagnosis", "statistic"), ("value", "n")),
+    "table2": Stored("04_table2_comparison", ("method", "tracer", "region", "metric"), (*_MEAN, *_compared("table2"))),
+    "table3": Stored("05_table3_ablation", ("method", "tracer", "region", "metric"), (*_MEAN, *_compared("table3"))),
+    "table4": Stored("06_table4_diagnosis", ("source", "tracer", "metric"), _MEAN),
+    "figure4": Stored("07_figure4_gender", ("source", "condition", "tracer", "metric"), ("value", "low", "high", "n")),
+    "figure5": Stored("08_figure5_age", ("source", "condition", "tracer"), ("r", "low", "high", "n")),
+    "figure4_effects": Stored("07_figure4_gender", ("name", "tracer"), _EFFECTS),
+    "figure5_effects": Stored("08_figure5_age", ("name", "tracer"), _EFFECTS),
+}
+"""File stem → what must be in it. Columns beyond these are left alone; ``ci_low`` and ``ci_high`` are read as ``low``
+and ``high``. Paired differences of the figures are in the ``_effects`` files."""
+
+_STEPS = {
+    ("factual", "no_sex"): "right_none",
+    ("no_sex", "wrong_sex"): "none_wrong",
+    ("factual", "no_age"): "with_without",
+}
+"""Prompts compared → what the effect is called, after its metric."""
+
+_PROMPTS = {"right": "factual", "none": "no_sex", "wrong": "wrong_sex"}  # Figure 4 by what a prompt says of sex
+_SUBJECTS = {"factual": "own prompt", "no_sex": "no sex", "wrong_sex": "wrong sex", "no_age": "no age"}
+
+
+def read_output(config: Config, name: str) -> pd.DataFrame | None:
+    """A stored frame of `STORED`, or ``None`` where it is not there.
+
+    Raises
+    ------
+    ValueError
+        A file that is there and is not what it should be: names the file, the fault and the notebook that makes it.
+    """
+    path, stored = config.figures / f"{name}.csv", STORED[name]
+    if not path.is_file():
+        return None
+    remedy = f"run notebooks/{stored.notebook}.ipynb again"
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: no CSV table ({error}); {remedy}") from error
+    frame = frame.rename(columns={f"ci_{end}": end for end in ("low", "high") if end not in frame})
+    if name == "figure4" and "condition" not in frame and "prompt" in frame:
+        frame = frame.assign(condition=frame["prompt"].replace(_PROMPTS))
+    if name in ("figure4", "figure5") and "condition" in frame:  # the paper's prompts; others have rows of their own
+        frame = frame[frame["condition"].isin([*_SUBJECTS, "real"])]
+    missing = [column for column in (*stored.keys, *stored.numbers) if column not in frame]
+    if missing:
+        raise ValueError(f"{path}: columns missing: {', '.join(missing)}; {remedy}")
+    keys = [*stored.keys, *(["target"] if "target" in frame else [])]
+    twice = frame.duplicated(keys)
+    if twice.any():
+        raise ValueError(f"{path}: {'/'.join(frame.loc[twice, keys].iloc[0])} stands twice; {remedy}")
+    optional = [column for column in _DIFFERENCE if column in frame]
+    for column in dict.fromkeys([*stored.numbers, *optional]):
+        values = pd.to_numeric(frame[column].replace("", "nan"), errors="coerce")
+        wrong = frame[column][values.isna() & ~frame[column].str.lower().isin(["", "nan"])]
+        if len(wrong):
+            raise ValueError(f"{path}, line {wrong.index[0] + 2}: {column} {wrong.iloc[0]!r} is no number; {remedy}")
+        frame[column] = values
+    return frame
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value of ours with its 95 % interval, and its stored paired differences.
+
+    ``against`` holds, by reference, the difference (this − reference), its interval and the p of its test, NaN where
+    not stored.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: float
+    std: float = math.nan
+    against: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+
+
+Estimates = dict[tuple[str, str, str], Estimate]
+"""Subject, tracer, metric → estimate."""
+
+
+def estimates(name: str, frame: pd.DataFrame, view: str = "whole") -> Estimates:
+    """The rows of a stored frame in one form; those without a value are left out.
+
+    Parameters
+    ----------
+    name : str
+        ``table2`` … ``table4``, ``figure4`` or ``figure5``. Of the figures, the prompts of ResDM and the real PET.
+    frame : DataFrame
+        From `read_output`.
+    view : {"whole", "brain", "planted"}
+        Region of image quality. Status is the label, or with ``planted`` the planted one; a frame that tells no target
+        has the label alone.
+    """
+    target, region = ("planted", "brain") if view == "planted" else ("label", view)
+    subject = {"table4": "source", "figure4": "condition", "figure5": "condition"}.get(name, "method")
+    value = {"figure4": "value", "figure5": "r"}.get(name, "mean")
+    found = {}
+    for row in frame.to_dict("records"):
+        if row.get("region", region) not in (region, "status") or row.get("target", "label") != target:
+            continue
+        if math.isnan(row[value]):
+            continue
+        if subject == "condition" and row["source"] not in (REFERENCE_METHOD, "real"):
+            continue
+        against = {
+            reference: stored
+            for reference, prefix in REFERENCES.get(name, {}).items()
+            if not math.isnan((stored := tuple(row.get(f"{prefix}{key}", math.nan) for key in _DIFFERENCE))[0])
+        }
+        numbers = (row[key] for key in (value, "low", "high", "n"))
+        found[row[subject], row["tracer"], row.get("metric", "r")] = Estimate(
+            *numbers, row.get("std", math.nan), against
+        )
+    return found
+
+
+def effects(frame: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """The paired differences of a figure: name and tracer → estimate, low, high. Empty where there is no file.
+
+    One without an interval, which no evaluator vouches for, could be anything.
+    """
+    rows = [] if frame is None else frame.fillna({"low": -math.inf, "high": math.inf}).to_dict("records")
+    return {(row["name"], row["tracer"]): (row["estimate"], row["low"], row["high"]) for row in rows}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison of ours: the gain towards better, its 95 % interval, and the p of a paired test where stored."""
+
+    pair: Pair
+    gain: float
+    low: float
+    high: float
+    p: float
+    n: float
+    unit: str = ""
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is a test or an interval."""
+        return not math.isnan(self.low if math.isnan(self.p) else self.p)
+
+    @property
+    def held(self) -> bool:
+        """Right direction, and the test or else the interval says so."""
+        return self.gain > 0 and (self.low > 0 if math.isnan(self.p) else self.p < ALPHA)
+
+    @property
+    def direction(self) -> str:
+        """Of one that did not hold."""
+        if self.gain == 0:
+            return "equal"
+        return "direction holds, not supported" if self.gain > 0 else "the other way round"
+
+    @property
+    def text(self) -> str:
+        """The gain with its sign and unit."""
+        return f"{'+' if self.gain > 0 else ''}{number(self.gain, 2)}{self.unit}"
+
+    def __str__(self) -> str:
+        better, worse, tracer, metric = self.pair
+        against = f"{_SUBJECTS.get(better, better)} against {_SUBJECTS.get(worse, worse)}"
+        test = f", {p_value(self.p)}" if p_value(self.p) else ""
+        interval = f"[{number(self.low, 2)}, {number(self.high, 2)}]"
+        return f"{NAMES[tracer]} {NAMES[metric]}, {against}: {self.text} {interval}{test}"
+
+
+def mover(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Difference a − b of two estimates (value, low, high) with its interval, as if they were independent.
+
+    Zou 2007 (Psychological Methods 12:399): the ends come from each estimate's own distance to its ends, so the
+    intervals may be lopsided, as those of correlations and proportions are.
+    """
+    (x, x_low, x_high), (y, y_low, y_high) = a, b
+    return x - y, x - y - math.hypot(x - x_low, y_high - y), x - y + math.hypot(x_high - x, y - y_low)
+
+
+def compare_estimates(ours: Estimates, pair: Pair, paired: dict | None = None, unit: str = "") -> Comparison | None:
+    """One comparison from what is stored, or ``None`` where one side is not.
+
+    Taken is the first that there is: a paired effect of this pair; the stored comparison of one side with the other;
+    the difference of both sides' paired differences from a third, which share its noise; that of their values.
+
+    Parameters
+    ----------
+    ours : dict
+        See `estimates`.
+    pair : tuple of str
+        Better, worse, tracer, metric.
+    paired : dict, optional
+        See `effects`.
+    unit : str
+        Printed behind the gain.
+    """
+    better, worse, tracer, metric = pair
+    a, b = (ours.get((subject, tracer, metric)) for subject in (better, worse))
+    if a is None or b is None:
+        return None
+    effect = (paired or {}).get((f"{metric}_{_STEPS.get((better, worse))}", tracer))
+    third = next((reference for reference in a.against if reference in b.against), None)
+    p = math.nan
+    if effect is not None:
+        difference, low, high = effect
+    elif better in b.against:
+        minus, minus_low, minus_high, p = b.against[better]
+        difference, low, high = -minus, -minus_high, -minus_low
+    elif worse in a.against:
+        difference, low, high, p = a.against[worse]
+    elif third is not None:
+        difference, low, high = mover(a.against[third][:3], b.against[third][:3])
+    else:
+        difference, low, high = mover((a.value, a.low, a.high), (b.value, b.low, b.high))
+    if sign(metric) < 0:
+        difference, low, high = -difference, -high, -low
+    return Comparison(pair, difference, low, high, p, min(a.n, b.n), unit)
+
+
+# ── what became of each claim ─────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Ours and the verdict on one claim."""
+
+    status: str
+    reason: str
+    ours: str = "–"
+    value: float = math.nan
+    n: float = math.nan
+    trainings: str = ""
+
+
+class Resolver:
+    """Finds ours for each claim of one profile.
+
+    Parameters
+    ----------
+    config : Config
+        Its files are read once, here; one that is there and cannot be used is a `ValueError`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.frames = {name: read_output(config, name) for name in STORED}
+        self.paired = {name: effects(self.frames.get(f"{name}_effects")) for name in OUTPUTS}
+        self.printed = printed_values(config.root)
+        self.estimates = {
+            (name, view): estimates(name, self.frames[name], view)
+            for name in OUTPUTS[1:]
+            for view in ("whole", "brain", "planted")
+            if self.frames[name] is not None
+        }
+        self.index = config.volumes / "index.csv"
+        self.folds = config.evaluation_folder / "status_folds.csv"
+        self.trainings = {subject: seeds_of(config, subject) for subject in {*PAPER_METHODS, *VARIANTS}}
+        self.repeated = [name for names in self.trainings.values() for name in names if len(names) > 1]
+        text = read_claims(config.root).set_index("quantities")["printed"]
+        sets = read_paper(1, config.root).query("characteristic == 'sets'").set_index("diagnosis")["value"]
+        self.sizes = {"test": int(text["test_sets"]), "folds": int(text["folds"]), **sets}
+
+    def inputs(self) -> list[Path]:
+        """The files that were read or counted, for the provenance."""
+        paths = [self.config.figures / f"{name}.csv" for name in STORED]
+        paths += [self.config.predictions(name) / "scores.csv" for name in self.repeated]
+        return [path for path in (*paths, self.index, self.folds, self.status) if path.is_file()]
+
+    @property
+    def status(self) -> Path:
+        """Readings of status, by training; of no use without repeated ones."""
+        return self.config.evaluation_folder / "status.csv" if self.repeated else Path()
+
+    def resolve(self, row: dict[str, str]) -> Finding:
+        """What became of one claim (a row of `printed_claims`), the paper's contradictions aside."""
+        name, kind = row["output"], row["kind"]
+        if kind == "words":
+            return Finding(UNTESTABLE, row["note"])
+        if kind == "setting":
+            return self._setting(row)
+        if kind == "count":
+            return self._count(row)
+        if self.frames[name] is None:
+            return self._absent(self.config.figures / f"{name}.csv", STORED[name].notebook)
+        find = {"characteristic": self._demographic, "close": self._close, "gain": self._gain, "value": self._value}
+        return find.get(kind, self._comparisons)(row)
+
+    def _absent(self, path: Path, notebook: str) -> Finding:
+        shown = path.relative_to(self.config.root).as_posix()
+        return Finding(MISSING, f"{shown} is not there; notebooks/{notebook}.ipynb makes it")
+
+    def _not_in(self, row: dict[str, str], *subjects: str) -> Finding:
+        verb = "is" if len(subjects) == 1 else "are"
+        return Finding(UNTESTABLE, f"{', '.join(subjects)} {verb} not in {self._file(row)}")
+
+    def _file(self, row: dict[str, str]) -> str:
+        return f"figures/{self.config.profile}/{row['output']}.csv"
+
+    def compare(self, row: dict[str, str], pair: Pair, view: str = "brain") -> Comparison | None:
+        """One comparison of ours, or ``None`` where one side is not in the file; ``view``: see `estimates`."""
+        unit = "" if row["output"].startswith("figure") else f" {METRIC_UNITS.get(pair[3], '%')}"
+        return compare_estimates(self.estimates[row["output"], view], pair, self.paired[row["output"]], unit)
+
+    # numbers
+
+    def _value(self, row: dict[str, str]) -> Finding:
+        key = row["subjects"], row["tracers"], row["quantities"]
+        found = self.estimates[row["output"], "whole"].get(key)
+        if found is None:
+            there = any(subject == key[0] for subject, _, _ in self.estimates[row["output"], "whole"])
+            cell = f"{key[0]}, {NAMES[key[1]]} {NAMES[key[2]]}" if there else key[0]
+            return self._not_in(row, cell)
+        text, error = spread(found.value, found.std), self._error((row["output"], *key))
+        return self._absolute(row, text, found.value, (found.low, found.high), found.n, error)
+
+    def _gain(self, row: dict[str, str]) -> Finding:
+        (pair,) = pairs(row)
+        found = self.compare(row, pair, "whole")
+        if found is None:
+            return self._not_in(row, pair[1])
+        error = math.hypot(*(self._error((row["output"], subject, *pair[2:])) for subject in pair[:2]))
+        return self._absolute(row, found.text, found.gain, (found.low, found.high), found.n, error)
+
+    def _error(self, cell: tuple[str, str, str, str]) -> float:
+        """Standard error of a printed mean: images are of the test sets, status of the folds."""
+        return self.printed[cell][1] / math.sqrt(self.sizes["test" if cell[3] in METRICS else "folds"])
+
+    def _demographic(self, row: dict[str, str]) -> Finding:
+        frame = self.frames["table1"]
+        part = frame[(frame["characteristic"] == row["quantities"]) & (frame["diagnosis"] == row["subjects"])]
+        values = part.set_index("statistic")["value"]
+        if values.isna().all():
+            return self._not_in(row, f"{row['quantities']} of {row['subjects']}")
+        text, n = demographic(values), float(part["n"].iloc[0])
+        if "mean" not in values:
+            return self._exact(row, text, float(values.iloc[0]) if len(values) == 1 else math.nan, n)
+        reach = 1.96 * values["std"] / math.sqrt(n)
+        ends, printed_std = (values["mean"] - reach, values["mean"] + reach), float(row["printed"].split(" ± ")[1])
+        return self._absolute(row, text, values["mean"], ends, n, printed_std / math.sqrt(self.sizes[row["subjects"]]))
+
+    def _absolute(
+        self, row: dict[str, str], text: str, value: float, ends: tuple[float, float], n: float, error: float
+    ) -> Finding:
+        """A number against the printed one, which has a standard error of its own."""
+        if self.config.cohort.kind != "adni":
+            return Finding(UNTESTABLE, "absolute number of another cohort", text, value, n)
+        if row["quantities"] in METRICS and self.config.preprocess.intensity != "minmax":
+            reason = "another intensity unit: a fixed range of SUVR here, not each volume's own (preprocess.intensity)"
+            return Finding(UNTESTABLE, reason, text, value, n)
+        if any(map(math.isnan, ends)):
+            return Finding(MISSING, f"{self._file(row)} has no interval of ours", text, value, n)
+        printed = float(row["printed"].split()[0])
+        apart, low, high = mover((value, *ends), (printed, printed - 1.96 * error, printed + 1.96 * error))
+        reason = f"ours − printed: {number(apart, 2)} [{number(low, 2)}, {number(high, 2)}]"
+        return Finding(HELD if low <= 0 <= high else FAILED, reason, text, value, n)
+
+    def _count(self, row: dict[str, str]) -> Finding:
+        if not self.index.is_file():
+            return self._absent(self.index, "01_preprocess")
+        index = read_index(self.config, split=None)
+        sets = index.loc[index[[f"present_{tracer}" for tracer in TRACERS]].astype(bool).all(axis=1), "split"]
+        splits = {"training_sets": ["train", "validation"], "test_sets": ["test"]}  # the paper has no validation set
+        value = int(sets.isin(splits.get(row["quantities"], sets)).sum())
+        return self._exact(row, str(value), value, len(index))
+
+    def _exact(self, row: dict[str, str], text: str, value: float, n: float) -> Finding:
+        if self.config.cohort.kind != "adni":
+            return Finding(UNTESTABLE, "count of another cohort", text, value, n)
+        same = text == row["printed"]
+        return Finding(HELD if same else FAILED, "the same count" if same else "another count", text, value, n)
+
+    # settings
+
+    def _setting(self, row: dict[str, str]) -> Finding:
+        quantity, tolerance, text, note = row["quantities"], 0.0, "", ""
+        method = self.config.methods.get(REFERENCE_METHOD)
+        if quantity in CODE and CODE[quantity][2]:
+            value, _, named = CODE[quantity]
+            there = [name for name in named if name in self.config.methods]
+            if not there:
+                return Finding(OTHER, f"configs/{self.config.profile}.yaml has none of {', '.join(named)}")
+            note = f": {', '.join(there)}"
+        elif quantity in ("grid", "voxel"):
+            grid = self.config.preprocess.grid
+            sides = set(grid.shape)
+            value = grid.voxel_mm if quantity == "voxel" else sides.pop() if len(sides) == 1 else math.nan
+            text = " × ".join(map(str, grid.shape)) if quantity == "grid" else ""
+        elif quantity in ("competitors", "models"):
+            if self.frames["table2"] is None:
+                return self._absent(self.config.figures / "table2.csv", STORED["table2"].notebook)
+            present = set(self.frames["table2"]["method"]) & set(PAPER_METHODS)
+            value = len(present - {REFERENCE_METHOD} if quantity == "competitors" else present)
+        elif quantity == "folds":
+            if not self.folds.is_file():
+                return self._absent(self.folds, STORED["table4"].notebook)
+            folds = pd.read_csv(self.folds)
+            if "fold" not in folds:
+                raise ValueError(f"{self.folds}: columns missing: fold; run notebooks/06_table4_diagnosis.ipynb again")
+            value = folds["fold"].nunique()
+        elif not isinstance(method, ResidualDiffusionConfig):
+            return Finding(OTHER, f"configs/{self.config.profile}.yaml has no residual diffusion {REFERENCE_METHOD}")
+        elif quantity in ("text_encoder", "text_layers"):
+            clip = method.prior.weights != "none" and method.prior.tower is None
+            value, text = (float(row["printed"]), "") if clip else (math.nan, "a small tower of its own, no CLIP")
+            if quantity == "text_encoder":
+                text = text or "ViT-B/32"
+            else:
+                note = "; the norm and the projection after it are trained too, which is the released code's" * clip
+        elif quantity in ("eta_first", "eta_last"):  # limits in the paper: η_1 → 0, η_T → 1
+            value, tolerance = method.eta_range[quantity == "eta_last"], 0.05
+        elif quantity in CODE:
+            value = CODE[quantity][0]
+        else:
+            raise ValueError(f"data_manifests/paper/claims.csv, {row['id']}: no setting {quantity!r} is known")
+        text = text or f"{value:g}"
+        if abs(value - float(row["printed"])) <= tolerance:
+            return Finding(SAME, "taken by this profile" + note, text, value)
+        return Finding(OTHER, f"this profile has {text}", text, value)
+
+    # comparisons
+
+    def _comparisons(self, row: dict[str, str]) -> Finding:
+        """A sentence that compares: it held where each of its comparisons held."""
+        everything = {pair: self.compare(row, pair) for pair in pairs(row)}
+        found = [result for result in everything.values() if result is not None]
+        tested = [result for result in found if result.tested]
+        ours = self.estimates[row["output"], "brain"]
+        there = {subject for subject, _, _ in ours}
+        lacking = dict.fromkeys(
+            f"{NAMES[metric]} of {subject}" if subject in there else subject
+            for better, worse, tracer, metric in everything
+            for subject in (better, worse)
+            if (subject, tracer, metric) not in ours
+        )
+        if not found:
+            return self._not_in(row, *lacking)
+        text = self._text(row, found)
+        if not tested:
+            return Finding(MISSING, f"{self._file(row)} holds no test and no interval for it", text)
+        value = found[0].gain if len(everything) == 1 else math.nan
+        trainings = self._trainings(row)
+        ending = self._beside(row) + (f". In {trainings} trainings" if trainings else "")
+        rest = text, value, min(result.n for result in tested), trainings
+        failed = sorted((result for result in tested if not result.held), key=lambda result: result.gain > 0)
+        if failed:
+            reasons = "; ".join(f"{result.direction}: {result}" for result in failed[:3])
+            more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+            return Finding(FAILED, reasons + more + ending, *rest)
+        if len(tested) < len(everything):
+            absent = f"{', '.join(lacking) or 'some tests'} not in {self._file(row)}"
+            return Finding(UNTESTABLE, f"{len(tested)} of {len(everything)} held; {absent}{ending}", *rest)
+        weakest = max(tested, key=lambda result: (0.0 if math.isnan(result.p) else result.p, -result.low))
+        return Finding(HELD, f"{'' if len(tested) == 1 else 'the weakest: '}{weakest}{ending}", *rest)
+
+    def _beside(self, row: dict[str, str]) -> str:
+        """The same comparison in another view, for orientation: how many parts held there."""
+        view, title, metrics = {
+            "table2": ("whole", "SSIM over the whole grid", ("ssim",)),
+            "table3": ("whole", "SSIM over the whole grid", ("ssim",)),
+            "table4": ("planted", "By the planted status", ("auc", "acc", "f1")),
+        }.get(row["output"], ("", "", ()))
+        found = [self.compare(row, pair, view) for pair in pairs(row) if pair[3] in metrics]
+        tested = [result for result in found if result is not None and result.tested]
+        return f". {title}: {sum(result.held for result in tested)} of {len(tested)} held" if tested else ""
+
+    def _trainings(self, row: dict[str, str]) -> str:
+        """``k of n``: trainings in which every mean difference goes the right way; empty without repeated ones."""
+        subjects = row["subjects"].split()
+        repeats = {subject: self.trainings.get(subject) or [subject] for subject in subjects}
+        marks = dict.fromkeys(name.partition("@")[2] for names in repeats.values() for name in names)
+        if len(marks) < 2 or row["output"] not in ("table2", "table3"):
+            return ""
+        right, counted = 0, 0
+        for mark in marks:
+            own = {s: f"{s}@{mark}" if f"{s}@{mark}" in names else s for s, names in repeats.items()}
+            keys = [[(own[subject], *pair[2:]) for subject in pair[:2]] for pair in pairs(row)]
+            gains = [sign(a[2]) * (self.means[a] - self.means[b]) for a, b in keys if {a, b} <= set(self.means)]
+            right, counted = right + (bool(gains) and min(gains) > 0), counted + bool(gains)
+        return f"{right} of {counted}" if counted else ""
+
+    @cached_property
+    def means(self) -> dict[tuple[str, str, str], float]:
+        """Of every training: its name, tracer and metric → mean over people; image quality inside the brain."""
+        names = dict.fromkeys(name for names in self.trainings.values() for name in names)
+        scores = read_scores(self.config, names)
+        people = by_person(scores[scores["region"] == "brain"]).melt(["method", "tracer"], METRICS, "metric")
+        found = people.groupby(["method", "tracer", "metric"])["value"].mean().to_dict()
+        if self.status.is_file():
+            status = read_status(self.status)
+            status = status[status["target"] == "label"] if "target" in status else status
+            for (source, tracer), part in status.groupby(["source", "tracer"]):
+                found[source, tracer, "acc"] = status_accuracy(part, [source]).mean(axis=1).mean()
+        return found
+
+    def _text(self, row: dict[str, str], found: list[Comparison]) -> str:
+        """Values in a chain, the gain of a single comparison, else how many held."""
+        every, ours = pairs(row), self.estimates[row["output"], "brain"]
+        if row["kind"] == "chain" and len(found) == len(every):
+            values = [ours[subject, *every[0][2:]].value for subject in row["subjects"].split()]
+            signs = [">" if a > b else "<" if a < b else "=" for a, b in pairwise(values)]
+            return " ".join(
+                [number(values[0], 2), *(f"{s} {number(v, 2)}" for s, v in zip(signs, values[1:], strict=True))]
+            )
+        return found[0].text if len(every) == 1 else f"{sum(result.held for result in found)} of {len(every)}"
+
+    def _close(self, row: dict[str, str]) -> Finding:
+        ((first, other, tracer, metric),) = pairs(row)
+        found = self.compare(row, (other, first, tracer, metric))
+        if found is None:
+            return self._not_in(row, f"{first} or {other}")
+        margin = printed_gain(self.printed, row["output"], (other, first, tracer, metric))
+        rest = f"gap {number(found.gain, 2)}", found.gain, found.n
+        if not found.tested:
+            return Finding(MISSING, f"{self._file(row)} has no interval of ours", *rest)
+        reason = f"our gap [{number(found.low, 2)}, {number(found.high, 2)}], printed {number(margin, 2)}"
+        planted = self.compare(row, (other, first, tracer, metric), "planted")
+        if planted is not None and planted.tested:
+            reason += f"; by the planted status [{number(planted.low, 2)}, {number(planted.high, 2)}]"
+        if found.high <= margin:
+            return Finding(HELD, reason, *rest)
+        direction = "no wider, but not supported" if found.gain <= margin else "wider"
+        return Finding(FAILED, f"{direction}: {reason}", *rest)
+
+
+# ── the ledger ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Ledger(Table):
+    """A table over several pages: its LaTeX breaks across them, where `Table` floats."""
+
+    _WIDTHS: ClassVar = {"Claim": 0.29, "Printed": 0.12, "Ours": 0.12, "n": 0.04, "Status": 0.11, "Why": 0.24}
+
+    def markdown(self) -> str:
+        """GitHub-flavoured Markdown, every column set left: most of it is words."""
+        return super().markdown().replace("|--:", "|---")
+
+    def having(self, *statuses: str) -> Ledger:
+        """The paper's claims of some statuses alone, in one list."""
+        part = self.frame[self.frame["status"].isin(statuses) & (self.frame["kind"] != "control")]
+        notes = () if len(part) else ("none",)
+        return Ledger(self.name, ", ".join(statuses), self.notice, part, (_list("", part, sections=True),), notes)
+
+    def latex(self) -> str:
+        """A ``longtable`` a block; needs ``booktabs`` and ``longtable``, plain ASCII."""
+        out = ["% needs \\usepackage{booktabs,longtable}", "{\\footnotesize\\setlength{\\tabcolsep}{2pt}"]
+        out.append(f"\\noindent\\textbf{{{_tex(self.heading)}}}\\label{{tab:{self.name}}}\\par")
+        for block in self.blocks:
+            labels = [f"{group} {label}".strip() for group, label in block.columns]
+            even = 0.88 / len(labels)
+            widths = "".join(f"p{{{self._WIDTHS.get(label, even):.3g}\\linewidth}}" for label in labels)
+            title = f"\\multicolumn{{{len(labels)}}}{{p{{0.9\\linewidth}}}}{{{_tex(block.title)}}} \\\\"
+            out += [
+                f"\\begin{{longtable}}{{{widths}}}",
+                title,
+                "\\toprule",
+                " & ".join(map(_tex, labels)) + " \\\\",
+                "\\midrule",
+                "\\endhead",
+            ]
+            cells = [[" \\newline ".join(map(_tex, _lines(cell))) for cell in row] for row in block.rows]
+            out += [" & ".join(row) + " \\\\" for row in cells]
+            out += ["\\bottomrule", "\\end{longtable}"]
+        out += [f"\\noindent {_tex(note)}\\par" for note in self.notes]
+        return "\n".join([*out, "}"]) + "\n"
+
+
+def claims(config: Config) -> Ledger:
+    """Every claim of the paper beside ours.
+
+    Parameters
+    ----------
+    config : Config
+        Ours come from ``figures/<profile>/``, and counts from ``work/<profile>/``. What is not there yet resolves to
+        ``not computed`` with the notebook that would make it.
+
+    Returns
+    -------
+    Ledger
+        Frame: id, section, kind, statement, printed, ours, n, unit, where, status, reason, trainings (``k of n``, empty
+        without repeated ones), then the two as numbers, printed_value and ours_value, empty where a claim is no single
+        number. ``n`` is people for image quality, else what the row's file counts. Rows of kind ``control`` are ours,
+        no claims of the paper.
+
+    Raises
+    ------
+    ValueError
+        A file that is there and cannot be used.
+    """
+    printed, resolver = printed_claims(config.root), Resolver(config)
+    against = contradictions(printed, config.root)
+    rows = []
+    for row in [*printed.to_dict("records"), *_controls(resolver)]:
+        found = resolver.resolve(row)
+        values = row["kind"] in ("value", "gain", "count", "setting")
+        rows.append(
+            {key: row[key] for key in ("id", "section", "kind", "statement")}
+            | {"printed": _printed_text(row, resolver.printed), "ours": found.ours, "n": found.n, "unit": row["unit"]}
+            | {"where": _where(row, config), "status": CONTRADICTED if row["id"] in against else found.status}
+            | {"reason": against.get(row["id"], found.reason), "trainings": found.trainings}
+            | {"printed_value": float(row["printed"].split()[0]) if values else math.nan, "ours_value": found.value}
+        )
+    frame = pd.DataFrame(rows).astype({"n": "Int64"})
+    own = frame["section"] == BESIDE
+    return Ledger(
+        name="claims",
+        title="Claims of the paper, and what became of them",
+        notice=config.notice,
+        frame=frame,
+        blocks=(
+            _summary(frame),
+            _distinct(resolver, printed),
+            *(_block(frame, section) for section in SECTIONS),
+            *([_list(f"{BESIDE}: ResDM against our controls", frame[own])] if own.any() else []),
+        ),
+        notes=(
+            *RULES,
+            "Left out: numbers that say nothing of a result (years of citations, equation and grant numbers, addresses "
+            "and indices), and what the paper says of other people's work.",
+        ),
+    )
+
+
+def headline(frame: pd.DataFrame) -> str:
+    """``Settings: 9 of 12 as the paper. Results: 13 held, …`` of a ledger's frame, controls left out."""
+    settings = frame.loc[frame["kind"] == "setting", "status"]
+    results = frame.loc[~frame["kind"].isin(["setting", "control"]), "status"].value_counts()
+    said = ", ".join(f"{results[status]} {status}" for status in STATUSES if status in results)
+    return f"Settings: {(settings == SAME).sum()} of {len(settings)} {SAME}. Results: {said}."
+
+
+def _controls(resolver: Resolver) -> list[dict[str, str]]:
+    """Rows like the paper's that compare ResDM with each control that our tables have."""
+    return [
+        {"id": f"control/{output}/{name}", "section": BESIDE, "kind": "control", "output": output}
+        | {"subjects": f"{REFERENCE_METHOD} {name}", "tracers": " ".join(TRACERS), "quantities": quantities}
+        | {"printed": "", "unit": "", "note": ""}
+        | {"statement": f"{REFERENCE_METHOD} is better than {name}: {_and(NAMES[m] for m in quantities.split())}"}
+        for output, quantities in CONTROL_QUANTITIES.items()
+        for name in CONTROLS
+        if name != "ceiling" and any(s == name for s, *_ in resolver.estimates.get((output, "brain"), ()))
+    ]
+
+
+def _and(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def claim_inputs(config: Config) -> list[Path]:
+    """The files of a profile that the ledger reads, those that are there: for the provenance."""
+    return Resolver(config).inputs()
+
+
+def _printed_text(row: dict[str, str], values: Printed) -> str:
+    """As printed; of a comparison that prints no number of its own, what the paper's table has."""
+    if row["printed"] or row["kind"] in ("words", "control"):
+        return row["printed"] or "–"
+    gains = [printed_gain(values, row["output"], pair) for pair in pairs(row)]
+    if row["kind"] == "close":
+        return f"gap {number(-gains[0], 2)}"
+    return f"{sum(gain > 0 for gain in gains)} of {len(gains)}"
+
+
+def _where(row: dict[str, str], config: Config) -> str:
+    """The file that ours is in, and the notebook whose cell computes it."""
+    name, quantity = row["output"], row["quantities"]
+    if row["kind"] == "words":
+        return ""
+    if name in OUTPUTS:
+        call = f"{name}(profile)" if name.startswith("table") else f"section Figure {name[-1]}"
+        return f"figures/{config.profile}/{name}.csv: notebooks/{STORED[name].notebook}.ipynb, {call}"
+    if quantity in CODE:
+        return CODE[quantity][1]
+    if name == "index":
+        return f"work/{config.profile}/volumes/index.csv: notebooks/01_preprocess.ipynb"
+    if name == "status_folds":
+        return f"work/{config.profile}/evaluation/status_folds.csv: notebooks/{STORED['table4'].notebook}.ipynb"
+    return f"configs/{config.profile}.yaml"
+
+
+def _summary(frame: pd.DataFrame) -> Block:
+    results = frame[~frame["kind"].isin(["setting", "control"])]
+    counts = pd.crosstab(results["section"], results["status"]).reindex(columns=STATUSES, fill_value=0)
+    counts = counts.loc[[section for section in SECTIONS if section in counts.index]]
+    counts.loc["all"] = counts.sum()
+    rows = tuple((_title(section), *map(str, values)) for section, *values in counts.itertuples())
+    return Block(headline(frame), (("", "Results of"), *(("", status) for status in STATUSES)), rows)
+
+
+def _distinct(resolver: Resolver, printed: pd.DataFrame) -> Block:
+    """The comparisons that the sentences make, each counted once, however many sentences make it."""
+    rows = []
+    for output, part in printed[printed["kind"].isin(["best", "chain"])].groupby("output"):
+        made = [(row, pair) for row in part.to_dict("records") for pair in pairs(row)]
+        once = {pair: row for row, pair in made}
+        there = resolver.frames[output] is not None
+        found = [resolver.compare(row, pair) for pair, row in once.items()] if there else []
+        tested = [result for result in found if result is not None and result.tested]
+        held = sum(result.held for result in tested)
+        right = sum(result.gain > 0 for result in tested) - held
+        counts = len(once), held, right, len(tested) - held - right, len(once) - len(tested)
+        rows.append((f"{output[:-1].capitalize()} {output[-1]}", *map(str, (len(part), len(made), *counts))))
+    labels = ("In", "sentences", "comparisons", "distinct", "held", "right way, not supported", "not the right way")
+    return Block("Comparisons, each counted once", tuple(("", label) for label in (*labels, "no test")), tuple(rows))
+
+
+def _title(section: str) -> str:
+    return f"Section {section}" if section[0].isdigit() else section
+
+
+def _block(frame: pd.DataFrame, section: str) -> Block:
+    """The claims of one section, a row each."""
+    part = frame[frame["section"] == section]
+    if section.startswith("Table"):
+        return _grid(part, section)
+    return _list(_title(section), part)
+
+
+def _list(title: str, part: pd.DataFrame, *, sections: bool = False) -> Block:
+    """Claims, a row each; each says where it stands in the paper if it is not in the title."""
+    labels = ("Claim", "Printed", "Ours", "n", "Status", "Why")
+    rows, marked = [], set()
+    for i, row in enumerate(part.to_dict("records")):
+        place = f" [{_short(row['where'])}]" if row["where"] else ""
+        said = f"{_title(row['section'])}: " if sections else ""
+        printed = f"{row['printed']} {row['unit']}".strip()
+        n = "–" if pd.isna(row["n"]) else str(row["n"])
+        rows.append((said + row["statement"] + place, printed, row["ours"], n, row["status"], row["reason"]))
+        if row["status"] in (FAILED, CONTRADICTED):
+            marked.add((i, labels.index("Status")))
+    return Block(title, tuple(("", label) for label in labels), tuple(rows), frozenset(marked))
+
+
+def _short(where: str) -> str:
+    """``table2.csv, 04`` of the whole place, which the CSV has."""
+    path, _, notebook = where.partition(": notebooks/")
+    return f"{path.rsplit('/', 1)[-1]}, {notebook[:2]}" if notebook else path
+
+
+def _grid(part: pd.DataFrame, section: str) -> Block:
+    """The cells of a printed table where the paper has them: printed, ours, and a status that is not the usual one."""
+    usual = part["status"].mode()[0]
+    why = part.loc[part["status"] == usual, "reason"]
+    absent = f": {why.iloc[0]}" if usual == MISSING else ""
+    grid: dict[str, list[Any]] = {}
+    columns: dict[tuple[str, str], None] = {}
+    for row in part.to_dict("records"):
+        *_, second, last = row["id"].split("/")
+        name, measure = row["statement"].split(",")[0], NAMES.get(last)
+        if measure:
+            columns[TRACER_NAMES[second], f"{measure} ({METRIC_UNITS.get(last, '%')})"] = None
+        else:
+            columns["", last] = None
+            name += f" ({row['unit']})" if row["unit"] and row["unit"].lower() not in name.lower() else ""
+        n = "" if pd.isna(row["n"]) else f" (n = {row['n']})"
+        said = row["status"] if row["status"] != usual else ""
+        said += f": {row['reason']}" if row["status"] == CONTRADICTED else ""
+        cell = (row["printed"], f"ours {row['ours']}{n}", said)
+        grid.setdefault(name, [name]).append(tuple(line for line in cell if line))
+    title = f"{section} ({part['where'].iloc[0]}); {usual} where a cell says no other{absent}"
+    return Block(title, (("", "Row"), *columns), tuple(map(tuple, grid.values())))

@@ -1,0 +1,193 @@
+"""Where a table or figure comes from: code, configuration, inputs, versions. No date: equal work, equal bytes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from threadpoolctl import threadpool_info
+
+from resdm.io import sha256
+from resdm_suite.cohorts.manifest import split_digest
+from resdm_suite.profiles import Config
+
+PACKAGES = (
+    "resdm", "numpy", "scipy", "pandas", "scikit-image", "matplotlib", "nibabel", "nilearn", "SimpleITK",
+    "torch", "monai", "open_clip_torch", "lightning-fabric",
+)  # fmt: skip
+"""Distributions whose versions are recorded, where installed; none is imported for it."""
+
+
+def provenance(
+    config: Config,
+    inputs: Iterable[str | Path] = (),
+    *,
+    device: str = "cpu",
+    parts: Iterable[str] = (),
+    **extra: Any,
+) -> dict:
+    """The sidecar of a table or figure.
+
+    Parameters
+    ----------
+    config : Config
+    inputs : iterable of path
+        Files that it was made from; each is recorded by its path below ``config.root`` (else by its name) and digest.
+    device : str
+        What computed it.
+    parts : iterable of str
+        Parts of the configuration that it depends on beyond those that its inputs tell, see `depends_on`.
+    **extra
+        Further entries, plain JSON values (a person's choice by rule, a method, …); they come last.
+
+    Returns
+    -------
+    dict
+        profile, notice, config (digest), settings (digest of each part that it depends on), seed, split (digest), code
+        (git commit, dirty), device, processor, versions, inputs. Stable order. ``split`` is that of the manifest (see
+        `cohorts.manifest.split_digest`); None where no input is of the profile's work folder, or no split is
+        drawn.
+
+    Raises
+    ------
+    FileNotFoundError
+        An input that is not there.
+    """
+    digests, work, paths = {}, config.work.resolve(), sorted({Path(item) for item in inputs})
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: an input of the table or figure is not there")
+        digests[_portable(path, config.root)] = sha256(path)
+    return {
+        "profile": config.profile,
+        "notice": config.notice,
+        "config": config.digest(),
+        "settings": {part: config.digest(part) for part in sorted({*depends_on(config, paths), *parts})},
+        "seed": config.seed,
+        "split": _split(config) if any(path.resolve().is_relative_to(work) for path in paths) else None,
+        "code": git_state(),
+        "device": device,
+        "processor": processor(),
+        "versions": versions(),
+        "inputs": dict(sorted(digests.items())),
+        **extra,
+    }
+
+
+def depends_on(config: Config, inputs: Iterable[Path]) -> set[str]:
+    """Parts of the configuration that decide a result, from where its inputs lie.
+
+    Those that make the Snakefile run its rule again: whatever such a run leaves as it was is still up to date.
+    """
+    parts, work = {"cohort", "preprocess", "seed"}, config.work.resolve()
+    for path in map(Path.resolve, inputs):
+        stage, name, *rest = (*path.relative_to(work).parts, "", "") if path.is_relative_to(work) else ("", "")
+        if stage in ("models", "predictions"):
+            parts |= {"training", f"methods.{name}"} if name in config.methods else set()
+            parts |= {"uncertainty"} if "samples" in rest else set()
+        elif stage == "evaluation":  # the evaluators of status read every method's PET
+            parts |= {"evaluation", *(("training", "methods") if name.startswith("status") else ())}
+        elif path.is_relative_to(config.figures.resolve()):  # a table of tables
+            parts |= {"evaluation", "training", "methods"}
+    return parts
+
+
+def stale(config: Config, record: Mapping[str, Any]) -> list[str]:
+    """Parts of the configuration that have other values than when a sidecar was written; all where it tells none.
+
+    Parameters
+    ----------
+    config : Config
+    record : mapping
+        A stored sidecar, see `provenance`.
+    """
+
+    def digest(part: str) -> str | None:
+        try:
+            return config.digest(part)
+        except KeyError:  # a method that is no longer there
+            return None
+
+    settings = record.get("settings", {})
+    return [part for part, stored in settings.items() if digest(part) != stored] if settings else ["all"]
+
+
+def processor() -> dict[str, str]:
+    """Which code paths the linear algebra takes on this CPU: the last bits of results depend on them.
+
+    Returns
+    -------
+    dict of str
+        ``blas``: core type of OpenBLAS (``OPENBLAS_CORETYPE`` chooses another); ``torch``: vector instructions of its
+        kernels (``ATEN_CPU_CAPABILITY``), where this process has loaded it.
+    """
+    cores = sorted({library["architecture"] for library in threadpool_info() if library.get("architecture")})
+    found = {"blas": ", ".join(cores)} if cores else {}
+    if "torch" in sys.modules:  # not loaded for it: a table of stored scores needs none
+        found["torch"] = sys.modules["torch"].backends.cpu.get_cpu_capability()
+    return found
+
+
+def _split(config: Config) -> str | None:
+    if not config.manifest.is_file():
+        return None
+    frame = pd.read_csv(config.manifest, dtype=str, keep_default_na=False)
+    drawn = {"person", "split"} <= set(frame) and (frame["split"] != "").all()
+    return split_digest(frame) if drawn else None
+
+
+def git_state(folder: str | Path | None = None) -> dict[str, str | bool | None]:
+    """Commit of the source and whether tracked or new files beside ``figures/`` differ from it.
+
+    Drawn figures are left out of ``dirty``: drawing one must not change the sidecar of the next. Outside a git checkout
+    (an installed package, an archive, no git) both are ``None``.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Where to look; this package's source by default.
+    """
+    here = Path(__file__).resolve().parents[2] if folder is None else Path(folder)
+    marker = [] if folder is not None else ["ls-files", "--error-unmatch", str(Path(__file__).resolve())]
+    if marker and _git(here, *marker) is None:  # a package installed below somebody else's checkout
+        return {"commit": None, "dirty": None}
+    commit = _git(here, "rev-parse", "--verify", "HEAD")
+    changed = _git(here, "status", "--porcelain", "--", ":/", ":(top,exclude)figures")
+    if commit is None or changed is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.strip(), "dirty": bool(changed.strip())}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, env=environment, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of `PACKAGES`, from their metadata."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _portable(path: Path, root: Path) -> str:
+    """A path that means the same on another machine."""
+    resolved, base = path.resolve(), root.resolve()
+    return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else path.name

@@ -1,0 +1,423 @@
+"""The report: all that a profile has made, as pages that open from a folder, without a server and without a network.
+
+nbconvert turns the executed notebooks into pages; one index ties them to tables, figures, the ledger, quality control,
+timings and the environment. What is not there is named, so a failed run has a report too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import mistune
+import nbformat
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from nbconvert import HTMLExporter
+
+from resdm_suite.profiles import Config
+from resdm_suite.reporting.provenance import provenance
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a notebook draws, and whether a profile asks for it."""
+
+    notebook: str
+    short: str  # in the navigation
+    drawn: tuple[str, ...]  # files below figures/<profile>/, without suffix
+    asked: Callable[[Config], bool]
+
+
+def _compares(config: Config) -> bool:
+    return not any(method.kind == "released" for method in config.methods.values())  # which has a notebook of its own
+
+
+def _answers(*conditions: str) -> Callable[[Config], bool]:
+    return lambda config: _compares(config) and set(conditions) <= set(config.conditions)
+
+
+def _has_variants(config: Config) -> bool:
+    return _compares(config) and "Base" in config.methods
+
+
+def _samples(config: Config) -> bool:
+    return _compares(config) and config.uncertainty.method in config.methods
+
+
+def _has_truth(config: Config) -> bool:
+    return _compares(config) and config.cohort.kind == "phantom"
+
+
+SECTIONS = (
+    Section("00_cohort", "Table 1", ("table1",), lambda config: True),
+    Section("01_preprocess", "Preprocessing", ("qc",), _compares),
+    Section("04_table2_comparison", "Table 2", ("figure2", "table2", "figure2_regions"), _compares),
+    Section("05_table3_ablation", "Table 3", ("figure3", "table3"), _has_variants),
+    Section("06_table4_diagnosis", "Table 4", ("table4_roc", "table4"), _compares),
+    Section("07_figure4_gender", "Figure 4", ("figure4",), _answers("no_sex", "wrong_sex")),
+    Section("08_figure5_age", "Figure 5", ("figure5",), _answers("no_age", "shuffled_age")),
+    Section("09_figure1_method", "Figure 1", ("figure1",), _compares),
+    Section("11_planted_effects", "Planted effects", ("planted",), _has_truth),
+    Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
+    Section("14_uncertainty", "Uncertainty", ("uncertainty",), _samples),
+    Section(
+        "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
+    ),
+    Section("12_released_code", "Released code", ("departures",), lambda config: not _compares(config)),
+    Section("10_claims", "Claims", ("claims",), _compares),
+)
+"""In the order of the index; drawings that none of them names follow under a heading of their own."""
+
+LONG = 100  # lines of a table in Markdown; what follows its first block is folded away beyond
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class Page:
+    """An executed notebook."""
+
+    path: Path
+    source: str  # the stem of the notebook that was run
+    title: str
+    status: str  # done, not finished, or what stopped it
+    seconds: float | None
+
+    @property
+    def href(self) -> str:
+        """From the index."""
+        return quote(f"notebooks/{self.path.stem}.html")
+
+
+def write_report(config: Config) -> Path:
+    """Write ``work/<profile>/report/``, anew each time.
+
+    The folder holds copies of all that it links to, but for ``qc/`` beside it, and may be packed and moved with that.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    Path
+        ``index.html``.
+
+    Raises
+    ------
+    FileNotFoundError
+        The profile has made nothing yet.
+    """
+    if not (config.work.is_dir() or config.figures.is_dir()):
+        raise FileNotFoundError(f"{config.work}: nothing there to report; make reproduce PROFILE={config.profile}")
+    pages = [_page(path) for path in sorted((config.work / "notebooks").glob("*.ipynb"))]
+    with _replaced(config.work / "report") as folder:
+        _write_notebooks(pages, folder / "notebooks")
+        files = sorted(path for path in config.figures.glob("*.*") if path.is_file())
+        for path in files:
+            _copy(path, folder / "files" / path.name)
+        timings, total = _timings(config, pages)
+        text = _template("index.html.j2").render(
+            profile=config.profile,
+            notice=config.notice,
+            private=config.cohort.kind != "phantom",
+            facts=_facts(config),
+            missing=_missing(config, pages),
+            sections=_sections(config, pages, [path.name for path in files]),
+            qc=_quality(config),
+            pages=pages,
+            timings=timings,
+            total=total,
+            trainings=_trainings(config),
+            environment=_environment(config),
+        )
+        (folder / "index.html").write_text(text, encoding="utf-8", newline="\n")
+    return config.work / "report" / "index.html"
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``folder`` when the block ends well."""
+    new, old = (folder.with_name(f".{os.getpid()}.{word}.{folder.name}") for word in ("new", "old"))
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _template(name: str) -> Any:
+    return Environment(loader=PackageLoader("resdm_suite.reporting"), autoescape=True, trim_blocks=True).get_template(
+        name
+    )
+
+
+# ── notebooks ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _page(path: Path) -> Page:
+    notebook = nbformat.read(path, as_version=4)
+    run = notebook.metadata.get("papermill", {})
+    errors = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    if errors:
+        status = f"failed: {errors[0].ename}: {errors[0].evalue}"[:300]
+    else:
+        status = "done" if run.get("duration") is not None else "not finished"
+    said = [str(value) for name, value in run.get("parameters", {}).items() if name == "method"]
+    if "conditions" in run.get("parameters", {}):
+        said.append("other prompts")
+    return Page(
+        path=path,
+        source=Path(run.get("input_path", path)).stem,
+        title=" · ".join([_heading(path), *said]),
+        status=status,
+        seconds=run.get("duration"),
+    )
+
+
+def _heading(path: Path) -> str:
+    """What a notebook calls itself in its first line."""
+    cells = nbformat.read(path, as_version=4).cells
+    found = re.match(r"#\s+(.+)", next((cell.source for cell in cells if cell.cell_type == "markdown"), ""))
+    return found[1].strip() if found else path.stem
+
+
+def _write_notebooks(pages: list[Page], folder: Path) -> None:
+    folder.mkdir()
+    templates = PackageLoader("resdm_suite.reporting")
+    exporter = HTMLExporter(extra_loaders=[templates], template_file="notebook.html.j2")
+    exporter.log.setLevel("ERROR")  # else a warning for each picture without a text of its own
+    loader = exporter.environment.loader
+    styles = ["lab/static/index.css", "lab/static/theme-light.css", "notebook.css"]
+    style = "\n".join(loader.get_source(exporter.environment, name)[0] for name in styles)
+    (folder / "notebook.css").write_text(style, encoding="utf-8", newline="\n")
+    for i, page in enumerate(pages):
+        notebook = nbformat.read(page.path, as_version=4)
+        notebook.metadata.pop("widgets", None)
+        for cell in notebook.cells:
+            if "outputs" in cell:  # progress bars: dead without their server
+                cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+        links = [("← All results", "../index.html")]
+        links += [(f"previous: {pages[i - 1].path.stem}", quote(f"{pages[i - 1].path.stem}.html"))] if i else []
+        links += (
+            [(f"next: {pages[i + 1].path.stem}", quote(f"{pages[i + 1].path.stem}.html"))] if pages[i + 1 :] else []
+        )
+        nav = Markup(" ").join(Markup('<a href="{}">{}</a>').format(href, name) for name, href in links)
+        resources = {"metadata": {"name": page.title}, "resdm_nav": nav}
+        html, _ = exporter.from_notebook_node(notebook, resources)
+        (folder / f"{page.path.stem}.html").write_text(html, encoding="utf-8", newline="\n")
+
+
+# ── tables and figures ────────────────────────────────────────────────────────────────────────────
+
+
+def _sections(config: Config, pages: list[Page], files: list[str]) -> list[dict[str, Any]]:
+    left = dict.fromkeys(name.partition(".")[0] for name in files)
+    sections = []
+    for section in SECTIONS:
+        drawn = [stem for stem in section.drawn if stem in left]
+        drawn += [stem for stem in left if stem not in drawn and _belongs(stem, section)]
+        for stem in drawn:
+            del left[stem]
+        own = [page for page in pages if page.source == section.notebook]
+        if drawn or own:
+            source = own[0].path if own else config.root / "notebooks" / f"{section.notebook}.ipynb"
+            title = re.sub(r"^\d+ · ", "", _heading(source)) if source.is_file() else section.short
+            items = [_item(config, stem, files) for stem in drawn]
+            sections.append(_listed(section.notebook, section.short, title, items, own))
+    if left:
+        sections.append(_listed("more", "More", "More", [_item(config, stem, files) for stem in left], []))
+    return sections
+
+
+def _listed(anchor: str, short: str, title: str, drawn: list[dict], pages: list[Page]) -> dict[str, Any]:
+    return {"id": anchor, "short": short, "title": title, "drawn": drawn, "pages": pages}
+
+
+def _belongs(stem: str, section: Section) -> bool:
+    """``figure4_effects`` lies with ``figure4``."""
+    return any(stem.startswith(f"{drawn}_") for drawn in section.drawn)
+
+
+def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
+    own = {name.rpartition(".")[2]: name for name in files if name.partition(".")[0] == stem}
+    title, shown, rest = "", "", ""
+    if "md" in own:
+        title, shown, rest = _table(config.figures / own["md"], config.notice)
+    elif "csv" in own:
+        frame = pd.read_csv(config.figures / own["csv"])
+        title, shown = stem.replace("_", " ").capitalize(), _frame(frame)
+        if "png" in own:
+            title, shown, rest = "", "", shown  # a figure says its own title
+        elif len(frame) > LONG:
+            shown, rest = "", shown
+    return {
+        "stem": stem,
+        "title": title,
+        "alt": f"{stem.replace('_', ' ')}, {config.notice}".strip(", "),
+        "image": quote(f"files/{own['png']}") if "png" in own else None,
+        "size": _size(config.figures / own["png"]) if "png" in own else None,
+        "large": quote(f"files/{own.get('svg', own.get('png'))}") if "png" in own else None,
+        "table": Markup(shown),
+        "rest": Markup(rest),
+        "long": stem == "claims",
+        "files": [(suffix.upper(), quote(f"files/{name}")) for suffix, name in sorted(own.items())],
+    }
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """Width and height of a PNG, so that the page keeps its place until it is loaded; ``None`` of a broken one."""
+    with path.open("rb") as stream:
+        head = stream.read(24)
+    return (int.from_bytes(head[16:20]), int.from_bytes(head[20:])) if head[12:16] == b"IHDR" else None
+
+
+def _table(path: Path, notice: str) -> tuple[str, str, str]:
+    """Title, first block and the rest of a table in Markdown; the notice stands at the head of the page."""
+    first, _, body = path.read_text(encoding="utf-8").partition("\n")
+    title = first.lstrip("# ").replace(f"({notice})", "").strip()
+    blocks = re.split(r"(?m)^(?=### )", body.strip())
+    fold = body.count("\n") > LONG and len(blocks) > 1
+    shown = "".join(blocks[:2] if not blocks[0].strip() else blocks[:1]) if fold else body
+    return title, _markdown(shown), _markdown(body[body.index(shown) + len(shown) :]) if fold else ""
+
+
+def _markdown(text: str) -> str:
+    html = str(mistune.create_markdown(escape=False, plugins=["table"])(text))
+    html = html.replace("<h3>", "<h4>").replace("</h3>", "</h4>")
+    return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+
+
+def _frame(frame: pd.DataFrame) -> str:
+    html = frame.to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format, classes=[])
+    return f'<div class="table">{html}</div>'
+
+
+def _missing(config: Config, pages: list[Page]) -> list[str]:
+    """What the profile asks for and nobody finds, and what went wrong, in sentences."""
+    said = [f"{page.title}: {page.status}" for page in pages if page.status != "done"]
+    for what, path in (("manifest", config.manifest), ("preprocessed volumes", config.volumes / "index.csv")):
+        if not path.is_file():
+            said.append(f"no {what}: {path.relative_to(config.root)}")
+    for name in config.methods:
+        if not (config.model(name) / "model.safetensors").is_file():
+            begun = (config.model(name) / "state.pt").is_file()
+            said.append(f"{name}: " + ("training not finished" if begun else "not trained"))
+        elif not (config.predictions(name) / "scores.csv").is_file():
+            said.append(f"{name}: trained, but not synthesised")
+    for section in SECTIONS:
+        if section.asked(config):
+            for stem in section.drawn:
+                if not any(config.figures.glob(f"{stem}.*")):
+                    said.append(f"{stem}, which notebook {section.notebook} makes")
+    return said
+
+
+# ── the rest ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _facts(config: Config) -> list[tuple[str, str]]:
+    grid = config.preprocess.grid
+    facts = [("Grid", f"{' × '.join(map(str, grid.shape))} voxels of {grid.voxel_mm:g} mm")]
+    index = config.volumes / "index.csv"
+    if index.is_file():
+        people = pd.read_csv(index, dtype=str).drop_duplicates("person")["split"].value_counts()
+        parts = ", ".join(f"{people.get(name, 0)} {name}" for name in ("train", "validation", "test"))
+        facts.insert(0, ("People", f"{people.sum()}: {parts}"))
+    return [*facts, ("Methods", str(len(config.methods))), ("Seed", str(config.seed)), ("Settings", config.digest())]
+
+
+def _quality(config: Config) -> dict[str, Any] | None:
+    """Links to the pages of `resdm qc`, which lie beside: a montage a session is too much to copy."""
+    source = config.work / "qc"
+    if not (source / "index.html").is_file():
+        return None
+    said, files = (
+        "A montage, measures and flags of every session.",
+        [("Look through every session", "../qc/index.html")],
+    )
+    if (source / "qc.csv").is_file():
+        flags = pd.read_csv(source / "qc.csv", dtype=str, keep_default_na=False).get("flags", pd.Series(dtype=str))
+        said += f" {(flags != '').sum()} of {len(flags)} are flagged."
+        files.append(("QC table (CSV)", "../qc/qc.csv"))
+    return {"said": said, "files": files}
+
+
+def _timings(config: Config, pages: list[Page]) -> tuple[list[dict[str, Any]], str]:
+    """A row a job, in the order of the pages: notebooks by papermill, plain commands by Snakemake's records."""
+    rows = [{"name": words, "href": None, "seconds": seconds} for words, seconds in _commands(config)]
+    rows += [{"name": p.title, "href": p.href, "seconds": p.seconds} for p in pages if p.seconds is not None]
+    longest = max((row["seconds"] for row in rows), default=0.0)
+    for row in rows:
+        row |= {"share": 100 * row["seconds"] / longest if longest else 0.0, "said": _duration(row["seconds"])}
+    return rows, _duration(sum(row["seconds"] for row in rows))
+
+
+def _commands(config: Config) -> list[tuple[str, float]]:
+    """Command and seconds of jobs that are no notebook; none where Snakemake did not run, or keeps other records."""
+    found = {}
+    for path in sorted((config.root / ".snakemake" / "metadata").rglob("*")):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            words = record["shellcmd"].split()
+            if words[0] == "resdm" and words[1] != "report" and config.profile in words:
+                found[record["shellcmd"]] = float(record["starttime"]), float(record["endtime"])
+    return [(words, end - start) for words, (start, end) in sorted(found.items(), key=lambda item: item[1])]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _trainings(config: Config) -> list[dict[str, str]]:
+    rows = []
+    for name in config.methods:
+        path = config.model(name) / "timing.json"
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            memory = record.get("peak_memory_bytes")
+            rows.append(
+                {
+                    "method": name,
+                    "parameters": f"{record['parameters'] / 1e6:.2f} M",
+                    "steps": f"{record['steps']}",
+                    "time": _duration(record["seconds"]),
+                    "ms a step": f"{1e3 * record['seconds_per_step']:.1f}",
+                    "peak memory": f"{memory / 2**30:.2f} GiB" if memory else "–",
+                    "device": str(record["device"]),
+                }
+            )
+    return rows
+
+
+def _environment(config: Config) -> list[tuple[str, str]]:
+    record = provenance(config)
+    commit = record["code"]["commit"] or "not a git checkout"
+    return [
+        ("code", commit + (", with changes" if record["code"]["dirty"] else "")),
+        ("settings", f"configs/{config.profile}.yaml, digest {record['config']}"),
+        ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
+        *record["versions"].items(),
+    ]

@@ -1,0 +1,395 @@
+"""Calibration, coverage and ranking of the spread over samples, as table and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
+
+from resdm.settings import TRACERS
+from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
+from resdm_suite.profiles import FEWEST, Config
+from resdm_suite.reporting.figures import GREY, TRACER_TITLES, WIDTH, Page, styled
+from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, number, span
+
+TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
+"""Predictors as table and figure call them."""
+
+_COLOURS = {"raw": "#999999", "sampling": "#0072B2", "map": "#E69F00", "both": "#D55E00"}
+
+NOMINAL = 0.9
+"""The level that a region's row shows."""
+
+_GAINED = {
+    1: "they tell more of the error", -1: "they tell less of the error", 0: "nothing measurable of the error",
+}  # fmt: skip
+
+HELD = (0.85, 0.95)
+"""Coverage that the interval of level `NOMINAL` is held to."""
+
+
+def uncertainty_table(config: Config, found: Uncertainty) -> Table:
+    """What the spread over samples says of the error.
+
+    Parameters
+    ----------
+    config : Config
+    found : Uncertainty
+        From `resdm_suite.evaluation.uncertainty.judge`.
+
+    Returns
+    -------
+    Table
+        Frame: tracer, unit (``voxel``, ``regions``, a region, ``person``), predictor, measure, value, low, high (95 %),
+        n (people).
+    """
+    frame = _tidy(found)
+    tracers = [tracer for tracer in TRACERS if (frame["tracer"] == tracer).any()]
+    rank = found.ranking
+    return Table(
+        name="uncertainty",
+        title="How far the spread over samples can be trusted",
+        notice=config.notice,
+        frame=frame,
+        blocks=(
+            _coverage_block(found, tracers, "voxel", "Coverage of nominal intervals, voxels of the brain (%)"),
+            _coverage_block(found, tracers, "regions", "Coverage of nominal intervals, regional SUVR (%)"),
+            _likelihood_block(found, tracers),
+            _ranking_block(found, tracers),
+            _region_block(found, tracers),
+        ),
+        notes=(
+            verdict(found),
+            *findings(found),
+            f"{config.uncertainty.samples} samples of {config.uncertainty.method} a session; mean m, standard "
+            "deviation s. Test people, people as unit, brackets: 95 % bootstrap over people; "
+            f"n = {span(rank['n'])}. SUVR, inside the brain.",
+            "Calibrated on validation people alone: σ² = a s² + b e², a, b ≥ 0 by least squares on squared errors, e "
+            "the root mean square error of validation people at the voxel (smoothed by "
+            f"{MAP_FWHM_MM:g} mm FWHM) or region. The interval of level p is m ± q(p) σ, q(p) the empirical "
+            "p-quantile of |real − m| / σ over validation voxels or regions, error maps made without the person's fold "
+            f"of {FOLDS}. Nothing guarantees the level; the coverage of test people is what is measured.",
+            *(f"{TITLES[name]}: {text}." for name, text in PREDICTORS.items()),
+            "Likelihood: mean Gaussian negative log-likelihood a voxel or region, lower is better; gain: that of the "
+            "error map alone minus this one, above zero where it says more of the error than a map that knows nothing "
+            "of the person.",
+            "Ranking: Spearman's ρ of the person's score (root mean square σ) with their mean absolute error. Area "
+            "under the risk–coverage curve (AURC): mean error of the people kept, averaged over how many are kept; "
+            "random is a score that knows nothing, oracle the error itself; gain: the share of the way between them.",
+        ),
+    )
+
+
+# ── what the numbers say ──────────────────────────────────────────────────────────────────────────
+
+
+def verdict(found: Uncertainty) -> str:
+    """Whether the spread over samples adds to the error map in likelihood, voxel by voxel, for any tracer: a sentence.
+
+    It does for a tracer if the interval over people of the gain (predictor ``both`` over ``map``) lies above zero.
+    """
+    gains = found.likelihood.query("unit == 'voxel' and predictor == 'both'").to_dict("records")
+    told = {True: [], False: []}
+    for row in gains:
+        ends = _bracket(row["gain_low"], row["gain_high"], 3)
+        told[_sign(row) > 0].append(f"{TRACER_NAMES[row['tracer']]} (gain {number(row['gain'], 3)} {ends} a voxel)")
+    yes, no = (" and ".join(told[added]) for added in (True, False))
+    if not yes:
+        return f"Verdict: the spread over samples adds nothing to the error map, for {no}: it is no error bar."
+    return f"Verdict: the spread over samples adds to the error map for {yes}{f', not for {no}' if no else ''}."
+
+
+def _sign(row: Mapping[str, Any]) -> int:
+    """1 where samples tell more of the error than the map alone, −1 where less, 0 where the interval holds zero."""
+    return int(row["gain_low"] > 0) - int(row["gain_high"] < 0)
+
+
+def findings(found: Uncertainty) -> tuple[str, ...]:
+    """What the numbers say of coverage, of what samples add, and of ranking, in sentences: three a tracer.
+
+    An interval over people that holds zero is no finding, in either direction.
+    """
+    lines = []
+    for tracer in [tracer for tracer in TRACERS if (found.ranking["tracer"] == tracer).any()]:
+        name, (low, high) = TRACER_NAMES[tracer], (f"{100 * end:g}" for end in HELD)
+        covered = _covered(found, tracer)
+        regions = covered.drop(["voxel", "regions"], level="unit").xs("both", level="predictor")
+        left = regions[(regions["coverage"] < HELD[0]) | (regions["coverage"] > HELD[1])]
+        told = ", ".join(f"{region.replace('_', ' ')} {_percent(row)}" for region, row in left.iterrows())
+        pooled = [covered.loc[(unit, "both")] for unit in ("voxel", "regions")]
+        held = "both inside" if all(HELD[0] <= row["coverage"] <= HELD[1] for row in pooled) else "not both inside"
+        lines.append(
+            f"{name}, coverage: the calibrated {100 * NOMINAL:g} % interval (both) holds {_percent(pooled[0])} % of "
+            f"voxels and {_percent(pooled[1])} % of regional SUVRs, {held} {low} to {high} %; uncalibrated it holds "
+            f"{_percent(covered.loc[('voxel', 'raw')])} % of voxels. Of {len(regions)} regions "
+            + (f"{len(left)} leave {low} to {high} %: {told}." if len(left) else f"none leaves {low} to {high} %.")
+        )
+        gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["predictor"] == "both")]
+        said = "; ".join(
+            f"{_GAINED[_sign(row)]} of a {'voxel' if row['unit'] == 'voxel' else 'region'} "
+            f"({number(row['gain'], 3)} {_bracket(row['gain_low'], row['gain_high'], 3)})"
+            for row in gains.to_dict("records")
+        )
+        lines.append(f"{name}, what samples add to the error map, in log-likelihood: {said}.")
+        ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
+        rhos = "; ".join(f"{TITLES[score]} {_rho(ranking.loc[score])}" for score in ("raw", "both"))
+        lines.append(f"{name}, ranking: {_ranked(ranking)} (ρ: {rhos}).")
+    return tuple(lines)
+
+
+def _covered(found: Uncertainty, tracer: str) -> pd.DataFrame:
+    chosen = (found.coverage["tracer"] == tracer) & (found.coverage["nominal"] == NOMINAL)
+    return found.coverage[chosen].set_index(["unit", "predictor"])
+
+
+def _percent(row: pd.Series) -> str:
+    return f"{number(100 * row['coverage'], 0)} {_bracket(100 * row['low'], 100 * row['high'], 0)}"
+
+
+def _ranked(ranking: pd.DataFrame) -> str:
+    """Whether any score puts people in the order of their error."""
+    good = [TITLES[name] for name in ("raw", "both") if ranking.loc[name, "rho_low"] > 0]
+    return (
+        f"{' and '.join(good)} rank{'s' * (len(good) == 1)} people by error"
+        if good
+        else "no score ranks people by error"
+    )
+
+
+def _rho(row: pd.Series) -> str:
+    if np.isnan(row["rho"]):
+        return "the same for all"
+    return f"{number(row['rho'], 2)} {_bracket(row['rho_low'], row['rho_high'], 2)}"
+
+
+def _rho_short(ranking: pd.DataFrame) -> str:
+    rho = ranking.loc["both", "rho"]
+    return "the same score for all" if np.isnan(rho) else f"ρ = {number(rho, 2)}"
+
+
+def _short(found: Uncertainty, tracer: str) -> str:
+    """`findings` in a line."""
+    covered = _covered(found, tracer)
+    gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["unit"] == "voxel")]
+    gain = gains.set_index("predictor").loc["both"]
+    added = {1: "add to", -1: "take from", 0: "add nothing to"}[_sign(gain)]
+    ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
+    return (
+        f"{100 * NOMINAL:g} % interval: {_percent(covered.loc[('voxel', 'both')])} % of voxels, uncalibrated "
+        f"{number(100 * covered.loc[('voxel', 'raw'), 'coverage'], 0)} %; samples {added} the map; {_ranked(ranking)}."
+    )
+
+
+def _tidy(found: Uncertainty) -> pd.DataFrame:
+    rows = []
+    for row in found.calibration.to_dict("records"):
+        who = {key: row[key] for key in ("tracer", "unit", "predictor")}
+        rows += [who | {"measure": key, "value": row[key]} for key in row if key not in who]
+    for row in found.coverage.to_dict("records"):
+        who = {key: row[key] for key in ("tracer", "unit", "predictor", "n")}
+        level = f"{100 * row['nominal']:g}"
+        rows.append(who | {"measure": f"coverage_{level}", "value": row["coverage"]} | _ends(row))
+        rows.append(who | {"measure": f"width_{level}", "value": row["width"]})
+    for row in found.likelihood.to_dict("records"):
+        who = {key: row[key] for key in ("tracer", "unit", "predictor")}
+        rows.append(who | {"measure": "nll", "value": row["nll"]})
+        rows.append(who | {"measure": "nll_gain", "value": row["gain"]} | _ends(row, "gain_"))
+    for row in found.ranking.to_dict("records"):
+        who = {"tracer": row["tracer"], "unit": "person", "predictor": row["predictor"], "n": row["n"]}
+        rows.append(who | {"measure": "rho", "value": row["rho"]} | _ends(row, "rho_"))
+        measures = ("aurc", "aurc_random", "aurc_oracle", "gain")
+        rows += [who | {"measure": key, "value": row[key]} for key in measures]
+    columns = ["tracer", "unit", "predictor", "measure", "value", "low", "high", "n"]
+    return pd.DataFrame(rows)[columns].astype({"n": "Int64"})
+
+
+def _ends(row: dict, prefix: str = "") -> dict[str, float]:
+    return {"low": row[f"{prefix}low"], "high": row[f"{prefix}high"]}
+
+
+def _coverage_block(found: Uncertainty, tracers: list[str], unit: str, title: str) -> Block:
+    part = found.coverage[found.coverage["unit"] == unit].set_index(["tracer", "predictor", "nominal"])
+    columns = [("", "Predictor"), *((TRACER_NAMES[t], f"{100 * p:g} %") for t in tracers for p in LEVELS)]
+    rows = []
+    for predictor, name in TITLES.items():
+        row: list = [name]
+        for tracer in tracers:
+            for level in LEVELS:
+                one = part.loc[(tracer, predictor, level)]
+                row.append((number(100 * one["coverage"], 1), _bracket(100 * one["low"], 100 * one["high"], 1)))
+        rows.append(tuple(row))
+    return Block(title, tuple(columns), tuple(rows))
+
+
+def _likelihood_block(found: Uncertainty, tracers: list[str]) -> Block:
+    part = found.likelihood.set_index(["tracer", "unit", "predictor"])
+    columns = [("", "Predictor")]
+    columns += [(f"{TRACER_NAMES[t]}, {u}", head) for t in tracers for u in ("voxel", "regions") for head in _HEADS]
+    rows = []
+    for predictor, name in TITLES.items():
+        row: list = [name]
+        for tracer in tracers:
+            for unit in ("voxel", "regions"):
+                one = part.loc[(tracer, unit, predictor)]
+                row.append(number(one["nll"], 2))
+                known = predictor != "map"
+                ends = _bracket(one["gain_low"], one["gain_high"], 2)
+                row.append((number(one["gain"], 2), ends) if known else "–")
+        rows.append(tuple(row))
+    return Block("Likelihood", tuple(columns), tuple(rows))
+
+
+_HEADS = ("NLL", "gain over map")
+
+
+def _ranking_block(found: Uncertainty, tracers: list[str]) -> Block:
+    part = found.ranking.set_index(["tracer", "predictor"])
+    heads = ("ρ", "AURC", "random", "oracle", "gain")
+    columns = [("", "Score"), *((TRACER_NAMES[t], head) for t in tracers for head in heads)]
+    rows = []
+    for predictor, name in TITLES.items():
+        row: list = [name]
+        for tracer in tracers:
+            one = part.loc[(tracer, predictor)]
+            row.append((number(one["rho"], 2), _bracket(one["rho_low"], one["rho_high"], 2)))
+            row += [number(one[key], 4) for key in ("aurc", "aurc_random", "aurc_oracle")]
+            row.append(number(one["gain"], 2))
+        rows.append(tuple(row))
+    return Block("Ranking people by their error", tuple(columns), tuple(rows))
+
+
+def _region_block(found: Uncertainty, tracers: list[str]) -> Block:
+    part = found.coverage[(found.coverage["predictor"] == "both") & (found.coverage["nominal"] == NOMINAL)]
+    values = part.set_index(["tracer", "unit"])
+    names = [unit for unit in dict.fromkeys(part["unit"]) if unit not in ("voxel", "regions")]
+    columns = [("", "Region"), *((TRACER_NAMES[t], head) for t in tracers for head in ("coverage (%)", "width"))]
+    rows = []
+    for name in names:
+        row: list = [name.replace("_", " ")]
+        for tracer in tracers:
+            if (tracer, name) not in values.index:  # the tracer's reference region
+                row += ["–", "–"]
+                continue
+            one = values.loc[(tracer, name)]
+            row.append((number(100 * one["coverage"], 0), _bracket(100 * one["low"], 100 * one["high"], 0)))
+            row.append(number(one["width"], 3))
+        rows.append(tuple(row))
+    return Block(f"Nominal {100 * NOMINAL:g} % interval by region, both (width in SUVR)", tuple(columns), tuple(rows))
+
+
+def _bracket(low: float, high: float, decimals: int) -> str:
+    return f"[{number(low, decimals)}, {number(high, decimals)}]"
+
+
+# ── the figure ────────────────────────────────────────────────────────────────────────────────────
+
+
+@styled
+def uncertainty_figure(found: Uncertainty, *, people: bool = True, notice: str = "", method: str = "ResDM") -> Figure:
+    """Error against predicted deviation, coverage, score against error, and the risk–coverage curve, by tracer.
+
+    Parameters
+    ----------
+    found : Uncertainty
+    people : bool
+        Draw single people in (c), and (d) person by person; else, for cohorts whose single people may not be shown,
+        means of `resdm_suite.profiles.FEWEST` or more.
+    notice, method : str
+    """
+    left, gap, size, top, pitch = 0.50, 0.46, 1.28, 1.16, 2.04
+    tracers = [tracer for tracer in TRACERS if (found.ranking["tracer"] == tracer).any()]
+    page = Page.of(WIDTH, top + pitch * (len(tracers) - 1) + size + 0.40)
+    dot = "a person" if people else f"{FEWEST} people or more"
+    page.title(
+        f"What the spread over samples of {method} says of its error", notice,
+        "Test people, brain, SUVR; calibrated on validation people. (a) bins of equally many voxels; (b) voxels (line) "
+        f"and regions (dots); (c) a dot is {dot}; (d) people kept, those with "
+        "the lowest score first.",
+    )  # fmt: skip
+    for row, tracer in enumerate(tracers):
+        panels = [page.axes(left + i * (size + gap), top + row * pitch, size, size) for i in range(4)]
+        _reliability_panel(panels[0], found.reliability[found.reliability["tracer"] == tracer])
+        _coverage_panel(panels[1], found.coverage[found.coverage["tracer"] == tracer])
+        ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
+        own = found.people[found.people["tracer"] == tracer]
+        _ranking_panel(panels[2], own, people)
+        _risk_panel(panels[3], own, people)
+        page.text(0.08, top + row * pitch - 0.34, TRACER_TITLES[tracer], fontsize=8, fontweight="bold")
+        page.text(0.70, top + row * pitch - 0.335, _short(found, tracer), fontsize=6.5)
+        for letter, axes in zip("abcd", panels, strict=True):
+            said = f" {_rho_short(ranking)}" if letter == "c" else ""
+            axes.set_title(f"({letter}){said}", fontsize=7, loc="left", pad=3)
+        if row == 0:
+            handles, labels = panels[0].get_legend_handles_labels()
+            page.figure.legend(
+                handles, labels, ncols=4, loc="upper left", fontsize=6.5, handlelength=1.6,
+                bbox_to_anchor=(0.0, 1 - (top - 0.60) / page.height),
+            )  # fmt: skip
+    return page.figure
+
+
+def _reliability_panel(axes: Axes, part: pd.DataFrame) -> None:
+    for predictor, name in TITLES.items():
+        one = part[part["predictor"] == predictor]
+        axes.plot(one["predicted"], one["error"], "-o", ms=2.2, lw=0.9, color=_COLOURS[predictor], label=name)
+    ends = [min(part["predicted"].min(), part["error"].min()), max(part["predicted"].max(), part["error"].max())]
+    axes.plot(ends, ends, ":", color=GREY, lw=0.8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = [tick for tick in (0.003, 0.01, 0.03, 0.1, 0.3) if 0.9 * ends[0] <= tick <= 1.1 * ends[1]]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(FixedLocator([]))
+    axes.set_xlabel("predicted deviation")
+    axes.set_ylabel("error (RMS)", labelpad=1)
+
+
+def _coverage_panel(axes: Axes, part: pd.DataFrame) -> None:
+    axes.plot([0, 100], [0, 100], ":", color=GREY, lw=0.8)
+    for predictor in TITLES:
+        own = part[part["predictor"] == predictor]
+        for unit, style in (("voxel", "-"), ("regions", "o")):
+            one = own[own["unit"] == unit]
+            axes.plot(100 * one["nominal"], 100 * one["coverage"], style, ms=2.5, lw=0.9, color=_COLOURS[predictor])
+    axes.set_xlim(40, 100)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("nominal (%)")
+    axes.set_ylabel("coverage (%)", labelpad=1)
+
+
+def _ranking_panel(axes: Axes, own: pd.DataFrame, people: bool) -> None:
+    shown = own.sort_values("both")
+    if not people:
+        groups = min(5, len(own) // FEWEST)
+        shown = shown[["both", "error"]].groupby(np.arange(len(own)) * groups // max(len(own), 1)).mean()
+        shown = shown if groups else shown[:0]
+    axes.plot(shown["both"], shown["error"], "o", ms=2.2, mew=0, color=_COLOURS["both"], alpha=0.8)
+    axes.set_xlabel("score (both)")
+    axes.set_ylabel("mean absolute error", labelpad=1)
+    axes.margins(0.08)
+
+
+def _risk_panel(axes: Axes, own: pd.DataFrame, people: bool) -> None:
+    error = own["error"].to_numpy()
+    steps = np.arange(len(error))
+    if not people:  # two means that one person tells apart tell of that person
+        steps = np.append(steps[FEWEST - 1 : len(error) - FEWEST : FEWEST], steps[FEWEST - 1 :][-1:])
+    kept, oracle = 100 * (steps + 1) / len(error), risk_coverage(error, error)[steps]
+    axes.axhline(error.mean(), ls=":", lw=0.8, color=GREY)
+    axes.plot(kept, oracle, ls="--", lw=0.8, color=GREY)
+    for predictor in ("raw", "both"):
+        if np.ptp(own[predictor]) <= 1e-9 * own[predictor].max():  # in any order
+            continue
+        axes.plot(kept, risk_coverage(own[predictor].to_numpy(), error)[steps], lw=0.9, color=_COLOURS[predictor])
+    axes.text(98, error.mean(), "random", fontsize=5.5, color=GREY, ha="right", va="bottom")
+    if len(kept):
+        axes.text(40, np.interp(40, kept, oracle), "oracle", fontsize=5.5, color=GREY, va="top")
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("people kept (%)")
+    axes.set_ylabel("mean error of the kept", labelpad=1)
