@@ -1,4 +1,4 @@
-"""What the pages say is so: commands exist, links resolve, and two tutorials run as they stand."""
+"""The pages are true: commands exist, links resolve, and the tutorials run."""
 
 from __future__ import annotations
 
@@ -129,15 +129,11 @@ def test_every_notebook_profile_and_page_stands_in_the_readme():
         assert f"(docs/{path.name})" in text, path.name
 
 
-def test_every_module_stands_in_the_layout():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    layout = text[text.index("## Layout") :]
-    for path in sorted((ROOT / "resdm").rglob("*.py")):
-        if path.stem != "__init__":
-            assert re.search(rf"\b{path.stem}\b", layout), path.relative_to(ROOT)
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-# ── the doors ─────────────────────────────────────────────────────────────────────────────────────
+# ── environments ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_image_opens_on_the_same_environment():
@@ -153,8 +149,6 @@ def test_the_image_opens_on_the_same_environment():
         *project["project"]["license-files"],
     ):
         assert name in re.search(r"^COPY (.*)\./$", text, flags=re.MULTILINE)[1].split()
-    for package in project["tool"]["setuptools"]["packages"]:
-        assert package == "resdm" or package.replace(".", "/") in text, f"{package} has no folder while pip installs"
     instruction = re.compile(r"(FROM|RUN|WORKDIR|COPY|ENV|EXPOSE|CMD) \S")
     joined = re.sub(r"\\\n", " ", text)
     assert all(instruction.match(line) for line in joined.splitlines() if line and not line.startswith("#"))
@@ -261,7 +255,7 @@ def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch,
 ])  # fmt: skip
 def test_a_kind_that_is_no_method_is_refused(kind, message):
     if message is None:  # a class, but no method: known when it is built
-        with pytest.raises(ConfigError, match=r"expected a class made from resdm\.methods\.Method"):
+        with pytest.raises(ConfigError, match=r"expected a class made from resdm\.Method"):
             build_method(method_from_dict({"kind": kind}, "x.yaml"), (16, 16, 16))
     else:
         with pytest.raises(ConfigError, match=re.escape(message)) as error:
@@ -271,11 +265,11 @@ def test_a_kind_that_is_no_method_is_refused(kind, message):
 
 def test_a_kind_with_a_colon_may_be_one_of_ours():
     """The class's own settings are found by its annotation, and unknown keys are refused as everywhere."""
-    ours = method_from_dict({"kind": "resdm.method:Regression", "lambda_high": 0.5}, "x.yaml")
+    ours = method_from_dict({"kind": "resdm.baselines.regression:Regression", "lambda_high": 0.5}, "x.yaml")
     assert type(ours).__name__ == "RegressionConfig"
     assert ours.lambda_high == 0.5
     with pytest.raises(ConfigError, match="unknown key 'lambda_hihg'"):
-        method_from_dict({"kind": "resdm.method:Regression", "lambda_hihg": 0.5}, "x.yaml")
+        method_from_dict({"kind": "resdm.baselines.regression:Regression", "lambda_hihg": 0.5}, "x.yaml")
 
 
 @pytest.mark.parametrize("source", ["csv", "bids"])
