@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from resdm.io import write_csv, write_json
 from resdm_suite.anatomy import SUMMARY, Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import EMPTY
-from resdm_suite.evaluation.image_quality import synthetic_path
+from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
@@ -43,7 +43,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = GRID.affine, suvr_r
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array.astype(np.float32), affine), path)
     if suvr_range is not None:
-        sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+        sidecar = sidecar_path(path)
         write_json(sidecar, {"intensity": {"kind": "fixed", "suvr_range": list(suvr_range)}})
     return path
 

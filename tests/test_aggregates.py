@@ -17,7 +17,8 @@ from resdm.io import write_csv
 from resdm.method import build_method
 from resdm_suite.anatomy import Box
 from resdm_suite.apps.stages import write_trace
-from resdm_suite.evaluation.image_quality import read_index, read_scores, read_volume, score_method, synthetic_path
+from resdm_suite.evaluation.image_quality import read_index, read_scores, read_volume, score_method
+from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import FEWEST, CohortConfig, PhantomConfig
 from resdm_suite.reporting.cases import mean_cases, read_trace, regional_comparison, shown_cases
 from resdm_suite.reporting.figures import figure1, figure2, regional_panel, save_figure

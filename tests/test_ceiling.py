@@ -21,8 +21,9 @@ from resdm_suite.apps import cli
 from resdm_suite.apps.stages import make_manifest, synthesise_ceiling
 from resdm_suite.cohorts import phantom
 from resdm_suite.cohorts.phantom import write_phantoms
-from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people, synthetic_path, template_scores
+from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people, template_scores
 from resdm_suite.evaluation.planted import read_causes
+from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.preprocessing import ceiling
 from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, PhantomConfig, load_config
@@ -116,7 +117,7 @@ def test_it_is_scored_like_a_method_and_far_above_the_mean_pet(config, out):
         assert gain.xs((tracer, "brain")).mean() > 3
         row = index[index[f"present_{tracer}"] == 1].iloc[0]
         path = synthetic_path(out, row["person"], row["session"], row[f"{tracer}_tracer"])
-        said = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        said = json.loads(sidecar_path(path).read_text())
         assert (said["method"], said["tracer"]) == ("ceiling", tracer)
         assert said["notice"] == "uses the phantom's truth: no method can"
         assert said["prompt"] == {"age": row["age"], "sex": row["sex"]}

@@ -31,8 +31,9 @@ from resdm_suite.evaluation.downstream import (
 )
 from resdm_suite.evaluation.effects import COLUMNS
 from resdm_suite.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
-from resdm_suite.evaluation.image_quality import read_index, synthetic_path
+from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.networks import BrainAge, DSNet, spatial_cosine
+from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.profiles import BrainAgeConfig, CohortConfig, EvaluationConfig, EvaluatorConfig
 
 # ── the networks ──────────────────────────────────────────────────────────────────────────────────
@@ -234,7 +235,7 @@ def make_people(root, train=14, test=4):
                         made = save(synthetic_path(config.predictions("copy", condition), who, session, label), pet)
                         save(synthetic_path(config.predictions("ceiling"), who, session, label), pet)
                         prompt = dict(zip(("age", "sex"), said(row["age"], row["sex"]), strict=True))
-                        write_json(str(made).replace(".nii.gz", ".json"), {"prompt": prompt})
+                        write_json(sidecar_path(made), {"prompt": prompt})
             rows.append(row)
     for tracer in TRACERS:
         save(config.volumes / f"template_{tracer}.nii.gz", 0.4 * brain)

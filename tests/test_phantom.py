@@ -17,6 +17,7 @@ from resdm.settings import ConfigError
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.cohorts import phantom
 from resdm_suite.cohorts.phantom import PhantomError, displacement, write_phantoms
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import CohortConfig, Config, PhantomConfig, load_config
 
 GRID = Grid((32, 32, 32), 6.0)
@@ -648,7 +649,7 @@ def test_truth_stays_outside_the_dataset(cohort):
 def test_frames_average_to_the_scan(tmp_path):
     config = write(tmp_path, people=1, pet_frames=4)
     for path in config.source_root.rglob("*_pet.nii.gz"):
-        data, sidecar = nib.load(path).get_fdata(), json.loads(path.with_name(path.name[:-7] + ".json").read_text())
+        data, sidecar = nib.load(path).get_fdata(), json.loads(sidecar_path(path).read_text())
         assert data.shape[3] == 4
         assert len(sidecar["FrameDuration"]) == len(sidecar["FrameTimesStart"]) == 4
         bright = data.mean(3) > 0.5 * data.max()

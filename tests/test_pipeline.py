@@ -18,7 +18,8 @@ from resdm.settings import TrainingConfig
 from resdm_suite.apps import stages as pipeline
 from resdm_suite.apps.stages import synthesise_method, train_method, validation_score
 from resdm_suite.cohorts.manifest import LeakageError
-from resdm_suite.evaluation.image_quality import psnr, read_index, score_people, ssim, synthetic_path
+from resdm_suite.evaluation.image_quality import psnr, read_index, score_people, ssim
+from resdm_suite.paths import synthetic_path
 
 SPLITS = ["train"] * 4 + ["validation"] * 2 + ["test"] * 3
 

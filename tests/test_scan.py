@@ -21,6 +21,7 @@ from resdm_suite.apps import single_scan as scans
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
+from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.volumes import VolumeError
 
 GRID = Grid((48, 56, 48), 4.0)
@@ -159,14 +160,14 @@ def test_the_mean_in_both_spaces(tmp_path, t1w, registered):
         place = apply_affine(np.linalg.inv(grid.affine), apply_affine(native.affine, centre))
         there = 3 * ndimage.map_coordinates(mean, place[:, None], order=1)[0]
         assert native.get_fdata()[centre] == pytest.approx(there, rel=1e-4)
-    said = json.loads((files["tau_native"].with_name(files["tau_native"].name[:-7] + ".json")).read_text())
+    said = json.loads(sidecar_path(files["tau_native"]).read_text())
     assert (said["units"], said["space"], said["statistic"]) == ("SUVR", "T1w", "mean over samples")
     assert (said["seed"], said["samples"], said["prompt"]) == (5, 3, {"age": 74, "sex": "F"})
     assert said["source"]["sha256"] == sha256(t1w)
     assert said["model"]["sha256"] == sha256(model / "model.safetensors")
     assert said["source"]["versions"]["resdm"]
     assert said["notice"] == "synthetic, not for clinical use"
-    units = json.loads((files["tau"].with_name(files["tau"].name[:-7] + ".json")).read_text())["units"]
+    units = json.loads(sidecar_path(files["tau"]).read_text())["units"]
     assert units.startswith("intensity: SUVR = low + (high − low)")
     table = pd.read_csv(files["suvr"])
     regional = [regional_means(to_suvr(d[1], (0.0, 3.0)), loaded.grid, "tau")["thalamus"] for d in draws]
@@ -210,7 +211,7 @@ def test_a_real_persons_mri_in_its_own_space_twice_the_same(real_t1, tmp_path, u
         data = image.get_fdata()
         assert (np.isfinite(data) & (data >= 0)).all()
         assert data.max() > 0
-    sidecar = files["tau_native"].with_name(files["tau_native"].name.replace(".nii.gz", ".json"))
+    sidecar = sidecar_path(files["tau_native"])
     transform = np.array(json.loads(sidecar.read_text())["source"]["transform"])
     planted = to_native(marker(GRID), GRID, transform, real_t1)
     found = apply_affine(planted.affine, np.array(ndimage.center_of_mass(planted.get_fdata())))

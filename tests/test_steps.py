@@ -23,9 +23,10 @@ from resdm.io import sha256, write_csv
 from resdm.settings import ConfigError, TrainingConfig
 from resdm_suite.anatomy import mni_map
 from resdm_suite.apps.stages import synthesise_method, train_method
-from resdm_suite.evaluation.image_quality import mae, psnr, read_volume, ssim, synthetic_path
+from resdm_suite.evaluation.image_quality import mae, psnr, read_volume, ssim
 from resdm_suite.evaluation.statistics import bootstrap_mean
 from resdm_suite.evaluation.suvr import regional_means, texture, to_suvr
+from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import CohortConfig, Config
 
 SPLITS = ["train"] * 4 + ["validation"] * 2 + ["test"] * 6

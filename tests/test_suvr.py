@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from stored_cohort import GRID, RANGES, make_cohort, save
 
 from resdm_suite.anatomy import REFERENCE, SUMMARY, regions
-from resdm_suite.evaluation.image_quality import read_volume, synthetic_path
+from resdm_suite.evaluation.image_quality import read_volume
 from resdm_suite.evaluation.suvr import (
     agreement,
     correlation,
@@ -24,6 +24,7 @@ from resdm_suite.evaluation.suvr import (
     texture_summary,
     to_suvr,
 )
+from resdm_suite.paths import synthetic_path
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from resdm_suite.apps.prediction import (
     synthesise_mri,
     synthesise_people,
 )
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import CONDITIONS
 
 AGES, SEXES = [60.0, 65.0, 70.0, 75.0, None], ["F", "M", "F", "M", "F"]
@@ -121,7 +122,7 @@ def test_files_affine_and_sidecar(folder, people, tmp_path):
     model = Model.load(folder)
     expected = model.synthesise(mri(1), 65.0, "M", seed=derive_seed(0, "sub-0001", "ses-M000"))
     np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), expected[0])
-    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    sidecar = json.loads(sidecar_path(path).read_text())
     assert sidecar["synthetic"] is True
     assert sidecar["notice"] == "synthetic, not for clinical use"
     assert (sidecar["method"], sidecar["condition"], sidecar["tracer"]) == ("Plain", "factual", "amyloid")
@@ -294,7 +295,7 @@ def test_one_mri(folder, tmp_path):
         image = nib.load(files[tracer])
         np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), pet[channel])
         np.testing.assert_array_equal(image.affine, Grid(SHAPE, 12.0).affine)
-    sidecar = json.loads(files["tau"].with_name(files["tau"].name.replace(".nii.gz", ".json")).read_text())
+    sidecar = json.loads(sidecar_path(files["tau"]).read_text())
     assert sidecar["prompt"] == {"age": 74, "sex": "F"}
     assert sidecar["source"] == {"file": "x.nii.gz"}
     assert (sidecar["seed"], sidecar["tracer"]) == (4, "tau")
@@ -309,7 +310,7 @@ def test_a_phantom_model_is_refused_unless_asked_for_and_then_says_so(tmp_path):
     files = synthesise_mri(folder, mri(0), tmp_path / "out", age=74, sex="F", allow_phantom_model=True)
     for tracer in ("amyloid", "tau"):
         assert b"made by a phantom-trained model" in bytes(nib.load(files[tracer]).header["descrip"])
-        sidecar = json.loads(files[tracer].with_name(files[tracer].name.replace(".nii.gz", ".json")).read_text())
+        sidecar = json.loads(sidecar_path(files[tracer]).read_text())
         assert sidecar["notice"].endswith("made by a phantom-trained model")
         assert sidecar["cohort_notice"] == "phantom data: not a reproduction of the paper's numbers"
 

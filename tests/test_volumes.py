@@ -21,6 +21,7 @@ from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest, split_people, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
+from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing import volumes as room
 from resdm_suite.preprocessing.dataset import CohortDataset
@@ -68,7 +69,7 @@ def loaded(path):
 
 
 def sidecar(path):
-    return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    return json.loads(sidecar_path(path).read_text())
 
 
 def files(folder):

@@ -30,6 +30,7 @@ from resdm.io import atomic, write_json
 from resdm.method import Method
 from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Box, Grid, mni_map, working_box
+from resdm_suite.paths import sidecar_path, std_path, synthetic_name, synthetic_path
 from resdm_suite.profiles import check_condition
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
@@ -212,7 +213,7 @@ class Model:
         image.header["descrip"] = self.card.notice.encode("ascii", "replace")[:79]
         with atomic(path) as temporary:
             nib.save(image, temporary)
-        write_json(_sidecar_path(path), sidecar)
+        write_json(sidecar_path(path), sidecar)
 
 
 def sampling_steps(card: ModelCard, steps: int | None = None) -> int | None:
@@ -235,10 +236,6 @@ def mean_and_std(draws: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("mean_and_std: no draw")
     std = np.sqrt(squares / (n - 1)) if n > 1 else np.full_like(mean, np.nan)
     return mean.astype(np.float32), std.astype(np.float32)
-
-
-def _sidecar_path(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
 
 
 # ── many people ───────────────────────────────────────────────────────────────────────────────────
@@ -398,7 +395,7 @@ def sample_people(
         extra = {"condition": "factual", "seed": seed, "steps": steps, "samples": samples}
         files = {t: _path(Path(out), row, t) for t in TRACERS}
         sidecars = {t: model.sidecar(t, prior.age[i], prior.sex[i], **extra) for t in TRACERS}
-        if all(_is_done(spread_path(files[t]), sidecars[t], "measured") and files[t].is_file() for t in TRACERS):
+        if all(_is_done(std_path(files[t]), sidecars[t], "measured") and files[t].is_file() for t in TRACERS):
             continue
         own = derive_seed(seed, row["person"], row["session"])
         draws, found = [], {t: [] for t in TRACERS}
@@ -411,13 +408,8 @@ def sample_people(
             values = pd.DataFrame(found[tracer])
             measured = {name: [float(values[name].mean()), float(values[name].std())] for name in values}
             model.write(files[tracer], mean[channel], sidecars[tracer] | {"statistic": "mean over samples"})
-            model.write(spread_path(files[tracer]), std[channel], sidecars[tracer] | {"measured": measured})
+            model.write(std_path(files[tracer]), std[channel], sidecars[tracer] | {"measured": measured})
     return Path(out)
-
-
-def spread_path(path: Path) -> Path:
-    """Where the standard deviation beside a mean lies."""
-    return path.with_name(path.name.replace("_desc-synth_", "_desc-synthstd_"))
 
 
 def _attention_flop(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any, **__: Any) -> int:
@@ -430,14 +422,12 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 def _path(out: Path, row: dict[str, Any], tracer: str) -> Path:
     label = row.get(f"{tracer}_tracer")
     label = LABELS[tracer] if label is None or pd.isna(label) or label == "" else label
-    person, session = row["person"], row["session"]
-    name = f"{person}_{session}_trc-{label}_space-MNI152_desc-synth_pet.nii.gz"
-    return out / person / session / "pet" / name
+    return synthetic_path(out, row["person"], row["session"], label)
 
 
 def _is_done(path: Path, sidecar: dict[str, Any], *more: str) -> bool:
     """Whether a volume is there with just this sidecar, whatever stands in it under the keys ``more``."""
-    beside = _sidecar_path(path)
+    beside = sidecar_path(path)
     if not (path.is_file() and beside.is_file()):
         return False
     try:
@@ -520,7 +510,7 @@ def synthesise_mri(
     extra = {"condition": "factual", "seed": seed, "steps": steps, "samples": samples, "source": source}
     extra |= {"units": "intensity: SUVR = low + (high − low) × intensity, the range as below"}
     for channel, tracer in enumerate(TRACERS):
-        files[tracer] = out / f"{prefix}_trc-{LABELS[tracer]}_space-MNI152_desc-synth_pet.nii.gz"
+        files[tracer] = out / synthetic_name(prefix, LABELS[tracer])
         sidecar = model.sidecar(tracer, age, sex, **extra)
         model.write(files[tracer], pet[channel], sidecar | {"statistic": "mean over samples"})
     files["mri"] = out / f"{prefix}_space-MNI152_desc-preproc_T1w.nii.gz"

@@ -35,6 +35,7 @@ from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.prediction import LABELS, Model, bids_prefix, check_phantom, sampling_steps, synthesise_mri
 from resdm_suite.evaluation.image_quality import read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
+from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan, resample
 from resdm_suite.preprocessing.volumes import preprocess_mri
 from resdm_suite.reporting.figures import save_figure, scan_montage
@@ -225,16 +226,12 @@ def _write_native(
         path = files[tracer].with_name(files[tracer].name.replace("_space-MNI152_", "_space-T1w_"))
         with atomic(path) as temporary:
             nib.save(image, temporary)
-        sidecar = json.loads(_beside(files[tracer]).read_text(encoding="utf-8"))
+        sidecar = json.loads(sidecar_path(files[tracer]).read_text(encoding="utf-8"))
         units = "SUVR" if _keeps_suvr(model.card) else "intensity in [0, 1]: the model's cohort was not scaled by SUVR"
         sidecar |= {"units": units, "space": "T1w", "interpolation": "linear, once, from the model's grid"}
-        write_json(_beside(path), sidecar)
+        write_json(sidecar_path(path), sidecar)
         written[f"{tracer}_native"] = path
     return written
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
 
 
 def to_native(volume: np.ndarray, grid: Grid, mni_to_t1: np.ndarray, t1w: str | Path) -> nib.Nifti1Image:

@@ -26,7 +26,7 @@ from resdm.residual_diffusion import ResidualDiffusion
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Box, Grid, mni_map, working_box
 from resdm_suite.apps.model_card import write_card
-from resdm_suite.apps.prediction import LABELS, Model, sample_people, spread_path, synthesise_people
+from resdm_suite.apps.prediction import LABELS, Model, sample_people, synthesise_people
 from resdm_suite.apps.single_scan import synthesise_scan as synthesise_scan  # a stage like the others
 from resdm_suite.apps.single_scan import synthesise_scans as synthesise_scans
 from resdm_suite.apps.trace import trace
@@ -47,10 +47,10 @@ from resdm_suite.evaluation.image_quality import (
     read_volume,
     score_people,
     ssim,
-    synthetic_path,
     write_scores,
 )
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
+from resdm_suite.paths import sidecar_path, std_path, synthetic_path
 from resdm_suite.preprocessing import ceiling
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import FEWEST, Config, load_config
@@ -311,7 +311,7 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
             image.header["descrip"] = notice.encode("ascii")
             with atomic(path) as temporary:
                 nib.save(image, temporary)
-            write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {
+            write_json(sidecar_path(path), {
                 "synthetic": True, "notice": notice, "cohort_notice": config.notice, "method": "ceiling",
                 "tracer": tracer, "prompt": {"age": row["age"], "sex": row["sex"]}, "condition": "factual",
                 "space": "MNI152", "masked": config.preprocess.mask,
@@ -384,8 +384,8 @@ def _regional_rows(config: Config, row: dict[str, Any], out: Path, model: Model)
         label = row[f"{tracer}_tracer"]
         if not int(row[f"present_{tracer}"]):
             continue
-        path = spread_path(synthetic_path(out, row["person"], row["session"], label))
-        measured = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())["measured"]
+        path = std_path(synthetic_path(out, row["person"], row["session"], label))
+        measured = json.loads(sidecar_path(path).read_text())["measured"]
         source = config.volumes / row[tracer]
         suvr = to_suvr(read_volume(source, model.grid), sidecar_range(source))
         real = real_regional_means(source, suvr, model.grid, tracer)

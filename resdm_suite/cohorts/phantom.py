@@ -62,6 +62,7 @@ from tqdm.auto import tqdm
 from resdm.io import atomic, write_csv, write_json, write_text
 from resdm.settings import TRACERS, ConfigError
 from resdm_suite.anatomy import CENTRE_MM, REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config, PhantomConfig
 
 GENERATOR = "resdm phantom"
@@ -924,11 +925,11 @@ def _write_session(
     def keep(what: str, file: str, data: np.ndarray, affine: np.ndarray, sidecar: dict, how: dict, days: int) -> None:
         path = folder / file
         _save(path, data, affine)
-        write_json(path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
+        write_json(sidecar_path(path), sidecar)
         date = datetime.date.fromisoformat(record["date"]) + datetime.timedelta(days=days)
         dates.append((file, f"{date}T10:00:00"))
         relative = path.relative_to(root).as_posix()
-        files.extend([relative, relative.replace(".nii.gz", ".json")])
+        files.extend([relative, str(sidecar_path(relative))])
         to_mni = (visit.person_to_mni @ how["world_to_person"]).tolist()
         record["scans"][what] = {
             "path": relative,

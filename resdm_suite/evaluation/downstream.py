@@ -45,6 +45,7 @@ from resdm_suite.evaluation.fitting import Evaluator, classifier, fit_evaluator
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm_suite.evaluation.planted import read_causes
 from resdm_suite.evaluation.resampling import person_weights
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
 Fold = tuple[np.ndarray, np.ndarray]
@@ -408,7 +409,7 @@ def _judge(config: Config, target: str, progress: bool) -> tuple[pd.DataFrame, p
 
 
 def _prompt(path: Path) -> dict[str, Any]:
-    sidecar = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+    sidecar = sidecar_path(path)
     if not sidecar.is_file():
         raise FileNotFoundError(f"{sidecar}: no sidecar beside {path.name}, so its prompt is unknown; synthesise again")
     return json.loads(sidecar.read_text(encoding="utf-8"))["prompt"]

@@ -27,6 +27,7 @@ from resdm.io import write_csv
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.cohorts.leakage import check_leakage, check_tested
+from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import Config
 
 DATA_RANGE = 1.0
@@ -203,12 +204,6 @@ def check_people(frame: pd.DataFrame, config: Config, path: Path) -> None:
     """
     if (config.volumes / "index.csv").is_file():
         check_tested(frame, read_index(config, None), str(path))
-
-
-def synthetic_path(folder: str | Path, person: str, session: str, label: str) -> Path:
-    """Where the synthetic PET of one session lies below a predictions folder; ``label`` is ``18FAV45`` or so."""
-    name = f"{person}_{session}_trc-{label}_space-MNI152_desc-synth_pet.nii.gz"
-    return Path(folder) / person / session / "pet" / name
 
 
 def volume_pairs(

@@ -17,6 +17,7 @@ from scipy import stats
 
 from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
 
@@ -36,7 +37,7 @@ def sidecar_range(path: str | Path) -> tuple[float, float]:
     ValueError
         The intensities were not scaled by a fixed range, which alone keeps SUVR.
     """
-    sidecar = _sidecar(path)
+    sidecar = sidecar_path(path)
     if not sidecar.is_file():
         raise FileNotFoundError(f"{sidecar}: no sidecar beside {Path(path).name}; its SUVR cannot be known")
     intensity = json.loads(sidecar.read_text(encoding="utf-8")).get("intensity", {})
@@ -47,10 +48,6 @@ def sidecar_range(path: str | Path) -> tuple[float, float]:
         )
     low, high = intensity["suvr_range"]
     return float(low), float(high)
-
-
-def _sidecar(path: str | Path) -> Path:
-    return Path(str(path).removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def regional_means(volume: np.ndarray, grid: Grid, tracer: str) -> dict[str, float]:
@@ -84,7 +81,7 @@ def real_regional_means(path: str | Path, suvr: np.ndarray, grid: Grid, tracer: 
     grid : Grid
     tracer : {"amyloid", "tau"}
     """
-    said = json.loads(_sidecar(path).read_text(encoding="utf-8"))
+    said = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
     return said.get("regional_suvr") or regional_means(suvr, grid, tracer)
 
 

@@ -31,9 +31,10 @@ from scipy.ndimage import gaussian_filter
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map
-from resdm_suite.evaluation.image_quality import read_index, read_volume, synthetic_path
+from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.statistics import REPEATS, bootstrap_mean
 from resdm_suite.evaluation.suvr import sidecar_range, to_suvr
+from resdm_suite.paths import std_path, synthetic_path
 from resdm_suite.profiles import Config
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -294,7 +295,7 @@ def read_samples(config: Config, method: str, tracer: str, split: str) -> Sample
         path = synthetic_path(
             config.predictions(method, "samples"), row["person"], row["session"], row[f"{tracer}_tracer"]
         )
-        beside = path.with_name(path.name.replace("desc-synth_", "desc-synthstd_"))
+        beside = std_path(path)
         if not (path.is_file() and beside.is_file()):
             raise UncertaintyError(f"{path}: no samples of {method!r} there; make them first: resdm sample")
         source = config.volumes / row[tracer]

@@ -25,6 +25,7 @@ from scipy import ndimage, stats
 from resdm.settings import TRACERS, ConfigError
 from resdm_suite.anatomy import CENTRE_MM
 from resdm_suite.cohorts import phantom
+from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan
 from resdm_suite.preprocessing.volumes import _pet_on_grid
 from resdm_suite.profiles import Config
@@ -124,7 +125,7 @@ def expected_pet(
     status = {"amyloid": population["positive"], "tau": causes["stage"] > truth["stage_cut"]}
 
     t1 = config.volumes / row["t1w"]
-    mni_to_t1 = np.array(json.loads(t1.with_name(t1.name.replace(".nii.gz", ".json")).read_text())["transform"])
+    mni_to_t1 = np.array(json.loads(sidecar_path(t1).read_text())["transform"])
     names = [(tracer, name, share) for tracer in TRACERS for name, share in _LABELS[tracer].items()]
     maps = [visit.uptake(tracer, name, **expected) for tracer, name, _ in names]
     scans = _scanned(visit, maps, np.array(record["scans"]["t1w"]["world_to_mni"]))

@@ -25,6 +25,7 @@ from nibabel.affines import apply_affine
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import read_manifest
+from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing.registration import displacement
 from resdm_suite.profiles import Config
@@ -173,7 +174,7 @@ def stored_volumes(config: Config, record: dict[str, Any]) -> dict[str, np.ndarr
 
 
 def _sidecar(config: Config, record: dict[str, Any], what: str) -> dict[str, Any]:
-    path = config.volumes / (record["outputs"][what].removesuffix(".nii.gz") + ".json")
+    path = sidecar_path(config.volumes / record["outputs"][what])
     return json.loads(path.read_text(encoding="utf-8"))
 
 

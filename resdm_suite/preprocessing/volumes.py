@@ -40,6 +40,7 @@ from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
 from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import SPACE, ManifestError, read_manifest
+from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan, displacement, register_affine, register_rigid, resample, smooth
 from resdm_suite.profiles import Config, PreprocessConfig
 
@@ -160,7 +161,7 @@ def _frame_weights(path: Path, number: int) -> tuple[np.ndarray | None, dict[str
     None, for equal weights, where the durations are equal, are not known, or cannot be those of the frames.
     """
     try:
-        sidecar = Path(str(path).removesuffix(".gz").removesuffix(".nii") + ".json")
+        sidecar = sidecar_path(path)
         durations = np.array(json.loads(sidecar.read_text(encoding="utf-8"))["FrameDuration"], dtype=np.float64)
     except (OSError, ValueError, KeyError, TypeError):
         return None, {"weights": "equal: no FrameDuration beside the scan"}
@@ -526,7 +527,7 @@ def _write_session(config: Config, row: dict[str, Any]) -> None:
             nib.save(grid.image(array.astype(np.float32)), temporary)
         source = {"file": Path(row[what]).name, "sha256": inputs[what]["sha256"]}
         head = {"space": SPACE, "source": source, "transform": transform.tolist(), "settings": digest}
-        write_json(str(path).removesuffix(".nii.gz") + ".json", head | sidecar)
+        write_json(sidecar_path(path), head | sidecar)
 
     brain = mni_map("brain", grid)
     t1, mni_to_t1, said = _t1_on_grid(scans["t1w"], settings, row["t1w"], row["space"])

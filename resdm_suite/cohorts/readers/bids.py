@@ -18,6 +18,7 @@ import pandas as pd
 from resdm.settings import TRACERS
 from resdm_suite.cohorts.manifest import COLUMNS, EMPTY, SPACE, ManifestError
 from resdm_suite.cohorts.matching import Found, close_manifest, match_scans
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
 # what a table may call a thing, in lower case; the first that is there and filled is taken
@@ -316,7 +317,7 @@ def _days(row: dict[str, Any], dates: dict[str, pd.Timestamp]) -> dict[str, floa
 
 def _listen(scan: Path, label: str, where: str, notes: list[str]) -> None:
     """Note a sidecar that names another tracer than the file."""
-    sidecar = scan.with_name(scan.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    sidecar = sidecar_path(scan)
     try:
         said = json.loads(sidecar.read_text(encoding="utf-8"))
     except FileNotFoundError:

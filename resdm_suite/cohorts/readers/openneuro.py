@@ -33,6 +33,7 @@ from resdm_suite.cohorts.manifest import COLUMNS, EMPTY, PATHS, ManifestError
 from resdm_suite.cohorts.matching import Found, close_manifest
 from resdm_suite.cohorts.readers.bids import SEX_WORDS, other_tracers, read_tsv, to_number
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, address, fetch, list_bucket
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
 DATASET = "ds004856"
@@ -164,7 +165,7 @@ def download(config: Config, root: str | Path, *, url: str = BUCKET, jobs: int =
     write_csv(root / FILES, table, separator="\t")
     frame = build_manifest(root, config).manifest
     wanted = [Path(cell).relative_to(root).as_posix() for column in PATHS for cell in frame[column] if cell]
-    sidecars = [_sidecar(path) for path in wanted]
+    sidecars = [str(sidecar_path(path)) for path in wanted]
     return brought + bring(sorted(path for path in {*wanted, *sidecars} if path in sizes))
 
 
@@ -287,17 +288,13 @@ def _table_faults(people: pd.DataFrame) -> Iterator[str]:
                 yield f"{person}: participants.tsv has {column} {years[person]:g}, but no age at one of the two waves"
 
 
-def _sidecar(path: str) -> str:
-    return path.removesuffix(".gz").removesuffix(".nii") + ".json"
-
-
 def _sidecar_faults(root: Path, frame: pd.DataFrame) -> list[str]:
     """Each fault once, with how many sidecars have it and the first of them."""
     faults: dict[str, list[str]] = defaultdict(list)
     read = 0
     for tracer in TRACERS:
         for cell, label in zip(frame[tracer], frame[f"{tracer}_tracer"], strict=True):
-            path = Path(_sidecar(cell)) if cell else None
+            path = sidecar_path(cell) if cell else None
             if path is None or not path.is_file():
                 continue
             read += 1

@@ -1,0 +1,25 @@
+"""File names that several stages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def sidecar_path(image: str | Path) -> Path:
+    """JSON sidecar beside a NIfTI image (``.nii`` or ``.nii.gz``)."""
+    return Path(str(image).removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def synthetic_name(prefix: str, label: str) -> str:
+    """File name of a synthetic PET: ``prefix`` is ``sub-1_ses-2``, ``label`` the tracer's (``18FAV45``)."""
+    return f"{prefix}_trc-{label}_space-MNI152_desc-synth_pet.nii.gz"
+
+
+def synthetic_path(folder: str | Path, person: str, session: str, label: str) -> Path:
+    """Synthetic PET of one session below a predictions folder."""
+    return Path(folder) / person / session / "pet" / synthetic_name(f"{person}_{session}", label)
+
+
+def std_path(mean: Path) -> Path:
+    """Standard deviation over samples, beside the mean over samples."""
+    return mean.with_name(mean.name.replace("_desc-synth_", "_desc-synthstd_"))
