@@ -113,14 +113,16 @@ def resampled_means(values: np.ndarray, *, seed: int, repeats: int = REPEATS, st
 
 
 def bootstrap_mean(
-    values: np.ndarray, *, seed: int, repeats: int = REPEATS, level: float = 0.95
+    values: np.ndarray, *, seed: int, minus: np.ndarray | None = None, repeats: int = REPEATS, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean over people, and over trainings where there are several.
 
     Parameters
     ----------
-    values : ndarray (n,) or (k, n)
-        See `resampled_means`. NaN where it cannot be resampled (fewer than two people, or an infinite value).
+    values : array (n,) or (k, n)
+        See `resampled_means`.
+    minus : array (n,) or (k, n), optional
+        Values of another method over the same people: the interval is that of the mean paired difference.
     seed, repeats
         See `resampled_means`.
     level : float
@@ -128,12 +130,13 @@ def bootstrap_mean(
     Returns
     -------
     tuple of float
-        Lower and upper end.
+        Lower and upper end; NaN for fewer than two people, or where a value is infinite.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.shape[-1] < 2 or not np.isfinite(values).all():
+    both = [np.asarray(one, dtype=np.float64) for one in (values, minus) if one is not None]
+    if both[0].shape[-1] < 2 or not all(np.isfinite(one).all() for one in both):
         return float("nan"), float("nan")
-    return _ends(resampled_means(values, seed=seed, repeats=repeats), level)
+    resampled = [resampled_means(one, seed=seed, repeats=repeats, stream=i) for i, one in enumerate(both, 1)]
+    return _ends(resampled[0] if minus is None else resampled[0] - resampled[1], level)
 
 
 def _ends(resampled: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -207,10 +210,10 @@ def compare(a: np.ndarray, b: np.ndarray, *, seed: int, alternative: str = "two-
         p = float(stats.wilcoxon(moved, alternative=alternative).pvalue)
         ranks = stats.rankdata(np.abs(moved))
         correlation = float(np.sum(np.sign(moved) * ranks) / ranks.sum())
-    if len(values[0]) == len(values[1]) == 1 or not np.isfinite(np.concatenate(values)).all() or len(a) < 2:
+    if len(values[0]) == len(values[1]) == 1 or not np.isfinite(np.concatenate(values)).all():
         low, high = bootstrap_mean(difference, seed=seed)
     else:
-        low, high = _ends(np.subtract(*(resampled_means(v, seed=seed, stream=i) for i, v in enumerate(values, 1))))
+        low, high = bootstrap_mean(values[0], minus=values[1], seed=seed)
     mean = float(difference.mean()) if len(difference) else float("nan")
     return Comparison(len(a), mean, low, high, correlation, p)
 
