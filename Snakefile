@@ -33,11 +33,11 @@ def method_modules(wildcards):
     kind = SETTINGS.method(wildcards.method).kind
     if ":" in kind:  # module:Class, from outside
         return [*package("resdm/method"), importlib.util.find_spec(kind.partition(":")[0]).origin]
-    paper = ["resdm/scheduler", "resdm/prior", "resdm/layers/clip", "resdm/pretraining", "resdm/layers/paths", "resdm/unet", "resdm/layers/wavelet", "resdm/layers/checkpointing", "resdm/layers/shelf", "resdm/layers/upsampling", "resdm/losses"]
+    paper = ["resdm/scheduler", "resdm/prior", "resdm/layers/clip", "resdm/pretraining", "resdm/layers/paths", "resdm/unet", "resdm/layers/wavelet", "resdm/layers/checkpointing", "resdm/layers/upsampling", "resdm/losses"]
     paper += ["resdm/residual_diffusion", "resdm/residual_diffusion"]
     own = {"residual_diffusion": paper, "regression": [*paper, "resdm/baselines/regression"], "demographics": ["resdm/baselines/linear"]}.get(kind, [f"resdm/baselines/{kind}"])
     if kind == "released":
-        own += ["resdm/scheduler", "resdm/prior", "resdm/layers/clip", "resdm/pretraining", "resdm/unet", "resdm/layers/wavelet", "resdm/layers/checkpointing", "resdm/layers/shelf", "resdm/layers/upsampling", "resdm/losses"]
+        own += ["resdm/scheduler", "resdm/prior", "resdm/layers/clip", "resdm/pretraining", "resdm/unet", "resdm/layers/wavelet", "resdm/layers/checkpointing", "resdm/layers/upsampling", "resdm/losses"]
     return package("resdm/method", *own, *(["resdm/baselines/adversarial"] if kind in BASELINES else []))
 
 

@@ -1,10 +1,10 @@
 """The speed-ups at equal quality: ``make ablation``, or ``python benchmarks/ablation.py --profile smoke --steps 2``.
 
 ResDM of a profile on its preprocessed cohort, of equal parameters, seed, batches and number of optimiser steps: at full
-resolution, then each lever that changes what the network computes, in turn; and at full resolution for as long as the
-fastest row took. The levers that change no value (one pass for both tracers, cached text, fused optimiser; norms and
-SiLU recomputed, memory format: see tests/test_levers.py) are the same in all rows; `bench.py` times them. Trains below
-``work/ablation``, goes on where it was stopped, and writes ``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
+resolution, then with each change of the network in turn; and at full resolution for as long as the fastest row took.
+Options that change no value (one pass for both tracers, cached text, fused optimiser, activation checkpointing, memory
+format: see tests/test_levers.py) are the same in all rows; `bench.py` times them. Trains below ``work/ablation``,
+continues where it was stopped, and writes ``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from bench import device_name  # noqa: E402
 from resdm.cpu_runtime import computes_bf16  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
 from resdm.settings import Precision, derive_seed  # noqa: E402
-from resdm_suite.anatomy import working_box  # noqa: E402
 from resdm_suite.evaluation import resampling  # noqa: E402
 from resdm_suite.evaluation.image_quality import read_index, read_scores  # noqa: E402
 from resdm_suite.evaluation.suvr import regional_suvr  # noqa: E402
@@ -41,15 +40,14 @@ from resdm_suite.profiles import Config, load_config  # noqa: E402
 _FULL, _HAAR = {"stem": "none", "fused_upsampling": False}, {"stem": "haar", "fused_upsampling": False}
 _FUSED = {"stem": "haar", "fused_upsampling": True}
 
-ROWS: dict[str, tuple[str, dict[str, Any], bool, Precision | None]] = {
-    "full": ("full resolution", _FULL, False, None),
-    "haar": ("+ Haar stem", _HAAR, False, None),
-    "upsampling": ("+ fused upsampling", _FUSED, False, None),
-    "bf16": ("that in bfloat16", _FUSED, False, "bf16-mixed"),
-    "box": ("that in the brain's box", _FUSED, True, None),
-    "full_time": ("full resolution, equal time", _FULL, False, None),
+ROWS: dict[str, tuple[str, dict[str, Any], Precision | None]] = {
+    "full": ("full resolution", _FULL, None),
+    "haar": ("+ Haar stem", _HAAR, None),
+    "upsampling": ("+ fused upsampling", _FUSED, None),
+    "bf16": ("that in bfloat16", _FUSED, "bf16-mixed"),
+    "full_time": ("full resolution, equal time", _FULL, None),
 }
-"""Name → what it is called, the network's settings, whether it sees the brain's box, and a precision of its own."""
+"""Name → title, the network's settings, precision (None: the profile's)."""
 
 if not computes_bf16():
     del ROWS["bf16"]  # emulated, it takes a hundred times as long
@@ -63,9 +61,7 @@ GAINS = {
         ("haar", "full"): "+ Haar stem",
         ("upsampling", "full"): "+ fused upsampling",
         ("bf16", "full"): "that in bfloat16",
-        ("box", "full"): "that in the brain's box",
         ("bf16", "upsampling"): "bfloat16 alone",
-        ("box", "upsampling"): "the box alone",
         ("upsampling", "full_time"): "+ fused upsampling, at equal time",
     }.items()
     if pair[0] in ROWS
@@ -92,15 +88,13 @@ WRONG = {"wrong_age": "shuffled_age", "wrong_sex": "wrong_sex"}
 TRACERS = ("mean", "amyloid", "tau")
 
 
-def derived(profile: str, key: str, steps: int | None, seeds: Sequence[int]) -> Config:
+def derived(profile: str, steps: int | None, seeds: Sequence[int]) -> Config:
     """The profile with a method a row and seed, trained for whole epochs of about ``steps`` steps on its volumes.
 
     Parameters
     ----------
     profile : str
         Name or path.
-    key : str
-        The row whose box and budget hold.
     steps : int, optional
         By default the profile's own epochs.
     seeds : sequence of int
@@ -125,13 +119,12 @@ def derived(profile: str, key: str, steps: int | None, seeds: Sequence[int]) -> 
         budget="equal_epochs",
         epochs=epochs,
         validate_every=epochs,
-        crop=ROWS[key][2],
         threads=1,
         channels_last=False,
     )  # the last weights are kept, in every row
     methods = {
         _name(row, seed): replace(resdm, seed=seed, precision=precision, network=replace(resdm.network, **change))
-        for row, (_, change, _, precision) in ROWS.items()
+        for row, (_, change, precision) in ROWS.items()
         for seed in seeds
     }
     config = replace(source, profile=f"ablation/{source.profile}-{epochs}epochs", methods=methods, training=training)
@@ -154,7 +147,7 @@ def work(profile: str, key: str, steps: int | None, seeds: Sequence[int], seed: 
     """In a process of its own: train a row, synthesise the test people, score them."""
     from resdm_suite.apps.stages import synthesise_conditions, train_method
 
-    config = derived(profile, key, steps, seeds)
+    config = derived(profile, steps, seeds)
     if key == "full_time":
         seconds = timing(config, FAST, seed)["seconds"]
         config = replace(config, training=replace(config.training, budget="equal_time", seconds=seconds))
@@ -285,10 +278,10 @@ def costs(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
     Seconds are the least, which other work on the machine has slowed least.
     """
     rows = []
-    for key, (title, _, crop, _) in ROWS.items():
+    voxels = " × ".join(map(str, config.preprocess.grid.shape))
+    for key, (title, *_) in ROWS.items():
         found = pd.DataFrame([timing(config, key, seed) for seed in seeds])
-        box = working_box(replace(config, training=replace(config.training, crop=crop)), _name(key, seeds[0]))
-        named = {"configuration": key, "title": title, "voxels": " × ".join(map(str, box.shape))}
+        named = {"configuration": key, "title": title, "voxels": voxels}
         named |= found[["steps", "peak_memory_bytes", "parameters"]].median().to_dict()
         rows.append(named | found[["seconds", "seconds_per_step"]].min().to_dict())
     frame = pd.DataFrame(rows)
@@ -439,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.job:
         work(options.profile, options.job[0], options.steps, options.seeds, int(options.job[1]))
         return 0
-    config = derived(options.profile, FAST, options.steps, options.seeds)
+    config = derived(options.profile, options.steps, options.seeds)
     train_all(options.profile, options.steps, options.seeds, options.at_once)
     cost = costs(config, options.seeds)
     values, gains = judge(by_person(config, options.seeds), config.seed)

@@ -34,7 +34,6 @@ from resdm.residual_diffusion import ResidualDiffusion, ResidualDiffusionConfig
 from resdm.settings import TrainingConfig
 from resdm.training import update_average
 from resdm.unet import NetworkConfig, UNet
-from resdm_suite.anatomy import Grid, brain_box
 from resdm_suite.apps.prediction import _CPU_ATTENTION
 
 FIELD_MM = 192.0
@@ -60,10 +59,9 @@ class Case:
     people : int
         A batch; both tracers of each.
     stem : {"none", "haar"}
-    upsampling, crop, together, cache, fused, keep, pointwise, channels_last, bf16, checkpoint, compiled : bool
-        Interpolation and convolution in one call; the brain's box; both tracers in one pass; frozen text kept, its
-        weights in a file; fused AdamW and averaging in one call; freed memory kept; norms and SiLU computed again going
-        backward; memory format; autocast; activation checkpointing; torch.compile.
+    upsampling, together, cache, fused, keep, channels_last, bf16, checkpoint, compiled : bool
+        Interpolation and convolution in one call; both tracers in one pass; frozen text features cached; fused AdamW
+        and averaging in one call; freed memory kept; memory format; autocast; activation checkpointing; torch.compile.
     threads : int
         Of a CPU.
     device : {"cpu", "cuda"}
@@ -75,12 +73,10 @@ class Case:
     people: int = 1
     stem: str = "none"
     upsampling: bool = False
-    crop: bool = False
     together: bool = False
     cache: bool = False
     fused: bool = False
     keep: bool = False
-    pointwise: bool = False
     channels_last: bool = False
     bf16: bool = False
     checkpoint: bool = False
@@ -91,8 +87,7 @@ class Case:
     @property
     def shape(self) -> tuple[int, int, int]:
         """What the network sees."""
-        grid = Grid((self.size,) * 3, FIELD_MM / self.size)
-        return brain_box(grid).shape if self.crop else grid.shape
+        return (self.size,) * 3
 
 
 class TracerByTracer(ResidualDiffusion):
@@ -125,7 +120,7 @@ def network(case: Case) -> NetworkConfig:
     """Our network's settings."""
     return NetworkConfig(
         width=case.width, norm_groups=case.width, stem=case.stem,
-        fused_upsampling=case.upsampling, recompute_pointwise=case.pointwise, checkpoint_activations=case.checkpoint,
+        fused_upsampling=case.upsampling, checkpoint_activations=case.checkpoint,
     )  # fmt: skip
 
 
@@ -146,7 +141,6 @@ def build(case: Case) -> Method:
         method.unet = MonaiUNet(case.width)
     if not case.cache:
         method.prior.forward = partial(method.prior.forward, cached=False)
-        method.prior.shelf.clear()
         if tower is None:
             method.prior.tower.token_embedding = nn.Embedding(*CLIP_WORDS).requires_grad_(False)
     if case.network == "released" and tower is None:
@@ -175,9 +169,9 @@ class Stepper:
         self.generator = torch.Generator(case.device).manual_seed(2)
 
     def states(self) -> int:
-        """Bytes of what stays between steps: weights (on no shelf), moments, average."""
-        shelved = {id(weight) for weight in self.method.prior.shelf.weights}
-        kept = [weight for weight in self.method.parameters() if id(weight) not in shelved]
+        """Bytes held between steps: weights (without the text tower's mapped file), moments, average."""
+        mapped = {id(weight) for weight in self.method.prior.frozen.parameters()} if self.case.cache else set()
+        kept = [weight for weight in self.method.parameters() if id(weight) not in mapped]
         kept += [value for state in self.optimiser.state.values() for value in state.values()]
         return sum(tensor.untyped_storage().nbytes() for tensor in [*kept, *self.average])
 

@@ -33,9 +33,7 @@ def rows(size: int, width: int = 32) -> list[tuple[str, Case]]:
         ("+ Haar stem", {"stem": "haar"}),
         ("+ fused upsampling", {"upsampling": True}),
         ("+ bf16 autocast", {"bf16": True}),
-        ("+ norms and SiLU recomputed", {"pointwise": True}),
-        ("+ brain's box", {"crop": True}),
-        ("+ whole blocks recomputed", {"checkpoint": True}),
+        ("+ activation checkpointing", {"checkpoint": True}),
     ):
         ours = replace(ours, **change)
         named.append((name, ours))
@@ -85,9 +83,8 @@ def markdown(frame: pd.DataFrame, size: int) -> str:
         "",
         f"**Within 8 GiB of GPU memory:** the Haar stem, which every {size}³ profile has, brings a step to "
         f"{stem:.1f} GiB, and bf16, which those for GPUs have (`training.precision: bf16-mixed`), to {half:.1f}. For "
-        "less: `network.recompute_pointwise: true` computes norms and SiLU again in the backward pass, for next to no "
-        "work; `training.crop: true` leaves out what lies around the brain; `network.checkpoint_activations: true` "
-        "computes whole blocks again, for a forward pass more.",
+        "less: `network.checkpoint_activations: true` recomputes residual blocks in the backward pass, for one forward "
+        "pass more.",
     ]
     return "\n".join(lines) + "\n"
 

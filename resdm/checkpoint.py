@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from resdm.io import atomic, sha256, write_text
 from resdm.method import Method, build_method
 from resdm.settings import ConfigError, MethodConfig, to_dict
-from resdm_suite.anatomy import working_box
 from resdm_suite.profiles import Config, load_config
 
 SYNTHETIC = "synthetic, not for clinical use"
@@ -175,8 +174,6 @@ def load_card(folder: str | Path) -> ModelCard:
             f"{folder}: the weights are of method {name!r}, config.yaml describes {', '.join(config.methods)}; "
             "copy config.yaml and model.safetensors from one folder"
         )
-    if "training.crop" not in meta["settings"]:  # of a version whose networks saw the whole grid
-        config = replace(config, training=replace(config.training, crop=False))
     different = differences(meta["settings"], _settings(config, name))
     different = [row for row in different if row[1] != ABSENT]  # settings that came with a later version
     if different:
@@ -203,7 +200,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> tuple[
     prior = getattr(settings, "prior", None)
     blank = replace(settings, prior=replace(prior, weights="none")) if prior is not None else settings
     with torch.random.fork_rng(devices=[]):  # the fresh weights are drawn for nothing; leave no trace of that
-        method = build_method(blank, working_box(card.config, card.name).shape)
+        method = build_method(blank, card.config.preprocess.grid.shape)
     method.config = settings
     with safe_open(card.folder / "model.safetensors", "pt", device=str(device)) as file:
         values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
@@ -226,10 +223,8 @@ def check_model(card: ModelCard, config: Config, name: str) -> None:
     expected = to_dict(config.method(name))
     found = to_dict(card.settings)
     different = differences(
-        {"grid": to_dict(card.config.preprocess.grid), "training.crop": card.config.training.crop}
-        | {f"methods.{name}": found},
-        {"grid": to_dict(config.preprocess.grid), "training.crop": config.training.crop}
-        | {f"methods.{name}": expected},
+        {"grid": to_dict(card.config.preprocess.grid), f"methods.{name}": found},
+        {"grid": to_dict(config.preprocess.grid), f"methods.{name}": expected},
     )
     different = [row for row in different if row[0].rsplit(".", 1)[-1] not in FREE_SETTINGS]
     if different:
@@ -256,8 +251,6 @@ def _settings(config: Config, name: str) -> dict[str, Any]:
         f"methods.{name}": to_dict(config.method(name)),
         "preprocess": to_dict(config.preprocess),
         "cohort.kind": config.cohort.kind,
-        "training.crop": config.training.crop,
-        "training.shift_voxels": config.training.shift_voxels,  # the box's margin
     }
 
 

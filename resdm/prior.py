@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from resdm.batch import TRACERS, Prior
 from resdm.layers import clip
-from resdm.layers.shelf import Shelf
 from resdm.settings import SEXES, Demand, check_person
 
 
@@ -112,8 +111,8 @@ class PriorModule(nn.Module):
             module.requires_grad_(False)
         self.tower.positional_embedding.requires_grad_(False)
         self._cache: dict[str, Tensor] = {}
-        # ViT-B/32's eleven frozen blocks are 132 MiB that a training reads once a prompt.
-        self.shelf = Shelf(self.frozen.parameters() if size is None else ())
+        if size is None:  # the eleven frozen blocks of ViT-B/32 are 132 MiB that training reads once per prompt
+            clip.map_from_file(self.frozen)
 
     def forward(self, texts: list[str], *, cached: bool = True) -> Tensor:
         """N prompts → context (N, 77, dim), or (N, 1, dim) where ``context`` is ``pooled``."""
@@ -163,7 +162,6 @@ class PriorModule(nn.Module):
             for block in self.frozen:
                 state = block(state, attn_mask=self.tower.attn_mask)
             state = state[0]
-            self.shelf.put_back()
             if cached:
                 self._cache[text] = state
         return state

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 TRACERS = ("amyloid", "tau")
 """The two PET targets, in channel order, everywhere."""
@@ -81,9 +81,6 @@ def derive_seed(*parts: object) -> int:
 class MethodConfig:
     """What every method has. ``kind`` names the class, see `METHODS`."""
 
-    multiple: ClassVar[int] = 2  # voxels an axis that the network takes, see resdm_suite.anatomy.working_box
-    by_halving: ClassVar[bool] = False  # as deep as the volume's shortest axis can be halved
-
     kind: str
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
@@ -115,9 +112,6 @@ class TrainingConfig:
     batch_size: int = 1  # people (sessions) a step, over all devices together, both tracers each
     shift_voxels: int = 2  # augmentation: a translation of up to this many voxels, the same for MRI and PETs
     flip: bool = False  # left–right, the same for all volumes of a person
-    # Networks see the brain's box of the grid (resdm_suite.anatomy.working_box); outside, all is 0. Off: on the default
-    # phantom it saves little, and no metric gains by it (benchmarks/results/ablation.md); at 128³ it saves two fifths.
-    crop: bool = False
     validate_every: int = 10  # epochs; the last step is always validated
     checkpoint_every: int = 500  # optimiser steps
     clip_norm: float | None = None

@@ -53,7 +53,7 @@ from resdm_suite.profiles import Config
 Score = Callable[[np.ndarray, np.ndarray], float]
 """A volume's score from the real and the synthetic one, (X, Y, Z) each, in [0, 1]; higher is better."""
 
-RESULT_SETTINGS = ("budget", "epochs", "seconds", "shift_voxels", "flip", "crop", "validate_every", "clip_norm")
+RESULT_SETTINGS = ("budget", "epochs", "seconds", "shift_voxels", "flip", "validate_every", "clip_norm")
 """Settings of ``training`` that change the result, beside batch size and precision: a state of other values is refused.
 
 The rest (accelerator, devices, threads, keep_memory, workers, checkpoint_every, channels_last, compile, deterministic)

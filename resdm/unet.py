@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from resdm.layers.checkpointing import recomputable
+from resdm.layers.checkpointing import checkpointed
 from resdm.layers.paths import GlobalPath
 from resdm.layers.upsampling import upsample
 from resdm.layers.wavelet import haar, inverse_haar
@@ -40,13 +40,7 @@ class NetworkConfig:
     global_path: bool = True  # additions to the paper, see resdm.layers.paths: the coarse MRI scales
     linear_path: bool = False  # and shifts every block; the network corrects a linear estimate, for small grids
     fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
-    recompute_pointwise: bool = False  # norms and SiLU are computed again going backward: the same values, less memory
-    checkpoint_activations: bool = False  # whole blocks are: the least memory, a third more work
-
-    @property
-    def recompute(self) -> str | None:
-        """What blocks compute again in the backward pass, see `resdm.layers.checkpointing`."""
-        return "all" if self.checkpoint_activations else "pointwise" if self.recompute_pointwise else None
+    checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory, a third more work
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
@@ -66,7 +60,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, config: NetworkConfig, attend: bool = False) -> None:
         super().__init__()
-        groups, dropout, self.recompute = config.norm_groups, config.dropout, config.recompute
+        groups, dropout = config.norm_groups, config.dropout
+        self.checkpoint_activations = config.checkpoint_activations
         conv_in, conv_out = (nn.Conv3d(n, channels_out, 3, padding=1) for n in (channels_in, channels_out))
         self.first = nn.Sequential(norm(channels_in, groups), nn.SiLU(), conv_in)
         self.time = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.time_dim, 2 * channels_out))
@@ -75,7 +70,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv3d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
         self.attention = Attention(channels_out, config.attention_heads, groups) if attend else nn.Identity()
 
-    @recomputable
+    @checkpointed
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C_in, X, Y, Z), (B, time_dim) → (B, C_out, X, Y, Z)."""
         scale, shift = self.time(time)[..., None, None, None].chunk(2, dim=1)  # (B, C, 1, 1, 1) each

@@ -13,7 +13,7 @@ from functools import cache
 import nibabel as nib
 import numpy as np
 
-from resdm_suite.profiles import Config, GridConfig
+from resdm_suite.profiles import GridConfig
 
 CENTRE_MM = (0.0, -17.0, 5.0)
 """Middle of the MNI152 brain's bounding box (nilearn's mask: x −72…72, y −107…73, z −72…82)."""
@@ -61,50 +61,6 @@ class Grid:
         return image
 
 
-@dataclass(frozen=True)
-class Box:
-    """A part of a grid: what networks see of it.
-
-    Parameters
-    ----------
-    grid : tuple of int
-        Voxels of the whole grid (X, Y, Z).
-    start, stop : tuple of int
-        First voxel inside and first voxel behind, along each axis.
-    """
-
-    grid: tuple[int, int, int]
-    start: tuple[int, int, int]
-    stop: tuple[int, int, int]
-
-    @classmethod
-    def whole(cls, shape: tuple[int, int, int]) -> Box:
-        """All of a grid."""
-        return cls(tuple(shape), (0, 0, 0), tuple(shape))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels of the box (x, y, z)."""
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
-
-    @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        """The box as an index of the grid's last three axes."""
-        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
-
-    def crop(self, volumes: np.ndarray) -> np.ndarray:
-        """(…, X, Y, Z) → (…, x, y, z), a view."""
-        return volumes[(..., *self.slices)]
-
-    def pad(self, volumes: np.ndarray) -> np.ndarray:
-        """(…, x, y, z) → (…, X, Y, Z), a copy with zeros outside the box."""
-        if volumes.shape[-3:] != self.shape:
-            raise ValueError(f"volumes of {volumes.shape[-3:]} voxels do not fill a box of {self.shape}")
-        out = np.zeros((*volumes.shape[:-3], *self.grid), dtype=volumes.dtype)
-        out[(..., *self.slices)] = volumes
-        return out
-
-
 _LOADERS = {  # of nilearn.datasets
     "t1": "load_mni152_template",
     "gm": "load_mni152_gm_template",
@@ -147,46 +103,6 @@ def mni_map(name: str, grid: Grid) -> np.ndarray:
     array = array >= 0.5 if name == "brain" else array
     array.setflags(write=False)
     return array
-
-
-def brain_box(grid: Grid, margin: int = 0, multiple: int = 2, least: int = 16) -> Box:
-    """The MNI brain's bounding box on a grid.
-
-    Parameters
-    ----------
-    grid : Grid
-    margin : int
-        Voxels around the brain on each side, where the grid has them.
-    multiple : int
-        The box's sizes are multiples of this, or the grid's own.
-    least : int
-        Fewest voxels an axis, where the grid has them: the networks halve them several times.
-    """
-    brain = mni_map("brain", grid)
-    start, stop = [], []
-    for axis, n in enumerate(grid.shape):
-        inside = np.flatnonzero(brain.any(axis=tuple(i for i in range(3) if i != axis)))
-        low, high = max(0, int(inside[0]) - margin), min(n, int(inside[-1]) + 1 + margin)
-        size = min(n, max(least, -(-(high - low) // multiple) * multiple))
-        low = min(max(0, low - (size - (high - low)) // 2), n - size)
-        start.append(low)
-        stop.append(low + size)
-    return Box(grid.shape, tuple(start), tuple(stop))
-
-
-def working_box(config: Config, name: str) -> Box:
-    """What a method's network sees of the profile's grid: the brain with a margin for the augmentation's shift.
-
-    Everything outside is 0 in preprocessed volumes, so nothing is lost, at 58 % of the voxels of 128³ and 1.5 mm. The
-    whole grid without ``training.crop``; without ``preprocess.mask``, where there is something to see outside; and for
-    a network as deep as its shortest axis can be halved (``by_halving``), where the box would cost it a level.
-    """
-    grid, settings = Grid.of(config.preprocess.grid), config.method(name)
-    if not (config.training.crop and config.preprocess.mask):
-        return Box.whole(grid.shape)
-    box = brain_box(grid, config.training.shift_voxels, settings.multiple)
-    shallower = min(box.shape).bit_length() < min(grid.shape).bit_length()
-    return Box.whole(grid.shape) if settings.by_halving and shallower else box
 
 
 # name: centre (mm, right hemisphere; x = 0 for a midline region), radii (mm), tissue map it is cut with

@@ -15,8 +15,8 @@ from stored_cohort import GRID, LABELS, make_cohort
 from resdm.batch import Batch, Prior
 from resdm.io import write_csv
 from resdm.method import build_method
-from resdm_suite.anatomy import Box
 from resdm_suite.apps.stages import write_trace
+from resdm_suite.apps.trace import trace as trace_steps
 from resdm_suite.evaluation.image_quality import read_index, read_scores, read_volume, score_method
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import FEWEST, CohortConfig, PhantomConfig
@@ -147,8 +147,7 @@ class Data(list):
 def model(config):
     method = build_method(tiny_resdm(sampling_steps=2), GRID.shape).eval()
     card = type("Card", (), {"config": config})
-    box = Box.whole(GRID.shape)
-    return type("Model", (), {"method": method, "card": card, "device": torch.device("cpu"), "box": box})
+    return type("Model", (), {"method": method, "card": card, "device": torch.device("cpu"), "grid": GRID})
 
 
 def test_the_mean_trace_is_over_people(model, config):
@@ -164,7 +163,7 @@ def test_the_mean_trace_is_over_people(model, config):
     for one in shown:
         prior = Prior((one["age"],), (one["sex"],))
         batch = Batch(one["volumes"][None, :1], one["volumes"][None, 1:], one["present"][None], prior)
-        each.append(model.method.trace(batch, torch.Generator().manual_seed(config.seed)))
+        each.append(trace_steps(model.method, batch, torch.Generator().manual_seed(config.seed)))
     for key in ("reverse", "attention", "eta"):
         np.testing.assert_allclose(trace[key], np.mean([tensors[key] for tensors in each], axis=0), atol=1e-5)
     np.testing.assert_array_equal(trace["reverse_t"], each[0]["reverse_t"])

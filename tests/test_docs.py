@@ -235,13 +235,13 @@ def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch,
     # The stored volume is the mean image plus the convolution of the MRI, by its stored weights.
     model, index = Model.load(config.model("Local")), read_index(config)
     person = index[index["present_amyloid"] == 1].iloc[0]
-    mri = model.box.crop(read_volume(config.volumes / person["t1w"], model.grid))
+    mri = read_volume(config.volumes / person["t1w"], model.grid)
     weight, mean = (part[0].detach().numpy().squeeze() for part in (model.method.around.weight, model.method.mean))
     folder = config.predictions("Local") / person["person"] / person["session"] / "pet"
     (path,) = folder.glob("*18FAV45*desc-synth_pet.nii.gz")
-    brain = model.box.crop(mni_map("brain", model.grid))
+    brain = mni_map("brain", model.grid)
     expected = np.clip(mean + correlate(mri, weight, mode="constant"), 0, 1) * brain  # 0 around it
-    predicted = model.box.crop(nib.load(path).get_fdata())
+    predicted = nib.load(path).get_fdata()
     np.testing.assert_allclose(predicted, expected, atol=1e-3)  # MRIs are kept as float16
 
 

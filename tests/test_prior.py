@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from torch import nn
 
 from resdm.batch import Prior
 from resdm.layers import clip
-from resdm.layers.shelf import Shelf
 from resdm.pretraining import _lesson, learn_language
 from resdm.prior import PriorConfig, PriorModule, TowerConfig, prompt, prompt_tokens, prompts
 
@@ -125,48 +123,28 @@ def test_the_vocabulary_knows_every_prompt(size):
             assert (prior.vocabulary[clip.tokens(prompt("tau", age, sex))] >= 0).all()
 
 
-def test_frozen_blocks_of_a_full_tower_lie_on_the_shelf():
-    """Off it, its states are the same to the bit; loaded weights are read; a copy in another process has its own."""
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's account of a process")
+def test_frozen_weights_are_mapped_from_a_file():
+    """The same values in no memory of their own; what is loaded later is read, and a pickled copy is complete."""
+
+    def anonymous():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(4096, 4096))  # 64 MiB
+    before, memory = layer[0].weight.clone(), anonymous()
+    clip.map_from_file(layer)
+    assert torch.equal(layer[0].weight, before)
+    assert memory - anonymous() > 50 * 2**20
+    layer.load_state_dict({"0.weight": before + 1, "0.bias": layer[0].bias})
+    assert torch.equal(pickle.loads(pickle.dumps(layer))[0].weight, before + 1)
+
+
+def test_a_tower_of_the_papers_size_has_the_same_states_in_another_process():
     torch.manual_seed(0)
     prior = PriorModule(PriorConfig(weights="none"))
-    frozen = dict(prior.frozen.named_parameters())
-    shelved = prior(TEXTS, cached=False)
-    again = pickle.loads(pickle.dumps(prior))
-    assert torch.equal(shelved, again(TEXTS))
-    assert {id(weight) for weight in prior.shelf.weights} == {id(weight) for weight in frozen.values()}
-    prior.shelf.clear()
-    assert torch.equal(shelved, prior(TEXTS, cached=False))
-
-
-def test_a_shelf_keeps_what_is_written():
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 70000))
-    before = {name: value.clone() for name, value in layers.state_dict().items()}
-    shelf = Shelf(layers.parameters())
-    for name, value in layers.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    layers.load_state_dict({name: value + 1 for name, value in before.items()})
-    shelf.put_back()
-    for name, value in layers.state_dict().items():
-        assert torch.equal(value, before[name] + 1), name
-    assert torch.equal(layers.double()[0].weight, (before["0.weight"] + 1).double())
-    shelf.put_back()
-    Shelf([]).put_back()
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads Linux's account of a process")
-def test_a_shelf_holds_no_memory():
-    layer = nn.Linear(4096, 4096)  # 64 MiB
-
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    shelf = Shelf(layer.parameters())
-    shelved = resident()
-    layer.weight.sum()
-    assert resident() - shelved > 50 * 2**20
-    shelf.put_back()
-    assert resident() - shelved < 10 * 2**20
+    assert torch.equal(prior(TEXTS, cached=False), pickle.loads(pickle.dumps(prior))(TEXTS))
 
 
 def test_unsaid_fields_and_dropout():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,6 @@ from resdm.settings import SEXES, Demand, MethodConfig, Precision
 @dataclass(frozen=True)
 class DemographicsConfig(MethodConfig):
     """Least squares of each voxel on age and sex, no MRI. What optimisers and batches take has no effect."""
-
-    multiple: ClassVar[int] = 1
 
     kind: str = "demographics"
     precision: Precision | None = "32-true"  # closed forms lose too much in half precision

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +15,6 @@ from resdm.method import PerTracer
 @dataclass(frozen=True)
 class Pix2PixConfig(AdversarialConfig):
     """Pix2Pix (Isola et al. 2017), one model a tracer."""
-
-    by_halving: ClassVar[bool] = True
 
     kind: str = "pix2pix"
     width: int = 32

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,6 @@ from resdm.unet import Attention, norm, sinusoidal
 @dataclass(frozen=True)
 class ReleasedConfig(MethodConfig):
     """The released code, fault for fault, its T, η, κ and λ included: see `Released`."""
-
-    multiple: ClassVar[int] = 8
 
     kind: str = "released"
     ema: float = 0.9999

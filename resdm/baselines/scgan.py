@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,6 @@ from resdm.method import PerTracer, TracerModel
 @dataclass(frozen=True)
 class SCGANConfig(AdversarialConfig):
     """SC-GAN (Lan et al. 2021), one model a tracer. Its L2 term is part of the loss, so weight decay is none."""
-
-    by_halving: ClassVar[bool] = True
 
     kind: str = "scgan"
     learning_rate: float = 1e-3

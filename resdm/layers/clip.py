@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 if TYPE_CHECKING:  # open_clip takes two seconds to import
     import open_clip
@@ -74,6 +77,16 @@ def text_tower(weights: str, words: Tensor, **size: int) -> TextTransformer:
     elif weights != "none":
         _take(tower, _read(weights), words, weights)
     return tower
+
+
+def map_from_file(module: nn.Module) -> None:
+    """Move a module's CPU weights to an unnamed temporary file and map it, so that they need no memory of their own."""
+    weights = {name: weight for name, weight in module.named_parameters() if weight.device.type == "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({name: weight.detach() for name, weight in weights.items()}, f"{folder}/weights.safetensors")
+        with safe_open(f"{folder}/weights.safetensors", "pt") as file:
+            for name, weight in weights.items():
+                weight.data = file.get_tensor(name)
 
 
 def known_rows(embedding: Tensor, words: Tensor) -> Tensor:

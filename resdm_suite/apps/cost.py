@@ -21,7 +21,6 @@ from resdm.batch import Batch, Prior
 from resdm.cpu_runtime import set_up
 from resdm.method import build_method
 from resdm.timing import about
-from resdm_suite.anatomy import working_box
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
@@ -145,7 +144,7 @@ def _scan_stages(config: Config, sessions: int, cores: int) -> Iterator[Stage]:
 
 def _method_seconds(config: Config, name: str) -> tuple[float, float]:
     """Seconds of a training step, and of a synthesis of one person, on the device that trains."""
-    settings, shape, device = config.method(name), working_box(config, name).shape, device_of(config)
+    settings, shape, device = config.method(name), config.preprocess.grid.shape, device_of(config)
     if hasattr(settings, "prior"):  # a small tower reads the prompts: no download for an estimate
         settings = replace(settings, prior=replace(settings.prior, weights="none"))
     method, n = build_method(settings, shape).to(device), settings.batch_size or config.training.batch_size

@@ -29,7 +29,7 @@ from resdm.cpu_runtime import computes_bf16
 from resdm.io import atomic, write_json
 from resdm.method import Method
 from resdm.settings import SEXES, check_person, derive_seed
-from resdm_suite.anatomy import Box, Grid, mni_map, working_box
+from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.paths import sidecar_path, std_path, synthetic_name, synthetic_path
 from resdm_suite.profiles import check_condition
 
@@ -113,11 +113,6 @@ class Model:
         """The grid that it works on."""
         return Grid.of(self.card.config.preprocess.grid)
 
-    @property
-    def box(self) -> Box:
-        """The part of the grid that its network sees; outside, its PETs are 0."""
-        return working_box(self.card.config, self.card.name)
-
     def synthesise(
         self, mri: np.ndarray, age: float | None, sex: str | None, *, seed: int, steps: int | None = None
     ) -> np.ndarray:
@@ -153,11 +148,11 @@ class Model:
             raise SynthesisError(f"MRI: {np.count_nonzero(~np.isfinite(mri))} voxels are not finite (NaN or infinite)")
         if mri.min() < -1e-3 or mri.max() > 1 + 1e-3:
             raise SynthesisError(f"MRI: intensities from {mri.min():.3g} to {mri.max():.3g}; expected [0, 1]")
-        volume = torch.from_numpy(self.box.crop(mri)).to(self.device)[None, None]  # (1, 1, x, y, z)
+        volume = torch.from_numpy(mri).to(self.device)[None, None]  # (1, 1, X, Y, Z)
         generator = torch.Generator(self.device).manual_seed(seed)
         with torch.no_grad(), self._autocast():
-            pet = self.method.synthesise(volume, Prior((age,), (sex,)), generator, steps=steps)  # (1, 2, x, y, z)
-        pet = self.box.pad(pet[0].float().cpu().numpy())
+            pet = self.method.synthesise(volume, Prior((age,), (sex,)), generator, steps=steps)  # (1, 2, X, Y, Z)
+        pet = pet[0].float().cpu().numpy()
         if self.card.config.preprocess.mask:  # there every real volume is 0
             pet = np.where(mni_map("brain", self.grid), pet, np.float32(0))
         if not np.isfinite(pet).all():

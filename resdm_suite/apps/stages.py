@@ -24,7 +24,7 @@ from resdm.io import atomic, write_csv, write_json, write_text
 from resdm.method import build_method
 from resdm.residual_diffusion import ResidualDiffusion
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import Box, Grid, mni_map, working_box
+from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_card import write_card
 from resdm_suite.apps.prediction import LABELS, Model, sample_people, synthesise_people
 from resdm_suite.apps.single_scan import synthesise_scan as synthesise_scan  # a stage like the others
@@ -62,16 +62,11 @@ def profile(config: Config | str | Path) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 
 
-def validation_score(
-    real: np.ndarray, synthetic: np.ndarray, box: Box | None = None, mask: np.ndarray | None = None
-) -> float:
-    """Whole-volume PSNR + 10 · SSIM, the criterion by which the released code keeps its best weights.
+def validation_score(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Whole-volume PSNR + 10 · SSIM: the released code keeps its best weights by this criterion.
 
-    Volumes of a box are put back into their grid first; outside ``mask`` (X, Y, Z) the synthetic one is 0, as it will
-    be when it is written.
+    Outside ``mask`` (X, Y, Z) the synthetic volume is set to 0, as it is when it is written.
     """
-    if box is not None:
-        real, synthetic = box.pad(real), box.pad(synthetic)
     if mask is not None:
         synthetic = np.where(mask, synthetic, np.float32(0))
     return psnr(real, synthetic) + 10 * ssim(real, synthetic)
@@ -198,12 +193,11 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     config = profile(config)
     settings = config.method(name)
     seeded = config.seeded(name)
-    box = working_box(config, name)
-    held = CohortDataset(seeded, "validation", box=box)  # first: a fault of the data is found before weights are loaded
+    held = CohortDataset(seeded, "validation")  # first: a fault of the data is found before weights are loaded
     set_up(config.training)
     torch.manual_seed(seeded.seed)  # of the fresh weights
-    method = build_method(settings, box.shape)
-    train_set = CohortDataset(seeded, "train", augment=not method.closed_form, box=box)
+    method = build_method(settings, config.preprocess.grid.shape)
+    train_set = CohortDataset(seeded, "train", augment=not method.closed_form)
     digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
     mask = mni_map("brain", Grid.of(config.preprocess.grid)) if config.preprocess.mask else None
     folder = train(
@@ -214,7 +208,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
         held,
         collate=collate,
         data_digest=digest,
-        score=partial(validation_score, box=box, mask=mask),
+        score=partial(validation_score, mask=mask),
         progress=progress,
     )
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
@@ -274,8 +268,7 @@ def synthesise_method(
     if shard != (1, 1):
         return out
     if condition == "factual":
-        boxed = CohortDataset(config, split, box=model.box)
-        write_trace(model, boxed, out, individual=config.individual)
+        write_trace(model, data, out, individual=config.individual)
     write_scores(config, name, score_people(out, people, config), condition)
     if condition == "factual" and split == "test":
         write_card(config, name)  # its metrics
@@ -434,19 +427,17 @@ def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: boo
             sums = {k: v / len(seen) if np.issubdtype(v.dtype, np.floating) else v for k, v in sums.items()}
             del sums["prompts"]
             sums["people"] = np.array(len(seen))
-        sums = {name: _on_grid(array, model.box) if array.ndim >= 3 else array for name, array in sums.items()}
+        sums = {name: _on_grid(array, model.grid.shape) if array.ndim >= 3 else array for name, array in sums.items()}
         with atomic(out / "trace.npz") as temporary:
             np.savez_compressed(temporary, **sums)
 
 
-def _on_grid(volumes: np.ndarray, box: Box) -> np.ndarray:
-    """Volumes (…, x, y, z) of a box, or of coarser voxels that fill it, on its grid; 0 outside."""
-    if box.shape == box.grid:
-        return volumes
-    for axis, n in zip((-3, -2, -1), box.shape, strict=True):
+def _on_grid(volumes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Volumes (…, x, y, z) of coarser voxels on a grid of this shape, by nearest neighbour."""
+    for axis, n in zip((-3, -2, -1), shape, strict=True):
         m = volumes.shape[axis]
-        volumes = volumes if m == n else volumes.take(np.arange(n) * m // n, axis)  # nearest
-    return box.pad(volumes)
+        volumes = volumes if m == n else volumes.take(np.arange(n) * m // n, axis)
+    return volumes
 
 
 _TRACED = 20  # people that a mean trace is of, at most: each costs a synthesis

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from resdm.batch import Batch, Prior
 from resdm.settings import TRACERS, derive_seed, to_dict
-from resdm_suite.anatomy import Box
 from resdm_suite.cohorts.manifest import SPLITS, check_leakage
 from resdm_suite.profiles import Config
 
@@ -35,8 +34,6 @@ class CohortDataset(Dataset):
     split : {"train", "validation", "test"}
     augment : bool
         Shift (and flip) at random, see `augment`; as ``training.shift_voxels`` and ``training.flip`` say.
-    box : Box, optional
-        What items hold of the grid, see `resdm_suite.anatomy.working_box`; all by default.
 
     Attributes
     ----------
@@ -51,7 +48,7 @@ class CohortDataset(Dataset):
         A person in more than one split.
     """
 
-    def __init__(self, config: Config, split: str, augment: bool = False, box: Box | None = None) -> None:
+    def __init__(self, config: Config, split: str, augment: bool = False) -> None:
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
         folder, again = config.volumes, "run `resdm preprocess`"
@@ -85,7 +82,6 @@ class CohortDataset(Dataset):
             raise CohortError(f"{path}: no session in split {split!r}; draw the split again")
         self.index = index.iloc[self._rows].reset_index(drop=True)
         self._shift, self._flip = (config.training.shift_voxels, config.training.flip) if augment else (0, False)
-        self._box = box or Box.whole(config.preprocess.grid.shape)
         self._seed, self._epoch = config.seed, 0
 
     def __len__(self) -> int:
@@ -97,10 +93,8 @@ class CohortDataset(Dataset):
         if self._shift or self._flip:
             index = range(len(self))[index]  # -1 is the last
             generator = np.random.default_rng(derive_seed(self._seed, "augment", self._epoch, index))
-            volumes = augment(volumes, self._shift, self._flip, generator, self._box)
-        else:
-            volumes = self._box.crop(volumes)
-        volumes = np.array(volumes, dtype=np.float32)  # (3, x, y, z)
+            volumes = augment(volumes, self._shift, self._flip, generator)
+        volumes = np.array(volumes, dtype=np.float32)  # (3, X, Y, Z)
         return {
             "volumes": torch.from_numpy(volumes),
             "present": torch.tensor([bool(row[f"present_{tracer}"]) for tracer in TRACERS]),
@@ -128,9 +122,7 @@ class CohortDataset(Dataset):
         return self.__dict__ | {"_array": None}  # a memory map would travel to workers as its contents
 
 
-def augment(
-    volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Generator, box: Box | None = None
-) -> np.ndarray:
+def augment(volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Generator) -> np.ndarray:
     """One random transform of all volumes of a session alike: MRI and PETs stay registered.
 
     Parameters
@@ -141,23 +133,19 @@ def augment(
     flip : bool
         Mirror left and right in half of the calls.
     generator : Generator
-    box : Box, optional
-        What to keep of the result: as if it were cut out after the transform, but no more is read than it takes.
 
     Returns
     -------
-    ndarray (C, X, Y, Z), or of the box
+    ndarray (C, X, Y, Z)
         A copy.
     """
     by = generator.integers(-shift, shift, 3, endpoint=True)
     mirrored = generator.random() < 0.5  # drawn either way, so that the option changes nothing else
-    box = box or Box.whole(volumes.shape[1:])
-    moved = np.zeros((len(volumes), *box.shape), dtype=volumes.dtype)
-    offsets = [start - int(b) for start, b in zip(box.start, by, strict=True)]  # voxel 0 of the result is this one
-    to = [slice(max(-o, 0), min(m, n - o)) for o, m, n in zip(offsets, box.shape, box.grid, strict=True)]
-    come = [slice(t.start + o, t.stop + o) for t, o in zip(to, offsets, strict=True)]
     source = volumes[:, ::-1] if flip and mirrored else volumes
-    moved[(slice(None), *to)] = source[(slice(None), *come)]
+    moved = np.zeros(volumes.shape, dtype=volumes.dtype)
+    target = [slice(max(b, 0), n + min(b, 0)) for b, n in zip(by, source.shape[1:], strict=True)]
+    origin = [slice(t.start - b, t.stop - b) for t, b in zip(target, by, strict=True)]
+    moved[(slice(None), *target)] = source[(slice(None), *origin)]
     return moved
 
 
