@@ -128,7 +128,7 @@ rule preprocess:
 rule qc:
     input:
         f"{WORK}/volumes/index.csv",
-        modules=package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/preprocessing/qc", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance", "resdm_suite/reporting/qc"),
+        modules=package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/preprocessing/qc", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance", "resdm_suite/reporting/qc"),
     output:
         f"{WORK}/qc/qc.csv",
         f"{WORK}/qc/index.html",
@@ -232,7 +232,7 @@ rule table2:
         CEILING,
         "data_manifests/paper/table2.csv",
         notebook="notebooks/04_table2_comparison.ipynb",
-        modules=TABLES + package("resdm_suite/evaluation/suvr", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
+        modules=TABLES + package("resdm_suite/evaluation/suvr", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/table2", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/figure2", ".svg", ".png"),
@@ -248,7 +248,7 @@ rule figure1:
     input:
         f"{WORK}/predictions/ResDM/factual/scores.csv",
         notebook="notebooks/09_figure1_method.ipynb",
-        modules=package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
+        modules=package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/figure1", ".svg", ".png"),
     log:
@@ -288,7 +288,7 @@ rule table4:
         CEILING,
         "data_manifests/paper/table4.csv",
         notebook="notebooks/06_table4_diagnosis.ipynb",
-        modules=EVALUATORS + package("resdm_suite/reporting/tables", "resdm_suite/reporting/diagnosis", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
+        modules=EVALUATORS + package("resdm_suite/reporting/tables", "resdm_suite/reporting/diagnosis", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/table4", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/table4_roc", ".svg", ".png"),
@@ -300,7 +300,7 @@ rule table4:
         PAPERMILL
 
 
-CONDITIONED = EVALUATORS + package("resdm_suite/reporting/conditioning", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance")
+CONDITIONED = EVALUATORS + package("resdm_suite/reporting/conditioning", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance")
 PROMPTED = expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=["factual", *CONDITIONS])
 
 rule figure4:
@@ -341,7 +341,7 @@ rule table3:
         f"{WORK}/evaluation/status.csv",
         "data_manifests/paper/table3.csv",
         notebook="notebooks/05_table3_ablation.ipynb",
-        modules=TABLES + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
+        modules=TABLES + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/cases", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/table3", ".csv", ".md", ".tex"),
         multiext(f"{FIGURES}/figure3", ".svg", ".png"),
@@ -363,7 +363,7 @@ rule planted:
         notebook="notebooks/11_planted_effects.ipynb",
         modules=TABLES
         + package("resdm_suite/cohorts/phantom", "resdm_suite/cohorts/planted", "resdm_suite/evaluation/suvr", "resdm_suite/evaluation/planted", "resdm_suite/reporting/planted")
-        + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
+        + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/planted", ".csv", ".md", ".tex", ".svg", ".png"),
     log:
@@ -379,7 +379,7 @@ rule fidelity:
         notebook="notebooks/13_suvr_fidelity.ipynb",
         modules=TABLES
         + package("resdm_suite/evaluation/suvr", "resdm_suite/evaluation/agreement", "resdm_suite/evaluation/atlas", "resdm_suite/evaluation/fidelity")
-        + package("resdm_suite/reporting/fidelity", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
+        + package("resdm_suite/reporting/fidelity", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/suvr_fidelity", ".csv", ".md", ".tex", ".svg", ".png"),
     params:
@@ -396,7 +396,7 @@ rule counterfactuals:
         notebook="notebooks/15_counterfactuals.ipynb",
         modules=package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/evaluation/suvr", "resdm_suite/evaluation/statistics")
         + package("resdm_suite/evaluation/image_quality", "resdm_suite/evaluation/counterfactuals")
-        + package("resdm_suite/reporting/counterfactuals", "resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
+        + package("resdm_suite/reporting/counterfactuals", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/counterfactuals", ".svg", ".png", ".csv"),
     log:
@@ -412,7 +412,7 @@ rule uncertainty:
         notebook="notebooks/14_uncertainty.ipynb",
         modules=SYNTHESIS
         + package("resdm_suite/evaluation/suvr", "resdm_suite/evaluation/uncertainty", "resdm_suite/reporting/tables", "resdm_suite/reporting/uncertainty")
-        + package("resdm_suite/reporting/figures", "resdm_suite/reporting/provenance"),
+        + package("resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/uncertainty", ".csv", ".md", ".tex", ".svg", ".png"),
         f"{WORK}/predictions/{SETTINGS.uncertainty.method}/samples/regional.csv",

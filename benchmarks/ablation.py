@@ -363,7 +363,7 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
     """
     from matplotlib import pyplot
 
-    from resdm_suite.reporting.figures import save_figure
+    from resdm_suite.reporting.style import save_figure
 
     rows = 2
     columns = -(-(1 + len(METRICS)) // rows)

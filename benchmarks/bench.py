@@ -347,7 +347,7 @@ def draw(table: pd.DataFrame, growth: pd.DataFrame, device: str, stem: Path) -> 
     """Bars of a training step by configuration, and growth with the grid, as ``<stem>.svg`` and ``.png``."""
     from matplotlib import pyplot
 
-    from resdm_suite.reporting.figures import save_figure
+    from resdm_suite.reporting.style import save_figure
 
     size = int(table["size"].max())
     part = table[table["size"] == size].iloc[::-1]

@@ -256,8 +256,8 @@ def draw(title: str, table: pd.DataFrame, own: int, stem: Path) -> None:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    from resdm_suite.reporting.figures import TRACER_TITLES, save_figure
     from resdm_suite.reporting.qc import TRACER_COLOURS
+    from resdm_suite.reporting.style import TRACER_TITLES, save_figure
 
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(11.0, 2.9), layout="constrained")
     for panel, metric in zip(axes, PANELS, strict=True):

@@ -26,7 +26,7 @@ from resdm_suite.evaluation.statistics import holm
 from resdm_suite.profiles import Config, load_config
 from resdm_suite.reporting.ablation import ablation, departures, present_variants, status_accuracy, table3
 from resdm_suite.reporting.cases import typical_case
-from resdm_suite.reporting.figures import figure2
+from resdm_suite.reporting.slices import figure2
 from resdm_suite.reporting.tables import VARIANTS, read_paper
 
 BLURS = {"Base": 0.7, "+L_high": 0.6, "+prior": 0.5, "ResDM": 0.4, "as_published": 0.47}

@@ -21,8 +21,10 @@ from resdm_suite.evaluation.image_quality import read_index, read_scores, read_v
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import FEWEST, CohortConfig, PhantomConfig
 from resdm_suite.reporting.cases import mean_cases, read_trace, regional_comparison, shown_cases
-from resdm_suite.reporting.figures import figure1, figure2, regional_panel, save_figure
+from resdm_suite.reporting.figures import figure1, regional_panel
 from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.slices import figure2
+from resdm_suite.reporting.style import save_figure
 
 METHODS = {"ResDM": 0.3, "Base": 0.5}
 

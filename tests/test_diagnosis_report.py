@@ -24,8 +24,8 @@ from resdm_suite.evaluation.effects import (
 )
 from resdm_suite.reporting.conditioning import PROMPT_COLOURS, figure4, figure5
 from resdm_suite.reporting.diagnosis import table4, table4_roc, table4_sources
-from resdm_suite.reporting.figures import save_figure
 from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.style import save_figure
 from resdm_suite.reporting.tables import number, read_paper, save_table
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"

@@ -16,18 +16,9 @@ from stored_cohort import GRID, RANGES, person
 
 from resdm_suite.anatomy import regions
 from resdm_suite.evaluation.suvr import agreement
-from resdm_suite.reporting.figures import (
-    ERROR_MAP,
-    FIELD_MM,
-    figure1,
-    figure2,
-    plane,
-    qc_montage,
-    regional_panel,
-    save_figure,
-    slice_name,
-    training_curves,
-)
+from resdm_suite.reporting.figures import figure1, regional_panel, training_curves
+from resdm_suite.reporting.slices import FIELD_MM, figure2, plane, qc_montage, slice_name
+from resdm_suite.reporting.style import ERROR_MAP, save_figure
 
 REGIONAL = ["method", "person", "session", "tracer", "region", "real", "synthetic"]
 NOTICE = "phantom data: not a reproduction of the paper's numbers"

@@ -29,8 +29,8 @@ from resdm_suite.evaluation.planted import (
 )
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.profiles import CohortConfig, PhantomConfig
-from resdm_suite.reporting.figures import save_figure
 from resdm_suite.reporting.planted import planted_figure, planted_table
+from resdm_suite.reporting.style import save_figure
 
 REGIONS = ("frontal", "pons")
 PLANTED = {"status": 0.40, "sex": 0.15, "age": 0.10}  # of frontal; nothing in the pons

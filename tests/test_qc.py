@@ -25,8 +25,8 @@ from resdm_suite.preprocessing.qc import brain_points
 from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm_suite.reporting import qc as page_room
-from resdm_suite.reporting.figures import FIELD_MM, plane
 from resdm_suite.reporting.qc import montage, qc_distributions, write_qc
+from resdm_suite.reporting.slices import FIELD_MM, plane
 
 GRID = Grid((28, 32, 28), 6.0)
 PHANTOMS = PhantomConfig(

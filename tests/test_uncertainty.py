@@ -39,7 +39,7 @@ from resdm_suite.evaluation.uncertainty import (
     smooth_map,
 )
 from resdm_suite.profiles import UncertaintyConfig, load_config
-from resdm_suite.reporting.figures import save_figure
+from resdm_suite.reporting.style import save_figure
 from resdm_suite.reporting.uncertainty import findings, uncertainty_figure, uncertainty_table, verdict
 
 N, V = 40, 2000

@@ -34,7 +34,8 @@ from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.preprocessing.volumes import preprocess_mri
 from resdm_suite.profiles import Config
-from resdm_suite.reporting.figures import FIELD_MM, TRACER_TITLES
+from resdm_suite.reporting.slices import FIELD_MM
+from resdm_suite.reporting.style import TRACER_TITLES
 from resdm_suite.reporting.views import Scene, orthogonal_views
 
 MOST_BYTES = 500e6

@@ -38,8 +38,9 @@ from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan, resample
 from resdm_suite.preprocessing.volumes import preprocess_mri
-from resdm_suite.reporting.figures import save_figure, scan_montage
 from resdm_suite.reporting.provenance import provenance, versions
+from resdm_suite.reporting.slices import scan_montage
+from resdm_suite.reporting.style import save_figure
 
 SAMPLES = 4
 """Syntheses of one MRI by default: their mean is the PET."""

@@ -15,12 +15,13 @@ from resdm_suite.evaluation.image_quality import read_index, read_volume, volume
 from resdm_suite.evaluation.statistics import typical_session
 from resdm_suite.evaluation.suvr import agreement, regional_suvr, texture_summary
 from resdm_suite.profiles import FEWEST, Config
-from resdm_suite.reporting.figures import GROUP_SLICES, TRACER_TITLES
+from resdm_suite.reporting.slices import GROUP_SLICES
+from resdm_suite.reporting.style import TRACER_TITLES
 from resdm_suite.reporting.tables import REFERENCE_METHOD, present_methods
 
 
 def typical_case(config: Config, scores: pd.DataFrame, methods: Iterable[str] | None = None) -> dict[str, Any]:
-    """The arguments of `reporting.figures.figure2` for a typical test person: the median in-brain PSNR of ResDM.
+    """The arguments of `reporting.slices.figure2` for a typical test person: the median in-brain PSNR of ResDM.
 
     Parameters
     ----------
@@ -55,12 +56,12 @@ def typical_case(config: Config, scores: pd.DataFrame, methods: Iterable[str] | 
 
 
 def shown_cases(config: Config, scores: pd.DataFrame, methods: Iterable[str] | None = None) -> dict[str, Any]:
-    """The arguments of `reporting.figures.figure2`: a typical person, or means where `Config.individual` is not."""
+    """The arguments of `reporting.slices.figure2`: a typical person, or means where `Config.individual` is not."""
     return (typical_case if config.individual else mean_cases)(config, scores, methods)
 
 
 def mean_cases(config: Config, scores: pd.DataFrame, methods: Iterable[str] | None = None) -> dict[str, Any]:
-    """The arguments of `resdm_suite.reporting.figures.figure2` for groups of test people: means of their volumes.
+    """The arguments of `resdm_suite.reporting.slices.figure2` for groups of test people: means of their volumes.
 
     Groups are the negative and the positive of each tracer by its own status, where at least `FEWEST` people are in
     one; else all people with that tracer; else nothing. Sessions of one person are averaged first.
@@ -142,7 +143,7 @@ def read_trace(config: Config, method: str = REFERENCE_METHOD) -> dict[str, np.n
 
 
 def quality_cases(config: Config, index: pd.DataFrame, similarity: str = "t1_correlation") -> dict[str, Any]:
-    """The arguments of `reporting.figures.qc_montage`: the first of each diagnosis, and the worst T1 registration.
+    """The arguments of `reporting.slices.qc_montage`: the first of each diagnosis, and the worst T1 registration.
 
     Parameters
     ----------

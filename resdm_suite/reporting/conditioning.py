@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from resdm_suite.evaluation.effects import CLASSIFICATION, age_part, age_sweep, present_tracers
 from resdm_suite.evaluation.resampling import person_weights
 from resdm_suite.profiles import FEWEST
-from resdm_suite.reporting.figures import GREY, TRACER_TITLES, WIDTH, Page, styled
+from resdm_suite.reporting.style import GREY, TRACER_TITLES, WIDTH, Page, styled
 from resdm_suite.reporting.tables import REFERENCE_METHOD, number
 
 PROMPT_COLOURS = {"right": "#D55E00", "none": "#B8B8B8", "wrong": "#0072B2"}

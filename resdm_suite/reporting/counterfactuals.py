@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from resdm_suite.evaluation.effects import present_tracers
-from resdm_suite.reporting.figures import ERROR_MAP, TRACER_TITLES, WIDTH, Page, _top, region_rows, styled
+from resdm_suite.reporting.style import ERROR_MAP, TRACER_TITLES, WIDTH, Page, region_rows, round_up, styled
 from resdm_suite.reporting.tables import span
 
 PANELS = {
@@ -89,7 +89,7 @@ def _sweep(
     axes = page.axes(left, top, width, height)
     table = rows[rows["condition"].isin(ages)].set_index(["region", "condition"])["mean"]
     table = pd.DataFrame({age: [table[name, age] for name in names] for age in ages}, index=names)
-    most = _top([float(np.nanmax(np.abs(table.to_numpy())))], 0.05)
+    most = round_up([float(np.nanmax(np.abs(table.to_numpy())))], 0.05)
     norm = Normalize(-most, most)
     axes.imshow(table.to_numpy(), cmap=ERROR_MAP, norm=norm, aspect="auto", interpolation="nearest")
     for (i, j), value in np.ndenumerate(table.to_numpy()):

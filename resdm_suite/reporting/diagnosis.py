@@ -24,7 +24,7 @@ from resdm_suite.evaluation.effects import (
 )
 from resdm_suite.evaluation.resampling import CALIPER, person_weights, roc
 from resdm_suite.profiles import Config
-from resdm_suite.reporting.figures import GREY, WIDTH, Page, looks, styled
+from resdm_suite.reporting.style import GREY, WIDTH, Page, method_styles, styled
 from resdm_suite.reporting.tables import CONTROLS, REFERENCE_METHOD, Block, Table, number, read_paper, span
 
 SOURCE_NAMES = {
@@ -279,7 +279,7 @@ def table4_roc(
 
 def _sources_look(sources: Sequence[str]) -> dict[str, tuple[str, Any, float]]:
     """Colour, line and width of each source."""
-    known = looks([source for source in sources if source not in _LINES])
+    known = method_styles([source for source in sources if source not in _LINES])
     return {
         source: (*_LINES[source], 1.4) if source in _LINES
         else (known[source][0], "-", 1.6 if source == REFERENCE_METHOD else 0.9)

@@ -14,7 +14,7 @@ from resdm.settings import TRACERS
 from resdm_suite.evaluation.agreement import agreement_table
 from resdm_suite.evaluation.fidelity import BUILT_IN, CALIBRATED, UNCALIBRATED
 from resdm_suite.profiles import FEWEST, Config
-from resdm_suite.reporting.figures import GREY, TRACER_TITLES, WIDTH, Page, looks, styled
+from resdm_suite.reporting.style import GREY, TRACER_TITLES, WIDTH, Page, method_styles, styled
 from resdm_suite.reporting.tables import REFERENCE_METHOD, TRACER_NAMES, Block, Table, number, span
 
 KEYS = ("method", "tracer", "regions", "region", "unit")
@@ -157,7 +157,7 @@ def fidelity_figure(
         rows = rows.set_index("method").reindex(methods)
         page.text(0.08, top - 0.26, f"{quantity_title(tracer, region)} (n = {span(rows['n'])})", fontsize=7.5,
                   fontweight="bold")  # fmt: skip
-        colour = looks(methods)[method][0]
+        colour = method_styles(methods)[method][0]
         _scatter(page.axes(left, top, height, height), pairs, colour, unit, people)
         _bland_altman(page.axes(left + 1.86, top, height + 0.1, height), pairs, rows.loc[method], colour, unit, people)
         _dots(page.axes(left + 3.98, top, 1.10, height), rows, methods, unit, "icc")
@@ -219,7 +219,7 @@ def _dots(axes: Axes, rows: pd.DataFrame, methods: Sequence[str], unit: str, kin
     places = np.arange(len(methods))[::-1]
     for place in places[::2]:
         axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
-    look = looks(methods)
+    look = method_styles(methods)
     name = "icc_agreement" if kind == "icc" else "bias"
     for method, place in zip(methods, places, strict=True):
         row, colour = rows.loc[method], look[method][0]

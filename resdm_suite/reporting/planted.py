@@ -15,7 +15,7 @@ from resdm_suite.cohorts.planted import grey_share, thinning_slope
 from resdm_suite.evaluation.planted import EFFECTS, EVERY_REGION, LEAST_RATIO, read_planted, recovered_effects, recovery
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.ablation import seeds_of
-from resdm_suite.reporting.figures import _INK, GREY, TRACER_TITLES, WIDTH, Page, looks, region_rows, styled
+from resdm_suite.reporting.style import GREY, INK, TRACER_TITLES, WIDTH, Page, method_styles, region_rows, styled
 from resdm_suite.reporting.tables import REFERENCE_METHOD, TRACER_NAMES, Block, Table, number, present_methods, span
 
 EFFECT_TITLES = {"status": "Status: positive − negative", "sex": "Sex: women − men", "age": "Age: a decade"}
@@ -156,8 +156,8 @@ def planted_figure(frame: pd.DataFrame, *, notice: str = "") -> Figure:
     frame = frame[frame["region"] != EVERY_REGION]
     tracers = [tracer for tracer in TRACERS if (frame["tracer"] == tracer).any()]
     sources = list(dict.fromkeys(frame["source"]))
-    look = {"truth": (GREY, "o"), "real": (_INK, "s")}
-    look |= {name: (colour, "D") for name, (colour, _) in looks([s for s in sources if s not in look]).items()}
+    look = {"truth": (GREY, "o"), "real": (INK, "s")}
+    look |= {name: (colour, "D") for name, (colour, _) in method_styles([s for s in sources if s not in look]).items()}
     head, height, left, gap = 0.84, 3.3, 1.10, 0.12
     width = (WIDTH - left - 0.08) / len(EFFECTS) - gap
     page = Page.of(WIDTH, head + len(tracers) * (height + 0.52) + 0.10)

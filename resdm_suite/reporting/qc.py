@@ -5,7 +5,7 @@ killed call loses the sessions in work, no more), ``qc.csv`` (one row a session)
 the measures, which name nobody, go to ``figures/<profile>/qc`` too.
 
 A montage is put together from arrays, not drawn by matplotlib: hundreds of them in seconds. Slices are those of
-`resdm_suite.reporting.figures.plane`, a pixel a millimetre.
+`resdm_suite.reporting.slices.plane`, a pixel a millimetre.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.preprocessing import qc
 from resdm_suite.preprocessing.volumes import FLAGS
 from resdm_suite.profiles import Config
-from resdm_suite.reporting.figures import (  # fmt: skip
-    FIELD_MM,
+from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.slices import FIELD_MM, slice_name
+from resdm_suite.reporting.style import (
     GREY,
     PET_MAP,
     T1_MAP,
@@ -42,10 +43,8 @@ from resdm_suite.reporting.figures import (  # fmt: skip
     Page,
     PaperFigure,
     save_figure,
-    slice_name,
     styled,
 )
-from resdm_suite.reporting.provenance import provenance
 
 CUTS = (("x", 7.0), ("y", -58.0), ("z", -18.0))
 """Slices of the montages: each shows the cerebellum, where the reference regions lie."""
@@ -129,7 +128,7 @@ def _weights(grid: Grid, axis: str, at: float | None, order: int) -> np.ndarray:
 
 
 def _section(volume: np.ndarray, grid: Grid, cut: tuple[str, float], order: int) -> np.ndarray:
-    """The slice that `resdm_suite.reporting.figures.plane` gives, (up, right), without clipping."""
+    """The slice that `resdm_suite.reporting.slices.plane` gives, (up, right), without clipping."""
     axis, mm = cut
     flat = np.tensordot(_weights(grid, axis, mm, order)[0], volume, axes=(0, "xyz".index(axis)))  # (right, up)
     right, up = (_weights(grid, side, None, order) for side in _SIDES[axis])

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
 from resdm_suite.profiles import FEWEST, Config
-from resdm_suite.reporting.figures import GREY, TRACER_TITLES, WIDTH, Page, styled
+from resdm_suite.reporting.style import GREY, TRACER_TITLES, WIDTH, Page, styled
 from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, number, span
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}

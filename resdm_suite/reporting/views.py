@@ -13,24 +13,17 @@ from matplotlib.figure import Figure
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid
-from resdm_suite.reporting.figures import (
-    _MARKS,
-    _SIDES,
-    ERROR_MAP,
+from resdm_suite.reporting.slices import (
     FIELD_MM,
-    GREY,
-    PET_MAP,
-    T1_MAP,
-    TRACER_TITLES,
-    Page,
-    _aspect,
-    _bare,
-    _extent,
-    _top,
+    SHOWN_AXES,
+    SIDE_MARKS,
+    hide_axes,
     plane,
+    slice_aspect,
+    slice_extent,
     slice_name,
-    styled,
 )
+from resdm_suite.reporting.style import ERROR_MAP, GREY, PET_MAP, T1_MAP, TRACER_TITLES, Page, round_up, styled
 
 _COLUMN, _GAP, _LEFT, _HEAD = 1.42, 0.05, 0.16, 0.86
 
@@ -74,7 +67,7 @@ def orthogonal_views(
     point : (x, y, z)
         MNI mm.
     title, detail, notice : str
-        See `resdm_suite.reporting.figures.Page.title`.
+        See `resdm_suite.reporting.style.Page.title`.
 
     Notes
     -----
@@ -82,7 +75,7 @@ def orthogonal_views(
     change is symmetric and at least 0.05 SUVR wide, so that noise does not fill it.
     """
     cuts = tuple(zip("xyz", point, strict=True))
-    heights = [_COLUMN * _aspect(cut) * _width(cut) for cut in cuts]
+    heights = [_COLUMN * slice_aspect(cut) * _width(cut) for cut in cuts]
     columns = 1 + 2 * len(scene.pet)
     width = _LEFT + columns * (_COLUMN + _GAP) + 0.10 * len(scene.pet) + 0.12
     page = Page.of(width, _HEAD + sum(heights) + 2 * _GAP + 0.62)
@@ -102,9 +95,9 @@ def orthogonal_views(
 def _scales(scene: Scene) -> dict[str, tuple[Normalize, str, str, str]]:
     """Norm, colour map, heading and unit of each kind of column, the same for both tracers."""
     bright = [np.quantile(volume, 0.999) for volume in scene.pet.values()]
-    moved = _top([*(np.quantile(np.abs(volume), 0.999) for volume in scene.change.values()), 0.05], 0.05)
+    moved = round_up([*(np.quantile(np.abs(volume), 0.999) for volume in scene.change.values()), 0.05], 0.05)
     return {
-        "pet": (Normalize(0, _top(bright, 0.5)), PET_MAP, "synthetic", "SUVR"),
+        "pet": (Normalize(0, round_up(bright, 0.5)), PET_MAP, "synthetic", "SUVR"),
         "change": (Normalize(-moved, moved), ERROR_MAP, "change by the prompt", "SUVR − factual"),
     }
 
@@ -146,7 +139,7 @@ def _tick(value: float) -> str:
 def _width(cut: tuple[str, float]) -> float:
     """Width of a slice over that of the widest, so that a millimetre is as long in every plane."""
     longest = max(high - low for low, high in FIELD_MM.values())
-    low, high = FIELD_MM[_SIDES[cut[0]][0]]
+    low, high = FIELD_MM[SHOWN_AXES[cut[0]][0]]
     return (high - low) / longest
 
 
@@ -161,12 +154,12 @@ def _slice(
 ) -> None:
     order = 3 if grid.voxel_mm > 3 else 1  # a cubic spline of a fine grid takes longer than a slider's patience
     image = plane(volume, grid, cut, order)
-    axes.imshow(image, cmap=cmap, norm=norm, origin="lower", extent=_extent(cut), interpolation="nearest")
-    _bare(axes)
+    axes.imshow(image, cmap=cmap, norm=norm, origin="lower", extent=slice_extent(cut), interpolation="nearest")
+    hide_axes(axes)
     ink = "#333333" if cmap == ERROR_MAP else "white"
-    right, up = _SIDES[cut[0]]
+    right, up = SHOWN_AXES[cut[0]]
     axes.axvline(point[right], color=ink, linewidth=0.5, alpha=0.55)
     axes.axhline(point[up], color=ink, linewidth=0.5, alpha=0.55)
-    for x, mark in zip((0.03, 0.97), _MARKS[cut[0]], strict=True):
+    for x, mark in zip((0.03, 0.97), SIDE_MARKS[cut[0]], strict=True):
         axes.text(x, 0.03, mark, transform=axes.transAxes, color=ink, fontsize=6, va="bottom",
                   ha="left" if x < 0.5 else "right")  # fmt: skip

@@ -1,0 +1,402 @@
+"""Brain slices in MNI space and montages of them.
+
+Slices are cut at MNI millimetres and shown in neurological convention: left is left (marked L and R; sagittal P and A).
+They are sampled every millimetre by cubic interpolation, clipped to the range of the volume, for display only.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from scipy.ndimage import map_coordinates
+
+from resdm.settings import TRACERS
+from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm_suite.evaluation.image_quality import mae, psnr
+from resdm_suite.evaluation.suvr import to_suvr
+from resdm_suite.reporting.style import (
+    ERROR_MAP,
+    GREY,
+    PET_MAP,
+    T1_MAP,
+    TRACER_TITLES,
+    WARNING,
+    WIDTH,
+    Page,
+    method_label,
+    round_up,
+    styled,
+)
+
+FIELD_MM = {"x": (-78.0, 78.0), "y": (-112.0, 78.0), "z": (-76.0, 88.0)}
+"""What a slice shows, in MNI mm: the brain and a narrow rim."""
+
+SLICES = {"amyloid": (("x", 7.0), ("z", 24.0)), "tau": (("y", -20.0), ("z", -16.0))}
+"""Slices of Figure 2: through precuneus, cingulate and striatum for amyloid, through the temporal lobes for tau."""
+
+GROUP_SLICES = {tracer: cuts[:1] for tracer, cuts in SLICES.items()}
+"""Of Figure 2 where it shows the means of groups: there are twice as many rows."""
+
+SHOWN_AXES = {"x": ("y", "z"), "y": ("x", "z"), "z": ("x", "y")}  # axis cut: axes shown (right, up)
+SIDE_MARKS = {"x": ("P", "A"), "y": ("L", "R"), "z": ("L", "R")}
+
+
+def slice_name(cut: tuple[str, float]) -> str:
+    """``("z", -16)`` → ``z = −16 mm``."""
+    return f"{cut[0]} = {cut[1]:+.0f} mm".replace("-", "−")
+
+
+def plane(volume: np.ndarray, grid: Grid, cut: tuple[str, float], order: int = 3) -> np.ndarray:
+    """A slice of a volume at an MNI coordinate, sampled every millimetre over `FIELD_MM`.
+
+    Parameters
+    ----------
+    volume : ndarray (X', Y', Z')
+        Any array over the grid's box, on its voxels or on coarser ones (an attention map).
+    grid : Grid
+    cut : (str, float)
+        Axis and MNI mm.
+    order : int
+        Of the spline; 1 is linear.
+
+    Returns
+    -------
+    ndarray (up, right)
+        Clipped to the volume's own values; beyond the grid, its outermost voxels.
+    """
+    axis, mm = cut
+    right, up = SHOWN_AXES[axis]
+    world = {axis: np.array([mm])} | {side: np.arange(FIELD_MM[side][0], FIELD_MM[side][1] + 1) for side in (right, up)}
+    indices = []
+    for i, name in enumerate("xyz"):
+        edge = grid.affine[i, 3] - grid.voxel_mm / 2  # of the box
+        size = grid.voxel_mm * grid.shape[i] / volume.shape[i]
+        indices.append((world[name] - edge) / size - 0.5)
+    points = np.stack(np.meshgrid(*indices, indexing="ij"))
+    values = map_coordinates(np.asarray(volume, dtype=np.float64), points, order=order, mode="nearest")
+    values = np.clip(values.squeeze("xyz".index(axis)), volume.min(), volume.max())
+    return values.T  # both orders of SHOWN_AXES are increasing in x, y, z
+
+
+def show_slice(
+    axes: Axes, volume: np.ndarray, grid: Grid, cut: tuple[str, float], norm: Normalize, cmap: str, marks: bool = False
+) -> None:
+    """Draw a slice (see `plane`) in MNI mm; ``marks`` adds the letters of the sides."""
+    extent = slice_extent(cut)
+    axes.imshow(plane(volume, grid, cut), cmap=cmap, norm=norm, origin="lower", extent=extent, interpolation="nearest")
+    axes.set_facecolor("black")
+    hide_axes(axes)
+    if marks:
+        for x, mark in zip((0.03, 0.97), SIDE_MARKS[cut[0]], strict=True):
+            axes.text(x, 0.03, mark, transform=axes.transAxes, color="white", fontsize=5.5, va="bottom",
+                      ha="left" if x < 0.5 else "right")  # fmt: skip
+
+
+def draw_outline(
+    axes: Axes, mask: np.ndarray, grid: Grid, cut: tuple[str, float], colour: str, width: float = 0.6
+) -> None:
+    """Draw the edge of a mask on a slice and keep the slice's limits."""
+    section = plane(mask.astype(np.float32), grid, cut, order=1)
+    if section.max() > 0.5:
+        left, right, bottom, top = slice_extent(cut)
+        x = np.linspace(left + 0.5, right - 0.5, section.shape[1])
+        y = np.linspace(bottom + 0.5, top - 0.5, section.shape[0])
+        axes.contour(x, y, section, levels=[0.5], colors=[colour], linewidths=width)
+    axes.set_xlim(slice_extent(cut)[:2])
+    axes.set_ylim(slice_extent(cut)[2:])
+
+
+def slice_extent(cut: tuple[str, float]) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of a slice in MNI mm."""
+    right, up = SHOWN_AXES[cut[0]]
+    return (FIELD_MM[right][0] - 0.5, FIELD_MM[right][1] + 0.5, FIELD_MM[up][0] - 0.5, FIELD_MM[up][1] + 0.5)
+
+
+def slice_aspect(cut: tuple[str, float]) -> float:
+    """Height of a slice over its width."""
+    left, right, bottom, top = slice_extent(cut)
+    return (top - bottom) / (right - left)
+
+
+def hide_axes(axes: Axes) -> None:
+    """Remove ticks and spines."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def suvr_window(volumes: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
+    """Colour scale of SUVR: 0 to the largest 99.9th percentile inside a mask; brighter voxels saturate."""
+    return Normalize(0, round_up([np.quantile(volume[mask], 0.999) for volume in volumes] or [1.0], 0.25))
+
+
+def error_window(errors: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
+    """Symmetrical colour scale of errors: the median over methods of their 99.5th percentile of |error| in a mask.
+
+    Larger errors saturate. The median keeps one poor method from fading all others.
+    """
+    limits = [np.quantile(np.abs(error[mask]), 0.995) for error in errors] or [0.1]
+    limit = round_up([float(np.median(limits))], 0.1)
+    return Normalize(-limit, limit)
+
+
+# ── QC montage ────────────────────────────────────────────────────────────────────────────────────
+
+
+@styled
+def qc_montage(
+    people: Sequence[Mapping[str, Any]],
+    grid: Grid,
+    suvr_range: Mapping[str, tuple[float, float]],
+    *,
+    notice: str = "",
+    title: str = "Preprocessed volumes in MNI space",
+    cuts: Sequence[tuple[str, float]] = (("x", 7.0), ("y", -58.0), ("z", -18.0)),
+) -> Figure:
+    """T1, amyloid and tau of several people in MNI space, with the outlines that registration must match.
+
+    Parameters
+    ----------
+    people : sequence of mapping
+        One row each: ``label`` (text, its first line bold), ``mri`` (X, Y, Z) in [0, 1], ``amyloid`` and ``tau``
+        (X, Y, Z) in [0, 1] or None, ``flags`` (list of text; empty is a pass; without the key nothing is said).
+    grid : Grid
+    suvr_range : mapping of tracer to (low, high)
+        What intensities 0 and 1 stand for.
+    notice, title : str
+    cuts : sequence of (axis, mm)
+        Slices of each volume.
+    """
+    label_width, gap, group_gap, bar_width = 0.95, 0.02, 0.10, 0.42
+    widths = [1 / slice_aspect(cut) for cut in cuts]  # at height 1
+    room = WIDTH - label_width - bar_width - 3 * (len(cuts) - 1) * gap - 2 * group_gap - 0.08
+    height = room / (3 * sum(widths))
+    head = 0.78
+    page = Page.of(WIDTH, head + len(people) * (height + 0.06) + 0.12)
+    page.title(title, notice, "Outlines: MNI152 brain (cyan), reference region of the tracer (white); left is left.")
+    brain, masks = mni_map("brain", grid), regions(grid)
+    pets = [to_suvr(person[t], suvr_range[t])[brain] for person in people for t in TRACERS if person.get(t) is not None]
+    norm = Normalize(0, round_up([np.quantile(pet, 0.999) for pet in pets] or [1.0], 0.25))
+    for row, person in enumerate(people):
+        top = head + row * (height + 0.06)
+        first, *more = str(person["label"]).split("\n")
+        page.text(0.08, top + 0.03, first, fontsize=6.5, fontweight="bold")
+        page.text(0.08, top + 0.16, "\n".join(more), fontsize=6)
+        if "flags" in person:
+            flags = list(person["flags"])
+            text = "\n".join(flags) if flags else "no flags"
+            page.text(0.08, top + 0.17 + 0.12 * len(more), text, fontsize=6, color=WARNING if flags else GREY)
+        left = label_width
+        for kind in ("mri", *TRACERS):
+            for column, (cut, width) in enumerate(zip(cuts, widths, strict=True)):
+                axes = page.axes(left, top, width * height, height)
+                volume = person.get(kind)
+                if volume is None:
+                    hide_axes(axes)
+                    axes.set_facecolor("#EEEEEE")
+                    if column == len(cuts) // 2:
+                        axes.text(0.5, 0.5, "not acquired", transform=axes.transAxes, ha="center", va="center",
+                                  fontsize=6, color=GREY)  # fmt: skip
+                else:
+                    if kind == "mri":
+                        show_slice(axes, volume, grid, cut, Normalize(0, 1), T1_MAP, marks=row == 0)
+                    else:
+                        show_slice(axes, to_suvr(volume, suvr_range[kind]), grid, cut, norm, PET_MAP, marks=row == 0)
+                    draw_outline(axes, brain, grid, cut, "#35C9E8", 0.5)
+                    if kind != "mri":
+                        draw_outline(axes, masks[REFERENCE[kind]], grid, cut, "white", 0.6)
+                if row == 0:
+                    axes.set_title(slice_name(cut), fontsize=5.5, pad=2, color=GREY)
+                    if column == 0:
+                        name = "T1" if kind == "mri" else TRACER_TITLES[kind]
+                        page.text(left, head - 0.30, name, fontsize=7.5, fontweight="bold")
+                left += width * height + gap
+            left += group_gap - gap
+    page.bar(WIDTH - bar_width + 0.02, head, height, norm, PET_MAP, "SUVR")
+    return page.figure
+
+
+@styled
+def scan_montage(
+    mri: np.ndarray,
+    volumes: Mapping[str, np.ndarray],
+    grid: Grid,
+    suvr_range: Mapping[str, tuple[float, float]],
+    *,
+    notice: str = "",
+    title: str = "Synthetic PET",
+    detail: str = "",
+    cuts: Sequence[tuple[str, float]] = (("x", 7.0), ("y", -58.0), ("y", -20.0), ("z", -18.0), ("z", 24.0)),
+) -> Figure:
+    """One person's T1 and synthetic PETs, in MNI space.
+
+    Parameters
+    ----------
+    mri : ndarray (X, Y, Z)
+        In [0, 1].
+    volumes : mapping of str to ndarray (X, Y, Z)
+        ``amyloid`` and ``tau`` in [0, 1].
+    grid : Grid
+    suvr_range : mapping of tracer to (low, high)
+        What intensities 0 and 1 stand for.
+    notice, title, detail : str
+    cuts : sequence of (axis, mm)
+    """
+    label_width, gap, bar_width, head = 0.85, 0.03, 0.5, 0.72
+    widths = [1 / slice_aspect(cut) for cut in cuts]  # at height 1
+    height = (WIDTH - label_width - bar_width - 0.08 - (len(cuts) - 1) * gap) / sum(widths)
+    brain = mni_map("brain", grid)
+    pets = {tracer: to_suvr(volumes[tracer], suvr_range[tracer]) for tracer in TRACERS}
+    norm = suvr_window(pets.values(), brain)
+    rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), T1_MAP, "intensity")]
+    rows += [(f"{TRACER_TITLES[tracer]}\nmean", pets[tracer], norm, PET_MAP, "SUVR") for tracer in TRACERS]
+    page = Page.of(WIDTH, head + len(rows) * (height + 0.06) + 0.06)
+    page.title(title, notice, f"{detail} Outline: MNI152 brain; left is left.".strip())
+    for number, (label, volume, limits, cmap, unit) in enumerate(rows):
+        top, left = head + number * (height + 0.06), label_width
+        first, *more = label.split("\n")
+        page.text(0.08, top + 0.03, first, fontsize=7, fontweight="bold")
+        page.text(0.08, top + 0.16, "\n".join(textwrap.wrap(" ".join(more), 12)), fontsize=6, color=GREY)
+        for cut, width in zip(cuts, widths, strict=True):
+            axes = page.axes(left, top, width * height, height)
+            show_slice(axes, volume, grid, cut, limits, cmap, marks=number == 0)
+            draw_outline(axes, brain, grid, cut, "#35C9E8", 0.5)
+            if number == 0:
+                axes.set_title(slice_name(cut), fontsize=5.5, pad=2, color=GREY)
+            left += width * height + gap
+        page.bar(WIDTH - bar_width + 0.02, top, height, limits, cmap, unit)
+    return page.figure
+
+
+# ── figure 2 ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@styled
+def figure2(
+    real: Mapping[str, np.ndarray],
+    synthetic: Mapping[str, Mapping[str, np.ndarray]],
+    grid: Grid,
+    suvr_range: Mapping[str, tuple[float, float]],
+    *,
+    mri: np.ndarray | None = None,
+    notice: str = "",
+    person: str = "",
+    title: str = "Figure 2: Real and synthetic PET",
+    cuts: Mapping[str, Sequence[tuple[str, float]]] = SLICES,
+    groups: Mapping[str, str] | None = None,
+    quality: Mapping[tuple[str, str], tuple[float, float]] | None = None,
+) -> Figure:
+    """Ground truth, syntheses and error maps of one person, both tracers; or those of the means of groups of people.
+
+    Parameters
+    ----------
+    real : mapping of tracer to ndarray (X, Y, Z)
+        Real PET, intensities in [0, 1]; with ``groups``, of group. Nothing in it gives a page that says so.
+    synthetic : mapping of method to mapping of tracer to ndarray (X, Y, Z)
+        Synthetic PET, in column order.
+    grid : Grid
+    suvr_range : mapping of tracer to (low, high)
+        What intensities 0 and 1 stand for.
+    mri : ndarray (X, Y, Z) or mapping of group to it, optional
+        The person's T1, or the group's mean, shown below the real PET.
+    notice : str
+    person : str
+        Who it is and by which rule chosen, for the line under the title.
+    title : str
+        Figure 3 is this figure with the variants of Table 3 as its methods.
+    cuts : mapping of tracer to sequence of (axis, mm)
+    groups : mapping of str to str, optional
+        Name of a group as it is printed, to its tracer, in row order.
+    quality : mapping of (method, group) to (float, float), optional
+        PSNR (dB) and MAE (%) to print below the columns, of people; by default those of the volumes shown.
+
+    Notes
+    -----
+    One colour scale per tracer for all images (`suvr_window`) and one for all errors (`error_window`). Numbers below a
+    column are in-brain.
+    """
+    methods = list(synthetic)
+    tracer_of = {tracer: tracer for tracer in TRACERS if tracer in real} if groups is None else dict(groups)
+    if not tracer_of:
+        page = Page.of(WIDTH, 0.62)
+        page.title(title, notice, person)
+        return page.figure
+    names, comma, difference = TRACER_TITLES, ", ", "synthetic − real (SUVR)"
+    if groups is not None:
+        names, comma, difference = {group: group for group in groups}, "\n", "difference"
+        title = f"{title}, means of groups"
+    label, gap, bars = 0.52, 0.03, 0.58
+    room = WIDTH - label - bars - len(methods) * gap
+    width = min(room / (len(methods) + 1), 0.95)
+    total = label + (len(methods) + 1) * width + len(methods) * gap + bars
+    total, head, foot, tracer_gap = max(total, 5.8), 0.68, 0.34, 0.10
+    heights = {
+        block: [2 * width * slice_aspect(cut) + gap for cut in cuts[tracer]] for block, tracer in tracer_of.items()
+    }
+    blocks = {block: sum(heights[block]) + gap * len(heights[block]) + foot for block in tracer_of}
+    page = Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(blocks) - 1) + 0.06)
+    detail = (
+        "Left is left. Colours saturate at the ends of the bars. PSNR and MAE are of this person, inside the brain."
+    )
+    if groups is not None:
+        detail = "Below: synthetic − real. Left is left. Colours saturate at the ends of the bars. PSNR and MAE are "
+        detail += "means over people, inside the brain."
+    page.title(title, notice, f"{person} {detail}".strip())
+    brain = mni_map("brain", grid)
+    top = head
+    for block, tracer in tracer_of.items():
+        truth = to_suvr(real[block], suvr_range[tracer])
+        made = {method: to_suvr(synthetic[method][block], suvr_range[tracer]) for method in methods}
+        t1 = mri.get(block) if isinstance(mri, Mapping) else mri
+        errors = {method: volume - truth for method, volume in made.items()}
+        norm = suvr_window([truth], brain)
+        signed = error_window(errors.values(), brain)
+        start = top
+        for i, (cut, tall) in enumerate(zip(cuts[tracer], heights[block], strict=True)):
+            height = width * slice_aspect(cut)
+            page.text(label - 0.06, top + tall / 2, f"{names[block]}{comma}{slice_name(cut)}", rotation=90,
+                      ha="right", va="center", fontsize=6.5)  # fmt: skip
+            for column, name in enumerate(["real", *methods]):
+                left = label + column * (width + gap)
+                axes = page.axes(left, top, width, height)
+                volume = truth if name == "real" else made[name]
+                show_slice(axes, volume, grid, cut, norm, PET_MAP, marks=column == 0)
+                if top == head:
+                    style = {"fontweight": "bold"} if name == "ResDM" else {}
+                    axes.set_title(
+                        "Real" if name == "real" else method_label(name), fontsize=min(7, 10.5 * width), pad=3, **style
+                    )
+                if name != "real" or t1 is not None:
+                    axes = page.axes(left, top + height + gap, width, height)
+                    if name == "real":
+                        show_slice(axes, t1, grid, cut, Normalize(0, 1), T1_MAP)
+                        axes.text(0.03, 0.96, "T1", transform=axes.transAxes, color="white", fontsize=5.5, va="top")
+                    else:
+                        show_slice(axes, errors[name], grid, cut, signed, ERROR_MAP)
+                        draw_outline(axes, brain, grid, cut, "#888888", 0.5)
+            top += tall + gap
+            if i == 0:
+                first_bottom = top - gap
+        small = {"fontsize": 6, "linespacing": 1.25}
+        page.text(label + width, top + 0.01, "PSNR (dB)\nMAE (%)", ha="right", color=GREY, **small)
+        for column, name in enumerate(methods, start=1):
+            values = real[block], synthetic[name][block], brain
+            shown = (psnr(*values), 100 * mae(*values)) if quality is None else quality[name, block]
+            page.text(
+                label + column * (width + gap) + width / 2, top + 0.01,
+                f"{shown[0]:.1f}\n{shown[1]:.2f}",
+                ha="center", **small,
+            )  # fmt: skip
+        bar_left = label + (len(methods) + 1) * (width + gap) + 0.02
+        middle = first_bottom if len(cuts[tracer]) > 1 else start + (top - start) / 2
+        page.bar(bar_left, start, middle - start - 0.08, norm, PET_MAP, "SUVR", "max")
+        page.bar(bar_left, middle + 0.08, top - gap - middle - 0.08, signed, ERROR_MAP, difference, "both")
+        top += foot + tracer_gap
+    return page.figure

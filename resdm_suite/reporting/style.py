@@ -1,0 +1,237 @@
+"""The style of all figures: matplotlib settings, colours, sizes, headings, and saving.
+
+A notebook calls `use_style` once, makes a page with `paper_figure` and draws with ordinary matplotlib axes. Nothing
+depends on pyplot or on the user's settings, so the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from resdm.io import atomic, write_json
+
+WIDTH = 7.2
+"""Width of a full-page figure, in inches (183 mm)."""
+
+T1_MAP, PET_MAP, ERROR_MAP, ATTENTION_MAP = "gray", "inferno", "RdBu_r", "viridis"
+"""Colour maps. All but `ERROR_MAP` are monotonic in lightness; that one diverges from white at zero."""
+
+TRACER_TITLES = {"amyloid": "Aβ-PET", "tau": "tau-PET"}
+
+COLOURS = {
+    "ResDM": "#D55E00", "DDPM": "#0072B2", "ResViT": "#CC79A7", "TransUNet": "#56B4E9", "SC-GAN": "#009E73",
+    "Pix2Pix": "#E69F00", "regression": "#333333", "linear": "#332288", "demographics": "#8E86C4",
+    "template": "#999999", "ceiling": "#B8860B",
+}  # fmt: skip
+"""Colour of each method, the same in all figures."""
+_SPARE_COLOURS = ("#882255", "#44AA99", "#6A3D9A", "#B15928")
+_MARKERS = "osD^vP*X<>hp"
+_METHOD_LABELS = {"+L_high": r"+$L_\mathrm{high}$", "as_published": "as published"}
+
+INK, GREY, WARNING = "#222222", "#777777", "#B00020"
+
+RC_PARAMS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "mathtext.fontset": "dejavusans",
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "resdm",
+}
+_DPI = {".svg": 150, ".png": 200}  # of pictures inside the SVG, of the whole PNG
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults and this style for the rest of a notebook."""
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update(RC_PARAMS)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """`use_style` inside a ``with`` block only."""
+    with matplotlib.rc_context():
+        use_style()
+        yield
+
+
+def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in this style."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Figure:
+        with style():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+class PaperFigure(Figure):
+    """A figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with style():
+            self.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def paper_figure(height: float, title: str, notice: str = "", detail: str = "", width: float = WIDTH) -> PaperFigure:
+    """An empty figure with a heading. Axes made in it are laid out below the heading (constrained layout).
+
+    Parameters
+    ----------
+    height, width : float
+        Inches; the heading is part of the height.
+    title, notice, detail : str
+        Title, a notice to the right of it (`Config.notice`), and an explanation below.
+    """
+    figure = PaperFigure(figsize=(width, height), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    lines = Page(figure, width, height).title(title, notice, detail)
+    head = 0.30 + 0.12 * lines
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / height), w_pad=0.03, h_pad=0.03)
+    return figure
+
+
+def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any]) -> list[Path]:
+    """Write ``<stem>.svg``, ``<stem>.png`` (200 dpi) and the ``<stem>.json`` sidecar, each atomically.
+
+    No date and a fixed salt: a figure drawn twice from one input has the same bytes.
+
+    Parameters
+    ----------
+    figure : Figure
+    stem : path
+        ``Config.figures / "figure2"``.
+    provenance : mapping
+        See `resdm_suite.reporting.provenance.provenance`.
+    """
+    stem = Path(stem)
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png", ".json")]
+    with style():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # both files with one layout
+        for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=False):
+            with atomic(path) as temporary:
+                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata, dpi=_DPI[path.suffix])
+    write_json(paths[2], dict(provenance))
+    return paths
+
+
+def colour_bar(axes: Sequence[Axes], norm: Normalize, cmap: str, label: str, extend: str = "neither") -> Colorbar:
+    """A vertical colour bar to the right of axes; ``extend`` marks ends at which colours saturate."""
+    mappable = ScalarMappable(norm, cmap)
+    bar = axes[0].figure.colorbar(mappable, ax=list(axes), fraction=0.03, aspect=25, pad=0.01, extend=extend)
+    return _plain(bar, label)
+
+
+def _plain(bar: Colorbar, label: str) -> Colorbar:
+    bar.outline.set_linewidth(0.4)
+    bar.ax.tick_params(labelsize=6, width=0.4, length=2, pad=1.5)
+    bar.formatter.set_useOffset(False)
+    bar.set_label(label, fontsize=6.5, labelpad=2)
+    return bar
+
+
+@dataclass(frozen=True)
+class Page:
+    """A figure on which axes are placed in inches from the upper left corner."""
+
+    figure: Figure
+    width: float
+    height: float
+
+    @classmethod
+    def of(cls, width: float, height: float) -> Page:
+        """An empty page of so many inches."""
+        figure = PaperFigure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(figure)
+        return cls(figure, width, height)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes of so many inches, their upper left corner so many from the page's."""
+        bottom = self.height - top - height
+        return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
+
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Text whose upper left corner is so many inches from the page's."""
+        style = {"va": "top", "ha": "left", "color": INK} | style
+        self.figure.text(left / self.width, 1 - top / self.height, text, **style)
+
+    def title(self, title: str, notice: str, detail: str = "") -> int:
+        """Title line, notice at the right of it, detail below, wrapped. Returns the lines of the detail."""
+        self.text(0.08, 0.08, title, fontsize=9, fontweight="bold")
+        if notice:
+            self.text(self.width - 0.08, 0.09, notice, fontsize=7, color=WARNING, ha="right", style="italic")
+        lines = textwrap.wrap(detail, int(self.width / 0.049))  # inches per letter of this size
+        self.text(0.08, 0.26, "\n".join(lines), fontsize=6.5, color=GREY, linespacing=1.15)
+        return len(lines)
+
+    def bar(
+        self, left: float, top: float, height: float, norm: Normalize, cmap: str, label: str, extend: str = "neither"
+    ) -> None:
+        """A vertical colour bar."""
+        axes = self.axes(left, top, 0.07, height)
+        bar = _plain(self.figure.colorbar(ScalarMappable(norm, cmap), cax=axes, extend=extend), label)
+        bar.ax.locator_params(nbins=5) if height > 0.5 else bar.set_ticks([norm.vmin, norm.vmax])
+
+
+def round_up(values: Sequence[float], step: float) -> float:
+    """The largest value, rounded up to a step."""
+    return float(max(step, np.ceil(max(values) / step - 1e-9) * step))
+
+
+def method_label(method: str) -> str:
+    """A method's name as figures print it."""
+    return _METHOD_LABELS.get(method, method)
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every method, the same in all figures for the known ones."""
+    spare = iter(_SPARE_COLOURS * (len(methods) // len(_SPARE_COLOURS) + 1))
+    return {m: (COLOURS.get(m) or next(spare), _MARKERS[i % len(_MARKERS)]) for i, m in enumerate(methods)}
+
+
+def region_rows(axes: Axes, regions: Sequence[str], *, names: bool, rim: float = 0.0) -> np.ndarray:
+    """Prepare axes for one banded row per region, first at the top, with zero marked. Returns the rows' heights."""
+    places = np.arange(len(regions))[::-1]
+    for place in places[::2]:
+        axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0)
+    axes.axvline(0, color=GREY, linewidth=0.6)
+    axes.set_ylim(-0.5 - rim, len(regions) - 0.5 + rim)
+    axes.set_yticks(places, [name.replace("_", " ") for name in regions] if names else [""] * len(regions))
+    axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=5)
+    axes.spines["left"].set_visible(False)
+    return places
