@@ -41,6 +41,7 @@ def method_modules(wildcards):
     return package("resdm/method", *own, *(["resdm/baselines/adversarial"] if kind in BASELINES else []))
 
 
+PHANTOM = [f"resdm_suite/cohorts/phantom/{name}" for name in ("__init__", "anatomy", "dataset", "people", "scanner", "truth", "uptake")]
 DATA = package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/cohorts/leakage", "resdm_suite/cohorts/manifest", "resdm_suite/preprocessing/dataset")
 PAPERMILL = "papermill {input.notebook} {log.notebook} --cwd . --no-progress-bar -k python3 -p config {PROFILE}"
 TABLES = package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/cohorts/leakage", "resdm_suite/evaluation/image_quality", "resdm_suite/evaluation/statistics", "resdm_suite/reporting/tables")
@@ -77,7 +78,7 @@ if SETTINGS.cohort.kind == "phantom":
 
     rule phantom:
         input:
-            package("resdm_suite/cohorts/phantom", "resdm_suite/anatomy"),
+            package(*PHANTOM, "resdm_suite/anatomy"),
         output:
             f"{WORK}/bids/participants.tsv",
         params:
@@ -198,7 +199,7 @@ if CEILING:
         input:
             f"{WORK}/volumes/index.csv",
             modules=DATA
-            + package("resdm_suite/cohorts/phantom", "resdm_suite/preprocessing/registration", "resdm_suite/preprocessing/volumes", "resdm_suite/preprocessing/ceiling", "resdm_suite/evaluation/image_quality"),
+            + package(*PHANTOM, "resdm_suite/preprocessing/registration", "resdm_suite/preprocessing/volumes", "resdm_suite/preprocessing/ceiling", "resdm_suite/evaluation/image_quality"),
         output:
             CEILING,
             f"{WORK}/predictions/ceiling/factual/latent.csv",
@@ -362,7 +363,7 @@ rule planted:
         ),
         notebook="notebooks/11_planted_effects.ipynb",
         modules=TABLES
-        + package("resdm_suite/cohorts/phantom", "resdm_suite/cohorts/planted", "resdm_suite/evaluation/suvr", "resdm_suite/evaluation/planted", "resdm_suite/reporting/planted")
+        + package(*PHANTOM, "resdm_suite/evaluation/suvr", "resdm_suite/evaluation/planted", "resdm_suite/reporting/planted")
         + package("resdm_suite/reporting/ablation", "resdm_suite/reporting/figures", "resdm_suite/reporting/slices", "resdm_suite/reporting/style", "resdm_suite/reporting/provenance"),
     output:
         multiext(f"{FIGURES}/planted", ".csv", ".md", ".tex", ".svg", ".png"),

@@ -15,8 +15,10 @@ from scipy import ndimage, stats
 from resdm.io import sha256
 from resdm.settings import ConfigError
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
-from resdm_suite.cohorts import phantom
-from resdm_suite.cohorts.phantom import PhantomError, displacement, write_phantoms
+from resdm_suite.cohorts.phantom import PhantomError, dataset, displacement, write_phantoms
+from resdm_suite.cohorts.phantom import anatomy as phantom_anatomy
+from resdm_suite.cohorts.phantom.people import AGE_CENTRE, draw_person
+from resdm_suite.cohorts.phantom.truth import average_regions
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import CohortConfig, Config, PhantomConfig, load_config
 
@@ -131,7 +133,7 @@ def test_a_person_does_not_depend_on_how_many_there_are(tmp_path):
 
 def test_a_second_call_writes_nothing_and_a_killed_one_goes_on(tmp_path, monkeypatch):
     config = profile(tmp_path)
-    real, done = phantom._write_person, []
+    real, done = dataset._write_person, []
 
     def dies(config, index, digest):
         if index == 2:
@@ -142,14 +144,14 @@ def test_a_second_call_writes_nothing_and_a_killed_one_goes_on(tmp_path, monkeyp
         real(config, index, digest)
         done.append(index)
 
-    monkeypatch.setattr(phantom, "_write_person", dies)
+    monkeypatch.setattr(dataset, "_write_person", dies)
     with pytest.raises(KeyboardInterrupt):
         write_phantoms(config, progress=False)
     assert not (config.work / "truth" / "stamp.json").exists()
-    monkeypatch.setattr(phantom, "_write_person", lambda *job: (real(*job), done.append(job[1])))
+    monkeypatch.setattr(dataset, "_write_person", lambda *job: (real(*job), done.append(job[1])))
     write_phantoms(config, progress=False)
     assert done == [0, 1, 2]
-    monkeypatch.setattr(phantom, "_write_person", real)
+    monkeypatch.setattr(dataset, "_write_person", real)
     whole = write(tmp_path / "whole")
     assert digests(config.work) == digests(whole.work)
 
@@ -179,7 +181,7 @@ def test_another_revision_of_the_generator_makes_the_files_anew(tmp_path, monkey
     before = digests(config.source_root, "*.nii.gz")
     path = next(config.source_root.rglob("*_T1w.nii.gz"))
     time = path.stat().st_mtime_ns
-    monkeypatch.setattr(phantom, "REVISION", phantom.REVISION + 1)
+    monkeypatch.setattr(dataset, "REVISION", dataset.REVISION + 1)
     with pytest.warns(UserWarning, match="another revision; they are removed and made anew"):
         write_phantoms(config, progress=False)
     assert path.stat().st_mtime_ns > time
@@ -192,7 +194,7 @@ def test_files_are_those_of_their_revision(tmp_path):
     session = truth(config)[0]["sessions"][0]
     found = {what: nib.load(config.source_root / scan["path"]).get_fdata() for what, scan in session["scans"].items()}
     means = {what: image[image > 0].mean() for what, image in found.items()}
-    assert phantom.REVISION == 2
+    assert dataset.REVISION == 2
     assert means == pytest.approx({"t1w": 567.2905, "amyloid": 1651.920, "tau": 1456.432}, rel=1e-3)
     assert [session[key] for key in ("load", "stage", "severity")] == pytest.approx(
         [0.00848505, 1.45070545, 0.40442992], rel=1e-6
@@ -342,9 +344,9 @@ def test_the_field_of_view_holds_the_brain(cohort):
 
 
 def test_the_deformation_is_the_same_on_a_grid_and_at_points_and_has_no_affine_part():
-    deformation = phantom._deformation(seed=3, index=5, ventricles=0.5)
+    deformation = phantom_anatomy.draw_deformation(seed=3, index=5, ventricles=0.5)
     axes = tuple(np.linspace(-60, 60, n) for n in (7, 8, 9))
-    field = phantom._displacement_on_axes(deformation, axes)
+    field = phantom_anatomy.displacement_on_axes(deformation, axes)
     points = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T
     np.testing.assert_allclose(field.reshape(3, -1).T, displacement(deformation, points), atol=1e-4)
 
@@ -360,7 +362,7 @@ def test_the_deformation_never_folds():
     grid = Grid((40, 48, 42), 4.0)
     axes = tuple(grid.affine[i, 3] + 4.0 * np.arange(n) for i, n in enumerate(grid.shape))
     for index in range(20):
-        field = phantom._displacement_on_axes(phantom._deformation(0, index, 0.75), axes)
+        field = phantom_anatomy.displacement_on_axes(phantom_anatomy.draw_deformation(0, index, 0.75), axes)
         slopes = np.stack([np.stack(np.gradient(component, 4.0)) for component in field])  # (3, 3, X, Y, Z)
         jacobian = np.eye(3) + np.moveaxis(slopes, (0, 1), (-2, -1))
         assert np.linalg.det(jacobian).min() > 0.01
@@ -443,7 +445,7 @@ def test_a_null_phantom_differs_by_the_planted_effects_alone(quiet, null):
             scan = session["scans"][tracer]
             found, plain = (measure(config, scan, where, REFERENCE[tracer]) for config in (quiet, null))
             rows[tracer].append([found[name] - plain[name] for name in names])
-            design[tracer].append([0.5 if person["sex"] == "F" else -0.5, (session["age"] - phantom.AGE_CENTRE) / 10])
+            design[tracer].append([0.5 if person["sex"] == "F" else -0.5, (session["age"] - AGE_CENTRE) / 10])
     for tracer in rows:
         slopes, *_ = np.linalg.lstsq(np.array(design[tracer]), np.array(rows[tracer]), rcond=None)
         for column, name in enumerate(names):
@@ -531,7 +533,7 @@ def first_visits(coupling: float, people: int = 1500) -> pd.DataFrame:
     """Latent people, without images; ``growth``: of severity until a second visit."""
     config = profile(Path(), seed=1, people=people, coupling=coupling, repeat_visits=1.0)
     rows = []
-    for person in (phantom._person(config, index) for index in range(people)):
+    for person in (draw_person(config, index) for index in range(people)):
         first, second = person["visits"]
         growth = second["severity"] - first["severity"]
         rows.append(first | {"positive": person["positive"], "woman": person["sex"] == "F", "growth": growth})
@@ -567,7 +569,7 @@ def test_coupling_leaves_the_distribution_of_atrophy():
 def test_planted_status_is_disease_alone(cohort):
     people = pd.read_csv(cohort.work / "truth" / "people.csv")
     cut = json.loads((cohort.work / "truth" / "truth.json").read_text())["stage_cut"]
-    assert phantom._average(cohort, "tau", stage=cut)[2] == pytest.approx(cohort.cohort.tau_cutoff, abs=1e-3)
+    assert average_regions(cohort, "tau", stage=cut)[2] == pytest.approx(cohort.cohort.tau_cutoff, abs=1e-3)
     assert people["tau_positive"].tolist() == (people["stage"] > cut).astype(int).tolist()
     assert people.loc[people["tau_suvr"].isna(), "tau_positive"].notna().all()  # known without a PET
     assert people["amyloid_positive"].tolist() == (people["load"] > 0.4).astype(int).tolist()
@@ -587,7 +589,7 @@ def test_a_cutoff_that_nobody_passes_is_refused(tmp_path):
 
 def test_people_are_like_table_1(tmp_path):
     config = profile(tmp_path, people=1500)
-    people = pd.DataFrame([phantom._person(config, index) for index in range(1500)])
+    people = pd.DataFrame([draw_person(config, index) for index in range(1500)])
     first = pd.DataFrame(people.visits.str[0].tolist())
     people = people.join(first)
     paper = {
@@ -662,8 +664,8 @@ def test_frames_average_to_the_scan(tmp_path):
 
 def test_scalp_surrounds_the_brain(tmp_path):
     bare, whole = write(tmp_path / "bare", people=1), write(tmp_path / "whole", people=1, scalp=True)
-    template = phantom._template(4.0)
-    mm, shell = template.grid.mm(), template.shell
+    template = phantom_anatomy.make_template(4.0)
+    mm, shell = template.grid.mm(), template.air_mm
     skull, skin = (mm[:, (shell > low) & (shell < high)] for low, high in ((4.5, 6), (10, 12)))
     for config in (bare, whole):
         session = truth(config)[0]["sessions"][0]

@@ -13,8 +13,8 @@ from stored_cohort import LABELS, make_cohort, make_config
 from resdm.io import write_csv, write_json
 from resdm.settings import ConfigError
 from resdm_suite.anatomy import REFERENCE
-from resdm_suite.cohorts import phantom
-from resdm_suite.cohorts.planted import grey_share, thinning_slope
+from resdm_suite.cohorts.phantom.truth import grey_share, planted_effects, thinning_slope
+from resdm_suite.cohorts.phantom.uptake import REGIONAL
 from resdm_suite.evaluation.image_quality import score_method
 from resdm_suite.evaluation.planted import (
     EFFECTS,
@@ -319,7 +319,7 @@ def test_no_truth_no_table(config, tmp_path):
 def test_thinning_is_what_age_does_where_no_effect_of_age_is_planted(tmp_path):
     settings = PhantomConfig(anatomy_mm=4.0, age_effect=0.0, sex_effect=0.0)
     config = make_config(tmp_path, cohort=CohortConfig(phantom=settings))
-    planted = phantom._planted(config)
+    planted = planted_effects(config)
     slopes = thinning_slope(config)
     assert {effects[key] for regions in planted.values() for effects in regions.values() for key in ("age", "sex")} == {
         0.0
@@ -336,12 +336,12 @@ def test_thinning_is_what_age_does_where_no_effect_of_age_is_planted(tmp_path):
 
 def test_the_planted_sex_effect_is_the_tissues_as_far_as_the_region_shows_it(tmp_path):
     config = make_config(tmp_path, cohort=CohortConfig(phantom=PhantomConfig(anatomy_mm=4.0)))
-    planted, shares = phantom._planted(config), grey_share(config)
+    planted, shares = planted_effects(config), grey_share(config)
     for tracer in LABELS:
         values = {region: share for region, share in shares[tracer].items() if not np.isnan(share)}
         assert all(0.2 < share < 0.9 for share in values.values())
-        assert set(phantom._FIELDS[f"{tracer}_sex"]) == set(values)
-        ratio = [planted[tracer][r]["sex"] / phantom._FIELDS[f"{tracer}_sex"][r] / share for r, share in values.items()]
+        assert set(REGIONAL[f"{tracer}_sex"]) == set(values)
+        ratio = [planted[tracer][r]["sex"] / REGIONAL[f"{tracer}_sex"][r] / share for r, share in values.items()]
         assert np.ptp(ratio) < 1e-6 * np.mean(ratio)  # twice the unit effect, over one reference region
         assert 1.8 < np.mean(ratio) < 3.2
     blurred = dataclasses.replace(config.cohort.phantom, pet_fwhm_mm=(16.0, 16.0))

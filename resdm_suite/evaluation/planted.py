@@ -255,7 +255,7 @@ def recovered_effects(
     methods : mapping of str to sequence of str, optional
         Source → its trainings, see `regional_sources`.
     thinning : mapping of tracer to mapping of region to float, optional
-        SUVR per decade that comes with age but not by uptake; see `resdm_suite.cohorts.planted`. Zero by default.
+        SUVR per decade that comes with age but not by uptake; see `resdm_suite.cohorts.phantom.truth`. Zero by default.
 
     Returns
     -------

@@ -24,7 +24,16 @@ from scipy import ndimage, stats
 
 from resdm.settings import TRACERS, ConfigError
 from resdm_suite.anatomy import CENTRE_MM
-from resdm_suite.cohorts import phantom
+from resdm_suite.cohorts.phantom.dataset import settings_digest
+from resdm_suite.cohorts.phantom.people import (
+    DIAGNOSES,
+    FLORBETABEN_SHARE,
+    SEVERITY_SD,
+    causes_after,
+    draw_causes,
+    draw_disease,
+)
+from resdm_suite.cohorts.phantom.scanner import Visit, make_visit
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan
 from resdm_suite.preprocessing.volumes import _pet_on_grid
@@ -35,7 +44,7 @@ DRAWS = 200_000
 
 _QUANTILES = 32  # of the tau stage that stand for its posterior: uptake is sigmoid in it
 
-_LABELS = {"amyloid": {"18FAV45": 1 - phantom._FBB_SHARE, "18FFBB": phantom._FBB_SHARE}, "tau": {"18FAV1451": 1.0}}
+_LABELS = {"amyloid": {"18FAV45": 1 - FLORBETABEN_SHARE, "18FFBB": FLORBETABEN_SHARE}, "tau": {"18FAV1451": 1.0}}
 
 
 def draw_population(seed: int, n: int = DRAWS) -> dict[str, Any]:
@@ -48,8 +57,8 @@ def draw_population(seed: int, n: int = DRAWS) -> dict[str, Any]:
         severity without its error; progression: how severity grows with time.
     """
     rng = np.random.default_rng(seed)
-    disease = phantom._disease(rng.random(n), rng.random(n))
-    return {"diagnosis": disease["diagnosis"], **phantom._causes(rng, disease)}
+    disease = draw_disease(rng.random(n), rng.random(n))
+    return {"diagnosis": disease["diagnosis"], **draw_causes(rng, disease)}
 
 
 def posterior(
@@ -76,12 +85,12 @@ def posterior(
     ndarray (n,)
         Weights that sum to 1.
     """
-    groups = phantom._DIAGNOSES.values()
+    groups = DIAGNOSES.values()
     women = np.array([group["women"] for group in groups])
     prior = np.array([stats.norm.pdf(age - years, *group["age"]) for group in groups])
     prior *= women if sex == "F" else 1 - women
-    expected = phantom._later(population | {"severity": population["foretold"]}, years)["severity"]
-    shown = stats.norm.pdf(severity, expected, phantom._SEVERITY_SD)
+    expected = causes_after(population | {"severity": population["foretold"]}, years)["severity"]
+    shown = stats.norm.pdf(severity, expected, SEVERITY_SD)
     weight = prior[population["diagnosis"]] * (coupling * shown + (1 - coupling) * shown.mean())
     return weight / weight.sum()
 
@@ -114,11 +123,11 @@ def expected_pet(
     """
     person = read_truth(config, row["person"])
     record = next(visit for visit in person["sessions"] if visit["session"] == row["session"])
-    visit = phantom._visit(config, int(row["person"].removeprefix("sub-")) - 1, person, record)
+    visit = make_visit(config, int(row["person"].removeprefix("sub-")) - 1, person, record)
     years, coupling = int(row["session"].removeprefix("ses-M")) / 12, config.cohort.phantom.coupling
     shown = {"severity": record["severity"], "age": record["age"], "sex": person["sex"]}
     weight = posterior(population, **shown, years=years, coupling=coupling)
-    causes = phantom._later(population, years)
+    causes = causes_after(population, years)
     order = np.argsort(causes["stage"])
     middles = np.searchsorted(np.cumsum(weight[order]), (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
     expected = {"load": float(weight @ causes["load"]), "stage": causes["stage"][order][middles]}
@@ -135,16 +144,15 @@ def expected_pet(
     return {tracer: (pets[tracer].astype(np.float32), float(weight @ status[tracer])) for tracer in TRACERS}
 
 
-def _scanned(visit: phantom._Visit, maps: list[np.ndarray], world_to_mni: np.ndarray) -> list[Scan]:
+def _scanned(visit: Visit, maps: list[np.ndarray], world_to_mni: np.ndarray) -> list[Scan]:
     """Maps of the anatomy grid as a scanner of mean resolution shows them, along the axes of the T1's world."""
     settings = visit.settings
     voxel = np.array(settings.pet_voxel_mm)
-    shape = np.ceil((np.array(phantom._FOV_MM) + 12 + 1.8 * visit.margin) / voxel).astype(int)
+    shape = np.ceil(visit.field_of_view(pet=True) / voxel).astype(int)
     affine = np.diag([*voxel, 1.0])
     middle = np.linalg.inv(world_to_mni) @ [*CENTRE_MM, 1]
     affine[:3, 3] = middle[:3] - voxel * (shape - 1) / 2
-    sources, reach = [(uptake, 1) for uptake in maps], 16 + visit.margin
-    sampled = phantom._sample(visit.template, sources, visit.field, world_to_mni, tuple(shape), affine, reach)
+    sampled = visit.sample([(uptake, 1) for uptake in maps], world_to_mni, tuple(shape), affine)
     sigma = np.mean(settings.pet_fwhm_mm) / 2.3548 / voxel
     return [Scan(ndimage.gaussian_filter(image, sigma), affine) for image in sampled]
 
@@ -168,7 +176,7 @@ def read_truth(config: Config, name: str = "truth") -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no truth of these phantoms; {run} first")
     truth = json.loads(path.read_text(encoding="utf-8"))
-    if truth["digest"] != phantom._digest(config):
+    if truth["digest"] != settings_digest(config):
         raise ValueError(
             f"{path}: the truth of phantoms of other settings or of another revision; {run}, then preprocess them again"
         )

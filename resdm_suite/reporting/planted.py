@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resdm.settings import TRACERS
-from resdm_suite.cohorts.planted import grey_share, thinning_slope
+from resdm_suite.cohorts.phantom.truth import grey_share, thinning_slope
 from resdm_suite.evaluation.planted import EFFECTS, EVERY_REGION, LEAST_RATIO, read_planted, recovered_effects, recovery
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.ablation import seeds_of
@@ -36,7 +36,7 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
     -------
     Table
         Frame: see `evaluation.planted.recovered_effects`; last, grey_share (of an effect in the region's grey
-        matter that its SUVR shows at the scanner's resolution, see `resdm_suite.cohorts.planted`).
+        matter that its SUVR shows at the scanner's resolution, see `resdm_suite.cohorts.phantom.truth`).
 
     Raises
     ------

@@ -1,0 +1,265 @@
+"""The phantom cohort on disk: a BIDS dataset, written person by person."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+from resdm.io import atomic, write_csv, write_json, write_text
+from resdm.settings import TRACERS, ConfigError, to_dict
+from resdm_suite.cohorts.phantom.anatomy import draw_deformation
+from resdm_suite.cohorts.phantom.people import SCAN, draw_person, person_name, random_stream
+from resdm_suite.cohorts.phantom.scanner import Acquisition, make_visit, scan_pet, scan_t1
+from resdm_suite.cohorts.phantom.truth import write_truth
+from resdm_suite.paths import sidecar_path
+from resdm_suite.profiles import Config
+
+GENERATOR = "resdm phantom"
+"""Name in ``dataset_description.json`` that marks a dataset of this generator."""
+
+REVISION = 2
+"""Raise it whenever the same settings and seed give other files, so that old ones are made again."""
+
+_PARTICIPANT_COLUMNS = {
+    "participant_id": {"Description": "phantom identifier: synthetic, no person stands behind it"},
+    "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},
+    "education_level": {"Description": "education", "Units": "years"},
+    "age_bl": {"Description": "age at the first session", "Units": "years"},
+    "diagnosis_sc": {
+        "Description": "diagnosis at the first session",
+        "Levels": {"CN": "cognitively normal", "MCI": "mild cognitive impairment", "AD": "dementia due to Alzheimer"},
+    },
+    "mmse_bl": {"Description": "Mini-Mental State Examination at the first session, 0 to 30"},
+}
+_SESSION_COLUMNS = {
+    "examination_date": {"Description": "date of the MRI, made up"},
+    "age": {"Description": "age at the MRI", "Units": "years"},
+    "diagnosis": _PARTICIPANT_COLUMNS["diagnosis_sc"] | {"Description": "diagnosis at this session"},
+    "MMSE": {"Description": "Mini-Mental State Examination at this session, 0 to 30"},
+}
+_README = """Phantom cohort
+
+These images are synthetic. No person was scanned; every name, date and score is made up (dates lie in the 1920s).
+Anatomy starts from the MNI152 maps that nilearn packages and is deformed, aged and scanned by a seeded simulation.
+
+Effects are large on purpose. Age and sex change the uptake of both tracers in ways that the MRI does not show, far
+more than they do in people, so that a model trained for minutes can learn them. Diagnosis, age, sex, education and
+MMSE follow the proportions of the paper's Table 1. Nothing measured here is a finding about people.
+
+Layout as in BIDS: one T1w a session, amyloid PET (trc-18FAV45 or trc-18FFBB) and tau PET (trc-18FAV1451); some people
+have one PET only, some a second session. Units of PET are Bq/mL with a scale that differs from scan to scan.
+"""
+
+
+class PhantomError(RuntimeError):
+    """A folder that the generator must not write to: names it, its content and the remedy."""
+
+
+def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> Path:
+    """Write the phantom cohort of a profile as a BIDS dataset, and its truth.
+
+    A person's bytes follow from the seed, the person's number and the settings alone, not from ``jobs`` or the number
+    of people. Complete people stay as they are: a second call writes nothing, a killed call continues, a larger cohort
+    adds people, a smaller one removes them. Under other settings, seed or revision this generator's files are removed
+    and made again, with a warning. A folder that holds anything else is refused.
+
+    Parameters
+    ----------
+    config : Config
+        Needs ``cohort.phantom``; writes the dataset to `Config.source_root` and the truth to ``work/truth``.
+    jobs : int
+        Processes, one thread each.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    Path
+        The BIDS root.
+
+    Raises
+    ------
+    ConfigError
+        ``cohort.phantom`` is missing, or no tau stage passes ``cohort.tau_cutoff``.
+    PhantomError
+        The folder holds files of another origin.
+    """
+    settings = config.cohort.phantom
+    if settings is None:
+        raise ConfigError(f"profile {config.profile!r}: cohort.phantom is missing; phantoms need its settings")
+    root, truth, digest = config.source_root, config.work / "truth", settings_digest(config)
+    names = [person_name(index) for index in range(settings.people)]
+    _prepare_folder(root, truth, digest, keep=set(names))
+
+    todo = [index for index, name in enumerate(names) if not _complete(truth / f"{name}.json", root, digest)]
+    stamp_path = truth / "stamp.json"
+    stamp = {"digest": digest, "people": settings.people, "tau_cutoff": config.cohort.tau_cutoff}
+    tables = [root / name for name in ("README", "participants.tsv", "participants.json")]
+    tables += [truth / name for name in ("truth.json", "people.csv", "regional.csv")]
+    if not todo and all(path.is_file() for path in tables) and _read(stamp_path) == stamp:
+        return root
+    stamp_path.unlink(missing_ok=True)
+    work = Parallel(n_jobs=min(jobs, max(len(todo), 1)), return_as="generator_unordered")(
+        delayed(_write_person)(config, index, digest) for index in todo
+    )
+    for _ in tqdm(work, total=len(todo), desc="phantoms", unit="person", disable=not progress or not todo):
+        pass
+    people = [_read(truth / f"{name}.json") for name in names]
+    _write_tables(root, people)
+    write_truth(config, digest, people)
+    write_json(stamp_path, stamp)
+    return root
+
+
+def settings_digest(config: Config) -> str:
+    """Digest of settings, seed and revision, which set a person's bytes together with the person's number."""
+    settings = to_dict(config.cohort.phantom) | {"seed": config.seed, "revision": REVISION}
+    del settings["people"]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _prepare_folder(root: Path, truth: Path, digest: str, keep: set[str]) -> None:
+    """Refuse a folder of other origin; remove people of other settings or numbers, and unfinished files."""
+    description = root / "dataset_description.json"
+    if root.exists() and any(root.iterdir()):
+        made_by = _read(description).get("GeneratedBy") or [{}]
+        if made_by[0].get("Name") != GENERATOR:
+            raise PhantomError(
+                f"{root}: holds files that the phantom generator did not write (no {description.name} with "
+                f"GeneratedBy {GENERATOR!r}); give cohort.folder an empty folder, or move these files away"
+            )
+        if made_by[0].get("Digest") != digest:
+            warnings.warn(
+                f"{root}: phantoms of other settings or of another revision; they are removed and made anew",
+                stacklevel=3,
+            )
+            keep = set()
+    for folder, pattern in ((root, r"sub-\d{4,}|\.\d+\..+"), (truth, r"sub-\d{4,}\.json|\.\d+\..+")):
+        for path in list(folder.iterdir()) if folder.is_dir() else ():
+            if re.fullmatch(pattern, path.name) and path.name.removesuffix(".json") not in keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not description.is_file() or digest not in description.read_text(encoding="utf-8"):
+        write_json(description, {
+            "Name": "Phantom cohort of resdm (synthetic: no person was scanned)",
+            "BIDSVersion": "1.9.0",
+            "DatasetType": "raw",
+            "Authors": ["resdm"],
+            "License": "CC0",
+            "GeneratedBy": [{"Name": GENERATOR, "Description": "simulated T1, amyloid and tau PET", "Digest": digest}],
+        })  # fmt: skip
+
+
+def _complete(record: Path, root: Path, digest: str) -> bool:
+    person = _read(record)
+    return person.get("digest") == digest and all((root / file).is_file() for file in person["files"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file, or an empty dictionary if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_tables(root: Path, people: list[dict[str, Any]]) -> None:
+    """README and participants of the dataset."""
+    write_text(root / "README", _README)
+    columns = {"age": "age_bl", "diagnosis": "diagnosis_sc", "mmse": "mmse_bl"}
+    participants = pd.DataFrame([
+        {"participant_id": person["person"], "sex": person["sex"], "education_level": person["education"]}
+        | {column: person["sessions"][0][key] for key, column in columns.items()}
+        for person in people
+    ])  # fmt: skip
+    write_csv(root / "participants.tsv", participants, separator="\t")
+    write_json(root / "participants.json", _PARTICIPANT_COLUMNS)
+
+
+def _write_person(config: Config, index: int, digest: str) -> None:
+    with threadpool_limits(limits=1):  # BLAS sums in another order with more threads: other bytes
+        root, name, person = config.source_root, person_name(index), draw_person(config, index)
+        shutil.rmtree(root / name, ignore_errors=True)  # unfinished files of a killed call
+        visits = person.pop("visits")
+        files = [file for n, visit in enumerate(visits) for file in _write_session(config, index, n, person, visit)]
+        path = root / name / f"{name}_sessions.tsv"
+        rows = [(v["session"], v["date"], f"{v['age']:.1f}", v["diagnosis"], v["mmse"]) for v in visits]
+        columns = ["session_id", "examination_date", "age", "diagnosis", "MMSE"]
+        write_csv(path, pd.DataFrame(rows, columns=columns), separator="\t")
+        write_json(path.with_suffix(".json"), _SESSION_COLUMNS)
+        files += [path.relative_to(root).as_posix(), path.with_suffix(".json").relative_to(root).as_posix()]
+        record = {"person": name, "digest": digest, **person, "sessions": visits, "files": files}
+        write_json(config.work / "truth" / f"{name}.json", record)  # last: marks the person as complete
+
+
+def _write_session(
+    config: Config, index: int, number: int, person: dict[str, Any], record: dict[str, Any]
+) -> list[str]:
+    """Write a session's scans; add deformation, transforms and regional SUVR to its ``record``; the files' names."""
+    root, name, session = config.source_root, person_name(index), record["session"]
+    record["deformation"] = draw_deformation(config.seed, index, record["ventricles"])
+    scans = _acquire_scans(config, index, number, person, record)
+    files, dates = [], []
+    for what, (file, scan, days) in scans.items():
+        path = root / name / session / file
+        sidecar = sidecar_path(path)
+        _save(path, scan)
+        write_json(sidecar, scan.sidecar)
+        date = datetime.date.fromisoformat(record["date"]) + datetime.timedelta(days=days)
+        dates.append((file, f"{date}T10:00:00"))
+        files += [path.relative_to(root).as_posix(), sidecar.relative_to(root).as_posix()]
+        world_to_person = scan.truth["world_to_person"]
+        transforms = {
+            "world_to_person": world_to_person.tolist(),
+            "world_to_mni": (np.array(person["person_to_mni"]) @ world_to_person).tolist(),
+        }
+        record["scans"][what] = {"path": files[-2], **scan.truth, **transforms}
+    path = root / name / session / f"{name}_{session}_scans.tsv"
+    write_csv(path, pd.DataFrame(dates, columns=["filename", "acq_time"]), separator="\t")
+    return [*files, path.relative_to(root).as_posix()]
+
+
+def _acquire_scans(
+    config: Config, index: int, number: int, person: dict[str, Any], record: dict[str, Any]
+) -> dict[str, tuple[str, Acquisition, int]]:
+    """File, scan and days after the MRI of every scan of a session; regional SUVR goes to its ``record``."""
+    stem, visit = f"{person_name(index)}_{record['session']}", make_visit(config, index, person, record)
+    record |= {"scans": {}, "suvr": {}, "summary": {}}
+    t1, pose = scan_t1(random_stream(config.seed, index, SCAN, number, 0), visit)
+    scans = {"t1w": (f"anat/{stem}_T1w.nii.gz", t1, 0)}
+    for order, tracer in enumerate(TRACERS, 1):
+        if tracer not in person["tracers"]:
+            continue
+        label = person["amyloid_tracer"] if tracer == "amyloid" else "18FAV1451"
+        causes = {"load": record["load"], "stage": record["stage"], "white": person["white"][tracer]}
+        uptake = visit.uptake(tracer, label, **causes, personal=visit.personal[tracer])
+        rng = random_stream(config.seed, index, SCAN, number, order)
+        scan, record["suvr"][tracer], record["summary"][tracer] = scan_pet(rng, visit, uptake, tracer, label, pose)
+        scans[tracer] = (f"pet/{stem}_trc-{label}_pet.nii.gz", scan, int(rng.integers(45)))
+    return scans
+
+
+def _save(path: Path, scan: Acquisition) -> None:
+    """Write int16, with a slope for fractional values; both orientation codes 1 (scanner)."""
+    data = scan.data
+    whole = data.max() <= 32767 and bool((data == np.rint(data)).all())
+    slope = 1.0 if whole else float(np.float32(data.max() / 32767))
+    image = nib.Nifti1Image(np.rint(data / np.float32(slope)).astype(np.int16), scan.affine)
+    image.set_sform(scan.affine, code=1)
+    image.set_qform(scan.affine, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_slope_inter(slope, 0)  # no intercept: air stays exactly 0
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
