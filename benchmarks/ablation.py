@@ -145,7 +145,8 @@ def timing(config: Config, key: str, seed: int) -> dict[str, Any]:
 
 def work(profile: str, key: str, steps: int | None, seeds: Sequence[int], seed: int) -> None:
     """In a process of its own: train a row, synthesise the test people, score them."""
-    from resdm_suite.apps.stages import synthesise_conditions, train_method
+    from resdm_suite.apps.synthesis import synthesise_conditions
+    from resdm_suite.apps.training import train_method
 
     config = derived(profile, steps, seeds)
     if key == "full_time":

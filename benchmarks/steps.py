@@ -103,7 +103,7 @@ def synthesise(config: Config, method: str, split: str, n: int) -> dict[str, Any
     """Make and score what is not there yet: ``steps``, `COST`, and the ``machine`` that it was measured on."""
     import torch
 
-    from resdm_suite.apps.stages import synthesise_method
+    from resdm_suite.apps.synthesis import synthesise_method
 
     timing, where = config.predictions(method) / "timing.json", config.work / "machine.json"
     before = sha256(timing) if timing.is_file() else None

@@ -321,8 +321,8 @@ class Config:
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def load_config(source: str | Path) -> Config:
-    """Read a profile: a name (``"phantom"``) or the path of a YAML file.
+def load_config(source: Config | str | Path) -> Config:
+    """Read a profile: a name (``"phantom"``) or the path of a YAML file; a `Config` is returned as it is.
 
     A name is looked for as ``configs/<name>.yaml`` in the current folder and its parents, so a notebook
     works from the repository's root and from ``notebooks/`` alike.
@@ -332,6 +332,8 @@ def load_config(source: str | Path) -> Config:
     ConfigError
         Unreadable file, unknown key, wrong type or a value out of range: file, key, found, expected.
     """
+    if isinstance(source, Config):
+        return source
     path = _find(source)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -20,7 +20,8 @@ from resdm.checkpoint import differences, load_card
 from resdm.io import write_csv
 from resdm.settings import ConfigError
 from resdm.training import fingerprint
-from resdm_suite.apps.stages import synthesise_method, train_method
+from resdm_suite.apps.synthesis import synthesise_method
+from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.image_quality import read_scores, score_method
 from resdm_suite.evaluation.statistics import holm
 from resdm_suite.profiles import Config, load_config

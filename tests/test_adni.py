@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from mock_adni import AV45, FBB, MK, SITE, T1, TAU, make_people, write_caps, write_clinica_bids, write_loni
 
-from resdm_suite.apps.stages import make_manifest
+from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.readers.adni import build_manifest
 from resdm_suite.cohorts.readers.adni_tables import day_of, read_tables, rid_of

@@ -15,8 +15,8 @@ from stored_cohort import GRID, LABELS, make_cohort
 from resdm.batch import Batch, Prior
 from resdm.io import write_csv
 from resdm.method import build_method
-from resdm_suite.apps.stages import write_trace
 from resdm_suite.apps.trace import trace as trace_steps
+from resdm_suite.apps.trace import write_trace
 from resdm_suite.evaluation.image_quality import read_index, read_scores, read_volume, score_method
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import FEWEST, CohortConfig, PhantomConfig

@@ -18,7 +18,8 @@ from resdm.io import sha256
 from resdm.settings import TRACERS, ConfigError
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps import cli
-from resdm_suite.apps.stages import make_manifest, synthesise_ceiling
+from resdm_suite.apps.ceiling import synthesise_ceiling
+from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.phantom import people, write_phantoms
 from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people, template_scores
 from resdm_suite.evaluation.planted import read_causes

@@ -21,7 +21,6 @@ from resdm.settings import check_person, to_dict
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps import cli
 from resdm_suite.apps import single_scan as scans
-from resdm_suite.apps import stages as pipeline
 from resdm_suite.cohorts.readers import download
 from resdm_suite.profiles import load_config
 
@@ -78,11 +77,11 @@ def preprocessed(monkeypatch):
 
 
 def test_version_and_check_start_without_heavy_packages(profile):
-    """Seconds of imports are for the commands that need them."""
+    """A command imports only the packages that it needs; a method's settings stand beside its class, so need torch."""
     code = (
         "import sys; from resdm_suite.apps.cli import main\n"
         f"codes = main(['version']), main(['check', {str(profile.with_name('plain.yaml'))!r}])\n"
-        "heavy = [name for name in ('torch', 'nilearn', 'open_clip', 'monai') if name in sys.modules]\n"
+        "heavy = [name for name in ('nilearn', 'open_clip', 'monai', 'SimpleITK') if name in sys.modules]\n"
         "print(codes, heavy)"
     )
     profile.with_name("plain.yaml").write_text("cohort: {kind: phantom, phantom: {people: 12}}\n")
@@ -149,7 +148,7 @@ def test_predict_hands_on_which_part_is_to_be_made(profile, monkeypatch, capsys,
         asked.append((name, condition, chosen))
         return "made"
 
-    monkeypatch.setattr("resdm_suite.apps.stages.synthesise_method", synthesise_method)
+    monkeypatch.setattr("resdm_suite.apps.synthesis.synthesise_method", synthesise_method)
     assert cli.main(["predict", str(profile), "Plain", "--quiet", *words]) == 0
     assert asked == [("Plain", "factual", {"split": "test", "shard": shard, "progress": False})]
     assert capsys.readouterr().out == "made\n"
@@ -176,9 +175,12 @@ def test_an_unexpected_error_shows_its_traceback(profile, monkeypatch, capsys):
 
 def test_methods_and_conditions_reach_the_pipeline(profile, monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(pipeline, "train_method", lambda config, name, **options: calls.append((name, options)))
     monkeypatch.setattr(
-        pipeline, "synthesise_method", lambda config, name, said, **options: calls.append((name, said, options))
+        "resdm_suite.apps.training.train_method", lambda config, name, **options: calls.append((name, options))
+    )
+    monkeypatch.setattr(
+        "resdm_suite.apps.synthesis.synthesise_method",
+        lambda config, name, said, **options: calls.append((name, said, options)),
     )
     assert cli.main(["train", str(profile)]) == 0
     assert cli.main(["train", str(profile), "GAN", "--quiet"]) == 0
@@ -293,7 +295,7 @@ def test_model_show_and_samples(model, tmp_path, capsys, profile, monkeypatch):
     assert "phantoms, made by the package itself" in out
     assert cli.main(["model", "show", str(tmp_path)]) == 2
     assert "resdm model: " in capsys.readouterr().err
-    monkeypatch.setattr(pipeline, "sample_method", lambda config, **options: (config.profile, options))
+    monkeypatch.setattr("resdm_suite.apps.synthesis.sample_method", lambda config, **options: (config.profile, options))
     assert cli.main(["sample", str(profile), "--quiet"]) == 0
     assert capsys.readouterr().out == "('small', {'progress': False})\n"
 

@@ -22,7 +22,7 @@ from resdm.settings import ConfigError, method_from_dict
 from resdm_suite.anatomy import mni_map
 from resdm_suite.apps import cli
 from resdm_suite.apps.prediction import Model
-from resdm_suite.apps.stages import READERS
+from resdm_suite.cohorts.assembly import READERS
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.profiles import load_config
 from resdm_suite.reporting.tables import present_methods, table2

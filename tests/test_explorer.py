@@ -28,7 +28,8 @@ from resdm_suite.profiles import load_config
 pytest.importorskip("ipywidgets", reason="no ipywidgets: pip install -e '.[notebooks]'")
 
 from resdm_suite.apps.explorer import Explorer, Request, Studio, explore, step_choices
-from resdm_suite.apps.stages import make_manifest, train_method
+from resdm_suite.apps.training import train_method
+from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.reporting.views import Scene, orthogonal_views
 
 BIN = Path(sys.executable).parent

@@ -9,10 +9,13 @@ from stored_cohort import GRID, make_cohort
 from stored_readings import make_age, make_status
 
 from resdm.io import write_csv, write_json
-from resdm_suite.apps import stages as pipeline
+from resdm_suite.apps import synthesis
+from resdm_suite.apps.training import train_method
+from resdm_suite.cohorts import assembly
 from resdm_suite.cohorts.leakage import LeakageError, check_tested
 from resdm_suite.cohorts.manifest import EMPTY, SPLITS, read_manifest
 from resdm_suite.cohorts.matching import Found
+from resdm_suite.cohorts.readers import bids
 from resdm_suite.evaluation.downstream import evaluate_status, fit_evaluators
 from resdm_suite.evaluation.effects import prompt_scores, read_readings, readings_path
 from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method, template_scores
@@ -49,7 +52,7 @@ def _visit_in_another_split(config) -> None:
 
 STAGES = {
     "data set": lambda config: CohortDataset(config, "train"),
-    "training": lambda config: pipeline.train_method(config, "ResDM", progress=False),
+    "training": lambda config: train_method(config, "ResDM", progress=False),
     "reading the index": read_index,
     "scoring": lambda config: score_method(config, "ResDM"),
     "mean template": template_scores,
@@ -76,11 +79,11 @@ def test_a_person_in_two_splits_stops_every_stage(config, stage):
 
 
 def test_synthesis_reads_the_index_first(config, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_card", lambda folder: None)
-    monkeypatch.setattr(pipeline, "check_model", lambda *arguments: None)
+    monkeypatch.setattr(synthesis, "load_card", lambda folder: None)
+    monkeypatch.setattr(synthesis, "check_model", lambda *arguments: None)
     _visit_in_another_split(config)
     with pytest.raises(LeakageError, match=WHO):
-        pipeline.synthesise_method(config, next(iter(config.methods)), progress=False)
+        synthesis.synthesise_method(config, next(iter(config.methods)), progress=False)
     assert not list(config.predictions(next(iter(config.methods))).rglob("*_synth_*"))
 
 
@@ -111,10 +114,10 @@ def test_a_manifest_that_leaks_is_not_written(config, monkeypatch):
     before, frame = config.manifest.read_bytes(), read_manifest(config.manifest)
     frame = pd.concat([frame.assign(split=split) for split in SPLITS])
     flow = pd.DataFrame({"step": ["found"]})
-    monkeypatch.setattr(pipeline, "split_people", lambda frame, split, seed: frame)
-    monkeypatch.setitem(pipeline.READERS, "bids", lambda root, config: Found(frame, flow, flow, []))
+    monkeypatch.setattr(assembly, "split_people", lambda frame, split, seed: frame)
+    monkeypatch.setattr(bids, "build_manifest", lambda root, config: Found(frame, flow, flow, []))
     with pytest.raises(LeakageError, match="sub-1"):
-        pipeline.make_manifest(config)
+        assembly.make_manifest(config)
     assert config.manifest.read_bytes() == before
     assert not (config.work / "split.json").exists()
 

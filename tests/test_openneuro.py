@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mock_sources import write_dlbs
 
-from resdm_suite.apps.stages import make_manifest
+from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import ManifestError
 from resdm_suite.cohorts.readers import download as transfer
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, fetch, list_bucket
@@ -318,7 +318,7 @@ def test_the_download_brings_what_the_manifest_needs_and_no_more(mock, bucket, t
     make_manifest(config, root)
     assert download(config, root, url=server.url, progress=False) == 0  # nothing to do
     scans[0].write_bytes(b"broken")
-    with pytest.raises(ManifestError, match=r"1 of 49 scans .* not there or not whole"):
+    with pytest.raises(ManifestError, match=r"1 of 49 scans .* are missing or incomplete"):
         make_manifest(config, root)
     assert download(config, root, url=server.url, progress=False) == 1
     make_manifest(config, root)

@@ -15,8 +15,8 @@ from tiny_methods import AdversarialConfig, PlainConfig, with_method
 from resdm.checkpoint import CheckpointError, load_card
 from resdm.io import sha256, write_csv, write_json
 from resdm.settings import TrainingConfig
-from resdm_suite.apps import stages as pipeline
-from resdm_suite.apps.stages import synthesise_method, train_method, validation_score
+from resdm_suite.apps.synthesis import synthesise_method
+from resdm_suite.apps.training import train_method, validation_score
 from resdm_suite.cohorts.manifest import LeakageError
 from resdm_suite.evaluation.image_quality import psnr, read_index, score_people, ssim
 from resdm_suite.paths import synthetic_path
@@ -107,9 +107,3 @@ def test_a_person_in_two_splits_stops_every_stage(config):
     with pytest.raises(LeakageError, match="sub-0000"):
         train_method(config, "Plain", progress=False)
     assert not config.model("Plain").exists()
-
-
-def test_a_profile_by_name(config, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_config", lambda name: config if name == "tiny" else None)
-    assert pipeline.profile("tiny") is config
-    assert pipeline.profile(config) is config

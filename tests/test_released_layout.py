@@ -7,7 +7,7 @@ import shutil
 import pytest
 from mock_sources import participant, write_released
 
-from resdm_suite.apps.stages import make_manifest
+from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest
 from resdm_suite.cohorts.readers.released_layout import build_manifest
 from resdm_suite.profiles import CohortConfig, Config

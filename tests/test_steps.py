@@ -22,7 +22,8 @@ from resdm.checkpoint import CheckpointError
 from resdm.io import sha256, write_csv
 from resdm.settings import ConfigError, TrainingConfig
 from resdm_suite.anatomy import mni_map
-from resdm_suite.apps.stages import synthesise_method, train_method
+from resdm_suite.apps.synthesis import synthesise_method
+from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.image_quality import mae, psnr, read_volume, ssim
 from resdm_suite.evaluation.statistics import bootstrap_mean
 from resdm_suite.evaluation.suvr import regional_means, texture, to_suvr

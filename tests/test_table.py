@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from mock_sources import write_csv_cohort
 
-from resdm_suite.apps.stages import make_manifest
+from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest
 from resdm_suite.cohorts.readers.table import build_manifest
 from resdm_suite.profiles import CohortConfig, Config

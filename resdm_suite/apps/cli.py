@@ -209,16 +209,18 @@ def _manifest(options: argparse.Namespace) -> None:
         raise ConfigError(f"--download fetches openneuro's data only; the source is {options.source}")
     if options.tables is not None:
         config = replace(config, cohort=replace(config.cohort, tables=str(options.tables.absolute())))
-    from resdm_suite.apps import stages as pipeline
+    from resdm_suite.cohorts.assembly import find_sessions, make_manifest
 
     if options.download:
+        from resdm_suite.cohorts.readers.openneuro import download
+
         address = {"url": options.url} if options.url else {}
         root = config.source_root if options.root is None else options.root
-        n = pipeline.openneuro.download(config, root, jobs=options.jobs, progress=not options.quiet, **address)
+        n = download(config, root, jobs=options.jobs, progress=not options.quiet, **address)
         print(f"{n} files downloaded to {root}")
-    found = pipeline.find_sessions(config, options.root, options.source, draw=options.draw_split)
+    found = find_sessions(config, options.root, options.source, draw=options.draw_split)
     print("\n".join(_flow(found)))
-    pipeline.make_manifest(config, options.root, options.source, found=found)
+    make_manifest(config, options.root, options.source, found=found)
     print(config.manifest)
 
 
@@ -256,7 +258,7 @@ def _methods(options: argparse.Namespace) -> tuple[Config, list[str]]:
 
 def _train(options: argparse.Namespace) -> None:
     config, names = _methods(options)
-    from resdm_suite.apps.stages import train_method
+    from resdm_suite.apps.training import train_method
 
     for name in names:
         print(train_method(config, name, progress=not options.quiet))
@@ -264,7 +266,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     config, names = _methods(options)
-    from resdm_suite.apps.stages import synthesise_method
+    from resdm_suite.apps.synthesis import synthesise_method
 
     for name in names:
         for condition in options.condition or ["factual"]:
@@ -274,14 +276,14 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _ceiling(options: argparse.Namespace) -> None:
     config = load_config(options.profile)
-    from resdm_suite.apps.stages import synthesise_ceiling
+    from resdm_suite.apps.ceiling import synthesise_ceiling
 
     print(synthesise_ceiling(config, progress=not options.quiet))
 
 
 def _sample(options: argparse.Namespace) -> None:
     config = load_config(options.profile)
-    from resdm_suite.apps.stages import sample_method
+    from resdm_suite.apps.synthesis import sample_method
 
     print(sample_method(config, progress=not options.quiet))
 

@@ -116,7 +116,7 @@ def stages(config: Config, cores: int) -> Iterator[Stage]:
         for target in ("status", "sex", "age"):
             each, units = _evaluator_seconds(small, target), evaluator_steps(config, target, sessions["train"])
             yield Stage(f"evaluators of {target}", scale * each, units, "steps", side)
-    start = [sys.executable, "-c", "import resdm_suite.apps.stages, resdm.training"]
+    start = [sys.executable, "-c", "import resdm_suite.apps.synthesis, resdm.training"]
     yield Stage("starts of jobs", seconds_of(lambda: subprocess.run(start, check=True)), jobs, "jobs", cores)
 
 

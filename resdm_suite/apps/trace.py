@@ -1,18 +1,28 @@
-"""What Figure 1 draws of one person, from a residual diffusion as it runs."""
+"""Record the steps of a residual diffusion for Figure 1."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resdm.batch import TRACERS, Batch
+from resdm.io import atomic
 from resdm.layers import clip
 from resdm.prior import prompts
 from resdm.residual_diffusion import ResidualDiffusion
+from resdm_suite.apps.prediction import Model
+from resdm_suite.preprocessing.dataset import CohortDataset, collate
+from resdm_suite.profiles import FEWEST
 
 STATES = 6
-"""States of each path that are kept: as many as a figure has columns for."""
+"""Number of states that are stored of each path: one per column of the figure."""
+
+TRACED = 20
+"""Largest number of participants in a mean trace; each costs one synthesis."""
 
 
 @torch.no_grad()
@@ -88,3 +98,44 @@ def _spread(n: int) -> list[int]:
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
+
+
+def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: bool = True) -> None:
+    """Write ``trace.npz``, the data of Figure 1, of the first participant with both tracers.
+
+    Where single participants must not be shown, it holds the means over the first `TRACED` such participants and their
+    number (``people``), without prompts; it is not written for fewer than `FEWEST` of them.
+    """
+    (out / "trace.npz").unlink(missing_ok=True)
+    if not isinstance(model.method, ResidualDiffusion):
+        return
+    sums: dict[str, Any] = {}
+    seen: set[str] = set()
+    for number, person in enumerate(data.index["person"]):
+        if person in seen or len(seen) == (1 if individual else TRACED):
+            continue
+        batch = collate([data[number]])
+        if not batch.present.all():
+            continue
+        generator = torch.Generator(model.device).manual_seed(model.card.config.seed)
+        tensors = trace(model.method, batch.to(model.device), generator)
+        seen.add(person)
+        for key, value in tensors.items():
+            mean = key in sums and np.issubdtype(value.dtype, np.floating)
+            sums[key] = sums[key] + value if mean else sums.get(key, value)
+    if len(seen) >= (1 if individual else FEWEST):
+        if not individual:
+            sums = {k: v / len(seen) if np.issubdtype(v.dtype, np.floating) else v for k, v in sums.items()}
+            del sums["prompts"]
+            sums["people"] = np.array(len(seen))
+        sums = {name: _on_grid(array, model.grid.shape) if array.ndim >= 3 else array for name, array in sums.items()}
+        with atomic(out / "trace.npz") as temporary:
+            np.savez_compressed(temporary, **sums)
+
+
+def _on_grid(volumes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Resample volumes (…, x, y, z) of coarser voxels to a grid of this shape, by nearest neighbour."""
+    for axis, n in zip((-3, -2, -1), shape, strict=True):
+        m = volumes.shape[axis]
+        volumes = volumes if m == n else volumes.take(np.arange(n) * m // n, axis)
+    return volumes

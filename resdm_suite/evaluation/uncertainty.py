@@ -382,7 +382,7 @@ def judge(config: Config, method: str) -> Uncertainty:
     ----------
     config : Config
     method : str
-        With samples of both splits, see `resdm_suite.apps.stages.sample_method`.
+        With samples of both splits, see `resdm_suite.apps.synthesis.sample_method`.
     """
     grid = Grid.of(config.preprocess.grid)
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in Uncertainty.__dataclass_fields__}

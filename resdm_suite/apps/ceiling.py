@@ -1,0 +1,62 @@
+"""Score the best estimate that a phantom's truth allows: an upper bound for every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import pandas as pd
+from tqdm.auto import tqdm
+
+from resdm.io import atomic, write_csv, write_json
+from resdm_suite.anatomy import Grid
+from resdm_suite.apps.prediction import LABELS
+from resdm_suite.evaluation.image_quality import read_index, score_people, write_scores
+from resdm_suite.paths import sidecar_path, synthetic_path
+from resdm_suite.preprocessing import ceiling
+from resdm_suite.profiles import Config, load_config
+
+NOTICE = "uses the phantom's truth: no method can"
+
+
+def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) -> Path:
+    """Estimate and score the test participants' PET from MRI, prompt and truth; see `preprocessing.ceiling`.
+
+    Returns
+    -------
+    Path
+        ``predictions/ceiling/factual`` as `synthesise_method` writes it, and ``latent.csv``: person, session, tracer,
+        positive (probability of the planted status).
+
+    Raises
+    ------
+    ConfigError
+        A cohort of real people.
+    FileNotFoundError, ValueError
+        No volumes; phantoms without their truth, or with that of others.
+    """
+    config = load_config(config)
+    truth = ceiling.read_truth(config)
+    people, out, grid = read_index(config), config.predictions("ceiling"), Grid.of(config.preprocess.grid)
+    population, latent = ceiling.draw_population(config.seed), []
+    for row in tqdm(people.to_dict("records"), desc="ceiling", unit="session", disable=not progress):
+        for tracer, (pet, positive) in ceiling.expected_pet(config, row, population, truth).items():
+            label = row[f"{tracer}_tracer"] if int(row[f"present_{tracer}"]) else LABELS[tracer]
+            path = synthetic_path(out, row["person"], row["session"], label)
+            image = grid.image(pet)
+            image.header["descrip"] = NOTICE.encode("ascii")
+            with atomic(path) as temporary:
+                nib.save(image, temporary)
+            write_json(sidecar_path(path), {
+                "synthetic": True, "notice": NOTICE, "cohort_notice": config.notice, "method": "ceiling",
+                "tracer": tracer, "prompt": {"age": row["age"], "sex": row["sex"]}, "condition": "factual",
+                "space": "MNI152", "masked": config.preprocess.mask,
+                "intensity": {
+                    "kind": config.preprocess.intensity, "suvr_range": list(config.preprocess.suvr_range[tracer])
+                },
+            })  # fmt: skip
+            who = {"person": row["person"], "session": row["session"], "tracer": tracer}
+            latent.append(who | {"positive": positive})
+    write_csv(out / "latent.csv", pd.DataFrame(latent), "%.6g")
+    write_scores(config, "ceiling", score_people(out, people, config))
+    return out

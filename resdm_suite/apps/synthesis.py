@@ -1,0 +1,163 @@
+"""Synthesise the participants of a split with a trained method, and score them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from resdm.checkpoint import check_model, load_card
+from resdm.cpu_runtime import set_up
+from resdm.io import write_csv
+from resdm.settings import TRACERS
+from resdm_suite.apps.model_card import write_card
+from resdm_suite.apps.prediction import Model, sample_people, synthesise_people
+from resdm_suite.apps.trace import write_trace
+from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people, write_scores
+from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
+from resdm_suite.paths import sidecar_path, std_path, synthetic_path
+from resdm_suite.preprocessing.dataset import CohortDataset
+from resdm_suite.profiles import Config, load_config
+
+
+def synthesise_method(
+    config: Config | str | Path,
+    name: str,
+    condition: str = "factual",
+    *,
+    split: str = "test",
+    steps: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    progress: bool = True,
+) -> Path:
+    """Synthesise the people of a split with a trained method under a condition, and score them.
+
+    Parameters
+    ----------
+    config : Config, name or path
+    name : str
+        A method of the profile.
+    condition : str
+        What the prompt says, see `resdm_suite.profiles.CONDITIONS`.
+    split : {"test", "validation", "train"}
+    steps : int, optional
+        Sampling steps; the profile's by default.
+    shard : (int, int)
+        Which part of the people, of how many. A part is not scored: when all are there, a call without it scores them.
+
+    Returns
+    -------
+    Path
+        ``predictions/<name>/<condition>`` with volumes, sidecars, ``scores.csv`` and, where the method has something
+        to show of itself, ``trace.npz``.
+    """
+    config = load_config(config)
+    settings = config.method(name)
+    check_model(load_card(config.model(name)), config, name)
+    set_up(config.training)
+    people = read_index(config, split)
+    data = CohortDataset(config, split)
+    model = Model.load(config.model(name))
+    out = synthesise_people(
+        model,
+        people,
+        data.mri,
+        config.predictions(name, condition),
+        condition=condition,
+        seed=config.seeded(name).seed,
+        steps=steps or getattr(settings, "sampling_steps", None),
+        shard=shard,
+        progress=progress,
+    )
+    if shard != (1, 1):
+        return out
+    if condition == "factual":
+        write_trace(model, data, out, individual=config.individual)
+    write_scores(config, name, score_people(out, people, config), condition)
+    if condition == "factual" and split == "test":
+        write_card(config, name)  # its metrics
+    return out
+
+
+def sample_method(
+    config: Config | str | Path, name: str | None = None, *, samples: int | None = None, progress: bool = True
+) -> Path:
+    """Several samples of every validation and test person by a trained method, for `evaluation.uncertainty`.
+
+    Parameters
+    ----------
+    config : Config, name or path
+    name : str, optional
+        A method of the profile; by default ``uncertainty.method``.
+    samples : int, optional
+        By default ``uncertainty.samples``.
+
+    Returns
+    -------
+    Path
+        ``predictions/<name>/samples``: mean and standard deviation as volumes, and ``regional.csv``: person, session,
+        split, tracer, region, mean, std (over samples) and real, SUVR, of tracers that were acquired.
+    """
+    config = load_config(config)
+    name = config.uncertainty.method if name is None else name
+    settings = config.method(name)
+    check_model(load_card(config.model(name)), config, name)
+    set_up(config.training)
+    model, out = Model.load(config.model(name)), config.predictions(name, "samples")
+    ranges = config.preprocess.suvr_range
+
+    def measure(pet: np.ndarray, channel: int) -> dict[str, float]:
+        tracer = TRACERS[channel]
+        return regional_means(to_suvr(pet, ranges[tracer]), model.grid, tracer)
+
+    rows: list[dict[str, Any]] = []
+    for split in ("validation", "test"):
+        people = read_index(config, split)
+        sample_people(
+            model,
+            people,
+            CohortDataset(config, split).mri,
+            out,
+            samples=samples or config.uncertainty.samples,
+            seed=config.seeded(name).seed,
+            steps=getattr(settings, "sampling_steps", None),
+            measure=measure,
+            progress=progress,
+        )
+        for row in people.to_dict("records"):
+            rows += _regional_rows(config, row, out, model)
+    write_csv(out / "regional.csv", pd.DataFrame(rows), "%.9g")
+    return out
+
+
+def _regional_rows(config: Config, row: dict[str, Any], out: Path, model: Model) -> list[dict[str, Any]]:
+    """Rows of ``regional.csv`` of one session."""
+    rows = []
+    for tracer in TRACERS:
+        label = row[f"{tracer}_tracer"]
+        if not int(row[f"present_{tracer}"]):
+            continue
+        path = std_path(synthetic_path(out, row["person"], row["session"], label))
+        measured = json.loads(sidecar_path(path).read_text())["measured"]
+        source = config.volumes / row[tracer]
+        suvr = to_suvr(read_volume(source, model.grid), sidecar_range(source))
+        real = real_regional_means(source, suvr, model.grid, tracer)
+        who = {"person": row["person"], "session": row["session"], "split": row["split"], "tracer": tracer}
+        rows += [who | {"region": r, "mean": m, "std": s, "real": real[r]} for r, (m, s) in measured.items()]
+    return rows
+
+
+def synthesise_conditions(
+    config: Config | str | Path, name: str, conditions: Iterable[str], **options: Any
+) -> pd.DataFrame:
+    """`synthesise_method` under several conditions; returns their scores, with a first column ``condition``."""
+    frames = []
+    for condition in conditions:
+        frame = pd.read_csv(synthesise_method(config, name, condition, **options) / "scores.csv")
+        frame.insert(0, "condition", condition)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)

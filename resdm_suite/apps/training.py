@@ -1,0 +1,66 @@
+"""Train a method of a profile on its preprocessed cohort."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from resdm.cpu_runtime import set_up
+from resdm.io import write_json
+from resdm.method import build_method
+from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.apps.model_card import write_card
+from resdm_suite.evaluation.image_quality import psnr, ssim
+from resdm_suite.preprocessing.dataset import CohortDataset, collate
+from resdm_suite.profiles import Config, load_config
+from resdm_suite.reporting.provenance import provenance
+
+
+def validation_score(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Whole-volume PSNR + 10 · SSIM: the released code selects its best weights by this score.
+
+    Outside ``mask`` (X, Y, Z) the synthetic volume is set to 0, as in the stored predictions.
+    """
+    if mask is not None:
+        synthetic = np.where(mask, synthetic, np.float32(0))
+    return psnr(real, synthetic) + 10 * ssim(real, synthetic)
+
+
+def train_method(config: Config | str | Path, name: str, *, progress: bool = True) -> Path:
+    """Train a method of a profile, or continue an interrupted training.
+
+    Returns
+    -------
+    Path
+        The model folder, see `resdm.training.train`, with ``provenance.json`` and the model card ``README.md``.
+    """
+    from resdm.training import train  # here: Lightning Fabric needs two seconds
+
+    config = load_config(config)
+    settings = config.method(name)
+    seeded = config.seeded(name)
+    validation_set = CohortDataset(seeded, "validation")  # first: faults of the data show before weights load
+    set_up(config.training)
+    torch.manual_seed(seeded.seed)  # of the initial weights
+    method = build_method(settings, config.preprocess.grid.shape)
+    train_set = CohortDataset(seeded, "train", augment=not method.closed_form)
+    digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
+    mask = mni_map("brain", Grid.of(config.preprocess.grid)) if config.preprocess.mask else None
+    folder = train(
+        method,
+        config,
+        name,
+        train_set,
+        validation_set,
+        collate=collate,
+        data_digest=digest,
+        score=partial(validation_score, mask=mask),
+        progress=progress,
+    )
+    write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
+    write_card(config, name)
+    return folder

@@ -1,0 +1,124 @@
+"""One call from a data source to ``manifest.csv``: read the sessions, split the participants, write the tables."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pandas as pd
+
+from resdm.io import write_csv, write_json, write_text
+from resdm_suite.cohorts.manifest import (
+    PATHS,
+    SPLITS,
+    ManifestError,
+    check_leakage,
+    split_card,
+    split_people,
+    write_manifest,
+)
+from resdm_suite.cohorts.matching import Found
+from resdm_suite.profiles import Config, load_config
+
+READERS = {
+    "bids": "resdm_suite.cohorts.readers.bids",
+    "adni": "resdm_suite.cohorts.readers.adni",
+    "openneuro": "resdm_suite.cohorts.readers.openneuro",
+    "csv": "resdm_suite.cohorts.readers.table",
+    "released": "resdm_suite.cohorts.readers.released_layout",
+}
+"""``cohort.source`` → the module that reads it, imported on use: a changed reader concerns its own source only."""
+
+WITH_SPLIT = ("csv", "released")
+"""Sources that may bring a split of their own."""
+
+
+def find_sessions(
+    config: Config | str | Path, root: str | Path | None = None, source: str | None = None, *, draw: bool = False
+) -> Found:
+    """Read a source: its sessions, and the excluded ones with their reasons. Writes nothing.
+
+    Parameters
+    ----------
+    config : Config, name or path
+    root : path, optional
+        Folder or table of the source; the profile's by default.
+    source : str, optional
+        A key of `READERS`; the profile's by default.
+    draw : bool
+        Ignore the split that a source of `WITH_SPLIT` brings.
+    """
+    config = load_config(config)
+    source = source or config.cohort.source
+    options = {"draw": True} if draw and source in WITH_SPLIT else {}
+    reader = importlib.import_module(READERS[source])
+    return reader.build_manifest(Path(root or config.source_root), config, **options)
+
+
+def make_manifest(
+    config: Config | str | Path,
+    root: str | Path | None = None,
+    source: str | None = None,
+    *,
+    draw: bool = False,
+    found: Found | None = None,
+) -> pd.DataFrame:
+    """Read a source, split its participants; write ``manifest.csv``, ``flow.csv``, ``left_out.csv``, ``notes.txt``.
+
+    A complete split of the source is kept. ``split.json`` holds the digest of the split, its method and its counts.
+
+    Parameters
+    ----------
+    config, root, source, draw
+        See `find_sessions`.
+    found : Found, optional
+        The result of `find_sessions`, where it was called before.
+
+    Returns
+    -------
+    DataFrame
+        The flow: step, people, sessions.
+
+    Raises
+    ------
+    ManifestError
+        Scans of the manifest are missing on disk, or a split is empty; ``manifest.csv`` stays as it was.
+    """
+    config = load_config(config)
+    source = source or config.cohort.source
+    found = find_sessions(config, root, source, draw=draw) if found is None else found
+    write_csv(config.work / "flow.csv", found.flow)
+    write_csv(config.work / "left_out.csv", found.left_out)
+    write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in found.notes))
+    _check_files(config, Path(root or config.source_root), source, found.manifest)
+    frame, drawn = found.manifest, (found.manifest["split"] == "").any()
+    if drawn:
+        frame = split_people(frame, config.cohort.split, config.seed)
+    empty = [name for name in SPLITS if name not in set(frame["split"])]
+    if empty:
+        raise ManifestError(
+            f"{config.manifest}: the split that came with the data leaves nobody for {', '.join(empty)}; complete it, "
+            f"or draw another: `resdm manifest {source} {config.profile} --draw-split`"
+        )
+    check_leakage(frame, str(config.manifest))
+    write_json(config.work / "split.json", split_card(frame, config.cohort.split if drawn else None, config.seed))
+    write_manifest(frame, config.manifest)
+    return found.flow
+
+
+def _check_files(config: Config, root: Path, source: str, frame: pd.DataFrame) -> None:
+    """Raise `ManifestError` where scans are missing on disk, with the remedy."""
+    size = 0
+    if source == "openneuro":
+        openneuro = importlib.import_module(READERS[source])
+        absent, size = openneuro.not_downloaded(frame, root)
+        remedy = openneuro.remedy(config)
+    else:
+        absent = sorted(cell for name in PATHS for cell in frame[name] if cell and not Path(cell).is_file())
+        remedy = "correct the paths, or leave those sessions out"
+    if absent:
+        scans = sum(int((frame[name] != "").sum()) for name in PATHS)
+        amount = f" of {size / 1e9:.2f} GB" if size else ""
+        raise ManifestError(
+            f"{root}: {len(absent)} of {scans} scans{amount} are missing or incomplete, the first {absent[0]}; {remedy}"
+        )
