@@ -16,7 +16,7 @@ from resdm.baselines.adversarial import (
     InstanceNorm3d,
     TokenEmbedding,
     adversarial_loss,
-    adversaries,
+    adversarial_optimisers,
     frozen,
     halved,
     normal_weights,
@@ -74,7 +74,7 @@ def test_frozen_thaws_after_an_error():
 def test_adam_has_the_settings_of_its_method():
     config = AdversarialConfig("x", learning_rate=3e-4, weight_decay=0.1, betas=(0.4, 0.9))
     for rate, expected in ((None, 3e-4), (5e-5, 5e-5)):
-        found = adversaries(
+        found = adversarial_optimisers(
             replace(config, discriminator_learning_rate=rate), generator=nn.Linear(1, 1), discriminator=nn.Linear(1, 2)
         )
         groups = {name: optimiser.param_groups[0] for name, optimiser in found.items()}

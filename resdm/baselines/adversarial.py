@@ -1,4 +1,9 @@
-"""What the competitors share: adversarial losses, the patch discriminator, the conditional GAN, the ViT encoder."""
+"""What the competing methods share: adversarial losses, the patch discriminator, the conditional GAN, the ViT encoder.
+
+All of them depart from their originals in this: kernels are 3D; instance norm with scale and shift replaces batch norm,
+which is the same at the originals' batch size of 1; dropout is off at prediction. The norms remove mean and amplitude
+of each channel from each volume, so a person's overall uptake passes them only as contrast between voxels.
+"""
 
 from __future__ import annotations
 
@@ -39,28 +44,20 @@ Shape = tuple[int, int, int]
 
 
 def adversarial_loss(logits: Tensor, real: bool, kind: Literal["bce", "lsgan"] = "bce") -> Tensor:
-    """How far a discriminator's answer is from "all real" or "all synthetic", as a mean over patches.
+    """Mean over patches of −log D or −log(1 − D) (``bce``), or of the squared distance from 1 or 0 (``lsgan``).
 
-    ``bce`` is −log D or −log(1 − D) for D = σ(logits), taken from the logits so that no logarithm meets a 0 and
-    half precision stays safe; ``lsgan`` is the squared distance of the bare logits from 1 or 0.
-
-    Notes
-    -----
-    MONAI's `PatchAdversarialLoss` puts a sigmoid before `BCELoss`, which autocast refuses, and a leaky ReLU before
-    its least squares, which the originals lack; hence these.
+    Computed from logits, so it is finite for a certain discriminator and works in half precision. MONAI's
+    `PatchAdversarialLoss` has a sigmoid before `BCELoss`, which autocast refuses, and a leaky ReLU before the squares.
     """
-    target = torch.full_like(logits, float(real))
-    if kind == "bce":
-        return F.binary_cross_entropy_with_logits(logits, target)
-    return F.mse_loss(logits, target)
+    loss = F.binary_cross_entropy_with_logits if kind == "bce" else F.mse_loss
+    return loss(logits, torch.full_like(logits, float(real)))
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """What is computed inside sends no gradient to the module's weights, only through them."""
+    """Inside, gradients pass through the module and do not reach its weights."""
     weights = [weight for weight in module.parameters() if weight.requires_grad]
-    for weight in weights:
-        weight.requires_grad_(False)
+    module.requires_grad_(False)
     try:
         yield
     finally:
@@ -68,33 +65,30 @@ def frozen(module: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def adversaries(config: AdversarialConfig, **networks: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    """Adam for the ``generator`` and the ``discriminator``, in the order in which they step.
+def detached(**values: Tensor) -> dict[str, Tensor]:
+    """Scalars for ``history.csv``."""
+    return {name: value.detach() for name, value in values.items()}
 
-    Settings are those of their method: β₁ is 0.5 in all the originals. The discriminator has a learning rate of its own
-    where the settings name one (Heusel et al., NeurIPS 2017): at one rate for both, a discriminator that is far the
-    smaller network learns faster than the generator, whose adversarial gradient then says nothing but that all it draws
-    is wrong.
+
+def adversarial_optimisers(config: AdversarialConfig, **networks: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    """One Adam per network, in the order in which they step.
+
+    The discriminator may have its own learning rate (Heusel et al., NeurIPS 2017): at a common rate a small
+    discriminator learns faster than the generator, whose adversarial gradient then carries no information.
     """
     rates = {"discriminator": config.discriminator_learning_rate or config.learning_rate}
+    options = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
     return {
-        name: torch.optim.Adam(
-            network.parameters(),
-            lr=rates.get(name, config.learning_rate),
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        name: torch.optim.Adam(network.parameters(), lr=rates.get(name, config.learning_rate), **options)
         for name, network in networks.items()
     }
 
 
 class Conv3d(nn.Conv3d):
-    """Convolution (dilation 1, one group) that computes one small volume on a CPU as two halves: as exact, faster.
+    """Convolution (dilation 1, one group) that splits a single small volume on a CPU into two halves.
 
-    PyTorch takes a kernel of its own for a single volume of up to 20,480 numbers a slice, unless the convolution spans
-    more than 3 voxels, and oneDNN for two: in training, 2 to 8 times as fast. So the volume is cut along its first
-    axis, with the overlap that the convolution needs.
+    The values are the same. For one volume of up to 20,480 numbers per slice, PyTorch takes a slow kernel of its own;
+    for two it takes oneDNN, 2 to 8 times as fast in training. The halves overlap as far as the kernel needs.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -103,7 +97,7 @@ class Conv3d(nn.Conv3d):
             return super()._conv_forward(x, weight, bias)
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         x = F.pad(x, self._reversed_padding_repeated_twice, mode)
-        size = (x.shape[2] - span) // stride + 1  # of the answer's first axis
+        size = (x.shape[2] - span) // stride + 1  # of the output's first axis
         half = -(-size // 2)
         length, start = (half - 1) * stride + span, (size - half) * stride
         halves = torch.cat([x[:, :, :length], x[:, :, start : start + length]])
@@ -112,16 +106,7 @@ class Conv3d(nn.Conv3d):
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """Batch norm as it is at batch size 1: each volume by its own statistics, with learned scale and shift.
-
-    The originals train with batch norm at batch size 1; over the volumes of a larger batch theirs would mix people.
-    Mean and amplitude of each channel leave each volume here, so that a person's global intensity, and with it how much
-    uptake there is, goes on in no map behind it but as the contrast between voxels.
-
-    Notes
-    -----
-    Computed as a group norm of one channel a group: the same values in two thirds of the time on a CPU.
-    """
+    """Instance norm with scale and shift, as a group norm of one channel per group: a third faster on a CPU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, affine=True)
@@ -133,9 +118,14 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         return F.group_norm(x.contiguous(), self.num_features, self.weight, self.bias, self.eps)
 
 
+def conv_norm_relu(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    """3³ convolution without bias, instance norm, ReLU."""
+    return nn.Sequential(Conv3d(before, after, 3, stride, 1, bias=False), InstanceNorm3d(after), nn.ReLU())
+
+
 def normal_weights(module: nn.Module) -> None:
     """N(0, 0.02) for convolutions, N(1, 0.02) for the scales of norms, 0 for shifts and biases; for `Module.apply`."""
-    if isinstance(module, nn.InstanceNorm3d):  # MONAI's function knows batch norm alone
+    if isinstance(module, nn.InstanceNorm3d):  # MONAI's function covers batch norm only
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
     else:
@@ -145,28 +135,27 @@ def normal_weights(module: nn.Module) -> None:
 
 
 def halved(shape: Shape) -> Shape:
-    """The map's shape after a convolution of stride 2 that keeps an odd axis' last voxel."""
+    """Shape after a convolution of stride 2 that keeps the last voxel of an odd axis."""
     return tuple(-(-n // 2) for n in shape)
 
 
 def patch_discriminator(channels: int, width: int, shape: Shape) -> nn.Module:
     """The 70-voxel PatchGAN: k4 convolutions of ``width`` × 1, 2, 4, 8, the first three with stride 2.
 
-    Its last output holds the logits. Grids under 24 voxels an axis have one strided layer less, since the last
-    normalised map would be a single voxel.
+    Its last output holds the logits. Grids under 24 voxels per axis have one strided layer less: the last normalised
+    map would be a single voxel.
     """
-    layers = 3 if min(shape) >= 24 else 2
-    norm = ("INSTANCE", {"affine": True})
     from monai.networks.nets import PatchDiscriminator  # here: MONAI takes seconds to import
 
+    layers, norm = 3 if min(shape) >= 24 else 2, ("INSTANCE", {"affine": True})
     return PatchDiscriminator(3, width, channels, num_layers_d=layers, norm=norm).apply(normal_weights)
 
 
 class ConditionalGAN(TracerModel):
-    """Pix2Pix's game: a patch discriminator sees (MRI, PET) pairs, the generator minimises BCE + λ·L1.
+    """Pix2Pix's training: a patch discriminator on (MRI, PET) pairs; the generator minimises BCE + λ·L1.
 
-    As in `junyanz/pytorch-CycleGAN-and-pix2pix`: the discriminator steps first, its loss halved, on a detached
-    synthesis; then the generator, against the discriminator as just updated and now frozen. Everything in [−1, 1].
+    As in `junyanz/pytorch-CycleGAN-and-pix2pix`. The discriminator steps first, with half its loss, on a detached
+    synthesis. The generator then steps against the updated, frozen discriminator. All volumes are in [−1, 1].
 
     Parameters
     ----------
@@ -186,43 +175,29 @@ class ConditionalGAN(TracerModel):
         """Discriminator, then generator."""
         source, real = 2 * mri - 1, 2 * pet - 1
         fake = self.generator(source)
-        judged_fake, judged_real = self._judge(source, fake.detach()), self._judge(source, real)
-        judgement = 0.5 * (adversarial_loss(judged_fake, False) + adversarial_loss(judged_real, True))
-        yield "discriminator", judgement
-
+        fake_logits, real_logits = self._logits(source, fake.detach()), self._logits(source, real)
+        discriminator = 0.5 * (adversarial_loss(fake_logits, False) + adversarial_loss(real_logits, True))
+        yield "discriminator", discriminator
         with frozen(self.discriminator):
-            adversarial = adversarial_loss(self._judge(source, fake), True)
+            adversarial = adversarial_loss(self._logits(source, fake), True)
         l1 = F.l1_loss(fake, real)
-        self.scalars = {
-            "discriminator": judgement.detach(), "adversarial": adversarial.detach(), "l1": l1.detach(),
-        }  # fmt: skip
+        self.scalars = detached(discriminator=discriminator, adversarial=adversarial, l1=l1)
         yield "generator", adversarial + self.config.l1_weight * l1
 
     def synthesise(self, mri: Tensor, generator: torch.Generator) -> Tensor:
-        """One pass of the generator; ``generator`` (of random numbers) is not used."""
+        """One pass of the network; no random numbers are drawn."""
         return (self.generator(2 * mri - 1) + 1) / 2
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return adversaries(self.config, discriminator=self.discriminator, generator=self.generator)
+        return adversarial_optimisers(self.config, discriminator=self.discriminator, generator=self.generator)
 
-    def _judge(self, source: Tensor, pet: Tensor) -> Tensor:
-        return self.discriminator(torch.cat([source, pet], 1))[-1]  # logits (B, 1, x, y, z)
+    def _logits(self, source: Tensor, pet: Tensor) -> Tensor:
+        return self.discriminator(torch.cat([source, pet], 1))[-1]  # (B, 1, x, y, z)
 
 
 class TokenEmbedding(nn.Module):
-    """A feature map as tokens: 1³ convolution, learned positions that start at 0, dropout.
-
-    Parameters
-    ----------
-    channels : int
-        Of the map.
-    dim : int
-        Of a token.
-    grid : tuple of int
-        The map's shape; a token a voxel.
-    dropout : float
-    """
+    """A feature map (B, channels, x, y, z) of shape ``grid`` → tokens (B, xyz, dim), with learned positions."""
 
     def __init__(self, channels: int, dim: int, grid: Shape, dropout: float) -> None:
         super().__init__()
@@ -231,21 +206,21 @@ class TokenEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, x, y, z) → (B, xyz, dim)."""
-        tokens = self.projection(x).flatten(2).transpose(1, 2)  # (B, N, dim)
-        return self.dropout(tokens + self.positions)
+        """1³ convolution, flattening, positions, dropout."""
+        return self.dropout(self.projection(x).flatten(2).transpose(1, 2) + self.positions)
 
 
 def vit_encoder(dim: int, layers: int, heads: int, dropout: float) -> nn.Sequential:
     """The encoder of ViT-B/16 at other widths: pre-norm blocks, MLP of 4 × ``dim``, a last layer norm.
 
-    Dropout acts in the MLPs alone, as `Beckschen/TransUNet` and `icon-lab/ResViT` configure it.
+    Dropout acts only in the MLPs, as in `Beckschen/TransUNet` and `icon-lab/ResViT`. Blocks are MONAI's: their layer
+    norms have ε 1e-5 instead of 1e-6, and their initial weights differ.
     """
     from monai.networks.blocks import TransformerBlock
 
     blocks = [TransformerBlock(dim, 4 * dim, heads, dropout, qkv_bias=True) for _ in range(layers)]
     for block in blocks:
-        # Made but not used without cross-attention: no gradient would reach them.
+        # MONAI makes these but does not use them without cross-attention: they would get no gradient.
         block.norm_cross_attn = block.cross_attn = nn.Identity()
         block.attn.drop_weights = block.attn.drop_output = nn.Identity()
     return nn.Sequential(*blocks, nn.LayerNorm(dim, eps=1e-6))

@@ -50,50 +50,24 @@ class DDPMConfig(MethodConfig):
 
 
 class LabelEmbedding(nn.Embedding):
-    """The sum of a label's rows. All but the tracers' start at 0."""
+    """Labels (N, fields) → the sum of their rows (N, dim). Rows of tracers start at N(0, 1), all others at 0."""
 
     def reset_parameters(self) -> None:
-        """N(0, 1) for the tracers, 0 for the rest."""
+        """Initial weights."""
         super().reset_parameters()
         nn.init.zeros_(self.weight[len(TRACERS) :])
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(N, fields) → (N, dim)."""
+        """Look up and add."""
         return super().forward(labels).sum(1)
 
 
 class DDPM(Method):
     """Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020, conditioned on the MRI.
 
-    Facts from `hojonathanho/diffusion`, and from the ResDM authors' own conditional model, `Ouzaixin/IL-CLDM`.
-
-    Notes
-    -----
-    Kept: T = 1000, β from 1e-4 to 0.02, ε predicted under plain MSE at a uniform t, x̂_0 clipped to [−1, 1] when
-    sampling, group norm over at least 4 channels, single-head attention, embedding added to each residual block,
-    EMA 0.9999. From IL-CLDM: AdamW at 1e-4, MRI concatenated with the noisy PET, a class label added to the time
-    embedding.
-
-    Readings and departures:
-
-    - The label is the tracer; ``labels`` adds sex and age bin, the information of ResDM's prompt: the paper has DDPM
-      integrate text as discrete vectors and says no more. Each field has its own rows, which are added: the product of
-      all would leave most rows to a handful of people. Rows of sex and age start at 0, so a value that no training
-      person has, unknown among them, adds nothing.
-    - MONAI's 3D `DiffusionModelUNet`, (32, 64, 128, 256) channels, one block a level, attention at the last: 28.8 M
-      weights. Group norm stands before each convolution, as in the original, and takes mean and amplitude of a group
-      out of each volume: how bright the MRI is passes the bottleneck in what differs between voxels alone. The norms
-      have a quarter as many groups as the first level has channels: with MONAI's 32 each of the first level's channels
-      would be a group, and the norm would take the embedding out again. The last convolution of each residual block and
-      of the network starts at 0, as the original's do: weights before them get their first gradient at the second step.
-    - ``prediction: sample`` lets the network predict x_0, which Ho et al. (§3.2) found worse: for small budgets only.
-      An error of ε̂ enters x̂_0 times √(1 − ᾱ)/√ᾱ, 157 at t = T − 1, so ε̂ must be nearly exact before a sample is any
-      good, whereas x̂_0 starts as a regression from the MRI.
-    - Grids are padded to what the U-Net halves evenly, and cut again. ``stem: haar`` lets the U-Net work on the
-      orthonormal Haar bands, as ResDM's may: white noise and its squared error are the same there.
-    - T forward passes a volume are too many: DDIM (Song et al. 2021) with ``sampling_steps``, t = T − 1, T − 1 − T/n,
-      … . MONAI's scheduler spaces its list by (T − 1)/(n − 1) but steps by T/n, which agree at n = T alone, and clips
-      x̂_0 without its ε; here the list follows the step, and x̂_0 is clipped before the step derives ε from it.
+    From `hojonathanho/diffusion` and the ResDM authors' `Ouzaixin/IL-CLDM`; departures: ``docs/baselines.md``. Group
+    norms have a quarter as many groups as the first level has channels. With as many groups as channels, the norm would
+    remove the embedding again.
     """
 
     config: DDPMConfig
@@ -116,10 +90,9 @@ class DDPM(Method):
             num_class_embeds=len(TRACERS) + 1 + len(SEXES) + 2 + len(config.age_edges),
         )
         self.unet.class_embedding = LabelEmbedding(*self.unet.class_embedding.weight.shape)
-        self.schedule = {
-            "num_train_timesteps": config.steps, "schedule": "linear_beta", "beta_start": config.beta_range[0],
-            "beta_end": config.beta_range[1],
-        }  # fmt: skip
+        beta_start, beta_end = config.beta_range
+        self.schedule = {"num_train_timesteps": config.steps, "schedule": "linear_beta"}
+        self.schedule |= {"beta_start": beta_start, "beta_end": beta_end}
         self.scheduler = DDPMScheduler(**self.schedule)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
@@ -140,7 +113,11 @@ class DDPM(Method):
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
-        """Both tracers in one DDIM chain of ``steps`` steps (configuration's where ``None``), a divisor of T."""
+        """Both tracers in one DDIM chain (Song et al. 2021) of ``steps`` steps, a divisor of T.
+
+        It visits t = T − 1, T − 1 − T/n, …. MONAI's own list spaces by (T − 1)/(n − 1) but steps by T/n, and clips x̂_0
+        without its ε. Here x̂_0 is clipped before the step derives ε from it.
+        """
         total, steps = self.config.steps, steps or self.config.sampling_steps
         if total % steps:
             raise ValueError(f"DDIM cannot take {steps} steps of T = {total}; ask for a divisor of {total}")
@@ -160,13 +137,11 @@ class DDPM(Method):
     def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """ε̂ (or x̂_0) of N volumes, (N, 1, X, Y, Z), at steps ``t`` (N,) under ``labels`` (N, 3)."""
         folded = self.config.stem == "haar"
-        multiple = 2 ** (len(self.config.channels) - 1 + folded)
+        multiple = 2 ** (len(self.config.channels) - 1 + folded)  # what the U-Net halves evenly
         padding = [voxels for n in reversed(self.shape) for voxels in (0, -n % multiple)]
         volumes = F.pad(torch.cat([x_t, 2 * mri - 1], 1), padding)  # (N, 2, X', Y', Z')
-        if folded:
-            output = inverse_haar(self.unet(haar(volumes), t, class_labels=labels))
-        else:
-            output = self.unet(volumes, t, class_labels=labels)  # (N, 1, X', Y', Z')
+        output = self.unet(haar(volumes) if folded else volumes, t, class_labels=labels)
+        output = inverse_haar(output) if folded else output  # (N, 1, X', Y', Z')
         x, y, z = self.shape
         return output[..., :x, :y, :z].float()
 
@@ -174,13 +149,13 @@ class DDPM(Method):
         """x̂_0 = (x_t − √(1 − ᾱ_t) ε̂) / √ᾱ_t, or the output itself where that is x̂_0."""
         if self.config.prediction == "sample":
             return output
-        kept = self.scheduler.alphas_cumprod[t]
-        return (x_t - (1 - kept).sqrt() * output) / kept.sqrt()
+        alpha = self.scheduler.alphas_cumprod[t]
+        return (x_t - (1 - alpha).sqrt() * output) / alpha.sqrt()
 
     def labels(self, prior: Prior) -> Tensor:
         """Rows of the label table for each person and tracer: tracer, sex, age bin; (B, 2, 3), int."""
         config = self.config
-        first_sex, first_age = len(TRACERS), len(TRACERS) + 1 + len(SEXES)  # the rows that say unknown
+        first_sex, first_age = len(TRACERS), len(TRACERS) + 1 + len(SEXES)  # the rows for unknown
         rows = []
         for age, sex in zip(prior.age, prior.sex, strict=True):
             sex_row = 0 if sex is None or "sex" not in config.labels else 1 + SEXES.index(sex)

@@ -1,6 +1,6 @@
-"""Two linear controls, fitted in closed form: what age and sex tell of a PET, and what a linear map of the MRI adds.
+"""Two linear controls, fitted in closed form: least squares on age and sex, and ridge regression on MRI, age and sex.
 
-A method that does not beat `Linear` has not used the MRI better than a regression that is fitted in seconds.
+A method that does not beat `Linear` has not used the MRI better than a regression that takes seconds to fit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from resdm.batch import TRACERS, Batch, Prior
+from resdm.layers.ridge import gram_spectrum
 from resdm.method import Method
 from resdm.settings import SEXES, Demand, MethodConfig, Precision
 
@@ -52,20 +53,16 @@ class LinearConfig(DemographicsConfig):
             )
 
 
-_RANK = 1e-7  # of the largest eigenvalue of a Gram matrix: below it is rounding
+Collate = Callable[[list[Any]], Batch]
 
 
 @dataclass(frozen=True)
-class _People:
+class _Sessions:
     """Sessions that have a tracer: MRI and PET (n, V) in the fitted voxels, and their design (n, 1 + fields)."""
 
     mri: Tensor
     pet: Tensor
     design: Tensor
-
-    def residuals(self, model: _TracerMap) -> tuple[Tensor, Tensor]:
-        """MRI and PET without what age and sex explain of them, (n, V) each."""
-        return self.mri - self.design @ model.mri, self.pet - self.design @ model.pet
 
 
 class _TracerMap(nn.Module):
@@ -88,12 +85,10 @@ class _TracerMap(nn.Module):
 class Demographics(Method):
     """Least squares of every voxel's PET on age and sex, without the MRI.
 
-    Each tracer is fitted on the sessions that have it. Age and sex are standardised over the training sessions; where
-    one is unknown, its training mean is taken. Fitted are the voxels in which a training image is not 0: the brain,
-    where preprocessing masks it (``preprocess.mask``). Elsewhere, and for a tracer that nobody has, the PET is 0.
-
-    The fit holds some six sets of images of the training sessions in those voxels, in single precision: 50 MB on the
-    default phantom, 12 GB for 900 sessions of 128³ voxels of 1.5 mm.
+    Each tracer is fitted on the sessions that have it. Age and sex are standardised over the training sessions; unknown
+    ones take the training mean. Only voxels where some training image is not 0 are fitted. Elsewhere, and for a tracer
+    that nobody has, the PET is 0. Memory: some six sets of the training images in those voxels, in single precision:
+    50 MB on the default phantom, 12 GB for 900 sessions of 128³ voxels of 1.5 mm.
     """
 
     config: DemographicsConfig
@@ -106,17 +101,15 @@ class Demographics(Method):
         self.maps = nn.ModuleDict({tracer: _TracerMap() for tracer in TRACERS})
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Buffers take the shapes of a stored model: they depend on the people it was fitted on."""
+        """Buffers take the shapes of a stored model, which depend on its training people."""
         for name, buffer in self.named_buffers():
             buffer.resize_(shapes.get(name, buffer.shape))
 
     @torch.no_grad()
-    def fit(
-        self, train: Dataset, validation: Dataset | None, collate: Callable[[list[Any]], Batch]
-    ) -> list[dict[str, Any]]:
-        """The maps of both tracers; returns what was tried."""
+    def fit(self, train: Dataset, validation: Dataset | None, collate: Collate) -> list[dict[str, Any]]:
+        """Fit both tracers; returns one row per setting tried."""
         values, tracers = [], set()
-        for batch in _sessions(train, collate):
+        for batch in _batches(train, collate):
             self.voxels |= torch.cat([batch.mri, batch.pet], 1)[0].ne(0).any(0)
             values.append(self._values(batch.prior))
             tracers |= {tracer for tracer, has in zip(TRACERS, batch.present[0], strict=True) if has}
@@ -128,30 +121,23 @@ class Demographics(Method):
             {"tracer": tracer} | row
             for channel, tracer in enumerate(TRACERS)
             if tracer in tracers
-            for row in self._fit(tracer, *(self._people(people, collate, channel) for people in (train, validation)))
+            for row in self._fit(tracer, *(self._stack(people, collate, channel) for people in (train, validation)))
         ]
 
-    def _fit(self, tracer: str, people: _People, held: _People | None) -> list[dict[str, Any]]:
+    def _fit(self, tracer: str, train: _Sessions, validation: _Sessions | None) -> list[dict[str, Any]]:
         model = self.maps[tracer]
-        model.pet = _least_squares(people.design, people.pet)
-        found = math.nan if held is None else _psnr(held.pet - held.design @ model.pet)
-        return [{"fit": "age and sex", "validation": found}]
+        model.pet = _least_squares(train.design, train.pet)
+        score = math.nan if validation is None else _psnr(validation.pet - validation.design @ model.pet)
+        return [{"fit": "age and sex", "validation": score}]
 
-    def _people(self, sessions: Dataset | None, collate: Callable[[list[Any]], Batch], channel: int) -> _People | None:
+    def _stack(self, people: Dataset | None, collate: Collate, channel: int) -> _Sessions | None:
         """The sessions that have a tracer; None where there is none."""
-        rows = [
-            (
-                batch.mri[0, 0, self.voxels].float(),
-                batch.pet[0, channel, self.voxels].float(),
-                self._design(batch.prior),
-            )
-            for batch in _sessions(sessions, collate)
-            if batch.present[0, channel]
-        ]
-        if not rows:
-            return None
-        mri, pet, design = zip(*rows, strict=True)
-        return _People(torch.stack(mri), torch.stack(pet), torch.cat(design))
+        rows = []
+        for batch in _batches(people, collate):
+            if batch.present[0, channel]:
+                mri, pet = (image[self.voxels].float() for image in (batch.mri[0, 0], batch.pet[0, channel]))
+                rows.append((mri, pet, self._design(batch.prior)[0]))
+        return _Sessions(*map(torch.stack, zip(*rows, strict=True))) if rows else None
 
     def _values(self, prior: Prior) -> Tensor:
         """Age in years and sex as 0 or 1 (B, fields), NaN where unknown."""
@@ -177,57 +163,55 @@ class Demographics(Method):
 
 
 class Linear(Demographics):
-    """Ridge regression of the PET on MRI, age and sex, in the form that serves validation people best.
+    """Ridge regression of the PET on MRI, age and sex, in the form that predicts validation people best.
 
-    Age and sex enter without penalty: MRI and PET are taken as residuals of their regression on both (Frisch, Waugh,
-    Lovell), which gives the MRI coefficients of the joint fit. Of the residuals, two families are tried:
+    Age and sex enter without penalty: MRI and PET are residuals of their regression on both (Frisch, Waugh, Lovell).
+    Two families are tried on the residuals, with every setting of the configuration's lists:
 
     - ``components``: scores of the MRI's first principal components → scores of the PET's first, by ridge. With all
       components this is ridge regression of every voxel on the whole brain, in its dual form.
-    - ``voxelwise``: each PET voxel on the MRI at that voxel alone, by ridge.
+    - ``voxelwise``: each PET voxel on the MRI at that voxel, by ridge.
 
-    Numbers of components and penalties are the configuration's lists. Each tracer keeps the fit of the highest PSNR
-    over the fitted voxels, before values are cut to [0, 1], as a mean over validation sessions; all are in
-    ``history.csv``.
-
-    Principal components come from the n × n Gram matrix of n training sessions, so no voxels × voxels matrix is made.
-    The penalty is in units of the mean squared length of the regressors: of the mean eigenvalue of the MRI's Gram
-    matrix, and of a voxel's mean sum of squares.
+    Each tracer keeps the fit with the highest PSNR over the fitted voxels, before clipping, averaged over validation
+    sessions; ``history.csv`` lists all. The penalty is in units of the regressors' mean squared length: of the mean
+    eigenvalue of the MRI's Gram matrix, or of a voxel's mean sum of squares.
     """
 
     config: LinearConfig
 
-    def _fit(self, tracer: str, people: _People, held: _People | None) -> list[dict[str, Any]]:
-        if held is None:
+    def _fit(self, tracer: str, train: _Sessions, validation: _Sessions | None) -> list[dict[str, Any]]:
+        if validation is None:
             raise ValueError(
                 f"linear: no validation session has {tracer} PET, so components and penalty cannot be chosen; raise "
                 "cohort.split.validation, or leave the method out of the profile"
             )
-        super()._fit(tracer, people, held)
+        super()._fit(tracer, train, validation)
         model, config = self.maps[tracer], self.config
-        model.mri = _least_squares(people.design, people.mri)
-        (mri, pet), (held_mri, held_pet) = people.residuals(model), held.residuals(model)
+        model.mri = _least_squares(train.design, train.mri)
+        (mri, pet), (new_mri, new_pet) = (
+            (part.mri - part.design @ model.mri, part.pet - part.design @ model.pet) for part in (train, validation)
+        )
         axes, basis = _principal_axes(mri), _principal_axes(pet)  # (n, k): weights of sessions, unit components
         scores, target = mri @ mri.T @ axes, pet @ pet.T @ basis  # people × people first: no second set of images
-        held_scores, held_target = held_mri @ mri.T @ axes, held_pet @ pet.T @ basis
+        new_scores, new_target = new_mri @ mri.T @ axes, new_pet @ pet.T @ basis
         power = scores.square().sum(0)  # the eigenvalues
         rows, fits = [], []
-        for few in config.mri_components:
-            k = slice(few or None)
+        for count in config.mri_components:
+            k = slice(count or None)
             for penalty in config.penalties:
                 ridge = scores[:, k].T @ target / (power[k] + penalty * power.mean())[:, None]  # (k, PET components)
-                guess = held_scores[:, k] @ ridge
-                gain = (2 * guess * held_target - guess.square()).cumsum(1)  # by how much components lower the error
-                for kept in config.pet_components:
-                    q = min(kept or gain.shape[1], gain.shape[1])
-                    error = (held_pet.square().sum(1) - gain[:, q - 1]) / held_pet.shape[1]
-                    rows.append({"fit": "components", "mri_components": min(few or len(power), len(power)),
+                predicted = new_scores[:, k] @ ridge
+                gain = (2 * predicted * new_target - predicted.square()).cumsum(1)  # error reduction by components
+                for pet_count in config.pet_components:
+                    q = min(pet_count or gain.shape[1], gain.shape[1])
+                    error = (new_pet.square().sum(1) - gain[:, q - 1]) / new_pet.shape[1]
+                    rows.append({"fit": "components", "mri_components": min(count or len(power), len(power)),
                                  "pet_components": q, "penalty": penalty, "validation": _decibel(error)})  # fmt: skip
                     fits.append((None, axes[:, k] @ ridge[:, :q], basis[:, :q]))
         products, squares = (mri * pet).sum(0), mri.square().sum(0)
         for penalty in config.penalties:
             slope = products / (squares + penalty * squares.mean())
-            rows.append({"fit": "voxelwise", "penalty": penalty, "validation": _psnr(held_pet - slope * held_mri)})
+            rows.append({"fit": "voxelwise", "penalty": penalty, "validation": _psnr(new_pet - slope * new_mri)})
             fits.append((slope, None, None))
         slope, reads, writes = fits[max(range(len(rows)), key=lambda i: rows[i]["validation"])]
         if slope is not None:
@@ -237,22 +221,22 @@ class Linear(Demographics):
         return rows
 
 
-def _sessions(people: Dataset | None, collate: Callable[[list[Any]], Batch]) -> Iterator[Batch]:
-    """Session by session, so that no more than one whole grid is in memory."""
+def _batches(people: Dataset | None, collate: Collate) -> Iterator[Batch]:
+    """Session by session, so that one whole grid at most is in memory."""
     for i in range(0 if people is None else len(people)):
         yield collate([people[i]])
 
 
 def _least_squares(design: Tensor, values: Tensor) -> Tensor:
-    """Coefficients (fields, V) of values (n, V), of least norm where the design (n, fields) has not full rank."""
+    """Coefficients (fields, V) of values (n, V), of least norm where the design (n, fields) lacks full rank."""
     return torch.linalg.pinv(design.double()).to(values) @ values
 
 
 def _principal_axes(rows: Tensor) -> Tensor:
     """Weights (n, k) of rows (n, V) that make their principal components, the columns of ``rows.T @ weights``."""
-    power, vectors = torch.linalg.eigh((rows @ rows.T).double())
-    kept = power > _RANK * power[-1]
-    return (vectors[:, kept] / power[kept].sqrt()).flip(1).to(rows)
+    power, vectors = gram_spectrum(rows)
+    above_rounding = power > 1e-7 * power[-1]
+    return (vectors[:, above_rounding] / power[above_rounding].sqrt()).flip(1).to(rows)
 
 
 def _psnr(error: Tensor) -> float:

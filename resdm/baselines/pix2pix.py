@@ -1,4 +1,4 @@
-"""Pix2Pix: a U-Net against a patch discriminator, one model a tracer."""
+"""Pix2Pix: a U-Net against a patch discriminator, one model per tracer."""
 
 from __future__ import annotations
 
@@ -24,14 +24,8 @@ class Pix2PixConfig(AdversarialConfig):
 class UNetGenerator(nn.Module):
     """k4 convolutions of stride 2 down to one voxel, their mirror up, skips concatenated, tanh.
 
-    Parameters
-    ----------
-    width : int
-        Channels of the first level; they double up to 8 × ``width``.
-    shape : tuple of int
-        The shortest axis sets the levels: 7 at 128, 5 at 32.
-    dropout : float
-        In the decoder's blocks between the innermost and the fifth level from the top.
+    The shortest axis of ``shape`` sets the levels: 7 at 128, 5 at 32. Channels double from ``width`` to 8 × ``width``.
+    Dropout acts in the decoder's blocks between the innermost and the fifth level from the top.
     """
 
     def __init__(self, width: int, shape: Shape, dropout: float) -> None:
@@ -59,7 +53,7 @@ class UNetGenerator(nn.Module):
         x = maps.pop()
         for level in reversed(range(len(self.up))):
             skip = maps.pop()
-            # The size comes from the skip, so an odd axis finds its last voxel again.
+            # The output size is the skip's, so that an odd axis keeps its last voxel.
             x = self.up_norm[level](self.up[level](F.relu(x), output_size=skip.shape[2:]))  # (B, c, 2x, 2y, 2z)
             if level:
                 x = torch.cat([skip, x], 1)
@@ -69,25 +63,9 @@ class UNetGenerator(nn.Module):
 class Pix2Pix(PerTracer):
     """Isola et al., "Image-to-image translation with conditional adversarial networks", CVPR 2017.
 
-    Facts from `junyanz/pytorch-CycleGAN-and-pix2pix` (``unet_128``, ``basic`` discriminator, ``vanilla`` loss).
-
-    Notes
-    -----
-    Kept: layers, norms and where they are missing, N(0, 0.02) weights, BCE + 100·L1, the halved discriminator loss,
-    Adam at 2e-4 with (0.5, 0.999), constant then linear decay, batch size 1, everything in [−1, 1].
-
-    Normalisation and amplitude: batch norm at batch size 1, at test too, follows every convolution but the outermost
-    two and the innermost. It takes mean and amplitude of each channel out of each volume. The first level's skip is not
-    normalised, so the last convolution sees the MRI's own intensities, but only of the nearest voxels.
-
-    Departures:
-
-    - 3D kernels; width 32 instead of 64: 41.8 M + 2.8 M weights at 128³.
-    - As many levels as halve the shortest axis to one voxel, as ``unet_128`` and ``unet_256`` do by name.
-    - Instance norm with scale and shift for batch norm: the same at the original's batch size of 1. Where the
-      original normalises nothing (outermost and innermost level), nothing is, so no one-voxel map is.
-    - Dropout sleeps at test (``model.eval()``), so that a prediction is deterministic. The paper leaves it awake as
-      its only noise; the repository makes it an option.
+    Facts from `junyanz/pytorch-CycleGAN-and-pix2pix` (``unet_128``, ``basic`` discriminator, ``vanilla`` loss);
+    departures: ``docs/baselines.md``. Only the first level's skip is not normalised: the last convolution gets the
+    MRI's own intensities, of the nearest voxels alone.
     """
 
     config: Pix2PixConfig

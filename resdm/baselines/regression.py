@@ -34,10 +34,10 @@ class RegressionConfig(MethodConfig):
 
 
 class Regression(PriorGuided):
-    """One pass from MRI to both PETs with the same network, text and loss: x_t := y_0 and t := 0, always.
+    """One pass from MRI to both PETs with ResDM's network, text and loss: x_t := y_0 and t := 0.
 
-    It predicts the mean of what a PET could be, which is what PSNR and MAE reward; what it loses (texture, contrast)
-    is what sampling is for. So it stands in Table 2 as the row to compare a diffusion with at equal parameters.
+    It predicts the mean PET given MRI and prompt, which PSNR and MAE reward. What it lacks (texture, contrast) is what
+    sampling is for.
     """
 
     config: RegressionConfig

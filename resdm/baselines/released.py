@@ -1,7 +1,7 @@
-"""What the released code of the paper computes, fault for fault: a variant to measure its departures from the paper by.
+"""The model of the paper's released code with its faults, to measure its departures from the paper.
 
-Facts from `Ouzaixin/ResDM` (commit f5b35d8), its ``model.py`` and ``main.py``. The clean method knows nothing of this
-file. Modules bear the names of the released ones, so that their checkpoints load: see `load_released`.
+Facts from `Ouzaixin/ResDM` (commit f5b35d8), its ``model.py`` and ``main.py``. Modules have the names of the released
+ones, so that their checkpoints load (`load_released`).
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ _GROUPS, _HEADS, _MULTIPLIERS = 32, 8, (1, 2, 4, 8)
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, conv, twice; the time embedding scales and shifts after the second norm; a skip around."""
+    """Norm, SiLU, convolution, twice, with a skip; the time embedding scales and shifts after the second norm."""
 
     def __init__(self, channels_in: int, channels_out: int, time_dim: int) -> None:
         super().__init__()
         conv_in, conv_out = (nn.Conv3d(n, channels_out, 3, padding=1) for n in (channels_in, channels_out))
         self.in_layers = nn.Sequential(norm(channels_in, _GROUPS), nn.SiLU(), conv_in)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, 2 * channels_out))
-        # The third is a dropout of 0 in the released code: it holds a number in the names.
+        # The third is a dropout of 0 in the released code; it keeps the numbers in the names.
         self.out_layers = nn.Sequential(norm(channels_out, _GROUPS), nn.SiLU(), nn.Identity(), conv_out)
         self.skip_connection = nn.Conv3d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
@@ -95,11 +95,11 @@ class SelfAttention(nn.Module):
 
 
 class Gating(nn.Module):
-    """What the released code calls cross-attention: no voxel and no token is weighed against another.
+    """What the released code calls cross-attention, though it compares no voxel with any token.
 
-    The softmax runs over the 32 channels of each head of q ⊙ k · C^−½, and its result multiplies v channel by channel.
-    There is no output projection and no residual, and the result (voxels, C) is read as (C, voxels) without being
-    transposed, which strews channels over space.
+    The softmax of q ⊙ k · C^−½ runs over the 32 channels of each head, and its result multiplies v channel by channel.
+    There is no output projection and no residual. The result (voxels, C) is read as (C, voxels) without a transpose,
+    which scatters channels over space.
     """
 
     def __init__(self, channels: int) -> None:
@@ -114,7 +114,7 @@ class Gating(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Parts in a row; the residual blocks among them are told the time."""
+    """Modules in sequence; residual blocks among them also get the time embedding."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C_in, X, Y, Z), (B, time_dim) → (B, C_out, …)."""
@@ -124,15 +124,10 @@ class Stage(nn.Sequential):
 
 
 class ReleasedUNet(nn.Module):
-    """f_θ(x_t, t, text) → x̂_0: y_0 is no input, against Eq. 3.
+    """f_θ(x_t, t, text) → x̂_0; against Eq. 3, y_0 is no input.
 
-    Parameters
-    ----------
-    width : int
-        Channels of the first level, 32 in the released code; the fourth has 8 times as many, as has the text.
-    mended : tuple of str
-        Faults to leave out: ``input`` (y_0 is one), ``attention`` (the clean method's for the gating), ``middle`` (all
-        four parts of the middle block in a row). None is the released network.
+    The fourth level has 8 × ``width`` channels, as the text. ``mended`` lists faults to repair: ``input`` (y_0 is one),
+    ``attention`` (ResDM's attention for `Gating`), ``middle`` (the four middle modules in sequence).
     """
 
     def __init__(self, width: int, mended: tuple[str, ...] = ()) -> None:
@@ -167,22 +162,10 @@ class ReleasedUNet(nn.Module):
         self.out = nn.Sequential(nn.Conv3d(width, 1, 3, padding=1), nn.Tanh())
 
     def forward(self, x_t: Tensor, t: Tensor, text: Tensor, y0: Tensor | None = None) -> Tensor:
-        """Predict x_0, in (−1, 1).
+        """x̂_0 (B, 1, X, Y, Z) in (−1, 1) of x_t (B, 1, X, Y, Z), in sizes that are multiples of 8.
 
-        Parameters
-        ----------
-        x_t : Tensor (B, 1, X, Y, Z)
-            Sizes that are multiples of 8.
-        t : Tensor (B,), int
-            Step index 0 … T−1.
-        text : Tensor (B, 1, 8 × width)
-            More than one token where the attention is mended.
-        y0 : Tensor (B, 1, X, Y, Z), optional
-            Not looked at unless the input is mended.
-
-        Returns
-        -------
-        Tensor (B, 1, X, Y, Z)
+        ``t`` (B,) holds step indices 0 … T−1; ``text`` is (B, tokens, 8 × width), one token unless the attention is
+        mended; ``y0`` (B, 1, X, Y, Z) is used only where the input is mended.
         """
         time = self.time_embed(sinusoidal(t, self.width).to(x_t.dtype))  # (B, 4 width)
         x, skips = torch.cat([x_t, y0], dim=1) if "input" in self.mended else x_t, []
@@ -192,11 +175,9 @@ class ReleasedUNet(nn.Module):
         first, attention, cross, second = self.middle_block
         if "middle" in self.mended:
             x = second(cross(attention(first(x, time)), text), time)
-        else:  # three of four results are thrown away: their weights, 7.48 M of 29.2 M, get no gradient
-            first(x, time)
-            attention(x)
+        else:  # three of four results are computed and discarded: their weights, 7.48 M of 29.2 M, get no gradient
+            first(x, time), attention(x), second(x, time)
             x = cross(x, text)
-            second(x, time)
         for stage in self.output_blocks:
             x = stage(torch.cat([x, skips.pop()], dim=1), time)
         return self.out(x)
@@ -205,16 +186,9 @@ class ReleasedUNet(nn.Module):
 class Released(Method):
     """The released code's model: scheduler, prompts, pooled text, `ReleasedUNet` and loss.
 
-    Notes
-    -----
     As released: CLIP's pooled ``encode_text``, not normalised, then a linear layer; T, η and κ; both tracers share t
-    and draw their own noise; 10 (MSE_Aβ + MSE_tau) + MSE(|x¹ − x²|, |x̂¹ − x̂²|); AdamW; the EMA holds the U-Net alone;
-    in training the MRI is shifted and the PETs are not.
-
-    Departures: a missing PET is masked, where the released code raises for want of the loss's last term, or because
-    that of the person before has been through backward already. The shift takes place, where its data set raises for
-    want of an attribute. It says ages with all their digits, here with one decimal. Batches of several people, prompts
-    without age or sex and a tower without pretrained weights are this suite's.
+    and draw their own noise; 10 (MSE_Aβ + MSE_tau) + MSE(|x¹ − x²|, |x̂¹ − x̂²|); AdamW; the EMA covers only the U-Net;
+    in training the MRI is shifted and the PETs are not. Departures: ``docs/baselines.md``.
     """
 
     config: ReleasedConfig
@@ -229,11 +203,11 @@ class Released(Method):
         self.unet = ReleasedUNet(config.width, config.mended)
 
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
-        """Lessons of the text tower, where it has no pretrained weights."""
+        """Pretrain a text tower that has no weights."""
         learn_language(self.prior, seed, folder=folder)
 
     def averages(self, name: str) -> bool:
-        """The released EMA holds the U-Net; the text tower is saved as it is."""
+        """The released EMA covers the U-Net; the text tower is saved without averaging."""
         return name.startswith("unet.")
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
@@ -249,7 +223,7 @@ class Released(Method):
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
-        """Eq. 2: from the noisy MRI, all that the released network sees of it, back to both PETs by Eq. 3."""
+        """Eq. 2: from the noisy MRI, the only image input of the released network, to both PETs by Eq. 3."""
         text = self.text(prior)
         x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)
         for t in self.scheduler.set_timesteps(steps or self.config.sampling_steps or self.scheduler.steps):
@@ -258,31 +232,28 @@ class Released(Method):
         return x.clamp(0, 1)
 
     def text(self, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
-        """Text (B, 2, tokens, dim) of each person and tracer, one token where it is pooled.
-
-        A ``generator`` turns on dropout of fields.
-        """
+        """Text (B, 2, tokens, dim) of each person and tracer, one token if pooled; a ``generator`` drops fields."""
         return self.prior(prompts(self.prior.spoken(prior, generator))).unflatten(0, (-1, len(TRACERS)))
 
     def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """x̂_0 (B, 2, X, Y, Z) of x_t (B, 2, X, Y, Z) at steps (B,), a pass a tracer."""
+        """x̂_0 (B, 2, X, Y, Z) of x_t (B, 2, X, Y, Z) at steps (B,), one pass per tracer."""
         passes = [self.unet(x_t[:, i : i + 1], t, text[:, i], mri) for i in range(len(TRACERS))]
         return torch.cat(passes, dim=1).float()
 
 
 def shifted(mri: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """MRI (B, 1, X, Y, Z), each moved by up to ``most`` voxels an axis.
+    """MRI (B, 1, X, Y, Z), each moved by up to ``most`` voxels per axis.
 
-    A margin of ``most`` voxels at the low end of each axis and one more at the high end is 0, whatever was drawn.
+    A margin of ``most`` voxels at the low end of each axis, and one more at the high end, is always 0.
     """
     if most == 0:
         return mri
     moves = torch.randint(-most, most + 1, (len(mri), 3), generator=generator, device=generator.device).tolist()
     result = torch.zeros_like(mri)
+    inside = [slice(most, n - most - 1) for n in mri.shape[2:]]
     for i, move in enumerate(moves):
-        kept = [slice(most, n - most - 1) for n in mri.shape[2:]]
-        taken = [slice(most + by, n - most - 1 + by) for n, by in zip(mri.shape[2:], move, strict=True)]
-        result[i, 0][*kept] = mri[i, 0][*taken]
+        source = [slice(part.start + by, part.stop + by) for part, by in zip(inside, move, strict=True)]
+        result[i, 0][*inside] = mri[i, 0][*source]
     return result
 
 
@@ -292,23 +263,22 @@ def load_released(
     config: ReleasedConfig | None = None,
     shape: tuple[int, int, int] = (128, 128, 128),
 ) -> Released:
-    """A method with the weights that the released code wrote; `resdm.checkpoint.save_model` makes a model folder of it.
+    """A method with the weights of the released code; `resdm.checkpoint.save_model` makes a model folder of it.
 
     Parameters
     ----------
-    unet : path
-        ``Unet.pth.tar``: the averaged U-Net.
-    text : path
-        ``Text_encoder.pth.tar``: the whole of CLIP, of which the text tower is taken, and the linear layer.
+    unet, text : path
+        ``Unet.pth.tar`` (the averaged U-Net) and ``Text_encoder.pth.tar`` (CLIP, of which the text tower is taken, and
+        the linear layer).
     config : ReleasedConfig, optional
         The released widths by default.
     shape : tuple of int
-        Grid of the volumes that it was trained on.
+        Grid of the training volumes.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        No such file, not a checkpoint of the released code, or weights that do not fit: names file and weights.
+        No such file, no checkpoint of the released code, or weights that do not fit: names file and weights.
     """
     config = config or ReleasedConfig()
     method = Released(replace(config, prior=replace(config.prior, weights="none")), shape)  # no download to overwrite
@@ -317,7 +287,7 @@ def load_released(
     state = {
         key.replace("model.", "tower.", 1).replace("linear.", "project.", 1): value
         for key, value in _read(text).items()
-        if not key.startswith(("model.visual.", "model.logit_scale"))  # CLIP's other half is never run
+        if not key.startswith(("model.visual.", "model.logit_scale"))  # CLIP's image tower is not used
     }
     if (embedding := "tower.token_embedding.weight") in state:
         state[embedding] = known_rows(state[embedding], prompt_tokens())
@@ -330,17 +300,18 @@ def _read(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint of the released code (.pth.tar)")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch raises what it likes on a broken archive
+    except Exception as error:  # torch documents no error type for a broken archive
         raise ValueError(
-            f"{path}: not a checkpoint of the released code, which holds 'state_dict' and 'optimizer' "
+            f"{path}: not a checkpoint of the released code, which has 'state_dict' and 'optimizer' "
             f"({type(error).__name__}: {error})"
         ) from error
 
 
 def _take(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Copy a state dictionary, every name and shape of which must be the module's."""
-    own = dict(module.named_parameters())  # each by one name: the prior module knows its frozen blocks by two
-    wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+    """Copy a state dictionary whose names and shapes must all be the module's."""
+    weights = dict(module.named_parameters())  # each under one name; frozen blocks of the prior module have two
+    wrong = sorted(weights.keys() ^ state.keys())
+    wrong = wrong or [name for name in weights if weights[name].shape != state[name].shape]
     if wrong:
         raise ValueError(
             f"{path}: {len(wrong)} weights are missing, unknown or of another shape than the released network's, as "

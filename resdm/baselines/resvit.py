@@ -16,7 +16,9 @@ from resdm.baselines.adversarial import (
     Shape,
     TokenEmbedding,
     adversarial_loss,
-    adversaries,
+    adversarial_optimisers,
+    conv_norm_relu,
+    detached,
     frozen,
     halved,
     patch_discriminator,
@@ -41,11 +43,6 @@ class ResViTConfig(AdversarialConfig):
     cnn_steps: int = 0  # training steps with the transformer left out, the paper's first stage
 
 
-def _down(before: int, after: int, stride: int = 2) -> nn.Sequential:
-    conv = Conv3d(before, after, 3, stride, padding=1, bias=False)
-    return nn.Sequential(conv, InstanceNorm3d(after), nn.ReLU())
-
-
 class Up(nn.Module):
     """Transposed k3 convolution back to a given size, norm, ReLU."""
 
@@ -68,29 +65,26 @@ def _block(before: int, after: int, mode: str) -> nn.Sequential:
 
 
 class TransformerPath(nn.Module):
-    """What an ART block with transformer has of its own: to tokens and back, and the channel compression.
+    """An ART block's own part of the transformer: to tokens and back, and the channel compression.
 
-    Parameters
-    ----------
-    channels : int
-    config : ResViTConfig
-    shape : tuple of int
-        Of the bottleneck's map, a quarter of the grid. Tokens: a quarter of it, half where they would be fewer than
-        4 an axis.
+    ``shape`` is that of the bottleneck's map, a quarter of the grid. There are a quarter as many tokens per axis, or
+    half as many where a quarter would be fewer than 4.
     """
 
     def __init__(self, channels: int, config: ResViTConfig, shape: Shape) -> None:
         super().__init__()
         stride = 2 if min(shape) >= 16 else 1
         self.grid = halved(halved(shape)) if stride == 2 else halved(shape)
-        self.down = nn.Sequential(_down(channels, 2 * channels), _down(2 * channels, config.middle, stride))
+        self.down = nn.Sequential(
+            conv_norm_relu(channels, 2 * channels, 2), conv_norm_relu(2 * channels, config.middle, stride)
+        )
         self.embedding = TokenEmbedding(config.middle, config.dim, self.grid, config.dropout)
         self.up1, self.up2 = Up(config.dim, 2 * channels, stride), Up(2 * channels, channels)
         self.compression = _block(2 * channels, channels, "zeros")
         self.skip = nn.Sequential(nn.Conv3d(2 * channels, channels, 1, bias=False), InstanceNorm3d(channels))
 
     def forward(self, x: Tensor, encoder: nn.Module) -> Tensor:
-        """(B, C, x, y, z) → the same, with the transformer's context in it."""
+        """(B, C, x, y, z) → the same, with the transformer's context."""
         tokens = encoder(self.embedding(self.down(x)))  # (B, N, dim)
         context = tokens.transpose(1, 2).unflatten(2, self.grid)  # (B, dim, x/4, y/4, z/4)
         context = self.up2(self.up1(context, halved(x.shape[2:])), x.shape[2:])  # (B, C, x, y, z)
@@ -101,7 +95,7 @@ class TransformerPath(nn.Module):
 class Generator(nn.Module):
     """Encoder, nine ART blocks, decoder; channels (MRI, amyloid, tau) in and out.
 
-    The first and the sixth block have a transformer path; both run through the one ``encoder``.
+    The first and the sixth block have a transformer path; both use the one ``encoder``.
     """
 
     def __init__(self, config: ResViTConfig, shape: Shape) -> None:
@@ -110,7 +104,7 @@ class Generator(nn.Module):
         inner = halved(halved(shape))
         reach = {"kernel_size": config.kernel, "padding": config.kernel // 2, "padding_mode": "reflect"}
         self.stem = nn.Sequential(Conv3d(channels, w, bias=False, **reach), InstanceNorm3d(w), nn.ReLU())
-        self.down1, self.down2 = _down(w, 2 * w), _down(2 * w, 4 * w)
+        self.down1, self.down2 = conv_norm_relu(w, 2 * w, 2), conv_norm_relu(2 * w, 4 * w, 2)
         self.encoder = vit_encoder(config.dim, config.layers, config.heads, config.dropout)
         self.paths = nn.ModuleDict({block: TransformerPath(4 * w, config, inner) for block in ("0", "5")})
         self.residual = nn.ModuleList(_block(4 * w, 4 * w, "reflect") for _ in range(9))
@@ -133,34 +127,12 @@ class Generator(nn.Module):
 class ResViT(Method):
     """Dalmaz et al., "ResViT: Residual vision transformers for multimodal medical image synthesis", TMI 2022.
 
-    Facts from `icon-lab/ResViT`; the unified model, whose code is not public, from the paper's §III.
+    Facts from `icon-lab/ResViT`; the unified model, whose code is not public, from the paper's §III. Departures:
+    ``docs/baselines.md``.
 
-    Notes
-    -----
-    Kept: layers and paddings, one transformer shared by ART blocks 1 and 6 (embedding and positions are each block's
-    own), availability a_i (channel i is a_i·m_i on the way in), LSGAN × 1 + 100·L1 over synthesised + 100·L1 over
-    available channels, halved discriminator loss, 3-layer PatchGAN on source and target, Adam (0.5, 0.999), constant
-    then linear decay, batch size 1, everything in [−1, 1].
-
-    Normalisation and amplitude: batch norm at batch size 1 follows every convolution but the last, and no skip passes
-    the encoder. Mean and amplitude of each channel leave each volume: what the output knows of a person is contrast.
-
-    Availability in training: the MRI always; of a person with both PETs, amyloid, tau or both are to be synthesised,
-    one chance in three each; of a person with one PET, that one. A missing PET is unavailable, has no L1 and is 0 in
-    what the discriminator sees. At test the MRI alone is available.
-
-    Departures:
-
-    - 3D kernels; width 16 instead of 64, tokens of 384 from 256 channels instead of 768 from 1024, 6 layers instead of
-      12: 19.4 M weights at 128³. Tokens lie at 1/16 of the grid, 1/8 where the shortest axis has fewer than 64 voxels.
-    - ``kernel``, of the first and the last convolution, is the original's 7. A coarse grid may have less: at 6 mm, 7³
-      spans 42 mm and takes most of the time.
-    - The discriminator sees one (MRI, amyloid, tau) stack, real where available and synthetic elsewhere.
-    - Instance norm for batch norm, the same at batch size 1.
-    - The paper trains the CNN alone at 2e-4, then inserts a transformer from ImageNet and goes on at 1e-3. There are
-      no 3D ImageNet weights, and 1e-3 without them is a risk: the rate stays at 2e-4, and ``cnn_steps`` sets the first
-      stage's length (0 leaves it out; the paper gives it two thirds of the epochs).
-    - Blocks are MONAI's `TransformerBlock`: layer norms with ε 1e-5 instead of 1e-6, its own initial weights.
+    Availability in training: the MRI always. Of a person with both PETs, amyloid, tau or both are synthesised, with
+    chance 1/3 each; of a person with one PET, that one. A missing PET is unavailable, has no L1, and is 0 in the
+    discriminator's input. At test only the MRI is available.
     """
 
     config: ResViTConfig
@@ -174,56 +146,51 @@ class ResViT(Method):
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
         """Discriminator, then generator, over the people who have a PET."""
         self.scalars = {}
-        some = batch.present.any(1)
-        if not some.any():
+        has_pet = batch.present.any(1)
+        if not has_pet.any():
             return
-        present = batch.present[some]
-        real = 2 * torch.cat([batch.mri, batch.pet], 1)[some] - 1  # (B, 3, X, Y, Z)
+        present = batch.present[has_pet]
+        real = 2 * torch.cat([batch.mri, batch.pet], 1)[has_pet] - 1  # (B, 3, X, Y, Z)
         mri = torch.ones_like(present[:, :1])
         known = torch.cat([mri, present], 1)  # (B, 3)
         available = torch.cat([mri, self._available(present, generator)], 1)  # (B, 3)
         fake = self._translate(real, available)
         self.steps_done += self.training
-        judged_fake = self.discriminator(_stack(fake.detach(), real, available, known))[-1]
-        judged_real = self.discriminator(_stack(real, real, available, known))[-1]
-        judgement = 0.5 * (adversarial_loss(judged_fake, False, "lsgan") + adversarial_loss(judged_real, True, "lsgan"))
-        yield "discriminator", judgement
 
+        def loss(volumes: Tensor, target: bool) -> Tensor:
+            """The discriminator gets ``real`` where available, ``volumes`` elsewhere, 0 where missing."""
+            stack = torch.where(available[..., None, None, None], real, volumes)
+            stack = torch.where(known[..., None, None, None], stack, 0.0)  # (B, 3, X, Y, Z)
+            return adversarial_loss(self.discriminator(stack)[-1], target, "lsgan")
+
+        discriminator = 0.5 * (loss(fake.detach(), False) + loss(real, True))
+        yield "discriminator", discriminator
         with frozen(self.discriminator):
-            logits = self.discriminator(_stack(fake, real, available, known))[-1]
-        adversarial = adversarial_loss(logits, True, "lsgan")
+            adversarial = loss(fake, True)
         l1 = (fake - real).abs().flatten(2).mean(2)  # (B, 3)
         pixel = torch.where(known & ~available, l1, 0.0).sum(1).mean()
         reconstruction = torch.where(available, l1, 0.0).sum(1).mean()
-        self.scalars = {
-            "discriminator": judgement.detach(), "adversarial": adversarial.detach(), "pixel": pixel.detach(),
-            "reconstruction": reconstruction.detach(),
-        }  # fmt: skip
+        self.scalars = detached(
+            discriminator=discriminator, adversarial=adversarial, pixel=pixel, reconstruction=reconstruction
+        )
         yield "generator", adversarial + self.config.l1_weight * (pixel + reconstruction)
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
-        """Both PETs from the MRI alone, in one pass; ``prior``, ``generator`` and ``steps`` are not used."""
+        """Both PETs from the MRI alone, in one pass; the other arguments are not used."""
         volumes = F.pad(2 * mri - 1, (0, 0, 0, 0, 0, 0, 0, len(TRACERS)))  # (B, 3, X, Y, Z)
         available = torch.tensor([[True, False, False]], device=mri.device).expand(len(mri), -1)
         return (self._translate(volumes, available)[:, 1:] + 1) / 2
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return adversaries(self.config, discriminator=self.discriminator, generator=self.generator)
+        return adversarial_optimisers(self.config, discriminator=self.discriminator, generator=self.generator)
 
     def _available(self, present: Tensor, generator: torch.Generator) -> Tensor:
-        """Which PETs a training step shows, (B, 2): at most one, and never a person's only one."""
+        """Which PETs (B, 2) are input in a training step: at most one, and never a person's only one."""
         hidden = torch.randint(3, (len(present), 1), generator=generator, device=present.device)  # 0, 1, or 2: both
-        shown = torch.cat([hidden == 1, hidden == 0], 1)
-        return shown & present.all(1, keepdim=True)
+        return torch.cat([hidden == 1, hidden == 0], 1) & present.all(1, keepdim=True)
 
     def _translate(self, volumes: Tensor, available: Tensor) -> Tensor:
         masked = torch.where(available[..., None, None, None], volumes, 0.0)
         return self.generator(masked, transformer=bool(self.steps_done >= self.config.cnn_steps))
-
-
-def _stack(volumes: Tensor, real: Tensor, available: Tensor, known: Tensor) -> Tensor:
-    """What the discriminator sees, (B, 3, X, Y, Z): real where available, ``volumes`` elsewhere, 0 where missing."""
-    stack = torch.where(available[..., None, None, None], real, volumes)
-    return torch.where(known[..., None, None, None], stack, 0.0)

@@ -1,4 +1,4 @@
-"""SC-GAN: a 3D U-Net with spectral norm and self-attention against a discriminator of the kind; one model a tracer."""
+"""SC-GAN: a 3D U-Net and a discriminator, both with spectral norm and self-attention; one model per tracer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from resdm.baselines.adversarial import (
     InstanceNorm3d,
     Shape,
     adversarial_loss,
-    adversaries,
+    adversarial_optimisers,
+    detached,
     frozen,
     halved,
 )
@@ -40,14 +41,13 @@ class SCGANConfig(AdversarialConfig):
 
 
 def _spectral(conv: nn.Conv3d | nn.ConvTranspose3d) -> nn.Module:
-    """N(0, 0.02) cut at 2σ, then spectral norm over the original's matrix: the weight's first axis against the rest."""
+    """N(0, 0.02) cut at 2σ; spectral norm of the original's matrix: the weight's first axis against the rest."""
     nn.init.trunc_normal_(conv.weight, std=0.02, a=-0.04, b=0.04)
     return spectral_norm(conv, dim=0)
 
 
 def _conv(before: int, after: int, kernel: int, stride: int = 2) -> nn.Module:
-    padding = (kernel - 1) // 2
-    return _spectral(Conv3d(before, after, kernel, stride, padding, bias=False))
+    return _spectral(Conv3d(before, after, kernel, stride, (kernel - 1) // 2, bias=False))
 
 
 def _norm(channels: int, shape: Shape) -> nn.Module:
@@ -55,18 +55,14 @@ def _norm(channels: int, shape: Shape) -> nn.Module:
 
 
 def _attention_level(shapes: list[Shape], wanted: int) -> int:
-    """The wanted level, or the deepest above it with 3 voxels an axis: fewer would leave a single key."""
+    """The wanted level, or the deepest above it with 3 voxels per axis: fewer would leave a single key."""
     return max(level for level in range(wanted + 1) if level < len(shapes) and min(shapes[level]) >= 3)
 
 
 class SelfAttention(nn.Module):
-    """Every voxel attends to a pooled map: (x + σa) / (1 + σ), where σ is learned and starts at 0.
+    """Every voxel of (B, C, x, y, z) attends to a pooled map: (x + σa) / (1 + σ), where σ is learned and starts at 0.
 
-    Parameters
-    ----------
-    channels : int
-    stride : int
-        Of the 2³ max pooling of keys and values.
+    ``stride`` is that of the 2³ max pooling of keys and values.
     """
 
     def __init__(self, channels: int, stride: int = 2) -> None:
@@ -93,14 +89,8 @@ class SelfAttention(nn.Module):
 class Generator(nn.Module):
     """Encoder and mirrored decoder with attention in both and on the output, tanh.
 
-    Parameters
-    ----------
-    width : int
-        Channels of the first level; they double up to 8 × ``width``.
-    shape : tuple of int
-        The shortest axis sets the levels: 8 at 256, 7 at 128, 5 at 32.
-    dropout : float
-        In the decoder's three deepest layers.
+    The shortest axis of ``shape`` sets the levels: 8 at 256, 7 at 128, 5 at 32. Channels double from ``width`` up to
+    8 × ``width``. Dropout acts in the decoder's three deepest layers.
     """
 
     def __init__(self, width: int, shape: Shape, dropout: float) -> None:
@@ -118,8 +108,7 @@ class Generator(nn.Module):
             below = channels if level == levels - 1 else 2 * channels
             self.down.append(_conv(above, channels, kernel))
             self.down_norm.append(_norm(channels, shapes[level]) if level else nn.Identity())
-            padding = (kernel - 1) // 2
-            self.up.append(_spectral(nn.ConvTranspose3d(below, above, kernel, 2, padding, bias=False)))
+            self.up.append(_spectral(nn.ConvTranspose3d(below, above, kernel, 2, (kernel - 1) // 2, bias=False)))
             chance = dropout if level >= levels - 3 else 0.0
             self.up_norm.append(nn.Sequential(InstanceNorm3d(above), nn.Dropout(chance), nn.ReLU()))
         self.encoder_level = _attention_level(shapes, 4)
@@ -134,7 +123,7 @@ class Generator(nn.Module):
         x, maps = mri, [mri]
         for level, (conv, norm) in enumerate(zip(self.down, self.down_norm, strict=True)):
             x = F.leaky_relu(norm(conv(x)), 0.2)  # (B, c, x/2, y/2, z/2)
-            maps.append(x)  # the skip leaves before the attention
+            maps.append(x)  # the skip starts before the attention
             if level == self.encoder_level:
                 x = self.encoder_attention(x)
         maps.pop()
@@ -149,13 +138,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """k5 convolutions of stride 2, attention after the third, a k5 patch head.
-
-    Parameters
-    ----------
-    width : int
-    shape : tuple of int
-    """
+    """k5 convolutions of stride 2, attention after the third, a k5 patch head."""
 
     def __init__(self, width: int, shape: Shape) -> None:
         super().__init__()
@@ -209,71 +192,37 @@ class TracerSCGAN(TracerModel):
         self.discriminator = Discriminator(config.discriminator_width, shape)
 
     def losses(self, mri: Tensor, pet: Tensor, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-        """Generator, then discriminator on what the generator, as just updated, makes."""
-        config, real = self.config, 2 * pet - 1
+        """Generator, then discriminator on a fresh synthesis by the updated generator."""
+        c, real = self.config, 2 * pet - 1
         fake = self.generator(mri)
         with frozen(self.discriminator):
             logits, maps = self.discriminator(mri, fake)
             _, real_maps = self.discriminator(mri, real)
         adversarial, l1 = adversarial_loss(logits, True), F.l1_loss(fake, real)
         rmse, matching = brain_rmse(fake, real), feature_matching(maps, real_maps)
-        self.scalars = {
-            "adversarial": adversarial.detach(), "l1": l1.detach(), "rmse": rmse.detach(),
-            "matching": matching.detach(),
-        }  # fmt: skip
-        yield (
-            "generator",
-            adversarial
-            + config.l1_weight * l1
-            + config.rmse_weight * rmse
-            + config.matching_weight * matching
-            + config.l2_weight * l2(self.generator),
-        )
+        self.scalars = detached(adversarial=adversarial, l1=l1, rmse=rmse, matching=matching)
+        image = adversarial + c.l1_weight * l1 + c.rmse_weight * rmse + c.matching_weight * matching
+        yield "generator", image + c.l2_weight * l2(self.generator)
         with torch.no_grad():
             fake = self.generator(mri)
-        judged_real, judged_fake = self.discriminator(mri, real)[0], self.discriminator(mri, fake)[0]
-        judgement = adversarial_loss(judged_real, True) + adversarial_loss(judged_fake, False)
-        self.scalars["discriminator"] = judgement.detach()
-        yield "discriminator", judgement + config.l2_weight * l2(self.discriminator)
+        real_logits, fake_logits = self.discriminator(mri, real)[0], self.discriminator(mri, fake)[0]
+        discriminator = adversarial_loss(real_logits, True) + adversarial_loss(fake_logits, False)
+        self.scalars |= detached(discriminator=discriminator)
+        yield "discriminator", discriminator + c.l2_weight * l2(self.discriminator)
 
     def synthesise(self, mri: Tensor, generator: torch.Generator) -> Tensor:
-        """One pass of the generator; ``generator`` (of random numbers) is not used."""
+        """One pass of the network; no random numbers are drawn."""
         return (self.generator(mri) + 1) / 2
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """One Adam each."""
-        return adversaries(self.config, generator=self.generator, discriminator=self.discriminator)
+        return adversarial_optimisers(self.config, generator=self.generator, discriminator=self.discriminator)
 
 
 class SCGAN(PerTracer):
     """Lan et al., "Three-dimensional self-attention conditional GAN with spectral normalization", MRM 2021.
 
-    Facts from `Haoyulance/SC-GAN` (TensorFlow 1, natively 3D).
-
-    Notes
-    -----
-    Kept: layers, kernels, spectral norm on every convolution (over the same matrix, transposed ones included), no
-    biases, where norms and dropout are, the one-channel map before the last convolution, the three attentions;
-    −log D + 200·L1 + 200·RMSE inside the brain + 20·feature matching + 0.001·L2 of the weights, L2 in the
-    discriminator's loss too; generator first, then the discriminator on a fresh synthesis; Adam at 1e-3 with β₁ = 0.5,
-    batch size 1. MRI in [0, 1], PET in [−1, 1]. The learning rate is constant: the original computes a cosine decay
-    but its optimiser was built with the first value.
-
-    Normalisation and amplitude: batch norm at batch size 1 follows every convolution but the first and the last, and
-    spectral norm bounds each weight matrix. The one channel before the last convolution is normalised too, so its mean
-    and amplitude are the same for everyone: PETs differ in how values are spread over voxels, hardly in overall uptake.
-
-    Departures:
-
-    - Width 32 instead of 64 and one level per halving of the shortest axis, the original's eighth (k2) at 256³ alone:
-      30.4 M weights in a generator at 128³.
-    - Symmetric padding for TensorFlow's "same", which pads one voxel more at the far end.
-    - Instance norm for batch norm, as the original's comment has it for batch size 1; none on a one-voxel map, and
-      none before the patch head, where at batch size 1 it would give real and synthetic logits the same mean.
-    - −log D is taken from logits, so no logarithm meets a 0; the original adds ε in the discriminator's loss alone.
-      Its cut-offs of vanishing terms (matching below 2e-4 and the like) are left out.
-    - Attention after encoder level 5 and decoder level 5 (map of encoder level 3) moves up where a small grid has
-      fewer than 3 voxels there; keys of the output's attention lie 64 voxels apart, half the shortest axis below 128.
+    Facts from `Haoyulance/SC-GAN` (TensorFlow 1, natively 3D); departures: ``docs/baselines.md``.
     """
 
     config: SCGANConfig

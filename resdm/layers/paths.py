@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.batch import TRACERS
+from resdm.layers.ridge import gram_spectrum
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0)
 """Ridge penalties that are tried, in units of the mean eigenvalue of the MRI's Gram matrix."""
@@ -143,7 +144,7 @@ class LinearPath(nn.Module):
             solve = torch.linalg.pinv((weight * d).flatten(0, 1).T @ d.flatten(0, 1)) @ (weight * d).sum(0).T
             of_mri, of_pet = solve @ x, solve @ y  # (1 + k, V) each
             rest, aim = images - design[0] @ of_mri, y - d[0] @ of_pet
-            power, axes = torch.linalg.eigh(rest[has] @ rest[has].T)
+            power, axes = gram_spectrum(rest[has])
             best = (torch.inf, None, None)
             for penalty in PENALTIES:
                 level = penalty * power.mean()
