@@ -61,7 +61,7 @@ def test_the_pages_are_there():
         "CHANGELOG.md",
         "own_data.md",
         "data_access.md",
-        "add_a_method.md",
+        "howto_add_a_baseline.md",
     }
     assert {"reproduce", "figures", "test", "help"} <= TARGETS
 
@@ -214,7 +214,7 @@ def run(page: Path, **replace: str) -> None:
 
 
 def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch, capsys):
-    page = ROOT / "docs" / "add_a_method.md"
+    page = ROOT / "docs" / "howto_add_a_baseline.md"
     monkeypatch.chdir(study)
     monkeypatch.syspath_prepend(study)
     (code,), (settings,) = blocks(page, "python"), blocks(page, "yaml")
