@@ -262,7 +262,7 @@ rule figure1:
 
 # ── what evaluators fitted on real PET see ────────────────────────────────────────────────────────
 
-READINGS = package("resdm_suite/evaluation/effects", "resdm_suite/evaluation/resampling", "resdm_suite/evaluation/statistics")
+READINGS = package(*(f"resdm_suite/evaluation/{name}" for name in ("readings", "status", "conditioning", "classification", "statistics")))
 EVALUATORS = READINGS + package("resdm_suite/profiles", "resdm_suite/anatomy", "resdm/io", "resdm_suite/cohorts/leakage", "resdm_suite/evaluation/image_quality", "resdm_suite/evaluation/suvr")
 EVALUATORS += package("resdm_suite/evaluation/planted", "resdm_suite/evaluation/networks", "resdm_suite/evaluation/fitting", "resdm_suite/evaluation/downstream")
 

@@ -31,9 +31,9 @@ from bench import device_name  # noqa: E402
 
 from resdm.cpu_runtime import computes_bf16  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
-from resdm.settings import Precision, derive_seed  # noqa: E402
-from resdm_suite.evaluation import resampling  # noqa: E402
+from resdm.settings import Precision  # noqa: E402
 from resdm_suite.evaluation.image_quality import read_index, read_scores  # noqa: E402
+from resdm_suite.evaluation.statistics import interval  # noqa: E402
 from resdm_suite.evaluation.suvr import regional_suvr  # noqa: E402
 from resdm_suite.profiles import Config, load_config  # noqa: E402
 
@@ -217,7 +217,7 @@ def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
 def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Means over people with intervals, and what is gained over another row, paired, with a verdict.
 
-    Intervals are over people and over trainings (seeds), see `interval`; what each training gained stands beside.
+    Intervals are over people and trainings (seeds), see `statistics.interval`. What each training gained is beside.
 
     Returns
     -------
@@ -235,29 +235,15 @@ def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
             of = {key: table.loc[key].to_numpy() for key in ROWS}  # (people, trainings)
             same = {"tracer": tracer, "metric": metric, "n": len(of["full"])}
             for key, values in of.items():
-                low, high = interval(values, seed)
+                low, high = interval(values.T, seed=seed)
                 means.append({"configuration": key} | same | {"value": values.mean(), "low": low, "high": high})
             for key, over in GAINS:
                 gain = sign * (of[key] - of[over])
-                low, high = interval(gain, seed)
+                low, high = interval(gain.T, seed=seed)
                 row = {"configuration": key, "over": over} | same | {"gain": gain.mean(), "low": low, "high": high}
                 row["by_seed"] = " ".join(f"{each:.4g}" for each in gain.mean(0))
                 gains.append(row | {"margin": margin, "verdict": verdict(low, high, margin)})
     return pd.DataFrame(means), pd.DataFrame(gains)
-
-
-def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of (people, trainings): both are drawn anew, since both vary.
-
-    NaN for one person.
-    """
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    people, trainings = (
-        resampling.resamples(range(n), seed=derive_seed(seed, what))
-        for what, n in zip(("people", "trainings"), values.shape, strict=True)
-    )
-    return resampling.interval(((people @ values) * trainings).sum(1) / values.size)
 
 
 def verdict(low: float, high: float, margin: float) -> str:

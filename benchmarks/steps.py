@@ -159,14 +159,14 @@ def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
             row = {"steps": n, "tracer": tracer, "n": len(wide)}
             for metric in METRICS:
                 values = wide[metric, n].to_numpy()
-                row |= _interval(metric, values.mean(), *statistics.bootstrap_mean(values, seed=seed))
-                found = statistics.compare(values, wide[metric, steps[0]].to_numpy(), seed=seed)
+                row |= _interval(metric, values.mean(), *statistics.interval(values, seed=seed))
+                found = statistics.paired_test(values, wide[metric, steps[0]].to_numpy(), seed=seed)
                 row |= _interval(f"{metric}_difference", found.difference, found.low, found.high)
             rows.append(row)
         for metric, (*_, sign) in METRICS.items():
             good = {n: sign * wide[metric, n] if sign else -(wide[metric, n] - 1).abs() for n in steps}
             first = max(steps, key=lambda n: good[n].mean())
-            ahead = {n: statistics.compare(good[first], good[n], seed=seed).low for n in steps if n != first}
+            ahead = {n: statistics.paired_test(good[first], good[n], seed=seed).low for n in steps if n != first}
             level = [n for n, low in ahead.items() if not low > 0]
             best.append({"tracer": tracer, "metric": metric, "steps": first, "level": level})
     return pd.DataFrame(rows), pd.DataFrame(best)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from resdm.io import write_csv
 from resdm.settings import TRACERS
-from resdm_suite.evaluation.effects import COLUMNS
+from resdm_suite.evaluation.readings import COLUMNS
 from resdm_suite.profiles import Config
 
 SHIFT = -0.8

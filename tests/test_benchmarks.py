@@ -152,19 +152,6 @@ def test_gains_are_paired_and_positive_where_better(tmp_path):
         assert (tmp_path / f"ablation{suffix}").stat().st_size > 0
 
 
-def test_an_interval_is_as_wide_as_people_and_trainings_make_it():
-    """In closed form, for a sum of both: the variance of the mean is the sum of two, each over its number."""
-    draw = np.random.default_rng(1)
-    people, trainings = draw.normal(size=(60, 1)), draw.normal(size=(1, 6))
-    low, high = ablation.interval(3 + people + trainings, seed=0)
-    deviation = (people.var() / 60 + trainings.var() / 6) ** 0.5
-    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.05)
-    assert low < 3 + people.mean() + trainings.mean() < high
-    one = ablation.interval(people, seed=0)
-    assert one[1] - one[0] == pytest.approx(2 * 1.96 * (people.var() / 60) ** 0.5, rel=0.05)
-    assert np.isnan(ablation.interval(trainings, seed=0)).all()  # one person tells nothing of people
-
-
 @pytest.mark.slow
 def test_a_quick_run_measures(tmp_path):
     assert bench.main(["--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]) == 0

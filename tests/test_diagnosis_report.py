@@ -14,14 +14,8 @@ from matplotlib.colors import to_hex
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
 
-from resdm_suite.evaluation.effects import (
-    age_effects,
-    age_summary,
-    sex_effects,
-    sex_summary,
-    status_summary,
-    without_chance,
-)
+from resdm_suite.evaluation.conditioning import age_effects, age_summary, sex_effects, sex_summary, without_chance
+from resdm_suite.evaluation.status import status_summary
 from resdm_suite.reporting.conditioning import PROMPT_COLOURS, figure4, figure5
 from resdm_suite.reporting.diagnosis import table4, table4_roc, table4_sources
 from resdm_suite.reporting.provenance import provenance

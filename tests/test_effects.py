@@ -12,7 +12,7 @@ from sklearn import metrics
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings, store_scores
 
-from resdm_suite.evaluation.effects import (
+from resdm_suite.evaluation.conditioning import (
     AGE_PROMPTS,
     SEX_PROMPTS,
     age_effects,
@@ -20,17 +20,15 @@ from resdm_suite.evaluation.effects import (
     age_sweep,
     own_sex_logit,
     prompt_scores,
-    read_readings,
     sex_effects,
     sex_order,
     sex_summary,
-    status_reliability,
-    status_summary,
     sweep_slopes,
-    trainings,
     without_chance,
 )
-from resdm_suite.evaluation.resampling import person_weights
+from resdm_suite.evaluation.readings import read_readings
+from resdm_suite.evaluation.statistics import person_weights
+from resdm_suite.evaluation.status import status_reliability, status_summary, trainings
 
 SOURCES = {"ResDM": 2.0, "DDPM": 1.2, "real": 4.0, "template": 0.0, "mri": 1.2}
 

@@ -29,10 +29,10 @@ from resdm_suite.evaluation.downstream import (
     fit_evaluators,
     labelled,
 )
-from resdm_suite.evaluation.effects import COLUMNS
 from resdm_suite.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.networks import BrainAge, DSNet, spatial_cosine
+from resdm_suite.evaluation.readings import COLUMNS
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.profiles import BrainAgeConfig, CohortConfig, EvaluationConfig, EvaluatorConfig
 

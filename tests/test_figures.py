@@ -15,7 +15,7 @@ from PIL import Image
 from stored_cohort import GRID, RANGES, person
 
 from resdm_suite.anatomy import regions
-from resdm_suite.evaluation.suvr import agreement
+from resdm_suite.evaluation.suvr import regional_agreement
 from resdm_suite.reporting.figures import figure1, regional_panel, training_curves
 from resdm_suite.reporting.slices import FIELD_MM, figure2, plane, qc_montage, slice_name
 from resdm_suite.reporting.style import ERROR_MAP, save_figure
@@ -83,7 +83,7 @@ def draw_regional():
         [(m, t, 0.8, 0.1, 8) for m in ("ResDM", "template") for t in RANGES],
         columns=["method", "tracer", "mean", "std", "count"],
     )
-    return regional_panel(frame, agreement(frame), textures, notice=NOTICE)
+    return regional_panel(frame, regional_agreement(frame), textures, notice=NOTICE)
 
 
 DRAWN = {
@@ -219,7 +219,7 @@ def test_training_curves_need_a_column():
 def test_regional_panel_names_a_method_that_is_not_there():
     frame = pd.DataFrame([("ResDM", "a", "1", "tau", "summary", 1.0, 1.1)], columns=REGIONAL)
     with pytest.raises(ValueError, match="no regional SUVR of 'DDPM'; there are: ResDM"):
-        regional_panel(frame, agreement(frame), method="DDPM")
+        regional_panel(frame, regional_agreement(frame), method="DDPM")
 
 
 def test_slice_names():

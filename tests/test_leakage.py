@@ -16,9 +16,10 @@ from resdm_suite.cohorts.leakage import LeakageError, check_tested
 from resdm_suite.cohorts.manifest import EMPTY, SPLITS, read_manifest
 from resdm_suite.cohorts.matching import Found
 from resdm_suite.cohorts.readers import bids
+from resdm_suite.evaluation.conditioning import prompt_scores
 from resdm_suite.evaluation.downstream import evaluate_status, fit_evaluators
-from resdm_suite.evaluation.effects import prompt_scores, read_readings, readings_path
 from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method, template_scores
+from resdm_suite.evaluation.readings import read_readings, readings_path
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing.dataset import CohortDataset

@@ -7,22 +7,19 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from resdm_suite.evaluation.resampling import (
+from resdm_suite.evaluation.classification import (
     CALIPER,
     accuracy,
     adjusted_auc,
     auc,
     brier,
     f1,
-    interval,
-    pearson,
-    person_weights,
     reliability,
-    resamples,
-    roc,
-    slope,
-    training_shares,
+    weighted_pearson,
+    weighted_slope,
+    wilson,
 )
+from resdm_suite.evaluation.statistics import percentile_interval, person_resamples, person_weights, training_resamples
 
 
 @pytest.fixture
@@ -40,14 +37,14 @@ def test_a_person_counts_once():
 
 
 def test_resamples_draw_people_with_all_sessions():
-    weights = resamples(["b", "a", "b", "c"], seed=1, repeats=500)
+    weights = person_resamples(["b", "a", "b", "c"], seed=1, repeats=500)
     assert weights.shape == (500, 4)
     assert weights.sum(axis=1) == pytest.approx(3)  # people
     assert (weights[:, 0] == weights[:, 2]).all()
     assert set(np.unique(weights[:, 1])) <= {0, 1, 2, 3}
     assert weights[:, 1].mean() == pytest.approx(1, abs=0.1)
-    assert (weights == resamples(["b", "a", "b", "c"], seed=1, repeats=500)).all()
-    assert (weights != resamples(["b", "a", "b", "c"], seed=2, repeats=500)).any()
+    assert (weights == person_resamples(["b", "a", "b", "c"], seed=1, repeats=500)).all()
+    assert (weights != person_resamples(["b", "a", "b", "c"], seed=2, repeats=500)).any()
 
 
 def test_classification_is_scikit_learns(readings):
@@ -59,21 +56,18 @@ def test_classification_is_scikit_learns(readings):
     )
     assert f1(label, called, weights) == pytest.approx(metrics.f1_score(label, called, sample_weight=weights))
     assert brier(label, score, weights) == pytest.approx(metrics.brier_score_loss(label, score, sample_weight=weights))
-    curve = metrics.roc_curve(label, score, sample_weight=weights, drop_intermediate=False)
-    for ours, theirs in zip(roc(label, score, weights), curve, strict=False):
-        assert ours == pytest.approx(theirs)
 
 
 def test_many_resamples_at_once_are_each_of_them(readings):
     label, score, _, people = readings
-    called, many = (score >= 0.5).astype(int), resamples(people, seed=0, repeats=20)
+    called, many = (score >= 0.5).astype(int), person_resamples(people, seed=0, repeats=20)
     for function, y in (
         (auc, score),
         (accuracy, called),
         (f1, called),
         (brier, score),
-        (pearson, score),
-        (slope, score),
+        (weighted_pearson, score),
+        (weighted_slope, score),
     ):
         assert function(label, y, many) == pytest.approx([float(function(label, y, one)) for one in many])
 
@@ -87,7 +81,7 @@ def test_auc_by_hand():
 
 def test_of_several_scores_the_mean(readings):
     label, score, _, people = readings
-    rng, many = np.random.default_rng(1), resamples(people, seed=0, repeats=20)
+    rng, many = np.random.default_rng(1), person_resamples(people, seed=0, repeats=20)
     for function, values in (
         (auc, rng.uniform(size=(3, 40)) + score),
         (brier, rng.uniform(size=(3, 40))),
@@ -98,9 +92,9 @@ def test_of_several_scores_the_mean(readings):
 
 
 def test_trainings_are_resampled_with_the_variance_of_their_mean():
-    assert (training_shares(1, seed=0, repeats=5) == 1).all()
+    assert (training_resamples(1, seed=0, repeats=5) == 1).all()
     for count in (2, 3, 6):
-        shares = training_shares(count, seed=1, repeats=40_000)
+        shares = training_resamples(count, seed=1, repeats=40_000)
         assert shares.shape == (40_000, count)
         assert shares.sum(axis=1) == pytest.approx(1)
         values = np.random.default_rng(count).normal(size=count)
@@ -151,7 +145,9 @@ def test_the_adjusted_interval_holds_a_half_as_often_as_it_says():
     for seed in range(100):
         rng, age, sex, label = covariates(60, seed)
         score = age + 8 * (sex == "F") + 3 * rng.normal(size=60)
-        low, high = interval(adjusted_auc(label, score, resamples(range(60), seed=seed, repeats=300), age, sex))
+        low, high = percentile_interval(
+            adjusted_auc(label, score, person_resamples(range(60), seed=seed, repeats=300), age, sex)
+        )
         held += low <= 0.5 <= high
     assert 0.88 <= held / 100 <= 1
 
@@ -172,34 +168,34 @@ def test_what_is_not_defined_is_nan():
     assert np.isnan(auc(one, np.arange(3.0), one))
     assert np.isnan(f1(np.zeros(3), np.zeros(3), one))
     assert f1(np.ones(3), np.zeros(3), one) == 0
-    assert np.isnan(pearson(np.arange(3.0), np.full(3, 70.1), one))
-    assert np.isnan(slope(np.zeros(3), np.arange(3.0), one))
-    assert np.isnan(interval(np.array([np.nan, np.nan, np.nan, 1.0, 2.0]))).all()
-    assert interval(np.array([np.nan, 1.0, 2.0, 3.0]), 0.5) == (1.5, 2.5)
+    assert np.isnan(weighted_pearson(np.arange(3.0), np.full(3, 70.1), one))
+    assert np.isnan(weighted_slope(np.zeros(3), np.arange(3.0), one))
+    assert np.isnan(percentile_interval(np.array([np.nan, np.nan, np.nan, 1.0, 2.0]))).all()
+    assert percentile_interval(np.array([np.nan, 1.0, 2.0, 3.0]), 0.5) == (1.5, 2.5)
 
 
 def test_pearson_and_slope():
     rng = np.random.default_rng(3)
     x, y = rng.normal(70, 8, 30), rng.normal(70, 3, 30)
     y += 0.5 * x
-    assert pearson(x, y, np.ones(30)) == pytest.approx(stats.pearsonr(x, y)[0])
+    assert weighted_pearson(x, y, np.ones(30)) == pytest.approx(stats.pearsonr(x, y)[0])
     counts = rng.integers(0, 4, 30)
     repeated = [np.repeat(values, counts) for values in (x, y)]
-    assert pearson(x, y, counts.astype(float)) == pytest.approx(stats.pearsonr(*repeated)[0])
-    assert slope(x, y, np.ones(30)) == pytest.approx(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0])
+    assert weighted_pearson(x, y, counts.astype(float)) == pytest.approx(stats.pearsonr(*repeated)[0])
+    assert weighted_slope(x, y, np.ones(30)) == pytest.approx(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0])
 
 
 def test_reliability():
     rng = np.random.default_rng(4)
     score = rng.uniform(size=5000)
     label = (rng.uniform(size=5000) < score).astype(int)
-    bins = reliability(label, score, np.ones(5000), bins=5)
+    bins = reliability(score, label, np.ones(5000), bins=5)
     assert bins["n"].tolist() == [1000] * 5
-    assert np.abs(bins["score"] - bins["observed"]).max() < 0.05  # calibrated
+    assert np.abs(bins["predicted"] - bins["observed"]).max() < 0.05  # calibrated
     inside = label[np.argsort(score)][:1000].sum()
-    wilson = stats.binomtest(int(inside), 1000).proportion_ci(method="wilson")
-    assert (bins["low"][0], bins["high"][0]) == pytest.approx((wilson.low, wilson.high))
-    flat = reliability(label, np.full(5000, 0.4), np.ones(5000))
+    ends = stats.binomtest(int(inside), 1000).proportion_ci(method="wilson")
+    assert wilson(bins["observed"][0], 1000) == pytest.approx((ends.low, ends.high))
+    flat = reliability(np.full(5000, 0.4), label, np.ones(5000))
     assert len(flat) == 1  # equal scores share a bin
     assert flat["observed"][0] == pytest.approx(label.mean())
 
@@ -213,7 +209,9 @@ def test_intervals_over_people_cover(readings):
         score = rng.normal(size=60) + label
         which = np.repeat(np.arange(60), np.where(np.arange(60) % 2, 3, 1))
         for people in (which, np.arange(len(which))):
-            low, high = interval(auc(label[which], score[which], resamples(people, seed=trial, repeats=400)))
+            low, high = percentile_interval(
+                auc(label[which], score[which], person_resamples(people, seed=trial, repeats=400))
+            )
             if people is which:
                 covered += low <= truth <= high
             else:

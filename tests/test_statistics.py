@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from resdm_suite.evaluation.statistics import beats, bootstrap_mean, by_person, compare, holm, paired, typical_session
+from resdm_suite.evaluation.statistics import beats, by_person, holm, interval, paired, paired_test, typical_session
 
 
 def test_holm_by_hand():
@@ -32,7 +32,7 @@ def test_holm_controls_what_bonferroni_does_and_is_never_stricter():
 def test_compare_is_scipys_wilcoxon(alternative):
     rng = np.random.default_rng(1)
     a, b = rng.normal(0.3, 1, 30), rng.normal(0, 1, 30)
-    result = compare(a, b, seed=0, alternative=alternative)
+    result = paired_test(a, b, seed=0, alternative=alternative)
     assert result.p == pytest.approx(stats.wilcoxon(a, b, alternative=alternative).pvalue)
     assert result.difference == pytest.approx(np.mean(a - b))
     assert result.low < result.difference < result.high
@@ -40,47 +40,47 @@ def test_compare_is_scipys_wilcoxon(alternative):
 
 def test_compare_by_hand():
     # five people, all better: the exact two-sided p is 2 / 2⁵
-    result = compare([2, 4, 6, 8, 10.5], [1, 2, 3, 4, 5], seed=0)
+    result = paired_test([2, 4, 6, 8, 10.5], [1, 2, 3, 4, 5], seed=0)
     assert result.p == pytest.approx(2 / 32)
     assert result.rank_biserial == 1
     # differences 1, −2, 3: ranks +1, −2, +3 of 6
-    assert compare([1, 0, 3], [0, 2, 0], seed=0).rank_biserial == pytest.approx(2 / 6)
+    assert paired_test([1, 0, 3], [0, 2, 0], seed=0).rank_biserial == pytest.approx(2 / 6)
 
 
 def test_compare_without_difference_and_with_infinite_values():
-    same = compare([1.0, 2.0, np.inf], [1.0, 2.0, np.inf], seed=0)
+    same = paired_test([1.0, 2.0, np.inf], [1.0, 2.0, np.inf], seed=0)
     assert (same.p, same.difference, same.rank_biserial) == (1.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="NaN"):
-        compare([1.0, np.nan], [1.0, 2.0], seed=0)
+        paired_test([1.0, np.nan], [1.0, 2.0], seed=0)
     with pytest.raises(ValueError, match="equal length"):
-        compare([1.0], [1.0, 2.0], seed=0)
+        paired_test([1.0], [1.0, 2.0], seed=0)
 
 
 def test_bootstrap_is_seeded():
     values = np.random.default_rng(2).normal(size=25)
-    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
-    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
-    low, high = bootstrap_mean(values + 5, seed=3)  # paired: the same people are drawn for every method
-    assert (low, high) == pytest.approx(tuple(np.array(bootstrap_mean(values, seed=3)) + 5))
+    assert interval(values, seed=3) == interval(values, seed=3)
+    assert interval(values, seed=3) != interval(values, seed=4)
+    low, high = interval(values + 5, seed=3)  # paired: the same people are drawn for every method
+    assert (low, high) == pytest.approx(tuple(np.array(interval(values, seed=3)) + 5))
 
 
 def test_bootstrap_near_the_normal_interval():
     values = np.random.default_rng(5).normal(10, 2, 400)
     half = 1.96 * values.std() / 20
-    assert bootstrap_mean(values, seed=0) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    assert interval(values, seed=0) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
 
 
 def test_bootstrap_covers():
     rng = np.random.default_rng(6)
     samples = rng.exponential(1.0, (300, 40))  # skewed, true mean 1
-    intervals = [bootstrap_mean(sample, seed=i, repeats=500) for i, sample in enumerate(samples)]
+    intervals = [interval(sample, seed=i, repeats=500) for i, sample in enumerate(samples)]
     covered = np.mean([low <= 1 <= high for low, high in intervals])
     assert 0.88 <= covered <= 0.98
 
 
 def test_bootstrap_of_too_little():
-    assert np.isnan(bootstrap_mean([1.0], seed=0)).all()
-    assert np.isnan(bootstrap_mean([1.0, np.inf], seed=0)).all()
+    assert np.isnan(interval([1.0], seed=0)).all()
+    assert np.isnan(interval([1.0, np.inf], seed=0)).all()
 
 
 def scores(**methods: list[float]) -> pd.DataFrame:
@@ -136,14 +136,14 @@ def test_trainings_are_averaged_by_person_and_resampled_for_themselves():
     part = by_person(table).query("tracer == 'tau'")
     a, b = paired(part, "A", "B", "psnr")
     assert a == pytest.approx(np.stack([one, other]))
-    found = compare(a, b, seed=3)
+    found = paired_test(a, b, seed=3)
     mean = (one + other) / 2 - template
     assert (found.n, found.difference) == (8, pytest.approx(mean.mean()))
     assert found.p == pytest.approx(stats.wilcoxon(mean).pvalue)
-    people_alone = bootstrap_mean(mean, seed=3)
+    people_alone = interval(mean, seed=3)
     assert found.high - found.low > people_alone[1] - people_alone[0]  # trainings vary too
-    once = compare(np.stack([one, one]), template, seed=3)  # trainings that agree add nothing
-    assert (once.low, once.high) == pytest.approx(bootstrap_mean(one - template, seed=3))
+    once = paired_test(np.stack([one, one]), template, seed=3)  # trainings that agree add nothing
+    assert (once.low, once.high) == pytest.approx(interval(one - template, seed=3))
     fewer = table[~((table["method"] == "A@seed1") & (table["person"] == "c"))]
     with pytest.raises(ValueError, match=r"'A': its seeds were not scored on the same people \(c 1 "):
         by_person(fewer)
@@ -156,3 +156,16 @@ def test_typical_session_is_the_median_one():
     assert typical_session(without_tau) == ("d", "1")  # lower middle of 20, 22, 26, 29
     with pytest.raises(ValueError, match="both tracers"):
         typical_session(table[table["tracer"] == "tau"])
+
+
+def test_an_interval_is_as_wide_as_people_and_trainings_make_it():
+    """In closed form, for a sum of both: the variance of the mean is the sum of two, each over its number."""
+    draw = np.random.default_rng(1)
+    people, trainings = draw.normal(size=(60, 1)), draw.normal(size=(1, 6))
+    low, high = interval((3 + people + trainings).T, seed=0)
+    deviation = (people.var() / 60 + trainings.var() / 6) ** 0.5
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.05)
+    assert low < 3 + people.mean() + trainings.mean() < high
+    one = interval(people.T, seed=0)
+    assert one[1] - one[0] == pytest.approx(2 * 1.96 * (people.var() / 60) ** 0.5, rel=0.05)
+    assert np.isnan(interval(trainings.T, seed=0)).all()  # one person tells nothing of people

@@ -25,7 +25,7 @@ from resdm_suite.anatomy import mni_map
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.image_quality import mae, psnr, read_volume, ssim
-from resdm_suite.evaluation.statistics import bootstrap_mean
+from resdm_suite.evaluation.statistics import interval
 from resdm_suite.evaluation.suvr import regional_means, texture, to_suvr
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import CohortConfig, Config
@@ -101,9 +101,7 @@ def test_rows_are_scores_by_hand(config, run):
                 assert row[f"{metric}_difference"] == pytest.approx(gap[metric].mean(), rel=1e-4, abs=1e-9)
                 for column, values in ((metric, people[n][metric]), (f"{metric}_difference", gap[metric])):
                     ends = row[f"{column}_low"], row[f"{column}_high"]
-                    assert ends == pytest.approx(
-                        bootstrap_mean(values.to_numpy(), seed=config.seed), rel=1e-4, abs=1e-9
-                    )
+                    assert ends == pytest.approx(interval(values.to_numpy(), seed=config.seed), rel=1e-4, abs=1e-9)
         assert (people[1]["psnr"] != people[15]["psnr"]).all()
         for n, folder in folders.items():
             assert {json.loads(path.read_text())["steps"] for path in folder.rglob("*_pet.json")} == {n}

@@ -14,9 +14,7 @@ from stored_cohort import GRID, RANGES, make_cohort, save
 from resdm_suite.anatomy import REFERENCE, SUMMARY, regions
 from resdm_suite.evaluation.image_quality import read_volume
 from resdm_suite.evaluation.suvr import (
-    agreement,
-    correlation,
-    icc,
+    regional_agreement,
     regional_means,
     regional_suvr,
     sidecar_range,
@@ -80,21 +78,6 @@ def test_texture_by_hand():
         texture(np.where(mask, 1.0, real), real, mask)
 
 
-def test_icc_by_hand():
-    assert icc([1, 2, 3], [1, 2, 3]) == pytest.approx(1)
-    assert icc([1, 2, 3], [2, 3, 4]) == pytest.approx(2 / 3)  # mean squares: rows 2, columns 1.5, error 0
-    assert correlation([1, 2, 3], [2, 3, 4]) == pytest.approx(1)  # which r does not see
-    assert icc([1, 2, 3], [3, 2, 1]) < 0
-    assert np.isnan(icc([1, 2], [1, 2]))
-
-
-def test_correlation():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=20), rng.normal(size=20)
-    assert correlation(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
-    assert np.isnan(correlation(x, np.ones(20)))
-
-
 def test_agreement_by_hand():
     frame = pd.DataFrame(
         [("m", who, session, "tau", "frontal", real, made) for who, session, real, made in [
@@ -103,7 +86,7 @@ def test_agreement_by_hand():
         + [("m", "a", "1", "tau", REFERENCE["tau"], 1.0, 1.0)],
         columns=["method", "person", "session", "tracer", "region", "real", "synthetic"],
     )  # fmt: skip
-    result = agreement(frame)
+    result = regional_agreement(frame)
     assert len(result) == 1  # without the reference region
     row = result.iloc[0]
     assert row["n"] == 3
@@ -113,7 +96,7 @@ def test_agreement_by_hand():
     interval = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
     assert (row["bias_low"], row["bias_high"]) == pytest.approx(interval)
     assert row["r"] == pytest.approx(np.corrcoef([1.1, 1.5, 2.0], [1.3, 1.5, 2.2])[0, 1])
-    assert len(agreement(frame, drop_reference=False)) == 2
+    assert len(regional_agreement(frame, drop_reference=False)) == 2
 
 
 def test_regional_suvr_of_stored_volumes(cohort):
@@ -137,6 +120,8 @@ def test_a_blurred_method_and_the_template_lose_what_psnr_forgives(cohort):
     amyloid = summary[summary["tracer"] == "amyloid"].set_index("method")
     assert amyloid.loc["regression", "mean"] < amyloid.loc["ResDM", "mean"] < 1
     assert (amyloid["count"] == 6).all()  # people
-    values = agreement(pd.concat([regional for regional, _ in frames])).set_index(["method", "tracer", "region"])
+    values = regional_agreement(pd.concat([regional for regional, _ in frames])).set_index(
+        ["method", "tracer", "region"]
+    )
     assert values.loc[("ResDM", "amyloid", "summary"), "r"] > 0.9
     assert np.isnan(values.loc[("template", "amyloid", "summary"), "r"])

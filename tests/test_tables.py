@@ -23,7 +23,7 @@ from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm_suite.anatomy import mni_map
 from resdm_suite.cohorts.manifest import EMPTY, write_manifest
 from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method
-from resdm_suite.evaluation.statistics import bootstrap_mean
+from resdm_suite.evaluation.statistics import interval
 from resdm_suite.profiles import CohortConfig
 from resdm_suite.reporting.provenance import provenance
 from resdm_suite.reporting.tables import (
@@ -103,7 +103,7 @@ def test_every_number_is_recomputable_from_scores(config, second, metric, scale)
         values, row = people[method].to_numpy(), rows.loc[method]
         assert row["mean"] == pytest.approx(values.mean())
         assert row["std"] == pytest.approx(values.std(ddof=1))
-        assert (row["ci_low"], row["ci_high"]) == pytest.approx(bootstrap_mean(values, seed=config.seed))
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(interval(values, seed=config.seed))
         if method != "ResDM":
             difference = values - people["ResDM"].to_numpy()
             assert row["difference"] == pytest.approx(difference.mean())

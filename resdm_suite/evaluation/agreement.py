@@ -1,8 +1,8 @@
 """Agreement of two measurements of the same people: Bland–Altman, ICC, concordance, slope, each with its interval.
 
-Sources: Bland and Altman 1986 and 1999 (limits and their intervals); Shrout and Fleiss 1979 and McGraw and Wong 1996
-(ICC and intervals from the F distribution); Lin 1989 and 2000 (concordance). All formulas take their rows for
-independent: the sessions of one person are averaged first.
+Sources: Bland and Altman 1999 (limits and their intervals); Shrout and Fleiss 1979 and McGraw and Wong 1996 (ICC and
+intervals from the F distribution); Lin 1989 and 2000 (concordance). All formulas take their rows for independent, so
+sessions of one person are averaged first.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-FEWEST = 3
-"""Pairs below which nothing but the bias is estimated."""
+MIN_PAIRS = 3
+"""Below this number of pairs only the bias is estimated."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the ends of its interval; NaN where there is none."""
+    """A value with the ends of its interval; NaN where it has none."""
 
     value: float
     low: float = math.nan
@@ -30,25 +30,23 @@ class Estimate:
 
 @dataclass(frozen=True)
 class BlandAltman:
-    """Differences ``second − first``: their mean, their spread and the limits of agreement, in the unit measured.
-
-    Parameters
-    ----------
-    n : int
-        Pairs.
-    bias : Estimate
-        With its t interval.
-    sd : float
-        Standard deviation of the differences.
-    lower, upper : Estimate
-        Limits bias ∓ 1.96 SD between which 95 % of differences are expected, each with its own interval.
-    """
+    """Differences ``second − first``: number, mean (t interval), standard deviation and 95 % limits of agreement."""
 
     n: int
     bias: Estimate
     sd: float
     lower: Estimate
     upper: Estimate
+
+
+def mean_interval(values: Iterable[float], level: float = 0.95) -> Estimate:
+    """Mean with its t interval; NaN ends for fewer than two values."""
+    values = np.asarray(values, dtype=np.float64)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return Estimate(mean)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def bland_altman(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> BlandAltman:
@@ -59,7 +57,7 @@ def bland_altman(first: Iterable[float], second: Iterable[float], level: float =
     first, second : array of float (n,)
         Measurements of the same people in the same order; the difference is second − first.
     level : float
-        Of the intervals.
+        Of the intervals; the limits always hold 95 % of differences.
 
     Raises
     ------
@@ -68,16 +66,13 @@ def bland_altman(first: Iterable[float], second: Iterable[float], level: float =
     """
     x, y = _pairs(first, second)
     difference, n = y - x, len(x)
-    mean = float(difference.mean())
-    if n < FEWEST:
-        return BlandAltman(n, Estimate(mean), math.nan, Estimate(math.nan), Estimate(math.nan))
-    sd = float(difference.std(ddof=1))
-    t = float(stats.t.ppf((1 + level) / 2, n - 1))
-    z = float(stats.norm.ppf(0.975))  # of the limits: 95 % of differences whatever the intervals' level
-    half = t * sd / math.sqrt(n)
-    rim = t * sd * math.sqrt(1 / n + z**2 / (2 * (n - 1)))
-    ends = [Estimate(mean + side * z * sd, mean + side * z * sd - rim, mean + side * z * sd + rim) for side in (-1, 1)]
-    return BlandAltman(n, Estimate(mean, mean - half, mean + half), sd, *ends)
+    bias = mean_interval(difference, level)
+    if n < MIN_PAIRS:
+        return BlandAltman(n, Estimate(bias.value), math.nan, Estimate(math.nan), Estimate(math.nan))
+    sd, z = float(difference.std(ddof=1)), float(stats.norm.ppf(0.975))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd * math.sqrt(1 / n + z**2 / (2 * (n - 1)))
+    limits = [bias.value + side * z * sd for side in (-1, 1)]
+    return BlandAltman(n, bias, sd, *(Estimate(limit, limit - half, limit + half) for limit in limits))
 
 
 def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95) -> Estimate:
@@ -86,7 +81,7 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
     Parameters
     ----------
     ratings : ndarray (n, k)
-        A row a person, a column a measurement.
+        One row per person, one column per measurement.
     kind : {"agreement", "consistency"}
         ``agreement`` is ICC(2,1) of Shrout and Fleiss, ICC(A,1) of McGraw and Wong: a bias or a wrong scale lowers it.
         ``consistency`` is ICC(3,1), ICC(C,1): a bias does not.
@@ -104,11 +99,11 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
     """
     table = np.asarray(ratings, dtype=np.float64)
     if kind not in ("agreement", "consistency"):
-        raise ValueError(f"no intraclass correlation {kind!r}; there are: agreement, consistency")
+        raise ValueError(f"no intraclass correlation {kind!r}; choose agreement or consistency")
     if table.ndim != 2 or table.shape[1] < 2 or not np.isfinite(table).all():
         raise ValueError(f"ratings of shape {table.shape}: expected people × two or more columns, all finite")
     n, k = table.shape
-    if n < FEWEST:
+    if n < MIN_PAIRS:
         return Estimate(math.nan)
     grand = table.mean()
     rows = k * float(np.sum((table.mean(axis=1) - grand) ** 2)) / (n - 1)
@@ -117,23 +112,23 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
     error = float(np.sum(rest**2)) / ((n - 1) * (k - 1))
     if rows + error + columns <= 1e-24 * max(1.0, grand**2):
         return Estimate(math.nan)
-    tail = (1 + level) / 2
+    tail, freedom = (1 + level) / 2, (n - 1) * (k - 1)
     if kind == "consistency":
         value = (rows - error) / (rows + (k - 1) * error)
         if error == 0:
             return Estimate(value, 1.0, 1.0)
         f = rows / error
-        low = f / stats.f.ppf(tail, n - 1, (n - 1) * (k - 1))
-        high = f * stats.f.ppf(tail, (n - 1) * (k - 1), n - 1)
-        return Estimate(value, float((low - 1) / (low + k - 1)), float((high - 1) / (high + k - 1)))
+        ends = f / stats.f.ppf(tail, n - 1, freedom), f * stats.f.ppf(tail, freedom, n - 1)
+        return Estimate(value, *(float((end - 1) / (end + k - 1)) for end in ends))
     value = (rows - error) / (rows + (k - 1) * error + k * (columns - error) / n)
     if value >= 1 - 1e-12:
         return Estimate(value, 1.0, 1.0)
     # McGraw and Wong 1996, Table 7: degrees of freedom by Satterthwaite
     a, b = k * value / (n * (1 - value)), 1 + k * value * (n - 1) / (n * (1 - value))
-    if columns == 0 and error == 0:
+    below = (a * columns) ** 2 / (k - 1) + (b * error) ** 2 / freedom
+    if below == 0:
         return Estimate(value)
-    v = (a * columns + b * error) ** 2 / ((a * columns) ** 2 / (k - 1) + (b * error) ** 2 / ((n - 1) * (k - 1)))
+    v = (a * columns + b * error) ** 2 / below
     spread = k * columns + (k * n - k - n) * error
     low, high = stats.f.ppf(tail, n - 1, v), stats.f.ppf(tail, v, n - 1)
     return Estimate(
@@ -146,18 +141,18 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
 def concordance(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> Estimate:
     """Lin's concordance correlation, interval by its z transformation (Lin 1989; variance corrected in Lin 2000).
 
-    Variances are divided by n, as Lin has them. NaN for fewer than three pairs or where neither side varies.
+    Variances are divided by n, as in Lin. NaN for fewer than three pairs or where neither side varies.
     """
     x, y = _pairs(first, second)
     n = len(x)
     sx, sy = x.var(), y.var()
     shift = float(x.mean() - y.mean())
     below = sx + sy + shift**2
-    if n < FEWEST or below <= 1e-24:
+    if n < MIN_PAIRS or below <= 1e-24:
         return Estimate(math.nan)
     covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
     c = float(2 * covariance / below)
-    if sx * sy == 0 or n < FEWEST + 1 or abs(c) < 1e-12 or abs(c) >= 1 - 1e-12:
+    if sx * sy == 0 or n < MIN_PAIRS + 1 or abs(c) < 1e-12 or abs(c) >= 1 - 1e-12:
         return Estimate(c)
     r, u2 = covariance / math.sqrt(sx * sy), shift**2 / math.sqrt(sx * sy)
     if abs(r) >= 1 - 1e-12:
@@ -174,52 +169,27 @@ def concordance(first: Iterable[float], second: Iterable[float], level: float = 
 def pearson(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> Estimate:
     """Pearson's r, interval by Fisher's z; NaN where one side does not vary or there are fewer than three pairs."""
     x, y = _pairs(first, second)
-    if len(x) < FEWEST or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
+    if len(x) < MIN_PAIRS or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
         return Estimate(math.nan)
-    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
-    if len(x) < FEWEST + 1 or abs(r) >= 1 - 1e-12:
+    result = stats.pearsonr(x, y)
+    r = float(result.statistic)
+    if len(x) < MIN_PAIRS + 1 or abs(r) >= 1 - 1e-12:
         return Estimate(r)
-    half = float(stats.norm.ppf((1 + level) / 2)) / math.sqrt(len(x) - 3)
-    return Estimate(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
+    return Estimate(r, *map(float, result.confidence_interval(level)))
 
 
 def slope(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> Estimate:
-    """Least-squares slope of second on first with its t interval: below 1 the second draws people together."""
+    """Least-squares slope of second on first with its t interval: below 1 the second varies less than the first."""
     x, y = _pairs(first, second)
-    n = len(x)
-    if n < FEWEST or np.ptp(x) < 1e-9:
+    if len(x) < MIN_PAIRS or np.ptp(x) < 1e-9:
         return Estimate(math.nan)
     fit = stats.linregress(x, y)
-    half = float(stats.t.ppf((1 + level) / 2, n - 2)) * float(fit.stderr)
+    half = float(stats.t.ppf((1 + level) / 2, len(x) - 2)) * float(fit.stderr)
     return Estimate(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half)
 
 
-def agreement_row(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> dict[str, float]:
-    """All of the above as one flat row: n, sd, and ``<name>``, ``<name>_low``, ``<name>_high`` of each estimate.
-
-    Names: ``bias``, ``lower``, ``upper`` (limits of agreement), ``icc_agreement``, ``icc_consistency``, ``ccc``, ``r``,
-    ``slope``.
-    """
-    x, y = _pairs(first, second)
-    limits, both = bland_altman(x, y, level), np.column_stack([x, y])
-    estimates = {
-        "bias": limits.bias,
-        "lower": limits.lower,
-        "upper": limits.upper,
-        "icc_agreement": intraclass(both, "agreement", level),
-        "icc_consistency": intraclass(both, "consistency", level),
-        "ccc": concordance(x, y, level),
-        "r": pearson(x, y, level),
-        "slope": slope(x, y, level),
-    }
-    row: dict[str, float] = {"n": limits.n, "sd": limits.sd}
-    for name, found in estimates.items():
-        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return row
-
-
 def agreement_table(values: pd.DataFrame, keys: Iterable[str], level: float = 0.95) -> pd.DataFrame:
-    """`agreement_row` of synthetic against real values, by group.
+    """Agreement of synthetic with real values by group.
 
     Parameters
     ----------
@@ -228,13 +198,32 @@ def agreement_table(values: pd.DataFrame, keys: Iterable[str], level: float = 0.
     keys : iterable of str
         Columns whose combinations stay apart (method, tracer, region, …), in order of appearance.
     level : float
+
+    Returns
+    -------
+    DataFrame
+        The keys, n, sd, and ``<name>``, ``<name>_low``, ``<name>_high`` of ``bias``, ``lower`` and ``upper`` (limits of
+        agreement), ``icc_agreement``, ``icc_consistency``, ``ccc``, ``r`` and ``slope``.
     """
-    keys = list(keys)
+    keys, rows = list(keys), []
     people = values.groupby([*keys, "person"], sort=False)[["real", "synthetic"]].mean().reset_index()
-    rows = [
-        dict(zip(keys, key, strict=True)) | agreement_row(part["real"], part["synthetic"], level)
-        for key, part in people.groupby(keys, sort=False)
-    ]
+    for key, part in people.groupby(keys, sort=False):
+        x, y = part["real"].to_numpy(), part["synthetic"].to_numpy()
+        limits, both = bland_altman(x, y, level), np.column_stack([x, y])
+        estimates = {
+            "bias": limits.bias,
+            "lower": limits.lower,
+            "upper": limits.upper,
+            "icc_agreement": intraclass(both, "agreement", level),
+            "icc_consistency": intraclass(both, "consistency", level),
+            "ccc": concordance(x, y, level),
+            "r": pearson(x, y, level),
+            "slope": slope(x, y, level),
+        }
+        row = dict(zip(keys, key, strict=True)) | {"n": limits.n, "sd": limits.sd}
+        for name, estimate in estimates.items():
+            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resdm_suite.anatomy import REFERENCE, Grid
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
-from resdm_suite.evaluation.statistics import REPEATS, bootstrap_mean
+from resdm_suite.evaluation.statistics import REPEATS, interval
 from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm_suite.profiles import Config
 
@@ -119,9 +119,9 @@ def change_summary(changes: pd.DataFrame, *, seed: int, repeats: int = REPEATS) 
         strict = 1 - 0.05 / regions[condition, tracer]
         rows.append(
             {"condition": condition, "tracer": tracer, "region": region, "n": len(values), "mean": values.mean()}
-            | dict(zip(("low", "high"), bootstrap_mean(values, seed=seed, repeats=repeats), strict=True))
+            | dict(zip(("low", "high"), interval(values, seed=seed, repeats=repeats), strict=True))
             | dict(zip(("strict_low", "strict_high"),
-                       bootstrap_mean(values, seed=seed, repeats=repeats, level=strict), strict=True))
+                       interval(values, seed=seed, repeats=repeats, level=strict), strict=True))
             | {"size": abs(values).mean()}
         )  # fmt: skip
     return pd.DataFrame(rows)

@@ -40,11 +40,11 @@ from resdm.io import write_csv
 from resdm.settings import TRACERS, derive_seed
 from resdm_suite.anatomy import Grid
 from resdm_suite.cohorts.leakage import LeakageError
-from resdm_suite.evaluation.effects import COLUMNS
 from resdm_suite.evaluation.fitting import Evaluator, classifier, fit_evaluator
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm_suite.evaluation.planted import read_causes
-from resdm_suite.evaluation.resampling import person_weights
+from resdm_suite.evaluation.readings import COLUMNS
+from resdm_suite.evaluation.statistics import person_weights
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from resdm.io import atomic, sha256
 from resdm.settings import derive_seed, to_dict
 from resdm_suite.evaluation import networks
+from resdm_suite.evaluation.agreement import pearson
 from resdm_suite.evaluation.networks import BrainAge, DSNet
-from resdm_suite.evaluation.suvr import correlation
 from resdm_suite.profiles import Config, EvaluatorConfig
 
 Network = DSNet | BrainAge
@@ -161,7 +161,7 @@ def regressor(
     """
     bias = float(np.mean(scores - ages))
     means = pd.DataFrame({"age": ages, "score": scores}).groupby(people).mean()
-    r = correlation(means["age"], means["score"])
+    r = pearson(means["age"], means["score"]).value
     p = 1.0 if math.isnan(r) else float(pearsonr(means["age"], means["score"], alternative="greater").pvalue)
     return Evaluator(lambda x: answer(x) - bias, n_train, len(ages), r, p, bias)
 

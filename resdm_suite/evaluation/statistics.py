@@ -1,10 +1,9 @@
-"""Paired tests and intervals over people.
+"""Paired tests and intervals; the unit is the person.
 
-The unit is the person: the sessions of one person are averaged first, then people are compared, resampled and
-counted. So a person with many visits weighs no more than another, and no test takes two visits for independent.
+Sessions of one person are averaged first, or weighted by one over their number: repeated visits add no weight.
 
-Trainings ``X``, ``X@seed1``, … of one method are one row ``X``: a person's value is their average, tests are over
-people, and intervals resample people and, independently for each method, its trainings.
+Trainings ``X``, ``X@seed1``, … of one method are one row ``X``. A person's value is the mean over trainings, tests are
+over people, and intervals resample people and, independently for each method, its trainings.
 """
 
 from __future__ import annotations
@@ -23,37 +22,34 @@ REPEATS = 10_000
 """Bootstrap resamples."""
 
 
+# ── people ────────────────────────────────────────────────────────────────────────────────────────
+
+
 def by_person(scores: pd.DataFrame, values: Iterable[str] = METRICS) -> pd.DataFrame:
-    """One row a person: the mean over that person's sessions.
+    """One row per person: means over sessions, in order of method (as they appear), tracer, region and person.
 
     Parameters
     ----------
     scores : DataFrame
-        Rows of ``scores.csv``, with or without ``method``: any of ``method, tracer, region`` stay apart.
+        Rows of ``scores.csv``; those of ``method, tracer, region`` that it holds stay apart.
     values : iterable of str
         Columns to average.
-
-    Returns
-    -------
-    DataFrame
-        Sorted by method (in order of appearance), tracer, region, person.
 
     Raises
     ------
     ValueError
-        See `check_trainings`.
+        Trainings of a method that were not scored on the same sessions.
     """
     keys = [key for key in ("method", "tracer", "region", "person") if key in scores]
     frame = scores
     if "method" in keys:
-        check_trainings(scores)
+        _check_trainings(scores)
         frame = scores.assign(method=pd.Categorical(scores["method"], list(dict.fromkeys(scores["method"]))))
     means = frame.groupby(keys, observed=True, sort=True)[list(values)].mean().reset_index()
     return means.astype({"method": str}) if "method" in keys else means
 
 
-def check_trainings(scores: pd.DataFrame) -> None:
-    """Raise `ValueError` where repeated trainings of a method (``X``, ``X@…``) were not scored on the same sessions."""
+def _check_trainings(scores: pd.DataFrame) -> None:
     keys = [key for key in ("person", "session", "tracer", "region") if key in scores]
     named = scores.assign(row=scores["method"].str.partition("@")[0])
     trainings = named.groupby("row")["method"].nunique()
@@ -67,42 +63,87 @@ def check_trainings(scores: pd.DataFrame) -> None:
         )
 
 
-def trained(scores: pd.DataFrame, method: str, metric: str) -> pd.DataFrame:
-    """A method's values by training and person.
-
-    Parameters
-    ----------
-    scores : DataFrame
-        `by_person` rows of one tracer and region; trainings of ``X`` are ``X`` and ``X@…``.
-    method : str
-    metric : str
-
-    Returns
-    -------
-    DataFrame (trainings, people)
-    """
-    chosen = scores[scores["method"].str.partition("@")[0] == method]
+def trained(people: pd.DataFrame, method: str, metric: str) -> pd.DataFrame:
+    """A method's values (trainings × people), from `by_person` rows of one tracer and region."""
+    chosen = people[people["method"].str.partition("@")[0] == method]
     return chosen.pivot_table(metric, "method", "person")
 
 
-def resampled_means(values: np.ndarray, *, seed: int, repeats: int = REPEATS, stream: int = 1) -> np.ndarray:
-    """Means over resampled people and, where a method was trained several times, over resampled trainings.
+def paired(people: pd.DataFrame, a: str, b: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values of two methods, each (trainings, n), over the same people in order of their identifiers.
+
+    ``people`` are `by_person` rows of one tracer and region. Raises `ValueError` naming methods and people where the
+    two were not scored on the same ones.
+    """
+    tables = [trained(people, name, metric) for name in (a, b)]
+    first, second = (table.columns for table in tables)
+    if first.empty or not first.equals(second):
+        apart = sorted(set(first) ^ set(second))
+        raise ValueError(
+            f"{a!r} and {b!r} were not scored on the same people ({len(first)} and {len(second)}; "
+            f"only one has {', '.join(apart[:5]) or 'any'}); synthesise and score both again"
+        )
+    return tables[0].to_numpy(), tables[1].to_numpy()
+
+
+# ── the bootstrap ─────────────────────────────────────────────────────────────────────────────────
+
+
+def interval(
+    values: np.ndarray | pd.Series,
+    by: Iterable[str] | None = None,
+    *,
+    minus: np.ndarray | pd.Series | None = None,
+    seed: int,
+    repeats: int = REPEATS,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over people, and over trainings where there are several.
 
     Parameters
     ----------
-    values : ndarray (n,) or (k, n)
-        One value a person, or one a training and person.
+    values : array (n,) or (trainings, n)
+        One value per person.
+    by : iterable of str (n,), optional
+        The person of each value: values of one person are averaged first.
+    minus : array (n,) or (trainings, n), optional
+        Values of another method over the same people: the interval is that of the mean paired difference.
     seed : int
-        The same seed and n draw the same people, so what is resampled of several methods is paired.
+        The same seed and n draw the same people, so intervals of several methods are paired.
     repeats : int
-    stream : int
-        Of the trainings' draws: methods that are compared draw theirs independently, each from a stream of its own.
+    level : float
 
     Returns
     -------
-    ndarray (repeats,)
+    tuple of float
+        Lower and upper end; NaN for fewer than two people, or where a value is not finite. Of one value per person
+        they are those of `scipy.stats.bootstrap` from this seed.
     """
-    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    both = [one for one in (values, minus) if one is not None]
+    if by is not None:
+        both = [pd.Series(np.asarray(one)).groupby(np.asarray(by)).mean() for one in both]
+    both = [np.asarray(one, dtype=np.float64) for one in both]
+    if both[0].shape[-1] < 2 or not all(np.isfinite(one).all() for one in both):
+        return float("nan"), float("nan")
+    resampled = [_resampled_means(one, seed, repeats, stream) for stream, one in enumerate(both, 1)]
+    return percentile_interval(resampled[0] if minus is None else resampled[0] - resampled[1], level)
+
+
+def percentile_interval(resampled: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of a resampled statistic.
+
+    Undefined resamples (one class alone, an age that does not vary) are left out; NaN where they are more than half.
+    """
+    known = resampled[np.isfinite(resampled)]
+    if 2 * len(known) < len(resampled) or len(known) < 2:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _resampled_means(values: np.ndarray, seed: int, repeats: int, stream: int) -> np.ndarray:
+    """Means of (n,) or (trainings, n) over resampled people and trainings; ``stream`` draws the trainings."""
+    values = np.atleast_2d(values)
     k, n = values.shape
     people = np.random.default_rng(seed).integers(n, size=(repeats, n))
     means = np.stack([one[people].mean(axis=1) for one in values])  # (k, repeats)
@@ -112,46 +153,45 @@ def resampled_means(values: np.ndarray, *, seed: int, repeats: int = REPEATS, st
     return np.sum(trainings.T * means, axis=0) / k
 
 
-def bootstrap_mean(
-    values: np.ndarray, *, seed: int, minus: np.ndarray | None = None, repeats: int = REPEATS, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over people, and over trainings where there are several.
+def person_weights(people: Iterable[str]) -> np.ndarray:
+    """Weight of every session (n,): one over the number of its person's sessions."""
+    _, which, counts = np.unique(np.asarray(list(people), dtype=str), return_inverse=True, return_counts=True)
+    return 1 / counts[which]
 
-    Parameters
-    ----------
-    values : array (n,) or (k, n)
-        See `resampled_means`.
-    minus : array (n,) or (k, n), optional
-        Values of another method over the same people: the interval is that of the mean paired difference.
-    seed, repeats
-        See `resampled_means`.
-    level : float
 
-    Returns
-    -------
-    tuple of float
-        Lower and upper end; NaN for fewer than two people, or where a value is infinite.
+def person_resamples(people: Iterable[str], *, seed: int, repeats: int = REPEATS) -> np.ndarray:
+    """Session weights of bootstrap resamples of people (repeats, n): `person_weights` × how often each was drawn.
+
+    The same seed and people draw the same resamples, so statistics computed on them are paired.
     """
-    both = [np.asarray(one, dtype=np.float64) for one in (values, minus) if one is not None]
-    if both[0].shape[-1] < 2 or not all(np.isfinite(one).all() for one in both):
-        return float("nan"), float("nan")
-    resampled = [resampled_means(one, seed=seed, repeats=repeats, stream=i) for i, one in enumerate(both, 1)]
-    return _ends(resampled[0] if minus is None else resampled[0] - resampled[1], level)
+    names, which, counts = np.unique(np.asarray(list(people), dtype=str), return_inverse=True, return_counts=True)
+    if len(names) == 0:
+        return np.empty((repeats, 0))
+    times = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=repeats)
+    return (times / counts)[:, which]
 
 
-def _ends(resampled: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def training_resamples(trainings: int, *, seed: int, repeats: int = REPEATS) -> np.ndarray:
+    """Share of every training in bootstrap resamples of a method's trainings (repeats, trainings); rows sum to 1.
+
+    Of k trainings k − 1 are drawn: drawing k gives their mean a variance that is too small by the factor (k − 1)/k
+    (Rao and Wu 1988, JASA 83:231). Give each method another seed: their trainings are independent.
+    """
+    if trainings == 1:
+        return np.ones((repeats, 1))
+    even = np.full(trainings, 1 / trainings)
+    return np.random.default_rng(seed).multinomial(trainings - 1, even, size=repeats) / (trainings - 1)
+
+
+# ── tests ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def holm(p_values: Iterable[float]) -> np.ndarray:
-    """Holm's step-down adjustment of a family of p values; NaN stays NaN and counts for nothing."""
+    """Holm's step-down adjustment of a family of p values; NaN stays NaN and is not counted."""
     p = np.asarray(list(p_values), dtype=np.float64)
     adjusted = np.full(p.shape, np.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    steps = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
+    order = np.argsort(p, kind="stable")[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return adjusted
 
 
@@ -179,17 +219,22 @@ class Comparison:
     p: float
 
 
-def compare(a: np.ndarray, b: np.ndarray, *, seed: int, alternative: str = "two-sided") -> Comparison:
+def paired_test(a: np.ndarray, b: np.ndarray, *, seed: int, alternative: str = "two-sided") -> Comparison:
     """Compare two methods over the same people.
 
     Parameters
     ----------
-    a, b : ndarray (n,) or (trainings, n)
-        One value a person, in the same order; of several trainings, the test is on the person's average.
+    a, b : array (n,) or (trainings, n)
+        One value per person, in the same order; of several trainings, the test is on the person's mean.
     seed : int
         Of the bootstrap.
     alternative : {"two-sided", "greater", "less"}
         Of the test: ``greater`` is a > b.
+
+    Raises
+    ------
+    ValueError
+        Values of unequal number, or NaN.
 
     Notes
     -----
@@ -203,46 +248,18 @@ def compare(a: np.ndarray, b: np.ndarray, *, seed: int, alternative: str = "two-
     if np.isnan(a).any() or np.isnan(b).any():
         raise ValueError("a paired comparison needs a number for everyone; found NaN")
     difference = np.subtract(a, b, out=np.zeros_like(a), where=a != b)  # inf − inf counts as no difference
-    moved = difference[difference != 0]
-    if len(moved) == 0:
-        p, correlation = 1.0, 0.0
-    else:
-        p = float(stats.wilcoxon(moved, alternative=alternative).pvalue)
-        ranks = stats.rankdata(np.abs(moved))
-        correlation = float(np.sum(np.sign(moved) * ranks) / ranks.sum())
+    unequal = difference[difference != 0]
+    p, correlation = 1.0, 0.0
+    if len(unequal):
+        p = float(stats.wilcoxon(unequal, alternative=alternative).pvalue)
+        ranks = stats.rankdata(np.abs(unequal))
+        correlation = float(np.sum(np.sign(unequal) * ranks) / ranks.sum())
     if len(values[0]) == len(values[1]) == 1 or not np.isfinite(np.concatenate(values)).all():
-        low, high = bootstrap_mean(difference, seed=seed)
+        low, high = interval(difference, seed=seed)
     else:
-        low, high = bootstrap_mean(values[0], minus=values[1], seed=seed)
+        low, high = interval(values[0], minus=values[1], seed=seed)
     mean = float(difference.mean()) if len(difference) else float("nan")
     return Comparison(len(a), mean, low, high, correlation, p)
-
-
-def paired(scores: pd.DataFrame, a: str, b: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """The values of two methods over the same people (trainings, n), in the order of their identifiers.
-
-    Parameters
-    ----------
-    scores : DataFrame
-        `by_person` rows of one tracer and region.
-    a, b : str
-        Methods.
-    metric : str
-
-    Raises
-    ------
-    ValueError
-        Where the two were not scored on the same people: names the methods and the people.
-    """
-    tables = [trained(scores, name, metric) for name in (a, b)]
-    people = [table.columns for table in tables]
-    if people[0].empty or not people[0].equals(people[1]):
-        apart = sorted(set(people[0]) ^ set(people[1]))
-        raise ValueError(
-            f"{a!r} and {b!r} were not scored on the same people ({len(people[0])} and {len(people[1])}; "
-            f"only one has {', '.join(apart[:5]) or 'any'}); synthesise and score both again"
-        )
-    return tables[0].to_numpy(), tables[1].to_numpy()
 
 
 def beats(
@@ -262,7 +279,7 @@ def beats(
         Stored scores with ``method``, see `resdm_suite.evaluation.image_quality.read_scores`.
     method : str
     others : str or iterable of str
-        Left out are those without any score: the profile does not run them.
+        Those without scores are left out: the profile does not run them.
     metrics : iterable of str
     region : {"whole", "brain"}
     seed : int
@@ -270,21 +287,21 @@ def beats(
     Returns
     -------
     DataFrame
-        One row an other method, tracer and metric: n, people won (fraction), improvement (difference towards better,
-        positive is better; fractions and dB) with its 95 % interval, rank-biserial correlation, one-sided p and Holm's
-        p over all rows. Empty where there is nothing to compare.
+        One row per other method, tracer and metric: n, won (share of people), improvement (difference towards better;
+        fractions and dB) with ci_low and ci_high (95 %), rank_biserial, p (one-sided) and p_holm over all rows. Empty
+        where there is nothing to compare.
     """
     people = by_person(scores[scores["region"] == region])
-    there = set(people["method"].str.partition("@")[0])
+    scored = set(people["method"].str.partition("@")[0])
     rows = []
     for other in [others] if isinstance(others, str) else others:
-        for tracer in dict.fromkeys(people["tracer"]) if {method, other} <= there and method != other else ():
+        for tracer in dict.fromkeys(people["tracer"]) if {method, other} <= scored and method != other else ():
             part = people[people["tracer"] == tracer]
             for metric in metrics:
                 a, b = paired(part, method, other, metric)
                 if not HIGHER_IS_BETTER[metric]:
-                    a, b = b, a  # so that a positive difference is an improvement
-                result = compare(a, b, seed=seed, alternative="greater")
+                    a, b = b, a  # a positive difference is an improvement
+                result = paired_test(a, b, seed=seed, alternative="greater")
                 rows.append(
                     {"method": method, "other": other, "tracer": tracer, "region": region, "metric": metric}
                     | {"n": result.n, "won": float(np.mean(a.mean(axis=0) > b.mean(axis=0)))}
@@ -296,15 +313,10 @@ def beats(
 
 
 def typical_session(scores: pd.DataFrame, method: str = "ResDM", *, region: str = "brain") -> tuple[str, str]:
-    """The session that figures show: the one whose PSNR of ``method`` is the median, so that nobody picks it.
+    """Person and session that figures show: the one of median PSNR, so that nobody chooses it.
 
-    Of the sessions scored on both tracers, PSNR is averaged over the two; taken is the lower of the two middle ones
-    where their number is even, and the first by identifier where several are equal.
-
-    Returns
-    -------
-    tuple of str
-        Person and session.
+    PSNR is averaged over the two tracers, of sessions scored on both. Of an even number the lower middle one is taken,
+    of equal ones the first by identifier.
     """
     chosen = scores[(scores["method"] == method) & (scores["region"] == region)]
     sessions = chosen.groupby(["person", "session"])
@@ -313,3 +325,7 @@ def typical_session(scores: pd.DataFrame, method: str = "ResDM", *, region: str 
         raise ValueError(f"no session of {method!r} is scored on both tracers in region {region!r}")
     person, session = psnr.sort_index().sort_values(kind="stable").index[(len(psnr) - 1) // 2]
     return person, session
+
+
+bootstrap_mean, compare = interval, paired_test
+"""Earlier names, until their callers are renamed."""

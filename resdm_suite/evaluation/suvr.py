@@ -1,21 +1,20 @@
-"""Regional SUVR and texture: what a blurred image loses though it wins PSNR.
+"""Regional SUVR and texture, which a blurred image loses even where it has the better PSNR.
 
-Intensities are turned back to SUVR by the range in each volume's sidecar. Regions are the built-in ones of
+Intensities are scaled back to SUVR by the range in each volume's sidecar. Regions are the built-in ones of
 `resdm_suite.anatomy`, in MNI space; ``summary`` is the cortical composite of the tracer (its regions' voxels pooled).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm_suite.evaluation.agreement import intraclass, mean_interval, pearson
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
@@ -28,14 +27,14 @@ def to_suvr(intensity: np.ndarray, suvr_range: tuple[float, float]) -> np.ndarra
 
 
 def sidecar_range(path: str | Path) -> tuple[float, float]:
-    """The SUVR range that intensities 0 and 1 of a PET stand for, from the sidecar beside it.
+    """SUVR of intensities 0 and 1 of a PET, from the sidecar beside it.
 
     Raises
     ------
     FileNotFoundError
         No sidecar.
     ValueError
-        The intensities were not scaled by a fixed range, which alone keeps SUVR.
+        The intensities were not scaled by a fixed range, so their SUVR is lost.
     """
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
@@ -51,38 +50,19 @@ def sidecar_range(path: str | Path) -> tuple[float, float]:
 
 
 def regional_means(volume: np.ndarray, grid: Grid, tracer: str) -> dict[str, float]:
-    """Mean of a volume in every built-in region and in the tracer's ``summary``.
-
-    Parameters
-    ----------
-    volume : ndarray (X, Y, Z)
-        SUVR on ``grid``.
-    grid : Grid
-    tracer : {"amyloid", "tau"}
-
-    Returns
-    -------
-    dict of str to float
-        ``summary`` first, then the regions in the order of `resdm_suite.anatomy.regions`.
-    """
+    """Mean of a volume (X, Y, Z) on ``grid`` in the tracer's ``summary``, then in every built-in region."""
     volume = np.asarray(volume, dtype=np.float64)
     return {name: float(volume[mask].mean()) for name, mask in _masks(grid, tracer).items()}
 
 
 def real_regional_means(path: str | Path, suvr: np.ndarray, grid: Grid, tracer: str) -> dict[str, float]:
-    """`regional_means` of a preprocessed real PET as preprocessing measured them, before it clipped the SUVR range.
+    """`regional_means` of a preprocessed real PET, measured before preprocessing clipped the SUVR range.
 
-    Parameters
-    ----------
-    path : path
-        The PET; its sidecar has them as ``regional_suvr``.
-    suvr : ndarray (X, Y, Z)
-        The same PET, clipped: it is measured where the sidecar has none.
-    grid : Grid
-    tracer : {"amyloid", "tau"}
+    They are ``regional_suvr`` in the sidecar beside ``path``. Without them ``suvr``, the clipped PET (X, Y, Z), is
+    measured.
     """
-    said = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-    return said.get("regional_suvr") or regional_means(suvr, grid, tracer)
+    sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
+    return sidecar.get("regional_suvr") or regional_means(suvr, grid, tracer)
 
 
 @cache
@@ -92,17 +72,11 @@ def _masks(grid: Grid, tracer: str) -> dict[str, np.ndarray]:
 
 
 def texture(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray) -> float:
-    """Gradient energy of the synthetic volume over that of the real one.
+    """Gradient energy of the synthetic volume over that of the real one, both (X, Y, Z) on the same scale.
 
-    1 is as much fine structure as the real image, less is blurred, more is noisy. The real PET's own noise counts as
-    structure, so even the best possible mean prediction stays below 1. Only neighbours that are both inside the mask
+    1 means as much fine structure as the real image, less is blurred, more is noisy. The real PET's noise counts as
+    structure, so the best possible mean prediction stays below 1. Only neighbours that are both inside the boolean mask
     are compared: the step at the brain's edge is in both images and would hide the difference.
-
-    Parameters
-    ----------
-    real, synthetic : ndarray (X, Y, Z)
-        Intensities or SUVR, the same scale.
-    mask : ndarray (X, Y, Z), bool
     """
     energies = [_gradient_energy(np.asarray(volume, dtype=np.float64), mask) for volume in (real, synthetic)]
     if energies[0] == 0:
@@ -142,17 +116,15 @@ def regional_suvr(
     """
     grid = Grid.of(config.preprocess.grid)
     brain = mni_map("brain", grid)
+    index = read_index(config) if index is None else index
     rows, ratios = [], []
-    for person, session, tracer, real_path, synthetic_path in volume_pairs(
-        config, method, read_index(config) if index is None else index, condition
-    ):
-        who = {"method": method, "person": person, "session": session, "tracer": tracer}
-        scale = sidecar_range(real_path)  # intensities of a prediction stand for what the real ones stand for
-        real = to_suvr(read_volume(real_path, grid), scale)
-        synthetic = to_suvr(read_volume(synthetic_path, grid), scale)
-        means = [real_regional_means(real_path, real, grid, tracer), regional_means(synthetic, grid, tracer)]
-        rows += [who | {"region": r, "real": means[0][r], "synthetic": means[1][r]} for r in means[0]]
-        ratios.append(who | {"texture": texture(real, synthetic, brain)})
+    for person, session, tracer, *paths in volume_pairs(config, method, index, condition):
+        scale = sidecar_range(paths[0])  # intensities of a prediction have the scale of the real ones
+        real, synthetic = (to_suvr(read_volume(path, grid), scale) for path in paths)
+        means = real_regional_means(paths[0], real, grid, tracer), regional_means(synthetic, grid, tracer)
+        head = {"method": method, "person": person, "session": session, "tracer": tracer}
+        rows += [head | {"region": name, "real": means[0][name], "synthetic": means[1][name]} for name in means[0]]
+        ratios.append(head | {"texture": texture(real, synthetic, brain)})
     columns = ["method", "person", "session", "tracer"]
     return (
         pd.DataFrame(rows, columns=[*columns, "region", "real", "synthetic"]),
@@ -160,8 +132,8 @@ def regional_suvr(
     )
 
 
-def agreement(regional: pd.DataFrame, drop_reference: bool = True) -> pd.DataFrame:
-    """How well synthetic regional SUVR agree with real ones, over people.
+def regional_agreement(regional: pd.DataFrame, drop_reference: bool = True) -> pd.DataFrame:
+    """Agreement of synthetic with real regional SUVR, over people.
 
     Parameters
     ----------
@@ -173,61 +145,27 @@ def agreement(regional: pd.DataFrame, drop_reference: bool = True) -> pd.DataFra
     Returns
     -------
     DataFrame
-        One row a method, tracer and region: n (people), r (Pearson; NaN where the synthetic values do not vary, as the
-        template's), bias (mean of synthetic − real, SUVR), bias_low, bias_high (t interval, 95 %), error (mean
-        absolute, SUVR), icc (see `icc`).
+        One row per method, tracer and region: n (people), r (Pearson), bias (mean of synthetic − real, SUVR), bias_low,
+        bias_high (t interval, 95 %), error (mean absolute, SUVR), icc (ICC(A,1)).
     """
-    keys = ["method", "tracer", "region", "person"]
-    people = regional.groupby(keys, sort=False)[["real", "synthetic"]].mean().reset_index()
+    keys = ["method", "tracer", "region"]
+    people = regional.groupby([*keys, "person"], sort=False)[["real", "synthetic"]].mean().reset_index()
     rows = []
-    for (method, tracer, region), part in people.groupby(["method", "tracer", "region"], sort=False):
+    for (method, tracer, region), part in people.groupby(keys, sort=False):
         if drop_reference and region == REFERENCE[tracer]:
             continue
-        real, synthetic = part["real"].to_numpy(), part["synthetic"].to_numpy()
-        difference = synthetic - real
+        both = part[["real", "synthetic"]].to_numpy()
+        difference = both[:, 1] - both[:, 0]
+        bias = mean_interval(difference)
         rows.append(
-            {"method": method, "tracer": tracer, "region": region, "n": len(part), "r": correlation(real, synthetic)}
-            | dict(zip(("bias", "bias_low", "bias_high"), _mean_interval(difference), strict=True))
-            | {"error": float(np.abs(difference).mean()), "icc": icc(real, synthetic)}
+            {"method": method, "tracer": tracer, "region": region, "n": len(part), "r": pearson(*both.T).value}
+            | {"bias": bias.value, "bias_low": bias.low, "bias_high": bias.high}
+            | {"error": float(np.abs(difference).mean()), "icc": intraclass(both).value}
         )
     return pd.DataFrame(rows)
 
 
 def texture_summary(textures: pd.DataFrame) -> pd.DataFrame:
-    """Texture by method and tracer: mean and standard deviation over people, and how many."""
+    """Texture by method and tracer: mean and std over people, and their count."""
     people = textures.groupby(["method", "tracer", "person"], sort=False)["texture"].mean().reset_index()
     return people.groupby(["method", "tracer"], sort=False)["texture"].agg(["mean", "std", "count"]).reset_index()
-
-
-def correlation(x: Iterable[float], y: Iterable[float]) -> float:
-    """Pearson's r; NaN where one side does not vary or there are fewer than three pairs."""
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if len(x) < 3 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def icc(real: Iterable[float], synthetic: Iterable[float]) -> float:
-    """Intraclass correlation ICC(A,1): two-way, absolute agreement, single measure (McGraw and Wong 1996).
-
-    Unlike r it falls with a bias or with a wrong scale. NaN for fewer than three pairs.
-    """
-    table = np.column_stack([np.asarray(real, dtype=np.float64), np.asarray(synthetic, dtype=np.float64)])
-    n, k = table.shape
-    if n < 3:
-        return float("nan")
-    grand = table.mean()
-    rows = k * np.sum((table.mean(axis=1) - grand) ** 2) / (n - 1)
-    columns = n * np.sum((table.mean(axis=0) - grand) ** 2) / (k - 1)
-    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + grand
-    error = np.sum(rest**2) / ((n - 1) * (k - 1))
-    below = rows + (k - 1) * error + k * (columns - error) / n
-    return float((rows - error) / below) if below > 0 else float("nan")
-
-
-def _mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half

@@ -32,7 +32,7 @@ from scipy.ndimage import gaussian_filter
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map
 from resdm_suite.evaluation.image_quality import read_index, read_volume
-from resdm_suite.evaluation.statistics import REPEATS, bootstrap_mean
+from resdm_suite.evaluation.statistics import REPEATS, interval
 from resdm_suite.evaluation.suvr import sidecar_range, to_suvr
 from resdm_suite.paths import std_path, synthetic_path
 from resdm_suite.profiles import Config
@@ -426,7 +426,7 @@ def judge_samples(
         rows["ranking"].append(pd.DataFrame([{"predictor": predictor} | ranks]))
     for predictor, values in likelihoods.items():
         gain = likelihoods["map"] - values
-        low, high = bootstrap_mean(gain, seed=seed)
+        low, high = interval(gain, seed=seed)
         row = {"predictor": predictor, "nll": values.mean(), "gain": gain.mean(), "gain_low": low, "gain_high": high}
         rows["likelihood"].append(pd.DataFrame([row]))
     rows["people"].append(people)
@@ -442,7 +442,7 @@ def _coverage_rows(
         inside = coverage(test.residual[:, which], sigma[:, which], fit)
         for (level, q), column in zip(fit.quantiles.items(), inside.T, strict=True):
             share = _over_people(column, person).to_numpy()
-            low, high = bootstrap_mean(share, seed=seed)
+            low, high = interval(share, seed=seed)
             rows.append(
                 {"unit": name, "nominal": level, "coverage": share.mean(), "low": low, "high": high}
                 | {"width": float(2 * q * sigma[:, which].mean()), "n": len(share)}

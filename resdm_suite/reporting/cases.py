@@ -13,7 +13,7 @@ from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm_suite.evaluation.statistics import typical_session
-from resdm_suite.evaluation.suvr import agreement, regional_suvr, texture_summary
+from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary
 from resdm_suite.profiles import FEWEST, Config
 from resdm_suite.reporting.slices import GROUP_SLICES
 from resdm_suite.reporting.style import TRACER_TITLES
@@ -176,4 +176,4 @@ def regional_comparison(config: Config, methods: Iterable[str] | None = None) ->
     """Regional SUVR of every method with stored predictions: all values, agreement by region, texture by method."""
     parts = [regional_suvr(config, m) for m in (present_methods(config) if methods is None else methods)]
     regional, textures = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
-    return regional, agreement(regional), texture_summary(textures)
+    return regional, regional_agreement(regional), texture_summary(textures)

@@ -9,8 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resdm_suite.evaluation.effects import CLASSIFICATION, age_part, age_sweep, present_tracers
-from resdm_suite.evaluation.resampling import person_weights
+from resdm_suite.evaluation.conditioning import age_part, age_sweep
+from resdm_suite.evaluation.readings import present_tracers
+from resdm_suite.evaluation.statistics import person_weights
+from resdm_suite.evaluation.status import CLASSIFICATION
 from resdm_suite.profiles import FEWEST
 from resdm_suite.reporting.style import GREY, TRACER_TITLES, WIDTH, Page, styled
 from resdm_suite.reporting.tables import REFERENCE_METHOD, number
@@ -37,9 +39,9 @@ def figure4(summary: pd.DataFrame, effects: pd.DataFrame, *, notice: str = "") -
     Parameters
     ----------
     summary : DataFrame
-        From `resdm_suite.evaluation.effects.sex_summary`.
+        From `resdm_suite.evaluation.conditioning.sex_summary`.
     effects : DataFrame
-        From `resdm_suite.evaluation.effects.sex_effects`.
+        From `resdm_suite.evaluation.conditioning.sex_effects`.
     notice : str
 
     Notes
@@ -65,7 +67,7 @@ def figure4(summary: pd.DataFrame, effects: pd.DataFrame, *, notice: str = "") -
         n = {prompt: int(rows.loc[(prompt, "auc"), "n"]) for prompt in ("real", "right")}
         people = f"n = {n['right']}" if len(set(n.values())) == 1 else f"n = {n['right']}, real PET {n['real']}"
         told = "sex told"
-        if pd.isna(changes.loc["logit_right_wrong", "low"]):  # see `resdm_suite.evaluation.effects.without_chance`
+        if pd.isna(changes.loc["logit_right_wrong", "low"]):  # see `resdm_suite.evaluation.conditioning.without_chance`
             told += " by a classifier at chance"
         bars.set_title(f"{TRACER_TITLES[tracer]}: {told} ({people})", pad=4, loc="left")
         if i == 0:
@@ -154,9 +156,9 @@ def figure5(
     age : DataFrame
         Rows of ``age.csv``.
     summary : DataFrame
-        From `resdm_suite.evaluation.effects.age_summary`.
+        From `resdm_suite.evaluation.conditioning.age_summary`.
     effects : DataFrame
-        From `resdm_suite.evaluation.effects.age_effects`.
+        From `resdm_suite.evaluation.conditioning.age_effects`.
     method : str
         Whose syntheses.
     people : bool

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from resdm_suite.evaluation.effects import present_tracers
+from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.reporting.style import ERROR_MAP, TRACER_TITLES, WIDTH, Page, region_rows, round_up, styled
 from resdm_suite.reporting.tables import span
 

@@ -11,18 +11,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
 
-from resdm_suite.evaluation.effects import (
+from resdm_suite.evaluation.classification import CALIPER
+from resdm_suite.evaluation.readings import present_tracers, read_readings
+from resdm_suite.evaluation.statistics import person_weights
+from resdm_suite.evaluation.status import (
     CLASSIFICATION,
     MEAN_SCORE,
-    present_tracers,
-    read_readings,
     status_blocks,
     status_reliability,
     status_summary,
     trainings,
 )
-from resdm_suite.evaluation.resampling import CALIPER, person_weights, roc
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.style import GREY, WIDTH, Page, method_styles, styled
 from resdm_suite.reporting.tables import CONTROLS, REFERENCE_METHOD, Block, Table, number, read_paper, span
@@ -71,7 +72,7 @@ def table4(config: Config, sources: Iterable[str] | None = None) -> Table:
     Returns
     -------
     Table
-        Frame: `evaluation.effects.status_summary` with `BASES`, in % and percentage points (``brier`` as it is),
+        Frame: `evaluation.status.status_summary` with `BASES`, in % and percentage points (``brier`` as it is),
         with unit, paper and paper_std (target ``label``).
 
     Raises
@@ -257,7 +258,12 @@ def table4_roc(
         left.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, dashes=(3, 2))
         for source, repeats in reversed(parts.items()):  # the first row of the table on top
             colour, line, width = look[source]
-            curves = [roc(p["label"].to_numpy(), p["score"].to_numpy(), person_weights(p["person"])) for p in repeats]
+            curves = [
+                roc_curve(p["label"], p["score"], sample_weight=person_weights(p["person"]), drop_intermediate=False)[
+                    :2
+                ]
+                for p in repeats
+            ]
             false = curves[0][0] if len(curves) == 1 else np.linspace(0, 1, 201)
             true = curves[0][1] if len(curves) == 1 else np.mean([np.interp(false, *curve) for curve in curves], axis=0)
             left.plot(false, true, color=colour, linestyle=line, linewidth=width)

@@ -51,7 +51,7 @@ def fidelity_table(values: pd.DataFrame, config: Config) -> Table:
     -------
     Table
         Frame: one row a method, tracer, set of regions, region and unit with all of
-        `resdm_suite.evaluation.agreement.agreement_row`. Printed: the quantities of `shown_quantities`.
+        `resdm_suite.evaluation.agreement.agreement_table`. Printed: the quantities of `shown_quantities`.
     """
     frame = agreement_table(values, KEYS)
     blocks = []

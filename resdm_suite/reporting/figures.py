@@ -258,7 +258,7 @@ def regional_panel(
     regional : DataFrame
         Rows of `resdm_suite.evaluation.suvr.regional_suvr`, one or more methods.
     agreement : DataFrame
-        From `resdm_suite.evaluation.suvr.agreement`.
+        From `resdm_suite.evaluation.suvr.regional_agreement`.
     textures : DataFrame, optional
         From `resdm_suite.evaluation.suvr.texture_summary`.
     method : str

@@ -22,7 +22,8 @@ from resdm.settings import TRACERS
 from resdm_suite.cohorts.leakage import check_leakage
 from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.evaluation.image_quality import HIGHER_IS_BETTER, METRICS, REGIONS, read_index, read_scores
-from resdm_suite.evaluation.statistics import bootstrap_mean, by_person, compare, holm, paired, trained
+from resdm_suite.evaluation.statistics import by_person, holm, paired, paired_test, trained
+from resdm_suite.evaluation.statistics import interval as bootstrap_interval
 from resdm_suite.profiles import FEWEST, Config
 
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
@@ -598,7 +599,7 @@ def _against_linear(scores: pd.DataFrame, seed: int) -> list[str]:
         return []
     tracers = list(dict.fromkeys(people["tracer"]))
     found = [
-        compare(*paired(people[people["tracer"] == tracer], REFERENCE_METHOD, "linear", "psnr"), seed=seed)
+        paired_test(*paired(people[people["tracer"] == tracer], REFERENCE_METHOD, "linear", "psnr"), seed=seed)
         for tracer in tracers
     ]
     said = [
@@ -681,8 +682,8 @@ COMPARISON = ("difference", "difference_low", "difference_high", "rank_biserial"
 
 
 def comparison(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, float]:
-    """The columns of `COMPARISON`, p not corrected; see `resdm_suite.evaluation.statistics.compare`."""
-    found = compare(a, b, seed=seed)
+    """The columns of `COMPARISON`, p not corrected; see `resdm_suite.evaluation.statistics.paired_test`."""
+    found = paired_test(a, b, seed=seed)
     values = (found.difference, found.low, found.high, found.rank_biserial, found.p)
     return dict(zip(COMPARISON, values, strict=True))
 
@@ -690,7 +691,7 @@ def comparison(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, float]:
 def summary(values: np.ndarray, seed: int) -> dict[str, float]:
     """Mean, std (over people), n, interval, trainings and the deviation between them of values (trainings, people)."""
     people, means = values.mean(axis=0), values.mean(axis=1)
-    low, high = bootstrap_mean(values, seed=seed)
+    low, high = bootstrap_interval(values, seed=seed)
     with np.errstate(invalid="ignore"):  # the spread of infinite PSNR is NaN
         spreads = [float(np.std(one, ddof=1)) if len(one) > 1 else math.nan for one in (people, means)]
     row = {"mean": float(np.mean(people)), "std": spreads[0], "n": len(people), "ci_low": low, "ci_high": high}

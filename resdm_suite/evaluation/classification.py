@@ -1,0 +1,148 @@
+"""Classification and association over sessions with weights, for one resample or many at once.
+
+Every statistic takes weights ``(…, n)`` of n sessions, see `resdm_suite.evaluation.statistics.person_resamples`, and
+gives ``(…)``. Ten thousand resamples are one matrix product, for which scikit-learn has no counterpart; a test compares
+each with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+CALIPER = 5.0
+"""Years: largest difference in age between a positive and a negative that `adjusted_auc` compares."""
+
+
+def auc(label: np.ndarray, score: np.ndarray, weights: np.ndarray, pairs: np.ndarray | None = None) -> np.ndarray:
+    """Area under the ROC curve: how often a positive scores above a negative; ties count half.
+
+    Parameters
+    ----------
+    label : ndarray (n,)
+        0 or 1.
+    score : ndarray (n,) or (k, n)
+        Of several scores their mean area is given, in the time of one.
+    weights : ndarray (…, n)
+    pairs : ndarray (positives, negatives), optional
+        Weight of each comparison; equal by default.
+
+    Returns
+    -------
+    ndarray (…)
+        NaN where no comparison has weight.
+    """
+    positive = np.asarray(label) == 1
+    above = [np.sign(np.subtract.outer(row[positive], row[~positive])) for row in np.atleast_2d(score)]
+    above = np.mean(above, axis=0) / 2 + 0.5  # (positives, negatives): of one score 1, ½ or 0
+    ill, well = weights[..., positive], weights[..., ~positive]
+    if pairs is None:
+        return _ratio(np.sum((ill @ above) * well, axis=-1), ill.sum(axis=-1) * well.sum(axis=-1))
+    return _ratio(np.sum((ill @ (above * pairs)) * well, axis=-1), np.sum((ill @ pairs) * well, axis=-1))
+
+
+def adjusted_auc(
+    label: np.ndarray, score: np.ndarray, weights: np.ndarray, age: np.ndarray, sex: np.ndarray
+) -> np.ndarray:
+    """Area under the covariate-adjusted ROC curve: positives against negatives of the same sex and similar age.
+
+    Parameters
+    ----------
+    label, score, weights
+        See `auc`.
+    age : ndarray (n,)
+        Years.
+    sex : ndarray (n,)
+
+    Returns
+    -------
+    ndarray (…)
+        0.5 for a score that follows from age and sex alone; NaN where no two people can be compared.
+
+    Notes
+    -----
+    A covariate-adjusted ROC curve ranks a positive among the negatives of the same covariates (Janes and Pepe 2009,
+    Biometrika 96:371): here the same sex, and an age within `CALIPER` years. Positives are older on average, so
+    comparisons with an older positive and those with a younger one get the same total weight; age then favours neither
+    class. No form of the dependence is assumed, and any increasing function of the score has the same area.
+    """
+    positive = np.asarray(label) == 1
+    gap = np.subtract.outer(age[positive], age[~positive])
+    near = (np.abs(gap) <= CALIPER) & np.equal.outer(sex[positive], sex[~positive])
+    halves = [auc(label, score, weights, near * np.heaviside(sign * gap, 0.5)) for sign in (1, -1)]
+    return np.mean(halves, axis=0)
+
+
+def accuracy(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Share of weight whose call, 0 or 1, (n,) or (k, n), equals the label; of several calls the mean share."""
+    return _ratio(weights @ np.atleast_2d(label == called).mean(axis=0), weights.sum(axis=-1))
+
+
+def f1(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN) of the positive class, of several calls (k, n) the mean; NaN without any positive."""
+    positive, calls = np.asarray(label) == 1, np.atleast_2d(called).T == 1  # (n,), (n, k)
+    hit = weights @ (positive[:, None] & calls).astype(float)
+    either = (weights @ positive.astype(float))[..., None] + weights @ calls.astype(float)
+    return _ratio(2 * hit, either).mean(axis=-1)
+
+
+def brier(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean squared difference of a probability and the label, of several scores (k, n) the mean; 0 is perfect."""
+    return _ratio(weights @ np.atleast_2d((label - score) ** 2).mean(axis=0), weights.sum(axis=-1))
+
+
+def reliability(predicted: np.ndarray, observed: np.ndarray, weights: np.ndarray, bins: int = 5) -> pd.DataFrame:
+    """Reliability curve: mean predicted and mean observed values, in bins of about equal weight.
+
+    Parameters
+    ----------
+    predicted : ndarray (n,)
+        Probabilities, or predicted squared errors.
+    observed : ndarray (n,)
+        Labels 0 and 1, or squared errors.
+    weights : ndarray (n,)
+    bins : int
+        At most: equal predictions share a bin.
+
+    Returns
+    -------
+    DataFrame
+        One row per bin: predicted, observed (means), n (weight).
+    """
+    place = np.unique(predicted, return_inverse=True)[1]
+    weight = np.bincount(place, weights)
+    middle = np.cumsum(weight) - weight / 2
+    which = np.minimum((middle / weight.sum() * bins).astype(int), bins - 1)[place]
+    n = np.bincount(which, weights)
+    sums = [np.bincount(which, weights * values)[n > 0] for values in (predicted, observed)]
+    n = n[n > 0]
+    return pd.DataFrame({"predicted": sums[0] / n, "observed": sums[1] / n, "n": n})
+
+
+def wilson(share: np.ndarray, n: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson interval of a share of n people; n need not be whole."""
+    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return np.maximum(0.0, middle - half), np.minimum(1.0, middle + half)
+
+
+def weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted correlation (…) of x and y (n,); NaN where one of them does not vary."""
+    x, y = x - np.mean(x), y - np.mean(y)  # keeps the digits of the moments below
+    total = weights.sum(axis=-1)
+    mx, my = weights @ x / total, weights @ y / total
+    xx, yy = weights @ x**2 / total - mx**2, weights @ y**2 / total - my**2
+    varies = (xx > 1e-12) & (yy > 1e-12)
+    below = np.where(varies, np.sqrt(np.maximum(xx * yy, 0.0)), 0.0)
+    return _ratio(weights @ (x * y) / total - mx * my, below)
+
+
+def weighted_slope(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted least-squares slope through the origin, of changes y on changes x; NaN where x does not change."""
+    return _ratio(weights @ (x * y), weights @ x**2)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) > 0)
