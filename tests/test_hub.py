@@ -130,7 +130,7 @@ def test_what_comes_down_must_be_a_model(folder, remote, tmp_path):
         pull("lab/resdm", tmp_path / "two")
     assert not (tmp_path / "two").exists()
     assert not list(tmp_path.glob(".pull-*"))
-    with pytest.raises(CheckpointError, match="one: is there already"):
+    with pytest.raises(CheckpointError, match="one: exists already"):
         pull("lab/resdm", tmp_path / "one")
 
 

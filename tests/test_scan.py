@@ -320,9 +320,11 @@ def test_a_row_that_fails_does_not_lose_the_others(tmp_path, t1w, registered, un
 
 @pytest.mark.parametrize(("text", "message"), [
     ("who,t1w\nsub-1,x\n", "no column person; found who, t1w, expected person, t1w"),
-    ("person,t1w\n", "no row; expected one a scan"),
-    ("person,t1w\n../x,y\n", r"line 2: person '\.\./x'"),
-    ("person,session,t1w\nsub-1,ses-1,x\nsub-1,ses-1,y\n", "line 3: sub-1 ses-1 stands on line 2 already"),
+    ("", "cannot be read as CSV"),
+    ("person,t1w\nsub-1,x,y,z\nsub-2,x\n", "cannot be read as CSV"),
+    ("person,t1w\n", "no row; expected one per scan"),
+    ("person,t1w\n\n../x,y\n", r"line 3: person '\.\./x'"),
+    ("person,session,t1w\nsub-1,ses-1,x\nsub-1,ses-1,y\n", "line 3: sub-1 ses-1 is also on line 2"),
 ])  # fmt: skip
 def test_a_table_that_is_none(tmp_path, text, message):
     path = tmp_path / "table.csv"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from resdm.checkpoint import CheckpointError, load_card, load_model
 from resdm.io import write_text
@@ -19,29 +18,18 @@ from resdm_suite.profiles import FidelityConfig
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
 FILES = (*REQUIRED, "history.csv", "timing.json", "provenance.json")
-"""What a shared model folder may hold. No pickle is among them: ``state.pt`` could run code when it is read."""
+"""Files of a shared model folder. A pickle such as ``state.pt`` is not allowed: reading it could run code."""
 
 
 class HubError(RuntimeError):
-    """The Hub, or what lies there, cannot be used."""
+    """The Hub cannot be used, or refuses."""
 
 
 def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
-    """Upload a model folder.
+    """Upload a trained model folder that has its card; returns the address of the commit.
 
-    Parameters
-    ----------
-    folder : path
-        Trained and with its card. Absolute paths in ``config.yaml``, of the cohort and of atlases, stay at home.
-    repository : str
-        ``user/name``; made where there is none.
-    private : bool
-        Of a repository that is made.
-
-    Returns
-    -------
-    str
-        Address of the commit.
+    ``repository`` is ``user/name`` and is created if needed, as ``private`` says. Absolute paths of the cohort and of
+    atlases in ``config.yaml`` are not uploaded.
 
     Raises
     ------
@@ -51,91 +39,83 @@ def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
         The Hub refuses, or cannot be reached.
     """
     card = load_card(folder)
-    there = sorted(str(path.relative_to(card.folder)) for path in card.folder.rglob("*") if not path.is_dir())
-    other, missing = [name for name in there if name not in FILES], [name for name in REQUIRED if name not in there]
+    names = sorted(str(path.relative_to(card.folder)) for path in card.folder.rglob("*") if not path.is_dir())
+    other, missing = [name for name in names if name not in FILES], [name for name in REQUIRED if name not in names]
     if other or missing:
+        problems = [f"beside them {', '.join(other)}"] * bool(other) + [f"no {', no '.join(missing)}"] * bool(missing)
+        remedy = "the training is not finished" if "state.pt" in other else "move the rest away, or train again"
         raise CheckpointError(
-            f"{card.folder}: a model to share holds {', '.join(FILES)}; found "
-            + " and ".join(filter(None, [f"beside them {', '.join(other)}" if other else "",
-                                         f"no {', no '.join(missing)}" if missing else ""]))
-            + ("; the training is not finished" if "state.pt" in other else "; move the rest away, or train again")
-        )  # fmt: skip
+            f"{card.folder}: a model to share holds {', '.join(FILES)}; found {' and '.join(problems)}; {remedy}"
+        )
     weights = getattr(getattr(card.settings, "prior", None), "weights", "none")
     if Path(weights).is_absolute():
         raise CheckpointError(f"{card.folder}/config.yaml: prior.weights is a path of this machine ({weights})")
-    cohort = card.config.cohort
-    fidelity = card.config.fidelity
-    places = [cohort.folder, cohort.tables, fidelity.atlas, fidelity.labels]
-    places += [fidelity.centiloid.cortex, fidelity.centiloid.reference] if fidelity.centiloid else []
-    absolute = any(Path(path or "").is_absolute() for path in places)
-    try:
-        with tempfile.TemporaryDirectory() as staged:
-            for name in there:
-                shutil.copyfile(card.folder / name, Path(staged, name))
-            if absolute:
-                cohort = replace(cohort, folder="data", tables=None)
-                shared = replace(card.config, cohort=cohort, fidelity=FidelityConfig())
-                write_text(Path(staged, "config.yaml"), yaml.safe_dump(to_dict(shared), sort_keys=False))
+    cohort, fidelity = card.config.cohort, card.config.fidelity
+    paths = [cohort.folder, cohort.tables, fidelity.atlas, fidelity.labels]
+    paths += [fidelity.centiloid.cortex, fidelity.centiloid.reference] if fidelity.centiloid else []
+    with tempfile.TemporaryDirectory() as staged:
+        for name in names:
+            shutil.copyfile(card.folder / name, Path(staged, name))
+        if any(Path(path or "").is_absolute() for path in paths):
+            cohort = replace(cohort, folder="data", tables=None)
+            shared = replace(card.config, cohort=cohort, fidelity=FidelityConfig())
+            write_text(Path(staged, "config.yaml"), yaml.safe_dump(to_dict(shared), sort_keys=False))
+        try:
             api = HfApi()
             api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
-            done = api.upload_folder(
+            commit = api.upload_folder(
                 repo_id=repository,
                 repo_type="model",
                 folder_path=staged,
                 allow_patterns=list(FILES),
                 commit_message=f"{card.name}, {card.digest[:16]}",
             )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-        raise HubError(f"{repository}: not uploaded ({_line(error)})") from error
-    return str(getattr(done, "commit_url", done))
+        except Exception as error:
+            raise _hub_error(repository, "uploaded", error) from error
+    return str(getattr(commit, "commit_url", commit))
 
 
 def pull(repository: str, folder: str | Path, *, revision: str | None = None) -> Path:
-    """Download a model folder, and keep it only if its weights load.
+    """Download a model folder ``user/name``, and keep it only if its weights load.
 
-    Parameters
-    ----------
-    repository : str
-        ``user/name``.
-    folder : path
-        Must not be there yet, or be empty.
-    revision : str, optional
-        Branch, tag or commit.
+    ``folder`` must not exist, or be empty. ``revision`` is a branch, tag or commit.
 
     Raises
     ------
     CheckpointError
-        ``folder`` is taken, or what was found is no model of this package; nothing is left behind.
+        ``folder`` exists, or the download is no model of this package; nothing is left behind.
     HubError
         No such repository, or the Hub cannot be reached.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: is there already; name a folder that is not")
+        raise CheckpointError(f"{folder}: exists already; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pull-") as temporary:
+        target, model = Path(temporary, "hub"), Path(temporary, "model")
         try:
-            found = Path(
-                snapshot_download(
-                    repository, revision=revision, local_dir=Path(temporary, "hub"), allow_patterns=list(FILES)
-                )
+            source = Path(
+                snapshot_download(repository, revision=revision, local_dir=target, allow_patterns=list(FILES))
             )
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-            raise HubError(f"{repository}: not downloaded ({_line(error)})") from error
-        kept = Path(temporary, "model")
-        kept.mkdir()
+        except Exception as error:
+            raise _hub_error(repository, "downloaded", error) from error
+        model.mkdir()
         for name in FILES:
-            if (found / name).is_file():
-                shutil.copyfile(found / name, kept / name)
+            if (source / name).is_file():
+                shutil.copyfile(source / name, model / name)
         try:
-            load_model(kept)
+            load_model(model)
         except CheckpointError as error:
             raise CheckpointError(f"{repository}: no model of resdm: {error}") from error
         if folder.is_dir():
             folder.rmdir()
-        os.replace(kept, folder)
+        os.replace(model, folder)
     return folder
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _hub_error(repository: str, action: str, error: Exception) -> HubError:
+    """One line for any error of the client, whose network errors have no common class across its versions."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if type(error).__name__ in ("ConnectError", "ConnectTimeout", "LocalEntryNotFoundError"):
+        reason = f"the Hub cannot be reached: {reason}"
+    return HubError(f"{repository}: not {action} ({reason})")

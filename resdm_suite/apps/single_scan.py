@@ -1,23 +1,21 @@
-"""One MRI in, both PETs out: in MNI space and in the MRI's own, with their regional SUVR and a picture.
+"""One MRI to both PETs: in MNI space and on the MRI's own voxels, with regional SUVR and a picture.
 
-A T1 is brought onto the model's grid (`preprocessing.volumes`), several samples are drawn, and their mean goes back to
-the T1's voxels by the inverse of the same affine, interpolated once. Nothing written here holds a date or a duration:
-the same scan, model, prompt and seed give the same bytes.
+A T1 is registered to the model's grid (`preprocessing.volumes`) and several samples are drawn. Their mean returns to
+the T1's voxels by the inverse of the same affine, in one interpolation. No file holds a date or a duration: the same
+scan, model, prompt and seed give the same bytes.
 
-The spread over samples is neither written nor drawn, and no amyloid or tau status is derived from the PETs. The spread
-was never shown to be an error: uncalibrated, its nominal 90 % interval holds far fewer real voxels, and calibrated it
-told no more of the error than a map of the average error (notebook 14). A status would need a threshold, calibrated on
-the model's cohort, that tells people apart better than their age and sex do (Table 4).
+Neither the spread over samples nor an amyloid or tau status is written. The spread is not an error: uncalibrated, its
+nominal 90 % interval holds far fewer real voxels, and calibrated it is no better than a map of the average error
+(notebook 14). A status would need a threshold, calibrated on the model's cohort, that separates people better than age
+and sex do (Table 4).
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import resource
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +41,7 @@ from resdm_suite.reporting.slices import scan_montage
 from resdm_suite.reporting.style import save_figure
 
 SAMPLES = 4
-"""Syntheses of one MRI by default: their mean is the PET."""
+"""Default number of samples of one MRI; the PET is their mean."""
 
 _GEOMETRY = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
@@ -78,16 +76,16 @@ def synthesise_scan(
     t1w : path
         NIfTI, brain only or whole head.
     model : path
-        A model folder; the MRI is preprocessed with the settings that the model was trained with.
+        A model folder; the MRI is preprocessed with the settings of the model's training.
     out : path
     age, sex
-        What the prompt says; left out where ``None``.
+        Prior information in the prompt; left out where ``None``.
     samples : int
-        Syntheses; the PETs are their mean. The first is that of ``samples=1``.
+        Number of samples; the PETs are their mean. The first is that of ``samples=1``.
     seed, steps : int, optional
         The model's own by default.
     allow_phantom_model : bool
-        See `resdm_suite.apps.prediction.synthesise_mri`.
+        See `resdm_suite.apps.prediction.check_phantom`.
     progress : bool
         Show a bar.
 
@@ -95,164 +93,123 @@ def synthesise_scan(
     -------
     dict of str to Path
         ``amyloid``, ``tau`` (intensities) and ``mri`` in MNI152 space; ``amyloid_native``, ``tau_native`` (SUVR) with
-        shape, affine and orientation codes of ``t1w``; a sidecar beside each PET. ``suvr``: CSV, a row a tracer and
+        shape, affine and orientation codes of ``t1w``; each PET with a sidecar. ``suvr``: CSV, one row per tracer and
         region; ``picture``: PNG; ``record``: JSON, written last.
 
     Raises
     ------
     SynthesisError, CheckpointError
-        A phantom-trained model without leave; a model folder that cannot be used.
+        A phantom-trained model without permission; a model folder that cannot be used.
     VolumeError, FileNotFoundError
-        An MRI that cannot be used, or is none.
+        An MRI that cannot be used or does not exist.
     ValueError
         An impossible age or sex, or less than one sample.
     """
-    _check(age, sex, samples)
-    card = load_card(model)
-    check_phantom(card, allow_phantom_model)
+    check_person(age, sex, "prompt")
+    _, sampler = _prepare(model, samples, seed, steps, allow_phantom_model)
     if not Path(t1w).is_file():
         raise FileNotFoundError(f"{t1w}: no such MRI")
-    request = _settings(card, seed, steps, samples)
-    return _synthesise(Path(t1w), Model.load(model), Path(out), bids_prefix(t1w), age, sex, request, progress)
+    prompt = {"age": age, "sex": sex}
+    return _synthesise(Path(t1w), Model.load(model), Path(out), bids_prefix(t1w), prompt, sampler, progress)
 
 
-def _check(age: float | None, sex: str | None, samples: int, where: str = "prompt") -> None:
-    check_person(age, sex, where)
+def _prepare(
+    model: str | Path, samples: int, seed: int | None, steps: int | None, allow_phantom_model: bool
+) -> tuple[ModelCard, dict[str, Any]]:
+    """The model's card and the sampler's settings, with the model's own as defaults."""
     if samples < 1:
         raise ValueError(f"samples: {samples}; expected at least 1")
-
-
-def _settings(card: ModelCard, seed: int | None, steps: int | None, samples: int) -> dict[str, Any]:
-    """What is asked of the sampler, with the model's own values where nothing is asked."""
-    return {
-        "seed": card.config.seed if seed is None else seed,
-        "steps": sampling_steps(card, steps),
-        "samples": samples,
-    }
+    card = load_card(model)
+    check_phantom(card, allow_phantom_model)
+    seed = card.config.seed if seed is None else seed
+    return card, {"seed": seed, "steps": sampling_steps(card, steps), "samples": samples}
 
 
 def _synthesise(
-    t1w: Path,
-    model: Model,
-    out: Path,
-    prefix: str,
-    age: float | None,
-    sex: str | None,
-    request: dict[str, Any],
-    progress: bool,
+    t1w: Path, model: Model, out: Path, prefix: str, prompt: dict[str, Any], sampler: dict[str, Any], progress: bool
 ) -> dict[str, Path]:
-    """`synthesise_scan` with a loaded model; whatever the model is, leave was given."""
-    card, samples = model.card, request["samples"]
-    record_path = out / f"{prefix}_desc-synth_record.json"
-    record_path.unlink(missing_ok=True)
-    set_up(card.config.training)
-    with tqdm(total=samples + 2, desc=f"{prefix} registration", unit="step", disable=not progress) as bar:
-        mri, info = preprocess_mri(t1w, card.config)
+    """`synthesise_scan` with a loaded model and checked arguments."""
+    card, config, samples = model.card, model.card.config, sampler["samples"]
+    record = out / f"{prefix}_desc-synth_record.json"
+    record.unlink(missing_ok=True)
+    set_up(config.training)
+    with tqdm(total=samples + 2, desc=prefix, unit="step", disable=not progress) as bar:
+        mri, info = preprocess_mri(t1w, config)
         bar.update()
-        bar.set_description(f"{prefix} samples")
-        source: dict[str, Any] = {"file": t1w.name, "sha256": sha256(t1w), **info, "versions": versions()}
+        source = {"file": t1w.name, "sha256": sha256(t1w), **info, "versions": versions()}
         files = synthesise_mri(
-            model, mri, out, age=age, sex=sex, prefix=prefix, source=source, allow_phantom_model=True,
-            each=lambda *_: bar.update(), **request,
+            model, mri, out, **prompt, **sampler, prefix=prefix, source=source, allow_phantom_model=True,
+            each=lambda *_: bar.update(),
         )  # fmt: skip
-        bar.set_description(f"{prefix} files")
-        files |= _write_native(files, t1w, np.array(info["transform"]), model, prefix)
         volumes = {tracer: read_volume(files[tracer], model.grid) for tracer in TRACERS}
-        if _keeps_suvr(card):
-            table = suvr_table(volumes, card, samples)
+        for tracer, volume in volumes.items():
+            files[f"{tracer}_native"] = _write_native(files[tracer], volume, tracer, t1w, info["transform"], model)
+        if config.preprocess.intensity == "fixed":
+            table = _suvr_table(volumes, model, samples)
             files["suvr"] = write_csv(out / f"{prefix}_desc-synth_suvr.csv", table, "%.6g")
-        said = ", ".join([f"{age:g} years" if age is not None else "no age", sex or "no sex"])
         picture = scan_montage(
             mri,
             volumes,
             model.grid,
-            card.config.preprocess.suvr_range,
+            config.preprocess.suvr_range,
             notice=card.notice,
             title=f"{prefix}: synthetic PET by {card.name}",
-            detail=f"Prompt: {said}; mean of {samples} sample{'s' * (samples > 1)}, in MNI space.",
+            detail=f"Prompt: {prompt_text(**prompt)}; mean of {samples} sample{'s' * (samples > 1)}, in MNI space.",
         )
-        record = provenance(card.config, [t1w, files["mri"]])
-        made = save_figure(picture, out / f"{prefix}_desc-synth_qc", record | {"notice": card.notice})
-        files["picture"] = next(path for path in made if path.suffix == ".png")
+        origin = provenance(config, [t1w, files["mri"]]) | {"notice": card.notice}
+        images = save_figure(picture, out / f"{prefix}_desc-synth_qc", origin)
+        files["picture"] = next(path for path in images if path.suffix == ".png")
         bar.update()
     names = {what: path.name for what, path in files.items()}
-    write_json(record_path, _request(t1w, card, age, sex, request) | {"files": names})
-    return files | {"record": record_path}
+    write_json(record, _inputs(t1w, card, prompt, sampler) | {"files": names})
+    return files | {"record": record}
 
 
-def _keeps_suvr(card: ModelCard) -> bool:
-    return card.config.preprocess.intensity == "fixed"
+def prompt_text(age: float | None, sex: str | None) -> str:
+    """Age and sex in words, such as "74 years, F"."""
+    return f"{'no age' if age is None else f'{age:g} years'}, {sex or 'no sex'}"
 
 
-def suvr_table(pets: Mapping[str, np.ndarray], card: ModelCard, samples: int) -> pd.DataFrame:
-    """Regional SUVR of both PETs.
-
-    Parameters
-    ----------
-    pets : mapping of tracer to ndarray (X, Y, Z)
-        Mean over samples on the model's grid, intensities in [0, 1].
-    card : ModelCard
-    samples : int
-
-    Returns
-    -------
-    DataFrame
-        tracer, label, region, mean (SUVR), samples, notice.
-    """
-    grid, ranges = Grid.of(card.config.preprocess.grid), card.config.preprocess.suvr_range
+def _suvr_table(pets: dict[str, np.ndarray], model: Model, samples: int) -> pd.DataFrame:
+    """Regional SUVR of mean PETs (X, Y, Z) in [0, 1]: tracer, label, region, mean, samples, notice."""
+    ranges = model.card.config.preprocess.suvr_range
     rows = [
         {"tracer": tracer, "label": LABELS[tracer], "region": region, "mean": mean, "samples": samples}
-        for tracer in TRACERS
-        for region, mean in regional_means(to_suvr(pets[tracer], ranges[tracer]), grid, tracer).items()
+        for tracer, pet in pets.items()
+        for region, mean in regional_means(to_suvr(pet, ranges[tracer]), model.grid, tracer).items()
     ]
-    return pd.DataFrame(rows).assign(notice=card.notice)
+    return pd.DataFrame(rows).assign(notice=model.card.notice)
 
 
 # ── back to the MRI's own space ───────────────────────────────────────────────────────────────────
 
 
 def _write_native(
-    files: dict[str, Path], t1w: Path, mni_to_t1: np.ndarray, model: Model, prefix: str
-) -> dict[str, Path]:
-    """The PETs on the voxels of the T1, in SUVR where the model keeps it."""
-    written = {}
-    for tracer in TRACERS:
-        volume = read_volume(files[tracer], model.grid)
-        if _keeps_suvr(model.card):
-            volume = to_suvr(volume, model.card.config.preprocess.suvr_range[tracer])
-            if model.card.config.preprocess.mask:
-                volume = np.where(mni_map("brain", model.grid), volume, 0)
-        image = to_native(volume, model.grid, mni_to_t1, t1w)
-        image.header["descrip"] = model.card.notice.encode("ascii", "replace")[:79]
-        path = files[tracer].with_name(files[tracer].name.replace("_space-MNI152_", "_space-T1w_"))
-        with atomic(path) as temporary:
-            nib.save(image, temporary)
-        sidecar = json.loads(sidecar_path(files[tracer]).read_text(encoding="utf-8"))
-        units = "SUVR" if _keeps_suvr(model.card) else "intensity in [0, 1]: the model's cohort was not scaled by SUVR"
-        sidecar |= {"units": units, "space": "T1w", "interpolation": "linear, once, from the model's grid"}
-        write_json(sidecar_path(path), sidecar)
-        written[f"{tracer}_native"] = path
-    return written
+    mni: Path, volume: np.ndarray, tracer: str, t1w: Path, mni_to_t1: list[list[float]], model: Model
+) -> Path:
+    """A PET on the voxels of the T1, in SUVR where the model's intensities allow it."""
+    preprocess, units = model.card.config.preprocess, "intensity in [0, 1]: the model's cohort was not scaled by SUVR"
+    if preprocess.intensity == "fixed":
+        volume, units = to_suvr(volume, preprocess.suvr_range[tracer]), "SUVR"
+        if preprocess.mask:
+            volume = np.where(mni_map("brain", model.grid), volume, 0)
+    image = to_native(volume, model.grid, np.array(mni_to_t1), t1w)
+    image.header["descrip"] = model.card.notice.encode("ascii", "replace")[:79]
+    path = mni.with_name(mni.name.replace("_space-MNI152_", "_space-T1w_"))
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
+    sidecar = json.loads(sidecar_path(mni).read_text(encoding="utf-8"))
+    sidecar |= {"units": units, "space": "T1w", "interpolation": "linear, once, from the model's grid"}
+    write_json(sidecar_path(path), sidecar)
+    return path
 
 
 def to_native(volume: np.ndarray, grid: Grid, mni_to_t1: np.ndarray, t1w: str | Path) -> nib.Nifti1Image:
-    """A volume in MNI space on the voxels of a T1.
+    """A volume (X, Y, Z) on an MNI grid, resampled to the voxels of a T1.
 
-    Parameters
-    ----------
-    volume : ndarray (X, Y, Z)
-        On ``grid``.
-    grid : Grid
-    mni_to_t1 : ndarray (4, 4)
-        MNI mm → T1 mm, see `resdm_suite.preprocessing.registration`.
-    t1w : path
-        The T1.
-
-    Returns
-    -------
-    Nifti1Image
-        float32, zero outside the grid; shape, affine, sform and qform with their codes are those of ``t1w``. Its other
-        header fields and extensions, which may tell who the person is, are left behind.
+    ``mni_to_t1`` (4, 4) maps MNI mm to T1 mm. The result is float32 and 0 outside the grid. It has the shape, affine
+    and sform and qform codes of ``t1w``; other header fields and extensions, which may identify the person, are not
+    copied.
     """
     image = nib.load(t1w)
     shape = image.shape[:3]
@@ -281,125 +238,112 @@ def synthesise_scans(
     allow_phantom_model: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """`synthesise_scan` of every row of a table; a row that fails does not keep the others from being done.
+    """`synthesise_scan` of every row of a table; a row that fails does not stop the others.
 
     Parameters
     ----------
     table : path
-        CSV with columns ``person`` (``sub-…``) and ``t1w`` (relative paths start at the table), and where known
-        ``session`` (``ses-…``), ``age`` and ``sex``. Other columns are not read, so a manifest of the suite will do.
+        CSV with columns ``person`` (``sub-…``) and ``t1w`` (relative to the table), and where known ``session``
+        (``ses-…``), ``age`` and ``sex``. Other columns are ignored, so a manifest of the suite can be given.
+    out : path
+        Files are written to ``<person>/<session>/pet/`` below it. Existing results of the same scan, model, prompt,
+        seed and samples are kept.
     model, samples, seed, steps, allow_phantom_model, progress
         As of `synthesise_scan`.
-    out : path
-        ``<person>/<session>/pet/`` below it take the files. What is there already, from the same scan, model, prompt,
-        seed and samples, is kept.
 
     Returns
     -------
     DataFrame
-        person, session, t1w, status (``done``, ``kept``, ``failed``), message (why it failed), record (path).
+        person, session, t1w, status (``done``, ``kept``, ``failed``), message (reason of a failure), record (path).
 
     Raises
     ------
     ScanError
-        A table that cannot be read as one; a row's own fault only fails the row.
+        A file that is no table of scans; a fault of one row only fails that row.
     """
-    _check(None, None, samples)
-    card = load_card(model)
-    check_phantom(card, allow_phantom_model)
+    card, sampler = _prepare(model, samples, seed, steps, allow_phantom_model)
     table, out = Path(table), Path(out)
-    rows = _read_table(table)
-    request = _settings(card, seed, steps, samples)
     loaded, results = None, []
-    for line, row in tqdm(rows, desc="scans", unit="scan", disable=not progress):
-        person, session, t1w = row["person"], row.get("session", ""), Path(table.parent, row["t1w"])
-        prefix = "_".join(filter(None, [person, session]))
-        folder = Path(out, *filter(None, [person, session]), "pet")
-        result = {"person": person, "session": session, "t1w": str(t1w), "status": "failed", "message": ""}
-        result["record"] = str(folder / f"{prefix}_desc-synth_record.json")
-        results.append(result)
+    for line, row in tqdm(_read_table(table).items(), desc="scans", unit="scan", disable=not progress):
+        person, session, t1w = row["person"], row["session"], Path(table.parent, row["t1w"])
+        parts = [part for part in (person, session) if part]
+        prefix, folder = "_".join(parts), Path(out, *parts, "pet")
+        record, status, message = folder / f"{prefix}_desc-synth_record.json", "failed", ""
         try:
-            age, sex = _prompt(row, f"{table}, line {line}")
+            prompt = _prompt(row, f"{table}, line {line}")
             if not t1w.is_file():
                 raise FileNotFoundError(f"{table}, line {line}: {t1w}: no such MRI")
-            if _is_done(Path(result["record"]), _request(t1w, card, age, sex, request)):
-                result["status"] = "kept"
-                continue
-            loaded = loaded or Model.load(model)
-            _synthesise(t1w, loaded, folder, prefix, age, sex, request, progress)
-            result["status"] = "done"
-        except Exception as error:  # whatever it was, it is this row's
-            result["message"] = f"{type(error).__name__}: {error}"
-    write_json(
-        out / "dataset_description.json",
-        {
-            "Name": f"Synthetic PET ({card.notice})",
-            "BIDSVersion": "1.9.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "resdm synthesise"}],
-        },
-    )
-    return pd.DataFrame(results)
+            status = "kept"
+            if not _is_done(record, _inputs(t1w, card, prompt, sampler)):
+                loaded = loaded or Model.load(model)
+                _synthesise(t1w, loaded, folder, prefix, prompt, sampler, progress)
+                status = "done"
+        except Exception as error:  # any error belongs to this row
+            status, message = "failed", f"{type(error).__name__}: {error}"
+        results.append([person, session, str(t1w), status, message, str(record)])
+    description = {"Name": f"Synthetic PET ({card.notice})", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
+    write_json(out / "dataset_description.json", description | {"GeneratedBy": [{"Name": "resdm synthesise"}]})
+    return pd.DataFrame(results, columns=["person", "session", "t1w", "status", "message", "record"])
 
 
-def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows with their line numbers, cells stripped."""
+def _read_table(path: Path) -> dict[int, dict[str, str]]:
+    """Line number → row, cells stripped; columns that are missing are empty."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table of scans")
+    options = {"header": None, "dtype": str, "na_filter": False, "skip_blank_lines": False}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+        cells = pd.read_csv(path, encoding="utf-8-sig", **options).map(str.strip)
+    except ValueError as error:  # not UTF-8, empty, or a row longer than the header
         raise ScanError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8 text") from None
-    missing = [name for name in ("person", "t1w") if name not in header]
+    frame = cells[1:].set_axis(cells.index[1:] + 1).set_axis(cells.loc[0], axis=1)
+    missing = [name for name in ("person", "t1w") if name not in frame]
     if missing:
         raise ScanError(
-            f"{path}: no column {' and no column '.join(missing)}; found {', '.join(header) or 'nothing'}, expected "
-            "person, t1w and, where known, session, age, sex"
+            f"{path}: no column {' and no column '.join(missing)}; found {', '.join(frame)}, expected person, t1w and, "
+            "where known, session, age, sex"
         )
-    seen: dict[tuple[str, str], int] = {}
-    for line, row in rows:
-        who = row["person"], row.get("session", "")
-        if not re.fullmatch("sub-[a-zA-Z0-9]+", who[0]) or not re.fullmatch("(ses-[a-zA-Z0-9]+)?", who[1]):
+    frame = frame.reindex(columns=["person", "session", "t1w", "age", "sex"], fill_value="")
+    frame = frame[frame.ne("").any(axis=1)]
+    for line, (person, session) in frame[["person", "session"]].iterrows():
+        if not re.fullmatch("sub-[a-zA-Z0-9]+", person) or not re.fullmatch("(ses-[a-zA-Z0-9]+)?", session):
             raise ScanError(
-                f"{path}, line {line}: person {who[0]!r}, session {who[1]!r}; expected sub-<letters and digits>, and "
+                f"{path}, line {line}: person {person!r}, session {session!r}; expected sub-<letters and digits>, and "
                 "ses-<letters and digits> or nothing"
             )
-        if who in seen:
-            raise ScanError(f"{path}, line {line}: {' '.join(who).strip()} stands on line {seen[who]} already")
-        seen[who] = line
-    if not rows:
-        raise ScanError(f"{path}: no row; expected one a scan")
-    return rows
+    repeated = frame[frame.duplicated(["person", "session"])]
+    if len(repeated):
+        line, person, session = repeated.index[0], *repeated.iloc[0][["person", "session"]]
+        first = frame.index[(frame["person"] == person) & (frame["session"] == session)][0]
+        raise ScanError(f"{path}, line {line}: {f'{person} {session}'.strip()} is also on line {first}")
+    if frame.empty:
+        raise ScanError(f"{path}: no row; expected one per scan")
+    return frame.to_dict("index")
 
 
-def _prompt(row: dict[str, str], where: str) -> tuple[float | None, str | None]:
-    text, sex = row.get("age", ""), row.get("sex", "") or None
+def _prompt(row: dict[str, str], where: str) -> dict[str, Any]:
     try:
-        age = float(text) if text else None
+        age, sex = float(row["age"]) if row["age"] else None, row["sex"] or None
     except ValueError:
-        raise ScanError(f"{where}: age {text!r} is no number of years; leave the cell empty where unknown") from None
+        raise ScanError(
+            f"{where}: age {row['age']!r} is no number of years; leave the cell empty where unknown"
+        ) from None
     check_person(age, sex, where)
-    return age, sex
+    return {"age": age, "sex": sex}
 
 
-def _request(t1w: Path, card: ModelCard, age: float | None, sex: str | None, request: dict[str, Any]) -> dict[str, Any]:
-    """All that the outputs of a scan depend on."""
-    prompt = {"age": age, "sex": sex}
+def _inputs(t1w: Path, card: ModelCard, prompt: dict[str, Any], sampler: dict[str, Any]) -> dict[str, Any]:
+    """All inputs on which the files of a scan depend."""
     scan = {"file": t1w.name, "sha256": sha256(t1w)}
-    return {"notice": card.notice, "model": card.digest, "scan": scan, "prompt": prompt, **request}
+    return {"notice": card.notice, "model": card.digest, "scan": scan, "prompt": prompt, **sampler}
 
 
-def _is_done(record: Path, request: dict[str, Any]) -> bool:
+def _is_done(record: Path, inputs: dict[str, Any]) -> bool:
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-        files = known.pop("files")
+        stored = json.loads(record.read_text(encoding="utf-8"))
+        files = stored.pop("files")
     except (OSError, ValueError, KeyError):
         return False
-    return known == request and all((record.parent / name).is_file() for name in files.values())
+    return stored == inputs and all((record.parent / name).is_file() for name in files.values())
 
 
 def peak_memory_bytes() -> int:
