@@ -128,14 +128,5 @@ def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: boo
             sums = {k: v / len(seen) if np.issubdtype(v.dtype, np.floating) else v for k, v in sums.items()}
             del sums["prompts"]
             sums["people"] = np.array(len(seen))
-        sums = {name: _on_grid(array, model.grid.shape) if array.ndim >= 3 else array for name, array in sums.items()}
         with atomic(out / "trace.npz") as temporary:
             np.savez_compressed(temporary, **sums)
-
-
-def _on_grid(volumes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Resample volumes (…, x, y, z) of coarser voxels to a grid of this shape, by nearest neighbour."""
-    for axis, n in zip((-3, -2, -1), shape, strict=True):
-        m = volumes.shape[axis]
-        volumes = volumes if m == n else volumes.take(np.arange(n) * m // n, axis)
-    return volumes
