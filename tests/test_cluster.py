@@ -27,7 +27,7 @@ def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 @pytest.fixture
 def clone(tmp_path):
     """What the DAG needs of a clone."""
-    for name in ("configs", "notebooks", "data_manifests", "resdm"):
+    for name in ("configs", "notebooks", "data_manifests", "resdm", "resdm_suite"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", tmp_path)
     return tmp_path

@@ -152,7 +152,7 @@ def test_says_what_is_missing_and_what_failed(config):
 def test_timings_are_those_of_the_records(config):
     records = config.root / ".snakemake" / "metadata"
     records.mkdir(parents=True)
-    job = {"shellcmd": "resdm phantom tiny --jobs 2", "starttime": 10.0, "endtime": 75.0}
+    job = {"shellcmd": "resdm phantom tiny --jobs 2 2>&1 | tee log.txt", "starttime": 10.0, "endtime": 75.0}
     others = {"shellcmd": "resdm phantom big", "starttime": 0, "endtime": 9}, {"shellcmd": None}, {"shellcmd": "resdm"}
     for i, record in enumerate((job, *others)):
         (records / b64encode(bytes([i])).decode()).write_text(json.dumps(record))

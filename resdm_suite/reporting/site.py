@@ -381,7 +381,8 @@ def _commands(config: Config) -> list[tuple[str, float]]:
             record = json.loads(path.read_text(encoding="utf-8"))
             words = record["shellcmd"].split()
             if words[0] == "resdm" and words[1] != "report" and config.profile in words:
-                found[record["shellcmd"]] = float(record["starttime"]), float(record["endtime"])
+                command = record["shellcmd"].partition(" 2>&1")[0]  # without the redirection to the log
+                found[command] = float(record["starttime"]), float(record["endtime"])
     return [(words, end - start) for words, (start, end) in sorted(found.items(), key=lambda item: item[1])]
 
 
