@@ -21,7 +21,7 @@ from resdm_suite.apps import cli
 from resdm_suite.apps.ceiling import synthesise_ceiling
 from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.phantom import people, write_phantoms
-from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people, template_scores
+from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people
 from resdm_suite.evaluation.planted import read_causes
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.preprocessing import ceiling
@@ -109,9 +109,9 @@ def test_it_is_scored_like_a_method_and_far_above_the_mean_pet(config, out):
     index = read_index(config)
     assert out == config.predictions("ceiling")
     scores = pd.read_csv(out / "scores.csv", dtype={"person": str, "session": str})
-    pd.testing.assert_frame_equal(scores, score_people(out, index, config), rtol=1e-6)
+    pd.testing.assert_frame_equal(scores, score_people(config, "ceiling"), rtol=1e-6)
     keys = ["tracer", "region", "person", "session"]
-    template = template_scores(config, index).set_index(keys)
+    template = score_people(config, "template").set_index(keys)
     gain = (scores.set_index(keys)["psnr"] - template["psnr"]).sort_index()
     for tracer in TRACERS:
         assert gain.xs((tracer, "brain")).mean() > 3

@@ -18,7 +18,7 @@ from resdm_suite.cohorts.matching import Found
 from resdm_suite.cohorts.readers import bids
 from resdm_suite.evaluation.conditioning import prompt_scores
 from resdm_suite.evaluation.downstream import evaluate_status, fit_evaluators
-from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method, template_scores
+from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method, score_people
 from resdm_suite.evaluation.readings import read_readings, readings_path
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.preprocessing import volumes
@@ -56,7 +56,7 @@ STAGES = {
     "training": lambda config: train_method(config, "ResDM", progress=False),
     "reading the index": read_index,
     "scoring": lambda config: score_method(config, "ResDM"),
-    "mean template": template_scores,
+    "mean template": lambda config: score_people(config, "template"),
     "regional SUVR": lambda config: regional_suvr(config, "ResDM"),
     "fitting evaluators": lambda config: fit_evaluators(config, progress=False),
     "reading status": lambda config: evaluate_status(config),

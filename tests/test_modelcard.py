@@ -12,10 +12,10 @@ from stored_cohort import make_cohort
 from tiny_methods import PlainConfig, build
 
 from resdm.checkpoint import load_card, save_model
-from resdm.io import sha256
+from resdm.io import sha256, write_csv
 from resdm_suite.apps.model_card import render, show, write_card
 from resdm_suite.cohorts.leakage import LeakageError
-from resdm_suite.evaluation.image_quality import read_index, score_people, write_scores
+from resdm_suite.evaluation.image_quality import read_index, score_people
 
 
 @pytest.fixture
@@ -59,9 +59,8 @@ def test_scores_come_in_when_they_are_made_and_the_weights_stay(config):
     path, weights = write_card(config, "Plain"), config.model("Plain") / "model.safetensors"
     before = sha256(weights)
     assert "not scored yet" in path.read_text()
-    test = read_index(config, "test")
-    scores = score_people(config.predictions("Plain"), test, config)
-    write_scores(config, "Plain", scores)
+    scores = score_people(config, "Plain")
+    write_csv(config.predictions("Plain") / "scores.csv", scores)
     text = write_card(config, "Plain").read_text()
     one = scores.query("tracer == 'tau' and region == 'brain'").groupby("person")["psnr"].mean()
     assert f"| {one.mean():.2f} ± {one.std():.2f} |" in text
@@ -69,7 +68,7 @@ def test_scores_come_in_when_they_are_made_and_the_weights_stay(config):
     assert sha256(weights) == before == load_card(config.model("Plain")).digest
     assert before in text
     trained = scores.assign(person="sub-0006", psnr=99.0)  # somebody who was trained on
-    write_scores(config, "Plain", pd.concat([scores, trained]))
+    write_csv(config.predictions("Plain") / "scores.csv", pd.concat([scores, trained]))
     with pytest.raises(LeakageError, match="sub-0006 in train"):
         write_card(config, "Plain")
     assert path.read_text() == text

@@ -18,7 +18,7 @@ from resdm.settings import TrainingConfig
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method, validation_score
 from resdm_suite.cohorts.manifest import LeakageError
-from resdm_suite.evaluation.image_quality import psnr, read_index, score_people, ssim
+from resdm_suite.evaluation.image_quality import psnr, score_people, ssim
 from resdm_suite.paths import synthetic_path
 
 SPLITS = ["train"] * 4 + ["validation"] * 2 + ["test"] * 3
@@ -44,7 +44,7 @@ def test_from_volumes_to_scores(config):
     assert out == config.predictions("Plain")
     scores = pd.read_csv(out / "scores.csv")
     assert len(scores) == (3 * 2 - 1) * 2  # three people, one without tau, two regions
-    recomputed = score_people(out, read_index(config), config)
+    recomputed = score_people(config, "Plain")
     pd.testing.assert_frame_equal(scores, recomputed, rtol=1e-6)
     for i in (6, 7, 8):
         assert synthetic_path(out, f"sub-{i:04d}", "ses-M000", LABELS["tau"]).is_file()  # also where no real one is

@@ -107,7 +107,7 @@ def test_table2_is_tidy_and_recomputable(config):
 
 def test_scores_are_those_of_the_stored_volumes(config):
     folder = config.predictions("ResDM")
-    again = score_people(folder, read_index(config), config)
+    again = score_people(config, "ResDM")
     pd.testing.assert_frame_equal(again, pd.read_csv(folder / "scores.csv", dtype={"person": str, "session": str}))
 
 

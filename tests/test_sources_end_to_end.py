@@ -13,7 +13,7 @@ from mock_adni import write_caps, write_clinica_bids, write_loni
 from mock_sources import write_bids, write_csv_cohort, write_dlbs, write_released
 
 from resdm_suite.apps.cli import main
-from resdm_suite.evaluation.image_quality import read_index, template_scores, write_scores
+from resdm_suite.evaluation.image_quality import read_index, score_method
 from resdm_suite.preprocessing.volumes import cohort_flow
 from resdm_suite.profiles import load_config
 from resdm_suite.reporting.tables import cohort_sessions, table1, table2
@@ -76,7 +76,7 @@ def test_from_a_download_to_table2(name, tmp_path, capsys):
 
     assert main(["train", path, "--quiet"]) == 0
     assert main(["predict", path, "--quiet"]) == 0
-    write_scores(config, "template", template_scores(config))
+    score_method(config, "template")
     table = table2(config)
     tested = index[index["split"] == "test"]
     counts = {t: tested.loc[tested[f"present_{t}"] == 1, "person"].nunique() for t in ("amyloid", "tau")}

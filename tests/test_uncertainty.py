@@ -26,15 +26,14 @@ from resdm_suite.evaluation.uncertainty import (
     Uncertainty,
     UncertaintyError,
     calibrate,
+    compare_predictors,
     coverage,
+    deviation_bins,
     error_maps,
-    judge,
-    judge_samples,
+    evaluate_samples,
     likelihood,
     rank_summary,
-    raw_calibration,
     read_samples,
-    reliability,
     risk_coverage,
     smooth_map,
 )
@@ -43,6 +42,7 @@ from resdm_suite.reporting.style import save_figure
 from resdm_suite.reporting.uncertainty import findings, uncertainty_figure, uncertainty_table, verdict
 
 N, V = 40, 2000
+RAW = calibrate(*[np.empty((0, 0))] * 3, "raw")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def world(rng, n=N, factor=1.0):
 
 def test_coverage_is_nominal_where_the_spread_is_the_error(rng):
     residual, std, _ = world(rng)
-    fit = raw_calibration()
+    fit = RAW
     assert fit.quantiles[0.9] == pytest.approx(1.6449, abs=1e-4)
     found = coverage(residual, fit.sigma(std, np.zeros_like(std)), fit)
     assert found.shape == (N, len(LEVELS))
@@ -70,10 +70,9 @@ def test_coverage_is_nominal_where_the_spread_is_the_error(rng):
 
 def test_a_spread_that_is_five_times_too_small_is_mended(rng):
     residual, std, _ = world(rng, factor=5)
-    raw = raw_calibration()
-    before = coverage(residual, raw.sigma(std, np.zeros_like(std)), raw).mean(axis=0)
+    before = coverage(residual, RAW.sigma(std, np.zeros_like(std)), RAW).mean(axis=0)
     assert before[LEVELS.index(0.9)] == pytest.approx(0.258, abs=0.01)  # P(|z| < 1.645 / 5)
-    _, without = error_maps(residual)
+    _, without = error_maps(residual, range(len(residual)))
     fit = calibrate(residual, std, without, "sampling")
     assert fit.a == pytest.approx(25, rel=0.05)
     assert fit.b == 0
@@ -84,13 +83,13 @@ def test_a_spread_that_is_five_times_too_small_is_mended(rng):
 
 def test_errors_that_are_no_gaussian_are_covered_all_the_same(rng):
     residual = rng.laplace(scale=0.1, size=(N, V))
-    _, without = error_maps(residual)
+    _, without = error_maps(residual, range(len(residual)))
     fit = calibrate(residual, np.full((N, V), 0.01), without, "map")
     new = rng.laplace(scale=0.1, size=(N, V))
-    whole, _ = error_maps(residual)
+    whole, _ = error_maps(residual, range(len(residual)))
     found = coverage(new, fit.sigma(np.full((N, V), 0.01), whole), fit).mean(axis=0)
     np.testing.assert_allclose(found, LEVELS, atol=0.01)
-    assert fit.quantiles[0.5] < raw_calibration().quantiles[0.5]  # a Laplace's half lies closer than a Gaussian's
+    assert fit.quantiles[0.5] < RAW.quantiles[0.5]  # a Laplace's half lies closer than a Gaussian's
 
 
 def test_each_part_of_the_variance_gets_its_weight(rng):
@@ -114,24 +113,24 @@ def test_the_right_deviation_has_the_least_likelihood_loss(rng):
 
 def test_error_follows_predicted_deviation_where_it_is_right(rng):
     residual, _, true = world(rng)
-    table = reliability(residual, true)
+    table = deviation_bins(residual, true)
     assert table["n"].sum() == N * V
     np.testing.assert_allclose(table["error"], table["predicted"], rtol=0.03)
     assert table["predicted"].is_monotonic_increasing
-    flat = reliability(residual, np.random.default_rng(2).permutation(true.ravel()).reshape(true.shape))
+    flat = deviation_bins(residual, np.random.default_rng(2).permutation(true.ravel()).reshape(true.shape))
     assert flat["error"].max() / flat["error"].min() < 1.1  # a spread that knows nothing
 
 
 def test_an_error_map_does_not_know_the_person(rng):
     residual = np.ones((6, 3))
     residual[4] = 100
-    whole, without = error_maps(residual, folds=3)
+    whole, without = error_maps(residual, range(6), folds=3)
     np.testing.assert_allclose(whole, np.sqrt((5 + 1e4) / 6))
     np.testing.assert_allclose(without[4], 1)  # persons 1 and 4 are of one fold
     np.testing.assert_allclose(without[1], 1)
     np.testing.assert_allclose(without[0], np.sqrt((3 + 1e4) / 4))
-    with pytest.raises(UncertaintyError, match="1 validation people; 2 are the least"):
-        error_maps(residual[:1])
+    with pytest.raises(UncertaintyError, match="1 validation people; at least 2"):
+        error_maps(residual[:1], ["a"])
 
 
 def test_an_error_map_does_not_know_the_persons_other_session():
@@ -140,7 +139,7 @@ def test_an_error_map_does_not_know_the_persons_other_session():
     whole, without = error_maps(residual, folds=2, person=["a", "a", "b", "c"])  # a and c are of one fold
     np.testing.assert_allclose(whole, np.sqrt((2e4 + 2) / 4))
     np.testing.assert_allclose(without, [[1] * 3, [1] * 3, [np.sqrt((2e4 + 1) / 3)] * 3, [1] * 3])
-    with pytest.raises(UncertaintyError, match="1 validation people; 2 are the least"):
+    with pytest.raises(UncertaintyError, match="1 validation people; at least 2"):
         error_maps(residual[:2], person=["a", "a"])
 
 
@@ -151,7 +150,7 @@ def test_the_judgement_keeps_the_sessions_of_a_person_together(rng):
     twice = pd.concat([once, once.assign(session="2")])
     double = (np.concatenate([array, array]) for array in (residual, residual, std))
     test = Samples(once, residual, residual, std)
-    one, other = judge_samples(test, test), judge_samples(Samples(twice, *double), test)
+    one, other = (compare_predictors(first, test, seed=0) for first in (test, Samples(twice, *double)))
     columns = ["a", "b", "q50", "q90"]
     np.testing.assert_allclose(other["calibration"][columns], one["calibration"][columns], rtol=1e-3)
 
@@ -205,9 +204,10 @@ def test_a_score_that_says_the_same_of_all_is_as_good_as_chance(rng):
 def test_people_count_once_however_many_sessions_they_have(rng):
     residual, std, _ = world(rng, n=12)
     who = pd.DataFrame({"person": ["a"] * 10 + ["b", "c"], "session": range(12)})
-    found = judge_samples(Samples(who, residual, residual, std), Samples(who, residual, residual, std))
+    samples = Samples(who, residual, residual, std)
+    found = compare_predictors(samples, samples, seed=0)
     assert found["people"]["person"].tolist() == ["a", "b", "c"]
-    share = coverage(residual, std, raw_calibration())[:, LEVELS.index(0.9)]
+    share = coverage(residual, std, RAW)[:, LEVELS.index(0.9)]
     expected = np.mean([share[:10].mean(), share[10], share[11]])
     row = found["coverage"].query("predictor == 'raw' and nominal == 0.9").iloc[0]
     assert row["coverage"] == pytest.approx(expected)
@@ -220,7 +220,7 @@ def test_what_sampling_adds_to_a_map_shows(rng):
         who = pd.DataFrame({"person": [f"p{i}" for i in range(n)], "session": [""] * n})
         return Samples(who, residual, residual, std)
 
-    found = judge_samples(make(rng, 40), make(np.random.default_rng(1), 40))
+    found = compare_predictors(make(rng, 40), make(np.random.default_rng(1), 40), seed=0)
     gain = found["likelihood"].set_index("predictor")
     assert gain.loc["both", "gain_low"] > 0.05
     assert gain.loc["map", "gain"] == 0
@@ -250,7 +250,7 @@ def judged(rng, n=40, factor=3.0, known=1.0, wide=1.0):
                 residual, spread = residual[:, :2].copy(), spread[:, :2]
                 residual[:, 0] *= 1 if scale == 1.0 and wide == 1.0 else 3 if samples else 1
             samples.append(Samples(who, residual, residual, spread, names))
-        for name, frame in judge_samples(*samples).items():
+        for name, frame in compare_predictors(*samples, seed=0).items():
             if unit == "voxel" or name in ("calibration", "likelihood", "coverage"):
                 frame = frame.assign(unit=frame.get("unit", unit)) if name != "people" else frame
                 frames[name].append(frame.assign(tracer="tau"))
@@ -295,12 +295,12 @@ def test_the_intervals_are_those_of_the_suite(rng):
     residual, std, _ = world(rng, n=12)
     who = pd.DataFrame({"person": [f"p{i}" for i in range(12)], "session": ""})
     samples = Samples(who, residual, residual, std)
-    found = judge_samples(samples, samples, seed=7)
-    share = coverage(residual, std, raw_calibration())[:, LEVELS.index(0.9)]
+    found = compare_predictors(samples, samples, seed=7)
+    share = coverage(residual, std, RAW)[:, LEVELS.index(0.9)]
     row = found["coverage"].query("predictor == 'raw' and nominal == 0.9").iloc[0]
     drawn = np.random.default_rng(7).integers(12, size=(10_000, 12))
     np.testing.assert_allclose(row[["low", "high"]].astype(float), np.quantile(share[drawn].mean(1), [0.025, 0.975]))
-    whole, without = error_maps(residual)
+    whole, without = error_maps(residual, range(len(residual)))
     ways = [
         calibrate(residual, std, without, way).sigma(std, np.broadcast_to(whole, std.shape)) for way in ("map", "both")
     ]
@@ -342,7 +342,7 @@ def config(tmp_path):
 
 def test_from_samples_to_table_and_figure(config, tmp_path):
     with pytest.raises(UncertaintyError, match="no samples of 'ResDM' there; make them first"):
-        judge(config, "ResDM")
+        evaluate_samples(config, "ResDM")
     out = sample_method(config, progress=False)
     assert out == config.predictions("ResDM", "samples")
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
@@ -362,7 +362,7 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
     np.testing.assert_allclose(tau.residual[1], real - low - (high - low) * np.mean(draws, axis=0)[brain], atol=1e-4)
     regional = pd.read_csv(out / "regional.csv")
     assert set(regional["split"]) == {"validation", "test"}
-    found = judge(config, "ResDM")
+    found = evaluate_samples(config, "ResDM")
     assert found.people.groupby("tracer").size().to_dict() == {"amyloid": 4, "tau": 3}
     table = uncertainty_table(config, found)
     assert "phantom data" in table.heading

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from resdm.io import atomic, write_csv, write_json
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.prediction import LABELS
-from resdm_suite.evaluation.image_quality import read_index, score_people, write_scores
+from resdm_suite.evaluation.image_quality import read_index, score_method
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.preprocessing import ceiling
 from resdm_suite.profiles import Config, load_config
@@ -58,5 +58,5 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
             who = {"person": row["person"], "session": row["session"], "tracer": tracer}
             latent.append(who | {"positive": positive})
     write_csv(out / "latent.csv", pd.DataFrame(latent), "%.6g")
-    write_scores(config, "ceiling", score_people(out, people, config))
+    score_method(config, "ceiling", people)
     return out

@@ -17,7 +17,7 @@ from resdm.settings import TRACERS
 from resdm_suite.apps.model_card import write_card
 from resdm_suite.apps.prediction import Model, sample_people, synthesise_people
 from resdm_suite.apps.trace import write_trace
-from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people, write_scores
+from resdm_suite.evaluation.image_quality import read_index, read_volume, score_method
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path, std_path, synthetic_path
 from resdm_suite.preprocessing.dataset import CohortDataset
@@ -77,7 +77,7 @@ def synthesise_method(
         return out
     if condition == "factual":
         write_trace(model, data, out, individual=config.individual)
-    write_scores(config, name, score_people(out, people, config), condition)
+    score_method(config, name, people, condition)
     if condition == "factual" and split == "test":
         write_card(config, name)  # its metrics
     return out

@@ -1,6 +1,6 @@
-"""What a prompt changes, region by region: synthetic SUVR under another prompt minus under the person's own.
+"""What a prompt changes by region: synthetic SUVR under another prompt minus that under the person's own.
 
-Each change is of one person's MRI and one noise, so what differs is the prompt alone. Intervals are over people.
+Each change is of one MRI and one noise, so only the prompt differs. Intervals are over people.
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ PAIRED = ("wrong_sex", "tracer_only", "shuffled")
 
 
 def present_conditions(config: Config, method: str) -> list[str]:
-    """What there is to compare: `PAIRED` and the ages of the sweep, in order, as far as synthesised."""
+    """Conditions of `PAIRED` and of the age sweep that are synthesised, in order."""
     ages = sorted((name for name in config.conditions if name.startswith("age_")), key=lambda name: float(name[4:]))
-    names = [*PAIRED, *ages]
-    return [name for name in names if (config.predictions(method, name) / "scores.csv").is_file()]
+    return [name for name in [*PAIRED, *ages] if (config.predictions(method, name) / "scores.csv").is_file()]
 
 
 def prompted_suvr(config: Config, method: str, conditions: Iterable[str]) -> pd.DataFrame:
-    """Regional SUVR of every synthetic PET under every prompt.
-
-    Only sessions with a real PET of the tracer are taken, the ones that the rest of the figures show.
+    """Regional SUVR of every synthetic PET under every prompt, of sessions with a real PET of the tracer.
 
     Parameters
     ----------
@@ -41,8 +38,8 @@ def prompted_suvr(config: Config, method: str, conditions: Iterable[str]) -> pd.
     Returns
     -------
     DataFrame
-        condition, person, session, tracer, sex (the person's own), age, region, suvr. The reference region of the
-        tracer is left out: it is 1 by construction in real PET.
+        condition, person, session, tracer, sex (the person's own), age, region, suvr; without the tracer's reference
+        region, which is 1 by construction in real PET.
 
     Raises
     ------
@@ -50,34 +47,33 @@ def prompted_suvr(config: Config, method: str, conditions: Iterable[str]) -> pd.
         A condition that was not synthesised: names the file.
     """
     grid, index = Grid.of(config.preprocess.grid), read_index(config)
-    own = index.set_index(["person", "session"])[["age", "sex"]]
+    people = index.set_index(["person", "session"])[["age", "sex"]]
     rows = []
     for condition in dict.fromkeys(["factual", *conditions]):
         for person, session, tracer, real, synthetic in volume_pairs(config, method, index, condition):
-            suvr = to_suvr(read_volume(synthetic, grid), sidecar_range(real))
-            age, sex = own.loc[(person, session)]
-            who = {"condition": condition, "person": person, "session": session, "tracer": tracer}
-            who |= {"sex": sex, "age": float(age)}
-            means = regional_means(suvr, grid, tracer)
-            rows += [who | {"region": r, "suvr": mean} for r, mean in means.items() if r != REFERENCE[tracer]]
+            means = regional_means(to_suvr(read_volume(synthetic, grid), sidecar_range(real)), grid, tracer)
+            age, sex = people.loc[(person, session)]
+            head = {"condition": condition, "person": person, "session": session, "tracer": tracer}
+            head |= {"sex": sex, "age": float(age)}
+            rows += [head | {"region": r, "suvr": mean} for r, mean in means.items() if r != REFERENCE[tracer]]
     return pd.DataFrame(rows)
 
 
 def prompt_changes(suvr: pd.DataFrame) -> pd.DataFrame:
-    """Change against the factual prompt, one row a person, condition, tracer and region (sessions averaged).
+    """Change against the factual prompt, one row per condition, tracer, region and person (sessions averaged).
 
-    ``wrong_sex`` is split in two by what it says: ``sex_M`` told to women, ``sex_F`` told to men. They are expected to
-    point in opposite directions, and their common mean to say nothing.
+    ``wrong_sex`` is split by the sex that the prompt states: ``sex_M`` for women, ``sex_F`` for men. Opposite changes
+    are expected of the two, and their common mean would hide them.
 
     Returns
     -------
     DataFrame
-        condition, person, tracer, region, change (SUVR).
+        condition, tracer, region, person, change (SUVR).
 
     Raises
     ------
     ValueError
-        Conditions that are not of the same sessions.
+        No condition beside ``factual``, or conditions of different sessions.
     """
     keys = ["person", "session", "tracer", "region"]
     factual = suvr[suvr["condition"] == "factual"].set_index(keys)["suvr"]
@@ -90,9 +86,9 @@ def prompt_changes(suvr: pd.DataFrame) -> pd.DataFrame:
         if condition == "wrong_sex":
             part = part.assign(condition="sex_" + part["sex"].map({"F": "M", "M": "F"}))
         parts.append(part)
-    columns = ["condition", "tracer", "region", "person"]
     if not parts:
         raise ValueError("counterfactuals: no condition beside 'factual'; synthesise some (see config.conditions)")
+    columns = ["condition", "tracer", "region", "person"]
     return pd.concat(parts).groupby(columns, sort=False)["change"].mean().reset_index()
 
 
@@ -109,19 +105,15 @@ def change_summary(changes: pd.DataFrame, *, seed: int, repeats: int = REPEATS) 
     Returns
     -------
     DataFrame
-        condition, tracer, region, n (people), mean, low, high (95 %, each by itself), strict_low, strict_high
+        condition, tracer, region, n (people), mean, low, high (95 %, each row alone), strict_low, strict_high
         (Bonferroni: 95 % for all rows of the condition and tracer together), size (mean absolute change). SUVR.
     """
     rows = []
     regions = changes.groupby(["condition", "tracer"], sort=False)["region"].nunique()
     for (condition, tracer, region), part in changes.groupby(["condition", "tracer", "region"], sort=False):
         values = part["change"].to_numpy()
-        strict = 1 - 0.05 / regions[condition, tracer]
-        rows.append(
-            {"condition": condition, "tracer": tracer, "region": region, "n": len(values), "mean": values.mean()}
-            | dict(zip(("low", "high"), interval(values, seed=seed, repeats=repeats), strict=True))
-            | dict(zip(("strict_low", "strict_high"),
-                       interval(values, seed=seed, repeats=repeats, level=strict), strict=True))
-            | {"size": abs(values).mean()}
-        )  # fmt: skip
+        row = {"condition": condition, "tracer": tracer, "region": region, "n": len(values), "mean": values.mean()}
+        for prefix, level in (("", 0.95), ("strict_", 1 - 0.05 / regions[condition, tracer])):
+            row[f"{prefix}low"], row[f"{prefix}high"] = interval(values, seed=seed, repeats=repeats, level=level)
+        rows.append(row | {"size": abs(values).mean()})
     return pd.DataFrame(rows)

@@ -1,22 +1,22 @@
-"""What the standard deviation over samples is worth: calibration, coverage, and ranking people by their error.
+"""Is the standard deviation over samples informative? Calibration, coverage, and ranking of people by their error.
 
-A few samples of a person have a mean m and a standard deviation s, voxel by voxel. Few sampling steps of a network that
-was trained to predict the mean give samples far too alike, so s understates the error |real − m|. It is calibrated on
-validation people alone, by tracer:
+A few samples of a person have a mean m and a standard deviation s at every voxel. Few sampling steps of a network that
+was trained to predict the mean give samples that are too alike, so s understates the error |real − m|. It is calibrated
+on validation people alone, by tracer:
 
 1. *Error map* e: at every voxel (region) the root mean square of real − m over validation people, smoothed over
-   `MAP_FWHM_MM` (voxels only). It knows where errors are large, and nothing of the person.
-2. *Combination*: σ² = a s² + b e² with a, b ≥ 0, the least squares fit (non-negative) of squared errors, each voxel
-   weighted by 1/e⁴, since the variance of a squared Gaussian error grows with its fourth power. s alone (b = 0) and e
-   alone (a = 0), fitted likewise, stand beside it, so that it shows whether sampling adds anything to a map.
+   `MAP_FWHM_MM` (voxels only). It shows where errors are large, and is the same for everyone.
+2. *Combination*: σ² = a s² + b e² with a, b ≥ 0, the non-negative least-squares fit of squared errors, each voxel
+   weighted by 1/e⁴, since the variance of a squared Gaussian error grows with its fourth power. Fits of s alone (b = 0)
+   and e alone (a = 0) show whether sampling adds anything to a map.
 3. *Quantiles*: the interval of nominal level p is m ± q(p) σ, with q(p) the empirical p-quantile of |real − m| / σ
-   over validation voxels, no Gaussian's.
+   over validation voxels.
 
 In 2 and 3 the error map of a validation person is made without that person's fold (`FOLDS` folds), as it is for a test
-person. Nothing guarantees the level: a, b and q come from the same few dozen people, and voxels of a person are not
-independent. Whether it holds is measured on test people, with intervals over people.
+person. The level is not guaranteed: a, b and q come from the same few dozen people, and voxels of a person are
+dependent. Coverage is therefore measured on test people, with intervals over people.
 
-Everything is in SUVR, inside the brain. The person is the unit: sessions of one person are averaged.
+All values are in SUVR, inside the brain. The person is the unit: sessions of one person are averaged.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from scipy.ndimage import gaussian_filter
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map
+from resdm_suite.evaluation.classification import reliability
 from resdm_suite.evaluation.image_quality import read_index, read_volume
-from resdm_suite.evaluation.statistics import REPEATS, interval
+from resdm_suite.evaluation.statistics import REPEATS, interval, percentile_interval
 from resdm_suite.evaluation.suvr import sidecar_range, to_suvr
 from resdm_suite.paths import std_path, synthetic_path
 from resdm_suite.profiles import Config
@@ -46,22 +47,23 @@ PREDICTORS = {
     "map": "error map of validation people",
     "both": "standard deviation over samples and error map",
 }
-"""Ways to say how large the error is."""
+"""Predictors of the error's size."""
 
 MAP_FWHM_MM = 10.0
-"""Smoothing of the error map: a few dozen people tell a voxel's error to 13 % only."""
+"""Smoothing of the error map: a few dozen people give a voxel's error to 13 % only."""
 
 FOLDS = 5
-"""Folds of the validation people, for error maps that have not seen the person."""
+"""Folds of the validation people, for error maps without the person."""
 
 BINS = 10
 """Bins of equally many voxels, for error against predicted deviation."""
 
-_FLOOR = 1e-3  # SUVR: no error is predicted smaller; samples that are all clipped to 0 have no spread at all
+MIN_SIGMA = 1e-3
+"""SUVR: the smallest predicted error; samples that are all clipped to 0 have no spread."""
 
 
 class UncertaintyError(ValueError):
-    """Samples that cannot be judged: what is missing, and the remedy."""
+    """Samples that cannot be evaluated: says what is missing, and the remedy."""
 
 
 # ── calibration: arrays in, numbers out ───────────────────────────────────────────────────────────
@@ -69,28 +71,15 @@ class UncertaintyError(ValueError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """How standard deviation and error map become intervals.
-
-    Parameters
-    ----------
-    a, b : float
-        Of σ² = a s² + b e².
-    quantiles : mapping of float to float
-        Level → how many σ its interval reaches to either side.
-    """
+    """Coefficients of σ² = a s² + b e², and level → number of σ that its interval extends to either side."""
 
     a: float
     b: float
     quantiles: Mapping[float, float]
 
     def sigma(self, std: np.ndarray, error_map: np.ndarray) -> np.ndarray:
-        """Predicted standard deviation of the error, the unit of the inputs."""
-        return np.sqrt(np.maximum(self.a * std**2 + self.b * error_map**2, _FLOOR**2))
-
-
-def raw_calibration(levels: Sequence[float] = LEVELS) -> Calibration:
-    """No calibration: σ = s, Gaussian quantiles."""
-    return Calibration(1.0, 0.0, {level: float(stats.norm.ppf((1 + level) / 2)) for level in levels})
+        """Predicted standard deviation of the error, in the unit of the inputs."""
+        return np.sqrt(np.maximum(self.a * std**2 + self.b * error_map**2, MIN_SIGMA**2))
 
 
 def calibrate(
@@ -109,6 +98,7 @@ def calibrate(
     error_map : ndarray (N, V)
         Of each person, made without them.
     predictor : {"raw", "sampling", "map", "both"}
+        ``raw`` is not fitted: σ = s, Gaussian quantiles.
     levels : sequence of float
 
     Raises
@@ -117,49 +107,37 @@ def calibrate(
         Nobody, or values that are not finite.
     """
     if predictor == "raw":
-        return raw_calibration(levels)
+        return Calibration(1.0, 0.0, {level: float(stats.norm.ppf((1 + level) / 2)) for level in levels})
     if len(residual) == 0 or not all(np.isfinite(array).all() for array in (residual, std, error_map)):
         raise UncertaintyError("calibration: nobody to calibrate on, or values that are not finite")
     a, b = _weights(residual, std, error_map, predictor)
-    sigma = Calibration(a, b, {}).sigma(std, error_map)
-    ratio = np.abs(residual) / sigma
+    ratio = np.abs(residual) / Calibration(a, b, {}).sigma(std, error_map)
     return Calibration(a, b, dict(zip(levels, map(float, np.quantile(ratio, levels)), strict=True)))
 
 
 def _weights(residual: np.ndarray, std: np.ndarray, error_map: np.ndarray, predictor: str) -> tuple[float, float]:
-    """a, b ≥ 0 of σ² = a s² + b e², weighted least squares; only the one that the predictor has."""
-    weight = 1 / np.maximum(error_map, _FLOOR) ** 2
-    kept = {"sampling": [0], "map": [1]}.get(predictor, [0, 1])
-    columns = np.stack([(weight * std**2).ravel(), (weight * error_map**2).ravel()], axis=1)[:, kept]
-    found, _ = optimize.nnls(columns.T @ columns, columns.T @ (weight * residual**2).ravel())  # normal equations
+    """a, b ≥ 0 of σ² = a s² + b e² by weighted least squares; 0 for the term that the predictor lacks."""
+    weight = 1 / np.maximum(error_map, MIN_SIGMA) ** 2
+    terms = {"sampling": [0], "map": [1]}.get(predictor, [0, 1])
+    columns = np.stack([(weight * std**2).ravel(), (weight * error_map**2).ravel()], axis=1)[:, terms]
+    fit, _ = optimize.nnls(columns.T @ columns, columns.T @ (weight * residual**2).ravel())  # normal equations
     weights = np.zeros(2)
-    weights[kept] = found if found.any() else 1.0
+    weights[terms] = fit if fit.any() else 1.0
     return float(weights[0]), float(weights[1])
 
 
 def error_maps(
-    residual: np.ndarray, folds: int = FOLDS, person: Sequence[str] | np.ndarray | None = None
+    residual: np.ndarray, person: Sequence[str] | np.ndarray, folds: int = FOLDS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Root mean square error at every voxel: of everybody, and for each person without their fold.
+    """Root mean square error at every voxel, of all people (V,) and for each session without its person's fold (N, V).
 
-    Parameters
-    ----------
-    residual : ndarray (N, V)
-    folds : int
-        Person i is in fold i mod ``folds``.
-    person : sequence (N,), optional
-        Whose row it is, so that all sessions of a person are in one fold; by default each row is a person.
-
-    Returns
-    -------
-    whole : ndarray (V,)
-    without : ndarray (N, V)
+    ``residual`` is (N, V), ``person`` (N,); the i-th person is in fold i mod ``folds`` with all sessions.
     """
-    who = pd.factorize(np.arange(len(residual)) if person is None else np.asarray(person))[0]
+    who = pd.factorize(np.asarray(person))[0]
     n = len(np.unique(who))
     folds = min(folds, n)
     if folds < 2:
-        raise UncertaintyError(f"error map: {n} validation people; 2 are the least")
+        raise UncertaintyError(f"error map: {n} validation people; at least 2 are needed")
     squares = residual.astype(np.float64) ** 2
     fold = who % folds
     without = np.stack([np.sqrt(squares[fold != f].mean(axis=0)) for f in range(folds)])[fold]
@@ -173,30 +151,15 @@ def coverage(residual: np.ndarray, sigma: np.ndarray, calibration: Calibration) 
 
 
 def likelihood(residual: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Mean negative log-likelihood of a Gaussian by person (N,); lower is better, and only a right σ is lowest."""
+    """Mean negative log-likelihood of a Gaussian by person (N,), lowest for the right σ."""
     return np.mean(np.log(sigma) + residual**2 / (2 * sigma**2), axis=1) + 0.5 * np.log(2 * np.pi)
 
 
-def reliability(residual: np.ndarray, sigma: np.ndarray, bins: int = BINS) -> pd.DataFrame:
-    """Error against predicted deviation, in bins of equally many voxels.
-
-    Returns
-    -------
-    DataFrame
-        bin, predicted (root mean square of σ), error (root mean square of the residual), n (voxels).
-    """
-    order = np.argsort(sigma, axis=None, kind="stable")
-    s, r = sigma.ravel()[order], residual.ravel()[order]
-    rows = [
-        {"bin": i, "predicted": _rms(one), "error": _rms(other), "n": len(one)}
-        for i, (one, other) in enumerate(zip(np.array_split(s, bins), np.array_split(r, bins), strict=True))
-        if len(one)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _rms(values: np.ndarray, axis: int | None = None) -> np.ndarray | float:
-    return np.sqrt(np.mean(np.square(values, dtype=np.float64), axis=axis))
+def deviation_bins(residual: np.ndarray, sigma: np.ndarray, bins: int = BINS) -> pd.DataFrame:
+    """Reliability of σ: bin, predicted (root mean square of σ), error (of the residual), n (voxels)."""
+    curve = reliability(sigma.ravel() ** 2, residual.ravel().astype(np.float64) ** 2, np.ones(sigma.size), bins)
+    roots = np.sqrt(curve[["predicted", "observed"]]).rename(columns={"observed": "error"})
+    return roots.assign(n=curve["n"].astype(int)).rename_axis("bin").reset_index()
 
 
 # ── ranking people ────────────────────────────────────────────────────────────────────────────────
@@ -222,29 +185,27 @@ def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int, repeats: in
     -------
     dict
         n, rho (Spearman), rho_low, rho_high (percentile bootstrap, 95 %), aurc (area under the risk–coverage curve),
-        aurc_random (its expectation for a score that knows nothing: the mean error), aurc_oracle (for the error
-        itself), gain (how much of the way from random to oracle it goes: 1 all of it, 0 none). NaN for fewer than three
-        people or a score that does not vary.
+        aurc_random (expected for an uninformative score: the mean error), aurc_oracle (for the error itself), gain
+        (share of the way from random to oracle). NaN for fewer than three people or a constant score.
     """
-    n = len(score)
-    if n and np.ptp(score) <= 1e-9 * np.abs(score).max():  # says the same of everybody: as good as chance
-        score = np.zeros(n)
-    found = {"n": n, "aurc": float(risk_coverage(score, error).mean()) if n else np.nan}
-    found |= {"aurc_random": float(error.mean()) if n else np.nan}
-    if not np.any(score):
-        found["aurc"] = found["aurc_random"]
-    found |= {"aurc_oracle": float(risk_coverage(error, error).mean()) if n else np.nan}
-    span = found["aurc_random"] - found["aurc_oracle"]
-    found["gain"] = (found["aurc_random"] - found["aurc"]) / span if span > 0 else np.nan
-    found |= {"rho": np.nan, "rho_low": np.nan, "rho_high": np.nan}
-    if n >= 3 and np.ptp(score) > 0 and np.ptp(error) > 0:
+    n, nan = len(score), float("nan")
+    if n == 0:
+        return dict.fromkeys(("rho", "rho_low", "rho_high", "aurc", "aurc_random", "aurc_oracle", "gain"), nan) | {
+            "n": 0
+        }
+    constant = np.ptp(score) <= 1e-9 * np.abs(score).max()  # as good as chance
+    random, oracle = float(error.mean()), float(risk_coverage(error, error).mean())
+    aurc = random if constant else float(risk_coverage(score, error).mean())
+    rho, low, high = nan, nan, nan
+    if n >= 3 and not constant and np.ptp(error) > 0:
         rows = np.random.default_rng(seed).integers(0, n, (repeats, n))
-        found["rho"] = float(_spearman(score[None], error[None])[0])
-        found["rho_low"], found["rho_high"] = map(
-            float, np.nanquantile(_spearman(score[rows], error[rows]), [0.025, 0.975])
-        )
-    order = ("n", "rho", "rho_low", "rho_high", "aurc", "aurc_random", "aurc_oracle", "gain")
-    return {key: found[key] for key in order}
+        rho = float(_spearman(score[None], error[None])[0])
+        low, high = percentile_interval(_spearman(score[rows], error[rows]))
+    return {
+        "n": n, "rho": rho, "rho_low": low, "rho_high": high,
+        "aurc": aurc, "aurc_random": random, "aurc_oracle": oracle,
+        "gain": (random - aurc) / (random - oracle) if random > oracle else nan,
+    }  # fmt: skip
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -264,7 +225,7 @@ class Samples:
     Parameters
     ----------
     who : DataFrame
-        person, session; a row a session.
+        person, session; one row per session.
     residual, mean, std : ndarray (N, V)
         Real − mean, mean, standard deviation; V voxels of the brain, or regions.
     names : tuple of str
@@ -288,26 +249,22 @@ def read_samples(config: Config, method: str, tracer: str, split: str) -> Sample
     """
     grid = Grid.of(config.preprocess.grid)
     brain = mni_map("brain", grid)
-    who, real, mean, std = [], [], [], []
-    for row in read_index(config, split).to_dict("records"):
-        if not int(row[f"present_{tracer}"]):
-            continue
-        path = synthetic_path(
-            config.predictions(method, "samples"), row["person"], row["session"], row[f"{tracer}_tracer"]
-        )
-        beside = std_path(path)
-        if not (path.is_file() and beside.is_file()):
+    index, folder = read_index(config, split), config.predictions(method, "samples")
+    index = index[index[f"present_{tracer}"].astype(int) == 1]
+    arrays = {"real": [], "mean": [], "std": []}
+    for row in index.to_dict("records"):
+        path = synthetic_path(folder, row["person"], row["session"], row[f"{tracer}_tracer"])
+        if not (path.is_file() and std_path(path).is_file()):
             raise UncertaintyError(f"{path}: no samples of {method!r} there; make them first: resdm sample")
         source = config.volumes / row[tracer]
         low, high = sidecar_range(source)
-        real.append(to_suvr(read_volume(source, grid)[brain], (low, high)))
-        mean.append(to_suvr(read_volume(path, grid)[brain], (low, high)))
-        std.append((high - low) * read_volume(beside, grid)[brain])
-        who.append({"person": row["person"], "session": row["session"]})
-    if not who:
+        arrays["real"].append(to_suvr(read_volume(source, grid)[brain], (low, high)))
+        arrays["mean"].append(to_suvr(read_volume(path, grid)[brain], (low, high)))
+        arrays["std"].append((high - low) * read_volume(std_path(path), grid)[brain])
+    if index.empty:
         raise UncertaintyError(f"{config.work}: nobody of split {split!r} has {tracer} PET")
-    real, mean, std = (np.stack(rows).astype(np.float64) for rows in (real, mean, std))
-    return Samples(pd.DataFrame(who), real - mean, mean, std)
+    real, mean, std = (np.stack(rows).astype(np.float64) for rows in arrays.values())
+    return Samples(index[["person", "session"]].reset_index(drop=True), real - mean, mean, std)
 
 
 def read_regional(config: Config, method: str, tracer: str, split: str) -> Samples:
@@ -320,17 +277,14 @@ def read_regional(config: Config, method: str, tracer: str, split: str) -> Sampl
         raise UncertaintyError(f"{path}: no samples of {method!r} there; make them first: resdm sample")
     frame = pd.read_csv(path, dtype={"person": str, "session": str})
     frame = frame[(frame["tracer"] == tracer) & (frame["split"] == split) & (frame["region"] != REFERENCE[tracer])]
-    tables = {
-        column: frame.pivot_table(column, ["person", "session"], "region", sort=False)
-        for column in ("real", "mean", "std")
-    }
-    who = tables["real"].index.to_frame(index=False)
-    real, mean, std = (tables[column].to_numpy(np.float64) for column in ("real", "mean", "std"))
-    return Samples(who, real - mean, mean, std, tuple(tables["real"].columns))
+    columns = ["real", "mean", "std"]
+    tables = [frame.pivot_table(column, ["person", "session"], "region", sort=False) for column in columns]
+    real, mean, std = (table.to_numpy(np.float64) for table in tables)
+    return Samples(tables[0].index.to_frame(index=False), real - mean, mean, std, tuple(tables[0].columns))
 
 
 def smooth_map(error: np.ndarray, grid: Grid, fwhm_mm: float = MAP_FWHM_MM) -> np.ndarray:
-    """An error map over the brain's voxels (…, V), averaged in squares with its neighbours inside the brain."""
+    """Error maps over the brain's voxels (…, V), their squares averaged with neighbours inside the brain."""
     brain = mni_map("brain", grid)
     sigma = fwhm_mm / np.sqrt(8 * np.log(2)) / grid.voxel_mm
     weight = gaussian_filter(brain.astype(np.float64), sigma)
@@ -342,7 +296,7 @@ def smooth_map(error: np.ndarray, grid: Grid, fwhm_mm: float = MAP_FWHM_MM) -> n
     return out
 
 
-# ── the judgement ─────────────────────────────────────────────────────────────────────────────────
+# ── the evaluation ────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -352,7 +306,7 @@ class Uncertainty:
     Parameters
     ----------
     calibration : DataFrame
-        tracer, level of detail (``voxel``, ``region``), predictor, a, b, q50 …: the fit.
+        tracer, unit (``voxel``, ``regions``), predictor, a, b, q50 …: the fit.
     coverage : DataFrame
         unit (``voxel`` or a region's name; ``regions``: all of them), tracer, predictor, nominal, coverage, low, high
         (95 %, over people), width (mean of the whole interval, SUVR), n (people).
@@ -360,7 +314,7 @@ class Uncertainty:
         unit (``voxel``, ``regions``), tracer, predictor, nll (mean over people), gain over ``map`` (difference of
         nll, positive: better than the map alone), gain_low, gain_high (95 % bootstrap over people).
     reliability : DataFrame
-        tracer, predictor, and the columns of `reliability`.
+        tracer, predictor, and the columns of `deviation_bins`.
     people : DataFrame
         person, tracer, error (mean absolute, brain, SUVR), and the score of each predictor (root mean square σ).
     ranking : DataFrame
@@ -375,22 +329,15 @@ class Uncertainty:
     ranking: pd.DataFrame
 
 
-def judge(config: Config, method: str) -> Uncertainty:
-    """Calibrate the stored samples of a method on validation people and judge them on test people.
-
-    Parameters
-    ----------
-    config : Config
-    method : str
-        With samples of both splits, see `resdm_suite.apps.synthesis.sample_method`.
-    """
+def evaluate_samples(config: Config, method: str) -> Uncertainty:
+    """Calibrate the stored samples of a method on validation people and evaluate them on test people."""
     grid = Grid.of(config.preprocess.grid)
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in Uncertainty.__dataclass_fields__}
     for tracer in TRACERS:
         for unit, read in (("voxel", read_samples), ("regions", read_regional)):
-            one, other = read(config, method, tracer, "validation"), read(config, method, tracer, "test")
-            found = judge_samples(one, other, seed=config.seed, grid=grid if unit == "voxel" else None)
-            for name, frame in found.items():
+            splits = (read(config, method, tracer, split) for split in ("validation", "test"))
+            results = compare_predictors(*splits, seed=config.seed, grid=grid if unit == "voxel" else None)
+            for name, frame in results.items():
                 if name in ("calibration", "likelihood", "coverage"):
                     frame = frame.assign(unit=frame.get("unit", unit))
                 elif unit == "regions":  # bins and ranks are of voxels
@@ -400,29 +347,27 @@ def judge(config: Config, method: str) -> Uncertainty:
     return Uncertainty(**{name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()})
 
 
-def judge_samples(
-    validation: Samples, test: Samples, *, seed: int = 0, grid: Grid | None = None
+def compare_predictors(
+    validation: Samples, test: Samples, *, seed: int, grid: Grid | None = None
 ) -> dict[str, pd.DataFrame]:
-    """`judge` for one tracer and one level of detail; with ``grid`` the error map is smoothed on it."""
-    whole, without = error_maps(validation.residual, person=validation.who["person"].to_numpy())
+    """The tables of `Uncertainty` for one tracer, voxels or regions; with ``grid`` the error map is smoothed on it."""
+    whole, without = error_maps(validation.residual, validation.who["person"])
     if grid is not None:
         whole, without = smooth_map(whole, grid), smooth_map(without, grid)
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in Uncertainty.__dataclass_fields__}
-    unit = "regions" if test.names else "voxel"
     person = test.who["person"].to_numpy()
     error = _over_people(np.abs(test.residual).mean(axis=1), person)
     people, likelihoods = pd.DataFrame({"person": error.index, "error": error.to_numpy()}), {}
     for predictor in PREDICTORS:
         fit = calibrate(validation.residual, validation.std, without, predictor)
         sigma = fit.sigma(test.std, np.broadcast_to(whole, test.std.shape))
-        q = {f"q{100 * level:g}": value for level, value in fit.quantiles.items()}
-        rows["calibration"].append(pd.DataFrame([{"predictor": predictor, "a": fit.a, "b": fit.b, **q}]))
-        rows["coverage"].append(_coverage_rows(test, sigma, fit, person, unit, seed).assign(predictor=predictor))
-        likelihoods[predictor] = _over_people(likelihood(test.residual, sigma), person).to_numpy()
-        rows["reliability"].append(reliability(test.residual, sigma).assign(predictor=predictor))
-        score = _over_people(_rms(sigma, axis=1), person).to_numpy()
-        people[predictor] = score
-        ranks = rank_summary(score, people["error"].to_numpy(), seed=seed)
+        people[predictor] = _over_people(np.sqrt(np.mean(sigma**2, axis=1)), person).to_numpy()
+        likelihoods[predictor] = _over_people(likelihood(test.residual, sigma), person)
+        ranks = rank_summary(people[predictor].to_numpy(), people["error"].to_numpy(), seed=seed)
+        quantiles = {f"q{100 * level:g}": value for level, value in fit.quantiles.items()}
+        rows["calibration"].append(pd.DataFrame([{"predictor": predictor, "a": fit.a, "b": fit.b, **quantiles}]))
+        rows["coverage"].append(_coverage_rows(test, sigma, fit, person, seed).assign(predictor=predictor))
+        rows["reliability"].append(deviation_bins(test.residual, sigma).assign(predictor=predictor))
         rows["ranking"].append(pd.DataFrame([{"predictor": predictor} | ranks]))
     for predictor, values in likelihoods.items():
         gain = likelihoods["map"] - values
@@ -433,15 +378,13 @@ def judge_samples(
     return {name: pd.concat(parts, ignore_index=True) for name, parts in rows.items()}
 
 
-def _coverage_rows(
-    test: Samples, sigma: np.ndarray, fit: Calibration, person: np.ndarray, unit: str, seed: int
-) -> pd.DataFrame:
-    parts = [(unit, slice(None))] + [(name, [i]) for i, name in enumerate(test.names)]
+def _coverage_rows(test: Samples, sigma: np.ndarray, fit: Calibration, person: np.ndarray, seed: int) -> pd.DataFrame:
+    parts = {"regions" if test.names else "voxel": slice(None)} | {name: [i] for i, name in enumerate(test.names)}
     rows = []
-    for name, which in parts:
+    for name, which in parts.items():
         inside = coverage(test.residual[:, which], sigma[:, which], fit)
         for (level, q), column in zip(fit.quantiles.items(), inside.T, strict=True):
-            share = _over_people(column, person).to_numpy()
+            share = _over_people(column, person)
             low, high = interval(share, seed=seed)
             rows.append(
                 {"unit": name, "nominal": level, "coverage": share.mean(), "low": low, "high": high}

@@ -40,7 +40,7 @@ def uncertainty_table(config: Config, found: Uncertainty) -> Table:
     ----------
     config : Config
     found : Uncertainty
-        From `resdm_suite.evaluation.uncertainty.judge`.
+        From `resdm_suite.evaluation.uncertainty.evaluate_samples`.
 
     Returns
     -------
