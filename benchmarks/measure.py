@@ -28,11 +28,11 @@ from resdm.batch import TRACERS, Batch, Prior
 from resdm.cpu_runtime import computes_bf16, keep_memory
 from resdm.layers import upsampling as upsample
 from resdm.layers import wavelet as haar
+from resdm.loop import update_average
 from resdm.method import Method
 from resdm.prior import PriorConfig, TowerConfig
 from resdm.residual_diffusion import ResidualDiffusion, ResidualDiffusionConfig
 from resdm.settings import TrainingConfig
-from resdm.training import update_average
 from resdm.unet import NetworkConfig, UNet
 from resdm_suite.apps.prediction import _CPU_ATTENTION
 

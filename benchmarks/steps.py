@@ -74,7 +74,7 @@ def check(source: Config, method: str, split: str, steps: Sequence[int]) -> int:
                 f"{source.volumes / 'index.csv'}: {n} {split} people with {tracer} PET; where single people may not be "
                 f"shown (privacy), a mean is of {FEWEST} or more: take another --split"
             )
-    scheduler = getattr(load_model(source.model(method))[0], "scheduler", None)
+    scheduler = getattr(load_model(source.model(method)), "scheduler", None)
     if not isinstance(scheduler, ResidualScheduler):
         raise ConfigError(f"{method!r} is of kind {kind}, no residual diffusion; take another --method, such as ResDM")
     for n in steps:

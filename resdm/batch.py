@@ -22,13 +22,13 @@ class Prior:
     age : tuple of float or None
         Age at scan, in years.
     sex : tuple of {"F", "M"} or None
-    share : (int, int)
-        Which process has these people, of how many: person i here is person ``i · processes + rank`` of the batch.
+    shard : (int, int)
+        Rank of this process and number of processes: person i here is person ``i · processes + rank`` of the batch.
     """
 
     age: tuple[float | None, ...]
     sex: tuple[str | None, ...]
-    share: tuple[int, int] = (0, 1)
+    shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         if len(self.age) != len(self.sex):
@@ -38,14 +38,14 @@ class Prior:
         return len(self.age)
 
     @property
-    def total(self) -> int:
+    def global_size(self) -> int:
         """People of the batch in all processes together."""
-        return len(self) * self.share[1]
+        return len(self) * self.shard[1]
 
-    def own(self, drawn: Tensor, dim: int = 0) -> Tensor:
-        """The part of these people in what was drawn for the whole batch: draws do not depend on the processes."""
-        rank, processes = self.share
-        return drawn.unflatten(dim, (-1, processes)).select(dim + 1, rank)
+    def local(self, values: Tensor, dim: int = 0) -> Tensor:
+        """These people's part of values drawn for the whole batch, so that draws do not depend on the processes."""
+        rank, processes = self.shard
+        return values.unflatten(dim, (-1, processes)).select(dim + 1, rank)
 
     def without(self, *fields: str) -> Prior:
         """The same people with ``"age"`` and/or ``"sex"`` unsaid."""

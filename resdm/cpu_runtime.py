@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import resource
+import sys
 from functools import cache
 
 import torch
@@ -56,6 +58,13 @@ def on_this_machine(device: str) -> str:
         return f"on this {torch.cuda.get_device_name()}"
     threads = torch.get_num_threads()
     return f"on this CPU ({torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)})"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory so far in bytes: allocated on the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def computes_bf16() -> bool:

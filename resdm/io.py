@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class WriteError(OSError):
@@ -92,6 +95,20 @@ def write_json(path: str | Path, value: Any) -> Path:
 def write_csv(path: str | Path, frame: pd.DataFrame, float_format: str | None = None, *, separator: str = ",") -> Path:
     """Write a table as CSV atomically, without the index."""
     return write_text(path, frame.to_csv(index=False, sep=separator, float_format=float_format, lineterminator="\n"))
+
+
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as CSV atomically: nine significant digits, missing and NaN values empty."""
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:  # NaN
+            return ""
+        return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+    columns, text = list(dict.fromkeys(key for row in rows for key in row)), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *([cell(row.get(column)) for column in columns] for row in rows)])
+    return write_text(path, text.getvalue())
 
 
 def sha256(path: str | Path) -> str:

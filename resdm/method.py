@@ -38,7 +38,7 @@ class Method(nn.Module):
     scalars : dict of str to Tensor
         Detached values of the last `losses` call that are worth a column in ``history.csv``.
     shared_draws : bool
-        Whether `losses` draws for the people of all processes and takes its own (`Prior.own`); otherwise each process
+        Whether `losses` draws for all processes and takes its own part (`Prior.local`); otherwise each process
         has a stream of its own.
     closed_form : bool
         Whether `fit` finds the weights at once, from images that are not augmented, instead of steps on `losses`.

@@ -134,8 +134,8 @@ class PriorModule(nn.Module):
         prior = prior.without(*({"age", "sex"} - set(self.config.fields)))
         if generator is None or self.config.dropout == 0:
             return prior
-        draw = torch.rand((2, prior.total), generator=generator, device=generator.device) < self.config.dropout
-        drop_age, drop_sex = prior.own(draw, dim=1).tolist()
+        draw = torch.rand((2, prior.global_size), generator=generator, device=generator.device) < self.config.dropout
+        drop_age, drop_sex = prior.local(draw, dim=1).tolist()
         return Prior(
             tuple(None if gone else age for gone, age in zip(drop_age, prior.age, strict=True)),
             tuple(None if gone else sex for gone, sex in zip(drop_sex, prior.sex, strict=True)),

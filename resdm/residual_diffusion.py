@@ -149,11 +149,11 @@ class ResidualDiffusion(PriorGuided):
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
         """Eq. 7 at a uniformly drawn step, or, by a chance of ``start_share``, at the one where sampling starts."""
         mri, x0, draw = batch.mri, batch.pet, {"generator": generator, "device": batch.mri.device}
-        own, n = batch.prior.own, batch.prior.total  # drawn for all processes' people: see Prior.share
-        t = own(torch.randint(self.scheduler.steps, (n,), **draw))
+        local, n = batch.prior.local, batch.prior.global_size  # drawn for all processes' people: see Prior.shard
+        t = local(torch.randint(self.scheduler.steps, (n,), **draw))
         if self.config.start_share:
-            t = t.masked_fill(own(torch.rand(n, **draw)) < self.config.start_share, self.scheduler.steps - 1)
-        noise = own(torch.randn((n, *x0.shape[1:]), **draw))
+            t = t.masked_fill(local(torch.rand(n, **draw)) < self.config.start_share, self.scheduler.steps - 1)
+        noise = local(torch.randn((n, *x0.shape[1:]), **draw))
         x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
         prior = self.prior.spoken(batch.prior, generator)
         estimate = self.estimate(mri, prior, batch.rows)

@@ -13,13 +13,14 @@ from conftest import ROOT, tiny_resdm
 from scipy import stats
 from stored_cohort import make_cohort, make_config
 from test_pipeline import config as trainable  # noqa: F401 (a fixture)
-from tiny_methods import PlainConfig, Sessions
+from tiny_methods import PlainConfig
 
 from resdm.baselines.released import ReleasedConfig
-from resdm.checkpoint import differences, load_card
+from resdm.checkpoint import differences
 from resdm.io import write_csv
 from resdm.settings import ConfigError
 from resdm.training import fingerprint
+from resdm_suite.apps.model_card import load_card, source_settings
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.image_quality import read_scores, score_method
@@ -242,11 +243,14 @@ def test_a_repetition_differs_in_its_seed_alone(tmp_path):
 
 
 def test_a_seed_of_its_own_is_the_profiles_seed_in_all_that_training_depends_on(tmp_path):
-    sets = Sessions(4), Sessions(2)
+    def known(config, name):
+        seed, source = config.seeded(name).seed, source_settings(config)
+        return fingerprint(config.method(name), config.training, seed, (4, 2), name=name, source=source)
+
     config = make_config(tmp_path, methods={"X": PlainConfig(), "X@seed5": PlainConfig(seed=5)})
-    one, other = fingerprint(config, "X@seed5", *sets), fingerprint(config, "X", *sets)
+    one, other = known(config, "X@seed5"), known(config, "X")
     assert [row[0] for row in differences(one, other)] == ["seed", "methods.X@seed5", "methods.X"]
-    assert one == fingerprint(dataclasses.replace(config, seed=5), "X@seed5", *sets)
+    assert one == known(dataclasses.replace(config, seed=5), "X@seed5")
     assert "seed" not in other["methods.X"]  # a model from before there was the option is still the same
 
 

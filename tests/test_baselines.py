@@ -8,14 +8,13 @@ import pytest
 import torch
 from conftest import random_batch
 from tiny_baselines import PHASES, SHAPE, TINY, count, fit, make, seeded, smooth_batch
-from tiny_methods import Sessions, collate, make_config
+from tiny_methods import Sessions, collate, make_config, train
 
 from resdm import method as base
 from resdm.batch import Batch
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import TrainingConfig, settings_class
-from resdm.training import train
 
 BASELINES = list(TINY)
 ADVERSARIAL = [kind for kind in BASELINES if kind != "ddpm"]

@@ -12,21 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_methods import AdversarialConfig, PlainConfig, Sessions, build, collate, make_config, with_method
 
-from resdm import checkpoint
-from resdm.checkpoint import (
-    CheckpointError,
-    check_model,
-    differences,
-    load_card,
-    load_model,
-    load_state,
-    save_model,
-    save_state,
-    tensors,
-)
+from resdm.checkpoint import CheckpointError, differences, load_model, load_state, save_state, tensors
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.prior import PriorConfig
+from resdm_suite.apps import model_card
+from resdm_suite.apps.model_card import check_model, load_card, save_profile_model
 from resdm_suite.profiles import GridConfig, load_config
 
 
@@ -35,14 +26,14 @@ def saved(tmp_path):
     """A model folder of the plain method, its configuration and the method itself."""
     config = make_config(tmp_path)
     method = build(config, "Plain")
-    return save_model(tmp_path / "model", method, config, "Plain", step=7, epoch=2, score=41.5), config, method
+    return save_profile_model(tmp_path / "model", method, config, "Plain", step=7, epoch=2, score=41.5), config, method
 
 
 def test_a_model_comes_back(saved):
     folder, config, method = saved
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    found, card = load_model(folder)
+    found, card = load_model(folder), load_card(folder)
     assert torch.equal(torch.get_rng_state(), state)
     batch = collate([Sessions()[0], Sessions()[1]])
     method.eval()
@@ -68,15 +59,17 @@ def test_config_yaml_is_a_profile_with_this_method_alone(saved):
 
 def test_the_same_weights_give_the_same_bytes(saved, tmp_path):
     folder, config, method = saved
-    again = save_model(tmp_path / "again", method, config, "Plain", step=7, epoch=2, score=41.5)
+    again = save_profile_model(tmp_path / "again", method, config, "Plain", step=7, epoch=2, score=41.5)
     for file in ("model.safetensors", "config.yaml"):
         assert (again / file).read_bytes() == (folder / file).read_bytes()
 
 
 def test_given_weights_replace_the_methods_own(saved, tmp_path):
     _, config, method = saved
-    folder = save_model(tmp_path / "other", method, config, "Plain", weights={"heard": torch.tensor([3.0, 4.0])})
-    found, _ = load_model(folder)
+    folder = save_profile_model(
+        tmp_path / "other", method, config, "Plain", weights={"heard": torch.tensor([3.0, 4.0])}
+    )
+    found = load_model(folder)
     assert found.heard.tolist() == [3.0, 4.0]
     assert torch.equal(found.net[0].weight, method.net[0].weight)
 
@@ -86,7 +79,7 @@ def test_shared_weights_are_stored_once_and_stay_shared(saved):
     assert "net.3.weight" in tensors(method)
     assert "alias.weight" not in tensors(method)
     assert "alias.weight" not in load_file(folder / "model.safetensors")
-    found, _ = load_model(folder)
+    found = load_model(folder)
     assert found.alias.weight is found.net[3].weight
     assert torch.equal(found.alias.weight, method.alias.weight)
 
@@ -99,17 +92,18 @@ def test_the_papers_methods_come_back(tmp_path, make):
     method = build_method(config.method("ResDM"), (16, 16, 16)).eval()
     batch = random_batch(2, 16)
     expected = method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(1))
-    found, _ = load_model(save_model(tmp_path / "model", method, config, "ResDM"))
+    found = load_model(save_profile_model(tmp_path / "model", method, config, "ResDM"))
     assert torch.equal(found.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(1)), expected)
 
 
 def test_loading_fetches_no_pretrained_weights(tmp_path, monkeypatch):
     config = make_config(tmp_path, methods={"ResDM": tiny_resdm()})
     method = build_method(config.method("ResDM"), (16, 16, 16))
-    folder = save_model(tmp_path / "model", method, config, "ResDM")
+    folder = save_profile_model(tmp_path / "model", method, config, "ResDM")
     given = replace(tiny_resdm(), prior=replace(tiny_resdm().prior, weights="clip-that-is-not-here.safetensors"))
-    save_model(folder, method, replace(config, methods={"ResDM": given}), "ResDM")
-    found, card = load_model(folder)
+    method.config = given
+    save_profile_model(folder, method, replace(config, methods={"ResDM": given}), "ResDM")
+    found, card = load_model(folder), load_card(folder)
     assert found.config == card.settings == given
     assert isinstance(given.prior, PriorConfig)
 
@@ -129,6 +123,14 @@ def test_a_missing_folder_and_missing_files_are_named(saved, tmp_path):
         load_model(folder)
 
 
+def test_a_missing_configuration_is_named(saved):
+    folder, *_ = saved
+    (folder / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.yaml there; train the method again"):
+        load_card(folder)
+    assert load_model(folder).shape == (16, 16, 16)  # the weights' file alone rebuilds the method
+
+
 def test_a_broken_weights_file_is_named(saved):
     folder, *_ = saved
     (folder / "model.safetensors").write_bytes(b"\x08 not tensors")
@@ -141,10 +143,10 @@ def test_a_broken_weights_file_is_named(saved):
 
 def test_weights_of_another_method_are_refused(saved, tmp_path):
     folder, config, _ = saved
-    other = save_model(tmp_path / "other", build(config, "GAN"), config, "GAN")
+    other = save_profile_model(tmp_path / "other", build(config, "GAN"), config, "GAN")
     (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"the weights are of method 'GAN', config\.yaml describes Plain"):
-        load_model(folder)
+        load_card(folder)
 
 
 def test_weights_of_another_grid_are_refused_by_name(saved):
@@ -154,7 +156,7 @@ def test_weights_of_another_grid_are_refused_by_name(saved):
     tree["preprocess"]["grid"]["shape"] = [24, 24, 24]
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(CheckpointError) as error:
-        load_model(folder)
+        load_card(folder)
     assert "preprocess.grid.shape: [16, 16, 16] in the weights, [24, 24, 24] in config.yaml" in str(error.value)
 
 
@@ -186,8 +188,8 @@ def test_an_unreadable_configuration_is_named(saved):
 
 def test_settings_of_a_later_version_do_not_invalidate_a_model(saved, monkeypatch):
     folder, *_ = saved
-    plain = checkpoint._settings
-    monkeypatch.setattr(checkpoint, "_settings", lambda *args: plain(*args) | {"preprocess.new": True})
+    plain = model_card.source_settings
+    monkeypatch.setattr(model_card, "source_settings", lambda config: plain(config) | {"preprocess.new": True})
     assert load_card(folder).name == "Plain"
 
 
@@ -212,7 +214,7 @@ def test_a_model_is_compared_with_the_profile(saved):
 ])  # fmt: skip
 def test_a_phantom_model_says_so(tmp_path, kind, notice):
     config = make_config(tmp_path, kind=kind)
-    card = load_card(save_model(tmp_path / "model", build(config, "Plain"), config, "Plain"))
+    card = load_card(save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain"))
     assert card.notice == notice
     assert card.phantom == (kind == "phantom")
 

@@ -16,11 +16,11 @@ import yaml
 from tiny_methods import SHAPE, Sessions, build, make_config
 
 import resdm
-from resdm.checkpoint import load_card, save_model
 from resdm.settings import check_person, to_dict
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps import cli
 from resdm_suite.apps import single_scan as scans
+from resdm_suite.apps.model_card import load_card, save_profile_model
 from resdm_suite.cohorts.readers import download
 from resdm_suite.profiles import load_config
 
@@ -49,7 +49,7 @@ def scan(tmp_path):
 def model(tmp_path):
     def make(kind):
         config = make_config(tmp_path, kind=kind)
-        return save_model(tmp_path / f"model-{kind}", build(config, "Plain"), config, "Plain")
+        return save_profile_model(tmp_path / f"model-{kind}", build(config, "Plain"), config, "Plain")
 
     return make
 

@@ -13,18 +13,18 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from tiny_methods import build, make_config
 
-from resdm.checkpoint import CheckpointError, load_card, save_model
+from resdm.checkpoint import CheckpointError
 from resdm.io import sha256
 from resdm_suite.apps import cli, hub
 from resdm_suite.apps.hub import FILES, HubError, pull, push
-from resdm_suite.apps.model_card import render
+from resdm_suite.apps.model_card import load_card, render, save_profile_model
 from resdm_suite.profiles import CentiloidConfig
 
 
 @pytest.fixture
 def folder(tmp_path):
     config = make_config(tmp_path)
-    made = save_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
+    made = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
     (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
     (made / "history.csv").write_text("epoch\n1\n")
     return made
@@ -104,7 +104,7 @@ def test_paths_of_this_machine_stay_at_home(tmp_path, remote, own):
     config = make_config(tmp_path)
     ((part, settings),) = own.items()
     config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **settings)})
-    made = save_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
+    made = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
     (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
     push(made, "lab/resdm")
     text = (remote.root / "lab/resdm/config.yaml").read_text()

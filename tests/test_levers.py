@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, random_batch, step, tiny_network, tiny_resdm
 from tiny_baselines import TINY, make
-from tiny_methods import Sessions, collate, make_config
+from tiny_methods import Sessions, collate, make_config, train
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +19,6 @@ from resdm.batch import Prior
 from resdm.layers.upsampling import upsample
 from resdm.method import NETWORKS, build_method
 from resdm.settings import TrainingConfig
-from resdm.training import train
 from resdm.unet import NetworkConfig
 from resdm_suite.apps.prediction import Model
 
@@ -213,10 +212,10 @@ def test_processes_together_draw_what_one_draws():
 
 def test_a_share_is_every_nth():
     drawn = torch.arange(6)
-    assert Prior((1.0,) * 3, ("F",) * 3, (1, 2)).own(drawn).tolist() == [1, 3, 5]
-    assert Prior((1.0,) * 3, ("F",) * 3, (1, 2)).total == 6
-    assert Prior((1.0,) * 2, ("F",) * 2, (2, 3)).own(torch.stack([drawn, drawn + 10]), dim=1).tolist() == [
+    assert Prior((1.0,) * 3, ("F",) * 3, (1, 2)).local(drawn).tolist() == [1, 3, 5]
+    assert Prior((1.0,) * 3, ("F",) * 3, (1, 2)).global_size == 6
+    assert Prior((1.0,) * 2, ("F",) * 2, (2, 3)).local(torch.stack([drawn, drawn + 10]), dim=1).tolist() == [
         [2, 5],
         [12, 15],
     ]
-    assert torch.equal(Prior((1.0,) * 6, ("F",) * 6).own(drawn), drawn)
+    assert torch.equal(Prior((1.0,) * 6, ("F",) * 6).local(drawn), drawn)

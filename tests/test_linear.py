@@ -19,6 +19,7 @@ from resdm.checkpoint import load_model
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, TrainingConfig
+from resdm_suite.apps.model_card import load_card
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.profiles import load_config
@@ -205,7 +206,7 @@ def config(tmp_path):
 def test_from_volumes_to_scores(config, name):
     folder = train_method(config, name, progress=False)
     digest = sha256(folder / "model.safetensors")
-    method, card = load_model(folder)
+    method, card = load_model(folder), load_card(folder)
     history = pd.read_csv(folder / "history.csv")
     assert card.score == pytest.approx(history.groupby("tracer")["validation"].max().sum())
     assert json.loads((folder / "timing.json").read_text())["parameters"] == sum(b.numel() for b in method.buffers())
@@ -226,5 +227,5 @@ def test_images_are_taken_as_they_are_stored(config):
     still = dataclasses.replace(config, training=dataclasses.replace(config.training, shift_voxels=0), profile="still")
     still.volumes.parent.mkdir(parents=True)
     still.volumes.symlink_to(config.volumes)
-    moved, unmoved = (load_model(train_method(c, "linear", progress=False))[0].state_dict() for c in (config, still))
+    moved, unmoved = (load_model(train_method(c, "linear", progress=False)).state_dict() for c in (config, still))
     assert all(torch.equal(moved[name], unmoved[name]) for name in moved)

@@ -11,9 +11,8 @@ import yaml
 from stored_cohort import make_cohort
 from tiny_methods import PlainConfig, build
 
-from resdm.checkpoint import load_card, save_model
 from resdm.io import sha256, write_csv
-from resdm_suite.apps.model_card import render, show, write_card
+from resdm_suite.apps.model_card import load_card, render, save_profile_model, show, write_card
 from resdm_suite.cohorts.leakage import LeakageError
 from resdm_suite.evaluation.image_quality import read_index, score_people
 
@@ -22,7 +21,7 @@ from resdm_suite.evaluation.image_quality import read_index, score_people
 def config(tmp_path):
     config, _ = make_cohort(tmp_path, {"Plain": 0.5})
     config = dataclasses.replace(config, methods={"Plain": PlainConfig()})
-    save_model(config.model("Plain"), build(config, "Plain"), config, "Plain", step=12, epoch=3)
+    save_profile_model(config.model("Plain"), build(config, "Plain"), config, "Plain", step=12, epoch=3)
     return config
 
 

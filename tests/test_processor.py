@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_resdm
-from tiny_methods import Sessions, collate, make_config
+from tiny_methods import Sessions, collate, make_config, train
 
 from resdm import cpu_runtime as processor
 from resdm import training
 from resdm.method import build_method
-from resdm.training import train
 from resdm_suite.apps import prediction as synthesis
 from resdm_suite.apps.prediction import Model
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_batch, step, tiny_prior
-from tiny_methods import Sessions, collate, make_config
+from tiny_methods import Sessions, collate, make_config, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.baselines.released import ReleasedConfig, ReleasedUNet, load_released, shifted
 from resdm.batch import Batch, Prior
-from resdm.checkpoint import load_model, save_model
+from resdm.checkpoint import load_model
 from resdm.layers import clip
 from resdm.method import build_method
 from resdm.prior import PriorConfig, PriorModule, prompt, prompt_tokens
 from resdm.settings import ConfigError
-from resdm.training import train
 from resdm.unet import Attention
+from resdm_suite.apps.model_card import load_card, save_profile_model
 from resdm_suite.profiles import load_config
 
 SHAPE = (16, 16, 16)
@@ -266,7 +266,7 @@ def test_the_average_holds_the_unet_alone(tmp_path):
     config = make_config(tmp_path, methods={"it": tiny(ema_warmup=0)}, epochs=2)
     method = build(config.method("it"))
     folder = train(method, config, "it", Sessions(4), collate=collate, progress=False)
-    kept, _ = load_model(folder)
+    kept = load_model(folder)
     own = dict(method.named_parameters())
     moving = {n for n, w in own.items() if w.requires_grad and not n.removeprefix("unet.").startswith(IDLE)}
     differ = {name for name, weight in kept.named_parameters() if not torch.equal(weight, own[name])}
@@ -414,7 +414,8 @@ def test_a_released_checkpoint_loads_and_becomes_a_model_folder(checkpoints, tmp
     assert torch.equal(tower.token_embedding.weight, states[1]["model.token_embedding.weight"][prompt_tokens()])
     assert torch.equal(method.prior.project.weight, states[1]["linear.weight"])
     config = make_config(tmp_path, methods={"released": tiny()})
-    again, card = load_model(save_model(tmp_path / "model", method, config, "released"))
+    folder = save_profile_model(tmp_path / "model", method, config, "released")
+    again, card = load_model(folder), load_card(folder)
     assert card.settings == tiny()
     batch = random_batch(1, SHAPE)
     one, other = (

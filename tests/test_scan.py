@@ -14,10 +14,11 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 from tiny_methods import SHAPE, Sessions, build, make_config
 
-from resdm.checkpoint import CheckpointError, save_model
+from resdm.checkpoint import CheckpointError
 from resdm.io import sha256
 from resdm_suite.anatomy import CENTRE_MM, Grid
 from resdm_suite.apps import single_scan as scans
+from resdm_suite.apps.model_card import save_profile_model
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
@@ -39,7 +40,7 @@ def folder(tmp_path, kind="other", **changes):
     config = make_config(tmp_path, kind=kind)
     method = build(config, "Plain")
     torch.nn.init.constant_(method.heard, 0.5)  # the prompt matters
-    return save_model(tmp_path / f"model-{kind}", method, config, "Plain", **changes)
+    return save_profile_model(tmp_path / f"model-{kind}", method, config, "Plain", **changes)
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from conftest import tiny_resdm
 from tiny_methods import SHAPE, PlainConfig, Sessions, build, make_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from resdm.checkpoint import save_model
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, derive_seed
 from resdm_suite.anatomy import Grid
+from resdm_suite.apps.model_card import save_profile_model
 from resdm_suite.apps.prediction import (
     _CPU_ATTENTION,
     Model,
@@ -39,7 +39,7 @@ def folder(tmp_path):
     config = make_config(tmp_path)
     method = build(config, "Plain")
     torch.nn.init.constant_(method.heard, 0.5)  # the prompt matters
-    return save_model(tmp_path / "model", method, config, "Plain")
+    return save_profile_model(tmp_path / "model", method, config, "Plain")
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_what_is_done_is_kept_and_what_is_stale_is_made_again(folder, people, tm
 def test_steps_reach_the_method(tmp_path, people):
     config = make_config(tmp_path, methods={"ResDM": tiny_resdm(steps=6, sampling_steps=4)})
     torch.manual_seed(0)
-    folder = save_model(tmp_path / "m", build_method(config.method("ResDM"), SHAPE), config, "ResDM")
+    folder = save_profile_model(tmp_path / "m", build_method(config.method("ResDM"), SHAPE), config, "ResDM")
     model, seen = Model.load(folder), []
     model.method.predict = lambda x, mri, t, *_: seen.append(t) or x
     synthesise_people(model, people[:1], mri, tmp_path / "a", progress=False)
@@ -303,7 +303,7 @@ def test_one_mri(folder, tmp_path):
 
 def test_a_phantom_model_is_refused_unless_asked_for_and_then_says_so(tmp_path):
     config = make_config(tmp_path, kind="phantom", methods={"Plain": PlainConfig()})
-    folder = save_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
+    folder = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
     with pytest.raises(SynthesisError, match=r"has seen phantoms only.*--allow-phantom-model"):
         synthesise_mri(folder, mri(0), tmp_path / "out", age=74, sex="F")
     assert not (tmp_path / "out").exists()

@@ -20,12 +20,14 @@ import torch
 from conftest import tiny_network, tiny_prior, tiny_regression, tiny_resdm
 from safetensors.torch import load_file
 from tiny_baselines import TINY
-from tiny_methods import PerTracerConfig, Sessions, build, collate, make_config, with_method
+from tiny_methods import PerTracerConfig, Sessions, build, collate, make_config, train, with_method
 
 from resdm import training
 from resdm.checkpoint import CheckpointError, load_model, tensors
 from resdm.io import sha256
-from resdm.training import TrainingDiverged, decay_factor, epoch_batches, train, update_average
+from resdm.loop import decay_factor, update_average
+from resdm.training import TrainingDiverged, epoch_batches
+from resdm_suite.apps.model_card import load_card
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -236,7 +238,7 @@ def test_validation_takes_averaged_weights_and_only_present_tracers(tmp_path):
     history = pd.read_csv(folder / "history.csv")
     assert history["validation_amyloid"].iloc[-1] == pytest.approx(np.mean([2, 3, 5]))
     assert history["validation_tau"].iloc[-1] == pytest.approx(np.mean([4, 6]))
-    method, card = load_model(folder)
+    method, card = load_model(folder), load_card(folder)
     method.adapt(config.training, torch.device("cpu"))
     assert card.score == pytest.approx(history["validation"].iloc[-1])
     people = Sessions(3, seed=1)
@@ -258,7 +260,7 @@ def test_best_weights_are_kept(tmp_path):
 
     method.synthesise = synthesise
     folder = run(config, method=method, score=lambda real, synthetic: next(scores))
-    _, card = load_model(folder)
+    card = load_card(folder)
     assert (card.epoch, card.step, card.score) == (2, 6, 18.0)
     assert torch.equal(load_file(folder / "model.safetensors")["heard"], saved[2])  # two batches a validation
     assert not torch.equal(saved[2], saved[-1])
@@ -331,7 +333,7 @@ def test_resume_of_the_competitors_is_exact(tmp_path, kind):
         run(config, kind, method=stop_at(build(config, kind), 4), folder=tmp_path / "cut")
     run(config, kind, method=build(replace(config, seed=9), kind), folder=tmp_path / "cut")
     assert digests(tmp_path / "cut") == expected
-    method, card = load_model(tmp_path / "cut")
+    method, card = load_model(tmp_path / "cut"), load_card(tmp_path / "cut")
     saved = load_file(tmp_path / "cut" / "model.safetensors")
     assert all(torch.equal(value, saved[key]) for key, value in tensors(method).items())
     assert card.settings == TINY[kind]
@@ -344,7 +346,6 @@ def test_kill_9_and_resume_end_in_the_same_bytes(tmp_path):
     script.write_text(
         "import sys; from pathlib import Path\n"
         "from tiny_methods import *\n"
-        "from resdm.training import train\n"
         "config = make_config(Path(sys.argv[1]), epochs=8, validate_every=1, checkpoint_every=5)\n"
         "config = with_method(config, 'GAN', pause=0.05)\n"
         "train(build(config, 'GAN'), config, 'GAN', Sessions(7, augment=True), Sessions(3, seed=1), collate=collate,"
@@ -548,7 +549,6 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
     script.write_text(
         "import sys; from pathlib import Path\n"
         "from tiny_methods import *\n"
-        "from resdm.training import train\n"
         "root = Path(sys.argv[1])\n"
         "config = make_config(root, batch_size=4, devices=2, validate_every=1, checkpoint_every=3)\n"
         "config = with_method(config, 'GAN', decay='none')\n"
@@ -593,7 +593,6 @@ def test_two_processes_train_resdm_as_one_does(tmp_path):
     script.write_text(
         "import sys; from pathlib import Path\n"
         "from conftest import *; from tiny_methods import *\n"
-        "from resdm.training import train\n"
         "class Complete(Sessions):\n"
         "    def __getitem__(self, i):\n"
         "        mri, pet, present, *who = super().__getitem__(i)\n"

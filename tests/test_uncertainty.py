@@ -12,11 +12,11 @@ import torch
 from conftest import tiny_resdm
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 
-from resdm.checkpoint import save_model
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.apps.model_card import save_profile_model
 from resdm_suite.apps.prediction import Model
 from resdm_suite.apps.synthesis import sample_method
 from resdm_suite.evaluation.uncertainty import (
@@ -336,7 +336,7 @@ def config(tmp_path):
     write_volumes(config, splits, without_tau=(2, 6))
     torch.manual_seed(0)
     method = build_method(config.method("ResDM"), GRID.shape)
-    save_model(config.model("ResDM"), method, config, "ResDM")
+    save_profile_model(config.model("ResDM"), method, config, "ResDM")
     return config
 
 

@@ -12,6 +12,8 @@ from torch import nn
 from resdm.batch import Batch, Prior
 from resdm.method import Method, PerTracer, TracerModel, build_method
 from resdm.settings import METHODS, MethodConfig, TrainingConfig
+from resdm.training import train as train_method
+from resdm_suite.apps.model_card import training_options, write_config
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 SHAPE = (16, 16, 16)
@@ -178,6 +180,13 @@ def make_config(root: Path, *, methods=None, kind="other", **training) -> Config
 def build(config: Config, name: str) -> Method:
     torch.manual_seed(config.seed)
     return build_method(config.method(name), SHAPE)
+
+
+def train(method, config, name, train_set, validation_set=None, *, folder=None, **options) -> Path:
+    """A training of a profile on any sessions, as `resdm_suite.apps.stages.train_method` does it."""
+    options |= training_options(config, name) | {"folder": folder or config.model(name)}
+    run = options.pop("run")
+    return write_config(train_method(method, run, train_set, validation_set, **options), config, name)
 
 
 def with_method(config: Config, name: str, **settings) -> Config:

@@ -11,9 +11,10 @@ from pathlib import Path
 import yaml
 from huggingface_hub import HfApi, snapshot_download
 
-from resdm.checkpoint import CheckpointError, load_card, load_model
+from resdm.checkpoint import CheckpointError, load_model
 from resdm.io import write_text
 from resdm.settings import to_dict
+from resdm_suite.apps.model_card import load_card
 from resdm_suite.profiles import FidelityConfig
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
@@ -104,6 +105,7 @@ def pull(repository: str, folder: str | Path, *, revision: str | None = None) ->
             if (source / name).is_file():
                 shutil.copyfile(source / name, model / name)
         try:
+            load_card(model)
             load_model(model)
         except CheckpointError as error:
             raise CheckpointError(f"{repository}: no model of resdm: {error}") from error

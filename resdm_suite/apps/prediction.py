@@ -24,12 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm.auto import tqdm
 
 from resdm.batch import TRACERS, Prior
-from resdm.checkpoint import ModelCard, load_model
+from resdm.checkpoint import load_model
 from resdm.cpu_runtime import computes_bf16
 from resdm.io import atomic, write_json
 from resdm.method import Method
 from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.apps.model_card import ModelCard, load_card
 from resdm_suite.paths import sidecar_path, std_path, synthetic_name, synthetic_path
 from resdm_suite.profiles import check_condition
 
@@ -104,7 +105,7 @@ class Model:
         """From a model folder; ``auto`` takes a GPU where there is one."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        method, card = load_model(folder, device)
+        card, method = load_card(folder), load_model(folder, device)
         method.adapt(card.config.training, torch.device(device))
         return cls(method, card, torch.device(device))
 

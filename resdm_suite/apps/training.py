@@ -13,7 +13,7 @@ from resdm.cpu_runtime import set_up
 from resdm.io import write_json
 from resdm.method import build_method
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.apps.model_card import write_card
+from resdm_suite.apps.model_card import training_options, write_card, write_config
 from resdm_suite.evaluation.image_quality import psnr, ssim
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import Config, load_config
@@ -52,15 +52,16 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     mask = mni_map("brain", Grid.of(config.preprocess.grid)) if config.preprocess.mask else None
     folder = train(
         method,
-        config,
-        name,
-        train_set,
-        validation_set,
+        train_set=train_set,
+        validation_set=validation_set,
         collate=collate,
+        folder=config.model(name),
         data_digest=digest,
         score=partial(validation_score, mask=mask),
         progress=progress,
+        **training_options(config, name),
     )
+    write_config(folder, config, name)
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
     write_card(config, name)
     return folder
