@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from notebook_figures import check_texts, draw, texts
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
 
 from resdm_suite.evaluation.conditioning import age_effects, age_summary, sex_effects, sex_summary, without_chance
 from resdm_suite.evaluation.status import status_summary
-from resdm_suite.reporting.conditioning import PROMPT_COLOURS, figure4, figure5
+from resdm_suite.reporting.cases import figure5_data
 from resdm_suite.reporting.diagnosis import table4, table4_roc, table4_sources
 from resdm_suite.reporting.provenance import provenance
 from resdm_suite.reporting.style import save_figure
@@ -159,12 +160,14 @@ class TestTable4:
 # ── figures ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def texts(figure) -> list[str]:
-    found = [text.get_text() for text in figure.texts]
-    for axes in figure.axes:
-        found += [axes.get_title(loc="left"), axes.get_ylabel(), axes.get_xlabel()]
-        found += [text.get_text() for text in axes.texts]
-    return found
+def figure4(summary, effects):
+    return draw("07_figure4_gender", profile=SimpleNamespace(notice=NOTICE), summary=summary, effects=effects)
+
+
+def figure5(age, summary, effects, individual=True):
+    profile = SimpleNamespace(notice=NOTICE, individual=individual)
+    points, lines = figure5_data(profile, age)
+    return draw("08_figure5_age", profile=profile, points=points, lines=lines, summary=summary, effects=effects)
 
 
 @functools.cache
@@ -189,8 +192,8 @@ def age_frames(sweep=SWEEP):
 
 DRAWN = {
     "table4_roc": lambda: table4_roc(*roc_frames(), notice=NOTICE),
-    "figure4": lambda: figure4(*sex_frames(), notice=NOTICE),
-    "figure5": lambda: figure5(*age_frames(), notice=NOTICE),
+    "figure4": lambda: figure4(*sex_frames()),
+    "figure5": lambda: figure5(*age_frames()),
 }
 
 
@@ -208,51 +211,24 @@ def test_same_bytes_twice_whatever_the_users_settings(name, tmp_path):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_leaves_the_page_and_none_hides_another(name):
-    figure = DRAWN[name]()
-    renderer = figure.canvas.get_renderer()
-    figure.canvas.draw()
-    written = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text().strip() and text.get_visible()]
-    boxes = [
-        (text.get_text(), text.get_window_extent(renderer)) for text in written if text.axes is None or _drawn(text)
-    ]
-    assert len(boxes) > 20
-    for i, (one, a) in enumerate(boxes):
-        assert a.x0 >= -1
-        assert a.x1 <= figure.bbox.width + 1, one
-        assert a.y0 >= -1
-        for other, b in boxes[i + 1 :]:
-            x = min(a.x1, b.x1) - max(a.x0, b.x0)
-            y = min(a.y1, b.y1) - max(a.y0, b.y0)
-            assert x <= 1 or y <= 1, (one, other)
-
-
-def _drawn(text) -> bool:
-    """Whether axes draw it: they keep tick labels beyond their limits."""
-    axes = text.axes
-    for axis in (axes.xaxis, axes.yaxis):
-        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
-            if text in (tick.label1, tick.label2):
-                low, high = sorted(axis.get_view_interval())
-                shown = tick.label1 if tick.label1.get_visible() else tick.label2
-                return text is shown and axes.axison and low <= tick.get_loc() <= high
-    return axes.axison or text in axes.texts
+    check_texts(DRAWN[name]())
 
 
 def test_figure4_draws_its_numbers():
     summary, effects = sex_frames()
     figure = figure4(summary, effects)
-    bars, psnr, _ = figure.axes[3:6]  # tau
+    bars, fit, _ = figure.axes[3:6]  # tau
     rows = summary[summary["tracer"] == "tau"].set_index(["prompt", "metric"])["value"]
-    for prompt, colour in PROMPT_COLOURS.items():
-        heights = [patch.get_height() for patch in bars.patches if to_hex(patch.get_facecolor()) == colour.lower()]
-        assert heights == pytest.approx([100 * rows[prompt, metric] for metric in ("auc", "acc", "f1")])
+    heights = [patch.get_height() for patch in bars.patches]
+    expected = [100 * rows[prompt, metric] for metric in ("auc", "acc", "f1") for prompt in ("right", "none", "wrong")]
+    assert heights == pytest.approx(expected)
     change = effects.set_index(["name", "tracer"]).loc[("psnr_right_wrong", "tau")]
-    assert psnr.lines[1].get_ydata()[0] == pytest.approx(-change["estimate"])
-    (segment,) = psnr.collections[1].get_segments()
+    assert fit.lines[1].get_ydata()[0] == pytest.approx(-change["estimate"])
+    (segment,) = fit.collections[1].get_segments()
     assert sorted(segment[:, 1]) == pytest.approx([-change["high"], -change["low"]])
     told = without_chance(effects, pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.5, 0.001]}))
     titles = [axes.get_title(loc="left") for axes in figure4(summary, told).axes]
-    assert [title.partition(":")[0] for title in titles if "by a classifier at chance" in title] == ["Aβ-PET"]
+    assert [title.partition(":")[0] for title in titles if "classifier at chance" in title] == ["(a) Aβ-PET"]
 
 
 def test_figure5_draws_every_session_and_says_r():
@@ -260,30 +236,34 @@ def test_figure5_draws_every_session_and_says_r():
     figure = figure5(age, summary, effects)
     assert len(figure.axes) == 10
     part = age[(age["tracer"] == "tau") & (age["condition"] == "shuffled_age")]
-    points = figure.axes[8].lines[1]
+    points = figure.axes[8].lines[0]
     assert sorted(points.get_xdata()) == pytest.approx(sorted(part["prompt_age"]))
     assert sorted(points.get_ydata()) == pytest.approx(sorted(part["predicted"]))
     rows = summary.set_index(["tracer", "condition", "against"])
     for condition, against in (("real", "own"), ("factual", "prompt"), ("no_age", "own"), ("shuffled_age", "prompt")):
         row = rows.loc[("amyloid", condition, against)]
         expected = " ".join(["r", number(row["r"], 2), f"[{number(row['low'], 2)}, {number(row['high'], 2)}]"])
-        assert [text for text in texts(figure) if text.startswith(expected)]
+        assert [text for text in texts(figure) if expected in text]
 
 
 def test_figure5_without_single_people():
     age, summary, effects = age_frames()
-    figure = figure5(age, summary, effects, people=False)
+    config = SimpleNamespace(individual=False)
+    points, lines = figure5_data(config, age)
     real = age[(age["tracer"] == "amyloid") & (age["condition"] == "real")]
-    binned = real.assign(years=5 * np.floor(real["age"] / 5))
-    people = binned.groupby("years")["person"].nunique()
-    drawn = [float(line.get_xdata()[0]) for line in figure.axes[0].lines[1:]]
-    assert drawn == [years + 2.5 for years in people.index[people >= 5]]
+    people = real.assign(years=5 * np.floor(real["age"] / 5)).groupby("years")["person"].nunique()
+    shown = points.query("tracer == 'amyloid' and condition == 'real'")
+    assert shown["years"].tolist() == [years + 2.5 for years in people.index[people >= 5]]
     assert (people < 5).any()  # and these are left out
-    assert len(figure.axes[4].lines) == 2  # of the sweep, the mean alone
+    assert points["spread"].notna().all()
+    assert set(lines["line"]) == {"mean"}
+    few = age[age["person"].isin(age["person"].unique()[:4])]
+    assert [len(table) for table in figure5_data(config, few)] == [0, 0]
+    assert len(figure5(age, summary, effects, individual=False).axes) == 10
 
 
 def test_figure5_without_a_sweep():
-    figure = figure5(*age_frames(sweep=()), notice=NOTICE)
+    figure = figure5(*age_frames(sweep=()))
     assert len(figure.axes) == 8
     assert NOTICE in texts(figure)
 

@@ -11,8 +11,10 @@ import pandas as pd
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid
+from resdm_suite.evaluation.conditioning import age_part, age_sweep
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
-from resdm_suite.evaluation.statistics import typical_session
+from resdm_suite.evaluation.readings import present_tracers
+from resdm_suite.evaluation.statistics import person_weights, typical_session
 from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary
 from resdm_suite.profiles import FEWEST, Config
 from resdm_suite.reporting.slices import GROUP_SLICES
@@ -140,6 +142,69 @@ def read_trace(config: Config, method: str = REFERENCE_METHOD) -> dict[str, np.n
             f"single people (privacy: aggregate); synthesise the test people of {method!r} again, {FEWEST} or more"
         )
     return trace
+
+
+FIGURE5_AXES = {"real": "age", "factual": "prompt_age", "no_age": "age", "shuffled_age": "prompt_age"}
+"""Panels of Figure 5: condition, and the age on its x axis (the person's own, or the prompt's)."""
+
+
+def figure5_data(
+    config: Config, age: pd.DataFrame, method: str = REFERENCE_METHOD
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What Figure 5 may show.
+
+    Parameters
+    ----------
+    config : Config
+    age : DataFrame
+        Rows of ``age.csv``.
+    method : str
+
+    Returns
+    -------
+    points : DataFrame
+        tracer, condition, years (see `FIGURE5_AXES`), predicted, spread. One row per session. Where single people may
+        not be shown, one row per five years of age with at least `FEWEST` people: mean and standard deviation.
+    lines : DataFrame
+        Of the sweep over prompt ages: tracer, line, years, predicted, spread. One line per person and their ``mean``;
+        the mean alone where single people may not be shown.
+    """
+    points, lines = [], []
+    for tracer in present_tracers(age):
+        for condition, column in FIGURE5_AXES.items():
+            part = age_part(age, method, condition, tracer)
+            part = part.assign(years=part[column].astype(float), spread=np.nan)
+            if not config.individual:
+                part = _five_years(part.assign(weight=person_weights(part["person"])))
+            points.append(part[["years", "predicted", "spread"]].assign(tracer=tracer, condition=condition))
+        sweep = age_sweep(age, method, tracer)
+        if sweep.shape[1] > 1 and (config.individual or len(sweep) >= FEWEST):
+            tables = {"mean": pd.DataFrame({"predicted": sweep.mean(), "spread": sweep.std(ddof=1)})}
+            if config.individual:
+                single = {
+                    f"{i}": pd.DataFrame({"predicted": row, "spread": np.nan})
+                    for i, (_, row) in enumerate(sweep.iterrows())
+                }
+                tables = single | tables
+            lines += [
+                table.rename_axis("years").reset_index().assign(tracer=tracer, line=name)
+                for name, table in tables.items()
+            ]
+    columns = ["tracer", "line", "years", "predicted", "spread"]
+    return pd.concat(points, ignore_index=True), pd.concat(lines, ignore_index=True) if lines else pd.DataFrame(
+        columns=columns
+    )
+
+
+def _five_years(part: pd.DataFrame) -> pd.DataFrame:
+    """Weighted mean and standard deviation of every five years with enough people."""
+    rows = []
+    for years, group in part.groupby(5 * np.floor(part["years"] / 5)):
+        if group["person"].nunique() >= FEWEST:
+            mean = np.average(group["predicted"], weights=group["weight"])
+            variance = np.average((group["predicted"] - mean) ** 2, weights=group["weight"])
+            rows.append({"years": years + 2.5, "predicted": mean, "spread": np.sqrt(variance)})
+    return pd.DataFrame(rows, columns=["years", "predicted", "spread"])
 
 
 def quality_cases(config: Config, index: pd.DataFrame, similarity: str = "t1_correlation") -> dict[str, Any]:

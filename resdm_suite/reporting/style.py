@@ -25,6 +25,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from resdm.io import atomic, write_json
+from resdm_suite.profiles import Config
 
 WIDTH = 7.2
 """Width of a full-page figure, in inches (183 mm)."""
@@ -106,6 +107,20 @@ class PaperFigure(Figure):
         return buffer.getvalue()
 
 
+class _Markdown(str):
+    """Text that notebooks show as Markdown."""
+
+    def _repr_markdown_(self) -> str:
+        return self
+
+
+def heading(config: Config) -> _Markdown:
+    """The line below a notebook's title: notice, profile, seed and digest of the settings."""
+    return _Markdown(
+        f"**{config.notice or 'ADNI'}** · profile `{config.profile}`, seed {config.seed}, settings `{config.digest()}`"
+    )
+
+
 def paper_figure(height: float, title: str, notice: str = "", detail: str = "", width: float = WIDTH) -> PaperFigure:
     """An empty figure with a heading. Axes made in it are laid out below the heading (constrained layout).
 
@@ -120,7 +135,7 @@ def paper_figure(height: float, title: str, notice: str = "", detail: str = "", 
     FigureCanvasAgg(figure)
     lines = Page(figure, width, height).title(title, notice, detail)
     head = 0.30 + 0.12 * lines
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / height), w_pad=0.03, h_pad=0.03)
+    figure.get_layout_engine().set(rect=(0.005, 0, 0.985, 1 - head / height), w_pad=0.04, h_pad=0.04)
     return figure
 
 
