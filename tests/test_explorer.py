@@ -1,4 +1,4 @@
-"""The explorer: what it shows is what it says, it remembers, it runs headless, and it answers in a browser."""
+"""The explorer: its volumes, its cache, its widgets, a headless run and a browser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from resdm_suite.profiles import load_config
 
 pytest.importorskip("ipywidgets", reason="no ipywidgets: pip install -e '.[notebooks]'")
 
-from resdm_suite.apps.explorer import Explorer, Request, Studio, explore, step_choices
+from resdm_suite.apps.explorer import Explorer, ExplorerModel, Request, explore, step_choices
 from resdm_suite.apps.training import train_method
 from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.reporting.views import Scene, orthogonal_views
@@ -55,80 +55,79 @@ def config(clone):
 
 
 @pytest.fixture(scope="module")
-def studio(clone):
-    return Studio(load_config(clone / "configs" / "smoke.yaml"))
+def model(clone):
+    return ExplorerModel(load_config(clone / "configs" / "smoke.yaml"))
 
 
 @pytest.fixture
-def explorer(studio):
-    shown = Explorer(studio)
+def explorer(model):
+    shown = Explorer(model)
     assert "color" not in shown.status.value, shown.status.value
     return shown
 
 
-def test_shows_the_mean_and_change_of_what_the_model_makes(studio):
-    source = next(iter(studio.people))
-    age, sex = studio.own(source)
+def test_scene_is_mean_and_change_of_the_samples(model):
+    source = next(iter(model.people))
+    age, sex = model.factual_prompt(source)
     asked = Request(source, 90.0, sex, 2, seed=3, samples=3)
-    scene = studio.scene(asked)
-    high = studio.config.preprocess.suvr_range["tau"][1]
-    mri = read_volume(studio.config.volumes / studio.people[source]["t1w"], studio.model.grid)
+    scene = model.scene(asked)
+    high = model.config.preprocess.suvr_range["tau"][1]
+    mri = read_volume(model.config.volumes / model.people[source]["t1w"], model.model.grid)
 
     def by_hand(years):
         seeds = [derive_seed(3, source, number) for number in range(3)]
-        return high * np.stack([studio.model.synthesise(mri, years, sex, seed=seed, steps=2)[1] for seed in seeds])
+        return high * np.stack([model.model.synthesise(mri, years, sex, seed=seed, steps=2)[1] for seed in seeds])
 
     prompted, factual = by_hand(90.0), by_hand(age)
     np.testing.assert_allclose(scene.pet["tau"], prompted.mean(0), atol=1e-6)
     np.testing.assert_allclose(scene.change["tau"], prompted.mean(0) - factual.mean(0), atol=1e-6)
-    own = studio.scene(dataclasses.replace(asked, age=age))
+    own = model.scene(dataclasses.replace(asked, age=age))
     assert all(np.abs(own.change[tracer]).max() == 0 for tracer in own.change)
 
 
-def test_cutting_makes_no_volume_and_going_back_costs_none(explorer):
-    studio, first = explorer.studio, explorer.image.value
-    made = studio.synthesised
+def test_cuts_and_earlier_prompts_need_no_synthesis(explorer):
+    model, first = explorer.model, explorer.image.value
+    made = model.synthesised
     explorer.cuts[2].value += 20
-    assert studio.synthesised == made
+    assert model.synthesised == made
     assert explorer.image.value != first
     explorer.cuts[2].value -= 20
     assert explorer.image.value == first
     explorer.age.value = 90
-    assert studio.synthesised > made
+    assert model.synthesised > made
     assert explorer.request.age == 90
     assert explorer.image.value != first
-    made = studio.synthesised
+    made = model.synthesised
     explorer.factual.click()
-    assert studio.synthesised == made
+    assert model.synthesised == made
     assert explorer.image.value == first
-    assert explorer.request.age == studio.own(explorer.request.source)[0]  # not the slider's whole years
+    assert explorer.request.age == model.factual_prompt(explorer.request.source)[0]  # not the slider's whole years
 
 
-def test_a_prompt_can_say_nothing(explorer):
-    explorer.say_age.value = False
+def test_a_prompt_can_be_empty(explorer):
+    explorer.use_age.value = False
     explorer.sex.value = None
     assert (explorer.request.age, explorer.request.sex) == (None, None)
     assert np.abs(explorer.scene.change["amyloid"]).max() > 0
 
 
 def test_another_person_comes_with_their_own_prompt_and_one_picture(explorer):
-    drawn, other = explorer.drawn, list(explorer.studio.people)[-1]
+    drawn, other = explorer.draw_count, list(explorer.model.people)[-1]
     explorer.person.value = other
-    assert explorer.drawn == drawn + 1
-    assert (explorer.request.source, explorer.request.age) == (other, explorer.studio.own(other)[0])
+    assert explorer.draw_count == drawn + 1
+    assert (explorer.request.source, explorer.request.age) == (other, explorer.model.factual_prompt(other)[0])
 
 
-def test_memory_forgets_what_was_not_looked_at_longest(studio, monkeypatch):
-    source = next(iter(studio.people))
-    one = studio.sample(Request(source, 60.0, "F", 1, 0, 1), 0)
-    monkeypatch.setattr("resdm_suite.apps.explorer.MOST_BYTES", 2 * one.nbytes)
-    for age in (61.0, 62.0, 61.0, 63.0):
-        studio.sample(Request(source, age, "F", 1, 0, 1), 0)
-    made = studio.synthesised
-    studio.sample(Request(source, 61.0, "F", 1, 0, 1), 0)
-    assert studio.synthesised == made
-    studio.sample(Request(source, 62.0, "F", 1, 0, 1), 0)
-    assert studio.synthesised == made + 1
+def test_the_cache_drops_the_sample_that_was_not_shown_for_the_longest_time(model, monkeypatch):
+    source = next(iter(model.people))
+    size = model.sample(Request(source, 60.0, "F", 1, 0, 1), 0).nbytes
+    monkeypatch.setattr("resdm_suite.apps.explorer.MAX_CACHE_BYTES", 2 * size)
+    small = ExplorerModel(model.config)
+    counts = []
+    for age in (61.0, 62.0, 61.0, 63.0, 61.0, 62.0):
+        small.sample(Request(source, age, "F", 1, 0, 1), 0)
+        counts.append(small.synthesised)
+    assert counts == [1, 2, 2, 3, 3, 4]
 
 
 def test_export_writes_what_is_shown(explorer):
@@ -150,7 +149,7 @@ def test_export_writes_what_is_shown(explorer):
         np.testing.assert_allclose(image.get_fdata(), volume, atol=1e-6)
 
 
-def test_faults_are_said_below_the_picture_and_nothing_breaks(explorer, tmp_path):
+def test_errors_are_shown_below_the_picture(explorer, tmp_path):
     shown, picture = explorer.request, explorer.image.value
     explorer.file.value = str(tmp_path / "nobody.nii.gz")
     assert "neither a T1 file" in explorer.status.value
@@ -163,15 +162,15 @@ def test_faults_are_said_below_the_picture_and_nothing_breaks(explorer, tmp_path
     assert explorer.request == shown
 
 
-def test_a_corrupt_scan_is_said_and_leaves_nothing_to_cut_or_to_export(clone, studio, tmp_path):
+def test_a_corrupt_scan_is_reported_and_cannot_be_cut_or_exported(clone, model, tmp_path):
     broken = tmp_path / "sub-8_T1w.nii.gz"
     broken.write_bytes(b"\x1f\x8b no gzip")
-    allowed = Studio(studio.config, allow_phantom_model=True)
+    allowed = ExplorerModel(model.config, allow_phantom_model=True)
     shown = Explorer(allowed, str(broken))
     assert f"{broken}: cannot be read as NIfTI" in shown.status.value
     shown.cuts[0].value += 5
     assert shown.export() is None
-    assert (shown.drawn, shown.image.value) == (0, b"")
+    assert (shown.draw_count, shown.image.value) == (0, b"")
     source = next(iter(allowed.people))
     volume = allowed.config.volumes / allowed.people[source]["t1w"]
     whole = volume.read_bytes()
@@ -184,7 +183,7 @@ def test_a_corrupt_scan_is_said_and_leaves_nothing_to_cut_or_to_export(clone, st
             volume.write_bytes(whole)
         assert "#B00020" in shown.status.value
     shown.synthesise()
-    assert (shown.drawn, shown.request.source) == (1, source)
+    assert (shown.draw_count, shown.request.source) == (1, source)
 
 
 def test_a_file_is_preprocessed_and_has_no_prompt_of_its_own(config):
@@ -203,8 +202,8 @@ def test_step_choices_are_those_a_method_takes():
     assert methods["DDPM"].sampling_steps in step_choices(methods["DDPM"])
 
 
-def test_views_read_the_voxel_under_the_cross_hairs_and_show_no_spread(studio):
-    grid = studio.model.grid
+def test_views_read_the_voxel_under_the_cross_hairs_and_show_no_spread(model):
+    grid = model.model.grid
     volume = np.zeros(grid.shape)
     volume[10, 11, 12] = 1.5
     point = tuple(grid.affine[:3, 3] + grid.voxel_mm * np.array([10, 11, 12]))
