@@ -1,19 +1,19 @@
-"""Table 4, Figures 4 and 5: what evaluators fitted on real scans see in synthetic PET.
+"""Table 4, Figures 4 and 5: evaluators fitted on real scans read synthetic PET.
 
 **Status** (Table 4). The paper says "five-fold" and "pre-trained" and defines neither. Here the *training* people are
-cut into folds, by person. For each fold DSNet is fitted on the real PET of the others, its threshold is set on the real
-PET of the fold (`youden`), and it scores the real and every method's synthetic PET of the test people, whom neither it
-nor any synthesiser has been trained on. Beside them stand the template and controls that ask whether synthesis adds
+divided into folds, by person. For each fold DSNet is fitted on the real PET of the others, its threshold is set on the
+real PET of the fold (`youden`), and it scores the real and every method's synthetic PET of the test people, on whom
+neither it nor a synthesiser was trained. The template is scored too, and controls that show whether synthesis adds
 anything: the same network on the MRI alone, a logistic regression on age and sex, and the more frequent class.
 
-Status is the label that a cut-off on the measured SUVR gives. In phantoms it is also the planted one, by classifiers
-and thresholds of its own: a cut-off label depends on age and sex as well, as far as they change the SUVR.
+Status is the label that a cut-off on the measured SUVR gives. In phantoms it is also the planted one, with its own
+classifiers and thresholds: a cut-off label depends on age and sex as well, as far as they change the SUVR.
 
 **Sex and age** (Figures 4 and 5). One classifier and one brain-age network for each tracer, fitted on the real PET of
-all training people but the first fold, on which the threshold, or the mean error, is set; they score the test people's
-real PET and the synthetic one of every condition that is there.
+all training people but the first fold, on which the threshold, or the mean error, is set. They score the test people's
+real PET and the synthetic one of every finished condition.
 
-Validation people are not used at all, and nothing is chosen on the test people.
+Validation people are not used, and nothing is chosen on the test people.
 """
 
 from __future__ import annotations
@@ -43,15 +43,13 @@ from resdm_suite.cohorts.leakage import LeakageError
 from resdm_suite.evaluation.fitting import Evaluator, classifier, fit_evaluator
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm_suite.evaluation.planted import read_causes
-from resdm_suite.evaluation.readings import COLUMNS
+from resdm_suite.evaluation.readings import COLUMNS, SESSION, readings_path
 from resdm_suite.evaluation.statistics import person_weights
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
 Fold = tuple[np.ndarray, np.ndarray]
 """Rows to train on, rows held out."""
-
-_FORMAT = "%.9g"
 
 
 # ── people ────────────────────────────────────────────────────────────────────────────────────────
@@ -66,7 +64,7 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
     split : {"train", "test"}
     tracer : {"amyloid", "tau"}
     target : {"label", "planted", "sex", "age"}
-        The first two are the tracer's own status: its label, or what is planted in phantoms.
+        The first two are the tracer's own status: its label, or the planted one of phantoms.
 
     Returns
     -------
@@ -79,26 +77,24 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
         A column is missing, no session is left, or a phantom has no planted status.
     """
     index = read_index(config, split)
-    column = {"label": f"{tracer}_status", "planted": f"{tracer}_positive"}.get(target, target)
+    path, column = config.volumes / "index.csv", target
+    if target in ("label", "planted"):
+        column = f"{tracer}_status" if target == "label" else f"{tracer}_positive"
     if target == "planted":
-        index = index.merge(read_causes(config)[["person", "session", column]], how="left", validate="one_to_one")
+        index = index.merge(read_causes(config)[[*SESSION, column]], how="left", validate="one_to_one")
         unknown = index[(index[f"present_{tracer}"] == 1) & index[column].isna()]
         if len(unknown):
-            who, truth = " ".join(unknown.iloc[0][["person", "session"]]), config.work / "truth" / "people.csv"
             raise ValueError(
-                f"{truth}: no {column} of {who}, whose PET is there: these volumes are not of these phantoms; "
-                "preprocess them again"
+                f"{config.work / 'truth' / 'people.csv'}: no {column} of {' '.join(unknown.iloc[0][SESSION])}, whose "
+                "PET is there: these volumes are not of these phantoms; preprocess them again"
             )
-    needed = [column, "age", "sex", "t1w"]
-    missing = [name for name in needed if name not in index]
+    missing = [name for name in (column, "age", "sex", "t1w") if name not in index]
     if missing:
-        raise ValueError(
-            f"{config.volumes / 'index.csv'}: columns missing: {', '.join(missing)}; run the preprocessing again"
-        )
+        raise ValueError(f"{path}: columns missing: {', '.join(missing)}; run the preprocessing again")
     rows = index[(index[f"present_{tracer}"] == 1) & index[column].notna()].reset_index(drop=True)
     if rows.empty:
         raise ValueError(
-            f"{config.volumes / 'index.csv'}: no {split} session has both {tracer} PET and {column}; "
+            f"{path}: no {split} session has both {tracer} PET and {column}; "
             f"fill in {column} in the manifest, or the SUVR that it is made of"
         )
     return rows.assign(label=((rows["sex"] == "M") if target == "sex" else rows[column]).astype(float))
@@ -118,7 +114,7 @@ def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
     Raises
     ------
     ValueError
-        Too few people for every fold to see both classes on both sides.
+        Too few people for every fold to have both classes on both sides.
     LeakageError
         See `check_folds`.
     """
@@ -126,14 +122,14 @@ def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
     classes = train["label"] if train["label"].isin((0, 1)).all() else train["label"] > train["label"].median()
     classes = classes.to_numpy(dtype=int)
     people = [train["person"][classes == value].nunique() for value in (0, 1)]
-    said = f"{config.volumes / 'index.csv'}: {name}: {people[0]} and {people[1]} training people of the two classes"
+    where = f"{config.volumes / 'index.csv'}: {name}: {people[0]} and {people[1]} training people of the two classes"
     remedy = "set a smaller evaluation.folds, or take more people"
     if min(people) < n:
-        raise ValueError(f"{said} are too few for {n} folds; {remedy}")
-    seed = derive_seed(config.seed, "evaluation", "folds", name) % 2**32  # all that scikit-learn takes
+        raise ValueError(f"{where} are too few for {n} folds; {remedy}")
+    seed = derive_seed(config.seed, "evaluation", "folds", name) % 2**32  # scikit-learn's largest
     folds = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(classes, classes, train["person"]))
     if any(len(set(classes[part])) < 2 for fold in folds for part in fold):
-        raise ValueError(f"{said}: a fold has one class only; {remedy}")
+        raise ValueError(f"{where}: a fold has one class only; {remedy}")
     check_folds(train, folds, read_index(config, None))
     return folds
 
@@ -144,23 +140,23 @@ def check_folds(train: pd.DataFrame, folds: Iterable[Fold], index: pd.DataFrame)
     Parameters
     ----------
     train : DataFrame
-        The sessions that the folds count.
+        The sessions whose rows the folds name.
     folds : iterable of tuple of ndarray
         Rows to train on, rows held out.
     index : DataFrame
-        All sessions, with ``person`` and ``split``. All visits of a person count, those without a label too.
+        All sessions, with ``person`` and ``split``; visits without a label count too.
     """
     others = set(index.loc[index["split"] != "train", "person"])
     seen: dict[str, int] = {}
-    for number, (rows, held_out) in enumerate(folds):
-        fitted, held = (set(train["person"].iloc[part]) for part in (rows, held_out))
-        for who in sorted((fitted | held) & others):
+    for number, rows in enumerate(folds):
+        fitted, held_out = (set(train["person"].iloc[part]) for part in rows)
+        for who in sorted((fitted | held_out) & others):
             raise LeakageError(f"{who} is in fold {number} and in another split than train; split by person again")
-        for who in sorted(fitted & held):
+        for who in sorted(fitted & held_out):
             raise LeakageError(f"fold {number}: {who} would be trained on and held out; fold by person")
-        for who in sorted(held & seen.keys()):
+        for who in sorted(held_out & seen.keys()):
             raise LeakageError(f"{who} is held out in the folds {seen[who]} and {number}; fold by person")
-        seen |= dict.fromkeys(held, number)
+        seen |= dict.fromkeys(held_out, number)
 
 
 # ── volumes ───────────────────────────────────────────────────────────────────────────────────────
@@ -190,7 +186,6 @@ def conditions(config: Config, method: str) -> list[str]:
 
 
 def _targets(config: Config) -> tuple[str, ...]:
-    """What status is told: the label, and in phantoms what is planted."""
     return ("label", "planted") if config.cohort.kind == "phantom" else ("label",)
 
 
@@ -200,12 +195,20 @@ def _status_folds(config: Config, tracer: str, target: str) -> tuple[pd.DataFram
 
 
 def _status_evaluators(config: Config, tracer: str, target: str, source: str, bar: tqdm) -> list[Evaluator]:
-    """One classifier a fold; ``source`` is ``real`` (the tracer's PET) or ``mri``. The folds are the same for both."""
+    """One classifier per fold, on ``real`` (the tracer's PET), ``mri`` or ``age_sex``; all have the same folds."""
     train, folds = _status_folds(config, tracer, target)
+    people, labels = train["person"].to_numpy(), train["label"].to_numpy()
+    if source == "age_sex":
+        table, evaluators = _age_and_sex(train), []
+        for rows, held_out in folds:
+            model = make_pipeline(StandardScaler(), LogisticRegression()).fit(table[rows], labels[rows])
+            answer = partial(_positive, model)
+            scores = answer(table[held_out])
+            evaluators.append(classifier(answer, len(rows), people[held_out], labels[held_out], scores))
+        return evaluators
     scans = cache(partial(read_volumes, config, _real(config, train, "t1w" if source == "mri" else tracer)))
-    known = train["person"].to_numpy(), train["label"].to_numpy()
     return [
-        fit_evaluator(config, "status", f"{target}_{tracer}_{source}_{k}", scans, *known, fold, bar.update)
+        fit_evaluator(config, "status", f"{target}_{tracer}_{source}_{k}", scans, people, labels, fold, bar.update)
         for k, fold in enumerate(folds)
     ]
 
@@ -215,21 +218,8 @@ def _prior_evaluator(config: Config, tracer: str, target: str, bar: tqdm) -> Eva
     train = labelled(config, "train", tracer, target)
     scans = partial(read_volumes, config, _real(config, train, tracer))
     fold = draw_folds(config, train, f"{target} in {tracer} PET")[0]
-    known = train["person"].to_numpy(), train["label"].to_numpy()
-    return fit_evaluator(config, target, f"{target}_{tracer}", scans, *known, fold, bar.update)
-
-
-def _age_sex_evaluators(config: Config, tracer: str, target: str) -> list[Evaluator]:
-    """One logistic regression a fold, on the same people, by age and sex alone."""
-    train, folds = _status_folds(config, tracer, target)
-    known, people, labels = _age_and_sex(train), train["person"].to_numpy(), train["label"].to_numpy()
-    evaluators = []
-    for rows, held_out in folds:
-        model = make_pipeline(StandardScaler(), LogisticRegression()).fit(known[rows], labels[rows])
-        answer = partial(_positive, model)
-        scores = answer(known[held_out])
-        evaluators.append(classifier(answer, len(rows), people[held_out], labels[held_out], scores))
-    return evaluators
+    people, labels = train["person"].to_numpy(), train["label"].to_numpy()
+    return fit_evaluator(config, target, f"{target}_{tracer}", scans, people, labels, fold, bar.update)
 
 
 def _shares(config: Config, tracer: str, target: str) -> list[float]:
@@ -243,12 +233,12 @@ def _age_and_sex(rows: pd.DataFrame) -> np.ndarray:
     return np.column_stack([rows["age"], rows["sex"] == "M"]).astype(float)  # (n, 2)
 
 
-def _positive(model: Pipeline, known: np.ndarray) -> np.ndarray:
-    return model.predict_proba(known)[:, 1]
+def _positive(model: Pipeline, table: np.ndarray) -> np.ndarray:
+    return model.predict_proba(table)[:, 1]
 
 
 def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
-    """A bar over the epochs of all evaluators of some targets; sets the processor up, as training does."""
+    """A bar over the epochs of all evaluators of some targets; sets up the CPU as training does."""
     set_up(config.training)
     status = len(_targets(config)) * len(TRACERS) * 2 * config.evaluation.folds
     fits = {"status": status, "sex": len(TRACERS), "age": len(TRACERS)}
@@ -257,12 +247,9 @@ def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
 
 
 def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
-    """Fit every evaluator; no prediction is needed for that, so it can be done while the methods train.
+    """Fit every evaluator and store it below ``evaluation/models``, which is returned.
 
-    Returns
-    -------
-    Path
-        ``evaluation/models``, from which `evaluate_status`, `evaluate_sex` and `evaluate_age` take them.
+    No prediction is needed, so evaluators can be fitted while the methods train.
     """
     with _progress(config, ("status", "sex", "age"), progress) as bar:
         for tracer in TRACERS:
@@ -277,12 +264,11 @@ def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
 
 
 def evaluate_status(config: Config, *, progress: bool = True) -> Path:
-    """Table 4: score everyone's status by every source, fold by fold.
+    """Table 4: score everyone's status from every source, fold by fold.
 
     Sources are ``real`` PET, every method of the profile that has factual predictions, ``template``, in phantoms the
     ``ceiling`` where it is synthesised and its ``posterior``, and the controls ``mri``, ``age_sex`` and ``majority``
-    (for everyone the share of positives among the fold's training people; called is the more frequent class). The
-    sessions are the same for all of them.
+    (for everyone the share of positives among the fold's training people). All have the same sessions.
 
     Returns
     -------
@@ -299,42 +285,50 @@ def evaluate_status(config: Config, *, progress: bool = True) -> Path:
     ValueError, FileNotFoundError
         Too few people for the folds; a missing or broken volume; a session without posterior.
     """
-    methods = [name for name in (*config.methods, "ceiling") if "factual" in conditions(config, name)]
     scores, folds = [], []
     with _progress(config, ("status",), progress) as bar:
         for target, tracer in product(_targets(config), TRACERS):
             test = labelled(config, "test", tracer, target)
-            who = test[["person", "session", "age", "sex"]].assign(target=target, tracer=tracer)
-            who["label"] = test["label"].astype(int)
-            pets = {"real": _real(config, test, tracer)}
-            pets |= {name: _synthetic(config, name, test, tracer) for name in (*methods, "template")}
-            inputs = {"real": pets, "mri": {"mri": _real(config, test, "t1w")}, "age_sex": {"age_sex": None}}
-            for fitted_on, sources in inputs.items():
-                if fitted_on == "age_sex":
-                    evaluators = _age_sex_evaluators(config, tracer, target)
-                else:
-                    evaluators = _status_evaluators(config, tracer, target, fitted_on, bar)
-                card = {"target": target, "source": fitted_on, "tracer": tracer}
-                folds += [{"fold": k} | card | one.card for k, one in enumerate(evaluators)]
+            who = test[[*SESSION, "age", "sex"]].assign(target=target, tracer=tracer, label=test["label"].astype(int))
+            for fitted_on, sources in _status_inputs(config, test, tracer).items():
+                evaluators = _status_evaluators(config, tracer, target, fitted_on, bar)
+                head = {"target": target, "source": fitted_on, "tracer": tracer}
+                folds += [{"fold": k} | head | one.card for k, one in enumerate(evaluators)]
                 for source, paths in sources.items():
                     # The template is one volume: in batches of other sizes its score would differ in the last digits.
-                    given = _age_and_sex(test) if paths is None else read_volumes(config, dict.fromkeys(paths))
-                    answers = (np.broadcast_to(one.answer(given), len(test)) for one in evaluators)
+                    inputs = _age_and_sex(test) if paths is None else read_volumes(config, dict.fromkeys(paths))
                     scores += [
-                        who.assign(fold=k, source=source, score=answer, threshold=one.offset)
-                        for k, (one, answer) in enumerate(zip(evaluators, answers, strict=True))
-                    ]
-            known = {"majority": _shares(config, tracer, target)}  # one number for everyone, by fold
+                        who.assign(
+                            fold=k, source=source, score=np.broadcast_to(one.answer(inputs), len(test)),
+                            threshold=one.offset,
+                        )
+                        for k, one in enumerate(evaluators)
+                    ]  # fmt: skip
+            stated: dict[str, list] = {"majority": _shares(config, tracer, target)}  # by fold, without an evaluator
             if target == "planted" and (posterior := _posterior(config, test, tracer)) is not None:
-                known["posterior"] = [posterior] * config.evaluation.folds
+                stated["posterior"] = [posterior] * config.evaluation.folds
             scores += [
                 who.assign(fold=k, source=source, score=score, threshold=0.5)
-                for source, by_fold in known.items()
+                for source, by_fold in stated.items()
                 for k, score in enumerate(by_fold)
             ]
     folds = pd.DataFrame(folds).rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
-    write_csv(config.evaluation_folder / "status_folds.csv", folds, _FORMAT)
-    return write_csv(config.evaluation_folder / "status.csv", pd.concat(scores)[list(COLUMNS["status"])], _FORMAT)
+    return _write(config, "status", pd.concat(scores), folds)
+
+
+def _status_inputs(config: Config, test: pd.DataFrame, tracer: str) -> dict[str, dict[str, list[Path] | None]]:
+    """Volumes of the test sessions by source, grouped by what their evaluators are fitted on; none for age and sex."""
+    methods = [name for name in (*config.methods, "ceiling") if "factual" in conditions(config, name)]
+    pets = {"real": _real(config, test, tracer)}
+    pets |= {name: _synthetic(config, name, test, tracer) for name in (*methods, "template")}
+    return {"real": pets, "mri": {"mri": _real(config, test, "t1w")}, "age_sex": {"age_sex": None}}
+
+
+def _write(config: Config, name: str, frame: pd.DataFrame, folds: pd.DataFrame) -> Path:
+    """Store readings and their evaluators with the columns of `COLUMNS`; the path of the readings."""
+    for file, table in ((f"{name}_folds", folds), (name, frame)):
+        path = write_csv(readings_path(config, file), table[list(COLUMNS[file])], "%.9g")
+    return path
 
 
 def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | None:
@@ -343,68 +337,63 @@ def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | 
     if not path.is_file():
         return None
     latent = pd.read_csv(path, dtype={"person": str, "session": str})
-    keys = ["person", "session"]
-    found = test[keys].merge(latent[latent["tracer"] == tracer], on=keys, how="left", validate="one_to_one")
-    if found["positive"].isna().any():
-        who = " ".join(found.loc[found["positive"].isna(), keys].iloc[0])
+    rows = test[SESSION].merge(latent[latent["tracer"] == tracer], on=SESSION, how="left", validate="one_to_one")
+    if rows["positive"].isna().any():
+        who = " ".join(rows.loc[rows["positive"].isna(), SESSION].iloc[0])
         raise ValueError(f"{path}: no {tracer} probability of {who}; run `resdm ceiling {config.profile}` again")
-    return found["positive"].to_numpy()
+    return rows["positive"].to_numpy()
 
 
 def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
-    """Figure 4: the sex that a classifier of real PET sees in the test people's real and synthetic PET.
+    """Figure 4: the sex that a classifier of real PET reads in the test people's real and synthetic PET.
 
     Returns
     -------
     Path
         ``evaluation/sex.csv``: source (``real`` or a method), condition, person, session, tracer, label (1: M), score
-        (probability of M), threshold, prompt (the sex that the prompt said; empty for none). Beside it
-        ``sex_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_auc, held_out_p, threshold.
+        (probability of M), threshold, prompt (the sex in the prompt; empty for none). Beside it ``sex_folds.csv``:
+        tracer, n_train, n_held_out (sessions), held_out_auc, held_out_p, threshold.
     """
-    frame, folds = _judge(config, "sex", progress)
+    frame, folds = _read_prompted(config, "sex", progress)
     folds = folds.rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
-    order = ["source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"]
-    write_csv(config.evaluation_folder / "sex_folds.csv", folds, _FORMAT)
-    return write_csv(config.evaluation_folder / "sex.csv", frame.astype({"label": int})[order], _FORMAT)
+    return _write(config, "sex", frame.astype({"label": int}), folds)
 
 
 def evaluate_age(config: Config, *, progress: bool = True) -> Path:
-    """Figure 5: the age that a network fitted on real PET sees in the test people's real and synthetic PET.
+    """Figure 5: the age that a network fitted on real PET reads in the test people's real and synthetic PET.
 
     Returns
     -------
     Path
-        ``evaluation/age.csv``: source, condition, person, session, tracer, age (the person's, years), prompt_age (what
-        the prompt said; empty for none), predicted (years, less the mean error on held-out people). Beside it
+        ``evaluation/age.csv``: source, condition, person, session, tracer, age (the person's, years), prompt_age (in
+        the prompt; empty for none), predicted (years, less the mean error on held-out people). Beside it
         ``age_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_r, held_out_p, bias (that mean error,
         years).
     """
-    frame, folds = _judge(config, "age", progress)
+    frame, folds = _read_prompted(config, "age", progress)
     frame = frame.rename(columns={"label": "age", "prompt": "prompt_age", "score": "predicted"})
     folds = folds.rename(columns={"quality": "held_out_r", "p": "held_out_p", "offset": "bias"})
-    order = ["source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"]
-    write_csv(config.evaluation_folder / "age_folds.csv", folds, _FORMAT)
-    return write_csv(config.evaluation_folder / "age.csv", frame[order], _FORMAT)
+    return _write(config, "age", frame, folds)
 
 
-def _judge(config: Config, target: str, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Real PET and every method's finished conditions by the evaluator of ``target``, both tracers; the evaluators."""
+def _read_prompted(config: Config, target: str, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of real PET and of every method's finished conditions by the evaluator of ``target``; the evaluators."""
     pairs = [(method, condition) for method in config.methods for condition in conditions(config, method)]
     frames, folds = [], []
     with _progress(config, (target,), progress) as bar:
         for tracer in TRACERS:
             test = labelled(config, "test", tracer, target)
-            one = _prior_evaluator(config, tracer, target, bar)
-            who = test[["person", "session", "label"]].assign(tracer=tracer, threshold=one.offset)
+            evaluator = _prior_evaluator(config, tracer, target, bar)
+            who = test[[*SESSION, "label"]].assign(tracer=tracer, threshold=evaluator.offset)
             for source, condition in [("real", "real"), *pairs]:
                 if source == "real":
-                    paths, said = _real(config, test, tracer), None
+                    paths, prompts = _real(config, test, tracer), None
                 else:
                     paths = _synthetic(config, source, test, tracer, condition)
-                    said = [_prompt(path)[target] for path in paths]
-                scores = one.answer(read_volumes(config, paths))
-                frames.append(who.assign(source=source, condition=condition, score=scores, prompt=said))
-            folds.append({"tracer": tracer} | one.card)
+                    prompts = [_prompt(path)[target] for path in paths]
+                scores = evaluator.answer(read_volumes(config, paths))
+                frames.append(who.assign(source=source, condition=condition, score=scores, prompt=prompts))
+            folds.append({"tracer": tracer} | evaluator.card)
     return pd.concat(frames), pd.DataFrame(folds)
 
 

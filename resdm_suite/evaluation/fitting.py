@@ -1,7 +1,7 @@
-"""Fit an evaluator on real scans, once, and let it judge others.
+"""Fit an evaluator on real scans once, and apply it to others.
 
-What is fitted lies below ``work/<profile>/evaluation/models/`` as safetensors, with what it depended on; a run that was
-killed goes on with the next evaluator. On a CPU the same seed gives the same bytes.
+Fitted evaluators are stored below ``work/<profile>/evaluation/models/`` as safetensors, with the inputs they depend on;
+a killed run continues with the next evaluator. On a CPU the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from torch import Tensor
 
 from resdm.io import atomic, sha256
 from resdm.settings import derive_seed, to_dict
-from resdm_suite.evaluation import networks
 from resdm_suite.evaluation.agreement import pearson
 from resdm_suite.evaluation.networks import BrainAge, DSNet
 from resdm_suite.profiles import Config, EvaluatorConfig
+
+REVISION = 1
+"""Raise it when networks or fitting change in a way that changes results: stored evaluators are then refitted."""
 
 Network = DSNet | BrainAge
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What was fitted on real people, and what real people that it has not seen say of it.
+    """A fitted evaluator and its quality on held-out real people.
 
     Parameters
     ----------
@@ -46,12 +48,12 @@ class Evaluator:
     n_train, n_held_out : int
         Sessions.
     quality : float
-        On the held-out people, whose visits are averaged: AUC of a classifier; Pearson's r of a brain age, NaN where it
-        always says the same.
+        On the held-out people, whose visits are averaged: AUC of a classifier; Pearson's r of a brain age, NaN for
+        constant answers.
     p : float
-        One-sided p of that quality against chance, over people: Mann–Whitney, or of r; 1 where it always says the same.
+        One-sided p of that quality against chance, over people: Mann–Whitney, or of r; 1 for constant ages.
     offset : float
-        Set on the held-out sessions: a classifier's threshold (`youden`), or the mean error of a brain age in years.
+        From the held-out sessions: a classifier's threshold (`youden`), or the mean error of a brain age in years.
     """
 
     answer: Callable[[Any], np.ndarray]
@@ -70,8 +72,8 @@ class Evaluator:
 def youden(labels: np.ndarray, scores: np.ndarray) -> float:
     """The threshold of largest sensitivity + specificity − 1; positive is a score at or above it.
 
-    Any value between two neighbouring scores does the same on these people; the middle is taken, since the scores
-    themselves would put the threshold at the edge of one class. Of equal choices the highest threshold is taken.
+    It is the middle between two neighbouring scores, of equal choices the highest: a score itself would put the
+    threshold at the edge of one class.
     """
     false, true, thresholds = roc_curve(labels, scores, drop_intermediate=False)  # the first threshold is infinite
     index = (true - false)[1:]
@@ -80,7 +82,7 @@ def youden(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def shifted(volumes: Tensor, most: int, rng: np.random.Generator) -> Tensor:
-    """Each volume (n, 1, X, Y, Z) moved by its own −most … most voxels an axis; what comes in from outside is 0."""
+    """Each volume (n, 1, X, Y, Z) shifted by −most … most voxels along each axis, padded with 0."""
     if not most:
         return volumes
     X, Y, Z = volumes.shape[2:]
@@ -97,7 +99,7 @@ def fit(
     seed: int,
     on_epoch: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Train a network in place: AdamW, cosine decay, nobody weighted, the last weights kept.
+    """Train a network in place: AdamW, cosine decay, no weights of classes or people, the last weights kept.
 
     Parameters
     ----------
@@ -119,9 +121,9 @@ def fit(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, batches * settings.epochs)
     network.train()
     for _ in range(settings.epochs):
-        for chosen in np.array_split(rng.permutation(len(volumes)), batches):
-            batch = shifted(volumes[chosen], settings.shift_voxels, rng)
-            loss = network.loss(batch.to(device), targets[chosen].to(device))
+        for rows in np.array_split(rng.permutation(len(volumes)), batches):
+            batch = shifted(volumes[rows], settings.shift_voxels, rng)
+            loss = network.loss(batch.to(device), targets[rows].to(device))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -141,10 +143,10 @@ def predict(network: Network, volumes: Tensor) -> np.ndarray:
 def classifier(
     answer: Callable[[Any], np.ndarray], n_train: int, people: np.ndarray, labels: np.ndarray, scores: np.ndarray
 ) -> Evaluator:
-    """A classifier with the threshold that suits the held-out sessions' ``labels`` and ``scores`` best.
+    """A classifier with the threshold of the held-out sessions' ``labels`` and ``scores``.
 
-    Visits of one person are not independent: quality and its p are of one mean score a person, or of one for each
-    label where that changed between visits.
+    Visits of one person are not independent: quality and its p use one mean score per person, or one for each label
+    where that changed between visits.
     """
     means = pd.Series(scores).groupby([people, labels]).mean()
     label, score = means.index.get_level_values(1).to_numpy(), means.to_numpy()
@@ -155,9 +157,9 @@ def classifier(
 def regressor(
     answer: Callable[[Any], np.ndarray], n_train: int, people: np.ndarray, ages: np.ndarray, scores: np.ndarray
 ) -> Evaluator:
-    """A brain age without its mean error on the held-out sessions, whose slope is left as it is.
+    """A brain age without its mean error on the held-out sessions; its slope is left as it is.
 
-    Quality and its p are of one mean age and one mean score a person.
+    Quality and its p use one mean age and one mean score per person.
     """
     bias = float(np.mean(scores - ages))
     means = pd.DataFrame({"age": ages, "score": scores}).groupby(people).mean()
@@ -176,7 +178,7 @@ def fit_evaluator(
     fold: tuple[np.ndarray, np.ndarray],
     on_epoch: Callable[[], Any] = lambda: None,
 ) -> Evaluator:
-    """A fitted evaluator: the stored one, where it was fitted with these settings on these data, or a new one.
+    """A fitted evaluator: the stored one of the same `REVISION`, settings and data, or a new one.
 
     Parameters
     ----------
@@ -188,7 +190,7 @@ def fit_evaluator(
     volumes : callable
         Gives the sessions' volumes (n, 1, X, Y, Z); not called where the evaluator is stored.
     people : ndarray (n,)
-        Whose session each is.
+        The person of each session.
     targets : ndarray (n,)
         Labels 0 and 1, or ages in years.
     fold : tuple of ndarray
@@ -205,13 +207,13 @@ def fit_evaluator(
     path = config.evaluation_folder / "models" / f"{name}.safetensors"
     made_of = {"name": name, "settings": to_dict(settings), "seed": config.seed, "data": _data(config)}
     made_of |= {"preprocess": config.digest("preprocess"), "train": train.tolist(), "held_out": held_out.tolist()}
-    made_of["code"] = [sha256(module) for module in (__file__, networks.__file__)]  # a stored one is of today's code
+    made_of["revision"] = REVISION
     network = _fresh(config, target, derive_seed(config.seed, "evaluation", name), targets[train])
     scores = _stored(path, made_of, network)
     if scores is None:
-        scans, wanted = volumes(), torch.tensor(targets, dtype=torch.float32)
+        scans, truth = volumes(), torch.tensor(targets, dtype=torch.float32)
         seed = derive_seed(config.seed, "evaluation", name, "order")
-        fit(network, scans[train], wanted[train], settings, seed, on_epoch)
+        fit(network, scans[train], truth[train], settings, seed, on_epoch)
         scores = predict(network, scans[held_out])
         if not np.isfinite(scores).all():
             raise ArithmeticError(f"{name} diverged; set a lower evaluation.{target}.learning_rate in the profile")
@@ -222,12 +224,12 @@ def fit_evaluator(
     else:
         for _ in range(settings.epochs):
             on_epoch()
-    judge = regressor if target == "age" else classifier
-    return judge(partial(predict, network), len(train), people[held_out], targets[held_out], scores)
+    finish = regressor if target == "age" else classifier
+    return finish(partial(predict, network), len(train), people[held_out], targets[held_out], scores)
 
 
 def _fresh(config: Config, target: str, seed: int, targets: np.ndarray) -> Network:
-    """An untrained network on the device that trains; its weights are a function of ``seed``."""
+    """An untrained network on the device that trains; its weights follow from ``seed``."""
     settings, shape = getattr(config.evaluation, target), config.preprocess.grid.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -246,7 +248,7 @@ def _data(config: Config) -> dict[str, str]:
 
 
 def _stored(path: Path, made_of: dict[str, Any], network: Network) -> np.ndarray | None:
-    """Load the weights that were made of the same, and return their held-out scores; ``None`` where there are none."""
+    """Load stored weights of the same inputs into the network; their held-out scores, or ``None``."""
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:

@@ -1,8 +1,9 @@
-"""The two networks that judge a PET: DSNet for status and sex, a 3D CNN for brain age.
+"""The two evaluator networks: DSNet for status and sex, a 3D CNN for brain age.
 
-Both are natively 3D and made for volumes of about 128³ voxels, at the end of which a map of 3³ (DSNet) or 4³ is left.
-On smaller grids a pooling layer that would leave fewer than `LEAST` voxels an axis is left out: a volume of 32³ reaches
-the last layer as a map of 4³ in both. At 128³ nothing is left out.
+Both are natively 3D and made for volumes of about 128³ voxels, which end as a map of 3³ (DSNet) or 4³. On smaller grids
+a pooling layer that would leave fewer than `MIN_EDGE` voxels an axis is left out. At 128³ all layers are kept.
+
+Both are adapted: trained by AdamW (`resdm_suite.evaluation.fitting`) and without rotations.
 """
 
 from __future__ import annotations
@@ -13,23 +14,27 @@ from torch import Tensor, nn
 
 Shape = tuple[int, int, int]
 
-LEAST = 3
+MIN_EDGE = 3
 """The smallest map, in voxels an axis, that pooling may leave."""
-
-
-def pooled(shape: Shape, kernel: int, stride: int, padding: int) -> Shape:
-    """The map's shape behind a pooling layer."""
-    return tuple((n + 2 * padding - kernel) // stride + 1 for n in shape)
 
 
 def spatial_cosine(x: Tensor) -> Tensor:
     """The spatial-cosine module of Pan et al. 2021, (B, C, X, Y, Z) → (B, 2·C·X·Y·Z), each row of unit length.
 
-    The channels stand beside their squares less 1; each voxel's vector is brought to unit length, then the whole is.
-    The linear layer behind it sees directions, not the strength of the image.
+    The channels are joined by their squares less 1; each voxel's vector is scaled to unit length, then the whole. The
+    linear layer behind it depends on directions, not on the strength of the image.
     """
     x = F.normalize(torch.cat([x, x**2 - 1], dim=1), dim=1)  # (B, 2C, X, Y, Z)
     return F.normalize(x.flatten(1), dim=1)
+
+
+def _pool(layers: list[nn.Module], shape: Shape, layer: nn.Module, kernel: int, padding: int = 0) -> Shape:
+    """Append a pooling layer of stride 2, unless it leaves less than `MIN_EDGE`; the map's shape behind it."""
+    smaller = tuple((n + 2 * padding - kernel) // 2 + 1 for n in shape)
+    if min(smaller) < MIN_EDGE:
+        return shape
+    layers.append(layer)
+    return smaller
 
 
 class DSNet(nn.Module):
@@ -49,9 +54,8 @@ class DSNet(nn.Module):
     Five 3³ convolutions of 1, 2, 4, 4, 4 × ``width`` channels with affine instance norm and ReLU; max-pooling (3,
     stride 2) after the first four, average-pooling after the fifth; `spatial_cosine`; one linear layer to two logits.
 
-    Adapted: features of unit length give logits near 0, on which the original's plain SGD is slow; the logits are
-    multiplied by a learned scale that starts at 10, and `evaluation.fitting` uses AdamW. On small grids pooling
-    layers are left out, see the module's text.
+    Adapted: features of unit length give logits near 0, which slow training. They are multiplied by a learned scale
+    that starts at 10.
     """
 
     def __init__(self, shape: Shape, width: int = 16, pool: int = 1) -> None:
@@ -62,10 +66,8 @@ class DSNet(nn.Module):
         for level, factor in enumerate((1, 2, 4, 4, 4)):
             out = factor * width
             layers += [nn.Conv3d(channels, out, 3, padding=1), nn.InstanceNorm3d(out, affine=True), nn.ReLU(True)]
-            channels, padding = out, int(level < 4)  # the last pooling is without padding
-            if min(smaller := pooled(shape, 3, 2, padding)) >= LEAST:
-                layers.append(nn.MaxPool3d(3, 2, 1) if level < 4 else nn.AvgPool3d(3, 2))
-                shape = smaller
+            channels, last = out, level == 4
+            shape = _pool(layers, shape, nn.AvgPool3d(3, 2) if last else nn.MaxPool3d(3, 2, 1), 3, 0 if last else 1)
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(2 * channels * shape[0] * shape[1] * shape[2], 2)
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
@@ -95,15 +97,13 @@ class BrainAge(nn.Module):
     pool : int
         Average-pool the volumes by this first, for small budgets; 1 in the original.
     mean, std : float
-        Of the ages to learn, in years. They are stored with the weights.
+        Of the training ages, in years. They are stored with the weights.
 
     Notes
     -----
     Five blocks of 3³ convolution, ReLU, 3³ convolution, batch norm, ReLU, max-pooling by 2; one linear layer; L1 loss.
 
-    Adapted: the network learns standardised ages, with a last bias of 0, so it starts at the mean age; AdamW in the
-    place of SGD (0.01, momentum 0.1), and no rotations. On small grids pooling layers are left out, see the module's
-    text.
+    Adapted: the network predicts standardised ages, with a last bias of 0, so it starts at the mean age.
     """
 
     def __init__(self, shape: Shape, width: int = 8, pool: int = 1, mean: float = 0.0, std: float = 1.0) -> None:
@@ -116,9 +116,7 @@ class BrainAge(nn.Module):
             layers += [nn.Conv3d(channels, out, 3, padding=1), nn.ReLU(True)]
             layers += [nn.Conv3d(out, out, 3, padding=1), nn.BatchNorm3d(out), nn.ReLU(True)]
             channels = out
-            if min(smaller := pooled(shape, 2, 2, 0)) >= LEAST:
-                layers.append(nn.MaxPool3d(2))
-                shape = smaller
+            shape = _pool(layers, shape, nn.MaxPool3d(2), 2)
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels * shape[0] * shape[1] * shape[2], 1)
         nn.init.zeros_(self.head.bias)
