@@ -74,7 +74,7 @@ TABLES = {
     "header only": (lambda text: text.splitlines()[0], "no session"),
     "empty": (lambda text: "", "empty; expected a header"),
     "blank lines only": (lambda text: "\n\n,,,\n", "empty"),
-    "Latin-1": (lambda text: text.replace("CN", "Café", 1).encode("latin-1"), "not UTF-8 (byte 0xe9); save the table"),
+    "Latin-1": (lambda text: text.replace("CN", "Café", 1).encode("latin-1"), "not UTF-8 (byte 0xe9); save it as CSV"),
     "UTF-16": (lambda text: text.encode("utf-16"), "row 1: not UTF-8 (byte 0xff)"),
     "an open quote": (lambda text: text + '"sub-9999', "not CSV"),
     "a quote inside": (

@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from resdm_suite.cohorts.manifest import ManifestError, read_manifest, split_people, write_manifest
+from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
+from resdm_suite.cohorts.splits import split_people
 from resdm_suite.profiles import CohortConfig, Config, MatchConfig, PhantomConfig, SplitConfig
 
 
@@ -162,11 +163,15 @@ def test_tracers_are_an_option(dataset, config):
     ("participants", "scans", "said"),
     [
         (ONE.replace("\tF\t", "\tx\t"), {"sub-1/ses-1": [T1, TAU]}, "sub-1 ses-1: unknown sex 'x'"),
-        (ONE.replace("70", "7O"), {"sub-1/ses-1": [T1, TAU]}, "sub-1 ses-1: age '7O' is no number"),
+        (
+            ONE.replace("70", "7O"),
+            {"sub-1/ses-1": [T1, TAU]},
+            "sub-1 ses-1: age: found '7O', expected a number",
+        ),
         (ONE.replace("70", "400"), {"sub-1/ses-1": [T1, TAU]}, "age: found 400.0, expected a number from 18 to 110"),
         (ONE + "sub-1\tF\t71\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: sub-1 has more than one row"),
         ("person\tsex\n1\tF\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: no column participant_id"),
-        ("", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: not a table"),
+        ("", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: empty; expected a header"),
         (ONE, {}, "no sub-* folder"),
         (ONE, {"sub-1/ses-1": [T1]}, "no session can be used: of 1 found, 1 have a T1w, 0 amyloid or tau PET too"),
         (

@@ -14,7 +14,7 @@ from resdm_suite.apps.training import train_method
 from resdm_suite.cohorts import assembly
 from resdm_suite.cohorts.leakage import LeakageError, check_tested
 from resdm_suite.cohorts.manifest import EMPTY, SPLITS, read_manifest
-from resdm_suite.cohorts.matching import Found
+from resdm_suite.cohorts.matching import Cohort
 from resdm_suite.cohorts.readers import bids
 from resdm_suite.evaluation.conditioning import prompt_scores
 from resdm_suite.evaluation.downstream import evaluate_status, fit_evaluators
@@ -116,7 +116,7 @@ def test_a_manifest_that_leaks_is_not_written(config, monkeypatch):
     frame = pd.concat([frame.assign(split=split) for split in SPLITS])
     flow = pd.DataFrame({"step": ["found"]})
     monkeypatch.setattr(assembly, "split_people", lambda frame, split, seed: frame)
-    monkeypatch.setattr(bids, "build_manifest", lambda root, config: Found(frame, flow, flow, []))
+    monkeypatch.setattr(bids, "build_manifest", lambda root, config: Cohort(frame, flow, flow, []))
     with pytest.raises(LeakageError, match="sub-1"):
         assembly.make_manifest(config)
     assert config.manifest.read_bytes() == before

@@ -20,11 +20,9 @@ from resdm_suite.cohorts.manifest import (
     check_leakage,
     check_manifest,
     read_manifest,
-    split_card,
-    split_digest,
-    split_people,
     write_manifest,
 )
+from resdm_suite.cohorts.splits import split_card, split_digest, split_people
 from resdm_suite.profiles import SplitConfig
 
 DOCUMENTED = Path(__file__).resolve().parents[1] / "data_manifests"

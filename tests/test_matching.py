@@ -10,29 +10,33 @@ import pandas as pd
 import pytest
 
 from resdm_suite.cohorts.manifest import EMPTY
-from resdm_suite.cohorts.matching import close_manifest, match_scans
+from resdm_suite.cohorts.matching import match_scans, select_sessions
 from resdm_suite.profiles import CohortConfig, Config, MatchConfig
 
 MATCH = MatchConfig(window_days=180)
 AV45, FBB, TAU = ("amyloid", "18FAV45"), ("amyloid", "18FFBB"), ("tau", "18FAV1451")
 
 
-def day(number) -> pd.Timestamp:
-    return pd.NaT if number is None else pd.Timestamp("2015-01-01") + pd.Timedelta(days=number)
-
-
-def heads(*days, person="sub-1", sessions=None) -> pd.DataFrame:
+def heads(*days, person="sub-1", sessions=None) -> list[dict]:
+    """T1 scans on numbered days; None: not known."""
     sessions = sessions or [f"ses-{number}" for number in range(len(days))]
-    rows = [(person, session, day(d), f"{person}_{session}_T1") for d, session in zip(days, sessions, strict=True)]
-    return pd.DataFrame(rows, columns=["person", "session", "date", "t1w"])
+    return [
+        {"person": person, "session": session, "target": "t1w", "path": f"{person}_{session}_T1", "day": _day(day)}
+        for day, session in zip(days, sessions, strict=True)
+    ]
 
 
-def pets(*scans, person="sub-1") -> pd.DataFrame:
-    """``((target, tracer), day[, session])`` each; the path says what it is."""
-    rows = []
-    for kind, when, *session in scans:
-        rows.append((person, *(session or [f"ses-day{when}"]), day(when), *kind, f"{kind[1]}@{when}"))
-    return pd.DataFrame(rows, columns=["person", "session", "date", "target", "tracer", "path"])
+def pets(*scans, person="sub-1") -> list[dict]:
+    """``((target, tracer), day[, session])`` each; the path holds tracer and day."""
+    return [
+        {"person": person, "session": session[0] if session else f"ses-day{day}", "target": target, "tracer": tracer,
+         "path": f"{tracer}@{day}", "day": _day(day)}
+        for (target, tracer), day, *session in scans
+    ]  # fmt: skip
+
+
+def _day(day) -> float:
+    return np.nan if day is None else float(day)
 
 
 def found(frame) -> list[tuple]:
@@ -43,7 +47,7 @@ def found(frame) -> list[tuple]:
 
 
 def test_the_tightest_set_keeps_its_pets_and_the_rest_go_on():
-    frame = match_scans(heads(0, 100, 400), pets((AV45, 90), (TAU, 110), (AV45, 390), (TAU, 500)), MATCH)
+    frame = match_scans(heads(0, 100, 400) + pets((AV45, 90), (TAU, 110), (AV45, 390), (TAU, 500)), MATCH)
     assert found(frame) == [
         ("ses-0", "", "", -999, -999),
         ("ses-1", "18FAV45@90", "18FAV1451@110", -10, 10),
@@ -53,78 +57,78 @@ def test_the_tightest_set_keeps_its_pets_and_the_rest_go_on():
 
 
 def test_ties_by_the_largest_gap_then_the_sum_then_the_earlier():
-    frame = match_scans(heads(0, 110), pets((AV45, 50), (AV45, 110), (TAU, 50)), MATCH)
+    frame = match_scans(heads(0, 110) + pets((AV45, 50), (AV45, 110), (TAU, 50)), MATCH)
     assert found(frame)[0][3:] == (50, 50)  # the largest gap: 50 and 50 before 0 and 60, though that sum is smaller
     assert found(frame)[1][1:3] == ("18FAV45@110", "")
-    frame = match_scans(heads(0, 80), pets((AV45, 40), (TAU, 30)), MATCH)  # 40, 30 against 40, 50
+    frame = match_scans(heads(0, 80) + pets((AV45, 40), (TAU, 30)), MATCH)  # 40, 30 against 40, 50
     assert found(frame)[0] == ("ses-0", "18FAV45@40", "18FAV1451@30", 40, 30)
-    frame = match_scans(heads(0, 80), pets((AV45, 40), (TAU, 50)), MATCH)  # 40, 50 against 40, 30
+    frame = match_scans(heads(0, 80) + pets((AV45, 40), (TAU, 50)), MATCH)  # 40, 50 against 40, 30
     assert found(frame)[1] == ("ses-1", "18FAV45@40", "18FAV1451@50", -40, -30)
-    frame = match_scans(heads(0, 80), pets((AV45, 40), (TAU, 40)), MATCH)  # the same: the earlier T1
+    frame = match_scans(heads(0, 80) + pets((AV45, 40), (TAU, 40)), MATCH)  # the same: the earlier T1
     assert [row[1] for row in found(frame)] == ["18FAV45@40", ""]
 
 
 @pytest.mark.parametrize(("tie", "taken"), [("earlier", -30), ("later", 30)])
 def test_of_two_pets_as_near_an_option_says_which(tie, taken):
     match = dataclasses.replace(MATCH, tie=tie)
-    (row,) = found(match_scans(heads(0), pets((AV45, 30), (AV45, -30), (TAU, -30), (TAU, 30)), match))
+    (row,) = found(match_scans(heads(0) + pets((AV45, 30), (AV45, -30), (TAU, -30), (TAU, 30)), match))
     assert row[3:] == (taken, taken)
 
 
 def test_both_tracers_come_before_a_nearer_one():
-    frame = match_scans(heads(0, 150), pets((AV45, 149), (TAU, -60)), MATCH)
+    frame = match_scans(heads(0, 150) + pets((AV45, 149), (TAU, -60)), MATCH)
     assert found(frame)[0][3:] == (149, -60)  # the triplet, though the second T1 lies a day from the amyloid PET
 
 
 def test_the_window_is_closed_and_what_lies_beyond_is_told():
-    frame = match_scans(heads(0), pets((AV45, 180), (TAU, -181), (TAU, 300)), MATCH)
-    assert found(frame) == [("ses-0", "18FAV45@180", "18FAV1451@-181", 180, -181)]  # close_manifest counts and drops it
+    frame = match_scans(heads(0) + pets((AV45, 180), (TAU, -181), (TAU, 300)), MATCH)
+    assert found(frame) == [("ses-0", "18FAV45@180", "18FAV1451@-181", 180, -181)]  # counted, then dropped
     assert frame["reason"].tolist() == [""]
 
 
 def test_the_preferred_tracer_wins_though_it_lies_farther():
     scans = pets((FBB, 1), (AV45, 100), (TAU, 0))
-    assert found(match_scans(heads(0), scans, MATCH, ["18FAV45", "18FFBB"]))[0][1] == "18FAV45@100"
-    assert found(match_scans(heads(0), scans, MATCH, ["18FFBB", "18FAV45"]))[0][1] == "18FFBB@1"
-    frame = match_scans(heads(0, 101), scans, MATCH, ["18FAV45", "18FFBB"])
+    assert found(match_scans(heads(0) + scans, MATCH, ["18FAV45", "18FFBB"]))[0][1] == "18FAV45@100"
+    assert found(match_scans(heads(0) + scans, MATCH, ["18FFBB", "18FAV45"]))[0][1] == "18FFBB@1"
+    frame = match_scans(heads(0, 101) + scans, MATCH, ["18FAV45", "18FFBB"])
     assert [row[1:3] for row in found(frame)] == [("18FAV45@100", "18FAV1451@0"), ("18FFBB@1", "")]  # what is left
 
 
 def test_same_visit_and_unknown_dates():
     match = dataclasses.replace(MATCH, same_visit=True)
     scans = pets((AV45, 10, "ses-0"), (TAU, 0, "ses-other"))
-    assert found(match_scans(heads(0), scans, match)) == [("ses-0", "18FAV45@10", "", 10, -999)]
+    assert found(match_scans(heads(0) + scans, match)) == [("ses-0", "18FAV45@10", "", 10, -999)]
     scans = pets((AV45, None, "ses-0"), (TAU, None, "ses-other"))
-    assert found(match_scans(heads(None), scans, MATCH)) == [("ses-0", "18FAV45@None", "", -999, -999)]
-    assert found(match_scans(heads(0), scans, MATCH)) == [("ses-0", "18FAV45@None", "", -999, -999)]
+    assert found(match_scans(heads(None) + scans, MATCH)) == [("ses-0", "18FAV45@None", "", -999, -999)]
+    assert found(match_scans(heads(0) + scans, MATCH)) == [("ses-0", "18FAV45@None", "", -999, -999)]
 
 
 def test_people_with_one_kind_only_are_rows_too():
-    frame = match_scans(heads(0), pets((TAU, 5), (AV45, 3), person="sub-2"), MATCH)
+    frame = match_scans(heads(0) + pets((TAU, 5), (AV45, 3), person="sub-2"), MATCH)
     assert frame[["person", "session", "t1w", "amyloid", "tau"]].to_numpy().tolist() == [
         ["sub-1", "ses-0", "sub-1_ses-0_T1", "", ""],
         ["sub-2", "ses-day3", "", "18FAV45@3", "18FAV1451@5"],
     ]
     assert frame["amyloid_days"].isna().all()
-    assert match_scans(heads(), pets(), MATCH).empty
+    assert match_scans(heads() + pets(), MATCH).empty
 
 
 def brute(t1s, scans, match) -> dict[str, tuple[str, str]]:
     """Every set there is, the best first, and none that shares a scan with one before."""
-    by = {target: [None, *scans[scans["target"] == target].itertuples(index=False)] for target in ("amyloid", "tau")}
+    by = {target: [None, *(scan for scan in scans if scan["target"] == target)] for target in ("amyloid", "tau")}
     sets = []
-    for t1, a, u in product(t1s.itertuples(index=False), by["amyloid"], by["tau"]):
+    for t1, a, u in product(t1s, by["amyloid"], by["tau"]):
         some = [pet for pet in (a, u) if pet is not None]
-        days = [(pet.date - t1.date).days for pet in some]
+        days = [pet["day"] - t1["day"] for pet in some]
         if not some or max(map(abs, days)) > match.window_days:
             continue
         side = days if match.tie == "earlier" else [-d for d in days]
-        sets.append(((2 - len(some), max(map(abs, days)), sum(map(abs, days)), t1.date, *side), t1.session, a, u))
+        sets.append(((2 - len(some), max(map(abs, days)), sum(map(abs, days)), t1["day"], *side), t1["session"], a, u))
     used, chosen = set(), {}
     for _, session, a, u in sorted(sets, key=lambda one: one[0]):
-        names = {pet.path for pet in (a, u) if pet is not None}
+        names = {pet["path"] for pet in (a, u) if pet is not None}
         if session not in chosen and not names & used:
-            chosen[session] = (a.path if a else "", u.path if u else "")
+            chosen[session] = (a["path"] if a else "", u["path"] if u else "")
             used |= names
     return chosen
 
@@ -138,7 +142,7 @@ def test_against_brute_force(tie):
         t1s = heads(*(int(d) for d in rng.choice(900, rng.integers(1, 5), replace=False)))
         kinds = [AV45 if flag else TAU for flag in rng.integers(0, 2, rng.integers(1, 7))]
         scans = pets(*((k, int(d)) for k, d in zip(kinds, rng.choice(900, len(kinds), replace=False), strict=True)))
-        frame = match_scans(t1s, scans, match)
+        frame = match_scans(t1s + scans, match)
         near = {t: frame[f"{t}_days"].abs() <= match.window_days for t in ("amyloid", "tau")}
         got = {
             row.session: tuple(getattr(row, t) if near[t][row.Index] else "" for t in ("amyloid", "tau"))
@@ -158,7 +162,7 @@ def test_a_reader_may_say_why_a_visit_has_no_pet():
         known | {"person": "sub-3", "reason": ""},
         known | {"person": "sub-4", "t1w": "", "reason": "not said"},
     ]
-    left_out = close_manifest(
+    left_out = select_sessions(
         pd.DataFrame(rows), Config(profile="t", cohort=CohortConfig(kind="other")), "here"
     ).left_out
     assert left_out[["person", "reason"]].to_numpy().tolist() == [

@@ -99,9 +99,9 @@ def test_who_is_in_no_list_is_not_used(copy, config):
 
 @pytest.mark.parametrize(("file", "text", "said"), [
     ("data_info.csv", "ID,Age\nx,70\n", "data_info.csv: no column sex; found id, age, expected ID, Age, Sex"),
-    ("data_info.csv", "", "data_info.csv: not a table of values separated by commas"),
+    ("data_info.csv", "", "data_info.csv: empty; expected a header"),
     ("data_info.csv", "ID,Age,Sex\n{0},70,F\n{0},71,F\n", "data_info.csv: {0} has more than one row; keep one"),
-    ("data_info.csv", "ID,Age,Sex\n{0},7O,F\n", "data_info.csv: {0}: Age '7O' is no number"),
+    ("data_info.csv", "ID,Age,Sex\n{0},7O,F\n", "data_info.csv: {0}: Age: found '7O', expected a number"),
     ("data_info.csv", "ID,Age,Sex\n{0},70,x\n", "data_info.csv: {0}: unknown sex 'x'"),
     ("data_info.csv", None, "no data_info.csv; expected a table with columns ID, Age, Sex"),
     ("validation.txt", None, "validation.txt: no such list; write one, or draw the split: --draw-split"),

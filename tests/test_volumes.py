@@ -18,9 +18,10 @@ from scipy import ndimage
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
-from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest, split_people, write_manifest
+from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
+from resdm_suite.cohorts.splits import split_people
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing import volumes as room

@@ -21,7 +21,7 @@ from resdm.settings import SEXES, ConfigError
 from resdm_suite.profiles import SOURCES, Config, load_config
 
 if TYPE_CHECKING:
-    from resdm_suite.cohorts.matching import Found
+    from resdm_suite.cohorts.matching import Cohort
 
 BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0; argparse uses 2 for the same."""
@@ -224,7 +224,7 @@ def _manifest(options: argparse.Namespace) -> None:
     print(config.manifest)
 
 
-def _flow(found: Found) -> list[str]:
+def _flow(found: Cohort) -> list[str]:
     """The flow table, who was left out by reason with the first of each, and where the rest is told."""
     lines = [found.flow.to_string(index=False, justify="right")]
     for reason, rows in found.left_out.groupby("reason", sort=False):

@@ -8,16 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from resdm.io import write_csv, write_json, write_text
-from resdm_suite.cohorts.manifest import (
-    PATHS,
-    SPLITS,
-    ManifestError,
-    check_leakage,
-    split_card,
-    split_people,
-    write_manifest,
-)
-from resdm_suite.cohorts.matching import Found
+from resdm_suite.cohorts.manifest import PATHS, SPLITS, ManifestError, check_leakage, write_manifest
+from resdm_suite.cohorts.matching import Cohort
+from resdm_suite.cohorts.splits import split_card, split_people
 from resdm_suite.profiles import Config, load_config
 
 READERS = {
@@ -35,7 +28,7 @@ WITH_SPLIT = ("csv", "released")
 
 def find_sessions(
     config: Config | str | Path, root: str | Path | None = None, source: str | None = None, *, draw: bool = False
-) -> Found:
+) -> Cohort:
     """Read a source: its sessions, and the excluded ones with their reasons. Writes nothing.
 
     Parameters
@@ -61,7 +54,7 @@ def make_manifest(
     source: str | None = None,
     *,
     draw: bool = False,
-    found: Found | None = None,
+    found: Cohort | None = None,
 ) -> pd.DataFrame:
     """Read a source, split its participants; write ``manifest.csv``, ``flow.csv``, ``left_out.csv``, ``notes.txt``.
 
@@ -71,7 +64,7 @@ def make_manifest(
     ----------
     config, root, source, draw
         See `find_sessions`.
-    found : Found, optional
+    found : Cohort, optional
         The result of `find_sessions`, where it was called before.
 
     Returns

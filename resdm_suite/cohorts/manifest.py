@@ -1,47 +1,38 @@
-"""The manifest: one table of sessions, checked cell by cell, and its split by person.
+"""The manifest: one table of sessions, checked cell by cell.
 
-``manifest.csv`` is what every source of data is turned into and what every later stage starts from. Missing values are
-empty cells; in memory they are ``""`` in columns of text and NaN (``<NA>`` in columns of whole numbers) elsewhere.
-Paths are absolute in memory; in the file those below the manifest's folder are relative to it.
+Every source becomes ``manifest.csv``, and every later stage starts from it. Missing values are empty cells; in memory
+they are ``""`` in text columns, NaN in numbers and ``<NA>`` in whole numbers. Paths are absolute in memory; in the
+file, paths below the manifest's folder are relative to it.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import hashlib
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
 from resdm.io import write_csv
-from resdm.settings import AGE_RANGE, SEXES, TRACERS, derive_seed
-from resdm_suite.cohorts.leakage import LeakageError, check_leakage  # noqa: F401 - readers of manifests look for both here
-from resdm_suite.profiles import SplitConfig
+from resdm.settings import AGE_RANGE, SEXES, TRACERS
+from resdm_suite.cohorts.leakage import LeakageError, check_leakage  # noqa: F401 - imported from here elsewhere
+from resdm_suite.cohorts.tables import ManifestError, read_table
 
 SPLITS = ("train", "validation", "test")
-"""In the order in which tables print them."""
+"""In the order of the tables."""
 
 DIAGNOSES = ("CN", "MCI", "AD")
-"""Codes of the ``diagnosis`` column: cognitively normal, mild cognitive impairment, Alzheimer's dementia."""
+"""Cognitively normal, mild cognitive impairment, Alzheimer's dementia."""
 
 SPACE = "MNI152"
-"""The space that preprocessing brings every scan to: that of nilearn's packaged MNI152 maps."""
+"""The space of every preprocessed scan: that of nilearn's packaged MNI152 maps."""
 
 PATHS = ("t1w", *TRACERS)
 """Columns that name a file."""
 
 _SHOWN = 5  # problems that one error spells out; it counts the rest
-
-
-class ManifestError(ValueError):
-    """A table of people that cannot be used: names file, row, column, what was found and expected, and the remedy."""
 
 
 # ── the columns ───────────────────────────────────────────────────────────────────────────────────
@@ -74,12 +65,6 @@ def _one_of(*codes: str, empty: bool = False) -> pa.Check:
 _TRACER_LABEL = pa.Check.str_matches(r"^[A-Za-z0-9]*$", error="a label of letters and digits, as 18FAV45")
 _NEEDED = pa.Check.str_length(min_value=1, error="a path")
 
-STATUS_NOTES = {
-    "dlbs": "Status of DLBS: the SUVR of the built-in regions (ellipsoids in MNI mm, after an affine registration) at "
-    "or above UC Berkeley's cut-offs, which hold for FreeSurfer regions in the pipeline that they were derived with. "
-    "They were not calibrated on these regions: a label says high or low uptake, no amyloid or tau positivity.",
-}
-"""``cohort.kind`` → what a table of status must say where labels are made by a cut-off of another pipeline."""
 
 SCHEMA = pa.DataFrameSchema(
     {
@@ -117,17 +102,13 @@ SCHEMA = pa.DataFrameSchema(
     strict=True,
     unique=["person", "session"],
 )  # fmt: skip
-"""One row a session. The order of columns is the file's."""
+"""One row per session. The order of columns is the file's."""
 
 COLUMNS = tuple(SCHEMA.columns)
 EMPTY = {name: np.nan if column.coerce else "" for name, column in SCHEMA.columns.items()}
-"""A session of which nothing is known, for readers to fill in."""
+"""The values of a session without any known value."""
 
 _REQUIRED = ("person", "session", "age", "sex", "t1w")
-_NOTHING = {"", "n/a", "na", "nan", "none", "null"}
-
-
-# ── reading and writing ───────────────────────────────────────────────────────────────────────────
 
 
 def read_manifest(
@@ -140,41 +121,46 @@ def read_manifest(
     path : path
         CSV, UTF-8.
     files : bool
-        Also check that every scan is there.
+        Also check that every scan exists.
     split : bool
         Read the column ``split``; else it is left empty.
     tracers : mapping, optional
-        BIDS label → target; a label that is not in it, or of the other target, is an error.
+        BIDS label → target; a label that is absent here, or of the other target, is an error.
 
     Returns
     -------
     DataFrame
-        All `COLUMNS`, one row a session, paths absolute.
+        All `COLUMNS`, one row per session, absolute paths.
 
     Raises
     ------
     ManifestError
-        Anything that does not fit, the first few problems spelt out and the rest counted.
+        A table, column or cell that does not fit; the first few problems are spelled out and the rest counted.
     LeakageError
         A person in two splits.
     """
     path = Path(path)
-    header, cells, lines = _read_cells(path)
-    frame = pd.DataFrame(cells, columns=header, dtype=str)
-    unknown, absent = [c for c in header if c not in COLUMNS], [c for c in _REQUIRED if c not in header]
-    if unknown or absent or len(set(header)) < len(header):
-        _wrong_columns(path, header, unknown, absent)
+    if path.is_dir():
+        raise ManifestError(f"{path}: a folder; expected a table, CSV UTF-8; move the folder away")
+    if path.is_symlink() and not path.is_file():
+        raise ManifestError(f"{path}: a link that leads nowhere or in a circle; link to the table, or put it here")
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such manifest; make one with `resdm manifest`")
+    frame = read_table(path, strict=True)
+    lines = frame.index
+    _check_columns(path, list(frame.columns))
+    frame = frame.reset_index(drop=True)
     problems = []
     for name, column in SCHEMA.columns.items():
         if name not in frame or (name == "split" and not split):
             frame[name] = ""
-        frame[name] = frame[name].str.strip()
-        frame.loc[frame[name].str.lower().isin(_NOTHING), name] = ""
-        if column.coerce:  # a number
-            frame[name], bad = _numbers(frame[name])
-            expected = column.checks[0].error
-            remedy = "; write decimals with a point" if bad["found"].str.contains(",").any() else ""
-            problems += [(row, name, found, expected + remedy) for row, found in bad.itertuples(index=False)]
+        if column.coerce:
+            cells, whole = frame[name], str(column.dtype) == "Int64"
+            values = [_number_of(cell, whole) for cell in cells]
+            for row in (row for row, value in enumerate(values) if value is None):
+                remedy = "; write decimals with a point" if "," in cells[row] else ""
+                problems.append((row, name, cells[row], column.checks[0].error + remedy))
+            frame[name] = pd.Series(values, dtype=float).astype("Int64" if whole else float)
     _raise(path, problems, frame, lines)
     frame = check_manifest(frame[list(COLUMNS)], path, lines)
     if tracers is not None:
@@ -182,7 +168,13 @@ def read_manifest(
     for column in PATHS:
         frame[column] = [str(path.parent.absolute() / cell) if cell else "" for cell in frame[column]]
     if files:
-        check_files(frame, path, lines)
+        problems = [
+            (row, column, cell, "a file; correct the path or leave the session out")
+            for column in PATHS
+            for row, cell in enumerate(frame[column])
+            if cell and not Path(cell).is_file()
+        ]
+        _raise(path, sorted(problems, key=lambda problem: problem[0]), frame, lines)
     return frame
 
 
@@ -196,7 +188,7 @@ def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] 
     where : str or path
         Starts the messages.
     lines : sequence of int, optional
-        Line of each row in its file; by default as `write_manifest` would write them.
+        Line of each row in its file; by default as `write_manifest` writes them.
 
     Returns
     -------
@@ -220,10 +212,8 @@ def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] 
                     problems.append((row, name, found, "once; the person has this session twice; keep one row"))
                 continue
             column = SCHEMA.columns[name]
-            expected, remedy = column.checks[0].error, column.metadata["remedy"]
-            problems.append(
-                (row, name, "" if pd.isna(found) else found, f"{expected}{f'; {remedy}' if remedy else ''}")
-            )
+            expected = "; ".join(filter(None, [column.checks[0].error, column.metadata["remedy"]]))
+            problems.append((row, name, "" if pd.isna(found) else found, expected))
     for tracer in TRACERS:
         for row in np.flatnonzero((frame[tracer] != "") & (frame[f"{tracer}_tracer"] == "")):
             problems.append((row, f"{tracer}_tracer", "", f"the tracer of {Path(frame[tracer][row]).name}"))
@@ -234,8 +224,43 @@ def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] 
     return frame
 
 
+def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Check a manifest and write it: rows by person and session, paths below its folder relative."""
+    path = Path(path)
+    frame = check_manifest(frame.sort_values(["person", "session"]), path)
+    folder = path.parent.absolute()
+
+    def shorten(cell: str) -> str:
+        return Path(cell).relative_to(folder).as_posix() if cell and Path(cell).is_relative_to(folder) else cell
+
+    frame = frame.assign(**{column: frame[column].map(shorten) for column in PATHS})
+    return write_csv(path, frame[list(COLUMNS)], "%.10g")
+
+
+def _number_of(cell: str, whole: bool) -> float | None:
+    """Read a number, NaN where the cell is empty; None where it holds no finite (whole) number."""
+    try:
+        value = float(cell or "nan")
+    except ValueError:
+        return None
+    return None if np.isinf(value) or (whole and value % 1 > 0) else value
+
+
+def _check_columns(path: Path, header: list[str]) -> None:
+    faults = []
+    for column in header:
+        if column not in COLUMNS:
+            close = difflib.get_close_matches(column, COLUMNS, n=1)
+            faults.append(f"unknown column {column!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    absent = [column for column in _REQUIRED if column not in header]
+    faults += [f"missing {', '.join(absent)}"] if absent else []
+    faults += [f"column {column!r} twice" for column in sorted({c for c in header if header.count(c) > 1})]
+    if faults:
+        raise ManifestError(f"{path}: {'; '.join(faults)}; rename or remove them. Columns are: {', '.join(COLUMNS)}")
+
+
 def _check_tracers(frame: pd.DataFrame, tracers: Mapping[str, str], where: Path, lines: Sequence[int]) -> None:
-    """A label that nobody knows has no cut-off, and may be of another scale: never pooled in silence."""
+    """Refuse unknown labels: they have no cut-off and may lie on another scale, so they must not be pooled."""
     problems = []
     for target in TRACERS:
         known = [label for label, its in tracers.items() if its == target]
@@ -245,210 +270,16 @@ def _check_tracers(frame: pd.DataFrame, tracers: Mapping[str, str], where: Path,
     _raise(where, sorted(problems, key=lambda problem: problem[0]), frame, lines)
 
 
-def check_files(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] | None = None) -> None:
-    """Raise `ManifestError` where a scan that the manifest names is not there."""
-    lines = range(2, len(frame) + 2) if lines is None else lines
-    problems = [
-        (row, column, cell, "a file; correct the path or leave the session out")
-        for column in PATHS
-        for row, cell in enumerate(frame[column])
-        if cell and not Path(cell).is_file()
-    ]
-    _raise(where, sorted(problems, key=lambda problem: problem[0]), frame, lines)
-
-
-def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Check a manifest and write it, rows by person and session, paths below its folder relative."""
-    path = Path(path)
-    frame = check_manifest(frame.sort_values(["person", "session"]), path)
-    folder = path.parent.absolute()
-
-    def shorten(cell: str) -> str:
-        if not cell or not Path(cell).is_absolute():
-            return cell
-        return Path(cell).relative_to(folder).as_posix() if Path(cell).is_relative_to(folder) else cell
-
-    frame = frame.assign(**{column: frame[column].map(shorten) for column in PATHS})
-    return write_csv(path, frame[list(COLUMNS)], "%.10g")
-
-
-def _read_cells(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, rows and the line each row ends on."""
-    if path.is_dir():
-        raise ManifestError(f"{path}: a folder; expected a table, CSV UTF-8; move the folder away")
-    if path.is_symlink() and not path.is_file():
-        raise ManifestError(f"{path}: a link that leads nowhere or in a circle; link to the table, or put it here")
-    if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest; make one with `resdm manifest`")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ManifestError(
-            f"{path}: row {line}: not UTF-8 (byte 0x{error.object[error.start]:02x}); save the table as CSV UTF-8"
-        ) from None
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    rows, lines = [], []
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append([cell.strip() for cell in cells] if not rows else cells)
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise ManifestError(f"{path}: row {reader.line_num}: not CSV: {error}; save the table as CSV UTF-8") from None
-    if not rows:
-        raise ManifestError(f"{path}: empty; expected a header and one row for each session")
-    header = rows[0]
-    if len(header) == 1 and re.search("[;\t]", header[0]):
-        raise ManifestError(f"{path}: columns are separated by semicolons or tabs; save the table with commas")
-    for cells, line in zip(rows, lines, strict=True):
-        if len(cells) != len(header):
-            raise ManifestError(
-                f"{path}: row {line}: found {len(cells)} cells, expected {len(header)} as in the header; "
-                "write decimals with a point, and quote cells that hold a comma"
-            )
-    return header, rows[1:], lines[1:]
-
-
-def _numbers(column: pd.Series) -> tuple[pd.Series, pd.DataFrame]:
-    """Text → numbers with NaN for empty; and the cells (row, found) that are none."""
-
-    def number(cell: str) -> float:
-        try:
-            return float(cell) if cell else math.nan
-        except ValueError:
-            return math.inf
-
-    values = column.map(number).astype(float)
-    whole = column.name.endswith("_status")
-    bad = np.isinf(values) | (values.notna() & (values % 1 != 0) if whole else False)
-    found = pd.DataFrame({"row": np.flatnonzero(bad), "found": column[bad].to_numpy(dtype=object)})
-    return values.mask(bad).astype("Int64" if whole else float), found.astype({"found": str})
-
-
-def _wrong_columns(path: Path, header: list[str], unknown: list[str], absent: list[str]) -> None:
-    said = []
-    for column in unknown:
-        close = difflib.get_close_matches(column, COLUMNS, n=1)
-        said.append(f"unknown column {column!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-    if absent:
-        said.append(f"missing {', '.join(absent)}")
-    said += [f"column {column!r} twice" for column in sorted({c for c in header if header.count(c) > 1})]
-    raise ManifestError(f"{path}: {'; '.join(said)}; rename or remove them. Columns are: {', '.join(COLUMNS)}")
-
-
 def _raise(
     where: str | Path, problems: Iterable[tuple[int, str, object, str]], frame: pd.DataFrame, lines: Sequence[int]
 ) -> None:
-    problems = list(problems)
-    if not problems:
-        return
-    said = [
+    """Raise `ManifestError` where there are problems: row, column, value and what was expected."""
+    messages = [
         f"{where}: row {lines[row]} ({frame['person'][row]} {frame['session'][row]}), {column}: "
         f"found {'nothing' if found == '' else repr(found)}, expected {expected}"
-        for row, column, found, expected in problems[:_SHOWN]
+        for row, column, found, expected in problems
     ]
-    more = [f"… and {len(problems) - _SHOWN} more, {len(problems)} in all"] if len(problems) > _SHOWN else []
-    raise ManifestError("\n".join(said + more))
-
-
-# ── the split ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataFrame:
-    """Draw the split by person, stratified by diagnosis at the first session, tracers present and sex.
-
-    People are put in order by stratum, and at random (by seed and name) within one; then every n-th is taken. So each
-    split holds its share of every stratum to within a person, and strata too rare for that share with their
-    neighbours. The order of the rows does not matter. With ``folds``, every n-th from the ``fold``-th on is tested, so
-    that over all folds everybody is a test person once; the validation people are drawn from the rest.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Sessions of a manifest; a split that is there already is replaced.
-    split : SplitConfig
-    seed : int
-
-    Returns
-    -------
-    DataFrame
-        The same rows with ``split``.
-
-    Raises
-    ------
-    ManifestError
-        Too few people for every split to get one.
-    """
-    people = {person: (*stratum, derive_seed(seed, "split", person)) for person, stratum in _strata(frame).items()}
-    order = sorted(people, key=people.__getitem__)
-    turn = derive_seed(seed, "split") % len(order)  # else who comes first in the order could never be a test person
-    order = order[turn:] + order[:turn]
-    if split.folds is None:
-        share, (rest, test) = split.test, _every(order, split.test)
-    else:
-        share, test = 1 / split.folds, order[split.fold :: split.folds]
-        rest = [person for person in order if person not in set(test)]
-    train, validation = _every(rest, split.validation / (1 - share))
-    drawn = {"train": train, "validation": validation, "test": test}
-    for name, members in drawn.items():
-        if not members:
-            raise ManifestError(f"{len(order)} people are too few: nobody is left for {name}; change cohort.split")
-    which = {person: name for name, members in drawn.items() for person in members}
-    return frame.assign(split=frame["person"].map(which))
-
-
-def _strata(frame: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
-    """Diagnosis at the first session, tracers present (``++``, ``+-``, ``-+``) and sex of every person."""
-    return {
-        person: (
-            sessions["diagnosis"].iloc[0],
-            "".join("+" if (sessions[tracer] != "").any() else "-" for tracer in TRACERS),
-            sessions["sex"].iloc[0],
-        )
-        for person, sessions in frame.sort_values("session").groupby("person")
-    }
-
-
-def split_digest(frame: pd.DataFrame) -> str:
-    """SHA-256 (hex) of who is in which split: sorted lines of person, tab, split. Nobody can be told from it."""
-    pairs = sorted(set(zip(frame["person"], frame["split"], strict=True)))
-    return hashlib.sha256("".join(f"{person}\t{split}\n" for person, split in pairs).encode()).hexdigest()
-
-
-def split_card(frame: pd.DataFrame, split: SplitConfig | None, seed: int) -> dict[str, Any]:
-    """What ``split.json`` says of a split, counts only.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Sessions of a manifest with their split.
-    split : SplitConfig or None
-        How it was drawn; None where the source came with it.
-    seed : int
-
-    Returns
-    -------
-    dict
-        digest (see `split_digest`), drawn (``seed``, ``folds`` and ``fold`` or ``test``, ``validation``; None where
-        ``split`` is), people by split, and people by split of each stratum.
-    """
-    people = frame.drop_duplicates("person").set_index("person")["split"]
-    strata = pd.Series({person: " ".join(part or "–" for part in s) for person, s in _strata(frame).items()})
-    counts = pd.crosstab(strata.rename("stratum"), people).reindex(columns=list(SPLITS), fill_value=0)
-    drawn = None
-    if split is not None:
-        parts = {"test": split.test} if split.folds is None else {"folds": split.folds, "fold": split.fold}
-        drawn = {"seed": seed, **parts, "validation": split.validation}
-    return {
-        "digest": split_digest(frame),
-        "drawn": drawn,
-        "people": {name: int(counts[name].sum()) for name in SPLITS},
-        "strata": {stratum: {name: int(row[name]) for name in SPLITS} for stratum, row in counts.iterrows()},
-    }
-
-
-def _every(order: list[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Evenly spaced people: (those passed over, those taken); ``fraction`` of them, rounded, are taken."""
-    taken = [math.floor((i + 1) * fraction + 0.5) > math.floor(i * fraction + 0.5) for i in range(len(order))]
-    return [p for p, t in zip(order, taken, strict=True) if not t], [p for p, t in zip(order, taken, strict=True) if t]
+    if len(messages) > _SHOWN:
+        messages[_SHOWN:] = [f"… and {len(messages) - _SHOWN} more, {len(messages)} in all"]
+    if messages:
+        raise ManifestError("\n".join(messages))

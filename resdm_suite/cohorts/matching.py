@@ -1,42 +1,48 @@
-"""From scans that a source holds to the manifest: which belong together, who is kept, who was left out and why.
+"""From a table of scans and a table of people to the manifest, with the reason for every session left out.
 
-Every reader (`cohorts.readers`) lists candidates, one row a T1 scan with the PETs that go with it, and ends with
-`close_manifest`, so that all of them count alike.
+Every reader (`cohorts.readers`) ends with `assemble_manifest`, so that windows, tie rules and counts are the same for
+all sources.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from resdm.settings import TRACERS
-from resdm_suite.cohorts.manifest import COLUMNS, ManifestError, check_manifest
+from resdm_suite.cohorts.manifest import COLUMNS, EMPTY, ManifestError, check_manifest
 from resdm_suite.profiles import Config, MatchConfig
 
 log = logging.getLogger(__name__)
 
+Pairing = Literal["session", "session, then day", "day"]
+Row = dict[str, Any]
+
 _LOGGED = 5  # notes that are logged one by one
+_SCAN = {"person": "", "session": "", "target": "", "tracer": "", "path": "", "space": "", "day": np.nan,
+         "visit_day": np.nan, "by_age": False, "suvr": np.nan, "status": np.nan, "centiloid": np.nan}  # fmt: skip
+_KEY = ["person", "session"]
 
 
-class Found(NamedTuple):
-    """What a source holds.
+class Cohort(NamedTuple):
+    """The usable part of a source.
 
     Parameters
     ----------
     manifest : DataFrame
-        Checked, one row a session, by person and session; ``split`` is empty, but for sources that come with one.
+        Checked, one row per session, by person and session; ``split`` is empty unless the source comes with one.
     flow : DataFrame
         step, people, sessions: how many pass each step.
     left_out : DataFrame
-        person, session, reason: everybody of the candidates who is not in the manifest, by the first step not passed.
+        person, session, reason (the first step not passed) of every session outside the manifest.
     notes : list of str
-        Choices that were made and faults that were met, in plain words.
+        Choices made and faults met.
     """
 
     manifest: pd.DataFrame
@@ -45,26 +51,77 @@ class Found(NamedTuple):
     notes: list[str]
 
 
-def close_manifest(candidates: pd.DataFrame, config: Config, where: str | Path, notes: Sequence[str] = ()) -> Found:
-    """Apply the window, what is required and the choice of visits; count, check, and say who was left out.
+def assemble_manifest(
+    scans: pd.DataFrame | Sequence[Row],
+    people: pd.DataFrame | Sequence[Row],
+    config: Config,
+    where: str | Path,
+    notes: Sequence[str] = (),
+    pairing: Pairing = "session",
+) -> Cohort:
+    """Bring scans together, add what is known of people, and select sessions.
 
     Parameters
     ----------
-    candidates : DataFrame
-        The manifest's columns, one row a visit, paths absolute. Empty cells are what is not known: no T1, no PET, no
-        age. ``amyloid_days`` and ``tau_days`` are days from the T1 scan; where NaN, the source files both under one
-        visit and says no more. A column ``reason``, where there is one, says why a visit has no PET.
+    scans : DataFrame or list of dict
+        One row per scan, of several alike the preferred first: person, session, target (``t1w``, ``amyloid`` or
+        ``tau``), path; for PET also tracer (BIDS label). Optional: space (`SPACE` or ``""``); day (number of the day
+        on a calendar of the person); visit_day (day of the visit, used where ``day`` is NaN and sessions are paired),
+        by_age (``visit_day`` comes from ages); suvr, status, centiloid (measured by the study).
+    people : DataFrame or list of dict
+        One row per session: person, session and any of age (years), sex, diagnosis, education, mmse, split.
     config : Config
-        Its ``cohort.match``.
+        Its ``cohort.match`` and ``cohort.tracers`` (labels, the preferred first).
     where : str or path
         The source; starts the messages.
     notes : sequence of str
-        What the reader has to say already.
+        Notes of the reader.
+    pairing : {"session", "session, then day", "day"}
+        ``session``: scans of one session belong together. ``session, then day``: unless ``cohort.match.same_visit``,
+        a PET whose session has no T1w, or one beyond the window, then goes by day with a T1w that lacks one.
+        ``day``: all by day (`match_scans`).
 
     Raises
     ------
     ManifestError
-        Nobody is left, or a value that cannot be.
+        No usable session, or an impossible value.
+    """
+    match, labels, notes = config.cohort.match, list(config.cohort.tracers), list(notes)
+    scans = _scan_table(scans)
+    if pairing == "day":
+        rows = match_scans(scans, match, labels).to_dict("records")
+    else:
+        scans = _choose_scans(scans, labels, notes)
+        rows = _session_rows(scans, pd.DataFrame(people))
+        if pairing == "session, then day" and not match.same_visit:
+            rows = _pair_across_sessions(rows, scans, match, labels, notes)
+    measured = scans.set_index("path")[["suvr", "status", "centiloid"]].to_dict("index")
+    known = {(row["person"], row["session"]): row for row in pd.DataFrame(people).to_dict("records")}
+    for row in rows:
+        row |= known.get((row["person"], row["session"]), {})
+        for target in (target for target in TRACERS if row[target]):
+            row |= {f"{target}_{name}": value for name, value in measured[row[target]].items()}
+        row.pop("tau_centiloid", None)
+    candidates = pd.DataFrame([EMPTY | row for row in rows], columns=[*COLUMNS, "reason"])
+    return select_sessions(candidates, config, where, notes)
+
+
+def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path, notes: Sequence[str] = ()) -> Cohort:
+    """Apply the window, the required tracers and the choice of visits; count, check, and give reasons.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        The manifest's columns, one row per visit, absolute paths, empty cells where unknown. ``amyloid_days`` and
+        ``tau_days`` are NaN where both scans belong to one visit without dates. An optional column ``reason`` says why
+        a visit has no PET.
+    config, where, notes
+        See `assemble_manifest`.
+
+    Raises
+    ------
+    ManifestError
+        No usable session, or an impossible value.
     """
     match, notes = config.cohort.match, list(notes)
     frame = candidates.reset_index(drop=True)[list(COLUMNS)].copy()
@@ -72,198 +129,268 @@ def close_manifest(candidates: pd.DataFrame, config: Config, where: str | Path, 
     has = {tracer: has_t1 & (frame[tracer] != "") for tracer in TRACERS}
     for tracer in TRACERS:
         far = has[tracer] & (frame[f"{tracer}_days"].abs() > match.window_days)
-        frame.loc[far, [tracer, f"{tracer}_tracer"]] = ""
-        frame.loc[
-            far, [f"{tracer}_days", f"{tracer}_suvr", *(["amyloid_centiloid"] if tracer == "amyloid" else [])]
-        ] = np.nan
-        frame.loc[far, f"{tracer}_status"] = pd.NA
+        for name in (column for column in COLUMNS if column.startswith(tracer)):
+            frame.loc[far, name] = EMPTY[name]
     near = {tracer: has_t1 & (frame[tracer] != "") for tracer in TRACERS}
-    has_both, near_both = (p["amyloid"] & p["tau"] for p in (has, near))
+    has_both, near_both = (present["amyloid"] & present["tau"] for present in (has, near))
     both = match.require == "both"
     enough, in_window = (has_both, near_both) if both else (p["amyloid"] | p["tau"] for p in (has, near))
     known = in_window & frame["age"].notna() & (frame["sex"] != "")
-    kept = known & _chosen(frame[known], match.per_person).reindex(frame.index, fill_value=False)
+    selected = known & frame.index.isin(_select_visits(frame[known], match.per_person))
     scans = "amyloid and tau" if both else "amyloid or tau"
     steps = {
         "found": (pd.Series(True, index=frame.index), ""),
         "has T1": (has_t1, "no T1"),
-        "has amyloid": (has["amyloid"], ""),  # without a reason: a branch, not a step
+        "has amyloid": (has["amyloid"], ""),  # without a reason: counted, no condition
         "has tau": (has["tau"], ""),
-        "has amyloid and tau": (has_both, ""),  # where both are required, the step that follows, and no other
+        "has amyloid and tau": (has_both, ""),  # replaced by the next step where both are required
         f"has {scans}": (enough, f"no {scans} PET"),
         "in window": (in_window, f"PET more than {match.window_days:g} days from the T1"),
         "amyloid and tau in window": (near_both, ""),
         "has age and sex": (known, "no age, or no sex"),
-        "kept": (kept, f"another session of the person was chosen ({match.per_person})"),
+        "kept": (selected, f"another session of the person was chosen ({match.per_person})"),
     }
     flow = pd.DataFrame(
         [(step, frame.loc[mask, "person"].nunique(), int(mask.sum())) for step, (mask, _) in steps.items()],
         columns=["step", "people", "sessions"],
     )
     reason = pd.Series("", index=frame.index)
-    for mask, said in steps.values():
-        reason[(reason == "") & ~mask & (said != "")] = said
+    for mask, text in steps.values():
+        reason[(reason == "") & ~mask & (text != "")] = text
     if "reason" in candidates:
-        told = candidates["reason"].reset_index(drop=True)
-        reason = told.where((told != "") & has_t1 & ~in_window, reason)
-    left_out = frame.loc[~kept, ["person", "session"]].assign(reason=reason[~kept]).reset_index(drop=True)
+        given = candidates["reason"].reset_index(drop=True)
+        reason = given.where((given != "") & has_t1 & ~in_window, reason)
+    left_out = frame.loc[~selected, _KEY].assign(reason=reason[~selected]).reset_index(drop=True)
 
     for note in notes[:_LOGGED]:
         log.warning("%s", note)
     if len(notes) > _LOGGED:
         log.warning("… and %d more notes on %s", len(notes) - _LOGGED, where)
-    if not kept.any():
+    if not selected.any():
         raise ManifestError(
             f"{where}: no session can be used: of {len(frame)} found, {int(has_t1.sum())} have a T1w, "
             f"{int(enough.sum())} {scans} PET too (trc- {', '.join(config.cohort.tracers)}), {int(in_window.sum())} in "
             f"the window of {match.window_days:g} days, {int(known.sum())} also age and sex; look at cohort.tracers, "
             "cohort.match and the tables of the source"
         )
-    frame = frame[kept].sort_values(["person", "session"])
-    return Found(check_manifest(frame, where), flow, left_out, notes)
+    frame = frame[selected].sort_values(_KEY)
+    return Cohort(check_manifest(frame, where), flow, left_out, notes)
 
 
-def _chosen(frame: pd.DataFrame, rule: str) -> pd.Series:
-    """Which sessions ``cohort.match.per_person`` keeps."""
+def _select_visits(frame: pd.DataFrame, rule: str) -> pd.Index:
+    """Apply ``cohort.match.per_person``: rows of the sessions that stay."""
     if rule == "all":
-        return pd.Series(True, index=frame.index)
+        return frame.index
     gaps = frame[[f"{tracer}_days" for tracer in TRACERS]].abs().fillna(0)
-    missing = sum((frame[tracer] == "").astype(int) for tracer in TRACERS)
+    missing = (frame[list(TRACERS)] == "").sum(axis=1)
     order = frame.assign(missing=missing, largest=gaps.max(axis=1), total=gaps.sum(axis=1))
-    first = ["age", "session"]  # the earlier visit
-    by = first if rule == "first" else ["missing", "largest", "total", *first]
-    return pd.Series(
-        frame.index.isin(order.sort_values(by, kind="stable").groupby("person").head(1).index), frame.index
-    )
+    by = ["age", "session"] if rule == "first" else ["missing", "largest", "total", "age", "session"]
+    return order.sort_values(by, kind="stable").groupby("person").head(1).index
 
 
-# ── which scans of a person belong together ───────────────────────────────────────────────────────
+# ── scans of one session ──────────────────────────────────────────────────────────────────────────
 
 
-def match_scans(t1s: pd.DataFrame, pets: pd.DataFrame, match: MatchConfig, tracers: Sequence[str] = ()) -> pd.DataFrame:
+def _scan_table(scans: pd.DataFrame | Iterable[Row]) -> pd.DataFrame:
+    frame = pd.DataFrame(scans).reset_index(drop=True)
+    for name, default in _SCAN.items():
+        frame[name] = frame[name].where(frame[name].notna(), default) if name in frame else default
+    return frame
+
+
+def _choose_scans(scans: pd.DataFrame, labels: Sequence[str], notes: list[str]) -> pd.DataFrame:
+    """Keep one scan per session, target and space; native T1w first, and PET only in the space of its T1w."""
+    rank = scans["tracer"].map({label: number for number, label in enumerate(labels)}).fillna(-1)
+    order = scans.assign(rank=rank, row=scans.index).sort_values([*_KEY, "rank", "row"]).drop(columns=["rank", "row"])
+    chosen = []
+    for (person, session), group in order.groupby(_KEY, sort=False):
+        where = f"{person} {session}"
+        t1w, pets = group[group["target"] == "t1w"], group[group["target"] != "t1w"]
+        if len(t1w):
+            space = t1w["space"].min()  # native is ""
+            for label in pets["tracer"].unique():
+                if not (pets.loc[pets["tracer"] == label, "space"] == space).any():
+                    notes.append(f"{where}: {label} PET and T1w lie in different spaces (MNI152, native); not paired")
+            group = group[group["space"] == space]
+        for (what, label, _), scan in group.groupby(["target", "tracer", "space"], sort=False):
+            if len(scan) > 1:
+                name = "T1w" if what == "t1w" else f"{label} PET"
+                notes.append(f"{where}: {len(scan)} {name}; {Path(scan['path'].iloc[0]).name} is used")
+        for (what, _), scan in group.groupby(["target", "space"], sort=False):
+            used, *others = scan["tracer"].unique()
+            notes += [f"{where}: {used} and {other}; {used} is used" for other in others if what != "t1w"]
+            chosen.append(scan.iloc[[0]])
+    return pd.concat(chosen, ignore_index=True) if chosen else scans
+
+
+def _session_rows(scans: pd.DataFrame, people: pd.DataFrame) -> list[Row]:
+    """Join the scans of each session; sessions without a scan are rows too."""
+    by_session = {key: group.to_dict("records") for key, group in scans.groupby(_KEY)}
+    rows = []
+    for person, session in sorted(by_session.keys() | set(people[_KEY].itertuples(index=False, name=None))):
+        group = sorted(by_session.get((person, session), []), key=lambda scan: scan["space"])
+        first = {target: next((s for s in group if s["target"] == target), None) for target in ("t1w", *TRACERS)}
+        head = first["t1w"] or _SCAN | {"person": person, "session": session}
+        rows.append(_row(head, {target: first[target] for target in TRACERS}))
+    return rows
+
+
+def _pair_across_sessions(
+    rows: list[Row], scans: pd.DataFrame, match: MatchConfig, labels: Sequence[str], notes: list[str]
+) -> list[Row]:
+    """Give PETs without a T1w in their session, or with one beyond the window, to T1w of other sessions without one.
+
+    Sessions whose PETs all went to T1w of other sessions are dropped.
+    """
+    missing = {
+        (row["person"], row["session"]): tuple(
+            tracer
+            for tracer in TRACERS
+            if not (row["t1w"] and row[tracer]) or abs(row[f"{tracer}_days"]) > match.window_days
+        )
+        for row in rows
+    }
+    keys = list(zip(scans["person"], scans["session"], strict=True))
+    lacking = pd.Series([missing[key] for key in keys], index=scans.index, dtype=object)
+    is_free = [target in tracers for target, tracers in zip(scans["target"], lacking, strict=True)]
+    by_day = scans.assign(day=scans["day"].fillna(scans["visit_day"]))
+    origin = {scan["path"]: scan for scan in scans.to_dict("records")}
+    by_t1w = {row["t1w"]: row for row in rows if row["t1w"]}
+    given: set[str] = set()
+    for tracers in (("amyloid",), ("tau",), TRACERS):  # a T1w that lacks one tracer only comes first
+        heads = (scans["target"] == "t1w") & (lacking == tracers) if len(scans) else []
+        pets = pd.Series(is_free, index=scans.index) & scans["target"].isin(tracers) & ~scans["path"].isin(given)
+        matched = match_scans(by_day[heads | pets], match, labels)
+        for pair in matched[matched["t1w"] != ""].to_dict("records"):
+            row = by_t1w[pair["t1w"]]
+            row["reason"] = pair["reason"]
+            for tracer in (tracer for tracer in tracers if pair[tracer]):
+                near = abs(pair[f"{tracer}_days"]) <= match.window_days
+                if near or not row[tracer]:  # the nearest beyond the window is counted
+                    row |= {name: pair[name] for name in (tracer, f"{tracer}_tracer", f"{tracer}_days")}
+                if near:
+                    given.add(pair[tracer])
+                    pet = origin[pair[tracer]]
+                    by = ", by the ages of the sessions" if pet["by_age"] or origin[row["t1w"]]["by_age"] else ""
+                    gap = f"{pair[f'{tracer}_days']:+.0f} days from the T1w{by}"
+                    notes.append(f"{row['person']} {row['session']}: {pet['tracer']} PET of {pet['session']}, {gap}")
+    gone = scans.assign(gone=scans["path"].isin(given)).query("target != 't1w'")
+    gone = gone.groupby([*_KEY, "target"])["gone"].any().groupby(_KEY).all()
+    return [row for row in rows if row["t1w"] or not gone.get((row["person"], row["session"]), False)]
+
+
+# ── scans of one time ─────────────────────────────────────────────────────────────────────────────
+
+
+def match_scans(scans: pd.DataFrame, match: MatchConfig, labels: Sequence[str] = ()) -> pd.DataFrame:
     """Give every T1 scan the PETs of its person that lie nearest in time; a PET goes with one T1 only.
 
     A set is a T1 with an amyloid and a tau PET, or with one of the two, each within ``match.window_days``. The best set
-    of a person is taken first and its PETs are gone; then the best of what is left, and so on. Best is: both tracers
-    before one; the smallest largest gap; the smallest sum of gaps; the earlier T1; the PETs on the side that
-    ``match.tie`` says. Of two tracers for one target that lie in a T1's window, the one named first is considered.
+    of a person is taken first and its PETs are used up; then the best of the rest, and so on. Best is: both tracers
+    before one; the smallest largest gap; the smallest sum of gaps; the earlier T1; PETs on the side that ``match.tie``
+    names. Of two tracers for one target in a T1's window, the one named first in ``labels`` is considered.
 
     Parameters
     ----------
-    t1s : DataFrame
-        person, session, date (NaT where not known), t1w: one row a scan.
-    pets : DataFrame
-        person, session, date, target (of `TRACERS`), tracer, path. Where a date is not known, a PET and a T1 belong
-        together if they are of one session, and their gap is NaN.
+    scans : DataFrame
+        As for `assemble_manifest`. Without both days, a PET and a T1 belong together if they share a session, and
+        their gap is NaN. Only scans of one space are paired.
     match : MatchConfig
-        ``window_days``, ``same_visit`` and ``tie`` are used here; the others by `close_manifest`.
-    tracers : sequence of str
-        Labels, the preferred first.
+        ``window_days``, ``same_visit`` and ``tie`` are used here.
+    labels : sequence of str
+        Tracers, the preferred first.
 
     Returns
     -------
     DataFrame
-        person, session, date, t1w and, for either tracer, ``<target>`` (path), ``<target>_tracer``,
-        ``<target>_days``: one row a T1, by person and date, and one for each person who has PETs only. A T1 without
-        a PET in the window has the nearest one beyond, with its days, for `close_manifest` to count; ``reason`` says
-        where PETs in the window went with another T1.
+        person, session, space, t1w and, for either target, ``<target>`` (path), ``<target>_tracer``,
+        ``<target>_days``: one row per T1, by person and day, and one for each person with PETs only. A T1 without a
+        PET in the window has the nearest one beyond it, with its days; ``reason`` says where PETs in the window went
+        with another T1.
     """
-    order = {label: number for number, label in enumerate(tracers)}
-    scans = {person: group.to_dict("records") for person, group in pets.groupby("person")}
-    heads = {person: group.to_dict("records") for person, group in t1s.groupby("person")}
-    rows: list[dict[str, Any]] = []
-    for person in sorted(scans.keys() | heads.keys()):
-        rows += _match_person(heads.get(person, []), scans.get(person, []), match, order)
-    columns = ["person", "session", "date", "t1w"]
-    columns += [f"{target}{part}" for target in TRACERS for part in ("", "_tracer", "_days")]
+    order = {label: number for number, label in enumerate(labels)}
+    rows: list[Row] = []
+    for _, group in _scan_table(scans).groupby(["person", "space"]):
+        records = sorted(group.to_dict("records"), key=lambda scan: (_day(scan), scan["session"], scan["path"]))
+        heads = [scan for scan in records if scan["target"] == "t1w"]
+        rows += _match_person(heads, [scan for scan in records if scan["target"] != "t1w"], match, order)
+    columns = [*_KEY, "space", "t1w", *(f"{target}{part}" for target in TRACERS for part in ("", "_tracer", "_days"))]
     return pd.DataFrame(rows, columns=[*columns, "reason"])
 
 
-def _match_person(
-    heads: list[dict[str, Any]], pets: list[dict[str, Any]], match: MatchConfig, order: dict[str, int]
-) -> list[dict[str, Any]]:
-    """The rows of one person, see `match_scans`."""
-    heads = sorted(heads, key=lambda head: (_day(head), head["session"], head["t1w"]))
-    pets = sorted(pets, key=lambda pet: (_day(pet), pet["session"], pet["path"]))
+def _match_person(heads: list[Row], pets: list[Row], match: MatchConfig, order: dict[str, int]) -> list[Row]:
+    """Match the scans of one person, sorted by day; see `match_scans`."""
     if not heads:
         first = {target: next((pet for pet in pets if pet["target"] == target), None) for target in TRACERS}
-        return [_set_row(pets[0] | {"t1w": ""}, first, "")]
-    free, left, taken = list(range(len(pets))), list(range(len(heads))), {}
-    near = [[_near(head, pet, match) for pet in pets] for head in heads]
+        return [_row(pets[0] | {"path": ""}, first)]
+    near = [[_is_near(head, pet, match) for pet in pets] for head in heads]
+    free, left, taken = set(range(len(pets))), list(range(len(heads))), {}
     while True:
         sets = [
             (_rank(heads[h], [pets[p] for p in members], match), h, members)
             for h in left
-            for members in _sets([p for p in free if near[h][p]], pets, order)
+            for members in _possible_sets([p for p in sorted(free) if near[h][p]], pets, order)
         ]
         if not sets:
             break
-        _, best, members = min(sets, key=lambda one: one[0])
+        _, best, members = min(sets, key=lambda candidate: candidate[0])
         taken[best] = members
         left.remove(best)
-        free = [p for p in free if p not in members]
+        free -= set(members)
 
     rows = []
     for number, head in enumerate(heads):
-        chosen: dict[str, dict[str, Any] | None] = {pets[p]["target"]: pets[p] for p in taken.get(number, ())}
+        chosen: dict[str, Row | None] = {pets[p]["target"]: pets[p] for p in taken.get(number, ())}
         reason = ""
         for target in (target for target in TRACERS if target not in chosen):
             those = [p for p, pet in enumerate(pets) if pet["target"] == target]
-            beyond = [pets[p] for p in those if _known(head, pets[p])]
+            beyond = [pets[p] for p in those if not np.isnan(_gap(head, pets[p]))]
             if any(near[number][p] for p in those):
                 reason = "its PET goes with a T1 that lies nearer"
             elif beyond and not match.same_visit:
                 chosen[target] = min(beyond, key=lambda pet, head=head: abs(_gap(head, pet)))
-        rows.append(_set_row(head, chosen, reason))
+        rows.append(_row(head, chosen, reason))
     return rows
 
 
-def _sets(near: list[int], pets: list[dict[str, Any]], order: dict[str, int]) -> Iterator[tuple[int, ...]]:
+def _possible_sets(near: list[int], pets: list[Row], order: dict[str, int]) -> Iterator[tuple[int, ...]]:
     """Every pair of an amyloid and a tau PET, or every PET where there is one target only."""
-    of = []
+    by_target = []
     for target in TRACERS:
-        those = [p for p in near if pets[p]["target"] == target]
-        first = min((order.get(pets[p]["tracer"], len(order)) for p in those), default=0)
-        of.append([p for p in those if order.get(pets[p]["tracer"], len(order)) == first])
-    amyloid, tau = of
-    if amyloid and tau:
-        yield from ((a, t) for a in amyloid for t in tau)
-    else:
-        yield from ((p,) for p in amyloid or tau)
+        those = {p: order.get(pets[p]["tracer"], len(order)) for p in near if pets[p]["target"] == target}
+        by_target.append([p for p, rank in those.items() if rank == min(those.values())])
+    amyloid, tau = by_target
+    yield from product(amyloid, tau) if amyloid and tau else ((p,) for p in amyloid or tau)
 
 
-def _rank(head: dict[str, Any], pets: list[dict[str, Any]], match: MatchConfig) -> tuple[Any, ...]:
-    """The smaller, the better."""
-    days = [_gap(head, pet) for pet in pets]
+def _rank(head: Row, pets: list[Row], match: MatchConfig) -> tuple[Any, ...]:
+    """Rank a set; the smallest is the best."""
+    days = [np.nan_to_num(_gap(head, pet)) for pet in pets]  # without days, both are of one visit
     gaps, side = [abs(day) for day in days], 1 if match.tie == "earlier" else -1
     return len(TRACERS) - len(pets), max(gaps), sum(gaps), _day(head), *(side * day for day in days)
 
 
-def _near(head: dict[str, Any], pet: dict[str, Any], match: MatchConfig) -> bool:
-    together = head["session"] == pet["session"]
+def _is_near(head: Row, pet: Row, match: MatchConfig) -> bool:
+    together, gap = head["session"] == pet["session"], _gap(head, pet)
     if match.same_visit and not together:
         return False
-    return abs(_gap(head, pet)) <= match.window_days if _known(head, pet) else together
+    return together if np.isnan(gap) else abs(gap) <= match.window_days
 
 
-def _known(head: dict[str, Any], pet: dict[str, Any]) -> bool:
-    return not (pd.isna(head["date"]) or pd.isna(pet["date"]))
+def _gap(head: Row, pet: Row) -> float:
+    """Days from the T1 to the PET; NaN where a day is not known."""
+    return pet["day"] - head["day"]
 
 
-def _gap(head: dict[str, Any], pet: dict[str, Any]) -> int:
-    """Days from the T1 to the PET; none where a date is not known, as both are of one visit."""
-    return (pet["date"].normalize() - head["date"].normalize()).days if _known(head, pet) else 0
+def _day(scan: Row) -> float:
+    return np.inf if np.isnan(scan["day"]) else scan["day"]
 
 
-def _day(scan: dict[str, Any]) -> float:
-    return math.inf if pd.isna(scan["date"]) else scan["date"].toordinal()
-
-
-def _set_row(head: dict[str, Any], chosen: dict[str, dict[str, Any] | None], reason: str) -> dict[str, Any]:
-    row = {name: head[name] for name in ("person", "session", "date", "t1w")} | {"reason": reason}
+def _row(head: Row, chosen: dict[str, Row | None], reason: str = "") -> Row:
+    """Join a T1 scan (an empty path where there is none) and its PETs into one row."""
+    row = {name: head[name] for name in (*_KEY, "space")} | {"t1w": head["path"], "reason": reason}
     for target in TRACERS:
         pet = chosen.get(target)
         row |= {target: pet["path"] if pet else "", f"{target}_tracer": pet["tracer"] if pet else ""}
-        known = pet is not None and row["t1w"] and _known(head, pet)
-        row[f"{target}_days"] = float(_gap(head, pet)) if known else np.nan
+        row[f"{target}_days"] = float(_gap(head, pet)) if pet and row["t1w"] else np.nan
     return row

@@ -15,7 +15,7 @@ import pandas as pd
 from threadpoolctl import threadpool_info
 
 from resdm.io import sha256
-from resdm_suite.cohorts.manifest import split_digest
+from resdm_suite.cohorts.splits import split_digest
 from resdm_suite.profiles import Config
 
 PACKAGES = (
@@ -52,7 +52,7 @@ def provenance(
     dict
         profile, notice, config (digest), settings (digest of each part that it depends on), seed, split (digest), code
         (git commit, dirty), device, processor, versions, inputs. Stable order. ``split`` is that of the manifest (see
-        `cohorts.manifest.split_digest`); None where no input is of the profile's work folder, or no split is
+        `cohorts.splits.split_digest`); None where no input is of the profile's work folder, or no split is
         drawn.
 
     Raises

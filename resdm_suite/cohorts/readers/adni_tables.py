@@ -1,11 +1,11 @@
-"""ADNI's study tables, old and new: what PET measured, and who people were on a given day.
+"""ADNI's study tables, old and new: PET measurements, and age, sex, diagnosis and MMSE on a given day.
 
 Read are UC Berkeley's PET tables (6 mm, or the older ones of one tracer each) and either ADNIMERGE or PTDEMOG, DXSUM
-and MMSE, as downloaded from LONI: the date in a file's name does not matter, and of several files of one table the
-newest is read. A person is the RID as a whole number, whatever form a table gives it in.
+and MMSE, as downloaded from LONI. The date in a file's name is free; of several files of one table the newest is read.
+A person is the RID as a whole number.
 
-Missing are empty cells, NA, and -1 and -4, the study's codes, in columns that have no negative values; a Centiloid or a
-QC flag of -1 is what it says. Dates are YYYY-MM-DD or MM/DD/YYYY.
+Missing are empty cells, NA, and the study's codes -1 and -4 in columns without negative values; a Centiloid or a QC
+flag of -1 is a value. Dates are YYYY-MM-DD or MM/DD/YYYY.
 """
 
 from __future__ import annotations
@@ -21,43 +21,39 @@ import pandas as pd
 
 from resdm.settings import AGE_RANGE
 from resdm_suite.cohorts.manifest import ManifestError
+from resdm_suite.cohorts.tables import DIAGNOSIS_WORDS, SEX_WORDS, read_table, to_date, visible
 
 AMYLOID_LABELS = {"FBP": "18FAV45", "AV45": "18FAV45", "FBB": "18FFBB", "NAV": "18FNAV4694", "NAV4694": "18FNAV4694"}
 TAU_LABELS = {"FTP": "18FAV1451", "AV1451": "18FAV1451", "MK6240": "18FMK6240", "PI2620": "18FPI2620"}
-"""What the tables call a tracer → its BIDS label. The tau tracers have scales of their own and are never pooled."""
+"""Names of tracers in the tables → BIDS label. The tau tracers have different scales and are never pooled."""
 
 PASSED = 1
 """Least ``qc_flag`` of a row that is used: 2 is a pass, 1 a partial one, 0 a fail; below, nothing was assessed."""
 
 ROW_DAYS = 90
-"""A row of a PET table belongs to a scan at most so many days away; a person's scans lie a year or more apart."""
+"""A row of a PET table belongs to a scan at most this many days away; a person's scans lie a year or more apart."""
 
 VISIT_DAYS = 365
-"""A diagnosis or a score is taken from at most so many days away."""
+"""A diagnosis or a score is taken from at most this many days away."""
 
 _AMYLOID = {"UCBERKELEY_AMY_6MM": None, "UCBERKELEYAV45": "18FAV45", "UCBERKELEYFBB": "18FFBB"}
 _TAU = {"UCBERKELEY_TAU_6MM": None, "UCBERKELEYAV1451": "18FAV1451"}  # new before old: its rows win
-_SEX = {"male": "M", "m": "M", "1": "M", "female": "F", "f": "F", "2": "F"}
-_DIAGNOSIS = {
-    **dict.fromkeys(("cn", "nl", "smc", "1"), "CN"),
-    **dict.fromkeys(("mci", "emci", "lmci", "2"), "MCI"),
-    **dict.fromkeys(("dementia", "dem", "ad", "3"), "AD"),
-}
+_SEX = SEX_WORDS | {"1": "M", "2": "F"}
+_DIAGNOSIS = DIAGNOSIS_WORDS | {"1": "CN", "2": "MCI", "3": "AD"}
 _CHANGE = dict(zip("123456789", ("CN", "MCI", "AD", "MCI", "AD", "AD", "CN", "MCI", "CN"), strict=True))  # DXCHANGE
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "."}
-_CODES = {"-4", "-1", "-4.0", "-1.0"}
+_CODES = {"-4", "-1", "-4.0", "-1.0"}  # missing
 
 
 class StudyTables(NamedTuple):
-    """What the tables hold, by RID.
+    """The tables by RID.
 
     Parameters
     ----------
     pets : dict of int to DataFrame
         tracer (BIDS label), date, suvr, status (NaN where the table has none), centiloid, qc, image (LONI's number of
-        the image), source (file and row): one row a PET.
+        the image), source (file and row): one row per PET.
     people : dict of int to dict
-        sex, education, and age with baseline (its day), or born: what the tables hold of these.
+        Any of sex, education, age with baseline (its day), born.
     diagnoses, mmse : dict of int to DataFrame
         date, value.
     visits : dict of int to dict of int to Timestamp
@@ -81,7 +77,7 @@ class StudyTables(NamedTuple):
         return np.nan
 
     def diagnosis(self, rid: int, date: pd.Timestamp) -> str:
-        """CN, MCI or AD at the visit nearest to a day; nothing if there is none within `VISIT_DAYS`."""
+        """CN, MCI or AD at the visit nearest to a day; empty if there is none within `VISIT_DAYS`."""
         row = _nearest(self.diagnoses.get(rid), date, VISIT_DAYS)
         return "" if row is None else row["value"]
 
@@ -106,167 +102,139 @@ class StudyTables(NamedTuple):
 
 def rid_of(text: str) -> int | None:
     """The RID in a RID, a PTID or a BIDS name of Clinica's, padded with zeros or not; None if there is none."""
-    found = re.fullmatch(r"(?:(?:sub-)?(?:ADNI)?\d{3}_?S_?)?(\d{1,6})(?:\.0+)?", text.strip(), re.IGNORECASE)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"(?:(?:sub-)?(?:ADNI)?\d{3}_?S_?)?(\d{1,6})(?:\.0+)?", text.strip(), re.IGNORECASE)
+    return int(match[1]) if match else None
 
 
-def day_of(text: str) -> pd.Timestamp | None:
-    """A date without its time of day, NaT where it is missing; None if it is none that the study writes."""
-    text = text.strip()
-    if text.lower() in _MISSING | _CODES:
-        return pd.NaT
-    for form, length in (("%Y-%m-%d", 10), ("%m/%d/%Y", None)):
-        try:
-            return pd.Timestamp(datetime.strptime(re.split("[ T]", text)[0][:length], form))
-        except ValueError:
-            continue
-    return None
+def diagnosis_of(text: str) -> str | None:
+    """CN, MCI or AD; of a change (``MCI to Dementia``) the outcome."""
+    return _DIAGNOSIS.get(text.lower().rpartition(" to ")[2])
 
 
 def read_tables(folder: Path) -> StudyTables:
-    """Read the study tables that lie in a folder, or in a folder of it.
+    """Read the study tables in a folder, or in a folder of it.
 
     Raises
     ------
     ManifestError
-        A table without a column that it must have, or a cell that cannot be: names file, row, column and remedy.
+        A table without a needed column, or an impossible cell: the message names file, row, column and remedy.
     """
     notes: list[str] = []
-    files = [*folder.glob("*.csv"), *folder.glob("*/*.csv")]
+    files = visible([*folder.glob("*.csv"), *folder.glob("*/*.csv")])
 
-    def table(stem: str) -> Table | None:
-        path = _newest(files, stem, notes)
+    def read(*stems: str) -> Table | None:
+        path = next((path for stem in stems if (path := _newest(files, stem, notes))), None)
         return None if path is None else Table.read(path)
 
-    pets = [_amyloid_rows(found, label) for stem, label in _AMYLOID.items() if (found := table(stem))]
-    pets += [_tau_rows(found, label) for stem, label in _TAU.items() if (found := table(stem))]
+    pets = [_amyloid_rows(table, label) for stem, label in _AMYLOID.items() if (table := read(stem))]
+    pets += [_tau_rows(table, label) for stem, label in _TAU.items() if (table := read(stem))]
     people: dict[int, dict[str, Any]] = {}
     diagnoses, mmse, visits = [], [], []
-    if merged := table("ADNIMERGE"):
-        _merge_people(merged, people)
+    if merged := read("ADNIMERGE"):
+        age, baseline = merged.numbers("AGE", limits=AGE_RANGE), merged.dates("EXAMDATE_BL")
+        both = age.notna() & baseline.notna()
+        merged.add_people(people, age=age[both], baseline=baseline[both])
         dates = merged.dates("EXAMDATE")
         diagnoses.append(merged.by_date(dates, merged.words(diagnosis_of, "DX", "DXCHANGE")))
-        mmse.append(merged.by_date(dates, merged.numbers("MMSE", low=0, high=30)))
+        mmse.append(merged.by_date(dates, merged.numbers("MMSE", limits=(0, 30))))
         visits.append(merged.by_date(dates, merged.months("VISCODE")))
-    if found := table("PTDEMOG"):
-        _demog_people(found, people)
-    if (found := table("DXSUM_PDXCONV_ADNIALL") or table("DXSUM_PDXCONV") or table("DXSUM")) is not None:
-        dates = found.dates("EXAMDATE", "VISDATE")
-        change = "DIAGNOSIS" not in found.cells and "DXCHANGE" in found.cells
-        said = found.words(_CHANGE.get if change else diagnosis_of, "DIAGNOSIS", "DXCHANGE", "DXCURREN")
-        diagnoses.append(found.by_date(dates, said))
-        visits.append(found.by_date(dates, found.months("VISCODE2", "VISCODE")))
-    if found := table("MMSE"):
-        dates = found.dates("VISDATE", "EXAMDATE")
-        mmse.append(found.by_date(dates, found.numbers("MMSCORE", "MMSE", low=0, high=30)))
-        visits.append(found.by_date(dates, found.months("VISCODE2", "VISCODE")))
+    if table := read("PTDEMOG"):
+        table.add_people(people, born=_born(table))
+    if table := read("DXSUM_PDXCONV_ADNIALL", "DXSUM_PDXCONV", "DXSUM"):
+        dates = table.dates("EXAMDATE", "VISDATE")
+        change = "DIAGNOSIS" not in table.cells and "DXCHANGE" in table.cells
+        words = table.words(_CHANGE.get if change else diagnosis_of, "DIAGNOSIS", "DXCHANGE", "DXCURREN")
+        diagnoses.append(table.by_date(dates, words))
+        visits.append(table.by_date(dates, table.months("VISCODE2", "VISCODE")))
+    if table := read("MMSE"):
+        dates = table.dates("VISDATE", "EXAMDATE")
+        mmse.append(table.by_date(dates, table.numbers("MMSCORE", "MMSE", limits=(0, 30))))
+        visits.append(table.by_date(dates, table.months("VISCODE2", "VISCODE")))
     days: dict[int, dict[int, pd.Timestamp]] = {}
     for frame in visits:
         for rid, date, month in frame[["rid", "date", "value"]].itertuples(index=False):
             days.setdefault(rid, {}).setdefault(int(month), date)
-    return StudyTables(_one_a_scan(pets), people, _by_rid(diagnoses), _by_rid(mmse), days, notes)
-
-
-# ── one file ──────────────────────────────────────────────────────────────────────────────────────
+    return StudyTables(_one_per_scan(pets), people, _by_rid(diagnoses), _by_rid(mmse), days, notes)
 
 
 class Table(NamedTuple):
-    """A CSV or TSV as text: column names in capitals, the index is the row's line in the file.
-
-    ``rids`` is the person of each row.
-    """
+    """A study table as text: column names in capitals, the index is the row's line; ``rids``: the person of a row."""
 
     path: Path
     cells: pd.DataFrame
     rids: pd.Series
 
     @classmethod
-    def read(
-        cls, path: Path, separator: str = ",", keys: tuple[str, ...] = ("RID", "PTID"), whole: bool = True
-    ) -> Table:
-        """Read a table and who each row is of; rows without a key are passed over. ``whole``: of many people."""
-        try:
-            cells = pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False,
-                encoding="utf-8-sig", encoding_errors="replace",  # free text may be in another; nothing of it is read
-            )  # fmt: skip
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
-            raise ManifestError(f"{path}: cannot be read as a table ({error}); download it again") from None
-        cells.columns = [column.strip().upper() for column in cells.columns]
-        cells.index = range(2, len(cells) + 2)
-        known = [key for key in keys if key in cells]
-        if not known:
+    def read(cls, path: Path) -> Table:
+        """Read a table and the person of each row; rows without RID and PTID are skipped."""
+        cells = read_table(path, any_encoding=True)
+        cells.columns = cells.columns.str.upper()
+        keys = [key for key in ("RID", "PTID") if key in cells]
+        if not keys:
             raise ManifestError(
-                f"{path}: no column {' or '.join(keys)}; found {', '.join(cells.columns[:8])}; expected the table as "
-                f"downloaded, separated by {'tabs' if separator == chr(9) else 'commas'}"
+                f"{path}: no column RID or PTID; found {', '.join(cells.columns[:8])}; expected the table as "
+                "downloaded, separated by commas"
             )
-        cells = cells[(cells[known].fillna("") != "").any(axis=1)]
-        table = cls(path, cells, pd.Series(dtype=int))
-        rids = pd.Series(-1, index=cells.index)
-        for key in known if whole else ():
-            for line, text in table.column(key).items():
+        cells = cells[(cells[keys] != "").any(axis=1)]
+        table = cls(path, cells, pd.Series(-1, index=cells.index))
+        for key in keys:
+            for line, text in cells[key][cells[key] != ""].items():
                 rid = rid_of(text)
-                if text and rid is None:
+                if rid is None:
                     raise table.error(line, key, text, "a RID such as 74 or 0074, or a PTID")
-                if rid is not None and rids[line] not in (-1, rid):
-                    raise table.error(line, key, text, f"the person of RID {rids[line]}")
-                rids[line] = rids[line] if rid is None else rid
-        return table._replace(rids=rids)
+                if table.rids[line] not in (-1, rid):
+                    raise table.error(line, key, text, f"the person of RID {table.rids[line]}")
+                table.rids[line] = rid
+        return table
 
     def error(self, line: int, column: str, found: str, expected: str) -> ManifestError:
-        """What is wrong with a cell."""
+        """Name a faulty cell."""
         return ManifestError(
             f"{self.path}: row {line}, {column}: found {found!r}, expected {expected}; correct the cell, or download "
             "the table again and do not save it from a spreadsheet"
         )
 
-    def name(self, *names: str) -> str | None:
-        """The first of several column names that there is."""
-        return next((name for name in names if name in self.cells), None)
-
     def column(self, *names: str, needed: bool = False) -> pd.Series:
-        """Stripped text of the first column that there is; empty where there is none."""
-        name = self.name(*names)
+        """Text of the first column that exists, under its name; empty where none does."""
+        name = next((name for name in names if name in self.cells), None)
         if name is None and needed:
             raise ManifestError(f"{self.path}: no column {' or '.join(names)}; download the table again, whole")
-        if name is None:
-            return pd.Series("", index=self.cells.index)
-        return self.cells[name].fillna("").str.strip()
+        return pd.Series("", index=self.cells.index, name=names[0]) if name is None else self.cells[name]
+
+    def convert(self, cells: pd.Series, meaning: Callable[[str], Any], expected: str, dtype: Any = object) -> pd.Series:
+        """Convert cells, or raise the error of the first that means None."""
+        values = [meaning(text) for text in cells]
+        for line, text, value in zip(cells.index, cells, values, strict=True):
+            if value is None:
+                raise self.error(line, cells.name, text, expected)
+        return pd.Series(values, index=cells.index, dtype=dtype)
 
     def numbers(
-        self, *names: str, low: float = -np.inf, high: float = np.inf, codes: bool = True, needed: bool = False
+        self, *names: str, limits: tuple[float, float] = (-np.inf, np.inf), codes: bool = True, needed: bool = False
     ) -> pd.Series:
         """A column of numbers, NaN where missing; ``codes``: -1 and -4 mean missing."""
-        name, missing = self.name(*names) or names[0], _MISSING | (_CODES if codes else set())
+        low, high = limits
 
-        def number(line: int, text: str) -> float:
-            if text.lower() in missing:
+        def number(text: str) -> float | None:
+            if text in ("", ".") or (codes and text in _CODES):
                 return np.nan
             try:
-                value = float(text)
+                return float(text) if low <= float(text) <= high else None
             except ValueError:
-                raise self.error(line, name, text, "a number with a decimal point") from None
-            if not low <= value <= high:
-                raise self.error(line, name, text, f"a number from {low:g} to {high:g}")
-            return value
+                return None
 
-        column = self.column(*names, needed=needed)
-        return pd.Series([number(line, text) for line, text in column.items()], index=column.index, dtype=float)
+        expected = f"a number{f' from {low:g} to {high:g}' if np.isfinite(low) else ''}, with a decimal point"
+        return self.convert(self.column(*names, needed=needed), number, expected, float)
 
-    def dates(self, *names: str, needed: bool = True) -> pd.Series:
+    def dates(self, *names: str) -> pd.Series:
         """A column of dates, NaT where missing."""
-        column = self.column(*names, needed=needed)
-        days = {}
-        for line, text in column.items():
-            days[line] = day_of(text)
-            if days[line] is None:
-                raise self.error(line, self.name(*names) or "", text, "a date, YYYY-MM-DD or MM/DD/YYYY")
-        return pd.Series(days, index=column.index, dtype="datetime64[ns]")
+        column = self.column(*names, needed=True)
+        return self.convert(column, _date, "a date, YYYY-MM-DD or MM/DD/YYYY", "datetime64[ns]")
 
     def words(self, meaning: Callable[[str], str | None], *names: str) -> pd.Series:
-        """A column of codes by what they mean; NaN where they mean nothing."""
-        column = self.column(*names).str.removesuffix(".0")
-        return column.map(lambda text: (meaning(text) if text.lower() not in _MISSING | _CODES else None) or np.nan)
+        """A column of codes by their meaning; NaN for others."""
+        cells = self.column(*names).str.removesuffix(".0")
+        return cells.map(lambda text: (meaning(text) if text not in _CODES else None) or np.nan)
 
     def months(self, *names: str) -> pd.Series:
         """Visit codes as months after baseline (bl and sc: 0; m12: 12); NaN for others."""
@@ -275,16 +243,28 @@ class Table(NamedTuple):
         return months.mask(column.isin(["bl", "sc", "scmri"]), 0.0)
 
     def by_date(self, dates: pd.Series, values: pd.Series) -> pd.DataFrame:
-        """rid, date and value of the rows that have both."""
-        frame = pd.DataFrame({"rid": self.rids, "date": dates, "value": values})
-        return frame.dropna(subset=["date", "value"])
+        """rid, date and value of the rows with both."""
+        return pd.DataFrame({"rid": self.rids, "date": dates, "value": values}).dropna(subset=["date", "value"])
+
+    def add_people(self, people: dict[int, dict[str, Any]], **columns: pd.Series) -> None:
+        """Add sex, education and the given columns, unless missing or known from a table before."""
+        cells = self.column("PTGENDER").str.removesuffix(".0").str.lower().replace(dict.fromkeys(_CODES, ""))
+        sex = self.convert(cells, (_SEX | {"": np.nan}).get, "Male, Female, 1 or 2")
+        columns = {"sex": sex, "education": self.numbers("PTEDUCAT", limits=(0, 40))} | columns
+        for name, column in columns.items():
+            for line, value in column.dropna().items():
+                people.setdefault(int(self.rids[line]), {}).setdefault(name, value)
+
+
+def _date(text: str) -> pd.Timestamp | None:
+    return pd.NaT if text in _CODES or text == "." else to_date(text)
 
 
 def _newest(files: Iterable[Path], stem: str, notes: list[str]) -> Path | None:
-    """The file of a table: by its stem, whatever date the download has put behind it."""
+    """The file of a table by its stem, whatever date the download has added."""
     day = r"\d{1,2}[A-Za-z]{3}\d{4}"
     name = rf"(?:All_Subjects_)?{stem}(?:_8MM)?(?:_(\d\d_\d\d_\d\d(?:\d\d)?))?(?:_({day}))?(?: ?\(\d+\))?\.csv"
-    found = []
+    dated = []
     for path in files:
         if match := re.fullmatch(name, path.name, re.IGNORECASE):
             forms = [(match[2], "%d%b%Y"), (match[1], "%m_%d_%y" if len(match[1] or "") == 8 else "%m_%d_%Y")]
@@ -292,26 +272,23 @@ def _newest(files: Iterable[Path], stem: str, notes: list[str]) -> Path | None:
                 date = next((datetime.strptime(text, form) for text, form in forms if text), datetime.min)
             except ValueError:
                 date = datetime.min
-            found.append((date, path.stat().st_mtime_ns, path.name, path))
-    if len(found) > 1:
-        others = ", ".join(sorted(one[2] for one in found if one is not max(found)))
-        notes.append(f"{max(found)[2]} is the newest of {len(found)} files of {stem}; not read: {others}")
-    return max(found)[3] if found else None
+            dated.append((date, path.stat().st_mtime_ns, path.name, path))
+    if len(dated) > 1:
+        others = ", ".join(sorted(entry[2] for entry in dated if entry is not max(dated)))
+        notes.append(f"{max(dated)[2]} is the newest of {len(dated)} files of {stem}; not read: {others}")
+    return max(dated)[3] if dated else None
 
 
-# ── what the tables say ───────────────────────────────────────────────────────────────────────────
+# ── PET ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _pet_rows(table: Table, label: str | None, labels: dict[str, str], **columns: pd.Series) -> pd.DataFrame:
-    """One row a PET that has a date; ``label`` where the table is of one tracer."""
+    """One row per PET with a date; ``label`` where the table is of one tracer."""
     tracer = table.column("TRACER", needed=label is None).str.upper().str.replace(r"[^A-Z0-9]", "", regex=True)
-    for line, text in tracer.items():
-        if text not in labels and label is None:
-            raise table.error(line, "TRACER", text, ", ".join(labels))
     frame = pd.DataFrame(
         {
             "rid": table.rids,
-            "tracer": tracer.map(labels).fillna(label) if label else tracer.map(labels),
+            "tracer": table.convert(tracer, lambda text: labels.get(text, label), ", ".join(labels)),
             "date": table.dates("SCANDATE", "EXAMDATE"),
             "qc": table.numbers("QC_FLAG", codes=False),
             "image": table.column("LONIUID").str.lstrip("IiDd"),
@@ -323,16 +300,12 @@ def _pet_rows(table: Table, label: str | None, labels: dict[str, str], **columns
 
 
 def _amyloid_rows(table: Table, label: str | None) -> pd.DataFrame:
-    """Rows of an amyloid table; SUVR of the cortical summary by the whole cerebellum, as the table has it."""
+    """Rows of an amyloid table; SUVR of the cortical summary by the whole cerebellum."""
     cutoffs = [name for name in table.cells if re.fullmatch(r"SUMMARYSUVR_WHOLECEREBNORM_[\d.]+CUTOFF", name)]
-    return _pet_rows(
-        table,
-        label,
-        AMYLOID_LABELS,
-        suvr=table.numbers("SUMMARY_SUVR", "SUMMARYSUVR_WHOLECEREBNORM", low=0.2, high=10, needed=True),
-        status=table.numbers("AMYLOID_STATUS", *cutoffs, low=0, high=1),
-        centiloid=table.numbers("CENTILOIDS", codes=False),
-    )
+    suvr = table.numbers("SUMMARY_SUVR", "SUMMARYSUVR_WHOLECEREBNORM", limits=(0.2, 10), needed=True)
+    status = table.numbers("AMYLOID_STATUS", *cutoffs, limits=(0, 1))
+    centiloid = table.numbers("CENTILOIDS", codes=False)
+    return _pet_rows(table, label, AMYLOID_LABELS, suvr=suvr, status=status, centiloid=centiloid)
 
 
 def _tau_rows(table: Table, label: str | None) -> pd.DataFrame:
@@ -343,8 +316,8 @@ def _tau_rows(table: Table, label: str | None) -> pd.DataFrame:
     return _pet_rows(table, label, TAU_LABELS, suvr=uptake / reference.where(reference > 0), status=nan, centiloid=nan)
 
 
-def _one_a_scan(frames: list[pd.DataFrame]) -> dict[int, pd.DataFrame]:
-    """By RID. Of the rows of one tracer and day, the first table's, and of these the one with the better QC."""
+def _one_per_scan(frames: list[pd.DataFrame]) -> dict[int, pd.DataFrame]:
+    """Rows by RID; of one tracer and day, the first table's row, and of these the one with the better QC."""
     frames = [frame.assign(table=number) for number, frame in enumerate(frames) if len(frame)]
     if not frames:
         return {}
@@ -353,6 +326,9 @@ def _one_a_scan(frames: list[pd.DataFrame]) -> dict[int, pd.DataFrame]:
     )
     rows = rows.drop_duplicates(["rid", "tracer", "date"]).sort_values(["rid", "date"], kind="stable")
     return {int(rid): group.drop(columns=["rid", "table"]) for rid, group in rows.groupby("rid")}
+
+
+# ── people ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _by_rid(frames: list[pd.DataFrame]) -> dict[int, pd.DataFrame]:
@@ -368,48 +344,11 @@ def _nearest(rows: pd.DataFrame | None, date: pd.Timestamp, days: int) -> pd.Ser
     return rows.loc[gaps.idxmin()] if gaps.min() <= pd.Timedelta(days=days) else None
 
 
-def diagnosis_of(text: str) -> str | None:
-    """CN, MCI or AD; of a change (``MCI to Dementia``) what it came to."""
-    return _DIAGNOSIS.get(text.lower().rpartition(" to ")[2])
-
-
-def _sexes(table: Table) -> pd.Series:
-    said = table.words(lambda text: _SEX.get(text.lower(), "?"), "PTGENDER")
-    for line in said.index[said == "?"]:
-        raise table.error(line, "PTGENDER", table.cells["PTGENDER"][line], "Male, Female, 1 or 2")
-    return said
-
-
-def _keep(people: dict[int, dict[str, Any]], rids: pd.Series, **columns: pd.Series) -> None:
-    """Add what is not missing; what a person has already stays."""
-    for name, column in columns.items():
-        for line, value in column.dropna().items():
-            people.setdefault(int(rids[line]), {}).setdefault(name, value)
-
-
-def _merge_people(table: Table, people: dict[int, dict[str, Any]]) -> None:
-    low, high = AGE_RANGE
-    age, baseline = table.numbers("AGE", low=low, high=high), table.dates("EXAMDATE_BL")
-    both = age.notna() & baseline.notna()
-    education = table.numbers("PTEDUCAT", low=0, high=40)
-    _keep(people, table.rids, sex=_sexes(table), education=education, age=age[both], baseline=baseline[both])
-
-
-def _demog_people(table: Table, people: dict[int, dict[str, Any]]) -> None:
-    _keep(people, table.rids, sex=_sexes(table), education=table.numbers("PTEDUCAT", low=0, high=40), born=_born(table))
-
-
 def _born(table: Table) -> pd.Series:
     """Dates of birth: PTDOB as a date, or month and year (PTDOBMM and PTDOBYY in older tables): then mid-month."""
-    if table.name("PTDOB"):
-        text = table.column("PTDOB")
-    else:
+    cells = table.column("PTDOB")
+    if "PTDOB" not in table.cells:
         month, year = (table.column(name).str.removesuffix(".0") for name in ("PTDOBMM", "PTDOBYY"))
-        text = (month + "/" + year).where((month != "") & (year != "") & ~year.isin(_CODES), "")
-    days = {}
-    for line, said in text.items():
-        short = re.fullmatch(r"(\d{1,2})/(\d{4})", said)
-        days[line] = day_of(f"{short[1]}/15/{short[2]}" if short else said)
-        if days[line] is None:
-            raise table.error(line, "PTDOB", said, "MM/YYYY, MM/DD/YYYY or YYYY-MM-DD")
-    return pd.Series(days, index=text.index, dtype="datetime64[ns]")
+        cells = (month + "/" + year).where((month != "") & (year != "") & ~year.isin(_CODES), "").rename("PTDOB")
+    cells = cells.str.replace(r"^(\d{1,2})/(\d{4})$", r"\1/15/\2", regex=True)
+    return table.convert(cells, _date, "MM/YYYY, MM/DD/YYYY or YYYY-MM-DD", "datetime64[ns]")

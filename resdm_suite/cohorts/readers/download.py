@@ -1,14 +1,13 @@
 """Files from a public S3 bucket over HTTPS: resumed, checked, a few at a time.
 
-A file arrives beside its place as ``<name>.part`` and is moved there once it has the size that the bucket lists and,
-if it is gzip, can be read to its end. A stopped download goes on where it was: the part is kept and its rest asked for.
+A file arrives beside its place as ``<name>.part``. It is moved there once it has the listed size and, if it is gzip,
+can be read to its end. The part of a stopped download is kept, and only its rest is requested again.
 """
 
 from __future__ import annotations
 
 import errno
 import gzip
-import http.client
 import os
 import shutil
 import threading
@@ -16,55 +15,59 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
-from urllib.error import HTTPError, URLError
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
-from urllib.request import Request, urlopen
 from xml.etree import ElementTree
 
+import requests
+from tenacity import Retrying, retry_if_exception, sleep_using_event
 from tqdm.auto import tqdm
+from urllib3.exceptions import HTTPError as TransferError
 
 from resdm import __version__
 
 DELAYS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before each new try of a request that failed; a try that brought new bytes starts the row again."""
+"""Seconds before each new attempt of a failed request; after an attempt that brought new bytes, from the first on."""
 
 TIMEOUT = 60.0
 """Seconds without a byte before a connection is given up."""
 
-_CHUNK = 1 << 18
+_T = TypeVar("_T")
+
+_CHUNK = 1 << 15
 _SPARE = 64 << 20  # bytes of disk that a download leaves free
 _SHOWN = 5
-_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # of this machine, not of the network
+_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # faults of the disk, not of the network
+_TEMPORARY = {408, 416, 429}  # and 500 and above
 
 
 class DownloadError(RuntimeError):
-    """A download that cannot be finished: names the address, what was found and expected, and the remedy."""
+    """A download that failed: the message names address, fault and remedy."""
+
+
+class _UnreachableError(DownloadError):
+    """The server does not answer: no other file will come either."""
+
+
+class _DamagedError(OSError):
+    """The bytes that came are not the file."""
 
 
 class Remote(NamedTuple):
-    """A file of a bucket.
-
-    Parameters
-    ----------
-    url : str
-    path : Path
-        Where it belongs.
-    bytes : int
-        As the bucket lists it.
-    """
+    """A file of a bucket: its address, its place on disk, and its size as the bucket lists it."""
 
     url: str
     path: Path
     bytes: int
 
-
-class _Unreachable(DownloadError):
-    """The server does not answer: nothing else will come either."""
+    @property
+    def part(self) -> Path:
+        """The file while it is downloaded."""
+        return self.path.with_name(self.path.name + ".part")
 
 
 def list_bucket(bucket: str, prefix: str, *, progress: bool = True) -> dict[str, int]:
-    """Every key of a bucket that starts with ``prefix``, and its size, by S3's ListObjectsV2.
+    """List every key of a bucket that starts with ``prefix``, and its size, by S3's ListObjectsV2.
 
     Raises
     ------
@@ -72,26 +75,26 @@ def list_bucket(bucket: str, prefix: str, *, progress: bool = True) -> dict[str,
         No answer, or one that is no listing.
     """
     keys: dict[str, int] = {}
-    token = None
+    query = {"list-type": "2", "prefix": prefix}
     with tqdm(desc="listing", unit="file", disable=not progress) as bar:
         while True:
-            query = {"list-type": "2", "prefix": prefix} | ({"continuation-token": token} if token else {})
             url = f"{bucket}/?{urlencode(query)}"
             try:
-                page = ElementTree.fromstring(_retried(lambda url=url: _read(url), url))
-                found = [(entry.findtext("{*}Key"), entry.findtext("{*}Size")) for entry in page.findall("{*}Contents")]
+                page = ElementTree.fromstring(_retried(lambda url=url: _get(url).content, url))
+                entries = [(item.findtext("{*}Key"), item.findtext("{*}Size")) for item in page.findall("{*}Contents")]
                 if not page.tag.endswith("ListBucketResult"):
                     raise ValueError(page.tag)
-                keys |= {key: int(size) for key, size in found}
+                keys |= {key: int(size) for key, size in entries}
             except (ElementTree.ParseError, TypeError, ValueError) as error:
                 raise DownloadError(
                     f"{url}: expected S3's list of files, found something else ({error}); is the address right, "
                     "or does a proxy or a login page answer in its place?"
                 ) from None
-            bar.update(len(found))
+            bar.update(len(entries))
             token = page.findtext("{*}NextContinuationToken")
             if page.findtext("{*}IsTruncated") != "true" or not token:
                 return keys
+            query["continuation-token"] = token
 
 
 def address(bucket: str, key: str) -> str:
@@ -100,91 +103,73 @@ def address(bucket: str, key: str) -> str:
 
 
 def fetch(files: Sequence[Remote], *, jobs: int = 4, progress: bool = True) -> int:
-    """Bring files that are not there yet, or not of the right size.
-
-    Parameters
-    ----------
-    files : sequence of Remote
-    jobs : int
-        Connections at a time.
-    progress : bool
-        Show a bar, of bytes.
+    """Download the files that are absent or of the wrong size, ``jobs`` at a time.
 
     Returns
     -------
     int
-        How many were brought.
+        Files downloaded.
 
     Raises
     ------
     DownloadError
-        Too little disk, or files that could not be brought; those that could be are there, and parts are kept.
+        Too little disk space, or files that failed; the others are complete, and parts are kept.
     """
-    todo = [file for file in files if not _there(file)]
+    todo = [file for file in files if not (file.path.is_file() and _size(file.path) == file.bytes)]
     for file in todo:
         file.path.parent.mkdir(parents=True, exist_ok=True)
-    had = sum(min(_size(_part(file)), file.bytes) for file in todo)
+    present = sum(min(_size(file.part), file.bytes) for file in todo)
     total = sum(file.bytes for file in todo)
-    if todo and (free := shutil.disk_usage(todo[0].path.parent).free) < total - had + _SPARE:
+    if todo and (free := shutil.disk_usage(todo[0].path.parent).free) < total - present + _SPARE:
         raise DownloadError(
-            f"{todo[0].path.parent}: {len(todo)} files of {(total - had) / 1e9:.2f} GB are to come, "
+            f"{todo[0].path.parent}: {len(todo)} files of {(total - present) / 1e9:.2f} GB are to come, "
             f"{free / 1e9:.2f} GB are free; make room, or let cohort.folder lie on another disk"
         )
-    stop, lock, failed = threading.Event(), threading.Lock(), []
-    with tqdm(
-        total=total, initial=had, desc="download", unit="B", unit_scale=True, disable=not progress or not todo
-    ) as bar:
+    stop, failed = threading.Event(), []
+    options = {"desc": "download", "unit": "B", "unit_scale": True, "disable": not progress or not todo}
+    with tqdm(total=total, initial=present, **options) as bar, ThreadPoolExecutor(max(1, jobs)) as pool:
+        lock = threading.Lock()
 
         def tick(n: int) -> None:
             with lock:
                 bar.update(n)
 
-        with ThreadPoolExecutor(max(1, jobs)) as pool:
-            futures = [pool.submit(_fetch, file, tick, stop) for file in todo]
-            try:
-                for future in as_completed(futures):
-                    if (error := future.exception()) is None:
-                        continue
-                    if not isinstance(error, DownloadError) or isinstance(error, _Unreachable):
-                        raise error
+        futures = [pool.submit(_fetch, file, tick, stop) for file in todo]
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if isinstance(error, DownloadError) and not isinstance(error, _UnreachableError):
                     failed.append(str(error))
-            finally:  # an interrupt too: threads end at their next chunk
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+                elif error is not None:
+                    raise error
+        finally:  # an interrupt too: threads end at their next chunk
+            stop.set()
+            pool.shutdown(cancel_futures=True)
     if failed:
         more = [f"… and {len(failed) - _SHOWN} more, {len(failed)} in all"] if len(failed) > _SHOWN else []
         raise DownloadError("\n".join([*sorted(failed)[:_SHOWN], *more]))
     return len(todo)
 
 
-def _part(file: Remote) -> Path:
-    return file.path.with_name(file.path.name + ".part")
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _there(file: Remote) -> bool:
-    return file.path.is_file() and _size(file.path) == file.bytes
-
-
 def _fetch(file: Remote, tick: Callable[[int], None], stop: threading.Event) -> None:
-    """One file, from where its part ends."""
-    part = _part(file)
+    """Download one file, from the end of its part on."""
 
     def attempt() -> None:
-        _stream(file, part, tick, stop)
+        _stream(file, tick, stop)
         if stop.is_set():
             return
-        fault = _fault(part, file)
-        if fault and _size(part) >= file.bytes:  # of no use; a short one is, for its rest
-            _drop(part, tick)
+        fault = _fault(file)
+        if fault and _size(file.part) >= file.bytes:  # a short part is kept for its rest
+            _drop(file.part, tick)
         if fault:
-            raise _Damaged(fault)
-        os.replace(part, file.path)
+            raise _DamagedError(fault)
+        os.replace(file.part, file.path)
 
-    _retried(attempt, file.url, stop, lambda: _size(part))
+    _retried(attempt, file.url, stop, lambda: _size(file.part))
 
 
 def _drop(part: Path, tick: Callable[[int], None]) -> None:
@@ -192,42 +177,38 @@ def _drop(part: Path, tick: Callable[[int], None]) -> None:
     part.unlink()
 
 
-class _Damaged(OSError):
-    """What came is not the file."""
-
-
-def _stream(file: Remote, part: Path, tick: Callable[[int], None], stop: threading.Event) -> None:
-    """Append to the part what is missing; start again where the server does not do ranges."""
-    start = _size(part)
+def _stream(file: Remote, tick: Callable[[int], None], stop: threading.Event) -> None:
+    """Append the missing bytes to the part; start again where the server ignores ranges."""
+    start = _size(file.part)
     if start >= file.bytes:
         return
     try:
-        answer = _open(file.url, {"Range": f"bytes={start}-"} if start else {})
-    except HTTPError as error:
-        if error.code == 416:  # the server's file ends before the part does
-            _drop(part, tick)
+        answer = _get(file.url, {"Range": f"bytes={start}-"} if start else {}, stream=True)
+    except requests.HTTPError as error:
+        if error.response.status_code == 416:  # the server's file ends before the part does
+            _drop(file.part, tick)
         raise
     with answer:
-        if start and not (answer.status == 206 and f"bytes {start}-" in answer.headers.get("Content-Range", "")):
+        if start and not (answer.status_code == 206 and f"bytes {start}-" in answer.headers.get("Content-Range", "")):
             tick(-start)
             start = 0
-        with open(part, "ab" if start else "wb") as stream:
-            while not stop.is_set() and (chunk := answer.read(_CHUNK)):
-                stream.write(chunk)
+        with open(file.part, "ab" if start else "wb") as output:
+            for chunk in answer.raw.stream(_CHUNK, decode_content=False):
+                output.write(chunk)
                 start += len(chunk)
                 tick(len(chunk))
-                if start > file.bytes:
+                if start > file.bytes or stop.is_set():
                     return
 
 
-def _fault(part: Path, file: Remote) -> str:
-    """What is wrong with a part that should be the whole."""
-    size = _size(part)
+def _fault(file: Remote) -> str:
+    """Describe what is wrong with a part that should be whole."""
+    size = _size(file.part)
     if size != file.bytes:
         return f"found {size} bytes, expected {file.bytes}"
     if file.path.suffix == ".gz":
         try:
-            with gzip.open(part) as stream:
+            with gzip.open(file.part) as stream:
                 while stream.read(1 << 22):
                     pass
         except (OSError, EOFError, zlib.error) as error:
@@ -235,45 +216,55 @@ def _fault(part: Path, file: Remote) -> str:
     return ""
 
 
-def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+def _get(url: str, headers: dict[str, str] | None = None, *, stream: bool = False) -> requests.Response:
     agent = {"User-Agent": f"resdm/{__version__}", "Accept-Encoding": "identity"}
-    return urlopen(Request(url, headers=agent | headers), timeout=TIMEOUT)
+    answer = requests.get(url, headers=agent | (headers or {}), timeout=TIMEOUT, stream=stream)
+    answer.raise_for_status()
+    return answer
 
 
-def _read(url: str) -> bytes:
-    with _open(url, {}) as answer:
-        return answer.read()
+def _is_temporary(error: BaseException) -> bool:
+    if isinstance(error, requests.HTTPError):
+        return error.response.status_code >= 500 or error.response.status_code in _TEMPORARY
+    return isinstance(error, TransferError) or (isinstance(error, OSError) and error.errno not in _LOCAL)
 
 
 def _retried(
-    work: Callable[[], bytes | None], url: str, stop: threading.Event | None = None, size: Callable[[], int] = int
-) -> bytes | None:
-    """Do it, again after a while where the network or the server failed; ``size``: bytes that are there already."""
-    stop, tries, most = stop or threading.Event(), 0, size()
-    while True:
-        try:
-            return work()
-        except HTTPError as error:
-            if error.code < 500 and error.code not in (408, 416, 429):
-                raise DownloadError(
-                    f"{url}: the server refuses ({error.code} {error.reason}); is the address right?"
-                ) from None
-            problem: OSError | http.client.HTTPException = error
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in _LOCAL:
-                raise DownloadError(f"{url}: cannot be written: {error}; make room, or mend the folder") from None
-            problem = error
-        if size() > most:
-            tries, most = 0, size()
-        if tries == len(DELAYS) or stop.is_set():
-            kind = DownloadError if isinstance(problem, _Damaged | HTTPError) else _Unreachable
-            said = problem.reason if isinstance(problem, URLError) and not isinstance(problem, HTTPError) else problem
-            remedy = (
-                "run the same command again; what is there is kept"
-                if kind is DownloadError
-                else "is there a connection to the internet, or a proxy to be named in HTTPS_PROXY? What is there is "
-                "kept: run the same command again to go on"
-            )
-            raise kind(f"{url}: {said}, {tries + 1} times in a row; {remedy}") from None
-        stop.wait(DELAYS[tries])
-        tries += 1
+    work: Callable[[], _T], url: str, stop: threading.Event | None = None, size: Callable[[], int] = int
+) -> _T:
+    """Repeat a request while network or server fail, and give up after `DELAYS` without a new byte (``size``)."""
+    stop, failures, most = stop or threading.Event(), 0, size()
+
+    def count(_: object) -> None:
+        nonlocal failures, most
+        failures = 1 if size() > most else failures + 1
+        most = max(most, size())
+
+    retrying = Retrying(
+        retry=retry_if_exception(_is_temporary),
+        after=count,
+        wait=lambda _: (*DELAYS, 0.0)[min(failures - 1, len(DELAYS))],
+        stop=lambda _: failures > len(DELAYS) or stop.is_set(),
+        sleep=sleep_using_event(stop),
+        reraise=True,
+    )
+    try:
+        return retrying(work)
+    except (OSError, TransferError) as error:
+        refused = isinstance(error, requests.HTTPError)
+        if refused:
+            fault = f"{error.response.status_code} {error.response.reason}"
+        else:
+            fault = getattr(error.args[0] if error.args else None, "reason", error)  # of requests' ConnectionError
+        if refused and not _is_temporary(error):
+            raise DownloadError(f"{url}: the server refuses ({fault}); is the address right?") from None
+        if not _is_temporary(error):
+            raise DownloadError(f"{url}: cannot be written: {error}; make room, or mend the folder") from None
+        if refused or isinstance(error, _DamagedError):
+            raise DownloadError(
+                f"{url}: {fault}, {failures} times in a row; run the same command again; complete files are kept"
+            ) from None
+        raise _UnreachableError(
+            f"{url}: {fault}, {failures} times in a row; is there a connection to the internet, or a proxy to be named "
+            "in HTTPS_PROXY? Complete files are kept: run the same command again to go on"
+        ) from None

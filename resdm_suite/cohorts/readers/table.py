@@ -1,35 +1,30 @@
-"""A table of one's own → the manifest: any cohort, once its scans are listed as ``data_manifests/README.md`` says."""
+"""A table in the manifest's columns (``data_manifests/README.md``): any cohort whose scans can be listed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest
-from resdm_suite.cohorts.matching import Found, close_manifest
+from resdm_suite.cohorts.matching import Cohort, select_sessions
 from resdm_suite.profiles import Config
 
 
-def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> Found:
-    """Read and check a table in the manifest's columns, and apply ``cohort.match`` to it.
+def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> Cohort:
+    """Read and check a table, and apply ``cohort.match``. Its ``split`` is used if every row has one.
 
     Parameters
     ----------
     root : path
-        The table, CSV; paths in it are relative to its folder, or absolute. Columns that are not needed may be absent.
+        CSV; paths in it are relative to its folder, or absolute. Optional columns may be absent.
     config : Config
-        Its ``cohort.tracers`` are the labels that a scan may have.
+        Its ``cohort.tracers`` are the permitted labels.
     draw : bool
         Do not read the column ``split``.
-
-    Returns
-    -------
-    Found
-        With the table's ``split`` where every row has one.
 
     Raises
     ------
     ManifestError
-        No table, or one that does not fit: names row, column, what was found and expected.
+        No table, or one that does not fit: the message names row, column, value and remedy.
     LeakageError
         A person in two splits.
     """
@@ -39,9 +34,8 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> F
     if not root.is_file():
         raise ManifestError(f"{root}: no such table; data_manifests/template.csv is one to start from")
     frame = read_manifest(root, split=not draw, tracers=config.cohort.tracers)
-    notes = []
     absent = int((frame["split"] == "").sum())
-    if 0 < absent < len(frame):
-        notes.append(f"{root}: {absent} of {len(frame)} sessions have no split; it is drawn for all")
-        frame["split"] = ""
-    return close_manifest(frame, config, root, notes)
+    if not 0 < absent < len(frame):
+        return select_sessions(frame, config, root)
+    note = f"{root}: {absent} of {len(frame)} sessions have no split; it is drawn for all"
+    return select_sessions(frame.assign(split=""), config, root, [note])

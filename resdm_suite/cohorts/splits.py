@@ -1,0 +1,111 @@
+"""The split by person: drawn by seed and stratum, described by a digest and by counts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import pandas as pd
+
+from resdm.settings import TRACERS, derive_seed
+from resdm_suite.cohorts.manifest import SPLITS, ManifestError
+from resdm_suite.profiles import SplitConfig
+
+
+def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataFrame:
+    """Draw the split by person, stratified by diagnosis at the first session, tracers present and sex.
+
+    People are ordered by stratum, and at random (by seed and name) within one; then every n-th is taken. So each split
+    holds its share of every stratum to within one person; small strata are pooled with their neighbours. The order of
+    rows has no effect. With ``folds``, every n-th person from the ``fold``-th on is tested: over all folds everybody is
+    tested once. Validation people are drawn from the rest.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Sessions of a manifest; an existing split is replaced.
+    split : SplitConfig
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        The same rows with ``split``.
+
+    Raises
+    ------
+    ManifestError
+        Too few people for three splits.
+    """
+    people = {person: (*stratum, derive_seed(seed, "split", person)) for person, stratum in _strata(frame).items()}
+    order = sorted(people, key=people.__getitem__)
+    start = derive_seed(seed, "split") % len(order)  # else the first in order could never be a test person
+    order = order[start:] + order[:start]
+    if split.folds is None:
+        share, (rest, test) = split.test, _every(order, split.test)
+    else:
+        share, test = 1 / split.folds, order[split.fold :: split.folds]
+        rest = [person for person in order if person not in set(test)]
+    train, validation = _every(rest, split.validation / (1 - share))
+    members = {"train": train, "validation": validation, "test": test}
+    for name in members:
+        if not members[name]:
+            raise ManifestError(f"{len(order)} people are too few: nobody is left for {name}; change cohort.split")
+    return frame.assign(split=frame["person"].map({person: name for name in members for person in members[name]}))
+
+
+def _strata(frame: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """Diagnosis at the first session, tracers present (``++``, ``+-``, ``-+``) and sex of every person."""
+    return {
+        person: (
+            sessions["diagnosis"].iloc[0],
+            "".join("+" if (sessions[tracer] != "").any() else "-" for tracer in TRACERS),
+            sessions["sex"].iloc[0],
+        )
+        for person, sessions in frame.sort_values("session").groupby("person")
+    }
+
+
+def split_digest(frame: pd.DataFrame) -> str:
+    """SHA-256 (hex) of the split: sorted lines of person, tab, split. It identifies nobody."""
+    pairs = sorted(set(zip(frame["person"], frame["split"], strict=True)))
+    return hashlib.sha256("".join(f"{person}\t{split}\n" for person, split in pairs).encode()).hexdigest()
+
+
+def split_card(frame: pd.DataFrame, split: SplitConfig | None, seed: int) -> dict[str, Any]:
+    """Describe a split for ``split.json``, by counts only.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Sessions of a manifest with their split.
+    split : SplitConfig or None
+        How it was drawn; None where the source came with it.
+    seed : int
+
+    Returns
+    -------
+    dict
+        digest (`split_digest`); drawn (``seed``, ``folds`` and ``fold`` or ``test``, ``validation``; None if ``split``
+        is None); people by split; people by stratum and split.
+    """
+    people = frame.drop_duplicates("person").set_index("person")["split"]
+    strata = pd.Series({person: " ".join(part or "–" for part in s) for person, s in _strata(frame).items()})
+    counts = pd.crosstab(strata.rename("stratum"), people).reindex(columns=list(SPLITS), fill_value=0)
+    drawn = None
+    if split is not None:
+        parts = {"test": split.test} if split.folds is None else {"folds": split.folds, "fold": split.fold}
+        drawn = {"seed": seed, **parts, "validation": split.validation}
+    return {
+        "digest": split_digest(frame),
+        "drawn": drawn,
+        "people": {name: int(counts[name].sum()) for name in SPLITS},
+        "strata": {stratum: {name: int(row[name]) for name in SPLITS} for stratum, row in counts.iterrows()},
+    }
+
+
+def _every(order: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Take a fraction of people, evenly spaced: (those passed over, those taken)."""
+    taken = [math.floor((i + 1) * fraction + 0.5) > math.floor(i * fraction + 0.5) for i in range(len(order))]
+    return [p for p, t in zip(order, taken, strict=True) if not t], [p for p, t in zip(order, taken, strict=True) if t]
