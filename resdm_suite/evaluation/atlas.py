@@ -1,15 +1,14 @@
 """Regions beyond the built-in ones: an atlas, and the Centiloid volumes of interest; and the Centiloid scale.
 
-An atlas is a label image in MNI152 space. Labels are put on the profile's grid by nearest neighbour; those that keep
-fewer than `FEWEST_VOXELS` there are left out and named.
+An atlas is a label image in MNI152 space. Labels are resampled to the profile's grid by nearest neighbour; those with
+fewer than `MIN_VOXELS` there are left out and named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,8 +18,11 @@ from nilearn.image import resample_img
 
 from resdm_suite.anatomy import Grid
 
-FEWEST_VOXELS = 4
-"""Of a region on the grid: the mean of fewer says more about the grid than about the region."""
+MIN_VOXELS = 4
+"""Smallest region on the grid: the mean of fewer voxels depends on the grid more than on the region."""
+
+FETCHED = ("aal", "harvard_oxford")
+"""Atlases that nilearn downloads."""
 
 CENTILOID = {
     "11CPIB": (100 / 1.067, -100 * 1.009 / 1.067),
@@ -45,20 +47,12 @@ Over the standard volumes it is 13 CL too high at SUVR 1.0, and 17 at 1.5.
 
 
 class AtlasError(ValueError):
-    """An atlas that is not to be had or does not fit: says what, and how to get it."""
+    """An atlas that is not available or does not fit: says why, and how to get it."""
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """Regions on a grid.
-
-    Parameters
-    ----------
-    name : str
-    masks : dict of str to ndarray (X, Y, Z), bool
-    left_out : tuple of str
-        Regions with fewer than `FEWEST_VOXELS` voxels on the grid.
-    """
+    """Regions on a grid: name, boolean masks (X, Y, Z), and the names of regions below `MIN_VOXELS`."""
 
     name: str
     masks: dict[str, np.ndarray]
@@ -76,44 +70,44 @@ def load_atlas(source: str, grid: Grid, labels: str | Path | None = None) -> Atl
     Parameters
     ----------
     source : str
-        ``aal``, ``harvard_oxford`` (by nilearn, which downloads them once), or the path of a label image.
+        One of `FETCHED` (nilearn downloads it once), or the path of a label image.
     grid : Grid
     labels : path, optional
-        TSV with columns ``index`` and ``name`` for a path; by default every label is named by its number.
+        TSV with columns ``index`` and ``name`` for a path; without it labels are named by their number.
 
     Raises
     ------
     AtlasError
-        No such file, a download that failed, an image that is no label image, or none of its regions on the grid.
+        No such file, a failed download, not a label image, or no region on the grid.
     """
-    if source in _FETCHERS:
-        image, names = _fetch(source)
-    else:
-        image, names = _label_image(Path(source)), _names(labels)
-    data = resample_img(
-        image, target_affine=grid.affine, target_shape=grid.shape, interpolation="nearest", force_resample=True,
-        copy_header=True,
-    ).get_fdata()  # fmt: skip
-    found = np.rint(data).astype(int)
+    image, names = _fetch(source) if source in FETCHED else (_label_image(Path(source)), _names(labels))
+    data = np.rint(_on_grid(image, grid)).astype(int)
     masks, small = {}, []
     for label in sorted({*np.unique(np.rint(image.get_fdata()).astype(int)), *names} - {0}):
-        name = names.get(label, str(label))
-        mask = found == label
-        if mask.sum() < FEWEST_VOXELS:
+        name, mask = names.get(label, str(label)), data == label
+        if mask.sum() < MIN_VOXELS:
             small.append(name)
         else:
             masks[name] = mask
     if not masks:
         raise AtlasError(
-            f"{source}: none of its {len(small)} regions has {FEWEST_VOXELS} voxels of {grid.voxel_mm:g} mm; is it in "
+            f"{source}: none of its {len(small)} regions has {MIN_VOXELS} voxels of {grid.voxel_mm:g} mm; is it in "
             "MNI152 space?"
         )
-    return Atlas(Path(source).name if source not in _FETCHERS else source, masks, tuple(small))
+    return Atlas(source if source in FETCHED else Path(source).name, masks, tuple(small))
+
+
+def _on_grid(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
+    """Labels at the voxels of a grid, by nearest neighbour."""
+    return resample_img(
+        image, target_affine=grid.affine, target_shape=grid.shape, interpolation="nearest", force_resample=True,
+        copy_header=True,
+    ).get_fdata()  # fmt: skip
 
 
 def _label_image(path: Path) -> nib.Nifti1Image:
     if not path.is_file():
-        raise AtlasError(f"{path}: no such label image; expected a path, or one of {', '.join(_FETCHERS)}")
+        raise AtlasError(f"{path}: no such label image; expected a path, or one of {', '.join(FETCHED)}")
     image = nib.load(path)
     data = image.get_fdata()
     if data.ndim != 3 or not np.isfinite(data).all() or np.abs(data - np.rint(data)).max() > 1e-3:
@@ -133,9 +127,16 @@ def _names(path: str | Path | None) -> dict[int, str]:
 
 
 def _fetch(source: str) -> tuple[nib.Nifti1Image, dict[int, str]]:
+    """An atlas of nilearn and its names by label; label 0 is the background."""
     try:
-        return _FETCHERS[source]()
-    except Exception as error:  # requests, urllib, tarfile and nilearn each have their own
+        if source == "aal":
+            atlas = datasets.fetch_atlas_aal(verbose=0)
+            names = {int(index): name for index, name in zip(atlas.indices, atlas.labels, strict=True) if int(index)}
+        else:
+            atlas = datasets.fetch_atlas_harvard_oxford("cort-maxprob-thr25-2mm", verbose=0)
+            names = dict(list(enumerate(atlas.labels))[1:])
+        return nib.load(atlas.maps) if isinstance(atlas.maps, str | Path) else atlas.maps, names
+    except Exception as error:  # requests, urllib, tarfile and nilearn raise different ones
         raise AtlasError(
             f"atlas {source!r} could not be downloaded by nilearn ({type(error).__name__}: {error}). Fetch it on a "
             "machine with a network, copy nilearn's data folder here and name it in NILEARN_DATA; or give the path of "
@@ -143,33 +144,10 @@ def _fetch(source: str) -> tuple[nib.Nifti1Image, dict[int, str]]:
         ) from error
 
 
-def _aal() -> tuple[nib.Nifti1Image, dict[int, str]]:
-    found: Any = datasets.fetch_atlas_aal(verbose=0)
-    return nib.load(found.maps), {int(index): name for index, name in zip(found.indices, found.labels, strict=True)
-                                  if int(index)}  # fmt: skip
-
-
-def _harvard_oxford() -> tuple[nib.Nifti1Image, dict[int, str]]:
-    found: Any = datasets.fetch_atlas_harvard_oxford("cort-maxprob-thr25-2mm", verbose=0)
-    image = nib.load(found.maps) if isinstance(found.maps, str | Path) else found.maps
-    return image, dict(list(enumerate(found.labels))[1:])  # the first is the background
-
-
-_FETCHERS: dict[str, Callable[[], tuple[nib.Nifti1Image, dict[int, str]]]] = {
-    "aal": _aal,
-    "harvard_oxford": _harvard_oxford,
-}
-
-
-FETCHED = tuple(_FETCHERS)
-"""Atlases that nilearn downloads."""
-
-
 def centiloid_regions(cortex: str | Path, reference: str | Path, grid: Grid) -> Atlas:
     """The Centiloid volumes of interest on a grid: ``cortex`` and ``reference``, from two mask images in MNI152.
 
-    They are published by the Global Alzheimer's Association Interactive Network (``voi_ctx_2mm.nii`` and
-    ``voi_WhlCbl_2mm.nii``) and not shipped here.
+    The Global Alzheimer's Association Interactive Network publishes them (``voi_ctx_2mm.nii``, ``voi_WhlCbl_2mm.nii``).
     """
     masks = {}
     for name, path in (("cortex", cortex), ("reference", reference)):
@@ -180,11 +158,9 @@ def centiloid_regions(cortex: str | Path, reference: str | Path, grid: Grid) -> 
             )
         image = nib.load(path)
         mask = nib.Nifti1Image((image.get_fdata() > 0.5).astype(np.uint8), image.affine)
-        placed = resample_img(mask, target_affine=grid.affine, target_shape=grid.shape, interpolation="nearest",
-                              force_resample=True, copy_header=True).get_fdata() > 0.5  # fmt: skip
-        if placed.sum() < FEWEST_VOXELS:
-            raise AtlasError(f"{path}: {int(placed.sum())} voxels on the grid; is it a mask in MNI152 space?")
-        masks[name] = placed
+        masks[name] = _on_grid(mask, grid) > 0.5
+        if masks[name].sum() < MIN_VOXELS:
+            raise AtlasError(f"{path}: {int(masks[name].sum())} voxels on the grid; is it a mask in MNI152 space?")
     return Atlas("Centiloid VOIs", masks)
 
 

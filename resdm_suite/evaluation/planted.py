@@ -1,21 +1,21 @@
-"""Planted effects recovered: whether the machinery can measure at all what the paper claims.
+"""Planted effects recovered: a check that the pipeline can measure what the paper claims.
 
-The phantom's truth says what status, sex and age do to regional SUVR. The same is estimated over test people from their
-true regional SUVR, from their real PET and from synthetic PET, by one linear model a region and effect:
+The phantom's truth states the effects of status, sex and age on regional SUVR. They are estimated over test people from
+their true regional SUVR, from their real PET and from synthetic PET, by one linear model per region and effect:
 
 ``status``
     SUVR ~ positive. The truth's status contrast is a plain difference of means, so nothing is adjusted for.
 ``sex``, ``age``
-    SUVR ~ woman + decades + causes. The truth's effects are those at fixed disease. Planted status cannot stand for the
-    disease: it is a cut through it, and how far from the cut people are goes with their diagnosis, as sex and age do,
-    so a part of the disease would be taken for an effect of sex. The latent causes can: amyloid load and tracer, or tau
-    stage (cubic: uptake is sigmoid in it), and neurodegeneration.
+    SUVR ~ woman + decades + causes. The truth's effects are those at fixed disease. Planted status cannot replace the
+    disease: it is a cut through it, and the distance from the cut depends on the diagnosis, as sex and age do, so a
+    part of the disease would be taken for an effect of sex. The latent causes are adjusted for instead: amyloid load
+    and tracer, or tau stage (cubic: uptake is sigmoid in it), and neurodegeneration.
 
 Intervals are those of a jackknife that leaves out one person with all sessions: visits are not independent. SUVR of a
 method's trainings are averaged, and the variance between their estimates is added.
 
-The truth is for tests and for the reader's trust. No synthesiser is trained, chosen or tuned by it; the classifiers of
-Table 4 are trained on the planted status of training people.
+The truth serves tests and readers. No synthesiser is trained, chosen or tuned by it; only the classifiers of Table 4
+are trained on the planted status of training people.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ EFFECTS = {"status": "SUVR", "sex": "SUVR", "age": "SUVR per decade"}
 """Effect → unit: positive − negative, women − men, and a decade of age."""
 
 EVERY_REGION = "all"
-"""In the place of a region: the slope through the origin, over regions, of the estimates on the expected effects."""
+"""Region name of the slope through the origin, over regions, of the estimates on the expected effects."""
 
-LEAST_RATIO = 0.03
-"""SUVR: no ratio to an effect below this, which is the pons' or the cerebellum's: noise over nearly nothing."""
+MIN_EFFECT = 0.03
+"""SUVR: no ratio is taken to a smaller effect, as in pons or cerebellum: it would be noise over nearly nothing."""
 
 _KEYS = ["tracer", "region", "effect"]
 
@@ -49,12 +49,7 @@ _KEYS = ["tracer", "region", "effect"]
 def read_planted(config: Config) -> pd.DataFrame:
     """The planted effects of a phantom cohort: tracer, region, effect, planted (SUVR; age: per decade).
 
-    Raises
-    ------
-    ValueError
-        A cohort of real people: nobody knows their truth.
-    FileNotFoundError
-        Phantoms without their truth.
+    Raises `ValueError` for a cohort of real people, `FileNotFoundError` for phantoms without their truth.
     """
     planted = _read_truth(config)["planted"]
     rows = [
@@ -67,13 +62,10 @@ def read_planted(config: Config) -> pd.DataFrame:
 
 
 def read_causes(config: Config) -> pd.DataFrame:
-    """What stands behind each phantom's uptake, one row a session.
+    """The causes of each phantom's uptake, one row per session.
 
-    Returns
-    -------
-    DataFrame
-        person, session, woman (0/1), decades (of age, from the truth's centre), florbetaben (0/1), load, stage,
-        severity, amyloid_positive, tau_positive (0/1: disease alone, free of what age and sex add to uptake).
+    Columns are person, session, woman (0/1), decades (of age, from the truth's centre), florbetaben (0/1), load, stage,
+    severity, amyloid_positive, tau_positive (0/1: disease alone, without the effects of age and sex on uptake).
     """
     centre = _read_truth(config)["age_centre"]
     people = pd.read_csv(config.work / "truth" / "people.csv", dtype={"person": str, "session": str})
@@ -105,27 +97,18 @@ def _read_truth(config: Config) -> dict:
 def regional_sources(config: Config, methods: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
     """Regional SUVR of the test people's PET: true, real, and of methods with stored predictions.
 
-    Parameters
-    ----------
-    config : Config
-    methods : mapping of str to sequence of str, optional
-        Source → its trainings, methods with stored predictions.
-
-    Returns
-    -------
-    DataFrame
-        source (``truth``, ``real``, a key of ``methods``), training (0, 1, …), person, session, tracer, region, suvr.
-        ``truth`` is without noise, at scanner resolution, over the person's own regions; the others are over the
-        regions in MNI space.
+    ``methods`` maps a source to its trainings. Columns are source (``truth``, ``real``, a key of ``methods``), training
+    (0, 1, …), person, session, tracer, region, suvr. ``truth`` is without noise, at scanner resolution, over the
+    person's own regions; the others are over the regions in MNI space.
     """
     _read_truth(config)
     index = read_index(config)
     truth = pd.read_csv(config.work / "truth" / "regional.csv", dtype={"person": str, "session": str})
     truth = truth.merge(index[["person", "session"]])
-    strangers = sorted(set(index["person"]) - set(truth["person"]))
-    if strangers:
+    unknown = sorted(set(index["person"]) - set(truth["person"]))
+    if unknown:
         raise ValueError(
-            f"{config.volumes / 'index.csv'}: test people without truth ({', '.join(strangers[:5])}): these volumes "
+            f"{config.volumes / 'index.csv'}: test people without truth ({', '.join(unknown[:5])}): these volumes "
             "are not of these phantoms; preprocess them again"
         )
     parts = [truth.assign(source="truth", training=0)]
@@ -150,22 +133,22 @@ def estimate_effects(regional: pd.DataFrame, causes: pd.DataFrame, expected: pd.
     causes : DataFrame
         From `read_causes`.
     expected : Series, optional
-        Expected effects by tracer, region and effect. With them each effect has a row of the region `EVERY_REGION`: the
-        least-squares slope through the origin of the estimates on these, which is linear in the SUVR and so has an
-        interval of the same jackknife.
+        Expected effects by tracer, region and effect. Each effect then has a row of the region `EVERY_REGION`: the
+        least-squares slope through the origin of the estimates on these. It is linear in the SUVR, so the same
+        jackknife gives its interval.
 
     Returns
     -------
     DataFrame
-        source, tracer, region, effect, unit, estimate, low, high (95 %), n (people), sessions, trainings. NaN where
-        there are too few people for the model, or none with one of the two statuses or sexes; slopes too where no
-        expected effect reaches `LEAST_RATIO`.
+        source, tracer, region, effect, unit, estimate, low, high (95 %), n (people), sessions, trainings. NaN with too
+        few people for the model, or with one status or sex alone; slopes also where no expected effect reaches
+        `MIN_EFFECT`.
     """
-    known = causes.set_index(["person", "session"])
+    causes = causes.set_index(["person", "session"])
     rows = []
     for (source, tracer), part in regional.groupby(["source", "tracer"], sort=False):
         values = part.pivot_table("suvr", ["person", "session"], ["training", "region"], sort=False)
-        about, regions = known.loc[values.index], list(dict.fromkeys(part["region"]))
+        about, regions = causes.loc[values.index], list(dict.fromkeys(part["region"]))
         person = values.index.get_level_values("person").to_numpy()
         suvr = np.stack([values[k][regions].to_numpy() for k in dict.fromkeys(part["training"])])  # (k, n, regions)
         for effect, unit in EFFECTS.items():
@@ -175,16 +158,17 @@ def estimate_effects(regional: pd.DataFrame, causes: pd.DataFrame, expected: pd.
                 names, y = [*regions, EVERY_REGION], np.concatenate([suvr, (suvr @ _unit(pattern))[..., None]], axis=-1)
             row = {"source": source, "tracer": tracer, "effect": effect, "unit": unit}
             row |= {"n": len(set(person)), "sessions": len(values), "trainings": len(suvr)}
-            for region, found in zip(names, jackknife(_design(about, tracer, effect), y, person).T, strict=True):
-                estimate, low, high = map(float, found)
-                rows.append(row | {"region": region, "estimate": estimate, "low": low, "high": high})
+            for region, ends in zip(names, jackknife(_design(about, tracer, effect), y, person).T, strict=True):
+                rows.append(
+                    row | dict(zip(("region", "estimate", "low", "high"), (region, *map(float, ends)), strict=True))
+                )
     columns = ["source", *_KEYS, "unit", "estimate", "low", "high", "n", "sessions", "trainings"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _unit(pattern: np.ndarray) -> np.ndarray:
-    """Weights that make a slope through the origin on a pattern; NaN where the pattern is next to nothing."""
-    return pattern / (pattern @ pattern) if np.abs(pattern).max() >= LEAST_RATIO else np.full(len(pattern), np.nan)
+    """Weights of a slope through the origin on a pattern; NaN where the pattern is below `MIN_EFFECT`."""
+    return pattern / (pattern @ pattern) if np.abs(pattern).max() >= MIN_EFFECT else np.full(len(pattern), np.nan)
 
 
 def _design(about: pd.DataFrame, tracer: str, effect: str) -> np.ndarray:
@@ -202,25 +186,24 @@ def _design(about: pd.DataFrame, tracer: str, effect: str) -> np.ndarray:
 
 
 def jackknife(x: np.ndarray, y: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """Least squares with an interval that takes people, not sessions, for independent.
+    """Least squares with an interval over independent people, not sessions.
 
     Parameters
     ----------
     x : ndarray (n, p)
         Design matrix.
     y : ndarray (n, m) or (k, n, m)
-        Responses; of several, one layer a training.
+        Responses, of k trainings.
     person : ndarray (n,)
-        Whose row it is.
 
     Returns
     -------
     ndarray (3, m)
         The first coefficient and the ends of its 95 % interval: delete-one-person jackknife, t with people − 1 degrees
         of freedom (CV3 of MacKinnon, Nielsen and Webb 2023). Trainings are averaged, and the variance of the mean over
-        them is added to that over people. All NaN where there are not more people than columns, or
-        where the other columns, without one of the people, leave nothing of the first. That others repeat each other
-        (nobody had the second amyloid tracer) does no harm.
+        them is added to that over people. All NaN where there are not more people than columns, or where the other
+        columns, without one of the people, explain the first. Collinear other columns (nobody had the second amyloid
+        tracer) are allowed.
     """
     names = np.unique(person)
     keeps = [np.ones(len(person), bool), *(person != name for name in names)]
@@ -233,12 +216,11 @@ def jackknife(x: np.ndarray, y: np.ndarray, person: np.ndarray) -> np.ndarray:
     variance = (g - 1) / g * np.sum((np.array(without) - whole) ** 2, axis=0)
     if k > 1:
         variance += (np.linalg.pinv(x)[0] @ layers).var(axis=0, ddof=1) / k
-    spread = np.sqrt(variance)
-    half = stats.t.ppf(0.975, g - 1) * spread
+    half = stats.t.ppf(0.975, g - 1) * np.sqrt(variance)
     return np.stack([whole, whole - half, whole + half])
 
 
-# ── beside the truth ──────────────────────────────────────────────────────────────────────────────
+# ── comparison with the truth ─────────────────────────────────────────────────────────────────────
 
 
 def recovered_effects(
@@ -246,7 +228,7 @@ def recovered_effects(
     methods: Mapping[str, Sequence[str]] | None = None,
     thinning: Mapping[str, Mapping[str, float]] | None = None,
 ) -> pd.DataFrame:
-    """Planted effects beside those found in the true, the real and the synthetic regional SUVR of the test people.
+    """Planted effects beside those estimated from the true, real and synthetic regional SUVR of the test people.
 
     Parameters
     ----------
@@ -255,41 +237,34 @@ def recovered_effects(
     methods : mapping of str to sequence of str, optional
         Source → its trainings, see `regional_sources`.
     thinning : mapping of tracer to mapping of region to float, optional
-        SUVR per decade that comes with age but not by uptake; see `resdm_suite.cohorts.phantom.truth`. Zero by default.
+        SUVR per decade by cortical thinning instead of uptake, see `resdm_suite.cohorts.phantom.truth`; 0 by default.
 
     Returns
     -------
     DataFrame
-        One row a source, tracer, region and effect, without the tracer's reference region, which is 1 by construction:
-        source, tracer, region, effect, unit, estimate, low, high, n, sessions, trainings, planted, expected (planted;
-        for age with thinning), covered (whether the interval holds ``expected``), recovery (estimate ÷ expected) and
-        of_truth (estimate ÷ that from the true SUVR of the same people), both NaN for effects below `LEAST_RATIO`. Rows
-        of the region `EVERY_REGION` hold slopes over regions; what is planted and expected there is 1.
+        One row per source, tracer, region and effect, without the tracer's reference region, which is 1 by
+        construction: the columns of `estimate_effects`, planted, expected (planted; for age with thinning), covered
+        (whether the interval holds ``expected``), recovery (estimate ÷ expected) and of_truth (estimate ÷ that from the
+        true SUVR of the same people), both NaN for effects below `MIN_EFFECT`. Rows of `EVERY_REGION` hold slopes over
+        regions; their planted and expected values are 1.
     """
     planted = read_planted(config)
     planted = planted[planted["region"] != planted["tracer"].map(REFERENCE)].set_index(_KEYS)["planted"]
     thin = [
-        thinning[tracer][region] if thinning is not None and effect == "age" else 0.0
-        for tracer, region, effect in planted.index
+        thinning[t][region] if thinning is not None and effect == "age" else 0.0 for t, region, effect in planted.index
     ]
     frame = estimate_effects(regional_sources(config, methods), read_causes(config), planted + thin)
-    every = frame["region"] == EVERY_REGION
-    frame = frame[every | pd.MultiIndex.from_frame(frame[_KEYS]).isin(planted.index)].reset_index(drop=True)
+    known = pd.MultiIndex.from_frame(frame[_KEYS]).isin(planted.index)
+    frame = frame[(frame["region"] == EVERY_REGION) | known].reset_index(drop=True)
     every, places = frame["region"] == EVERY_REGION, pd.MultiIndex.from_frame(frame[_KEYS])
     for name, values in (("planted", planted), ("expected", planted + thin)):
         frame[name] = np.where(every, 1.0, values.reindex(places).to_numpy())
     inside = (frame["low"] <= frame["expected"]) & (frame["expected"] <= frame["high"])
-    known = frame["low"].notna() & frame["expected"].notna()
-    frame["covered"] = inside.astype("boolean").mask(~known)
-    frame["recovery"] = _ratio(frame["estimate"], frame["expected"])
-    truth = frame[frame["source"] == "truth"].set_index(_KEYS)["estimate"]
-    own = truth.loc[list(frame[_KEYS].itertuples(index=False, name=None))].to_numpy()
-    frame["of_truth"] = _ratio(frame["estimate"], pd.Series(own, frame.index))
+    frame["covered"] = inside.astype("boolean").mask(frame["low"].isna() | frame["expected"].isna())
+    truth = frame[frame["source"] == "truth"].set_index(_KEYS)["estimate"].loc[places].to_numpy()
+    for name, base in (("recovery", frame["expected"]), ("of_truth", pd.Series(truth, frame.index))):
+        frame[name] = frame["estimate"] / base.where(base.abs() >= MIN_EFFECT)
     return frame
-
-
-def _ratio(value: pd.Series, base: pd.Series) -> pd.Series:
-    return value / base.where(base.abs() >= LEAST_RATIO)
 
 
 def recovery(frame: pd.DataFrame) -> pd.DataFrame:
@@ -303,23 +278,24 @@ def recovery(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a source, tracer and effect: trainings, regions, slope (1: the whole effect is found; NaN where no
-        expected effect reaches `LEAST_RATIO`), low, high, of_truth and of_ceiling (slope through the origin on the
-        estimates from the true SUVR of the same people, and the slope as a share of the ceiling's; NaN without them),
-        covered (regions whose interval holds the expected effect), largest (absolute estimate, SUVR).
+        One row per source, tracer and effect: trainings, regions, slope (1: the whole effect; NaN where no expected
+        effect reaches `MIN_EFFECT`), low, high, of_truth (slope through the origin on the estimates from the true SUVR
+        of the same people), of_ceiling (the slope as a share of the ceiling's; both NaN without them), covered (regions
+        whose interval holds the expected effect), largest (absolute estimate, SUVR).
     """
-    slopes = frame[frame["region"] == EVERY_REGION].set_index(["source", "tracer", "effect"])
-    rows = []
     keys = ["source", "tracer", "effect"]
-    for (source, tracer, effect), part in frame[frame["region"] != EVERY_REGION].groupby(keys, sort=False):
-        truth = frame[(frame["source"] == "truth") & (frame["tracer"] == tracer) & (frame["effect"] == effect)]
-        truth = truth.set_index("region")["estimate"].reindex(part["region"]).to_numpy()
-        estimate, found = part["estimate"].to_numpy(), slopes.loc[(source, tracer, effect)]
-        best = slopes["estimate"].get(("ceiling", tracer, effect), math.nan)
+    slopes = frame[frame["region"] == EVERY_REGION].set_index(keys)
+    by_region = frame[frame["region"] != EVERY_REGION]
+    truths = by_region[by_region["source"] == "truth"].set_index(_KEYS)["estimate"]
+    rows = []
+    for (source, tracer, effect), part in by_region.groupby(keys, sort=False):
+        truth = truths.reindex(pd.MultiIndex.from_frame(part[_KEYS])).to_numpy()
+        estimate, slope = part["estimate"].to_numpy(), slopes.loc[(source, tracer, effect)]
+        ceiling = slopes["estimate"].get(("ceiling", tracer, effect), math.nan)
         rows.append(
-            {"source": source, "tracer": tracer, "effect": effect, "trainings": found["trainings"]}
-            | {"regions": len(part), "slope": found["estimate"], "low": found["low"], "high": found["high"]}
-            | {"of_truth": float(_unit(truth) @ estimate), "of_ceiling": found["estimate"] / best}
+            {"source": source, "tracer": tracer, "effect": effect, "trainings": slope["trainings"]}
+            | {"regions": len(part), "slope": slope["estimate"], "low": slope["low"], "high": slope["high"]}
+            | {"of_truth": float(_unit(truth) @ estimate), "of_ceiling": slope["estimate"] / ceiling}
             | {"covered": int(part["covered"].fillna(False).sum()), "largest": float(np.abs(estimate).max())}
         )
     return pd.DataFrame(rows)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from resdm.settings import TRACERS
 from resdm_suite.cohorts.phantom.truth import grey_share, thinning_slope
-from resdm_suite.evaluation.planted import EFFECTS, EVERY_REGION, LEAST_RATIO, read_planted, recovered_effects, recovery
+from resdm_suite.evaluation.planted import EFFECTS, EVERY_REGION, MIN_EFFECT, read_planted, recovered_effects, recovery
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.ablation import seeds_of
 from resdm_suite.reporting.style import GREY, INK, TRACER_TITLES, WIDTH, Page, method_styles, region_rows, styled
@@ -79,7 +79,7 @@ def planted_table(config: Config, methods: Iterable[str] | None = None) -> Table
             f"thinning), with its interval (region {EVERY_REGION} of the .csv); of truth: on the estimates from the "
             "true SUVR of the same people, which leaves out the chance of who they are; of ceiling: the slope over the "
             "ceiling's, which is the best estimate that MRI and prompt allow; covered: regions whose interval holds "
-            f"what is planted. – where no region's effect reaches {LEAST_RATIO} SUVR.",
+            f"what is planted. – where no region's effect reaches {MIN_EFFECT} SUVR.",
             *(
                 f"{name}: regional SUVR averaged over {len(names)} trainings; the variance between them is in the "
                 "intervals."
