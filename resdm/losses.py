@@ -1,4 +1,4 @@
-"""The losses of Eq. 4, 6 and 7, masked by which tracers a person has."""
+"""The losses of Eq. 4, 6 and 7, masked by the tracers that each person has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ def reconstruction_loss(x0_hat: Tensor, x0: Tensor, present: Tensor) -> Tensor:
     x0_hat, x0 : Tensor (B, 2, X, Y, Z)
         Predicted and real PET.
     present : Tensor (B, 2), bool
-        A missing PET contributes nothing; a tracer that nobody in the batch has adds 0.
-
-    Returns
-    -------
-    Tensor ()
+        A missing PET contributes nothing; a tracer that nobody has adds 0.
     """
     error = (x0_hat - x0).square().flatten(2).mean(2)  # (B, 2)
     return _masked_mean(error, present).sum()
@@ -42,6 +38,6 @@ def total_loss(x0_hat: Tensor, x0: Tensor, present: Tensor, lambda_high: float) 
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the first axis of what the mask keeps; 0 (with a gradient of 0) where it keeps nothing."""
-    kept = torch.where(mask, values, 0.0)  # not a product: a missing volume may hold anything
-    return kept.sum(0) / mask.sum(0).clamp(min=1)
+    """Mean of the masked values over the first axis; 0 (with a gradient of 0) if there are none."""
+    present = torch.where(mask, values, 0.0)  # not a product: a missing volume may hold NaN
+    return present.sum(0) / mask.sum(0).clamp(min=1)

@@ -1,4 +1,4 @@
-"""ResDM: the scheduler, the prior module, the U-Net and the losses, tied together (§3)."""
+"""ResDM: scheduler, prior module, U-Net and losses together (§3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resdm.batch import TRACERS, Batch, Prior
 from resdm.layers.paths import LinearPath
 from resdm.losses import total_loss
 from resdm.method import Method
-from resdm.pretraining import learn_language
+from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, PriorModule, prompt, prompts
 from resdm.scheduler import ResidualScheduler
 from resdm.settings import Demand, MethodConfig
@@ -56,7 +56,7 @@ class ResidualDiffusionConfig(MethodConfig):
 
 
 class PriorGuided(Method):
-    """What ResDM and its regression control share: the network, its text, both tracers of a batch in one pass."""
+    """The part that ResDM and its regression control share: network, text, both tracers of a batch in one pass."""
 
     config: ResidualDiffusionConfig
     shared_draws = True
@@ -69,58 +69,37 @@ class PriorGuided(Method):
         self.linear = LinearPath(shape, features) if config.network.linear_path else None
 
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
-        """Pretrain a text tower without weights of its own; then fit what training images give in closed form."""
-        learn_language(self.prior, seed, folder=folder)
-        people = list(train) if self.linear is not None else train  # all images at once for the linear path alone
+        """Pretrain a small text tower, then fit the network's additional paths to the training images."""
+        pretrain_text_tower(self.prior, seed, folder=folder)
+        sessions = list(train) if self.linear is not None else train  # the linear path alone needs all images at once
         if self.unet.global_path is not None:
-            self.unet.global_path.fit(one.mri for one in people)
-        if self.linear is not None and people:
-            device = self.prior.project.weight.device
-            mri, pet, present = (
-                torch.cat([getattr(one, name) for one in people]).to(device) for name in ("mri", "pet", "present")
-            )
-            age, sex = (tuple(v for one in people for v in getattr(one.prior, name)) for name in ("age", "sex"))
-            prior, drop = Prior(age, sex), self.config.prior.dropout
-            person = [who for one in people for who in one.people] or [str(i) for i in range(len(mri))]
-            unsaid = [(), ("age",), ("sex",), ("age", "sex")] if drop else [()]
-            sentences = torch.stack([self.sentences(prior.without(*fields)) for fields in unsaid])
-            chances = [drop ** len(fields) * (1 - drop) ** (2 - len(fields)) for fields in unsaid]
-            self.linear.fit(mri[:, 0], pet, present, sentences, chances, person)
+            self.unet.global_path.fit(one.mri for one in sessions)
+        if self.linear is not None and sessions:
+            self.linear.fit_sessions(sessions, self.features, self.config.prior.dropout)
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """As a stored linear path has them."""
+        """Give the linear path the shapes of a stored one."""
         if self.linear is not None:
             self.linear.resize({name.removeprefix("linear."): shape for name, shape in shapes.items()})
 
-    def sentences(self, prior: Prior) -> Tensor:
-        """Features (B, width) of what the prompt says of each person, for the linear path."""
-        said = self.prior.spoken(prior)
-        return self.prior.sentences([prompt(TRACERS[0], age, sex) for age, sex in zip(said.age, said.sex, strict=True)])
+    def features(self, prior: Prior) -> Tensor:
+        """Sentence features (B, width) of each person, for the linear path."""
+        prior = self.prior.mask_fields(prior)
+        texts = [prompt(TRACERS[0], age, sex) for age, sex in zip(prior.age, prior.sex, strict=True)]
+        return self.prior.sentence_features(texts)
 
     def estimate(self, mri: Tensor, prior: Prior, rows: Tensor | None = None) -> Tensor | None:
-        """The linear path's PETs (B, 2, X, Y, Z), or nothing; ``rows`` as in `LinearPath.forward`."""
-        return None if self.linear is None else self.linear(mri, self.sentences(prior), rows)
+        """The linear path's PETs (B, 2, X, Y, Z), or None without one; ``rows`` as in `LinearPath.forward`."""
+        return None if self.linear is None else self.linear(mri, self.features(prior), rows)
 
     def context(self, prior: Prior) -> Tensor:
         """Text context (2B, tokens, dim), person by person, tracers in order."""
-        return self.prior(prompts(self.prior.spoken(prior)))
+        return self.prior(prompts(self.prior.mask_fields(prior)))
 
     def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor, estimate: Tensor | None = None) -> Tensor:
-        """x̂_0 of both tracers in one pass.
-
-        Parameters
-        ----------
-        x_t : Tensor (B, 2, X, Y, Z)
-        mri : Tensor (B, 1, X, Y, Z)
-        t : Tensor (B,), int
-        context : Tensor (2B, tokens, dim)
-        estimate : Tensor (B, 2, X, Y, Z), optional
-            From `estimate`, where the network has a linear path.
-
-        Returns
-        -------
-        Tensor (B, 2, X, Y, Z)
-        """
+        """x̂_0 (B, 2, X, Y, Z) of both tracers in one pass, from x_t (B, 2, X, Y, Z), MRI (B, 1, X, Y, Z), steps (B,),
+        context (2B, tokens, dim) and, with a linear path, its `estimate` (B, 2, X, Y, Z).
+        """  # noqa: D205
         n = len(TRACERS)
         volumes = x_t.flatten(0, 1).unsqueeze(1)  # (2B, 1, X, Y, Z)
         maps = None if estimate is None else self.linear.maps(mri, estimate).flatten(0, 1)  # (2B, 2, X, Y, Z)
@@ -134,10 +113,9 @@ class ResidualDiffusion(PriorGuided):
 
     Notes
     -----
-    Both tracers of a person share t and draw their own noise, as in the released code. Departures from it: y_0 is an
-    input (as Eq. 3 says), attention over token states, one augmentation for all volumes, missing tracers masked. An
-    addition, off by default, is ``start_share``: with κ = 0.1 every x_t but the last gives x_0's uptake away, so one
-    uniform draw in T trains what sampling does first, and a run of minutes needs more.
+    Both tracers of a person share t and draw their own noise, as in the released code. ``start_share`` is an addition,
+    off by default: with κ = 0.1 every x_t but the last reveals the uptake of x_0, so only one uniform draw in T trains
+    the first step of sampling, and short trainings need more.
     """
 
     config: ResidualDiffusionConfig
@@ -147,15 +125,15 @@ class ResidualDiffusion(PriorGuided):
         self.scheduler = ResidualScheduler(config.steps, config.eta, config.eta_range, config.kappa, config.eta_power)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-        """Eq. 7 at a uniformly drawn step, or, by a chance of ``start_share``, at the one where sampling starts."""
+        """Eq. 7 at a uniformly drawn step or, with probability ``start_share``, at the last one."""
         mri, x0, draw = batch.mri, batch.pet, {"generator": generator, "device": batch.mri.device}
-        local, n = batch.prior.local, batch.prior.global_size  # drawn for all processes' people: see Prior.shard
+        local, n = batch.prior.local, batch.prior.global_size  # drawn for the people of all processes
         t = local(torch.randint(self.scheduler.steps, (n,), **draw))
         if self.config.start_share:
             t = t.masked_fill(local(torch.rand(n, **draw)) < self.config.start_share, self.scheduler.steps - 1)
         noise = local(torch.randn((n, *x0.shape[1:]), **draw))
         x_t = self.scheduler.add_noise(x0, mri.expand_as(x0), noise, t)  # (B, 2, X, Y, Z)
-        prior = self.prior.spoken(batch.prior, generator)
+        prior = self.prior.mask_fields(batch.prior, generator)
         estimate = self.estimate(mri, prior, batch.rows)
         x0_hat = self.predict(x_t, mri, t, self.context(prior), estimate)
         loss, self.scalars = total_loss(x0_hat, x0, batch.present, self.config.lambda_high)
@@ -163,18 +141,18 @@ class ResidualDiffusion(PriorGuided):
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
-        """Eq. 2: from the noisy MRI back to both PETs, in ``steps`` steps (configuration's where ``None``)."""
-        for _, _, x in self.reverse(mri, prior, generator, steps=steps):
-            x0 = x
+        """Both PETs (B, 2, X, Y, Z): the last state of `reverse`, clipped to [0, 1]."""
+        *_, (_, _, x0) = self.reverse(mri, prior, generator, steps=steps)
         return x0.clamp(0, 1)
 
     @torch.no_grad()
     def reverse(
         self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The reverse path, step by step: the index t visited, f_θ's x̂_0 there, and the x drawn from it (Eq. 3).
+        """Sampling: from the noisy MRI (Eq. 2) step by step to the PETs (Eq. 3).
 
-        Volumes are (B, 2, X, Y, Z); the last x is x_0.
+        Yields the index t, x̂_0 predicted there, and the next x, both (B, 2, X, Y, Z); the last x is x_0. ``steps`` is
+        the configuration's by default.
         """
         context, estimate = self.context(prior), self.estimate(mri, prior)
         x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)

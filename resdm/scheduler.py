@@ -1,7 +1,4 @@
-"""Residual diffusion between PET and MRI: Eq. 1–3.
-
-Time steps are indices ``t = 0 … T−1`` as in the released code (the paper's 1 … T). Calls are shaped as diffusers' are.
-"""
+"""Residual diffusion between PET and MRI: Eq. 1–3. Time steps are indices t = 0 … T−1 (the paper's 1 … T)."""
 
 from __future__ import annotations
 
@@ -12,44 +9,29 @@ from torch import Tensor
 
 
 class ResidualScheduler:
-    r"""Shifts a PET ``x0`` towards its MRI ``y0`` in T steps, and back.
+    """Shifts a PET x_0 towards its MRI y_0 in T steps, and back. Defaults: released code (`Ouzaixin/ResDM`).
 
     Parameters
     ----------
     steps : int
         T.
     eta : {"linear", "geometric"}
-        Shape of the shifting sequence η. ``geometric`` is ResShift's √η_t = s·b^{τ_t}.
+        Shifting sequence η. ``geometric`` is ResShift's √η_t = s·b^{τ_t} (`zsyOAOA/ResShift`).
     eta_range : tuple of float
-        (η_1, η_T) when linear; ResShift's (m, √η_T) when geometric, with s = min(m/κ, m).
+        (η_1, η_T) if linear; ResShift's (m, √η_T) if geometric, with s = min(m/κ, m).
     kappa : float
         Noise scale κ: the standard deviation at step t is κ√η_t.
     power : float
         p in τ_t = (T−1)((t−1)/(T−1))^p of the geometric sequence.
-
-    Attributes
-    ----------
-    etas : Tensor (T,)
-        η by index.
-    timesteps : list of int
-        The indices that a reverse pass visits, descending.
-
-    Notes
-    -----
-    Settings: released code (`Ouzaixin/ResDM`): linear, 0.04 to 0.999, T = 15, κ = 0.1. Geometric: `zsyOAOA/ResShift`.
     """
 
     def __init__(
-        self,
-        steps: int = 15,
-        eta: str = "linear",
-        eta_range: tuple[float, float] = (0.04, 0.999),
-        kappa: float = 0.1,
+        self, steps: int = 15, eta: str = "linear", eta_range: tuple[float, float] = (0.04, 0.999), kappa: float = 0.1,
         power: float = 0.3,
-    ) -> None:
+    ) -> None:  # fmt: skip
         low, high = eta_range
         if eta == "linear":
-            # A single step must start at the MRI, so T = 1 takes the last value, not the first.
+            # A single step must start at the MRI, so T = 1 takes the last value.
             etas = torch.linspace(low, high, steps, dtype=torch.float64) if steps > 1 else torch.tensor([high])
         elif eta == "geometric":
             start = min(low / kappa, low)
@@ -58,17 +40,13 @@ class ResidualScheduler:
             etas = (start * base**tau) ** 2 if steps > 1 else torch.tensor([high**2])
         else:
             raise ValueError(f"eta is {eta!r}; expected 'linear' or 'geometric'")
-        self.steps = steps
-        self.kappa = kappa
-        self.etas = etas.float()
-        self._eta = [0.0, *etas.tolist()]  # η by paper index 0 … T, plain numbers: no device is asked for them
+        self.steps, self.kappa = steps, kappa
+        self.etas = etas.float()  # (T,)
+        self._eta = [0.0, *etas.tolist()]  # η by paper index 0 … T, on the host
         self.set_timesteps(steps)
 
     def set_timesteps(self, n: int) -> list[int]:
-        """Choose the ``n`` indices of a reverse pass: equal strides down from the last, which is always visited.
-
-        Starting anywhere but at the last index would start at the wrong η.
-        """
+        """Choose the ``n`` indices of a reverse pass, descending in equal strides from T−1, where η is η_T."""
         if not 1 <= n <= self.steps:
             raise ValueError(f"{n} sampling steps; expected 1 to T = {self.steps}")
         self.timesteps = [math.ceil(self.steps * k / n) - 1 for k in range(n, 0, -1)]
@@ -81,20 +59,18 @@ class ResidualScheduler:
         return x0 + eta * (y0 - x0) + self.kappa * eta.sqrt() * noise
 
     def start(self, y0: Tensor, generator: torch.Generator) -> Tensor:
-        """x_T, the noisy MRI where the reverse process begins: y_0 + κ√η_T ε (Eq. 2)."""
+        """Eq. 2: x_T = y_0 + κ√η_T ε, the noisy MRI where the reverse process starts."""
         return y0 + self.kappa * math.sqrt(self._eta[-1]) * _noise_like(y0, generator)
 
     def step(self, x0_hat: Tensor, t: int, x_t: Tensor, generator: torch.Generator) -> Tensor:
-        """Eq. 3: draw x at the next visited index from p(x_{t−1} | x_t, x̂_0); at the last one return its mean, x̂_0.
-
-        The mean is (η_{t−1}/η_t) x_t + ((η_t − η_{t−1})/η_t) x̂_0, the variance κ² (η_{t−1}/η_t)(η_t − η_{t−1}),
-        with η_{t−1} taken at the next visited index, so respaced passes follow the same formula.
-        """
+        """Eq. 3: draw x at the next visited index from p(x_{t−1} | x_t, x̂_0); after the last one return x̂_0."""
         mean, variance = self.posterior(x0_hat, t, x_t)
         return mean + math.sqrt(variance) * _noise_like(x_t, generator) if variance > 0 else mean
 
     def posterior(self, x0_hat: Tensor, t: int, x_t: Tensor) -> tuple[Tensor, float]:
-        """Mean (B, C, X, Y, Z) and variance of Eq. 3 for the step from index ``t`` to the next visited one."""
+        """Mean (B, C, X, Y, Z) and variance of Eq. 3: (η_{t−1}/η_t) x_t + ((η_t − η_{t−1})/η_t) x̂_0, and
+        κ² (η_{t−1}/η_t)(η_t − η_{t−1}), with η_{t−1} at the next visited index of a pass with fewer steps.
+        """  # noqa: D205
         later = [s for s in self.timesteps if s < t]
         eta, eta_next = self._eta[t + 1], self._eta[later[0] + 1] if later else 0.0
         ratio = eta_next / eta

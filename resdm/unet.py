@@ -1,9 +1,8 @@
-"""f_θ of Eq. 3: a 3D U-Net that reads the prior at its bottleneck by cross-attention (Eq. 5).
+"""f_θ of Eq. 3: a 3D U-Net with cross-attention to the prior at its bottleneck (Eq. 5).
 
-The released network's layout (guided-diffusion family: GroupNorm, SiLU, scale-shift time embedding), with the
-middle block used and real attention over the text. ``stem: haar`` puts an orthonormal wavelet transform before and
-its exact inverse behind it: the same widths at an eighth of the voxels, and since the transform is orthonormal the
-diffusion is unchanged.
+The layout is the released network's (guided-diffusion family: GroupNorm, SiLU, scale-shift time embedding), with the
+middle block in use and attention over text tokens. ``stem: haar`` wraps it in an orthonormal wavelet transform and its
+inverse: the same widths at an eighth of the voxels, and the same diffusion.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ def sinusoidal(t: Tensor, dim: int) -> Tensor:
 
 
 def norm(channels: int, groups: int) -> nn.GroupNorm:
-    """GroupNorm, of fewer groups where they do not divide the channels."""
+    """GroupNorm with fewer groups if they do not divide the channels."""
     return nn.GroupNorm(math.gcd(channels, groups), channels)
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, conv, twice; the time embedding scales and shifts between; a skip around; then self-attention."""
+    """Norm, SiLU, conv, scale-shift by the time embedding, SiLU, conv, a skip connection; then self-attention."""
 
     def __init__(self, channels_in: int, channels_out: int, config: NetworkConfig, attend: bool = False) -> None:
         super().__init__()
@@ -78,10 +77,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head scaled dot-product attention of voxels over ``context``, or over themselves, with a residual.
-
-    Eq. 5 where ``context`` is text: Q = W_Q z_image, K = W_K z_text, V = W_V z_text, softmax(QKᵀ/√d) V.
-    """
+    """Multi-head attention of voxels over ``context`` (Eq. 5) or over themselves, with a residual."""
 
     def __init__(self, channels: int, heads: int, groups: int, context_dim: int | None = None) -> None:
         super().__init__()
@@ -104,25 +100,13 @@ class Attention(nn.Module):
         return tuple(rearrange(z, "b n (h d) -> b h n d", h=self.heads) for z in (self.q(voxels), k, v))
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
-        """The softmax itself, (B, heads, voxels, tokens), for figures; `forward` never forms it."""
+        """The softmax (B, heads, voxels, tokens), for figures."""
         q, k, _ = self.project(x, context)
         return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
 
 
 class UNet(nn.Module):
-    """f_θ(x_t, y_0, t, text) → x̂_0.
-
-    Parameters
-    ----------
-    config : NetworkConfig
-    context_dim : int
-        Channels of the text context.
-
-    Notes
-    -----
-    Any size of at least 2^(levels − 1) voxels an axis (twice that behind the Haar stem): the way up takes its size
-    from the skips, and odd sizes are padded for the stem.
-    """
+    """f_θ(x_t, y_0, t, text) → x̂_0, for at least 2^(levels − 1) voxels per axis (twice that with the Haar stem)."""
 
     def __init__(self, config: NetworkConfig, context_dim: int) -> None:
         super().__init__()
@@ -153,25 +137,13 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(nn.Conv3d(channels, channels, 3, padding=1))
         self.outlet = nn.Sequential(norm(channels, groups), nn.SiLU(), nn.Conv3d(channels, fold, 3, padding=1))
-        nn.init.normal_(self.outlet[-1].weight, std=1e-3)  # starts near 0, so that the first steps do not go to waste
+        nn.init.normal_(self.outlet[-1].weight, std=1e-3)  # starts near 0
 
     def forward(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor, maps: Tensor | None = None) -> Tensor:
-        """Predict x_0.
+        """Predict x_0 (B, 1, X, Y, Z), in (−1, 1) by the released network's tanh.
 
-        Parameters
-        ----------
-        x_t, y0 : Tensor (B, 1, X, Y, Z)
-        t : Tensor (B,), int
-            Step index 0 … T−1.
-        context : Tensor (B, tokens, context_dim)
-        maps : Tensor (B, 2, X, Y, Z), optional
-            Where ``linear_path`` is on: see `resdm.layers.paths.LinearPath.maps`.
-
-        Returns
-        -------
-        Tensor (B, 1, X, Y, Z)
-            In (−1, 1): the released head is a tanh. Where ``linear_path`` is on, what x_0 differs from its estimate by,
-            in standard deviations.
+        Inputs: x_t and y0 (B, 1, X, Y, Z), step indices t (B,), context (B, tokens, context_dim). With ``linear_path``
+        also `LinearPath.maps` (B, 2, X, Y, Z); the output is then x_0 minus the estimate, in standard deviations.
         """
         x, skips, time = self._encode(x_t, y0, t, maps)
         x = self.middle_out(self.cross_attention(x, context), time)
@@ -186,13 +158,13 @@ class UNet(nn.Module):
         return x if self.config.linear_path else x.tanh()
 
     def attention_map(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor, maps: Tensor | None = None) -> Tensor:
-        """Where the text attends: (B, tokens, x, y, z) at the bottleneck's resolution, mean over heads, for figures."""
+        """Attention of bottleneck voxels to tokens, mean over heads: (B, tokens, x, y, z), for figures."""
         x, _, _ = self._encode(x_t, y0, t, maps)
         weights = self.cross_attention.weights(x, context).mean(1)  # (B, voxels, tokens)
         return weights.transpose(1, 2).unflatten(2, x.shape[2:])
 
     def _encode(self, x_t: Tensor, y0: Tensor, t: Tensor, maps: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The way down and the middle's first block: bottleneck features, skips, time embedding."""
+        """Bottleneck features, skips and time embedding."""
         x = torch.cat([x_t, y0] if maps is None else [x_t, y0, maps], dim=1)  # (B, 2 or 4, X, Y, Z)
         if self.config.stem == "haar":
             pad = [n % 2 for n in x.shape[:1:-1]]  # z, y, x

@@ -21,7 +21,7 @@ from resdm_suite.profiles import load_config
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PAPER_FILES = ["scheduler.py", "prior.py", "unet.py", "losses.py", "methods/residual_diffusion.py"]
+PAPER_FILES = ["scheduler.py", "prior.py", "unet.py", "losses.py", "residual_diffusion.py"]
 
 
 def pinned() -> dict[str, Version]:

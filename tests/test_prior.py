@@ -14,7 +14,7 @@ from torch import nn
 
 from resdm.batch import Prior
 from resdm.layers import clip
-from resdm.pretraining import _lesson, learn_language
+from resdm.pretraining import pretrain_text_tower, prompt_batch
 from resdm.prior import PriorConfig, PriorModule, TowerConfig, prompt, prompt_tokens, prompts
 
 TEXTS = [prompt("amyloid", 74, "F"), prompt("tau", 61.5, "M"), prompt("tau", None, "M"), prompt("amyloid")]
@@ -149,22 +149,22 @@ def test_a_tower_of_the_papers_size_has_the_same_states_in_another_process():
 
 def test_unsaid_fields_and_dropout():
     people = Prior((70.0,) * 400, ("F",) * 400)
-    assert module(fields=()).spoken(people) == people.without("age", "sex")
-    assert module(fields=("sex",)).spoken(people) == people.without("age")
+    assert module(fields=()).mask_fields(people) == people.without("age", "sex")
+    assert module(fields=("sex",)).mask_fields(people) == people.without("age")
     prior = module(dropout=0.25)
-    assert prior.spoken(people) == people  # synthesis says everything
-    said = prior.spoken(people, torch.Generator().manual_seed(0))
+    assert prior.mask_fields(people) == people  # synthesis says everything
+    said = prior.mask_fields(people, torch.Generator().manual_seed(0))
     for values in (said.age, said.sex):
         assert sum(value is None for value in values) == pytest.approx(100, abs=30)
     assert any(a is None and s is not None for a, s in zip(said.age, said.sex, strict=True)), "dropped apart"
-    assert said == prior.spoken(people, torch.Generator().manual_seed(0))
+    assert said == prior.mask_fields(people, torch.Generator().manual_seed(0))
 
 
 def test_lessons_teach_the_tower_to_read():
     torch.manual_seed(0)
     size = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, lessons=300)
     prior = PriorModule(PriorConfig(weights="none", tower=size))
-    assert learn_language(prior, seed=0) > 0.9
+    assert pretrain_text_tower(prior, seed=0) > 0.9
     frozen = [name for name, weight in prior.named_parameters() if not weight.requires_grad]
     assert any("resblocks.0" in name for name in frozen), "the frozen part is frozen again"
     ages = torch.arange(50.0, 95.0, 0.5)
@@ -181,7 +181,7 @@ def test_lessons_are_the_seeds():
     for _ in range(2):
         torch.manual_seed(0)
         prior = PriorModule(PriorConfig(weights="none", tower=TowerConfig(16, 2, 2, 16, lessons=5)))
-        learn_language(prior, seed=3)
+        pretrain_text_tower(prior, seed=3)
         towers.append(prior.state_dict())
     assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[0])
 
@@ -192,13 +192,15 @@ def test_lessons_are_kept_and_taken_up_in_the_same_bits(tmp_path, monkeypatch):
     def learned(weights: int, seed: int, lessons: int = 5):
         torch.manual_seed(weights)
         prior = PriorModule(PriorConfig(weights="none", tower=TowerConfig(16, 2, 2, 16, lessons=lessons)))
-        correlation = learn_language(prior, seed, folder=tmp_path)
+        correlation = pretrain_text_tower(prior, seed, folder=tmp_path)
         return correlation, prior
 
     first, one = learned(0, 3)
     assert len(list(tmp_path.iterdir())) == 1
     drawn = []
-    monkeypatch.setattr("resdm.pretraining._lesson", lambda *arguments: drawn.append(arguments) or _lesson(*arguments))
+    monkeypatch.setattr(
+        "resdm.pretraining.prompt_batch", lambda *arguments: drawn.append(arguments) or prompt_batch(*arguments)
+    )
     again, other = learned(0, 3)
     assert not drawn
     assert again == first

@@ -12,6 +12,7 @@ from conftest import random_batch, step, tiny_network, tiny_prior, tiny_regressi
 from resdm.batch import Batch
 from resdm.losses import total_loss
 from resdm.method import build_method
+from resdm_suite.apps.trace import trace as trace_steps
 
 SHAPE = (8, 8, 8)
 
@@ -151,7 +152,7 @@ def test_overfits_two_people(config, bound):
 def test_trace_follows_the_equations():
     method = build()
     batch = random_batch(1)
-    trace = method.trace(batch, torch.Generator().manual_seed(0))
+    trace = trace_steps(method, batch, torch.Generator().manual_seed(0))
     assert trace["forward_t"].tolist() == [1, 4, 7, 9, 12, 15]
     assert trace["reverse_t"].tolist() == [15, 12, 9, 6, 3, 0]
     assert trace["forward"].shape == trace["reverse"].shape == (2, 6, *SHAPE)

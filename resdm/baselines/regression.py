@@ -44,7 +44,7 @@ class Regression(PriorGuided):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
         """Eq. 7 without diffusion."""
-        prior = self.prior.spoken(batch.prior, generator)
+        prior = self.prior.mask_fields(batch.prior, generator)
         x0_hat = self._regress(batch.mri, prior, batch.rows)
         loss, self.scalars = total_loss(x0_hat, batch.pet, batch.present, self.config.lambda_high)
         yield "model", loss

@@ -21,7 +21,7 @@ from resdm.batch import TRACERS, Batch, Prior
 from resdm.layers.clip import known_rows
 from resdm.losses import total_loss
 from resdm.method import Method
-from resdm.pretraining import learn_language
+from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, PriorModule, prompt_tokens, prompts
 from resdm.scheduler import ResidualScheduler
 from resdm.settings import Demand, MethodConfig
@@ -204,7 +204,7 @@ class Released(Method):
 
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Pretrain a text tower that has no weights."""
-        learn_language(self.prior, seed, folder=folder)
+        pretrain_text_tower(self.prior, seed, folder=folder)
 
     def averages(self, name: str) -> bool:
         """The released EMA covers the U-Net; the text tower is saved without averaging."""
@@ -233,7 +233,7 @@ class Released(Method):
 
     def text(self, prior: Prior, generator: torch.Generator | None = None) -> Tensor:
         """Text (B, 2, tokens, dim) of each person and tracer, one token if pooled; a ``generator`` drops fields."""
-        return self.prior(prompts(self.prior.spoken(prior, generator))).unflatten(0, (-1, len(TRACERS)))
+        return self.prior(prompts(self.prior.mask_fields(prior, generator))).unflatten(0, (-1, len(TRACERS)))
 
     def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """x̂_0 (B, 2, X, Y, Z) of x_t (B, 2, X, Y, Z) at steps (B,), one pass per tracer."""

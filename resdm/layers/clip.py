@@ -1,4 +1,4 @@
-"""CLIP's tokens and text tower, by open_clip: the library's side of the prior module."""
+"""CLIP's tokens and text tower, by open_clip."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # open_clip takes two seconds to import
 @cache
 def tokens(text: str) -> Tensor:
     """CLIP's byte-pair tokens (77,)."""
-    with torch.device("cpu"):  # kept for everyone, whatever device the asker builds on
+    with torch.device("cpu"):  # the cache is shared by all devices
         return _tokeniser()([text])[0]
 
 
@@ -39,43 +39,37 @@ def spell(text: str) -> list[str]:
 
 @cache
 def _tokeniser() -> open_clip.SimpleTokenizer:
-    """CLIP's own; its vocabulary is packaged with open_clip, and takes a while to read."""
+    """CLIP's own; reading its vocabulary takes a while."""
     import open_clip
 
     return open_clip.get_tokenizer("ViT-B-32")
 
 
-def text_tower(weights: str, words: Tensor, **size: int) -> TextTransformer:
-    """A CLIP text tower that knows some of CLIP's tokens: ViT-B/32's unless ``size`` says otherwise.
+def text_tower(weights: str, known: Tensor, **size: int) -> TextTransformer:
+    """A CLIP text tower with the embeddings of some tokens only; ViT-B/32's unless ``size`` is given.
 
-    OpenAI's weights were trained with the quick GELU, so every tower here has it.
+    OpenAI's weights were trained with the quick GELU, so every tower has it.
 
     Parameters
     ----------
     weights : str
-        ``"openai"`` (downloaded by open_clip), ``"none"`` (drawn), or the path of a state dictionary with CLIP's names.
-    words : Tensor (N,), int
-        The tokens that will be asked for, as CLIP counts them; the tower counts them 0 … N − 1. ViT-B/32's embedding of
-        all 49,408 is 96 MiB, of which prompts read some forty rows.
+        ``"openai"`` (downloaded by open_clip), ``"none"`` (random), or the path of a CLIP state dictionary.
+    known : Tensor (N,), int
+        CLIP's ids of the tokens in use, about forty of 49,408; they become 0 … N − 1.
     **size : int
         ``width``, ``heads``, ``layers``, ``output_dim``.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        No such file, not a state dictionary, or one of another size: names the file and the remedy.
     """
     from open_clip.transformer import QuickGELU, TextTransformer
 
     vit_b32 = {"width": 512, "heads": 8, "layers": 12, "output_dim": 512}
-    tower = TextTransformer(vocab_size=len(words), **vit_b32 | size, act_layer=QuickGELU)
+    tower = TextTransformer(vocab_size=len(known), **vit_b32 | size, act_layer=QuickGELU)
     if weights == "openai":
         import open_clip
 
         model = open_clip.create_model("ViT-B-32-quickgelu", pretrained="openai")
-        _take(tower, model.state_dict(), words, weights)
+        _copy_text_part(tower, model.state_dict(), known, weights)
     elif weights != "none":
-        _take(tower, _read(weights), words, weights)
+        _copy_text_part(tower, _read(weights), known, weights)
     return tower
 
 
@@ -89,9 +83,9 @@ def map_from_file(module: nn.Module) -> None:
                 weight.data = file.get_tensor(name)
 
 
-def known_rows(embedding: Tensor, words: Tensor) -> Tensor:
-    """Rows of CLIP's whole token embedding for some tokens; an embedding that is no whole one is left as it is."""
-    return embedding[words] if len(embedding) == _VOCABULARY else embedding
+def known_rows(embedding: Tensor, known: Tensor) -> Tensor:
+    """Rows of CLIP's complete token embedding for some tokens; any other embedding is returned unchanged."""
+    return embedding[known] if len(embedding) == _VOCABULARY else embedding
 
 
 _VOCABULARY = 49408
@@ -111,12 +105,12 @@ def _read(file: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _take(tower: TextTransformer, state: dict[str, Tensor], words: Tensor, source: str) -> None:
-    """Copy the text part of a CLIP state dictionary; its names are the tower's own."""
-    own, embedding = tower.state_dict(), "token_embedding.weight"
+def _copy_text_part(tower: TextTransformer, state: dict[str, Tensor], known: Tensor, source: str) -> None:
+    """Copy the text part of a CLIP state dictionary, which has the tower's names."""
+    target, embedding = tower.state_dict(), "token_embedding.weight"
     if embedding in state:
-        state = state | {embedding: known_rows(state[embedding], words)}
-    wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
+        state = state | {embedding: known_rows(state[embedding], known)}
+    wrong = [name for name, value in target.items() if name not in state or state[name].shape != value.shape]
     if wrong:
         raise ValueError(f"CLIP weights {source}: {len(wrong)} tensors missing or of another shape, as {wrong[0]!r}")
-    tower.load_state_dict({name: state[name] for name in own})
+    tower.load_state_dict({name: state[name] for name in target})

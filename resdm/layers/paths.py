@@ -1,40 +1,38 @@
-"""Two paths around the network's normalisation: additions of this suite, no part of the paper.
+"""Two paths around the network's normalisation: additions of this suite, not part of the paper.
 
-GroupNorm takes the amplitude out of a network's features at every block, and gradient steps on a few hundred people
-find slowly what least squares finds at once. `GlobalPath` tells every block how the MRI as a whole differs from the
-training people's. `LinearPath` gives a linear estimate of both PETs in closed form, and the network learns what that
-leaves. While the network trains, each session has the estimate of a fit without its own person; else the residuals of
-training people would be smaller than those of others.
+GroupNorm removes the amplitude of features at every block, and gradient steps on a few hundred people find slowly what
+least squares finds at once. `GlobalPath` passes the MRI's coarse amplitude to every block. `LinearPath` estimates both
+PETs in closed form, and the network learns the rest. During training each session uses the estimate of a fit without
+its own person; otherwise the residuals of training people would be smaller than those of others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdm.batch import TRACERS
+from resdm.batch import TRACERS, Batch, Prior
 from resdm.layers.ridge import gram_spectrum
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0)
-"""Ridge penalties that are tried, in units of the mean eigenvalue of the MRI's Gram matrix."""
+"""Candidate ridge penalties, in units of the mean eigenvalue of the MRI's Gram matrix."""
 
 TEXT_COMPONENTS = 4
-"""Principal components of the sentences' features that enter the map."""
+"""Principal components of the sentence features in the map."""
 
-_LEAST = 0.01  # standard deviation of intensities below which a voxel's MRI counts as constant
+_MIN_STD = 0.01  # below this standard deviation of intensities a voxel's MRI counts as constant
 
 
 class GlobalPath(nn.Module):
-    """The MRI's coarse amplitude → (B, time_dim), added to the time embedding: an addition to the paper.
+    """The MRI's coarse amplitude → (B, time_dim), added to the time embedding.
 
-    How atrophied a brain is as a whole raises or lowers uptake everywhere. GroupNorm takes such amplitude out of the
-    features at every block, and a bottleneck of few voxels must carry it back to all others. So the MRI, averaged over
-    8 × 8 × 8 cells and standardised over the training people, scales and shifts every block, as the time step does.
-    The last layer starts near 0: a fresh network is nearly the paper's.
+    The degree of atrophy of a whole brain changes uptake everywhere, but GroupNorm removes such amplitude. So the MRI,
+    averaged over 8 × 8 × 8 cells and standardised over the training people, scales and shifts every block as the time
+    step does. The last layer starts near 0: a fresh network is nearly the paper's.
     """
 
     CELLS = (8, 8, 8)
@@ -53,16 +51,12 @@ class GlobalPath(nn.Module):
         return F.adaptive_avg_pool3d(y0, self.CELLS).flatten(1)
 
     def fit(self, volumes: Iterable[Tensor]) -> None:
-        """Mean and standard deviation over training people's MRI (…, 1, X, Y, Z); constant cells are left out.
-
-        One volume at a time is enough: of each, its cells alone are kept.
-        """
-        kept = [self.coarse(mri.to(self.mean)) for mri in volumes]
-        if not kept:
-            return
-        cells = torch.cat(kept)
-        self.mean.copy_(cells.mean(0))
-        self.spread.copy_(torch.where((spread := cells.std(0)) > 1e-3, spread, torch.inf))
+        """Mean and standard deviation over training MRI (…, 1, X, Y, Z), volume by volume; constant cells get 0."""
+        coarse = [self.coarse(mri.to(self.mean)) for mri in volumes]
+        if coarse:
+            cells = torch.cat(coarse)
+            self.mean.copy_(cells.mean(0))
+            self.spread.copy_(torch.where((spread := cells.std(0)) > 1e-3, spread, torch.inf))
 
     def forward(self, y0: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) → (B, time_dim)."""
@@ -70,65 +64,56 @@ class GlobalPath(nn.Module):
 
 
 class LinearPath(nn.Module):
-    """PET = D·C + M·R, voxel by voxel: D holds 1 and features of the sentence, M is the MRI.
+    """PET = D·C + M·R, voxel by voxel: D holds 1 and sentence components, M is the MRI.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Voxels of the grid (X, Y, Z).
-    features : int
-        Length of a sentence's feature vector (`resdm.prior.PriorModule.sentences`).
+    ``shape`` is the grid's (X, Y, Z), ``features`` the length of `PriorModule.sentence_features`.
 
-    Notes
-    -----
     Sentence and MRI are fitted jointly (Frisch, Waugh, Lovell): the MRI by ridge regression in its dual form, the
-    sentence's first principal components by least squares over what the person's prompt may leave out. The penalty is
-    the one of the least error on people left out. Fitted are the voxels in which a training image is not 0. Memory:
-    some six sets of the training people's images, 60 MB on the default phantom; grids of 128³ voxels do without.
+    principal components of the sentence by least squares over all prompts with and without age and sex. The penalty
+    minimises the error on people left out. Only voxels in which a training image is not 0 are fitted. Memory: about six
+    copies of the training images, 60 MB on the default phantom; too much for grids of 128³ voxels.
     """
 
     def __init__(self, shape: tuple[int, int, int], features: int) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape, tracers = tuple(shape), len(TRACERS)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("text", torch.zeros(1 + TEXT_COMPONENTS, features))  # mean, then components by their SD
-        tracers = len(TRACERS)  # before a fit there is no voxel, and the estimate is 0
         empty = {"mri": (0,), "spread": (0,), "sentence": (tracers, 1 + TEXT_COMPONENTS, 0)}
-        empty |= {"reads": (tracers, 0, 0), "writes": (tracers, 0, 0)}
+        empty |= {"reads": (tracers, 0, 0), "writes": (tracers, 0, 0)}  # no voxel before a fit: the estimate is 0
         for name, size in empty.items():
             self.register_buffer(name, torch.zeros(size))
-        self.register_buffer("pet", torch.zeros(1, tracers, *shape))  # means over training people
-        self.register_buffer("scale", torch.ones(1, tracers, *shape))  # of the errors that the fit leaves
+        self.register_buffer("pet", torch.zeros(1, tracers, *shape))  # mean over training people
+        self.register_buffer("scale", torch.ones(1, tracers, *shape))  # standard deviation of the fit's errors
         self.left_out: Tensor | None = None  # (n, 2, V): M·R of each training session, fitted without its person
 
     def resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Buffers take the shapes of a stored model: they depend on the people it was fitted on."""
+        """Give the buffers the shapes of a stored model; they depend on the training people."""
         for name, buffer in self.named_buffers():
             buffer.resize_(shapes.get(name, buffer.shape))
 
+    def fit_sessions(self, sessions: Sequence[Batch], features: Callable[[Prior], Tensor], dropout: float) -> None:
+        """Fit to training sessions whose prompts lose age and sex with probability ``dropout`` each."""
+        device = self.text.device
+        mri, pet, present = (
+            torch.cat([getattr(one, name) for one in sessions]).to(device) for name in ("mri", "pet", "present")
+        )
+        age, sex = (tuple(v for one in sessions for v in getattr(one.prior, name)) for name in ("age", "sex"))
+        people = [who for one in sessions for who in one.people] or [str(i) for i in range(len(mri))]
+        dropped = [(), ("age",), ("sex",), ("age", "sex")] if dropout else [()]
+        sentences = torch.stack([features(Prior(age, sex).without(*fields)) for fields in dropped])
+        chances = [dropout ** len(fields) * (1 - dropout) ** (2 - len(fields)) for fields in dropped]
+        self.fit(mri[:, 0], pet, present, sentences, chances, people)
+
     @torch.no_grad()
     def fit(
-        self,
-        mri: Tensor,
-        pet: Tensor,
-        present: Tensor,
-        sentences: Tensor,
-        chances: Sequence[float],
+        self, mri: Tensor, pet: Tensor, present: Tensor, sentences: Tensor, chances: Sequence[float],
         people: Sequence[str],
-    ) -> None:
-        """Find the map.
+    ) -> None:  # fmt: skip
+        """Fit the map to MRI (n, X, Y, Z), PET (n, 2, X, Y, Z) where ``present`` (n, 2), and sentence features.
 
-        Parameters
-        ----------
-        mri : Tensor (n, X, Y, Z)
-        pet : Tensor (n, 2, X, Y, Z)
-        present : Tensor (n, 2), bool
-        sentences : Tensor (prompts, n, features)
-            Of each session's prompt, said in full first, then with parts left out.
-        chances : sequence of float
-            Of each of these prompts in training.
-        people : sequence of str
-            Whose session it is.
+        ``sentences`` (prompts, n, features): the full prompt of each session first, then prompts with fields left out;
+        ``chances``: probability of each of these prompts in training; ``people``: the person of each session.
         """
         self.voxels = torch.cat([mri[:, None], pet], 1).ne(0).any(0).any(0)
         images, targets = mri[:, self.voxels].double(), pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
@@ -136,57 +121,58 @@ class LinearPath(nn.Module):
         design = self.design(sentences.flatten(0, 1)).double().unflatten(0, sentences.shape[:2])  # (prompts, n, 1 + k)
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
-        found: dict[str, list[Tensor]] = {name: [] for name in ("sentence", "reads", "writes", "left_out", "scale")}
-        for channel in range(len(TRACERS)):
-            has = present[:, channel].nonzero()[:, 0]
-            d, x, y = design[:, has], images[has], targets[has, channel]
-            # An image whose parts are said or not: normal equations over all prompts of all sessions.
-            solve = torch.linalg.pinv((weight * d).flatten(0, 1).T @ d.flatten(0, 1)) @ (weight * d).sum(0).T
-            of_mri, of_pet = solve @ x, solve @ y  # (1 + k, V) each
-            rest, aim = images - design[0] @ of_mri, y - d[0] @ of_pet
-            power, axes = gram_spectrum(rest[has])
-            best = (torch.inf, None, None)
-            for penalty in PENALTIES:
-                level = penalty * power.mean()
-                dual = axes / (power.clamp(min=0) + level) @ axes.T  # (n, n)
-                # Of a linear smoother with residuals S·y, those without a person are S[p, p]⁻¹ (S·y)[p].
-                smoother = level * (dual - dual @ d[0] @ solve)
-                left, errors = smoother @ y, torch.empty_like(y)
-                for group in groups:
-                    rows = torch.isin(has, group.to(has)).nonzero()[:, 0]
-                    if len(rows):
-                        errors[rows] = torch.linalg.solve(smoother[rows][:, rows], left[rows])
-                if (error := float(errors.square().mean())) < best[0]:
-                    best = (error, dual @ aim, errors)
-            _, dual, errors = best
-            own = rest @ (rest[has].T @ dual)  # (n, V); replaced where the session was fitted on
-            own[has] = aim - errors
-            kernel = of_mri @ rest[has].T @ dual  # what the map makes of the MRI that the sentence foretells
-            found["sentence"].append(of_pet - kernel)
-            found["reads"].append(rest[has])
-            found["writes"].append(dual)
-            found["left_out"].append(own + design[0] @ kernel)
-            found["scale"].append(errors.square().mean(0).sqrt())
-        most = max(len(rows) for rows in found["reads"])
-        pad = [(0, 0, 0, most - len(rows)) for rows in found["reads"]]
-        for name in ("reads", "writes"):  # one row a session that has the tracer
-            found[name] = [F.pad(rows, p) for rows, p in zip(found[name], pad, strict=True)]
-        for name in ("sentence", "reads", "writes"):
-            setattr(self, name, torch.stack(found[name]).float())
-        self.left_out = torch.stack(found["left_out"], 1).float()
-        self.scale = self._grid(torch.stack(found["scale"])[None].float())
+        fits = [
+            self._fit_tracer(images, targets[:, i], present[:, i], design, weight, groups) for i in range(len(TRACERS))
+        ]
+        sentence, reads, writes, left_out, scale = zip(*fits, strict=True)
+        most = max(len(rows) for rows in reads)
+        reads, writes = ([F.pad(r, (0, 0, 0, most - len(r))) for r in rows] for rows in (reads, writes))
+        self.sentence, self.reads, self.writes = (torch.stack(v).float() for v in (sentence, reads, writes))
+        self.left_out = torch.stack(left_out, 1).float()
+        self.scale = self._grid(torch.stack(scale)[None].float())
         self.mri, spread = images.mean(0).float(), images.std(0).float()
-        self.spread = torch.where(spread > _LEAST, spread, torch.inf)
+        self.spread = torch.where(spread > _MIN_STD, spread, torch.inf)
         weights = present.double()[..., None]
         self.pet = self._grid(((targets * weights).sum(0) / weights.sum(0).clamp(min=1))[None].float())
 
+    @staticmethod
+    def _fit_tracer(
+        images: Tensor, target: Tensor, present: Tensor, design: Tensor, weight: Tensor, groups: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """One tracer's map: of the sentence, reads and writes of the MRI, M·R without the person, error SD."""
+        has = present.nonzero()[:, 0]
+        d, x, y = design[:, has], images[has], target[has]
+        # Normal equations over all prompts of all sessions: an image has prompts with and without fields.
+        solve = torch.linalg.pinv((weight * d).flatten(0, 1).T @ d.flatten(0, 1)) @ (weight * d).sum(0).T
+        of_mri, of_pet = solve @ x, solve @ y  # (1 + k, V) each
+        rest, aim = images - design[0] @ of_mri, y - d[0] @ of_pet
+        power, axes = gram_spectrum(rest[has])
+        best = (torch.inf, None, None)
+        for penalty in PENALTIES:
+            level = penalty * power.mean()
+            dual = axes / (power.clamp(min=0) + level) @ axes.T  # (n, n)
+            # Of a linear smoother with residuals S·y, the residuals of a fit without a person are S[p, p]⁻¹ (S·y)[p].
+            smoother = level * (dual - dual @ d[0] @ solve)
+            residuals, errors = smoother @ y, torch.empty_like(y)
+            for group in groups:
+                rows = torch.isin(has, group.to(has)).nonzero()[:, 0]
+                if len(rows):
+                    errors[rows] = torch.linalg.solve(smoother[rows][:, rows], residuals[rows])
+            if (error := float(errors.square().mean())) < best[0]:
+                best = (error, dual @ aim, errors)
+        _, dual, errors = best
+        mapped = rest @ (rest[has].T @ dual)  # (n, V); replaced for the sessions of the fit
+        mapped[has] = aim - errors
+        kernel = of_mri @ rest[has].T @ dual  # the map of the part of the MRI that the sentence predicts
+        return of_pet - kernel, rest[has], dual, mapped + design[0] @ kernel, errors.square().mean(0).sqrt()
+
     def _fit_text(self, sentences: Tensor) -> None:
-        """Components of what varies between prompts, each of unit variance; of a single prompt there is none."""
+        """Principal components of the sentence features, each of unit variance; a single prompt has none."""
         rows = sentences.flatten(0, 1).double()
         mean = rows.mean(0)
         _, values, vectors = torch.linalg.svd(rows - mean, full_matrices=False)
-        kept = values[:TEXT_COMPONENTS] > 1e-6 * rows.norm()
-        axes = vectors[:TEXT_COMPONENTS][kept] * (len(rows) ** 0.5 / values[:TEXT_COMPONENTS][kept])[:, None]
+        varies = values[:TEXT_COMPONENTS] > 1e-6 * rows.norm()
+        axes = vectors[:TEXT_COMPONENTS][varies] * (len(rows) ** 0.5 / values[:TEXT_COMPONENTS][varies])[:, None]
         self.text.zero_()
         self.text[0], self.text[1 : 1 + len(axes)] = mean.float(), axes.float()
 
@@ -197,34 +183,25 @@ class LinearPath(nn.Module):
 
     @torch.no_grad()
     def forward(self, mri: Tensor, sentences: Tensor, sessions: Tensor | None = None) -> Tensor:
-        """Both PETs of a few people.
+        """Both PETs (B, 2, X, Y, Z) of MRI (B, 1, X, Y, Z) and sentence features (B, features).
 
-        Parameters
-        ----------
-        mri : Tensor (B, 1, X, Y, Z)
-        sentences : Tensor (B, features)
-        sessions : Tensor (B,), int, optional
-            Rows of the fit, while the network trains: of these, the estimate is without the person.
-
-        Returns
-        -------
-        Tensor (B, 2, X, Y, Z)
+        ``sessions`` (B,) are rows of the fit, during training: their estimate comes from the fit without the person.
         """
         with torch.autocast(mri.device.type, enabled=False):  # sums over all voxels
-            said = torch.einsum("bk, ckv -> bcv", self.design(sentences), self.sentence)
+            text = torch.einsum("bk, ckv -> bcv", self.design(sentences), self.sentence)
             if sessions is not None and self.left_out is not None:
-                return self._grid(said + self.left_out[sessions])
+                return self._grid(text + self.left_out[sessions])
             scores = torch.einsum("bv, cnv -> bcn", mri[:, 0, self.voxels], self.reads)
-            return self._grid(said + torch.einsum("bcn, cnv -> bcv", scores, self.writes))
+            return self._grid(text + torch.einsum("bcn, cnv -> bcv", scores, self.writes))
 
     @torch.no_grad()
     def maps(self, mri: Tensor, estimate: Tensor) -> Tensor:
-        """What the network sees beside x_t and y_0, (B, 2, 2, X, Y, Z): by tracer, MRI and estimate against the means.
+        """Further input of the network (B, 2, 2, X, Y, Z): per tracer, MRI and estimate relative to their means.
 
-        Both in standard deviations: the MRI's over training people, and the estimate's own error.
+        Units are standard deviations: of the MRI over training people, and of the estimate's error.
         """
         away = self._grid(((mri[:, 0, self.voxels] - self.mri) / self.spread)[:, None])  # (B, 1, X, Y, Z)
-        moved = (estimate - self.pet) / self.scale.clamp(min=_LEAST)
+        moved = (estimate - self.pet) / self.scale.clamp(min=_MIN_STD)
         return torch.stack([away.expand_as(moved), moved], 2)
 
     def _grid(self, values: Tensor) -> Tensor:

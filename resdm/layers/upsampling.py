@@ -1,4 +1,4 @@
-"""Doubling a volume and convolving it, as one transposed convolution: the same function for a third of the work."""
+"""Upsampling and convolution as one transposed convolution: the same function for a third of the work."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Size, Tensor, nn
 def upsample(x: Tensor, conv: nn.Conv3d, size: Size, fused: bool = True) -> Tensor:
     """Nearest-neighbour interpolation of (B, C, X, Y, Z) to ``size``, then ``conv`` (3 × 3 × 3, padding 1).
 
-    Where ``size`` is twice the input's, neighbours that interpolation makes equal are convolved together: a transposed
-    convolution of stride 2 whose 4 × 4 × 4 kernel is ``conv``'s spread over a block of 2 × 2 × 2. It multiplies 8 times
-    an output voxel instead of 27, and the doubled volume is never made. ``fused`` off, or another size: as it reads.
+    If ``size`` is twice the input's, both are one transposed convolution of stride 2 with a kernel of
+    4 × 4 × 4, since interpolated neighbours are equal: 8 instead of 27 products per voxel.
     """
     if not (fused and size == Size(2 * n for n in x.shape[2:])):
         return conv(F.interpolate(x, size=size))  # nearest
@@ -25,6 +24,6 @@ def upsample(x: Tensor, conv: nn.Conv3d, size: Size, fused: bool = True) -> Tens
 
 @cache
 def _spread(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(27, 64): w0, w1, w2 become w2, w1 + w2, w0 + w1, w0 along each axis: transposed convolutions read backwards."""
+    """(27, 64): (w0, w1, w2) → (w2, w1 + w2, w0 + w1, w0) along each axis."""
     axis = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], device=device, dtype=dtype)
     return torch.kron(torch.kron(axis, axis), axis)

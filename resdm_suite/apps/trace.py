@@ -58,7 +58,7 @@ def trace(method: ResidualDiffusion, batch: Batch, generator: torch.Generator) -
     attention = method.unet.attention_map(
         x_start.transpose(0, 1), mri.repeat_interleave(len(TRACERS), 0), last, method.context(batch.prior), maps
     )  # (2, tokens, x, y, z)
-    texts = prompts(method.prior.spoken(batch.prior))
+    texts = prompts(method.prior.mask_fields(batch.prior))
     return {
         "mri": _array(mri[0, 0]),
         "pet": _array(x0[0]),
