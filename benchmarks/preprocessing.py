@@ -51,15 +51,16 @@ def measure(root: Path) -> None:
     """Preprocess; print seconds, peak memory in GiB, shapes, and the errors against the truth in mm."""
     start = time.perf_counter()
     from resdm_suite.preprocessing.qc import registration_error, sessions
-    from resdm_suite.preprocessing.volumes import preprocess, read_scan
+    from resdm_suite.preprocessing.scans import read_scan
+    from resdm_suite.preprocessing.volumes import preprocess
 
     config = profile(root)
     preprocess(config, progress=False)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 2**10
-    (one,) = sessions(config)
-    shape = "x".join(map(str, read_scan(one["row"]["t1w"]).data.shape))
-    error = registration_error(config, one["row"], one["record"])
+    (session,) = sessions(config)
+    shape = "x".join(map(str, read_scan(session.row["t1w"]).data.shape))
+    error = registration_error(session)
     errors = (error[f"{what}_error_mm"] for what in ("t1w", "amyloid", "tau"))
     print("result", f"{seconds:.1f}", f"{peak:.2f}", shape, *(f"{mm:.2f}" for mm in errors))
 

@@ -14,7 +14,8 @@ from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_man
 from resdm_suite.cohorts.readers.adni import build_manifest
 from resdm_suite.cohorts.readers.adni_tables import read_tables, rid_of
 from resdm_suite.cohorts.tables import to_date
-from resdm_suite.preprocessing.volumes import VolumeError, preprocess
+from resdm_suite.preprocessing.scans import VolumeError
+from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, MatchConfig, PreprocessConfig
 
 WRITERS = {"bids": write_clinica_bids, "caps": write_caps, "loni": write_loni}

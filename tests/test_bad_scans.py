@@ -21,8 +21,10 @@ from native_scans import make_visit, save
 
 from resdm.io import WriteError, write_csv
 from resdm_suite.cohorts.manifest import EMPTY, ManifestError, read_manifest, write_manifest
-from resdm_suite.preprocessing import volumes as room
-from resdm_suite.preprocessing.volumes import VolumeError, cohort_flow, preprocess
+from resdm_suite.preprocessing import volumes
+from resdm_suite.preprocessing.measures import LIMITS
+from resdm_suite.preprocessing.scans import VolumeError
+from resdm_suite.preprocessing.volumes import cohort_flow, preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 ROOT = Path(__file__).resolve().parents[1]  # not of conftest: it imports torch, and so would the processes below
@@ -253,7 +255,7 @@ def test_an_unreadable_file_is_named(config, monkeypatch):
         return load(path, *args, **kwargs)
 
     load = nib.load
-    monkeypatch.setattr(room.nib, "load", refuse)
+    monkeypatch.setattr(volumes.nib, "load", refuse)
     with pytest.raises(VolumeError, match=r"sub-other_T1w\.nii\.gz: cannot be read as NIfTI .*Permission denied"):
         preprocess(config, progress=False)
 
@@ -280,11 +282,11 @@ def test_a_disk_that_refuses_is_told_and_the_next_call_goes_on(config, monkeypat
         Path(path).write_bytes(b"half")
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(room.nib, "save", full)
+    monkeypatch.setattr(volumes.nib, "save", full)
     with pytest.raises(WriteError, match=f"sub-other.*cannot be written.*{remedy}.*what is finished stays"):
         preprocess(config, progress=False)
     assert contents(config.volumes) == made
-    monkeypatch.setattr(room.nib, "save", save_image)
+    monkeypatch.setattr(volumes.nib, "save", save_image)
     assert len(preprocess(config, progress=False)) == 2
 
 
@@ -325,8 +327,8 @@ def test_a_call_that_is_really_killed_loses_one_person_at_most(config):
         shutil.copy(scans / f"sub-other_{which}.nii.gz", scans / f"sub-third_{which}.nii.gz")
     write_manifest(manifest(config, "sub-good", "sub-other", "sub-third"), config.manifest)
     dies = (
-        "import os, signal; first = t.room.write_json; "
-        "t.room.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL) "
+        "import os, signal; first = t.volumes.write_json; "
+        "t.volumes.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL) "
         "if 'sub-third' in str(path) else first(path, value)"
     )
     with call(config, dies) as process:
@@ -373,9 +375,9 @@ def test_sessions_that_cannot_be_used_are_left_out_by_option(config):
 
 
 def test_flagged_sessions_are_left_out_by_option_only(config, monkeypatch):
-    monkeypatch.setitem(room.FLAGS, "suvr_max", (1.1, 1.3))
+    monkeypatch.setitem(LIMITS, "suvr_max", (1.1, 1.3))
     spread = preprocess(config, progress=False).set_index("person")["amyloid_suvr_max"]
-    monkeypatch.setitem(room.FLAGS, "suvr_max", (1.1, spread.mean()))  # one of the two is beyond
+    monkeypatch.setitem(LIMITS, "suvr_max", (1.1, spread.mean()))  # one of the two is beyond
     high = spread.idxmax()
     index = preprocess(config, progress=False)
     assert index.loc[index["flags"] != "", "person"].tolist() == [high]

@@ -17,7 +17,7 @@ from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
 from resdm_suite.preprocessing import registration
 from resdm_suite.preprocessing.qc import brain_points
 from resdm_suite.preprocessing.registration import Scan, displacement, register_affine, register_rigid, resample
-from resdm_suite.preprocessing.volumes import read_scan
+from resdm_suite.preprocessing.scans import read_scan
 
 
 def errors(visit, mm):

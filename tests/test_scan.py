@@ -23,7 +23,7 @@ from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.paths import sidecar_path
-from resdm_suite.preprocessing.volumes import VolumeError
+from resdm_suite.preprocessing.scans import VolumeError
 
 GRID = Grid((48, 56, 48), 4.0)
 MARKER_MM = np.array([-44.0, -30.0, 20.0])

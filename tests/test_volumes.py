@@ -24,11 +24,14 @@ from resdm_suite.cohorts.readers.bids import build_manifest
 from resdm_suite.cohorts.splits import split_people
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing import volumes
-from resdm_suite.preprocessing import volumes as room
 from resdm_suite.preprocessing.dataset import CohortDataset
+from resdm_suite.preprocessing.measures import LIMITS, blur, measure_flags, shared_information
 from resdm_suite.preprocessing.qc import brain_points
-from resdm_suite.preprocessing.registration import displacement, resample
-from resdm_suite.preprocessing.volumes import VolumeError, preprocess, preprocess_mri, read_scan
+from resdm_suite.preprocessing.registration import Scan, displacement, resample, smooth
+from resdm_suite.preprocessing.scans import VolumeError, read_scan
+from resdm_suite.preprocessing.suvr import pet_on_grid
+from resdm_suite.preprocessing.t1 import _MAX_FLUID, looks_like_pet, preprocess_mri, t1_on_grid, tissue_contrast
+from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 GRID = Grid((32, 32, 32), 6.0)
@@ -185,7 +188,7 @@ def test_n4_takes_the_bias_out_of_white_matter(cohort):
     sides = {}
     for n4 in (False, True):
         settings = make_config(None, n4=n4).preprocess
-        array = room._t1_on_grid(t1, settings, "t1.nii.gz")[0]
+        array = t1_on_grid(t1, settings, "t1.nii.gz")[0]
         left, right = array[white & (x < -20)].mean(), array[white & (x > 20)].mean()
         sides[n4] = abs(left - right) / (left + right)
     assert sides[False] > 0.1
@@ -214,8 +217,8 @@ def test_scans_in_mni_space_are_resampled_not_registered(cohort, aligned, tmp_pa
     config = dataclasses.replace(make_config(tmp_path, n4=False, mask=False), cohort=cohort[0].cohort)
     write_manifest(pd.DataFrame([aligned]), config.manifest)
     with monkeypatch.context() as patch:
-        patch.setattr(room, "register_affine", never)
-        patch.setattr(room, "register_rigid", never)
+        patch.setattr("resdm_suite.preprocessing.t1.register_affine", never)
+        patch.setattr(volumes, "register_rigid", never)
         index = preprocess(config, progress=False)
         before = state(config.volumes)
         preprocess(config, progress=False)
@@ -367,7 +370,7 @@ def test_status_comes_from_the_manifest_or_the_cut_off(cohort):
     frame.loc[1, ["amyloid_suvr", "tau_status"]] = 1.40, 0
     measured = {"t1_correlation": 0.9, "amyloid_suvr": 1.10, "tau_suvr": 1.30}
     outputs = dict.fromkeys(("t1w", *TRACERS), "file.nii.gz")
-    index = room._index(config, frame, [{"measured": measured, "outputs": outputs}] * 4)
+    index = volumes._index(config, frame, [{"measured": measured, "outputs": outputs}] * 4)
     assert index["amyloid_suvr"].tolist() == [1.10, 1.40, 1.10, 1.10]
     assert index["amyloid_status"].fillna(-1).tolist() == [0, 1, 1, -1]  # 1.11, given, 1.08, no cut-off known
     assert index["tau_status"].tolist() == [1, 0, 1, 1]
@@ -375,13 +378,13 @@ def test_status_comes_from_the_manifest_or_the_cut_off(cohort):
 
 def test_flags_name_the_scan_the_measure_and_its_value():
     fine = {"t1_correlation": 0.9, "tau_similarity": 1.2, "tau_suvr": 9.0, "tau_reference_cov": 0.2}
-    assert room._flags(fine) == []
+    assert measure_flags(fine) == []
     bad = fine | {"t1_correlation": 0.31, "tau_similarity": 1.01, "tau_suvr_max": 8.5, "tau_clipped_percent": 0.51}
     said = ["t1 correlation 0.31", "tau similarity 1.01", "tau suvr max 8.50", "tau clipped percent 0.51"]
-    assert room._flags(bad) == said
-    assert room._flags(bad | {"tau_clipped_percent": 0.49}) == said[:3]
-    assert room._flags({"amyloid_frame_minutes": 20.0}) == []  # a late window
-    assert room._flags({"amyloid_frame_minutes": 60.0}) == ["amyloid frame minutes 60.00"]  # from injection on
+    assert measure_flags(bad) == said
+    assert measure_flags(bad | {"tau_clipped_percent": 0.49}) == said[:3]
+    assert measure_flags({"amyloid_frame_minutes": 20.0}) == []  # a late window
+    assert measure_flags({"amyloid_frame_minutes": 60.0}) == ["amyloid frame minutes 60.00"]  # from injection on
 
 
 def test_a_pet_that_slipped_is_flagged(cohort):
@@ -393,8 +396,8 @@ def test_a_pet_that_slipped_is_flagged(cohort):
         for tracer in TRACERS:
             if row[tracer]:
                 slipped = np.roll(loaded(config.volumes / row[tracer]), 3, axis=1)
-                shared = room._information(*(room._blur(v, GRID)[brain] for v in (t1, slipped)))
-                assert shared < room.FLAGS["similarity"][0] < row[f"{tracer}_similarity"]
+                shared = shared_information(*(blur(v, GRID)[brain] for v in (t1, slipped)))
+                assert shared < LIMITS["similarity"][0] < row[f"{tracer}_similarity"]
 
 
 def test_options_of_intensity_and_smoothing():
@@ -404,7 +407,7 @@ def test_options_of_intensity_and_smoothing():
 
     def pet(**options):
         settings = make_config(None, **options).preprocess
-        return room._pet_on_grid(visit.pet, mni_to_pet, "amyloid", settings, "pet.nii.gz")
+        return pet_on_grid(visit.pet, mni_to_pet, "amyloid", settings, "pet.nii.gz")
 
     fixed, said, measured = pet(suvr_range={"amyloid": (0.5, 2.0), "tau": (0.0, 3.0)})
     suvr = 0.5 + 1.5 * fixed
@@ -445,7 +448,7 @@ def test_smoothing_adds_in_squares(fwhm):
         :3, None
     ]
     blob = np.exp(-(x**2 + y**2 + z**2) / (2 * sd**2)).reshape(64, 64, 64).astype(np.float32)
-    smoothed = resample(room.smooth(room.Scan(blob, affine), fwhm), grid.affine, grid.shape)
+    smoothed = resample(smooth(Scan(blob, affine), fwhm), grid.affine, grid.shape)
     away = grid.mm() - np.array([0, -17, 5])[:, None, None, None]
     found = 2.3548 * np.sqrt((away**2 * smoothed).reshape(3, -1).sum(1) / smoothed.sum())
     np.testing.assert_allclose(found, np.sqrt(36 + fwhm**2), rtol=0.05)
@@ -468,7 +471,7 @@ def test_a_killed_call_goes_on_and_ends_in_the_same_bytes(cohort, tmp_path, monk
     shutil.copytree(config.work / "bids", tmp_path / "work/tiny/bids")
     other = dataclasses.replace(config, root=tmp_path)
     shutil.copy(config.manifest, other.manifest)
-    write, calls = room._write_session, []
+    write, calls = volumes._write_session, []
 
     def dies(config, row):
         calls.append(row)
@@ -476,7 +479,7 @@ def test_a_killed_call_goes_on_and_ends_in_the_same_bytes(cohort, tmp_path, monk
             raise KeyboardInterrupt
         write(config, row)
 
-    monkeypatch.setattr(room, "_write_session", dies)
+    monkeypatch.setattr(volumes, "_write_session", dies)
     with pytest.raises(KeyboardInterrupt):
         preprocess(other, progress=False)
     monkeypatch.undo()
@@ -632,7 +635,7 @@ def test_a_pet_without_cerebellum_is_named():
     visit = make_visit(5)
     empty = dataclasses.replace(visit.pet, data=np.zeros_like(visit.pet.data))
     with pytest.raises(VolumeError, match=r"^pet\.nii\.gz: the reference region \(inferior_cerebellum\) holds a mean"):
-        room._pet_on_grid(empty, np.eye(4), "tau", make_config(None).preprocess, "pet.nii.gz")
+        pet_on_grid(empty, np.eye(4), "tau", make_config(None).preprocess, "pet.nii.gz")
 
 
 @pytest.mark.parametrize("tracer", TRACERS)
@@ -640,7 +643,7 @@ def test_a_field_of_view_that_cuts_the_reference_region_does_not_raise_suvr(trac
     """A fifth and more of the cerebellum below the scan's edge: counted as 0 it would raise SUVR by as much."""
     visit = make_visit(5)
     settings, mni_to_pet = make_config(None).preprocess, visit.t1_to_pet @ visit.mni_to_t1
-    _, _, whole = room._pet_on_grid(visit.pet, mni_to_pet, tracer, settings, "pet.nii.gz")
+    _, _, whole = pet_on_grid(visit.pet, mni_to_pet, tracer, settings, "pet.nii.gz")
     to_pet = np.linalg.inv(visit.pet.affine) @ mni_to_pet
     voxels = apply_affine(to_pet, GRID.mm()[:, regions(GRID)[REFERENCE[tracer]]].T)
     axis = int(np.argmax(np.abs(to_pet[:3, 2])))  # of the scan, along the body
@@ -651,12 +654,12 @@ def test_a_field_of_view_that_cuts_the_reference_region_does_not_raise_suvr(trac
     shift = np.eye(4)
     shift[axis, 3] = cut if up else 0
     cropped = dataclasses.replace(visit.pet, data=visit.pet.data[tuple(keep)], affine=visit.pet.affine @ shift)
-    _, said, part = room._pet_on_grid(cropped, mni_to_pet, tracer, settings, "pet.nii.gz")
+    _, said, part = pet_on_grid(cropped, mni_to_pet, tracer, settings, "pet.nii.gz")
     assert whole["reference_coverage"] == 1
     assert 0.55 < part["reference_coverage"] < 0.9
     assert part["suvr"] == pytest.approx(whole["suvr"], rel=0.05)
     assert said["reference_mean"] == pytest.approx(whole["reference_mean"], rel=0.05)
-    assert any("reference coverage" in flag for flag in room._flags({f"{tracer}_{k}": v for k, v in part.items()}))
+    assert any("reference coverage" in flag for flag in measure_flags({f"{tracer}_{k}": v for k, v in part.items()}))
 
 
 def test_volumes_of_unequal_grid_are_refused(copy):
@@ -747,9 +750,8 @@ def test_a_pet_is_told_from_a_t1_by_its_content(cohort, tmp_path):
             if not row[what]:
                 continue
             transform = np.array(sidecar(config.volumes / index[what][i])["transform"])
-            fluid, depth = volumes._looks(read_scan(row[what], frames=True), transform)
-            pet = fluid > volumes._FLUID[1] or (fluid > volumes._FLUID[0] and depth > volumes._DEPTH)
-            assert pet == (what != "t1w"), (row["person"], what, fluid, depth)
+            fluid, depth = tissue_contrast(read_scan(row[what], frames=True), transform)
+            assert looks_like_pet(fluid, depth) == (what != "t1w"), (row["person"], what, fluid, depth)
     for tracer in TRACERS:
         pet = averaged(next(path for path in frame[tracer] if path), tmp_path / f"{tracer}_T1w.nii.gz")
         with pytest.raises(
@@ -763,7 +765,7 @@ def test_a_real_t1_is_no_pet_whole_or_stripped(real_t1, tmp_path):
     whole, info = preprocess_mri(real_t1, config)
     scan = read_scan(real_t1)
     brain = resample(
-        volumes.Scan(mni_map("brain", GRID).astype(np.float32), GRID.affine), scan.affine, scan.data.shape,
+        Scan(mni_map("brain", GRID).astype(np.float32), GRID.affine), scan.affine, scan.data.shape,
         np.linalg.inv(np.array(info["transform"])),
     )  # fmt: skip
     stripped = save(tmp_path / "brain_T1w.nii.gz", np.where(brain > 0.5, scan.data, 0), scan.affine)
@@ -771,7 +773,7 @@ def test_a_real_t1_is_no_pet_whole_or_stripped(real_t1, tmp_path):
     inside = ndimage.binary_erosion(mni_map("brain", GRID), iterations=2)
     assert np.corrcoef(whole[inside], alone[inside])[0, 1] > 0.98
     for found in (info, said):
-        assert found["fluid"] < volumes._FLUID[1] - 0.02
+        assert found["fluid"] < _MAX_FLUID - 0.02
         assert found["depth"] < 0.4
     affine = scan.affine @ np.diag([6.25, 6.25, 6.25, 1])  # 0.8 mm → 5 mm
     shape = tuple(int(n / 6.25) for n in scan.data.shape)

@@ -34,7 +34,7 @@ from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
-from resdm_suite.preprocessing.volumes import preprocess_mri
+from resdm_suite.preprocessing.t1 import preprocess_mri
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.slices import FIELD_MM
 from resdm_suite.reporting.style import TRACER_TITLES

@@ -1,6 +1,6 @@
 """One MRI to both PETs: in MNI space and on the MRI's own voxels, with regional SUVR and a picture.
 
-A T1 is registered to the model's grid (`preprocessing.volumes`) and several samples are drawn. Their mean returns to
+A T1 is registered to the model's grid (`preprocessing.t1`) and several samples are drawn. Their mean returns to
 the T1's voxels by the inverse of the same affine, in one interpolation. No file holds a date or a duration: the same
 scan, model, prompt and seed give the same bytes.
 
@@ -35,7 +35,7 @@ from resdm_suite.evaluation.image_quality import read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan, resample
-from resdm_suite.preprocessing.volumes import preprocess_mri
+from resdm_suite.preprocessing.t1 import preprocess_mri
 from resdm_suite.reporting.provenance import provenance, versions
 from resdm_suite.reporting.slices import scan_montage
 from resdm_suite.reporting.style import save_figure

@@ -36,7 +36,7 @@ from resdm_suite.cohorts.phantom.people import (
 from resdm_suite.cohorts.phantom.scanner import Visit, make_visit
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan
-from resdm_suite.preprocessing.volumes import _pet_on_grid
+from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.profiles import Config
 
 DRAWS = 200_000
@@ -140,7 +140,7 @@ def expected_pet(
     scans = _scanned(visit, maps, np.array(record["scans"]["t1w"]["world_to_mni"]))
     pets = dict.fromkeys(TRACERS, 0.0)
     for (tracer, _, share), scan in zip(names, scans, strict=True):
-        pets[tracer] = pets[tracer] + share * _pet_on_grid(scan, mni_to_t1, tracer, config.preprocess, str(t1))[0]
+        pets[tracer] = pets[tracer] + share * pet_on_grid(scan, mni_to_t1, tracer, config.preprocess, str(t1))[0]
     return {tracer: (pets[tracer].astype(np.float32), float(weight @ status[tracer])) for tracer in TRACERS}
 
 

@@ -1,0 +1,85 @@
+"""One PET onto the profile's grid as SUVR: reference region, regional means, and intensities in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm_suite.preprocessing.registration import Scan, resample, smooth
+from resdm_suite.preprocessing.scans import VolumeError
+from resdm_suite.profiles import PreprocessConfig
+
+MIN_REFERENCE_COVERAGE = 0.5
+"""Part of the reference region that a PET must hold; the mean over less would be that of the region's rim."""
+
+
+def pet_on_grid(
+    pet: Scan, mni_to_pet: np.ndarray, tracer: str, settings: PreprocessConfig, path: str
+) -> tuple[np.ndarray, dict[str, Any], dict[str, float]]:
+    """A PET in [0, 1] on the grid, entries of its sidecar, and measures of SUVR and quality.
+
+    Raises `VolumeError` if the scan holds too little of the reference region, or the region has no uptake.
+    """
+    grid = Grid.of(settings.grid)
+    brain, masks = mni_map("brain", grid), regions(grid)
+    if settings.smooth_mm:
+        pet = smooth(pet, settings.smooth_mm)
+    array = resample(pet, grid.affine, grid.shape, mni_to_pet)
+    reference, coverage = _reference_values(array, pet, mni_to_pet, grid, tracer, path)
+    mean = float(reference.mean()) if len(reference) else 0.0
+    if not mean > 0:
+        raise VolumeError(
+            f"{path}: the reference region ({REFERENCE[tracer]}) holds a mean of {mean:g}, expected more than 0; "
+            "does the scan cover the cerebellum?"
+        )
+    array = array / mean
+    parts = {"summary": np.any([masks[name] for name in SUMMARY[tracer]], axis=0)} | masks
+    regional = {name: float(array[mask].mean(dtype=np.float64)) for name, mask in parts.items()}  # before clipping
+    low, high = settings.suvr_range[tracer]
+    if settings.intensity == "minmax":
+        low, high = float(array[brain].min()), float(array[brain].max())
+    measured = {
+        "suvr": regional["summary"],
+        "reference_mean": mean,
+        "reference_cov": float(reference.std() / mean),
+        "suvr_max": float(array[brain].max()),
+        "reference_coverage": coverage,
+        "clipped_percent": float(100 * np.mean((array[brain] < low) | (array[brain] > high))),
+    }
+    array = np.clip((array - low) / (high - low), 0, 1)
+    if settings.mask:
+        array[~brain] = 0
+    sidecar = {
+        "intensity": {"kind": settings.intensity, "suvr_range": [low, high]},
+        "reference_region": REFERENCE[tracer],
+        "reference_mean": mean,
+        "clipped_percent": measured["clipped_percent"],
+        "regional_suvr": regional,
+    }
+    if pet.frames:  # a scan of more than 40 minutes began long before the tracer's window: its SUVR is no late one
+        sidecar["frames"] = pet.frames
+        measured |= {"frame_minutes": pet.frames["minutes"]} if "minutes" in pet.frames else {}
+    return array, sidecar, measured
+
+
+def _reference_values(
+    array: np.ndarray, pet: Scan, mni_to_pet: np.ndarray, grid: Grid, tracer: str, path: str
+) -> tuple[np.ndarray, float]:
+    """Values of the reference region inside the scan, and the part of the region that the scan holds.
+
+    Beyond the scan's edge the grid is 0, which is no uptake and would raise every SUVR.
+    """
+    mask = regions(grid)[REFERENCE[tracer]]
+    voxels = apply_affine(np.linalg.inv(pet.affine) @ mni_to_pet, grid.mm()[:, mask].T)
+    ends = np.array(pet.data.shape) - 1
+    coverage = float(np.mean(np.all((voxels > -0.5) & (voxels < ends + 0.5), axis=1)))
+    if coverage < MIN_REFERENCE_COVERAGE:
+        raise VolumeError(
+            f"{path}: holds {100 * coverage:.0f} % of the reference region ({REFERENCE[tracer]}), expected "
+            f"{100 * MIN_REFERENCE_COVERAGE:.0f} % or more; does the scan cover the cerebellum, and is its affine "
+            "right?"
+        )
+    return array[mask][np.all((voxels >= 0) & (voxels <= ends), axis=1)], coverage
