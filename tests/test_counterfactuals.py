@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_figures import check_texts, draw
 
 from resdm_suite.evaluation.counterfactuals import change_summary, prompt_changes
-from resdm_suite.reporting.counterfactuals import counterfactual_figure
 
 REGIONS = ("summary", "precuneus", "pons")
 
@@ -50,19 +52,21 @@ def test_conditions_of_other_sessions_are_refused():
         prompt_changes(suvr[suvr["condition"] == "factual"])
 
 
+def figure(suvr: pd.DataFrame):
+    summary = change_summary(prompt_changes(suvr), seed=0, repeats=200)
+    return draw("15_counterfactuals", profile=SimpleNamespace(notice="phantom data"), summary=summary)
+
+
 def test_figure_has_a_map_of_ages_and_a_panel_for_each_prompt():
-    summary = change_summary(prompt_changes(planted()), seed=0, repeats=200)
-    figure = counterfactual_figure(summary, notice="phantom data")
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert [title for title in titles if title] == ["one age for everyone", "sex swapped", "no text but the tracer"]
-    (image,) = figure.axes[0].images
+    drawn = figure(planted())
+    titles = {axes.get_title(loc="left"): axes for axes in drawn.axes if axes.get_title(loc="left")}
+    assert list(titles) == ["one age for everyone", "sex swapped", "no text but the tracer"]
+    (image,) = titles["one age for everyone"].images
     np.testing.assert_allclose(np.asarray(image.get_array())[:, 1], 0.05, atol=0.01)
     assert image.get_array().shape == (3, 2)
-    panels = [axes for axes, title in zip(figure.axes, titles, strict=True) if "sex" in title or "text" in title]
-    assert len({axes.get_xlim() for axes in panels}) == 1  # one scale
+    assert titles["sex swapped"].get_xlim() == titles["no text but the tracer"].get_xlim()  # one scale
+    check_texts(drawn)
 
 
 def test_figure_without_a_sweep():
-    changes = prompt_changes(planted().query("condition in ['factual', 'tracer_only']"))
-    figure = counterfactual_figure(change_summary(changes, seed=0, repeats=200))
-    assert len(figure.axes) == 1
+    assert len(figure(planted().query("condition in ['factual', 'tracer_only']")).axes) == 1

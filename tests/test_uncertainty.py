@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
+from notebook_figures import check_texts, draw, texts
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 
 from resdm.io import sha256
@@ -39,7 +41,7 @@ from resdm_suite.evaluation.uncertainty import (
 )
 from resdm_suite.profiles import UncertaintyConfig, load_config
 from resdm_suite.reporting.style import save_figure
-from resdm_suite.reporting.uncertainty import findings, uncertainty_figure, uncertainty_table, verdict
+from resdm_suite.reporting.uncertainty import findings, uncertainty_points, uncertainty_table, verdict
 
 N, V = 40, 2000
 RAW = calibrate(*[np.empty((0, 0))] * 3, "raw")
@@ -257,6 +259,12 @@ def judged(rng, n=40, factor=3.0, known=1.0, wide=1.0):
     return Uncertainty(**{name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()})
 
 
+def figure(result, individual=True):
+    profile = SimpleNamespace(individual=individual, notice="phantom data")
+    points, curves = uncertainty_points(profile, result)
+    return draw("14_uncertainty", profile=profile, method="ResDM", result=result, points=points, curves=curves)
+
+
 def test_findings_follow_the_numbers(rng):
     knows = findings(judged(rng))
     assert len(knows) == 3
@@ -272,8 +280,9 @@ def test_findings_follow_the_numbers(rng):
     assert "left one {} [{}, {}]".format(*numbers) in said[0]
     assert "more of the error" not in said[1]
     assert "no score ranks people by error" in said[2]
-    texts = [text.get_text() for text in uncertainty_figure(blind).texts]
-    assert any("no score ranks people by error" in text and "samples add to" not in text for text in texts)
+    drawn = figure(blind)
+    assert any("no score ranks people by error" in text and "samples add to" not in text for text in texts(drawn))
+    check_texts(drawn)
 
 
 def test_the_verdict_follows_the_likelihood_of_each_tracer(rng):
@@ -313,14 +322,13 @@ def test_the_intervals_are_those_of_the_suite(rng):
 
 def test_where_single_people_may_not_be_shown_every_point_is_of_five(rng):
     for n, groups, steps in ((4, 0, 0), (9, 1, 1), (23, 4, 4), (31, 5, 6)):
-        axes = uncertainty_figure(judged(rng, n=n), people=False).axes
-        ranking, risk = axes[2], axes[3]
-        assert len(ranking.lines[0].get_xdata()) == groups
-        kept = np.array(risk.lines[1].get_xdata()) * n / 100
+        points, curves = uncertainty_points(SimpleNamespace(individual=False), judged(rng, n=n))
+        assert len(points) == groups
+        kept = curves.loc[curves["curve"] == "oracle", "kept"].to_numpy() * n / 100
         assert len(kept) == steps
         assert (np.diff([0, *kept]) >= 5 - 1e-9).all()
-    axes = uncertainty_figure(judged(rng, n=23), people=True).axes
-    assert [len(axes[2].lines[0].get_xdata()), len(axes[3].lines[1].get_xdata())] == [23, 23]
+    points, curves = uncertainty_points(SimpleNamespace(individual=True), judged(rng, n=23))
+    assert [len(points), (curves["curve"] == "oracle").sum()] == [23, 23]
 
 
 # ── stored samples ────────────────────────────────────────────────────────────────────────────────
@@ -372,10 +380,9 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
     assert "guarantees" in " ".join(table.notes)
     assert table.latex().isascii()
     assert set(table.frame["measure"]) >= {"coverage_90", "width_90", "nll_gain", "rho", "aurc", "q95", "a"}
-    for people in (True, False):
-        paths = save_figure(uncertainty_figure(found, people=people, notice="x"), tmp_path / "figure", {})
-        again = save_figure(uncertainty_figure(found, people=people, notice="x"), tmp_path / "again", {})
-        assert sha256(paths[1]) == sha256(again[1])
+    for individual in (True, False):
+        paths = [save_figure(figure(found, individual), tmp_path / name, {})[1] for name in ("figure", "again")]
+        assert sha256(paths[0]) == sha256(paths[1])
 
 
 def test_a_profile_needs_two_samples(tmp_path):

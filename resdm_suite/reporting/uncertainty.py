@@ -1,4 +1,4 @@
-"""Calibration, coverage and ranking of the spread over samples, as table and figure."""
+"""Calibration, coverage and ranking of the spread over samples, as table, and the data of its figure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
 
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
 from resdm_suite.profiles import FEWEST, Config
-from resdm_suite.reporting.style import GREY, TRACER_TITLES, WIDTH, Page, styled
 from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, number, span
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
 """Predictors as table and figure call them."""
-
-_COLOURS = {"raw": "#999999", "sampling": "#0072B2", "map": "#E69F00", "both": "#D55E00"}
 
 NOMINAL = 0.9
 """The level that a region's row shows."""
@@ -167,13 +161,8 @@ def _rho(row: pd.Series) -> str:
     return f"{number(row['rho'], 2)} {_bracket(row['rho_low'], row['rho_high'], 2)}"
 
 
-def _rho_short(ranking: pd.DataFrame) -> str:
-    rho = ranking.loc["both", "rho"]
-    return "the same score for all" if np.isnan(rho) else f"ρ = {number(rho, 2)}"
-
-
-def _short(found: Uncertainty, tracer: str) -> str:
-    """`findings` in a line."""
+def short_findings(found: Uncertainty, tracer: str) -> str:
+    """`findings` of one tracer in a line."""
     covered = _covered(found, tracer)
     gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["unit"] == "voxel")]
     gain = gains.set_index("predictor").loc["both"]
@@ -286,110 +275,34 @@ def _bracket(low: float, high: float, decimals: int) -> str:
     return f"[{number(low, decimals)}, {number(high, decimals)}]"
 
 
-# ── the figure ────────────────────────────────────────────────────────────────────────────────────
+# ── what the figure may show ──────────────────────────────────────────────────────────────────────
 
 
-@styled
-def uncertainty_figure(found: Uncertainty, *, people: bool = True, notice: str = "", method: str = "ResDM") -> Figure:
-    """Error against predicted deviation, coverage, score against error, and the risk–coverage curve, by tracer.
+def uncertainty_points(config: Config, result: Uncertainty) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores against errors, and risk–coverage curves, under the privacy rule.
 
-    Parameters
-    ----------
-    found : Uncertainty
-    people : bool
-        Draw single people in (c), and (d) person by person; else, for cohorts whose single people may not be shown,
-        means of `resdm_suite.profiles.FEWEST` or more.
-    notice, method : str
+    Returns
+    -------
+    points : DataFrame
+        tracer, score (of ``both``), error (mean absolute, SUVR). One row per person; where single people may not be
+        shown, one per group of `FEWEST` or more people of similar score.
+    curves : DataFrame
+        tracer, curve (``oracle``, ``raw`` or ``both``), kept (% of people), error (mean of those kept). Where single
+        people may not be shown, steps are at least `FEWEST` people apart. A score equal for all has no curve.
     """
-    left, gap, size, top, pitch = 0.50, 0.46, 1.28, 1.16, 2.04
-    tracers = [tracer for tracer in TRACERS if (found.ranking["tracer"] == tracer).any()]
-    page = Page.of(WIDTH, top + pitch * (len(tracers) - 1) + size + 0.40)
-    dot = "a person" if people else f"{FEWEST} people or more"
-    page.title(
-        f"What the spread over samples of {method} says of its error", notice,
-        "Test people, brain, SUVR; calibrated on validation people. (a) bins of equally many voxels; (b) voxels (line) "
-        f"and regions (dots); (c) a dot is {dot}; (d) people kept, those with "
-        "the lowest score first.",
-    )  # fmt: skip
-    for row, tracer in enumerate(tracers):
-        panels = [page.axes(left + i * (size + gap), top + row * pitch, size, size) for i in range(4)]
-        _reliability_panel(panels[0], found.reliability[found.reliability["tracer"] == tracer])
-        _coverage_panel(panels[1], found.coverage[found.coverage["tracer"] == tracer])
-        ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
-        own = found.people[found.people["tracer"] == tracer]
-        _ranking_panel(panels[2], own, people)
-        _risk_panel(panels[3], own, people)
-        page.text(0.08, top + row * pitch - 0.34, TRACER_TITLES[tracer], fontsize=8, fontweight="bold")
-        page.text(0.70, top + row * pitch - 0.335, _short(found, tracer), fontsize=6.5)
-        for letter, axes in zip("abcd", panels, strict=True):
-            said = f" {_rho_short(ranking)}" if letter == "c" else ""
-            axes.set_title(f"({letter}){said}", fontsize=7, loc="left", pad=3)
-        if row == 0:
-            handles, labels = panels[0].get_legend_handles_labels()
-            page.figure.legend(
-                handles, labels, ncols=4, loc="upper left", fontsize=6.5, handlelength=1.6,
-                bbox_to_anchor=(0.0, 1 - (top - 0.60) / page.height),
-            )  # fmt: skip
-    return page.figure
-
-
-def _reliability_panel(axes: Axes, part: pd.DataFrame) -> None:
-    for predictor, name in TITLES.items():
-        one = part[part["predictor"] == predictor]
-        axes.plot(one["predicted"], one["error"], "-o", ms=2.2, lw=0.9, color=_COLOURS[predictor], label=name)
-    ends = [min(part["predicted"].min(), part["error"].min()), max(part["predicted"].max(), part["error"].max())]
-    axes.plot(ends, ends, ":", color=GREY, lw=0.8)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    ticks = [tick for tick in (0.003, 0.01, 0.03, 0.1, 0.3) if 0.9 * ends[0] <= tick <= 1.1 * ends[1]]
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator(ticks))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(FixedLocator([]))
-    axes.set_xlabel("predicted deviation")
-    axes.set_ylabel("error (RMS)", labelpad=1)
-
-
-def _coverage_panel(axes: Axes, part: pd.DataFrame) -> None:
-    axes.plot([0, 100], [0, 100], ":", color=GREY, lw=0.8)
-    for predictor in TITLES:
-        own = part[part["predictor"] == predictor]
-        for unit, style in (("voxel", "-"), ("regions", "o")):
-            one = own[own["unit"] == unit]
-            axes.plot(100 * one["nominal"], 100 * one["coverage"], style, ms=2.5, lw=0.9, color=_COLOURS[predictor])
-    axes.set_xlim(40, 100)
-    axes.set_ylim(0, 102)
-    axes.set_xlabel("nominal (%)")
-    axes.set_ylabel("coverage (%)", labelpad=1)
-
-
-def _ranking_panel(axes: Axes, own: pd.DataFrame, people: bool) -> None:
-    shown = own.sort_values("both")
-    if not people:
-        groups = min(5, len(own) // FEWEST)
-        shown = shown[["both", "error"]].groupby(np.arange(len(own)) * groups // max(len(own), 1)).mean()
-        shown = shown if groups else shown[:0]
-    axes.plot(shown["both"], shown["error"], "o", ms=2.2, mew=0, color=_COLOURS["both"], alpha=0.8)
-    axes.set_xlabel("score (both)")
-    axes.set_ylabel("mean absolute error", labelpad=1)
-    axes.margins(0.08)
-
-
-def _risk_panel(axes: Axes, own: pd.DataFrame, people: bool) -> None:
-    error = own["error"].to_numpy()
-    steps = np.arange(len(error))
-    if not people:  # two means that one person tells apart tell of that person
-        steps = np.append(steps[FEWEST - 1 : len(error) - FEWEST : FEWEST], steps[FEWEST - 1 :][-1:])
-    kept, oracle = 100 * (steps + 1) / len(error), risk_coverage(error, error)[steps]
-    axes.axhline(error.mean(), ls=":", lw=0.8, color=GREY)
-    axes.plot(kept, oracle, ls="--", lw=0.8, color=GREY)
-    for predictor in ("raw", "both"):
-        if np.ptp(own[predictor]) <= 1e-9 * own[predictor].max():  # in any order
-            continue
-        axes.plot(kept, risk_coverage(own[predictor].to_numpy(), error)[steps], lw=0.9, color=_COLOURS[predictor])
-    axes.text(98, error.mean(), "random", fontsize=5.5, color=GREY, ha="right", va="bottom")
-    if len(kept):
-        axes.text(40, np.interp(40, kept, oracle), "oracle", fontsize=5.5, color=GREY, va="top")
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("people kept (%)")
-    axes.set_ylabel("mean error of the kept", labelpad=1)
+    points, curves = [], []
+    for tracer, people in result.people.groupby("tracer", sort=False):
+        ranked, error = people.sort_values("both")[["both", "error"]], people["error"].to_numpy()
+        steps = np.arange(len(people))
+        if not config.individual:
+            groups = min(5, len(people) // FEWEST)
+            ranked = ranked.groupby(steps * groups // len(people)).mean() if groups else ranked[:0]
+            # two means that differ by one person reveal that person
+            steps = np.append(steps[FEWEST - 1 : len(people) - FEWEST : FEWEST], steps[FEWEST - 1 :][-1:])
+        points.append(ranked.rename(columns={"both": "score"}).assign(tracer=tracer))
+        scores = {"oracle": error} | {name: people[name].to_numpy() for name in ("raw", "both")}
+        for name, score in scores.items():
+            if name == "oracle" or np.ptp(score) > 1e-9 * score.max():
+                curve = {"kept": 100 * (steps + 1) / len(people), "error": risk_coverage(score, error)[steps]}
+                curves.append(pd.DataFrame(curve).assign(tracer=tracer, curve=name))
+    return pd.concat(points, ignore_index=True), pd.concat(curves, ignore_index=True)
