@@ -1,7 +1,8 @@
-"""The released code's variant: its values by formula, its names, its idle weights, its cost."""
+"""The released code's model: values by formula, names of weights, weights without gradient, cost."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -41,7 +42,7 @@ def build(config=None, seed=0, shape=SHAPE):
 
 
 def by_formula(w, x, t, text):
-    """The released network from its weights by name: what each part computes, written out anew.
+    """The released network written out anew from its weights by name.
 
     x (B, 1, X, Y, Z), t (B,), text (B, 256).
     """
@@ -96,13 +97,10 @@ def by_formula(w, x, t, text):
     angles = t[:, None] * torch.tensor([10_000 ** (-i / 16) for i in range(16)], dtype=x.dtype)
     time = linear("time_embed.2", silu(linear("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1))))
     skips = [conv("input_blocks.0.0", x)]
-    skips.append(block("input_blocks.1.0", skips[-1]))
-    skips.append(conv("input_blocks.2.0.op", skips[-1], 2))
-    skips.append(block("input_blocks.3.0", skips[-1]))
-    skips.append(conv("input_blocks.4.0.op", skips[-1], 2))
-    skips.append(block("input_blocks.5.0", skips[-1]))
-    skips.append(conv("input_blocks.6.0.op", skips[-1], 2))
-    skips.append(attend("input_blocks.7.1", block("input_blocks.7.0", skips[-1])))
+    for i in range(1, 8):
+        name = f"input_blocks.{i}.0"
+        skips.append(block(name, skips[-1]) if i % 2 else conv(f"{name}.op", skips[-1], 2))
+    skips[-1] = attend("input_blocks.7.1", skips[-1])
     z = gate("middle_block.2", skips[-1])
     for i in range(8):
         z = block(f"output_blocks.{i}.0", torch.cat([z, skips.pop()], 1))
@@ -116,7 +114,7 @@ def by_formula(w, x, t, text):
 def test_forward_equals_the_formulas(generator):
     torch.manual_seed(0)
     net = ReleasedUNet(32).double()
-    for name, weight in net.named_parameters():  # fresh norms scale by 1 and shift by 0: a fault there would hide
+    for name, weight in net.named_parameters():  # fresh norms have scale 1 and shift 0, which would hide a fault
         if "norm" in name or name.endswith(("in_layers.0.weight", "out_layers.0.weight", "layers.0.bias")):
             torch.nn.init.normal_(weight, float(name.endswith("weight")), 0.1)
     x = torch.randn((2, 1, 16, 8, 24), generator=generator, dtype=torch.float64)
@@ -125,7 +123,7 @@ def test_forward_equals_the_formulas(generator):
     with torch.no_grad():
         out, expected = net(x, t, text[:, None]), by_formula(net.state_dict(), x, t, text)
     assert out.shape == x.shape
-    assert 0.05 < out.std() < 0.9, "neither silent nor saturated"
+    assert 0.05 < out.std() < 0.9, "neither constant nor saturated"
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
@@ -273,10 +271,10 @@ def test_the_average_holds_the_unet_alone(tmp_path):
     assert differ == {name for name in moving if name.startswith("unet.")}
 
 
-# ── its faults left out, one at a time ────────────────────────────────────────────────────────────
+# ── one fault repaired at a time ─────────────────────────────────────────────────────────────────────
 
 
-def test_mended_input_is_the_only_one_that_sees_the_mri(generator):
+def test_only_the_mended_input_uses_the_mri(generator):
     x, mri, text = (torch.randn(shape, generator=generator) for shape in ((1, 1, *SHAPE), (1, 1, *SHAPE), (1, 1, 64)))
     for mended in ((), ("input",), ("attention",), ("middle",)):
         torch.manual_seed(0)
@@ -284,7 +282,7 @@ def test_mended_input_is_the_only_one_that_sees_the_mri(generator):
         assert torch.equal(net(x, t, text, mri), net(x, t, text, mri + 1)) == (mended != ("input",))
 
 
-def test_mended_middle_has_no_idle_weight_and_runs_its_four_parts_in_a_row(generator):
+def test_the_mended_middle_is_a_sequence_of_four_parts(generator):
     torch.manual_seed(0)
     net = ReleasedUNet(8, ("middle",))
     seen = []
@@ -311,94 +309,35 @@ def test_mended_attention_is_that_of_the_clean_method(context):
 # ── its checkpoints ───────────────────────────────────────────────────────────────────────────────
 
 
-def unet_names(width):
-    """Name → shape of every weight in ``Unet.pth.tar``, spelled out."""
-    shapes, time = {}, 4 * width
-
-    def layer(name, out, *rest):
-        shapes.update({f"{name}.weight": (out, *rest), f"{name}.bias": (out,)})
-
-    def block(name, i, o):
-        layer(f"{name}.in_layers.0", i)
-        layer(f"{name}.in_layers.2", o, i, 3, 3, 3)
-        layer(f"{name}.emb_layers.1", 2 * o, time)
-        layer(f"{name}.out_layers.0", o)
-        layer(f"{name}.out_layers.3", o, o, 3, 3, 3)
-        if i != o:
-            layer(f"{name}.skip_connection", o, i, 1, 1, 1)
-
-    def attention(name, n):
-        layer(f"{name}.norm", n)
-        layer(f"{name}.qkv", 3 * n, n, 1)
-        layer(f"{name}.proj_out", n, n, 1)
-
-    a, b, c, d = (width * m for m in (1, 2, 4, 8))
-    layer("time_embed.0", time, width)
-    layer("time_embed.2", time, time)
-    layer("input_blocks.0.0", a, 1, 3, 3, 3)
-    for k, (i, o) in zip((1, 3, 5, 7), ((a, a), (a, b), (b, c), (c, d)), strict=True):
-        block(f"input_blocks.{k}.0", i, o)
-    for k, n in zip((2, 4, 6), (a, b, c), strict=True):
-        layer(f"input_blocks.{k}.0.op", n, n, 3, 3, 3)
-    attention("input_blocks.7.1", d)
-    block("middle_block.0", d, d)
-    attention("middle_block.1", d)
-    for part in ("query", "key", "value"):
-        layer(f"middle_block.2.{part}", d, d)
-    block("middle_block.3", d, d)
-    inputs = (d + d, d + c, d + c, c + b, c + b, b + a, b + a, a + a)
-    for k, (i, o) in enumerate(zip(inputs, (d, d, c, c, b, b, a, a), strict=True)):
-        block(f"output_blocks.{k}.0", i, o)
-    attention("output_blocks.0.1", d)
-    attention("output_blocks.1.1", d)
-    for name, n in (("1.2", d), ("3.1", c), ("5.1", b)):
-        layer(f"output_blocks.{name}.conv", n, n, 3, 3, 3)
-    layer("out.0", 1, a, 3, 3, 3)
-    return shapes
-
-
-def text_names(width, layers, embed, vocabulary, dim):
-    """Name → shape of what matters in ``Text_encoder.pth.tar``: OpenAI's CLIP and a linear layer."""
-    shapes = {
-        "model.positional_embedding": (77, width),
-        "model.text_projection": (width, embed),
-        "model.token_embedding.weight": (vocabulary, width),
-        "model.ln_final.weight": (width,),
-        "model.ln_final.bias": (width,),
-        "linear.weight": (dim, embed),
-        "linear.bias": (dim,),
-    }
-    for i in range(layers):
-        at = f"model.transformer.resblocks.{i}"
-        shapes |= {f"{at}.attn.in_proj_weight": (3 * width, width), f"{at}.attn.in_proj_bias": (3 * width,)}
-        for name, o, n in (
-            ("attn.out_proj", width, width), ("mlp.c_fc", 4 * width, width), ("mlp.c_proj", width, 4 * width)
-        ):  # fmt: skip
-            shapes |= {f"{at}.{name}.weight": (o, n), f"{at}.{name}.bias": (o,)}
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"{at}.{name}.weight": (width,), f"{at}.{name}.bias": (width,)}
-    return shapes
+def layout(module):
+    """Number and digest of all names and shapes of weights."""
+    lines = sorted(f"{name} {tuple(weight.shape)}" for name, weight in module.named_parameters())
+    return len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 @pytest.fixture
 def checkpoints(tmp_path):
     """Both files as the released code writes them, of random values; and the values."""
-    text = text_names(16, 2, 16, 49408, 64) | {"model.visual.proj": (3, 2), "model.logit_scale": ()}
-    states = []
-    for name, shapes in (("Unet.pth.tar", unet_names(8)), ("Text_encoder.pth.tar", text)):
-        states.append({key: 0.1 * torch.randn(shape) for key, shape in shapes.items()})
+    method = build()
+    unet = {name: 0.1 * torch.randn(weight.shape) for name, weight in method.unet.named_parameters()}
+    text = {
+        name.replace("tower.", "model.").replace("project.", "linear."): 0.1 * torch.randn(weight.shape)
+        for name, weight in method.prior.named_parameters()
+    }
+    text["model.token_embedding.weight"] = 0.1 * torch.randn(49408, 16)  # CLIP's whole vocabulary
+    text |= {"model.visual.proj": torch.randn(3, 2), "model.logit_scale": torch.randn(())}
+    paths = tmp_path / "Unet.pth.tar", tmp_path / "Text_encoder.pth.tar"
+    for path, state in zip(paths, (unet, text), strict=True):
         optimiser = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
-        torch.save({"state_dict": states[-1], "optimizer": optimiser}, tmp_path / name)
-    return tmp_path / "Unet.pth.tar", tmp_path / "Text_encoder.pth.tar", states
+        torch.save({"state_dict": state, "optimizer": optimiser}, path)
+    return *paths, (unet, text)
 
 
 def test_names_and_shapes_are_the_released_ones():
     with torch.device("meta"):
         unet, prior = ReleasedUNet(32), PriorModule(PriorConfig(weights="none", context="pooled"))
-    assert {key: tuple(value.shape) for key, value in unet.state_dict().items()} == unet_names(32)
-    own = {key: tuple(weight.shape) for key, weight in prior.named_parameters()}
-    expected = text_names(512, 12, 512, len(prompt_tokens()), 256)
-    assert own == {k.replace("model.", "tower.").replace("linear.", "project."): v for k, v in expected.items()}
+    assert layout(unet) == (212, "48d97c9c93a109ab")
+    assert layout(prior) == (151, "bbe3c5cddf704c2d")
 
 
 def test_a_released_checkpoint_loads_and_becomes_a_model_folder(checkpoints, tmp_path):
@@ -424,7 +363,7 @@ def test_a_released_checkpoint_loads_and_becomes_a_model_folder(checkpoints, tmp
     torch.testing.assert_close(one, other)
 
 
-def test_what_is_no_released_checkpoint_is_refused(checkpoints, tmp_path):
+def test_other_files_are_refused(checkpoints, tmp_path):
     unet, text, states = checkpoints
     with pytest.raises(FileNotFoundError, match=r"other\.tar: no such file"):
         load_released(tmp_path / "other.tar", text, tiny(), SHAPE)
@@ -453,7 +392,7 @@ def test_what_is_no_released_checkpoint_is_refused(checkpoints, tmp_path):
         ("{ sampling_steps: 16 }", "sampling_steps 1 to T = 15"),
     ],
 )
-def test_settings_that_the_network_cannot_have(tmp_path, settings, message):
+def test_impossible_settings_are_refused(tmp_path, settings, message):
     profile = tmp_path / "x.yaml"
     settings = settings.replace("{", "{ kind: released,", 1)
     profile.write_text(f"cohort: {{ kind: other }}\nmethods: {{ it: {settings} }}\n")
@@ -461,6 +400,6 @@ def test_settings_that_the_network_cannot_have(tmp_path, settings, message):
         load_config(profile)
 
 
-def test_a_grid_that_cannot_be_halved_three_times_is_refused():
+def test_grids_are_multiples_of_8():
     with pytest.raises(ValueError, match=r"multiples of 8, .*grid\.shape is \(16, 20, 16\)"):
         build(shape=(16, 20, 16))
