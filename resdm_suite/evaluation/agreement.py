@@ -50,19 +50,10 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> Estimate:
 
 
 def bland_altman(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> BlandAltman:
-    """Bias and limits of agreement (Bland and Altman 1999, equations 3.1 and 3.2).
+    """Bias and limits of agreement of ``second − first``, (n,) each (Bland and Altman 1999, equations 3.1 and 3.2).
 
-    Parameters
-    ----------
-    first, second : array of float (n,)
-        Measurements of the same people in the same order; the difference is second − first.
-    level : float
-        Of the intervals; the limits always hold 95 % of differences.
-
-    Raises
-    ------
-    ValueError
-        Lists of unequal length, empty, or with values that are not finite.
+    ``level`` is that of the intervals; the limits always hold 95 % of differences. Raises `ValueError` for lists of
+    unequal length, empty ones, or values that are not finite.
     """
     x, y = _pairs(first, second)
     difference, n = y - x, len(x)
@@ -81,21 +72,12 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
     Parameters
     ----------
     ratings : ndarray (n, k)
-        One row per person, one column per measurement.
+        One row per person, one column per measurement; all finite.
     kind : {"agreement", "consistency"}
         ``agreement`` is ICC(2,1) of Shrout and Fleiss, ICC(A,1) of McGraw and Wong: a bias or a wrong scale lowers it.
         ``consistency`` is ICC(3,1), ICC(C,1): a bias does not.
     level : float
-
-    Returns
-    -------
-    Estimate
-        NaN for fewer than three people, or where nothing varies.
-
-    Raises
-    ------
-    ValueError
-        Another kind, fewer than two columns, or values that are not finite.
+        Of the interval. NaN for fewer than three people, or where nothing varies.
     """
     table = np.asarray(ratings, dtype=np.float64)
     if kind not in ("agreement", "consistency"):
@@ -189,21 +171,11 @@ def slope(first: Iterable[float], second: Iterable[float], level: float = 0.95) 
 
 
 def agreement_table(values: pd.DataFrame, keys: Iterable[str], level: float = 0.95) -> pd.DataFrame:
-    """Agreement of synthetic with real values by group.
+    """Agreement of synthetic with real values, over people (sessions averaged), by combinations of ``keys``.
 
-    Parameters
-    ----------
-    values : DataFrame
-        Columns of ``keys``, person, real, synthetic; sessions of a person are averaged first.
-    keys : iterable of str
-        Columns whose combinations stay apart (method, tracer, region, …), in order of appearance.
-    level : float
-
-    Returns
-    -------
-    DataFrame
-        The keys, n, sd, and ``<name>``, ``<name>_low``, ``<name>_high`` of ``bias``, ``lower`` and ``upper`` (limits of
-        agreement), ``icc_agreement``, ``icc_consistency``, ``ccc``, ``r`` and ``slope``.
+    ``values`` has the columns ``keys``, person, real, synthetic. The result has ``keys`` in order of appearance, n, sd,
+    and ``<name>``, ``<name>_low``, ``<name>_high`` of ``bias``, ``lower`` and ``upper`` (limits of agreement),
+    ``icc_agreement``, ``icc_consistency``, ``ccc``, ``r`` and ``slope``.
     """
     keys, rows = list(keys), []
     people = values.groupby([*keys, "person"], sort=False)[["real", "synthetic"]].mean().reset_index()

@@ -65,20 +65,10 @@ class Atlas:
 
 
 def load_atlas(source: str, grid: Grid, labels: str | Path | None = None) -> Atlas:
-    """An atlas on a grid.
+    """An atlas on a grid; `AtlasError` where it is not available, no label image, or without a region on the grid.
 
-    Parameters
-    ----------
-    source : str
-        One of `FETCHED` (nilearn downloads it once), or the path of a label image.
-    grid : Grid
-    labels : path, optional
-        TSV with columns ``index`` and ``name`` for a path; without it labels are named by their number.
-
-    Raises
-    ------
-    AtlasError
-        No such file, a failed download, not a label image, or no region on the grid.
+    ``source`` is one of `FETCHED` (nilearn downloads it once) or the path of a label image. ``labels`` is a TSV with
+    columns ``index`` and ``name`` for a path; without it labels are named by their number.
     """
     image, names = _fetch(source) if source in FETCHED else (_label_image(Path(source)), _names(labels))
     data = np.rint(_on_grid(image, grid)).astype(int)

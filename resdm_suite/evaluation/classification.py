@@ -18,20 +18,8 @@ CALIPER = 5.0
 def auc(label: np.ndarray, score: np.ndarray, weights: np.ndarray, pairs: np.ndarray | None = None) -> np.ndarray:
     """Area under the ROC curve: how often a positive scores above a negative; ties count half.
 
-    Parameters
-    ----------
-    label : ndarray (n,)
-        0 or 1.
-    score : ndarray (n,) or (k, n)
-        Of several scores their mean area is given, in the time of one.
-    weights : ndarray (…, n)
-    pairs : ndarray (positives, negatives), optional
-        Weight of each comparison; equal by default.
-
-    Returns
-    -------
-    ndarray (…)
-        NaN where no comparison has weight.
+    ``label`` (n,) is 0 or 1; of several scores (k, n) the mean area is given, in the time of one. ``pairs`` (positives,
+    negatives) weights each comparison. NaN where no comparison has weight.
     """
     positive = np.asarray(label) == 1
     above = [np.sign(np.subtract.outer(row[positive], row[~positive])) for row in np.atleast_2d(score)]
@@ -47,18 +35,7 @@ def adjusted_auc(
 ) -> np.ndarray:
     """Area under the covariate-adjusted ROC curve: positives against negatives of the same sex and similar age.
 
-    Parameters
-    ----------
-    label, score, weights
-        See `auc`.
-    age : ndarray (n,)
-        Years.
-    sex : ndarray (n,)
-
-    Returns
-    -------
-    ndarray (…)
-        0.5 for a score that follows from age and sex alone; NaN where no two people can be compared.
+    0.5 for a score that follows from age (years) and sex alone; NaN where no two people can be compared.
 
     Notes
     -----
@@ -93,22 +70,9 @@ def brier(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 
 def reliability(predicted: np.ndarray, observed: np.ndarray, weights: np.ndarray, bins: int = 5) -> pd.DataFrame:
-    """Reliability curve: mean predicted and mean observed values, in bins of about equal weight.
+    """Reliability curve in at most ``bins`` bins of about equal weight: predicted, observed (means), n (weight).
 
-    Parameters
-    ----------
-    predicted : ndarray (n,)
-        Probabilities, or predicted squared errors.
-    observed : ndarray (n,)
-        Labels 0 and 1, or squared errors.
-    weights : ndarray (n,)
-    bins : int
-        At most: equal predictions share a bin.
-
-    Returns
-    -------
-    DataFrame
-        One row per bin: predicted, observed (means), n (weight).
+    Predictions are probabilities and observations labels, or both are squared errors. Equal predictions share a bin.
     """
     place = np.unique(predicted, return_inverse=True)[1]
     weight = np.bincount(place, weights)

@@ -53,19 +53,11 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def without_chance(effects: pd.DataFrame, folds: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
-    """Effects without the intervals that rest on an evaluator at chance.
+    """Effects (`sex_effects`, `age_effects`) without the intervals that rest on an evaluator at chance.
 
-    An evaluator no better than chance on held-out real PET (``held_out_p`` ≥ ``alpha``) cannot show what a prompt
-    changes: it and the synthesiser are trained on the same people, and chance patterns in those shift both alike. Its
-    rows keep the estimate and lose the interval. Rows in dB need no evaluator.
-
-    Parameters
-    ----------
-    effects : DataFrame
-        From `sex_effects` or `age_effects`.
-    folds : DataFrame
-        ``sex_folds.csv`` or ``age_folds.csv``.
-    alpha : float
+    An evaluator no better than chance on held-out real PET (``held_out_p`` ≥ ``alpha`` in ``…_folds.csv``) cannot show
+    what a prompt changes: it and the synthesiser are trained on the same people, and chance patterns in those shift
+    both alike. Its rows keep the estimate and lose the interval. Rows in dB need no evaluator.
     """
     above_chance = folds.loc[folds["held_out_p"] < alpha, "tracer"]
     chance = ~effects["tracer"].isin(above_chance) & (effects["unit"] != "dB")
@@ -115,29 +107,17 @@ _STEPS = (("right", "none"), ("none", "wrong"), ("right", "wrong"))
 def own_sex_logit(label: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Log odds of the person's own sex: positive where the reading favours it.
 
-    Parameters
-    ----------
-    label : ndarray
-        1 for M, 0 for F.
-    score : ndarray
-        Probability of M; clipped to 10⁻⁶ from 0 and 1, so that no reading is infinite.
+    ``label`` is 1 for M and 0 for F. ``score`` is the probability of M, clipped to 10⁻⁶ from 0 and 1 to stay finite.
     """
     score = np.clip(np.asarray(score, dtype=np.float64), 1e-6, 1 - 1e-6)
     return (2 * np.asarray(label) - 1) * np.log(score / (1 - score))
 
 
 def sex_parts(sex: pd.DataFrame, method: str, tracer: str) -> dict[str, pd.DataFrame]:
-    """The readings of one tracer: real PET, then the syntheses under each prompt of `SEX_PROMPTS`.
+    """The readings of one tracer from real PET (``real``) and under each prompt of `SEX_PROMPTS`.
 
-    Returns
-    -------
-    dict of ``real``, ``right``, ``none``, ``wrong`` to DataFrame
-        With call (score ≥ threshold) and logit (`own_sex_logit`). The last three have the same sessions.
-
-    Raises
-    ------
-    ValueError
-        A prompt that was not read, or sessions that differ.
+    Columns call (score ≥ threshold) and logit (`own_sex_logit`) are added. Raises `ValueError` for a prompt that was
+    not read, or prompts of different sessions.
     """
     rows, parts = sex[sex["tracer"] == tracer], {}
     for name, condition in {"real": "real", **SEX_PROMPTS}.items():
@@ -154,23 +134,11 @@ def sex_parts(sex: pd.DataFrame, method: str, tracer: str) -> dict[str, pd.DataF
 
 
 def sex_summary(sex: pd.DataFrame, method: str, *, seed: int) -> pd.DataFrame:
-    """Figure 4's numbers: sex classified from real PET and from syntheses under each prompt.
+    """Figure 4's numbers: sex classified from real PET and from a method's syntheses under each prompt.
 
-    Parameters
-    ----------
-    sex : DataFrame
-        Rows of ``sex.csv``.
-    method : str
-        Whose syntheses.
-    seed : int
-        Of the bootstrap over people.
-
-    Returns
-    -------
-    DataFrame
-        One row per tracer, prompt (``real``, ``right``, ``none``, ``wrong``) and metric: ``auc``, ``acc``, ``f1``
-        (fractions; the label is always the person's own sex, male positive) and ``logit`` (see `own_sex_logit`); value,
-        low, high, n (people).
+    One row per tracer, source, prompt (``real``, ``right``, ``none``, ``wrong``) and metric: ``auc``, ``acc``, ``f1``
+    (fractions; the label is always the person's own sex, male positive) and ``logit`` (`own_sex_logit`); value, low,
+    high, n (people). ``sex`` holds rows of ``sex.csv``; ``seed`` is that of the bootstrap over people.
     """
     rows = []
     for tracer in present_tracers(sex):
@@ -207,9 +175,8 @@ def sex_effects(
     scores : DataFrame
         From `prompt_scores`, of the conditions of `SEX_PROMPTS`.
     method : str
-    seed : int
-    level : float
-        Of the intervals.
+    seed, level
+        Of the bootstrap intervals over people.
 
     Returns
     -------
@@ -237,12 +204,8 @@ def sex_effects(
 def sex_order(sex: pd.DataFrame, method: str, *, seed: int) -> pd.DataFrame:
     """The paper's order, right > none > wrong, tested on people; it needs both of its steps.
 
-    One-sided Wilcoxon signed-rank tests of `own_sex_logit` (sessions of a person averaged first), Holm over all rows.
-
-    Returns
-    -------
-    DataFrame
-        tracer, claim, n, difference (logit), low, high, rank_biserial, p, p_holm.
+    One-sided Wilcoxon signed-rank tests of `own_sex_logit` (sessions of a person averaged first): tracer, claim, n,
+    difference (logit), low, high, rank_biserial, p, p_holm (over all rows).
     """
     rows = []
     for tracer in present_tracers(sex):
@@ -291,21 +254,9 @@ def sweep_slopes(table: pd.DataFrame) -> pd.Series:
 def age_summary(age: pd.DataFrame, method: str, *, seed: int) -> pd.DataFrame:
     """Figure 5's numbers: how predicted age follows an age, over people.
 
-    Parameters
-    ----------
-    age : DataFrame
-        Rows of ``age.csv``.
-    method : str
-        Whose syntheses.
-    seed : int
-        Of the bootstrap over people.
-
-    Returns
-    -------
-    DataFrame
-        One row per tracer, condition and reference age: tracer, source, condition, against (``own`` or ``prompt``), r,
-        low, high, error (mean absolute, years), n (people), sessions. Under ``factual`` both ages are the same;
-        ``shuffled_age`` has a row for each.
+    One row per tracer, source, condition and reference age: against (``own`` or ``prompt``), r, low, high, error (mean
+    absolute, years), n (people), sessions. Under ``factual`` both ages are the same; ``shuffled_age`` has a row for
+    each. ``age`` holds rows of ``age.csv``; ``seed`` is that of the bootstrap over people.
     """
     rows = []
     for tracer in present_tracers(age):
@@ -335,26 +286,12 @@ def _years(part: pd.DataFrame, against: str) -> np.ndarray:
 def age_effects(
     age: pd.DataFrame, scores: pd.DataFrame, method: str, *, seed: int, level: float = 0.95
 ) -> pd.DataFrame:
-    """What the age in the prompt changes.
+    """What the age in the prompt changes; parameters and columns as `sex_effects`.
 
-    Parameters
-    ----------
-    age : DataFrame
-        Rows of ``age.csv``.
-    scores : DataFrame
-        From `prompt_scores`, of the conditions of `AGE_PROMPTS`.
-    method : str
-    seed : int
-    level : float
-        Of the intervals.
-
-    Returns
-    -------
-    DataFrame
-        As `sex_effects`: ``r_with_without`` (r of predicted with own age, prompted with it − without it),
-        ``slope_shuffled`` (years predicted per year prompted, from own to another person's age), ``slope_sweep`` (the
-        same over the ages of the sweep; only where ``age_<years>`` was read), ``psnr_with_without`` and
-        ``psnr_own_shuffled`` (in the brain). Positive values are those of a model that follows the prompt's age.
+    Names are ``r_with_without`` (r of predicted with own age, prompted with it − without it), ``slope_shuffled`` (years
+    predicted per year prompted, from own to another person's age), ``slope_sweep`` (the same over the ages of the
+    sweep; only where ``age_<years>`` was read), ``psnr_with_without`` and ``psnr_own_shuffled`` (in the brain).
+    Positive values are those of a model that follows the prompt's age.
 
     Notes
     -----

@@ -26,25 +26,10 @@ def present_conditions(config: Config, method: str) -> list[str]:
 
 
 def prompted_suvr(config: Config, method: str, conditions: Iterable[str]) -> pd.DataFrame:
-    """Regional SUVR of every synthetic PET under every prompt, of sessions with a real PET of the tracer.
+    """Regional SUVR of every synthetic PET under ``factual`` and other prompts, where there is a real PET too.
 
-    Parameters
-    ----------
-    config : Config
-    method : str
-    conditions : iterable of str
-        ``factual`` is added.
-
-    Returns
-    -------
-    DataFrame
-        condition, person, session, tracer, sex (the person's own), age, region, suvr; without the tracer's reference
-        region, which is 1 by construction in real PET.
-
-    Raises
-    ------
-    FileNotFoundError
-        A condition that was not synthesised: names the file.
+    Columns are condition, person, session, tracer, sex (the person's own), age, region, suvr; without the tracer's
+    reference region, which is 1 by construction in real PET.
     """
     grid, index = Grid.of(config.preprocess.grid), read_index(config)
     people = index.set_index(["person", "session"])[["age", "sex"]]
@@ -60,20 +45,11 @@ def prompted_suvr(config: Config, method: str, conditions: Iterable[str]) -> pd.
 
 
 def prompt_changes(suvr: pd.DataFrame) -> pd.DataFrame:
-    """Change against the factual prompt, one row per condition, tracer, region and person (sessions averaged).
+    """Change against the factual prompt: condition, tracer, region, person, change (SUVR, sessions averaged).
 
     ``wrong_sex`` is split by the sex that the prompt states: ``sex_M`` for women, ``sex_F`` for men. Opposite changes
-    are expected of the two, and their common mean would hide them.
-
-    Returns
-    -------
-    DataFrame
-        condition, tracer, region, person, change (SUVR).
-
-    Raises
-    ------
-    ValueError
-        No condition beside ``factual``, or conditions of different sessions.
+    are expected of the two, and their common mean would hide them. Raises `ValueError` for conditions of different
+    sessions, or none beside ``factual``.
     """
     keys = ["person", "session", "tracer", "region"]
     factual = suvr[suvr["condition"] == "factual"].set_index(keys)["suvr"]
@@ -93,20 +69,10 @@ def prompt_changes(suvr: pd.DataFrame) -> pd.DataFrame:
 
 
 def change_summary(changes: pd.DataFrame, *, seed: int, repeats: int = REPEATS) -> pd.DataFrame:
-    """Mean change over people with intervals.
+    """Mean change over people, from `prompt_changes`, with bootstrap intervals.
 
-    Parameters
-    ----------
-    changes : DataFrame
-        From `prompt_changes`.
-    seed : int
-        Of the bootstrap over people.
-
-    Returns
-    -------
-    DataFrame
-        condition, tracer, region, n (people), mean, low, high (95 %, each row alone), strict_low, strict_high
-        (Bonferroni: 95 % for all rows of the condition and tracer together), size (mean absolute change). SUVR.
+    Columns are condition, tracer, region, n (people), mean, low, high (95 %, each row alone), strict_low, strict_high
+    (Bonferroni: 95 % for all rows of the condition and tracer together), size (mean absolute change). SUVR.
     """
     rows = []
     regions = changes.groupby(["condition", "tracer"], sort=False)["region"].nunique()

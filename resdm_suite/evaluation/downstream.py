@@ -56,25 +56,11 @@ Fold = tuple[np.ndarray, np.ndarray]
 
 
 def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFrame:
-    """The sessions of a split that have a tracer's PET and a label.
+    """The sessions of a split (``train`` or ``test``) that have a tracer's PET and a label.
 
-    Parameters
-    ----------
-    config : Config
-    split : {"train", "test"}
-    tracer : {"amyloid", "tau"}
-    target : {"label", "planted", "sex", "age"}
-        The first two are the tracer's own status: its label, or the planted one of phantoms.
-
-    Returns
-    -------
-    DataFrame
-        Rows of ``index.csv`` with a column ``label``: status 0 or 1; 1 for M; years.
-
-    Raises
-    ------
-    ValueError
-        A column is missing, no session is left, or a phantom has no planted status.
+    ``target`` is ``label`` or ``planted`` (the tracer's own status: its label, or the planted one of phantoms), ``sex``
+    or ``age``. Rows of ``index.csv`` with a column ``label``: status 0 or 1; 1 for M; years. Raises `ValueError` where
+    a column is missing, no session is left, or a phantom has no planted status.
     """
     index = read_index(config, split)
     path, column = config.volumes / "index.csv", target
@@ -101,22 +87,10 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
 
 
 def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
-    """Folds of the training sessions: by person, classes in proportion, drawn by the profile's seed.
+    """Folds of the training sessions (see `labelled`): by person, classes in proportion, by the profile's seed.
 
-    Parameters
-    ----------
-    config : Config
-    train : DataFrame
-        See `labelled`.
-    name : str
-        What is classified, for the seed and for messages. Ages are stratified above and below their median.
-
-    Raises
-    ------
-    ValueError
-        Too few people for every fold to have both classes on both sides.
-    LeakageError
-        See `check_folds`.
+    ``name`` says what is classified, for the seed and for messages. Ages are stratified above and below their median.
+    Raises `ValueError` where a fold would lack a class, and see `check_folds`.
     """
     n = config.evaluation.folds
     classes = train["label"] if train["label"].isin((0, 1)).all() else train["label"] > train["label"].median()
@@ -137,14 +111,7 @@ def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
 def check_folds(train: pd.DataFrame, folds: Iterable[Fold], index: pd.DataFrame) -> None:
     """Raise `LeakageError` where a person outside the training split is trained on, or one is in two folds.
 
-    Parameters
-    ----------
-    train : DataFrame
-        The sessions whose rows the folds name.
-    folds : iterable of tuple of ndarray
-        Rows to train on, rows held out.
-    index : DataFrame
-        All sessions, with ``person`` and ``split``; visits without a label count too.
+    ``train`` holds the sessions whose rows the folds name; ``index`` all sessions, also visits without a label.
     """
     others = set(index.loc[index["split"] != "train", "person"])
     seen: dict[str, int] = {}
@@ -264,26 +231,16 @@ def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
 
 
 def evaluate_status(config: Config, *, progress: bool = True) -> Path:
-    """Table 4: score everyone's status from every source, fold by fold.
+    """Table 4: score everyone's status from every source, fold by fold, and store ``evaluation/status.csv``.
 
     Sources are ``real`` PET, every method of the profile that has factual predictions, ``template``, in phantoms the
     ``ceiling`` where it is synthesised and its ``posterior``, and the controls ``mri``, ``age_sex`` and ``majority``
     (for everyone the share of positives among the fold's training people). All have the same sessions.
 
-    Returns
-    -------
-    Path
-        ``evaluation/status.csv``: fold, target (``label``, in phantoms also ``planted``), source, person, session, age,
-        sex, tracer, label (of the target), score, threshold. Beside it ``status_folds.csv``: fold, target, source
-        (``real``, ``mri``, ``age_sex``), tracer, n_train, n_held_out (sessions), held_out_auc, held_out_p (one-sided,
-        against chance, over people), threshold.
-
-    Raises
-    ------
-    LeakageError
-        See `check_folds`.
-    ValueError, FileNotFoundError
-        Too few people for the folds; a missing or broken volume; a session without posterior.
+    Columns are those of `COLUMNS`; target is ``label``, in phantoms also ``planted``. Beside it ``status_folds.csv``
+    holds the quality of each fold's evaluators: n_train, n_held_out (sessions), held_out_auc, held_out_p (one-sided,
+    against chance, over people). Raises `LeakageError` (see `check_folds`), and `ValueError` or `FileNotFoundError` for
+    too few people, a missing or broken volume, or a session without posterior.
     """
     scores, folds = [], []
     with _progress(config, ("status",), progress) as bar:
@@ -347,12 +304,8 @@ def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | 
 def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
     """Figure 4: the sex that a classifier of real PET reads in the test people's real and synthetic PET.
 
-    Returns
-    -------
-    Path
-        ``evaluation/sex.csv``: source (``real`` or a method), condition, person, session, tracer, label (1: M), score
-        (probability of M), threshold, prompt (the sex in the prompt; empty for none). Beside it ``sex_folds.csv``:
-        tracer, n_train, n_held_out (sessions), held_out_auc, held_out_p, threshold.
+    Stores ``evaluation/sex.csv``, with score (probability of M) and prompt (the sex in the prompt; empty for none), and
+    ``sex_folds.csv``.
     """
     frame, folds = _read_prompted(config, "sex", progress)
     folds = folds.rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
@@ -362,13 +315,8 @@ def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
 def evaluate_age(config: Config, *, progress: bool = True) -> Path:
     """Figure 5: the age that a network fitted on real PET reads in the test people's real and synthetic PET.
 
-    Returns
-    -------
-    Path
-        ``evaluation/age.csv``: source, condition, person, session, tracer, age (the person's, years), prompt_age (in
-        the prompt; empty for none), predicted (years, less the mean error on held-out people). Beside it
-        ``age_folds.csv``: tracer, n_train, n_held_out (sessions), held_out_r, held_out_p, bias (that mean error,
-        years).
+    Stores ``evaluation/age.csv``, with prompt_age (in the prompt; empty for none) and predicted (years, less the mean
+    error ``bias`` on held-out people), and ``age_folds.csv``.
     """
     frame, folds = _read_prompted(config, "age", progress)
     frame = frame.rename(columns={"label": "age", "prompt": "prompt_age", "score": "predicted"})

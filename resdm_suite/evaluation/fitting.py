@@ -101,19 +101,8 @@ def fit(
 ) -> None:
     """Train a network in place: AdamW, cosine decay, no weights of classes or people, the last weights kept.
 
-    Parameters
-    ----------
-    network : DSNet or BrainAge
-        On its device.
-    volumes : Tensor (n, 1, X, Y, Z)
-        Intensities in [0, 1], on the CPU.
-    targets : Tensor (n,)
-        0 and 1, or ages in years.
-    settings : EvaluatorConfig
-    seed : int
-        Of order and shifts.
-    on_epoch : callable
-        Called after each epoch.
+    ``volumes`` (n, 1, X, Y, Z) are on the CPU, in [0, 1]; ``targets`` (n,) are 0 and 1, or ages in years; ``seed`` is
+    that of order and shifts.
     """
     device, rng = next(network.parameters()).device, np.random.default_rng(seed)
     batches = math.ceil(len(volumes) / settings.batch_size)
@@ -189,19 +178,12 @@ def fit_evaluator(
         Of its file, and part of its seed.
     volumes : callable
         Gives the sessions' volumes (n, 1, X, Y, Z); not called where the evaluator is stored.
-    people : ndarray (n,)
-        The person of each session.
-    targets : ndarray (n,)
-        Labels 0 and 1, or ages in years.
+    people, targets : ndarray (n,)
+        The person of each session; labels 0 and 1, or ages in years.
     fold : tuple of ndarray
         Rows to train on, rows held out.
     on_epoch : callable
         Called once for each epoch, those of a stored evaluator too.
-
-    Raises
-    ------
-    ArithmeticError
-        It diverged.
     """
     settings, (train, held_out) = getattr(config.evaluation, target), fold
     path = config.evaluation_folder / "models" / f"{name}.safetensors"

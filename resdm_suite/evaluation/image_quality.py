@@ -83,12 +83,8 @@ def _checked(mask: np.ndarray, volume: np.ndarray) -> np.ndarray:
 def read_volume(path: str | Path, grid: Grid) -> np.ndarray:
     """A stored volume (X, Y, Z), float32, in [0, 1], on the profile's grid (RAS+, MNI152).
 
-    Raises
-    ------
-    FileNotFoundError
-        No such file.
-    ValueError
-        Another shape or affine, voxels that are not finite, or intensities outside [0, 1]: names the file.
+    Raises `FileNotFoundError`, or `ValueError` naming the file for another grid, voxels that are not finite, or
+    intensities outside [0, 1].
     """
     path = Path(path)
     if not path.is_file():
@@ -118,12 +114,8 @@ def _point(affine: np.ndarray) -> str:
 def read_index(config: Config, split: str | None = "test") -> pd.DataFrame:
     """``volumes/index.csv`` of one split, or of all for ``None``: one row per session, identifiers as text.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        No index, missing columns, or nobody in the split.
-    LeakageError
-        A person in more than one split.
+    Raises `FileNotFoundError` or `ValueError` (missing columns, nobody in the split), and `LeakageError` for a person
+    in more than one split.
     """
     path = config.volumes / "index.csv"
     if not path.is_file():
@@ -154,22 +146,10 @@ def check_people(frame: pd.DataFrame, config: Config, path: Path) -> None:
 def volume_pairs(
     config: Config, method: str, index: pd.DataFrame, condition: str = "factual"
 ) -> Iterator[tuple[str, str, str, Path, Path]]:
-    """Every real PET of an index beside the synthetic one.
+    """Every real PET of an index beside the synthetic one of a method, or the mean PET for ``template``.
 
-    Parameters
-    ----------
-    config : Config
-    method : str
-        A method's name, or ``template`` for the mean PET of the training people.
-    index : DataFrame
-        Rows of ``index.csv``, see `read_index`.
-    condition : str
-
-    Yields
-    ------
-    tuple
-        Person, session, tracer (``amyloid`` or ``tau``), path of the real PET, path of the synthetic PET. A session
-        without a tracer's PET has no pair for it.
+    Yields person, session, tracer (``amyloid`` or ``tau``), path of the real PET, path of the synthetic PET. A session
+    without a tracer's PET has no pair for it.
     """
     folder = config.predictions(method, condition)
     for row in index.to_dict("records"):
@@ -201,12 +181,7 @@ def score_people(
     Returns
     -------
     DataFrame
-        The rows of ``scores.csv``: person, session, tracer, region (``whole``, ``brain``), mae, psnr, ssim.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        A missing volume, or one that does not fit (see `read_volume`): names the file.
+        person, session, tracer, region (``whole``, ``brain``), mae, psnr, ssim.
     """
     pairs = list(volume_pairs(config, method, read_index(config) if index is None else index, condition))
     absent = [path for *_, path in pairs if not path.is_file()]
@@ -235,12 +210,8 @@ def score_method(config: Config, method: str, index: pd.DataFrame | None = None,
 def read_scores(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:
     """The stored scores of several methods as one frame, with a first column ``method``.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        A method without ``scores.csv``, or a file without its columns: names the file.
-    LeakageError
-        Scores of people whom ``index.csv``, where it exists, does not test.
+    Raises `FileNotFoundError` or `ValueError` naming a file that is missing or lacks columns, and `LeakageError` for
+    scores of people whom ``index.csv``, where it exists, does not test.
     """
     frames = []
     for method in methods:

@@ -40,14 +40,8 @@ def _pool(layers: list[nn.Module], shape: Shape, layer: nn.Module, kernel: int, 
 class DSNet(nn.Module):
     """The disease-image-specific network of Pan et al. 2021 (IEEE TPAMI 44:6839), a classifier of two classes.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Grid of the volumes.
-    width : int
-        Channels of the first convolution; 16 in the original.
-    pool : int
-        Average-pool the volumes by this first, for small budgets; 1 in the original.
+    ``width`` is the first convolution's channels (16 in the original); volumes of ``shape`` are average-pooled by
+    ``pool`` first, for small budgets (1 in the original).
 
     Notes
     -----
@@ -88,16 +82,8 @@ class DSNet(nn.Module):
 class BrainAge(nn.Module):
     """The brain-age network of Cole et al. 2017 (NeuroImage 163:115).
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Grid of the volumes.
-    width : int
-        Channels of the first block, doubled by each of the four others; 8 in the original.
-    pool : int
-        Average-pool the volumes by this first, for small budgets; 1 in the original.
-    mean, std : float
-        Of the training ages, in years. They are stored with the weights.
+    ``width`` is the first block's channels (8 in the original), doubled by each of the four others; ``pool`` as in
+    `DSNet`; ``mean`` and ``std`` are those of the training ages in years, and are stored with the weights.
 
     Notes
     -----

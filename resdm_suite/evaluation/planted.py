@@ -129,7 +129,7 @@ def estimate_effects(regional: pd.DataFrame, causes: pd.DataFrame, expected: pd.
     Parameters
     ----------
     regional : DataFrame
-        source, training, person, session, tracer, region, suvr; each source and training over the same sessions.
+        Columns of `regional_sources`; each source and training over the same sessions.
     causes : DataFrame
         From `read_causes`.
     expected : Series, optional
@@ -186,24 +186,14 @@ def _design(about: pd.DataFrame, tracer: str, effect: str) -> np.ndarray:
 
 
 def jackknife(x: np.ndarray, y: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """Least squares with an interval over independent people, not sessions.
+    """Least squares with an interval over independent people, not sessions: (3, m).
 
-    Parameters
-    ----------
-    x : ndarray (n, p)
-        Design matrix.
-    y : ndarray (n, m) or (k, n, m)
-        Responses, of k trainings.
-    person : ndarray (n,)
+    The first coefficient of the design ``x`` (n, p) on responses ``y``, (n, m) or (k, n, m) of k trainings, and the
+    ends of its 95 % interval: delete-one-person jackknife, t with people − 1 degrees of freedom (CV3 of MacKinnon,
+    Nielsen and Webb 2023). Trainings are averaged, and the variance of the mean over them is added to that over people.
 
-    Returns
-    -------
-    ndarray (3, m)
-        The first coefficient and the ends of its 95 % interval: delete-one-person jackknife, t with people − 1 degrees
-        of freedom (CV3 of MacKinnon, Nielsen and Webb 2023). Trainings are averaged, and the variance of the mean over
-        them is added to that over people. All NaN where there are not more people than columns, or where the other
-        columns, without one of the people, explain the first. Collinear other columns (nobody had the second amyloid
-        tracer) are allowed.
+    All NaN where there are not more people than columns, or where the other columns, without one of the people, explain
+    the first. Collinear other columns (nobody had the second amyloid tracer) are allowed.
     """
     names = np.unique(person)
     keeps = [np.ones(len(person), bool), *(person != name for name in names)]
@@ -270,18 +260,10 @@ def recovered_effects(
 def recovery(frame: pd.DataFrame) -> pd.DataFrame:
     """All regions in one number: the slope through the origin of estimated on expected effects.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        From `recovered_effects`.
-
-    Returns
-    -------
-    DataFrame
-        One row per source, tracer and effect: trainings, regions, slope (1: the whole effect; NaN where no expected
-        effect reaches `MIN_EFFECT`), low, high, of_truth (slope through the origin on the estimates from the true SUVR
-        of the same people), of_ceiling (the slope as a share of the ceiling's; both NaN without them), covered (regions
-        whose interval holds the expected effect), largest (absolute estimate, SUVR).
+    From `recovered_effects`, one row per source, tracer and effect: trainings, regions, slope (1: the whole effect; NaN
+    where no expected effect reaches `MIN_EFFECT`), low, high, of_truth (slope through the origin on the estimates from
+    the true SUVR of the same people), of_ceiling (the slope as a share of the ceiling's; both NaN without them),
+    covered (regions whose interval holds the expected effect), largest (absolute estimate, SUVR).
     """
     keys = ["source", "tracer", "effect"]
     slopes = frame[frame["region"] == EVERY_REGION].set_index(keys)

@@ -36,12 +36,8 @@ def readings_path(config: Config, name: str) -> Path:
 def read_readings(config: Config, name: str) -> pd.DataFrame:
     """The stored readings of one evaluator, identifiers as text.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        No such file; columns missing, or no row.
-    LeakageError
-        Readings of people whom ``index.csv``, where it exists, does not test.
+    Raises `FileNotFoundError` or `ValueError` (columns missing, no row), and `LeakageError` for readings of people whom
+    ``index.csv``, where it exists, does not test.
     """
     path = readings_path(config, name)
     if not path.is_file():

@@ -26,19 +26,10 @@ REPEATS = 10_000
 
 
 def by_person(scores: pd.DataFrame, values: Iterable[str] = METRICS) -> pd.DataFrame:
-    """One row per person: means over sessions, in order of method (as they appear), tracer, region and person.
+    """One row per person: means of columns over sessions, by any of method, tracer and region in the frame.
 
-    Parameters
-    ----------
-    scores : DataFrame
-        Rows of ``scores.csv``; those of ``method, tracer, region`` that it holds stay apart.
-    values : iterable of str
-        Columns to average.
-
-    Raises
-    ------
-    ValueError
-        Trainings of a method that were not scored on the same sessions.
+    Order is that of methods as they appear, then tracer, region, person. Raises `ValueError` for trainings of a method
+    that were not scored on the same sessions.
     """
     keys = [key for key in ("method", "tracer", "region", "person") if key in scores]
     frame = scores
@@ -220,21 +211,10 @@ class Comparison:
 
 
 def paired_test(a: np.ndarray, b: np.ndarray, *, seed: int, alternative: str = "two-sided") -> Comparison:
-    """Compare two methods over the same people.
+    """Compare two methods over the same people, (n,) or (trainings, n) each, in the same order.
 
-    Parameters
-    ----------
-    a, b : array (n,) or (trainings, n)
-        One value per person, in the same order; of several trainings, the test is on the person's mean.
-    seed : int
-        Of the bootstrap.
-    alternative : {"two-sided", "greater", "less"}
-        Of the test: ``greater`` is a > b.
-
-    Raises
-    ------
-    ValueError
-        Values of unequal number, or NaN.
+    Of several trainings, the test is on the person's mean. ``seed`` is that of the bootstrap; ``alternative`` that of
+    the test: ``greater`` is a > b. Raises `ValueError` for unequal numbers of values, or NaN.
 
     Notes
     -----
@@ -273,23 +253,9 @@ def beats(
 ) -> pd.DataFrame:
     """Whether a method is better than others on every tracer and metric, by one-sided paired tests.
 
-    Parameters
-    ----------
-    scores : DataFrame
-        Stored scores with ``method``, see `resdm_suite.evaluation.image_quality.read_scores`.
-    method : str
-    others : str or iterable of str
-        Those without scores are left out: the profile does not run them.
-    metrics : iterable of str
-    region : {"whole", "brain"}
-    seed : int
-
-    Returns
-    -------
-    DataFrame
-        One row per other method, tracer and metric: n, won (share of people), improvement (difference towards better;
-        fractions and dB) with ci_low and ci_high (95 %), rank_biserial, p (one-sided) and p_holm over all rows. Empty
-        where there is nothing to compare.
+    ``scores`` are stored scores with ``method``; others without scores are left out. One row per other method, tracer
+    and metric: n, won (share of people), improvement (difference towards better; fractions and dB) with ci_low and
+    ci_high (95 %), rank_biserial, p (one-sided) and p_holm over all rows. Empty where there is nothing to compare.
     """
     people = by_person(scores[scores["region"] == region])
     scored = set(people["method"].str.partition("@")[0])
@@ -325,7 +291,3 @@ def typical_session(scores: pd.DataFrame, method: str = "ResDM", *, region: str 
         raise ValueError(f"no session of {method!r} is scored on both tracers in region {region!r}")
     person, session = psnr.sort_index().sort_values(kind="stable").index[(len(psnr) - 1) // 2]
     return person, session
-
-
-bootstrap_mean, compare = interval, paired_test
-"""Earlier names, until their callers are renamed."""

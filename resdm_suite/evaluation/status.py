@@ -38,23 +38,9 @@ def trainings(names: Iterable[str]) -> dict[str, list[str]]:
 def status_parts(status: pd.DataFrame, sources: Iterable[str]) -> dict[str, list[pd.DataFrame]]:
     """The readings of one target and tracer by source: one frame per training, one row per session.
 
-    Parameters
-    ----------
-    status : DataFrame
-        Rows of ``status.csv``, of one target and one tracer.
-    sources : iterable of str
-        Rows of the table, see `trainings`.
-
-    Returns
-    -------
-    dict of source to list of DataFrame
-        person, session, age, sex, label, ``score_<fold>``, ``call_<fold>`` (score ≥ the fold's threshold) and score
-        (mean of the folds). Sources without readings are left out; all frames have the same sessions.
-
-    Raises
-    ------
-    ValueError
-        A session that is missing from one fold, training or source, or stands twice: names it.
+    Columns are person, session, age, sex, label, ``score_<fold>``, ``call_<fold>`` (score ≥ the fold's threshold) and
+    score (mean of the folds). Sources without readings are left out; all frames have the same sessions. Raises
+    `ValueError` naming a session that stands twice, or is missing from one fold, training or source.
     """
     repeats, parts = trainings(status["source"]), {}
     tracer = "/".join(status["tracer"].unique())
@@ -110,12 +96,8 @@ def status_summary(
         sessions, folds, mean (over folds and trainings), std (over the folds, trainings averaged), ci_low and ci_high
         (of that mean: folds kept, people and trainings resampled), and for each base ``over_<base>`` (source − base)
         with ``…_low`` and ``…_high``, empty where the base was not read. Fractions. Metrics are those of
-        `CLASSIFICATION` and `MEAN_SCORE` (std empty).
-
-    Notes
-    -----
-    A metric is computed for each training and then averaged. The AUC of scores averaged over trainings would be that of
-    an ensemble, and not comparable with a row of one training.
+        `CLASSIFICATION` and `MEAN_SCORE` (std empty), computed for each training and then averaged: the AUC of scores
+        averaged over trainings would be that of an ensemble.
     """
     sources, rows = list(sources), []
     for target, tracer, parts in status_blocks(status, dict.fromkeys([*sources, *bases])):

@@ -29,12 +29,8 @@ def to_suvr(intensity: np.ndarray, suvr_range: tuple[float, float]) -> np.ndarra
 def sidecar_range(path: str | Path) -> tuple[float, float]:
     """SUVR of intensities 0 and 1 of a PET, from the sidecar beside it.
 
-    Raises
-    ------
-    FileNotFoundError
-        No sidecar.
-    ValueError
-        The intensities were not scaled by a fixed range, so their SUVR is lost.
+    Raises `FileNotFoundError` without a sidecar, `ValueError` where no fixed range scaled the intensities: their SUVR
+    is then lost.
     """
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
@@ -98,21 +94,8 @@ def regional_suvr(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Regional SUVR and texture of every synthetic PET beside the real one.
 
-    Parameters
-    ----------
-    config : Config
-    method : str
-        A method's name, or ``template``.
-    index : DataFrame, optional
-        Sessions; the test people by default.
-    condition : str
-
-    Returns
-    -------
-    regional : DataFrame
-        method, person, session, tracer, region, real, synthetic (SUVR).
-    textures : DataFrame
-        method, person, session, tracer, texture (ratio, see `texture`).
+    ``method`` may be ``template``; ``index`` defaults to the test people. The first frame has method, person, session,
+    tracer, region, real, synthetic (SUVR), the second method, person, session, tracer, texture (see `texture`).
     """
     grid = Grid.of(config.preprocess.grid)
     brain = mni_map("brain", grid)
@@ -132,27 +115,18 @@ def regional_suvr(
     )
 
 
-def regional_agreement(regional: pd.DataFrame, drop_reference: bool = True) -> pd.DataFrame:
-    """Agreement of synthetic with real regional SUVR, over people.
+def regional_agreement(regional: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of synthetic with real regional SUVR, over people (sessions averaged first).
 
-    Parameters
-    ----------
-    regional : DataFrame
-        From `regional_suvr`, of one or more methods. Sessions of a person are averaged first.
-    drop_reference : bool
-        Leave out the tracer's reference region, which is 1 by construction.
-
-    Returns
-    -------
-    DataFrame
-        One row per method, tracer and region: n (people), r (Pearson), bias (mean of synthetic − real, SUVR), bias_low,
-        bias_high (t interval, 95 %), error (mean absolute, SUVR), icc (ICC(A,1)).
+    From `regional_suvr`, one row per method, tracer and region: n (people), r (Pearson), bias (mean of synthetic −
+    real, SUVR), bias_low, bias_high (t interval, 95 %), error (mean absolute, SUVR), icc (ICC(A,1)). The tracer's
+    reference region, 1 by construction, is left out.
     """
     keys = ["method", "tracer", "region"]
     people = regional.groupby([*keys, "person"], sort=False)[["real", "synthetic"]].mean().reset_index()
     rows = []
     for (method, tracer, region), part in people.groupby(keys, sort=False):
-        if drop_reference and region == REFERENCE[tracer]:
+        if region == REFERENCE[tracer]:
             continue
         both = part[["real", "synthetic"]].to_numpy()
         difference = both[:, 1] - both[:, 0]

@@ -89,22 +89,10 @@ def calibrate(
     predictor: str = "both",
     levels: Sequence[float] = LEVELS,
 ) -> Calibration:
-    """Fit a calibration to validation people.
+    """Fit a calibration to validation people; ``raw`` is not fitted: σ = s, Gaussian quantiles.
 
-    Parameters
-    ----------
-    residual, std : ndarray (N, V)
-        Real − mean, and standard deviation over samples, of N people at V voxels or regions.
-    error_map : ndarray (N, V)
-        Of each person, made without them.
-    predictor : {"raw", "sampling", "map", "both"}
-        ``raw`` is not fitted: σ = s, Gaussian quantiles.
-    levels : sequence of float
-
-    Raises
-    ------
-    UncertaintyError
-        Nobody, or values that are not finite.
+    ``residual`` (real − mean) and ``std`` (over samples) are (N, V) of N people at V voxels or regions; ``error_map``
+    (N, V) is made without each person. Raises `UncertaintyError` for nobody, or values that are not finite.
     """
     if predictor == "raw":
         return Calibration(1.0, 0.0, {level: float(stats.norm.ppf((1 + level) / 2)) for level in levels})
@@ -172,21 +160,11 @@ def risk_coverage(score: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int, repeats: int = REPEATS) -> dict[str, float]:
-    """How well a score ranks people by their error.
+    """How well a score (N,) ranks people by their error (N,).
 
-    Parameters
-    ----------
-    score, error : ndarray (N,)
-    seed : int
-        Of the bootstrap over people.
-    repeats : int
-
-    Returns
-    -------
-    dict
-        n, rho (Spearman), rho_low, rho_high (percentile bootstrap, 95 %), aurc (area under the risk–coverage curve),
-        aurc_random (expected for an uninformative score: the mean error), aurc_oracle (for the error itself), gain
-        (share of the way from random to oracle). NaN for fewer than three people or a constant score.
+    Keys are n, rho (Spearman), rho_low, rho_high (percentile bootstrap over people, 95 %), aurc (area under the
+    risk–coverage curve), aurc_random (expected for an uninformative score: the mean error), aurc_oracle (for the error
+    itself), gain (share of the way from random to oracle). NaN for fewer than three people or a constant score.
     """
     n, nan = len(score), float("nan")
     if n == 0:
@@ -222,14 +200,8 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 class Samples:
     """Samples of one tracer beside the real PET, of sessions of one split, in SUVR.
 
-    Parameters
-    ----------
-    who : DataFrame
-        person, session; one row per session.
-    residual, mean, std : ndarray (N, V)
-        Real − mean, mean, standard deviation; V voxels of the brain, or regions.
-    names : tuple of str
-        Of the regions; empty for voxels.
+    ``who`` has person and session; ``residual`` (real − mean), ``mean`` and ``std`` are (N, V) of V voxels of the
+    brain, or of the regions in ``names``.
     """
 
     who: pd.DataFrame
@@ -242,10 +214,7 @@ class Samples:
 def read_samples(config: Config, method: str, tracer: str, split: str) -> Samples:
     """Voxels of the brain, of every session of a split that has the tracer's real PET.
 
-    Raises
-    ------
-    UncertaintyError
-        No such samples: run the stage that makes them.
+    Raises `UncertaintyError` where samples are missing.
     """
     grid = Grid.of(config.preprocess.grid)
     brain = mni_map("brain", grid)
