@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from resdm.batch import TRACERS, Prior
 from resdm.layers import clip
-from resdm.settings import SEXES, Demand, check_person
+from resdm.settings import SEXES, check_person, require
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,9 @@ class PriorConfig:
     dropout: float = 0.0  # chance of leaving age, and of leaving sex, out of a training prompt
     dim: int = 256  # of the projected text
 
-    def check(self, at: str, demand: Demand) -> None:
-        """Ranges and combinations that types cannot say."""
-        demand(0 <= self.dropout < 1, f"{at}.dropout is {self.dropout}; expected 0 ≤ p < 1")
-        demand(
-            self.weights != "openai" or self.tower is None,
-            f"{at}: the openai weights are of ViT-B/32; leave tower out",
-        )
+    def __post_init__(self) -> None:
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 ≤ p < 1")
+        require(self.weights != "openai" or self.tower is None, "tower", self.tower, "none: openai is ViT-B/32")
 
 
 _TRACER_WORDS = {"amyloid": "Aβ-PET", "tau": "Tau-PET"}

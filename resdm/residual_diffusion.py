@@ -17,7 +17,7 @@ from resdm.method import Method
 from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, PriorModule, prompt, prompts
 from resdm.scheduler import ResidualScheduler
-from resdm.settings import Demand, MethodConfig
+from resdm.settings import MethodConfig, require
 from resdm.unet import NetworkConfig, UNet
 
 
@@ -39,20 +39,15 @@ class ResidualDiffusionConfig(MethodConfig):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
 
-    def check(self, at: str, demand: Demand) -> None:
-        """Ranges and combinations that types cannot say."""
-        super().check(at, demand)
-        self.prior.check(f"{at}.prior", demand)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.eta_range
-        demand(
-            self.steps >= 1 and 0 < low < high <= 1 and self.kappa > 0,
-            f"{at}: needs steps ≥ 1, 0 < eta_range[0] < eta_range[1] ≤ 1 and kappa > 0",
-        )
-        demand(
-            self.sampling_steps is None or 1 <= self.sampling_steps <= self.steps,
-            f"{at}.sampling_steps is {self.sampling_steps}; expected 1 to {self.steps}",
-        )
-        demand(0 <= self.start_share <= 1, f"{at}.start_share is {self.start_share}; expected 0 to 1")
+        require(self.steps >= 1, "steps", self.steps, "at least 1")
+        require(0 < low < high <= 1, "eta_range", self.eta_range, "0 < low < high ≤ 1")
+        require(self.kappa > 0, "kappa", self.kappa, "more than 0")
+        chosen = self.sampling_steps is None or 1 <= self.sampling_steps <= self.steps
+        require(chosen, "sampling_steps", self.sampling_steps, f"1 to {self.steps}")
+        require(0 <= self.start_share <= 1, "start_share", self.start_share, "0 to 1")
 
 
 class PriorGuided(Method):

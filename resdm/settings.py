@@ -1,7 +1,7 @@
-"""What all methods share: constants of the paper's task, settings, and how a method is built from its settings.
+"""Settings that all methods share, and the constants of the task.
 
-A method's own settings stand beside its class. Its class names them by the annotation ``config``, so a method from
-outside this package (``kind: module:Class``) needs no entry here.
+A method's own settings stand beside its class, which names them by the annotation ``config``. So a method of another
+package (``kind: module:Class``) needs no entry here.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
-import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +23,7 @@ SEXES = ("F", "M")
 
 
 AGE_RANGE = (18.0, 110.0)
-"""Plausible ages at scan, in years; anything outside is taken for a mistake of entry."""
+"""Plausible ages at scan, in years; others are treated as errors of entry."""
 
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -44,19 +42,21 @@ METHODS = {
     "linear": "resdm.baselines.linear:Linear",
     "demographics": "resdm.baselines.linear:Demographics",
 }
-"""``kind`` in a profile → module:Class, imported on use: a job has one method, and not all need MONAI."""
+"""``kind`` in a profile → module:Class, imported on use: not all methods need MONAI."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used: names the file, the key, what was found and what was expected."""
+    """An invalid setting: names the file, the key, its value and what is expected."""
 
 
-Demand = Callable[[bool, str], None]
-"""Raises `ConfigError` with its message where a condition does not hold."""
+def require(holds: bool, key: str, value: Any, expected: str) -> None:
+    """Raise `ConfigError` where a setting is out of range. A profile's loader puts its section before the key."""
+    if not holds:
+        raise ConfigError(f"{key} is {value!r}; expected {expected}")
 
 
 def check_person(age: float | None, sex: str | None, where: str) -> None:
-    """Raise `ValueError` where an age or a sex is none that a prompt can say; ``None`` means unsaid.
+    """Raise `ValueError` for an age or a sex that a prompt cannot hold; ``None`` leaves it out.
 
     ``where`` starts the message: a file and its row, or a command-line option.
     """
@@ -71,15 +71,14 @@ def check_person(age: float | None, sex: str | None, where: str) -> None:
 def derive_seed(*parts: object) -> int:
     """A seed (below 2⁶³) for one use of a profile's seed: ``derive_seed(seed, "order", epoch)``.
 
-    Different uses get unrelated streams, and each is a function of its parts alone: nothing but the parts need be
-    stored to draw the same again.
+    Different uses get unrelated random streams. The parts alone determine the seed.
     """
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8]) >> 1
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What every method has. ``kind`` names the class, see `METHODS`."""
+    """Settings of every method. ``kind`` names the class, see `METHODS`."""
 
     kind: str
     learning_rate: float = 1e-4
@@ -91,15 +90,11 @@ class MethodConfig:
     precision: Precision | None = None  # None: training.precision
     seed: int | None = None  # of training and sampling; None: the profile's. X@seed1 is X with another one
 
-    def check(self, at: str, demand: Demand) -> None:
-        """Ranges and combinations that types cannot say; ``demand(holds, message)`` raises `ConfigError`."""
-        demand(self.learning_rate > 0, f"{at}.learning_rate must be more than 0")
-        demand(0 <= self.ema < 1, f"{at}.ema is {self.ema}; expected 0 (none) or a decay below 1")
-        demand(
-            self.batch_size is None or self.batch_size >= 1,
-            f"{at}.batch_size is {self.batch_size}; expected at least 1",
-        )
-        demand(self.seed is None or self.seed >= 0, f"{at}.seed is {self.seed}; expected 0 or more")
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
+        require(0 <= self.ema < 1, "ema", self.ema, "0 (none) or a decay below 1")
+        require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -125,6 +120,18 @@ class TrainingConfig:
     keep_memory: bool = True  # CPU: what tensors free stays with the process: the same values, faster on large grids
     workers: int = 0  # processes that load volumes; 0: the memory map is read in the training process
 
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "validate_every", "checkpoint_every", "devices", "threads"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, key, value, "at least 1")
+        for key in ("seconds", "clip_norm"):
+            value = getattr(self, key)
+            require(value is None or value > 0, key, value, "more than 0, or null for none")
+        for key in ("workers", "shift_voxels"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        timed = self.budget != "equal_time" or self.seconds is not None
+        require(timed, "seconds", None, "a number of seconds, since budget is equal_time")
+
 
 def imported_method(kind: str, where: str) -> type:
     """The class that a ``kind`` names, imported.
@@ -134,122 +141,61 @@ def imported_method(kind: str, where: str) -> type:
     ConfigError
         No such module or class; ``where`` starts the message.
     """
+    if kind not in METHODS and ":" not in str(kind):
+        raise ConfigError(
+            f"{where} is {kind!r}{suggest(str(kind), METHODS)}; expected one of {', '.join(METHODS)}, or module:Class"
+        )
     module, _, name = METHODS.get(kind, kind).partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{where} is {kind!r}, and cannot be had: {error}; expected module:Class of an installed package, or of a "
-            "file in a folder that PYTHONPATH names"
+            f"{where} is {kind!r}, which cannot be imported: {error}; expected module:Class of an installed package, "
+            "or of a file in a folder on PYTHONPATH"
         ) from error
 
 
 def settings_class(kind: str, where: str = "kind") -> type[MethodConfig]:
     """The settings of a method: the dataclass that its class annotates as ``config``."""
-    found = imported_method(kind, where)
-    settings = typing.get_type_hints(found).get("config", MethodConfig) if isinstance(found, type) else None
+    method = imported_method(kind, where)
+    settings = typing.get_type_hints(method).get("config", MethodConfig) if isinstance(method, type) else None
     if not (isinstance(settings, type) and issubclass(settings, MethodConfig)):
-        raise ConfigError(f"{where} is {kind!r}; expected a class with config: a dataclass made from MethodConfig")
+        raise ConfigError(f"{where} is {kind!r}; expected a class with config: a dataclass derived from MethodConfig")
     return settings
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain dictionaries and lists, as YAML and JSON hold them, without ``root``."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "root"}
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
-
-    return plain(config)
-
-
 def method_from_dict(tree: dict[str, Any], where: str) -> MethodConfig:
-    """A method's settings from a dictionary with ``kind``, checked like a profile (model folders use it)."""
-    return _method(tree, where, "")
-
-
-def build_settings(cls: type, tree: Any, file: str, at: str) -> Any:
-    """A dataclass from a mapping, strictly: an unknown key or a value of another type is a `ConfigError`."""
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: {at or 'the file'}: expected a mapping, found {tree!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "root"}
-    for key in tree:
-        if key not in fields:
-            raise ConfigError(
-                f"{file}: unknown key {join_key(at, key)!r}{suggest(key, fields)}; "
-                f"{at or 'the file'} takes: {', '.join(fields)}"
-            )
-    hints = typing.get_type_hints(cls)
-    values = {key: _convert(hints[key], value, file, join_key(at, key)) for key, value in tree.items()}
-    for name, spec in fields.items():
-        missing = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-        if missing and name not in values:
-            raise ConfigError(f"{file}: {join_key(at, name)} is missing")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, file: str, at: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, file, at)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{file}: {at} is {value!r}; expected one of {', '.join(map(str, arguments))}")
-        return value
-    if hint is MethodConfig:
-        return _method(value, file, at)
-    if dataclasses.is_dataclass(hint):
-        return build_settings(hint, value, file, at)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{file}: {at}: expected a mapping, found {value!r}")
-        return {str(key): _convert(arguments[1], item, file, join_key(at, key)) for key, item in value.items()}
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{file}: {at}: expected a list, found {value!r}")
-        if arguments[-1] is Ellipsis:
-            return tuple(_convert(arguments[0], item, file, f"{at}[{i}]") for i, item in enumerate(value))
-        if len(value) != len(arguments):
-            raise ConfigError(f"{file}: {at}: expected {len(arguments)} values, found {len(value)}")
-        return tuple(_convert(a, v, file, f"{at}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{file}: {at}: expected {hint.__name__}, found {value!r}")
-
-
-def _method(tree: Any, file: str, at: str) -> MethodConfig:
+    """Rebuild a method's settings from `to_dict`, as a model file holds them; types of values are not checked."""
     if not isinstance(tree, dict) or "kind" not in tree:
-        raise ConfigError(f"{file}: {at or 'method'} needs a kind: one of {', '.join(METHODS)}")
-    kind = tree["kind"]
-    if kind not in METHODS and not (isinstance(kind, str) and ":" in kind):
-        raise ConfigError(
-            f"{file}: {join_key(at, 'kind')} is {kind!r}{suggest(str(kind), METHODS)}; "
-            f"expected one of {', '.join(METHODS)}, or module:Class"
-        )
-    return build_settings(settings_class(kind, f"{file}: {join_key(at, 'kind')}"), tree, file, at)
+        raise ConfigError(f"{where}: a method needs a kind: one of {', '.join(METHODS)}")
+    try:
+        return _build(settings_class(tree["kind"], "kind"), tree)
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
-def join_key(at: str, key: Any) -> str:
-    """A dotted key."""
-    return f"{at}.{key}" if at else str(key)
+def _build(hint: Any, value: Any) -> Any:
+    section = next((item for item in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(item)), None)
+    if section is None or value is None:
+        return tuple(value) if isinstance(value, list) else value
+    hints = typing.get_type_hints(section)
+    for key in value:
+        if key not in hints:
+            raise ConfigError(f"unknown key {key!r}{suggest(key, hints)}; expected: {', '.join(hints)}")
+    return section(**{key: _build(hints[key], item) for key, item in value.items()})
+
+
+def to_dict(config: Any) -> Any:
+    """Plain dictionaries and lists, as YAML and JSON hold them, without ``root``."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "root"}
+    if isinstance(config, dict):
+        return {key: to_dict(item) for key, item in config.items()}
+    return [to_dict(item) for item in config] if isinstance(config, list | tuple) else config
 
 
 def suggest(word: str, known: typing.Iterable[str]) -> str:
-    """The nearest of the known words, as the end of an error message; empty where none is near."""
+    """The nearest known word, as the end of an error message; empty where none is near."""
     lower = {str(k).lower(): str(k) for k in known}
     close = difflib.get_close_matches(str(word).lower(), lower, n=1)
     return f" (did you mean {lower[close[0]]!r}?)" if close else ""

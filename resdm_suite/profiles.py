@@ -1,34 +1,37 @@
-"""Configuration: every switch of the suite, as frozen dataclasses read from strict YAML.
+"""Profiles: every setting of the suite, as frozen dataclasses that are read from strict YAML.
 
-A profile is one YAML file in ``configs/``. An unknown key, a value of the wrong type or out of range is a
-`ConfigError` that names the file and the key, raised before any work starts. What is not in the YAML has
-the default written here, with its reason.
+A profile is one YAML file in ``configs/``. pydantic validates it before any work starts: an unknown key, a wrong type
+or a value out of range is a `ConfigError` that names the file and the key. Settings that the YAML leaves out have the
+defaults below, each with its reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import re
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 from resdm.settings import (
     AGE_RANGE,
+    METHODS,
     SEXES,
     TRACERS,
     ConfigError,
     MethodConfig,
     Precision,
     TrainingConfig,
-    build_settings,
-    method_from_dict,
+    require,
+    settings_class,
     suggest,
     to_dict,
 )
@@ -40,27 +43,35 @@ CONDITIONS = {
     "no_sex": "age only",
     "tracer_only": "neither age nor sex",
     "wrong_sex": "own age, the other sex",
-    "shuffled_age": "own sex, the age of somebody else of the list",
-    "shuffled": "age and sex of somebody else of the list",
+    "shuffled_age": "own sex, the age of another person of the list",
+    "shuffled": "age and sex of another person of the list",
 }
-"""What a prompt says. Beside these, ``age_<years>`` says one age for everyone, ``sex_F`` and ``sex_M`` one sex."""
+"""Contents of a prompt. Further conditions: ``age_<years>``, ``sex_F`` and ``sex_M`` use one value for everyone."""
 
 Source = Literal["bids", "adni", "openneuro", "csv", "released"]
 SOURCES: tuple[str, ...] = typing.get_args(Source)
-"""How the data of a cohort may lie."""
+"""Data layouts that `resdm manifest` reads."""
 
 FEWEST = 5
-"""People that a summary of people must have to be drawn where single people are not."""
+"""Smallest group whose summary is drawn where single people are not."""
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=16)]
+VoxelSize = Annotated[float, Field(ge=0.5, le=8)]
 
 
 def check_condition(name: str, where: str) -> None:
-    """Raise `ConfigError` where a name is no condition of `CONDITIONS` or of its two families."""
+    """Raise `ConfigError` where a name is no condition, see `CONDITIONS`."""
     age, sex = re.fullmatch(r"age_(\d+(?:\.\d+)?)", name), re.fullmatch(f"sex_({'|'.join(SEXES)})", name)
     if age and not AGE_RANGE[0] <= float(age[1]) <= AGE_RANGE[1]:
         raise ConfigError(f"{where}: {name!r} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
     if not (name in CONDITIONS or age or sex):
         raise ConfigError(
-            f"{where}: no condition {name!r}{suggest(name, CONDITIONS)}; there are: {', '.join(CONDITIONS)}, "
+            f"{where}: no condition {name!r}{suggest(name, CONDITIONS)}; expected one of {', '.join(CONDITIONS)}, "
             f"age_<years>, {', '.join(f'sex_{value}' for value in SEXES)}"
         )
 
@@ -72,67 +83,78 @@ def check_condition(name: str, where: str) -> None:
 class GridConfig:
     """The common space: a cube of voxels over the MNI brain."""
 
-    shape: tuple[int, int, int] = (128, 128, 128)
-    voxel_mm: float = 1.5
+    shape: tuple[Side, Side, Side] = (128, 128, 128)
+    voxel_mm: Positive = 1.5
 
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """What the phantom generator makes. Effects are large on purpose: small ones cannot be learned in minutes."""
+    """Settings of the phantom generator. Effects are large on purpose: small ones cannot be learned in minutes."""
 
-    people: int = 200
-    anatomy_mm: float = 2.0  # grid on which a person is built before being "scanned"
-    t1_voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.2)
-    pet_voxel_mm: tuple[float, float, float] = (2.0, 2.0, 3.3)
-    pet_fwhm_mm: tuple[float, float] = (6.0, 8.0)  # range over scanners
+    people: Count = 200
+    anatomy_mm: Annotated[float, Field(ge=1, le=4)] = 2.0  # grid on which a person is built before the scan
+    t1_voxel_mm: tuple[VoxelSize, VoxelSize, VoxelSize] = (1.0, 1.0, 1.2)
+    pet_voxel_mm: tuple[VoxelSize, VoxelSize, VoxelSize] = (2.0, 2.0, 3.3)
+    pet_fwhm_mm: tuple[Positive, Positive] = (6.0, 8.0)  # range over scanners
     scalp: bool = False
-    single_pet: float = 0.10  # fraction of people with one PET only
-    repeat_visits: float = 0.12  # fraction of people with a second session
+    single_pet: Fraction = 0.10  # of people with one PET only
+    repeat_visits: Fraction = 0.12  # of people with a second session
     age_effect: float = 1.0  # multiplies the planted age slope; 0 makes a null phantom
     sex_effect: float = 1.0  # multiplies the planted sex effect; 0 makes a null phantom
-    age_atrophy: float = 1.0  # multiplies the atrophy that age brings; 0 too in a null phantom, where age would else
-    # tell atrophy of age from that of disease, and so foretell uptake
-    coupling: float = 1.0  # probability that a person's atrophy is of the person's own disease; 0: it foretells nothing
-    noise: float = 1.0  # multiplies the noise of T1 and PET; 0 for tests that need exact values
-    pet_frames: int = 1  # more than 1: PET files are 4D, frames to be averaged
+    age_atrophy: float = 1.0  # multiplies atrophy by age; 0 in a null phantom too, else age would predict uptake by
+    # separating atrophy of age from that of disease
+    coupling: Fraction = 1.0  # probability that atrophy is of the own disease; 0: it predicts nothing
+    noise: NonNegative = 1.0  # multiplies the noise of T1 and PET; 0 for tests that need exact values
+    pet_frames: Count = 1  # more than 1: PET files are 4D, frames to be averaged
+
+    def __post_init__(self) -> None:
+        low, high = self.pet_fwhm_mm
+        require(low <= high, "pet_fwhm_mm", self.pet_fwhm_mm, "0 < low ≤ high")
 
 
 @dataclass(frozen=True)
 class SplitConfig:
     """Fractions of people. Stratified by diagnosis, tracers present and sex."""
 
-    test: float = 0.20  # the paper's 254 of 1274 sets are 0.199; not used where there are folds
+    test: float = 0.20  # the paper's 254 of 1274 sets are 0.199; not used with folds
     validation: float = 0.10
-    folds: int | None = None  # k-fold: the people in k parts, of which one is the test set
-    fold: int = 0  # which, from 0
+    folds: Annotated[int, Field(ge=2)] | None = None  # k-fold: one of k parts of the people is the test set
+    fold: int = 0  # its number, from 0
+
+    def __post_init__(self) -> None:
+        test = self.test if self.folds is None else 1 / self.folds
+        enough = 0 < test < 1 and 0 < self.validation < 1 and test + self.validation < 1
+        fractions = "a fraction that leaves people to train on"
+        require(enough, "test", test, f"{fractions}, with validation {self.validation}")
+        require(self.folds is None or 0 <= self.fold < self.folds, "fold", self.fold, f"0 or more, below {self.folds}")
 
 
 @dataclass(frozen=True)
 class MatchConfig:
-    """Which scans of a person make a session, where a source knows the days on which they were made."""
+    """Which scans of a person make a session, where a source knows the days of its scans."""
 
-    window_days: float = 365.0  # from the T1 scan to each PET at most; ±180, ±365 and ±730 occur, the paper says none
+    window_days: NonNegative = 365.0  # from the T1 scan to each PET; studies use ±180, ±365 and ±730, the paper none
     same_visit: bool = False  # only scans that the source files under one visit
     tie: Literal["earlier", "later"] = "earlier"  # of two PETs as near, the one before or the one after the T1 scan
     require: Literal["any", "both"] = "any"  # both: people with one PET only are left out
-    per_person: Literal["all", "first", "closest"] = "all"  # sessions a person: all, the first, or the tightest triplet
+    per_person: Literal["all", "first", "closest"] = "all"  # sessions per person: all, the first, the tightest triplet
 
 
 @dataclass(frozen=True)
 class CohortConfig:
-    """Which people."""
+    """The people, and the source of their data."""
 
     kind: Literal["phantom", "dlbs", "adni", "other"] = "phantom"
-    source: Source = "bids"  # how the data lie: `resdm manifest`
-    folder: str = "bids"  # where they lie, relative to the profile's work folder or absolute
+    source: Source = "bids"  # layout of the data, see `resdm manifest`
+    folder: str = "bids"  # of the data, relative to the profile's work folder or absolute
     tables: str | None = None  # folder of the study's tables (adni); None: folder
     pet_level: Literal["dynamic", "averaged", "standardized", "uniform_8mm", "uniform_6mm"] = "standardized"  # LONI's
     phantom: PhantomConfig | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
-    exclude_flagged: bool = False  # leave out sessions that preprocessing flags; else they stay, flagged
-    skip_unreadable: bool = False  # leave out sessions with a scan that cannot be used; else such a scan is an error
-    tracers: dict[str, Literal["amyloid", "tau"]] = field(  # BIDS labels that are read, the first wins in a session
+    exclude_flagged: bool = False  # leave out sessions that preprocessing flags; by default they stay, flagged
+    skip_unreadable: bool = False  # leave out sessions with an unusable scan; by default it is an error
+    tracers: dict[str, Literal["amyloid", "tau"]] = field(  # BIDS labels to read; of several the first
         default_factory=lambda: {"18FAV45": "amyloid", "18FFBB": "amyloid", "18FAV1451": "tau"}
     )
     amyloid_cutoff: dict[str, float] = field(default_factory=lambda: {"18FAV45": 1.11, "18FFBB": 1.08})
@@ -144,17 +166,23 @@ class PreprocessConfig:
     """From native scans to the grid."""
 
     grid: GridConfig = field(default_factory=GridConfig)
-    registration_mm: float = 2.0  # finest resolution of the registration pyramid
+    registration_mm: Positive = 2.0  # finest resolution of the registration pyramid
     n4: bool = True
     mask: bool = True  # zero outside the MNI brain
-    # FWHM in mm of the Gaussian that every PET gets in its own voxels, an option. It adds in squares: 6 mm scans
-    # smoothed by 8 are 10 mm scans. Studies smooth by 6 or 8; ADNI's own images have a common 8 (or 6) mm already.
-    smooth_mm: float | None = None
+    # FWHM of a Gaussian applied to every PET in its own voxels. Widths add in squares: 6 mm scans smoothed by 8 mm have
+    # 10 mm. Studies smooth by 6 or 8 mm; ADNI's processed images already have a common 8 (or 6) mm.
+    smooth_mm: Annotated[float, Field(gt=0, le=20)] | None = None
     intensity: Literal["fixed", "minmax"] = "fixed"  # minmax is the paper-literal option: it erases SUVR
     suvr_range: dict[str, tuple[float, float]] = field(
         default_factory=lambda: {"amyloid": (0.0, 3.0), "tau": (0.0, 3.0)}
     )
     mri_percentile: float = 99.5  # in-brain percentile of T1 that becomes 1
+
+    def __post_init__(self) -> None:
+        ranges = self.suvr_range
+        require(set(ranges) == set(TRACERS), "suvr_range", list(ranges), f"exactly the keys {', '.join(TRACERS)}")
+        for tracer, (low, high) in ranges.items():
+            require(low < high, f"suvr_range.{tracer}", (low, high), "low < high")
 
 
 # ── the work ──────────────────────────────────────────────────────────────────────────────────────
@@ -164,30 +192,30 @@ class PreprocessConfig:
 class EvaluatorConfig:
     """An evaluator that is trained on real scans only; by default DSNet with the original's width and shift."""
 
-    width: int = 16  # channels of the first convolution
-    pool: int = 1  # average-pool the volumes by this first, an adaptation for small budgets
-    epochs: int = 100
-    batch_size: int = 8
-    learning_rate: float = 1e-3  # of AdamW, with cosine decay
-    weight_decay: float = 0.01
-    shift_voxels: int = 3  # augmentation: a translation of up to this many voxels along each axis
+    width: Count = 16  # channels of the first convolution
+    pool: Count = 1  # average-pool the volumes by this first, an adaptation for small budgets
+    epochs: Count = 100
+    batch_size: Count = 8
+    learning_rate: Positive = 1e-3  # of AdamW, with cosine decay
+    weight_decay: NonNegative = 0.01
+    shift_voxels: Annotated[int, Field(ge=0)] = 3  # augmentation: a translation of up to this many voxels per axis
 
 
 @dataclass(frozen=True)
 class BrainAgeConfig(EvaluatorConfig):
     """The brain-age network: the original's width, batch, decay and shift."""
 
-    width: int = 8
-    batch_size: int = 28
-    weight_decay: float = 5e-5
-    shift_voxels: int = 10
+    width: Count = 8
+    batch_size: Count = 28
+    weight_decay: NonNegative = 5e-5
+    shift_voxels: Annotated[int, Field(ge=0)] = 10
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The downstream evaluators of Table 4 and Figures 4 and 5, by what they tell; defaults are for 128³."""
+    """The downstream evaluators of Table 4 and Figures 4 and 5, by their target; defaults are for 128³."""
 
-    folds: int = 5  # of the training people
+    folds: Annotated[int, Field(ge=2)] = 5  # of the training people
     status: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     sex: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     age: BrainAgeConfig = field(default_factory=BrainAgeConfig)
@@ -195,7 +223,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class CentiloidConfig:
-    """The standard volumes of interest and, where one was made, an own calibration."""
+    """The standard volumes of interest and, optionally, a calibration of one's own."""
 
     cortex: str  # mask image in MNI152, absolute or relative to the folder that holds configs/
     reference: str  # whole cerebellum, likewise
@@ -204,7 +232,7 @@ class CentiloidConfig:
 
 @dataclass(frozen=True)
 class FidelityConfig:
-    """Regions of the SUVR fidelity beside the built-in ones. Apart from ``evaluation``: it changes no evaluator."""
+    """Further regions of the SUVR fidelity. Not part of ``evaluation``, since it changes no evaluator."""
 
     atlas: str | None = None  # aal, harvard_oxford (downloaded once by nilearn), or the path of a label image in MNI152
     labels: str | None = None  # TSV with columns index and name, for a path
@@ -213,10 +241,37 @@ class FidelityConfig:
 
 @dataclass(frozen=True)
 class UncertaintyConfig:
-    """How the spread of samples is judged."""
+    """Repeated samples of a method."""
 
-    samples: int = 8  # of every validation and test person
+    samples: Annotated[int, Field(ge=2)] = 8  # of every validation and test person
     method: str = "ResDM"
+
+
+@functools.cache
+def _validator(cls: type) -> TypeAdapter:
+    """Validates a mapping of names to settings. JSON, since strict pydantic takes lists for tuples in JSON only."""
+    return TypeAdapter(dict[str, cls], config=ConfigDict(extra="forbid", strict=True))
+
+
+def _validated(cls: type, name: str, tree: Any) -> Any:
+    return _validator(cls).validate_json(json.dumps({name: tree}, default=str))[name]
+
+
+def _methods(tree: Any) -> dict[str, MethodConfig]:
+    """Settings of each method, by the class that its ``kind`` names."""
+    if not isinstance(tree, dict) or not tree:
+        raise ConfigError(" is empty; expected a mapping of names to methods")
+    methods = {}
+    for name, settings in tree.items():
+        if not isinstance(settings, dict) or "kind" not in settings:
+            raise ConfigError(f"{name} needs a kind: one of {', '.join(METHODS)}")
+        methods[name] = _validated(settings_class(settings["kind"], f"{name}.kind"), name, settings)
+    return methods
+
+
+def _condition(name: str) -> str:
+    check_condition(name, "")
+    return name
 
 
 @dataclass(frozen=True)
@@ -231,20 +286,20 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     uncertainty: UncertaintyConfig = field(default_factory=UncertaintyConfig)
-    methods: dict[str, MethodConfig] = field(
-        default_factory=lambda: {"ResDM": method_from_dict({"kind": "residual_diffusion"}, "")}
+    methods: Annotated[dict[str, MethodConfig], PlainValidator(_methods)] = field(
+        default_factory=lambda: {"ResDM": settings_class("residual_diffusion")()}
     )
-    conditions: tuple[str, ...] = (  # prompts that ResDM answers beside the factual one: Figures 4, 5, counterfactuals
+    conditions: tuple[Annotated[str, AfterValidator(_condition)], ...] = (  # prompts of ResDM beside the factual one
         "no_age", "no_sex", "wrong_sex", "shuffled_age", "tracer_only", "shuffled", "age_55", "age_65", "age_75",
         "age_85",
     )  # fmt: skip
-    privacy: Literal["aggregate", "individual"] | None = None  # may figures show single people? None: see individual
-    root: Path = field(default=Path(), compare=False)  # folder that holds configs/ and work/; no part of the digest
+    privacy: Literal["aggregate", "individual"] | None = None  # individual: figures may show single people
+    root: Path = field(default=Path(), compare=False)  # of configs/ and work/; no part of the digest
 
-    # Stages meet on disk only, at these places.
+    # Stages exchange files at these places only.
     @property
     def work(self) -> Path:
-        """``work/<profile>/``: all that this profile makes, ignored by git."""
+        """``work/<profile>/``: all files of this profile, ignored by git."""
         return self.root / "work" / self.profile
 
     @property
@@ -254,12 +309,12 @@ class Config:
 
     @property
     def source_root(self) -> Path:
-        """Where the source's data lie; relative paths start at the work folder."""
+        """Folder of the source's data; relative paths start at the work folder."""
         return self.work / self.cohort.folder
 
     @property
     def manifest(self) -> Path:
-        """``manifest.csv``: one row a session."""
+        """``manifest.csv``: one row per session."""
         return self.work / "manifest.csv"
 
     @property
@@ -281,7 +336,7 @@ class Config:
         return self.work / "evaluation"
 
     def method(self, name: str) -> MethodConfig:
-        """The named method's settings, or a `ConfigError` that lists the names there are."""
+        """The named method's settings, or a `ConfigError` that lists the known names."""
         if name not in self.methods:
             raise ConfigError(
                 f"profile {self.profile!r} has no method {name!r}{suggest(name, self.methods)}; "
@@ -290,17 +345,17 @@ class Config:
         return self.methods[name]
 
     def seeded(self, name: str) -> Config:
-        """The profile under the seed of one of its methods: the profile's own where the method names none."""
+        """The profile with the seed of one of its methods, where the method has one of its own."""
         seed = self.method(name).seed
         return self if seed is None else dataclasses.replace(self, seed=seed)
 
     def precision(self, name: str) -> Precision:
-        """The precision that a method is trained and sampled in: its own, or the profile's where it names none."""
+        """The precision of a method's training and sampling: its own, or the profile's."""
         return self.method(name).precision or self.training.precision
 
     @property
     def notice(self) -> str:
-        """What every title and table says where the cohort is not the paper's; empty on ADNI."""
+        """Note for every title and table where the cohort is not the paper's; empty on ADNI."""
         return {
             "adni": "",
             "phantom": "phantom data: not a reproduction of the paper's numbers",
@@ -308,196 +363,141 @@ class Config:
 
     @property
     def individual(self) -> bool:
-        """Whether figures may show single people: as ``privacy`` says; by default phantoms and open data only."""
+        """Whether figures may show single people, see ``privacy``; by default those of phantoms and open data."""
         return self.cohort.kind in ("phantom", "dlbs") if self.privacy is None else self.privacy == "individual"
 
     def digest(self, *parts: str) -> str:
         """SHA-256 (16 hex digits) of the settings, or of the named ``parts`` of them (``"methods.ResDM"``)."""
         whole = to_dict(self)
-        chosen = {part: _at(whole, part) for part in parts} if parts else whole
+        chosen = {part: functools.reduce(operator.getitem, part.split("."), whole) for part in parts} or whole
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, which reads 1e-4 (without a dot) as text; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
+
+
 def load_config(source: Config | str | Path) -> Config:
     """Read a profile: a name (``"phantom"``) or the path of a YAML file; a `Config` is returned as it is.
 
-    A name is looked for as ``configs/<name>.yaml`` in the current folder and its parents, so a notebook
-    works from the repository's root and from ``notebooks/`` alike.
+    ``configs/<name>.yaml`` is looked for in the current folder and its parents, so that a notebook works from the
+    repository's root and from ``notebooks/``.
 
     Raises
     ------
     ConfigError
-        Unreadable file, unknown key, wrong type or a value out of range: file, key, found, expected.
+        Unreadable file, unknown key, wrong type, or a value out of range: file, key, value, what is expected.
     """
     if isinstance(source, Config):
         return source
     path = _find(source)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
     tree = {"profile": path.stem} | tree
-    config = build_settings(Config, tree, str(path), "")
-    root = path.resolve().parent
-    config = dataclasses.replace(config, root=root.parent if root.name == "configs" else root)
-    _check(config, str(path))
-    return config
+    try:
+        if "root" in tree:
+            raise ConfigError("unknown key 'root'")
+        config = _validated(Config, "", tree)
+        _check_combinations(config)
+    except ValidationError as errors:
+        lines = [_message(error, tree) for error in errors.errors()]
+        raise ConfigError(f"{path}: " + "\n".join(lines)) from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    folder = path.resolve().parent
+    return dataclasses.replace(config, root=folder.parent if folder.name == "configs" else folder)
 
 
 def _find(source: str | Path) -> Path:
-    text = str(source)
-    if text.endswith((".yaml", ".yml")):
-        candidates = [Path(text)] if Path(text).is_absolute() else [base / text for base in _parents()]
-    else:
-        candidates = [base / "configs" / f"{text}.yaml" for base in _parents()]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    known = sorted(p.stem for base in _parents() for p in (base / "configs").glob("*.yaml"))
-    raise ConfigError(f"no profile {text!r}: looked for {candidates[0]}; there are: {', '.join(known) or 'none'}")
+    text, here = str(source), Path.cwd()
+    folders = [here, *here.parents]
+    name = text if text.endswith((".yaml", ".yml")) else f"configs/{text}.yaml"
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    known = sorted(p.stem for folder in folders for p in (folder / "configs").glob("*.yaml"))
+    raise ConfigError(f"no profile {text!r}: looked for {here / name}; there are: {', '.join(known) or 'none'}")
 
 
-def _parents() -> list[Path]:
-    here = Path.cwd()
-    return [here, *here.parents]
+def _message(error: Any, tree: dict[str, Any]) -> str:
+    """One line for an error of pydantic: key, value, what is expected."""
+    keys = error["loc"][1:]  # without the empty name of the profile
+    at = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+    if error["type"] == "unexpected_keyword_argument":
+        known = [f.name for f in dataclasses.fields(_section(keys[:-1], tree)) if f.name != "root"]
+        section = at.rpartition(".")[0] or "the file"
+        return f"unknown key {at!r}{suggest(keys[-1], known)}; {section} takes: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{at} is missing"
+    if error["type"] == "value_error":  # of a class of settings, or of a condition
+        text = str(error["ctx"]["error"])
+        return f"{at}{text if text.startswith((':', ' ')) else f'.{text}'}" if at else text
+    expected = error["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
+    expected = {"dataclass_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list"}.get(
+        error["type"], expected
+    )
+    return f"{at} is {error['input']!r}; expected {expected}"
 
 
-def _check(config: Config, file: str) -> None:
-    """Ranges and combinations that types cannot say."""
+def _section(keys: tuple, tree: dict[str, Any]) -> type:
+    """The class of the settings at a place of a profile."""
+    cls: Any = Config
+    for depth, key in enumerate(keys):
+        if keys[:depth] == ("methods",):
+            cls = settings_class(tree["methods"][key]["kind"])
+        else:
+            hint = typing.get_type_hints(cls).get(key)
+            cls = next((c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)), MethodConfig)
+    return cls
+
+
+def _check_combinations(config: Config) -> None:
+    """Raise `ConfigError` for settings that exclude each other."""
 
     def demand(holds: bool, message: str) -> None:
         if not holds:
-            raise ConfigError(f"{file}: {message}")
+            raise ConfigError(message)
 
-    grid, split, training = config.preprocess.grid, config.cohort.split, config.training
-    demand(min(grid.shape) >= 16, f"preprocess.grid.shape is {grid.shape}; 16 voxels an axis are the least")
-    demand(grid.voxel_mm > 0, f"preprocess.grid.voxel_mm is {grid.voxel_mm}; expected more than 0")
-    smooth_mm = config.preprocess.smooth_mm
-    demand(
-        smooth_mm is None or 0 < smooth_mm <= 20,
-        f"preprocess.smooth_mm is {smooth_mm}; expected a FWHM of up to 20 mm, such as 6 or 8, or null for none",
-    )
-    demand(
-        0 < split.test < 1 and 0 < split.validation < 1 and split.test + split.validation < 1,
-        f"cohort.split: test {split.test} and validation {split.validation} must leave people to train on",
-    )
-    demand(
-        split.folds is None or (split.folds >= 2 and 0 <= split.fold < split.folds),
-        f"cohort.split: fold {split.fold} of {split.folds}; expected 2 or more folds, and a fold from 0",
-    )
-    demand(
-        split.folds is None or split.validation + 1 / split.folds < 1,
-        f"cohort.split: a test fold of {split.folds} and validation {split.validation} must leave people to train on",
-    )
-    demand(
-        config.cohort.match.window_days >= 0,
-        f"cohort.match.window_days is {config.cohort.match.window_days}; expected 0 or more",
-    )
-    demand(
-        config.cohort.kind != "phantom" or config.cohort.phantom is not None,
-        "cohort.kind is phantom, but cohort.phantom is missing",
-    )
-    if config.cohort.phantom is not None:
-        _check_phantom(config.cohort.phantom, demand)
-    demand(
-        training.budget != "equal_time" or training.seconds is not None,
-        "training.budget is equal_time, but training.seconds is missing",
-    )
-    demand(
-        min(training.epochs, training.batch_size, training.validate_every, training.checkpoint_every) >= 1,
-        "training.epochs, batch_size, validate_every and checkpoint_every must each be at least 1",
-    )
-    demand(
-        training.seconds is None or training.seconds > 0,
-        f"training.seconds is {training.seconds}; expected more than 0",
-    )
-    demand(
-        training.clip_norm is None or training.clip_norm > 0,
-        f"training.clip_norm is {training.clip_norm}; expected more than 0, or null for none",
-    )
-    for name, precision in [("training", training.precision), *((n, m.precision) for n, m in config.methods.items())]:
+    training, shape = config.training, config.preprocess.grid.shape
+    phantom = config.cohort.kind != "phantom" or config.cohort.phantom is not None
+    demand(phantom, "cohort.kind is phantom, but cohort.phantom is missing")
+    for name in ("status", "sex", "age"):
+        pool = getattr(config.evaluation, name).pool
+        coarse = f"evaluation.{name}.pool is {pool}; expected 8 voxels per axis or more after pooling a grid of {shape}"
+        demand(min(shape) // pool >= 8, coarse)
+    moved = training.shift_voxels > 0 or training.flip
+    for name in ("training", *config.methods):
+        precision = training.precision if name == "training" else config.methods[name].precision
         demand(
             training.clip_norm is None or precision != "16-mixed",
-            f"training.clip_norm cannot be had with {name}'s precision 16-mixed; set bf16-mixed, or clip_norm: null",
+            f"training.clip_norm is not supported with {name}'s precision 16-mixed; set bf16-mixed, or clip_norm: null",
         )
-    demand(
-        training.devices >= 1 and training.workers >= 0 and training.shift_voxels >= 0,
-        "training: expected devices ≥ 1, workers ≥ 0 and shift_voxels ≥ 0",
-    )
-    demand(
-        training.threads is None or training.threads >= 1,
-        f"training.threads is {training.threads}; expected at least 1, or null for torch's own choice",
-    )
-    demand(
-        set(config.preprocess.suvr_range) == set(TRACERS),
-        f"preprocess.suvr_range needs exactly the keys {', '.join(TRACERS)}",
-    )
-    for tracer, (low, high) in config.preprocess.suvr_range.items():
-        demand(low < high, f"preprocess.suvr_range.{tracer}: {low} is not below {high}")
-    folds = config.evaluation.folds
-    demand(folds >= 2, f"evaluation.folds is {folds}; expected at least 2")
-    for name in ("status", "sex", "age"):
-        at, evaluator = f"evaluation.{name}", getattr(config.evaluation, name)
-        demand(
-            min(evaluator.width, evaluator.pool, evaluator.epochs, evaluator.batch_size) >= 1,
-            f"{at}: width, pool, epochs and batch_size must each be at least 1",
-        )
-        demand(
-            min(grid.shape) // evaluator.pool >= 8,
-            f"{at}.pool is {evaluator.pool}; 8 voxels an axis must be left of a grid of {grid.shape}",
-        )
-        demand(
-            evaluator.learning_rate > 0 and evaluator.weight_decay >= 0 and evaluator.shift_voxels >= 0,
-            f"{at}: expected learning_rate > 0, weight_decay ≥ 0 and shift_voxels ≥ 0",
-        )
-    demand(bool(config.methods), "methods is empty")
-    samples = config.uncertainty.samples
-    demand(samples >= 2, f"uncertainty.samples is {samples}; a standard deviation needs 2 or more")
-    for condition in config.conditions:
-        check_condition(condition, f"{file}: conditions")
     for name, method in config.methods.items():
-        method.check(f"methods.{name}", demand)
         taken = ("template", "ceiling", "posterior", "real", "mri", "age_sex", "majority", "")  # other table sources
         demand("/" not in name and name not in taken, f"methods: {name!r} cannot be a method's name")
-        base, mark, _ = name.partition("@")
-        if mark and base in config.methods:  # a model folder's profile holds its own method alone
-            same = dataclasses.replace(method, seed=None) == dataclasses.replace(config.methods[base], seed=None)
-            demand(same, f"methods.{name} repeats methods.{base}: only its seed may differ")
-            others = [other for other in config.methods if other != name and other.partition("@")[0] == base]
-            equal = [other for other in others if config.seeded(other).seed == config.seeded(name).seed]
-            demand(not equal, f"methods.{name} has the seed of methods.{', '.join(equal)}; give each its own")
-        moved = training.shift_voxels > 0 or training.flip
+        linear = getattr(getattr(method, "network", None), "linear_path", False)
         demand(
-            not (moved and getattr(getattr(method, "network", None), "linear_path", False)),
+            not (moved and linear),
             f"methods.{name}.network.linear_path is fitted on images as they are stored; set training.shift_voxels: 0 "
             "and flip: false",
         )
-
-
-def _check_phantom(phantom: PhantomConfig, demand: Callable[[bool, str], None]) -> None:
-    at = "cohort.phantom"
-    demand(phantom.people >= 1, f"{at}.people is {phantom.people}; expected 1 or more")
-    demand(1 <= phantom.anatomy_mm <= 4, f"{at}.anatomy_mm is {phantom.anatomy_mm}; expected 1 to 4")
-    for key in ("t1_voxel_mm", "pet_voxel_mm"):
-        demand(
-            all(1 / 2 <= mm <= 8 for mm in getattr(phantom, key)),
-            f"{at}.{key} is {getattr(phantom, key)}; expected 0.5 to 8 mm each",
-        )
-    low, high = phantom.pet_fwhm_mm
-    demand(0 < low <= high, f"{at}.pet_fwhm_mm is {phantom.pet_fwhm_mm}; expected 0 < low ≤ high")
-    for key in ("single_pet", "repeat_visits", "coupling"):
-        value = getattr(phantom, key)
-        demand(0 <= value <= 1, f"{at}.{key} is {value}; expected a fraction from 0 to 1")
-    demand(phantom.noise >= 0, f"{at}.noise is {phantom.noise}; expected 0 or more")
-    demand(phantom.pet_frames >= 1, f"{at}.pet_frames is {phantom.pet_frames}; expected 1 or more")
-
-
-def _at(tree: dict[str, Any], path: str) -> Any:
-    for key in path.split("."):
-        tree = tree[key]
-    return tree
+        base, mark, _ = name.partition("@")
+        if not mark or base not in config.methods:  # a model folder's profile holds its own method alone
+            continue
+        same = dataclasses.replace(method, seed=None) == dataclasses.replace(config.methods[base], seed=None)
+        demand(same, f"methods.{name} repeats methods.{base}: only its seed may differ")
+        others = [other for other in config.methods if other != name and other.partition("@")[0] == base]
+        equal = [other for other in others if config.seeded(other).seed == config.seeded(name).seed]
+        demand(not equal, f"methods.{name} has the seed of methods.{', '.join(equal)}; give each its own")

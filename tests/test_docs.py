@@ -246,11 +246,11 @@ def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch,
 
 
 @pytest.mark.parametrize(("kind", "message"), [
-    ("nowhere_at_all:Ridge", "cannot be had: No module named 'nowhere_at_all'"),
-    ("resdm.method:Ridge", "cannot be had: module 'resdm.method' has no attribute 'Ridge'"),
-    (":Ridge", "cannot be had: Empty module name"),
-    ("pathlib:sep", "cannot be had: module 'pathlib' has no attribute 'sep'"),
-    ("resdm.method:build_method", "expected a class with config: a dataclass made from MethodConfig"),
+    ("nowhere_at_all:Ridge", "cannot be imported: No module named 'nowhere_at_all'"),
+    ("resdm.method:Ridge", "cannot be imported: module 'resdm.method' has no attribute 'Ridge'"),
+    (":Ridge", "cannot be imported: Empty module name"),
+    ("pathlib:sep", "cannot be imported: module 'pathlib' has no attribute 'sep'"),
+    ("resdm.method:build_method", "expected a class with config: a dataclass derived from MethodConfig"),
     ("resdm_suite.profiles:Config", None),
 ])  # fmt: skip
 def test_a_kind_that_is_no_method_is_refused(kind, message):

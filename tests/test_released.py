@@ -386,10 +386,10 @@ def test_other_files_are_refused(checkpoints, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("{ width: 8 }", r"methods\.it\.prior: the released network takes .* dim 64"),
-        ("{ prior: { weights: none } }", "context pooled, or tokens where mended has attention"),
+        ("{ width: 8 }", r"methods\.it\.prior\.dim is 256; expected 64"),
+        ("{ prior: { weights: none } }", "prior.context is 'tokens'; expected pooled"),
         ("{ mended: [everything] }", r"mended\[0\] is 'everything'"),
-        ("{ sampling_steps: 16 }", "sampling_steps 1 to T = 15"),
+        ("{ sampling_steps: 16 }", "sampling_steps is 16; expected 1 to T = 15"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, settings, message):

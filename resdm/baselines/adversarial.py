@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.method import TracerModel
-from resdm.settings import Demand, MethodConfig
+from resdm.settings import MethodConfig, require
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,10 @@ class AdversarialConfig(MethodConfig):
     l1_weight: float = 100.0
     discriminator_width: int = 32
 
-    def check(self, at: str, demand: Demand) -> None:
-        """Ranges that types cannot say."""
-        super().check(at, demand)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         rate = self.discriminator_learning_rate
-        demand(rate is None or rate > 0, f"{at}.discriminator_learning_rate must be more than 0, or null")
+        require(rate is None or rate > 0, "discriminator_learning_rate", rate, "more than 0, or null")
 
 
 Shape = tuple[int, int, int]

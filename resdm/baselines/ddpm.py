@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.layers.wavelet import haar, inverse_haar
 from resdm.method import Method
-from resdm.settings import SEXES, Demand, MethodConfig
+from resdm.settings import SEXES, MethodConfig, require
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,13 @@ class DDPMConfig(MethodConfig):
     labels: tuple[Literal["sex", "age"], ...] = ()  # what the class label says beside the tracer
     age_edges: tuple[float, ...] = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0)  # of the age bins, in years
 
-    def check(self, at: str, demand: Demand) -> None:
-        """Ranges and combinations that types cannot say."""
-        super().check(at, demand)
-        demand(
-            self.sampling_steps >= 1 and self.steps % self.sampling_steps == 0,
-            f"{at}.sampling_steps is {self.sampling_steps}; expected a divisor of {self.steps}",
-        )
-        demand(
-            self.channels[0] % 4 == 0 and all(c % self.channels[0] == 0 for c in self.channels),
-            f"{at}.channels {self.channels}: multiples of the first, itself one of 4",
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        divides = self.sampling_steps >= 1 and self.steps % self.sampling_steps == 0
+        require(divides, "sampling_steps", self.sampling_steps, f"a divisor of {self.steps}")
+        first = self.channels[0]
+        multiples = first % 4 == 0 and all(channels % first == 0 for channels in self.channels)
+        require(multiples, "channels", self.channels, "multiples of the first, itself a multiple of 4")
 
 
 class LabelEmbedding(nn.Embedding):

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.layers.ridge import gram_spectrum
 from resdm.method import Method
-from resdm.settings import SEXES, Demand, MethodConfig, Precision
+from resdm.settings import SEXES, MethodConfig, Precision, require
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,13 @@ class LinearConfig(DemographicsConfig):
     pet_components: tuple[int, ...] = (10, 40, 160)  # 0: all; they set the size of the model, two images each
     penalties: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the regressors' mean squared length
 
-    def check(self, at: str, demand: Demand) -> None:
-        """Ranges that types cannot say."""
-        super().check(at, demand)
-        demand(
-            all(penalty > 0 for penalty in self.penalties) and bool(self.penalties),
-            f"{at}.penalties is {list(self.penalties)}; expected one or more, each above 0",
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = bool(self.penalties) and min(self.penalties) > 0
+        require(positive, "penalties", list(self.penalties), "one or more, each above 0")
         for key in ("mri_components", "pet_components"):
             counts = getattr(self, key)
-            demand(
-                bool(counts) and min(counts) >= 0,
-                f"{at}.{key} is {list(counts)}; expected one or more numbers from 0, which means all",
-            )
+            require(bool(counts) and min(counts) >= 0, key, list(counts), "one or more numbers from 0, which means all")
 
 
 Collate = Callable[[list[Any]], Batch]

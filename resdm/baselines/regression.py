@@ -12,7 +12,7 @@ from resdm.batch import TRACERS, Batch, Prior
 from resdm.losses import total_loss
 from resdm.prior import PriorConfig
 from resdm.residual_diffusion import PriorGuided
-from resdm.settings import Demand, MethodConfig
+from resdm.settings import MethodConfig
 from resdm.unet import NetworkConfig
 
 
@@ -26,11 +26,6 @@ class RegressionConfig(MethodConfig):
     ema_warmup: int = 2000
     network: NetworkConfig = field(default_factory=NetworkConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
-
-    def check(self, at: str, demand: Demand) -> None:
-        """Ranges that types cannot say."""
-        super().check(at, demand)
-        self.prior.check(f"{at}.prior", demand)
 
 
 class Regression(PriorGuided):

@@ -24,7 +24,7 @@ from resdm.method import Method
 from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, PriorModule, prompt_tokens, prompts
 from resdm.scheduler import ResidualScheduler
-from resdm.settings import Demand, MethodConfig
+from resdm.settings import MethodConfig, require
 from resdm.unet import Attention, norm, sinusoidal
 
 
@@ -41,19 +41,15 @@ class ReleasedConfig(MethodConfig):
     mended: tuple[Literal["input", "attention", "middle"], ...] = ()  # faults to leave out, to see what each costs
     prior: PriorConfig = field(default_factory=lambda: PriorConfig(context="pooled"))  # dim: 8 × width
 
-    def check(self, at: str, demand: Demand) -> None:
-        """Ranges and combinations that types cannot say."""
-        super().check(at, demand)
-        self.prior.check(f"{at}.prior", demand)
-        demand(
-            (self.prior.context == "pooled" or "attention" in self.mended) and self.prior.dim == 8 * self.width,
-            f"{at}.prior: the released network takes context pooled, or tokens where mended has attention, and dim "
-            f"{8 * self.width}, 8 × its width",
-        )
-        demand(
-            self.width >= 1 and self.mri_shift >= 0 and self.sampling_steps in (None, *range(1, 16)),
-            f"{at}: expected width ≥ 1, mri_shift ≥ 0 and sampling_steps 1 to T = 15",
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.width >= 1, "width", self.width, "at least 1")
+        require(self.mri_shift >= 0, "mri_shift", self.mri_shift, "0 or more")
+        require(self.sampling_steps in (None, *range(1, 16)), "sampling_steps", self.sampling_steps, "1 to T = 15")
+        prior = self.prior
+        pooled = prior.context == "pooled" or "attention" in self.mended
+        require(pooled, "prior.context", prior.context, "pooled; tokens only where mended has attention")
+        require(prior.dim == 8 * self.width, "prior.dim", prior.dim, f"{8 * self.width}, 8 × the network's width")
 
 
 _GROUPS, _HEADS, _MULTIPLIERS = 32, 8, (1, 2, 4, 8)
