@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from stored_cohort import GRID, LABELS, make_cohort
+from notebook_cells import run_cells
+from stored_cohort import GRID, LABELS, RANGES, make_cohort
 
 from resdm.batch import Batch, Prior
 from resdm.io import write_csv
@@ -18,13 +19,13 @@ from resdm.method import build_method
 from resdm_suite.apps.trace import trace as trace_steps
 from resdm_suite.apps.trace import write_trace
 from resdm_suite.evaluation.image_quality import read_index, read_scores, read_volume, score_method
+from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import FEWEST, CohortConfig, PhantomConfig
-from resdm_suite.reporting.cases import mean_cases, read_trace, regional_comparison, shown_cases
+from resdm_suite.reporting.cases import read_trace, regional_comparison, shown_cases
 from resdm_suite.reporting.figures import figure1, regional_panel
 from resdm_suite.reporting.provenance import provenance
-from resdm_suite.reporting.slices import figure2
-from resdm_suite.reporting.style import save_figure
+from resdm_suite.reporting.style import ERROR_MAP
 
 METHODS = {"ResDM": 0.3, "Base": 0.5}
 
@@ -50,62 +51,88 @@ def test_who_may_be_shown(config, kind, privacy, individual):
     assert dataclasses.replace(config, cohort=cohort, privacy=privacy).individual is individual
 
 
-def test_the_mean_is_that_of_the_group_one_vote_a_person(config):
+def test_the_mean_is_that_of_the_group_one_vote_per_person(config):
     scores, index = read_scores(config, METHODS), read_index(config)
-    case = mean_cases(config, scores, METHODS)
-    assert set(case["groups"].values()) == {"amyloid", "tau"}
-    group = next(name for name in case["groups"] if "Aβ" in name and "positive" in name)
+    _, cases = shown_cases(config, scores, list(METHODS))
+    (case,) = [case for case in cases if case.title.startswith("Aβ-PET, positive")]
     part = index[(index["present_amyloid"] == 1) & (index["amyloid_status"] == 1)]
-    assert f"n = {part['person'].nunique()}" in group
+    assert f"n = {part['person'].nunique()}" in case.title
     people = [  # sessions of a person averaged first
         np.mean([read_volume(config.volumes / path, GRID) for path in visits["amyloid"]], axis=0)
         for _, visits in part.groupby("person")
     ]
     assert len(people) >= FEWEST
-    np.testing.assert_allclose(case["real"][group], np.mean(people, axis=0), atol=1e-6)
+    np.testing.assert_allclose(case.real, to_suvr(np.mean(people, axis=0), RANGES["amyloid"]), atol=1e-5)
     first = part[part["person"] == part["person"].iloc[0]].iloc[0]
     made = synthetic_path(config.predictions("Base"), first["person"], first["session"], LABELS["amyloid"])
-    assert not np.allclose(case["synthetic"]["Base"][group], read_volume(made, GRID), atol=1e-2)
+    assert not np.allclose(case.synthetic["Base"], to_suvr(read_volume(made, GRID), RANGES["amyloid"]), atol=2e-2)
     chosen = scores.merge(part[["person", "session"]]).query(
         "method == 'Base' and tracer == 'amyloid' and region == 'brain'"
     )
-    expected = chosen.groupby("person")["psnr"].mean().mean()
-    assert case["quality"]["Base", group][0] == pytest.approx(expected)
+    expected = chosen.groupby("person")[["psnr", "mae"]].mean().mean() * [1, 100]
+    assert case.quality["Base"] == pytest.approx(tuple(expected))
 
 
-def test_figure2_shows_means_and_names_nobody(config, tmp_path):
-    case = shown_cases(config, read_scores(config, METHODS), METHODS)
-    figure = figure2(**case)
-    texts = [text.get_text() for text in figure.texts]
-    assert "Figure 2: Real and synthetic PET, means of groups" in texts
+def figure_cell(config, methods=tuple(METHODS)):
+    """Figure 2 as notebook 04 draws it."""
+    given = {"scores": read_scores(config, METHODS), "methods": list(methods), "record": provenance(config, [])}
+    return run_cells("04", config, "04-02", "04-10", **given)["figure"]
+
+
+def test_figure2_shows_means_and_names_nobody(config):
+    figure = figure_cell(config)
+    texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
     assert any("nobody is shown alone" in text for text in texts)
-    assert sum("(n = " in text for text in texts) == len(case["groups"]) == 4
-    record = provenance(config, [config.predictions("ResDM") / "scores.csv", config.volumes / "index.csv"])
-    written = save_figure(figure, tmp_path / "figure2", record)
-    for path in written:
+    assert sum("(n = " in text for text in texts) == 4
+    for path in config.figures.glob("figure2.*"):
         assert b"sub-" not in path.read_bytes()
-    assert all("sub-" not in name for name in json.loads(written[-1].read_text())["inputs"])
-    individual = dataclasses.replace(config, privacy="individual")
-    shown = shown_cases(individual, read_scores(config, METHODS), METHODS)
-    assert "groups" not in shown
-    assert "sub-" not in shown["person"]  # shown, but not named
+    caption, cases = shown_cases(
+        dataclasses.replace(config, privacy="individual"), read_scores(config, METHODS), list(METHODS)
+    )
+    assert [case.title for case in cases] == ["Aβ-PET", "tau-PET"]
+    assert caption.startswith("One test person")  # shown, but not named
 
 
-def test_groups_too_small_are_joined_and_fewer_are_not_shown(config, tmp_path):
+def test_figure2_of_one_person_shares_scales_and_is_the_same_twice(config):
+    phantom = dataclasses.replace(config, cohort=CohortConfig(phantom=PhantomConfig()))
+    figure = figure_cell(phantom)
+    stored = [(config.figures / f"figure2{suffix}").read_bytes() for suffix in (".svg", ".png")]
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
+        figure_cell(phantom)
+    assert stored == [(config.figures / f"figure2{suffix}").read_bytes() for suffix in (".svg", ".png")]
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert len(pictures) == 2 * 2 * 2 * 3  # tracers, slices, image and error (real: image and T1), columns
+    assert [axes.get_title() for axes in pictures[:3]] == ["Real", *METHODS]
+    images = [axes.images[0] for axes in pictures]
+    errors = [image for image in images if image.get_cmap().name == ERROR_MAP]
+    assert len(errors) == 8
+    for part in (errors[:4], errors[4:]):  # by tracer
+        assert len({image.get_clim() for image in part}) == 1
+        low, high = part[0].get_clim()
+        assert low == -high < 0
+    pets = [image.get_clim() for image in images if image.get_cmap().name == "inferno"]
+    assert len(set(pets[:6])) == len(set(pets[6:])) == 1
+    labels = [axes.get_ylabel() for axes in pictures[::6]]
+    assert labels == ["Aβ-PET\nx = +7 mm", "Aβ-PET\nz = +24 mm", "tau-PET\ny = −20 mm", "tau-PET\nz = −16 mm"]
+
+
+def test_groups_too_small_are_joined_and_fewer_are_not_shown(config):
     scores, path = read_scores(config, METHODS), config.volumes / "index.csv"
     before = path.read_bytes()
     try:
         index = pd.read_csv(path)
         write_csv(path, index.assign(amyloid_status=0, tau_status=np.nan))
-        names = list(mean_cases(config, scores, METHODS)["groups"])
-        assert names == ["Aβ-PET, negative (n = 12)", "tau-PET, all (n = 11)"]
+        titles = [case.title for case in shown_cases(config, scores, list(METHODS))[1]]
+        assert titles == ["Aβ-PET, negative (n = 12)", "tau-PET, all (n = 11)"]
         tested = index[index["split"] == "test"]["person"].unique()
         few = index["person"].isin(tested[: FEWEST - 1]) | (index["split"] != "test")
         write_csv(path, index[few])
-        case = mean_cases(config, scores, METHODS)
-        assert case["real"] == {}
-        texts = [text.get_text() for text in figure2(**case).texts]
-        assert any(f"Fewer than {FEWEST} test people" in text for text in texts)
+        caption, cases = shown_cases(config, scores, list(METHODS))
+        assert cases == []
+        assert f"Fewer than {FEWEST} test people" in caption
+        given = {"scores": scores, "methods": list(METHODS), "record": {}}
+        figure = run_cells("04", config, "04-02", "04-10", **given)["figure"]
+        assert figure.axes == []
     finally:
         path.write_bytes(before)
 

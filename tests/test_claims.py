@@ -43,6 +43,7 @@ from resdm_suite.reporting.claims import (
     claim_inputs,
     claims,
     compare_estimates,
+    having,
     headline,
     mover,
     read_output,
@@ -747,7 +748,7 @@ def test_settings_are_counted_apart_and_comparisons_once(tmp_path):
     assert headline(table.frame).startswith(said)
     assert table.blocks[0].title == headline(table.frame)
     assert sum(map(int, table.blocks[0].rows[-1][1:])) == len(printed_claims()) - settings.sum()
-    assert set(table.having(HELD).frame["kind"]) == {"best", "chain", "close"}
+    assert set(having(table, HELD).frame["kind"]) == {"best", "chain", "close"}
     once = {row[0]: row[1:] for row in table.blocks[1].rows}
     # Table 2: six sentences; superior is best_amyloid and best_tau again, over_ddpm and smallest_difference parts of it
     assert once["Table 2"] == ("6", "76", "30", "30", "0", "0", "0")
@@ -820,8 +821,8 @@ def test_accuracy_of_each_training_is_of_its_label(tmp_path):
     )
     write_outputs(config)
     rows = [
-        {"fold": 0, "source": source, "person": person, "session": "1", "tracer": tracer, "label": label}
-        | {"score": score, "threshold": 0.5, "target": target}
+        {"fold": 0, "source": source, "person": person, "session": "1", "age": 70, "sex": "F", "tracer": tracer}
+        | {"label": label, "score": score, "threshold": 0.5, "target": target}
         for source, scores in {"Base": (1, 1), "+prior": (1, 0), "+prior@seed1": (0, 1)}.items()
         for person, label, score in zip("ab", (1, 0), scores, strict=True)
         for tracer in TRACERS
@@ -865,7 +866,7 @@ def test_what_is_written(tmp_path):
     tex = table.latex()
     assert tex.isascii()
     assert tex.count("\\begin{longtable}") == tex.count("\\end{longtable}") == len(table.blocks)
-    alone = table.having(CONTRADICTED)
+    alone = having(table, CONTRADICTED)
     assert len(alone.frame) == len(alone.blocks[0].rows) == 9
     assert "Section 4.1: sets of Aβ-PET" in alone.markdown()
-    assert table.having(MISSING).markdown().endswith("- none\n") is (MISSING not in set(table.frame["status"]))
+    assert having(table, MISSING).markdown().endswith("- none\n") is (MISSING not in set(table.frame["status"]))

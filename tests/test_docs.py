@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
+from notebook_cells import PICTURES, run_cells
 from scipy.ndimage import correlate
 
 from resdm.method import build_method
@@ -25,7 +26,7 @@ from resdm_suite.apps.prediction import Model
 from resdm_suite.cohorts.assembly import READERS
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.profiles import load_config
-from resdm_suite.reporting.tables import present_methods, table2
+from resdm_suite.reporting.tables import present_methods
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "data_manifests").rglob("*.md"))
@@ -225,7 +226,7 @@ def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch,
     config = load_config("mine")
     assert "method Local: local_linear:LocalLinear" in capsys.readouterr().out
     assert present_methods(config) == ["ResDM", "Local"]
-    frame = table2(config).frame.set_index(["method", "tracer", "region", "metric"])
+    frame = run_cells("04", config, without=PICTURES)["frame"].set_index(["method", "tracer", "region", "metric"])
     row = frame.loc[("Local", "amyloid", "brain", "mae")]
     assert 0 < row["mean"] < 100
     assert row["n"] == frame.loc[("ResDM", "amyloid", "brain", "mae")]["n"] > 1
@@ -305,7 +306,7 @@ def test_ones_own_data_reach_table_2_and_a_synthetic_pet(study, monkeypatch, tmp
     )
     config = load_config("mine")
     assert config.notice == "other data: not the paper's cohort"
-    table = table2(config).frame
+    table = run_cells("04", config, without=PICTURES)["frame"]
     assert set(table["method"]) == {"ResDM", "regression"}
     assert table["n"].gt(1).all()
     assert (config.work / "report" / "index.html").is_file()

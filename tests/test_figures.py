@@ -17,8 +17,8 @@ from stored_cohort import GRID, RANGES, person
 from resdm_suite.anatomy import regions
 from resdm_suite.evaluation.suvr import regional_agreement
 from resdm_suite.reporting.figures import figure1, regional_panel, training_curves
-from resdm_suite.reporting.slices import FIELD_MM, figure2, plane, qc_montage, slice_name
-from resdm_suite.reporting.style import ERROR_MAP, save_figure
+from resdm_suite.reporting.slices import FIELD_MM, plane, qc_montage, slice_name
+from resdm_suite.reporting.style import save_figure
 
 REGIONAL = ["method", "person", "session", "tracer", "region", "real", "synthetic"]
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
@@ -47,13 +47,6 @@ def draw_figure1():
         },
         GRID, notice=NOTICE,
     )  # fmt: skip
-
-
-def draw_figure2(methods=("ResDM", "template"), notice=NOTICE):
-    one, other = person(0), person(1)
-    real = {tracer: one[tracer] for tracer in RANGES}
-    made = {name: {tracer: other[tracer] for tracer in RANGES} for name in methods}
-    return figure2(real, made, GRID, RANGES, mri=one["mri"], notice=notice, person="Somebody.")
 
 
 def draw_montage():
@@ -88,7 +81,6 @@ def draw_regional():
 
 DRAWN = {
     "figure1": draw_figure1,
-    "figure2": draw_figure2,
     "montage": draw_montage,
     "curves": draw_curves,
     "regional": draw_regional,
@@ -132,7 +124,8 @@ def test_the_notice_is_in_the_figure(name):
 
 
 def test_no_notice_where_there_is_none():
-    assert not [text for text in texts(draw_figure2(notice="")) if "phantom" in text]
+    history = pd.DataFrame({"epoch": [1, 2], "model": [1.0, 0.5]})
+    assert not [text for text in texts(training_curves({"ResDM": history})) if "phantom" in text]
 
 
 @pytest.mark.parametrize("cut", [("x", 7.0), ("y", -20.0), ("z", 14.0)])
@@ -169,33 +162,6 @@ def test_interpolation_adds_no_values():
     volume = np.random.default_rng(0).random(GRID.shape)
     section = plane(volume, GRID, ("y", -20.0))
     assert volume.min() <= section.min() <= section.max() <= volume.max()
-
-
-@pytest.mark.parametrize("methods", [("ResDM",), ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM", "x")])
-def test_figure2_takes_any_number_of_methods(methods):
-    figure = draw_figure2(methods)
-    pictures = [axes for axes in figure.axes if axes.images]
-    assert len(pictures) == 2 * 2 * 2 * (len(methods) + 1)  # tracers, slices, image and error (real: image and T1)
-    titles = [axes.get_title() for axes in pictures if axes.get_title()]
-    assert titles == ["Real", *methods]
-    assert {"Aβ-PET, x = +7 mm", "Aβ-PET, z = +24 mm", "tau-PET, y = −20 mm", "tau-PET, z = −16 mm"} <= set(
-        texts(figure)
-    )
-    assert figure.get_figwidth() <= 7.2 + 1e-9
-
-
-def test_figure2_scales_are_shared_and_errors_symmetrical():
-    figure = draw_figure2(("ResDM", "template"))
-    images = [axes.images[0] for axes in figure.axes if axes.images]
-    errors = [image for image in images if image.get_cmap().name == ERROR_MAP]
-    assert len(errors) == 8
-    for part in (errors[:4], errors[4:]):  # by tracer
-        assert len({image.get_clim() for image in part}) == 1
-        low, high = part[0].get_clim()
-        assert low == -high < 0
-    pets = [image for image in images if image.get_cmap().name == "inferno"]
-    assert len({image.get_clim() for image in pets[:6]}) == 1
-    assert {"SUVR", "synthetic − real (SUVR)"} <= set(texts(figure))
 
 
 def test_figure1_shows_what_it_was_given():

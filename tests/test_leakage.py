@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import run_cells
 from stored_cohort import GRID, make_cohort
 from stored_readings import make_age, make_status
 
@@ -23,9 +26,8 @@ from resdm_suite.evaluation.readings import read_readings, readings_path
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing.dataset import CohortDataset
-from resdm_suite.reporting.ablation import table3
-from resdm_suite.reporting.cases import regional_comparison, typical_case
-from resdm_suite.reporting.tables import table1, table2
+from resdm_suite.reporting.cases import regional_comparison, shown_cases
+from resdm_suite.reporting.tables import read_trainings
 
 WHO = "sub-0006"  # a training person
 
@@ -62,11 +64,13 @@ STAGES = {
     "reading status": lambda config: evaluate_status(config),
     "stored scores": lambda config: read_scores(config, ["ResDM"]),
     "scores by prompt": lambda config: prompt_scores(config, "ResDM", ["factual"]),
-    "Table 1": lambda config: table1(pd.read_csv(config.volumes / "index.csv"), config),
-    "Table 2": table2,
-    "Table 3": table3,
-    "Figure 2": lambda config: typical_case(
-        config, pd.read_csv(config.predictions("ResDM") / "scores.csv").assign(method="ResDM")
+    "Table 1": lambda config: run_cells(
+        "00", config, "00-02", "00-12", sessions=pd.read_csv(config.volumes / "index.csv")
+    ),
+    "Table 2": lambda config: run_cells("04", config),
+    "Table 3": lambda config: run_cells("05", config),
+    "Figure 2": lambda config: shown_cases(
+        config, pd.read_csv(config.predictions("ResDM") / "scores.csv").assign(method="ResDM"), ["ResDM"]
     ),
     "regional figure": lambda config: regional_comparison(config, ["ResDM"]),
 }
@@ -131,12 +135,12 @@ def _scored_as_well(path) -> None:
     write_csv(path, pd.concat([frame, frame.iloc[[0]].assign(person=WHO)], ignore_index=True))
 
 
-@pytest.mark.parametrize("stage", [table2, table3, lambda config: read_scores(config, ["ResDM"])])
+@pytest.mark.parametrize("stage", [read_trainings, read_scores])
 def test_scores_of_a_train_person_make_no_table(config, stage):
     path = config.predictions("ResDM") / "scores.csv"
     _scored_as_well(path)
     with pytest.raises(LeakageError, match=rf"scores\.csv: 1 person is not of the test split .*: {WHO} in train"):
-        stage(config)
+        stage(config, ["ResDM"])
 
 
 @pytest.mark.parametrize("name", ["status", "age"])
@@ -151,8 +155,9 @@ def test_readings_of_a_train_person_make_no_table(config, name):
 
 def test_table3_refuses_calls_of_a_train_person(config):
     write_csv(readings_path(config, "status"), make_status({"ResDM": 1.0, "Base": 1.0}, people=7)[0])  # 6 is of train
+    config = dataclasses.replace(config, methods=dict.fromkeys(["Base", "ResDM"], config.methods["ResDM"]))
     with pytest.raises(LeakageError, match=rf"status\.csv: .*{WHO} in train"):
-        table3(config)
+        run_cells("05", config, without=("05-06", "05-07"))
 
 
 def test_scores_alone_need_no_index(config):

@@ -11,12 +11,12 @@ import yaml
 from conftest import ROOT
 from mock_adni import write_caps, write_clinica_bids, write_loni
 from mock_sources import write_bids, write_csv_cohort, write_dlbs, write_released
+from notebook_cells import PICTURES, run_cells
 
 from resdm_suite.apps.cli import main
-from resdm_suite.evaluation.image_quality import read_index, score_method
+from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.preprocessing.volumes import cohort_flow
 from resdm_suite.profiles import load_config
-from resdm_suite.reporting.tables import cohort_sessions, table1, table2
 
 PEOPLE = 14
 SOURCES = {
@@ -76,8 +76,7 @@ def test_from_a_download_to_table2(name, tmp_path, capsys):
 
     assert main(["train", path, "--quiet"]) == 0
     assert main(["predict", path, "--quiet"]) == 0
-    score_method(config, "template")
-    table = table2(config)
+    table = run_cells("04", config, without=PICTURES)["table"]
     tested = index[index["split"] == "test"]
     counts = {t: tested.loc[tested[f"present_{t}"] == 1, "person"].nunique() for t in ("amyloid", "tau")}
     for (method, tracer), part in table.frame.groupby(["method", "tracer"]):
@@ -86,7 +85,7 @@ def test_from_a_download_to_table2(name, tmp_path, capsys):
         assert np.isfinite(part["mean"]).all()
     assert set(table.frame["tracer"]) == {t for t, n in counts.items() if n}
     assert json.loads((config.work / "split.json").read_text())["people"]["test"] >= tested["person"].nunique()
-    first = table1(cohort_sessions(config), config)
+    first = run_cells("00", config)["table"]
     rows = first.frame.set_index(["characteristic", "diagnosis", "statistic"])["value"]
     assert rows["people", "all", "count"] == index["person"].nunique() >= 6  # of those found, with the scans they need
     assert "sub-" not in table.markdown() + first.markdown()

@@ -1,4 +1,4 @@
-"""Tables 1 and 2: the tidy contract, every number recomputed, and what is printed."""
+"""Tables 1 and 2 as notebooks 00 and 04 make them: every number recomputed, and what is printed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import PICTURES, run_cells
 from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from stored_cohort import GRID, LABELS, make_cohort, make_config
@@ -23,39 +24,50 @@ from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm_suite.anatomy import mni_map
 from resdm_suite.cohorts.manifest import EMPTY, write_manifest
 from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method
-from resdm_suite.evaluation.statistics import interval
+from resdm_suite.evaluation.statistics import holm, interval, paired_test
 from resdm_suite.profiles import CohortConfig
-from resdm_suite.reporting.provenance import provenance
 from resdm_suite.reporting.tables import (
     Block,
     Table,
     cohort_sessions,
     costs,
+    demographic,
+    is_best,
+    known_inputs,
     number,
     p_value,
+    pivot,
     present_methods,
-    quality,
     read_paper,
     read_trainings,
-    save_table,
-    table1,
-    table2,
-    told,
+    with_interval,
 )
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
 METHODS = {"ResDM": 0.3, "DDPM": 0.5, "regression": 0.4}
+NAMES = ["DDPM", "ResDM", "regression", "template"]
+KEYS = ["method", "tracer", "region", "metric"]
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    config, _ = make_cohort(tmp_path_factory.mktemp("cohort"), METHODS)
-    for method in (*METHODS, "template"):
+    config, index = make_cohort(tmp_path_factory.mktemp("cohort"), METHODS)
+    for method in METHODS:
         score_method(config, method)
     timing = {"parameters": 29_200_000, "seconds": 120.5, "peak_memory_bytes": 3 * 2**30}
     write_json(config.model("ResDM") / "timing.json", timing)
     write_json(config.predictions("ResDM") / "timing.json", {"seconds": 3.5, "seconds_per_session": 0.5, "steps": 5})
+    rows = [
+        EMPTY | {name: row[name] for name in ("person", "session", "age", "sex")} | {"t1w": "a.nii"}
+        | {"tau": "b.nii", "tau_tracer": "18FAV1451", "tau_days": 10.0 + number, "amyloid_centiloid": 50.0}
+        for number, row in enumerate(index.to_dict("records"))
+    ]  # fmt: skip
+    write_manifest(pd.DataFrame(rows[:5]), config.manifest)
     return config
+
+
+def table2(config) -> Table:
+    return run_cells("04", config, without=PICTURES)["table"]
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +77,12 @@ def second(config) -> Table:
 
 def test_table2_is_tidy(config, second):
     frame = second.frame
-    assert present_methods(config) == ["DDPM", "ResDM", "regression", "template"]
-    assert list(dict.fromkeys(frame["method"])) == ["DDPM", "ResDM", "regression", "template"]
-    keys = ["method", "tracer", "region", "metric"]
-    assert list(frame)[:4] == keys
-    assert not frame.duplicated(keys).any()
+    assert present_methods(config) == NAMES == list(dict.fromkeys(frame["method"]))
+    assert list(frame)[:4] == KEYS
+    assert not frame.duplicated(KEYS).any()
     assert len(frame) == 4 * 2 * 2 * 3
-    assert {name: set(frame[name]) for name in keys[1:]} == {
-        "tracer": {"amyloid", "tau"},
-        "region": {"whole", "brain"},
-        "metric": {"mae", "psnr", "ssim"},
-    }
-    assert (frame.groupby("tracer")["n"].unique().map(list).to_dict()) == {"amyloid": [6], "tau": [5]}  # people
-    assert (frame.groupby("tracer")["sessions"].unique().map(list).to_dict()) == {"amyloid": [7], "tau": [6]}
+    assert frame.groupby("tracer")["n"].unique().map(list).to_dict() == {"amyloid": [6], "tau": [5]}  # people
+    assert frame.groupby("tracer")["sessions"].unique().map(list).to_dict() == {"amyloid": [7], "tau": [6]}
 
 
 def test_paper_values_stand_where_the_paper_has_them(second):
@@ -92,52 +97,45 @@ def test_paper_values_stand_where_the_paper_has_them(second):
 
 @pytest.mark.parametrize(("metric", "scale"), [("mae", 100), ("psnr", 1), ("ssim", 100)])
 def test_every_number_is_recomputable_from_scores(config, second, metric, scale):
-    scores = read_scores(config, ["DDPM", "ResDM", "regression", "template"])
-    scores = scores[(scores["tracer"] == "tau") & (scores["region"] == "brain")]
+    scores = read_scores(config, NAMES).query("tracer == 'tau' and region == 'brain'")
     people = scores.groupby(["method", "person"])[metric].mean() * scale
-    frame = second.frame
-    rows = frame[(frame["tracer"] == "tau") & (frame["region"] == "brain") & (frame["metric"] == metric)]
-    rows = rows.set_index("method")
+    rows = second.frame.query(f"tracer == 'tau' and region == 'brain' and metric == '{metric}'").set_index("method")
     p = {}
-    for method in ("DDPM", "ResDM", "regression", "template"):
+    for method in NAMES:
         values, row = people[method].to_numpy(), rows.loc[method]
-        assert row["mean"] == pytest.approx(values.mean())
-        assert row["std"] == pytest.approx(values.std(ddof=1))
+        assert (row["mean"], row["std"]) == pytest.approx((values.mean(), values.std(ddof=1)))
         assert (row["ci_low"], row["ci_high"]) == pytest.approx(interval(values, seed=config.seed))
         if method != "ResDM":
-            difference = values - people["ResDM"].to_numpy()
-            assert row["difference"] == pytest.approx(difference.mean())
-            p[method] = stats.wilcoxon(difference).pvalue
+            test = paired_test(values, people["ResDM"].to_numpy(), seed=config.seed)
+            found = row[["difference", "difference_low", "difference_high", "rank_biserial"]].tolist()
+            assert found == pytest.approx([test.difference, test.low, test.high, test.rank_biserial])
+            p[method] = test.p
     assert np.isnan(rows.loc["ResDM", ["p", "difference"]].astype(float)).all()
-    running = 0.0
-    for place, method in enumerate(sorted(p, key=p.get)):
-        running = max(running, min(1.0, (3 - place) * p[method]))
-        assert rows.loc[method, "p"] == pytest.approx(running)
+    assert rows.loc[list(p), "p"].tolist() == pytest.approx(holm(p.values()))
 
 
 def test_people_must_be_the_same(config):
-    scores = read_scores(config, ["ResDM", "DDPM"])
-    fewer = scores[~((scores["method"] == "DDPM") & (scores["person"] == "sub-0003"))]
-    with pytest.raises(ValueError, match=r"'DDPM' and 'ResDM'.*sub-0003"):
-        quality(fewer, seed=0)
+    path = config.predictions("DDPM") / "scores.csv"
+    stored = path.read_text()
+    try:
+        scores = pd.read_csv(path)
+        write_csv(path, scores[scores["person"] != "sub-0003"])
+        with pytest.raises(ValueError, match=r"'DDPM' and 'ResDM'.*sub-0003"):
+            read_trainings(config, NAMES)
+    finally:
+        path.write_text(stored)
 
 
 def test_any_set_of_methods(config, tmp_path):
-    alone = table2(config, ["regression", "template"])
-    assert alone.frame["p"].isna().all()
-    assert "No test: it needs ResDM" in alone.markdown()
-    assert len(table2(config, ["ResDM"]).frame) == 12
+    for name in ("regression", "ResDM"):
+        part, _ = make_cohort(tmp_path / name, {name: 0.4})
+        score_method(part, name)
+        table = table2(part)
+        assert set(table.frame["method"]) == {name, "template"}
+        assert table.frame["p"].isna().all() == (name != "ResDM")
+        assert ("No test: it needs ResDM" in table.markdown()) == (name != "ResDM")
     with pytest.raises(ValueError, match="no method has scores"):
-        table2(make_config(tmp_path))
-
-
-def test_infinite_psnr_is_printed_as_such(config):
-    scores = read_scores(config, ["ResDM", "template"])
-    scores.loc[scores["method"] == "ResDM", "psnr"] = np.inf
-    frame = quality(scores, seed=0)
-    perfect = frame[(frame["method"] == "ResDM") & (frame["metric"] == "psnr")]
-    assert np.isinf(perfect["mean"]).all()
-    assert number(perfect["mean"].iloc[0], 2) == "∞"
+        read_trainings(make_config(tmp_path), [])
 
 
 def test_costs(config, second):
@@ -147,27 +145,26 @@ def test_costs(config, second):
         "sampling_steps": 5,
     }  # fmt: skip
     assert row.loc["template"].isna().all()
-    of_resdm = second.frame[second.frame["method"] == "ResDM"]
-    assert (of_resdm["parameters"] == 29_200_000).all()
-    assert "| ResDM | 29.20 | – | 0.25 | 120 | 3.00 | 5 |" in second.markdown()
+    assert (second.frame.loc[second.frame["method"] == "ResDM", "parameters"] == 29_200_000).all()
+    assert "| 29.20 | – | 0.25 | 120 | 3.00 | 5 |" in second.markdown()
 
 
 def test_markdown(second):
     text = second.markdown()
     assert text.startswith(f"## Table 2: Quantitative evaluation of the synthetic PET ({NOTICE})\n")
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
-    assert len(tables) == 6  # whole, paper, brain, intervals, differences, cost
-    assert "<br>" not in text  # one line a cell
+    assert len(tables) == 6  # two tracers, whole grid, paper, share without a ceiling, cost
+    assert "<br>" not in text  # one line per cell
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
-    assert "Aβ-PET MAE (%) ↓" in text
-    assert "tau-PET PSNR (dB) ↑" in text
-    assert "26.38 ± 2.18" in tables[1]
-    assert "regression" not in tables[1]  # the paper has it not
-    assert [table.count("**") for table in tables[:3]] == [2 * 6, 0, 2 * 6]  # one best cell a column
-    row = second.frame.set_index(["method", "tracer", "region", "metric"]).loc[("DDPM", "tau", "brain", "psnr")]
-    low, high = (f"{row[f'difference_{end}']:.2f}".replace("-", "−") for end in ("low", "high"))
-    assert f"{row['difference']:.2f} [{low}, {high}], p = {row['p']:.3f}".replace("-", "−") in tables[4]
+    assert "| Method | MAE (%) ↓ | Δ to ResDM | PSNR (dB) ↑ | Δ to ResDM | SSIM (%) ↑ | Δ to ResDM |" in tables[1]
+    assert "| Aβ-PET MAE (%) ↓ |" in tables[2]
+    assert "26.38 ± 2.18" in tables[3]
+    assert "regression" not in tables[3]  # not in the paper
+    assert [table.count("**") for table in tables[:4]] == [2 * 3, 2 * 3, 2 * 6, 0]  # one best cell per column
+    row = second.frame.set_index(KEYS).loc[("DDPM", "tau", "brain", "psnr")]
+    shown = with_interval(row["difference"], row["difference_low"], row["difference_high"], p=row["p"])
+    assert f"| {shown} |" in tables[1]
     assert "PSNR that inside the brain plus a constant" in text
     assert second._repr_markdown_() == text
 
@@ -181,88 +178,68 @@ def full(tmp_path_factory):
     blurs = {"ResDM": 0.3, "ResDM@seed1": 0.5, "DDPM": 0.4, "Pix2Pix": 3.0, "linear": 0.45, "demographics": 0.48}
     config, _ = make_cohort(tmp_path_factory.mktemp("full"), blurs | {"ceiling": 0.1})
     resdm, silent = ResidualDiffusionConfig(), PriorConfig(fields=("sex",))
-    methods = {
-        "ResDM": resdm,
-        "ResDM@seed1": dataclasses.replace(resdm, seed=1),
-        "DDPM": DDPMConfig(labels=("sex", "age")),
+    methods = {"ResDM": resdm, "ResDM@seed1": dataclasses.replace(resdm, seed=1)}
+    methods |= {"DDPM": DDPMConfig(labels=("sex", "age")), "Pix2Pix": Pix2PixConfig(), "linear": LinearConfig()}
+    methods |= {
+        "demographics": DemographicsConfig(),
+        "regression": RegressionConfig(prior=silent),
     }
-    methods |= {"Pix2Pix": Pix2PixConfig(), "linear": LinearConfig(), "demographics": DemographicsConfig()}
-    methods |= {"regression": RegressionConfig(prior=silent)}
     config = dataclasses.replace(config, methods=methods)
     for method in (*blurs, "ceiling", "template"):
         score_method(config, method)
     return config
 
 
+@pytest.fixture(scope="module")
+def full_table(full) -> Table:
+    return table2(full)
+
+
 ROWS = ["Pix2Pix", "DDPM", "ResDM", "linear", "demographics", "template", "ceiling"]
 
 
 def brain(frame, method, tracer="tau", metric="psnr"):
-    return frame.set_index(["method", "tracer", "region", "metric"]).loc[(method, tracer, "brain", metric)]
+    return frame.set_index(KEYS).loc[(method, tracer, "brain", metric)]
 
 
-def test_controls_follow_the_papers_methods_and_trainings_are_one_row(full):
-    assert present_methods(full) == ROWS
-    frame = table2(full).frame
-    assert list(dict.fromkeys(frame["method"])) == ROWS
-    assert brain(frame, "ResDM")["trainings"] == 2
-    assert (frame.loc[frame["method"] != "ResDM", "trainings"] == 1).all()
+def test_controls_follow_the_papers_methods_and_trainings_are_one_row(full, full_table):
+    assert present_methods(full) == ROWS == list(dict.fromkeys(full_table.frame["method"]))
+    assert brain(full_table.frame, "ResDM")["trainings"] == 2
+    assert (full_table.frame.loc[full_table.frame["method"] != "ResDM", "trainings"] == 1).all()
+    assert "standard deviation of the mean between trainings" in full_table.markdown()
 
 
-def test_what_a_method_is_told_comes_from_its_settings(full):
-    found = {name: told(full, name) for name in [*ROWS, "regression"]}
-    both = ("ResDM", "DDPM", "linear", "demographics")
-    expected = dict.fromkeys(both, "age, sex") | dict.fromkeys(("Pix2Pix", "template"), "–")
-    assert found == expected | {"regression": "sex", "ceiling": "causes, age, sex"}
-    assert "| DDPM | age, sex |" in table2(full).markdown()
+def test_the_inputs_of_a_method_come_from_its_settings(full, full_table):
+    expected = dict.fromkeys(("ResDM", "DDPM", "linear", "demographics"), "age, sex") | {"regression": "sex"}
+    expected |= dict.fromkeys(("Pix2Pix", "template"), "–") | {"ceiling": "causes, age, sex"}
+    assert {name: known_inputs(full, name) for name in expected} == expected
+    assert "| DDPM | age, sex |" in full_table.markdown()
 
 
-def test_share_of_the_way_from_template_to_ceiling(full):
-    table = table2(full)
+def test_share_of_the_way_from_template_to_ceiling(full_table, second):
+    frame = full_table.frame
     for metric in ("mae", "psnr", "ssim"):
-        low, high, mean = (brain(table.frame, name, metric=metric)["mean"] for name in ("template", "ceiling", "DDPM"))
-        share = brain(table.frame, "DDPM", metric=metric)["share"]
-        assert share == pytest.approx((mean - low) / (high - low))
-        assert 0 < share < 1
-        assert brain(table.frame, "template", metric=metric)["share"] == 0
-        assert brain(table.frame, "ceiling", metric=metric)["share"] == 1
-    text = table.markdown()
-    assert f"{100 * brain(table.frame, 'DDPM')['share']:.0f} %" in text
-    assert "| template | 0 % | 0 % |" in text
+        low, high, mean = (brain(frame, name, metric=metric)["mean"] for name in ("template", "ceiling", "DDPM"))
+        assert brain(frame, "DDPM", metric=metric)["share"] == pytest.approx((mean - low) / (high - low))
+        assert 0 < brain(frame, "DDPM", metric=metric)["share"] < 1
+        assert brain(frame, "template", metric=metric)["share"] == 0
+        assert brain(frame, "ceiling", metric=metric)["share"] == 1
+    text = full_table.markdown()
+    assert f"| {100 * brain(frame, 'DDPM')['share']:.0f} |" in text
+    assert "| template | 0 | 0 |" in text
     assert not [line for line in text.splitlines() if line.startswith("| ceiling |") and "**" in line]
-    without = table2(full, [name for name in ROWS if name != "ceiling"])
-    assert without.frame["share"].isna().all()
-    assert "share of the way" not in without.markdown()
+    assert second.frame["share"].isna().all()
 
 
-def test_a_method_below_the_template_is_named_with_its_numbers(full):
-    frame = table2(full).frame
-    numbers = {
-        name: "/".join(f"{brain(frame, name, tracer)['mean']:.2f}" for tracer in ("amyloid", "tau"))
-        for name in ("template", "Pix2Pix")
-    }
-    note = f"Below the mean template ({numbers['template']} dB, PSNR inside the brain, Aβ-PET/tau-PET): Pix2Pix "
-    assert f"{note}{numbers['Pix2Pix']}." in table2(full).notes
-    assert "Below" not in table2(full, ["DDPM", "ResDM", "template"]).markdown()
+def test_a_method_below_the_template_is_named(full_table, second):
+    note = "Below the mean template in PSNR inside the brain, for both tracers: Pix2Pix."
+    assert note in full_table.notes
+    assert "Below" not in second.markdown()
 
 
-def test_resdm_against_linear_is_printed(full):
-    scores = read_trainings(full, ["ResDM", "linear"])
-    people = scores[scores["region"] == "brain"].groupby(["method", "tracer", "person"])["psnr"].mean()
-    tested = {}
-    for tracer in ("amyloid", "tau"):
-        one = (people["ResDM"][tracer] + people["ResDM@seed1"][tracer]) / 2 - people["linear"][tracer]
-        tested[tracer] = one.mean(), stats.wilcoxon(one).pvalue
-    smaller, larger = sorted(p for _, p in tested.values())
-    (note,) = [note for note in table2(full).notes if note.startswith("ResDM − linear")]
-    for name, (difference, p) in zip(("Aβ-PET", "tau-PET"), tested.values(), strict=True):
-        corrected = min(1.0, 2 * smaller if p == smaller else max(2 * smaller, larger))
-        assert re.search(rf"{name} {number(difference, 2)} dB \[[^]]+\], p = {corrected:.3f}", note)
-
-
-def test_table2_is_recomputable_from_scores_and_scores_from_volumes(full):
+def test_table2_is_recomputable_from_scores_and_scores_from_volumes(full, full_table):
     """By pandas, scipy and scikit-image alone, from the files that the suite leaves."""
-    frame = table2(full).frame
+    frame = full_table.frame
     stored = {p.parents[1].name: pd.read_csv(p) for p in (full.work / "predictions").glob("*/factual/scores.csv")}
     people = {
         name: scores.query("region == 'brain'").groupby(["tracer", "person"])[["mae", "psnr", "ssim"]].mean()
@@ -308,12 +285,14 @@ def balanced(text: str) -> bool:
     return depth == 0
 
 
-def test_latex_is_well_formed(second):
-    text = second.latex()
+@pytest.mark.parametrize("widths", [None, {"Method": 0.2}])
+def test_latex_is_well_formed(second, widths):
+    text = dataclasses.replace(second, widths=widths).latex()
     assert text.isascii()
     assert balanced(text)
-    assert NOTICE in re.search(r"\\caption\{(.*)\}\.?\n", text).group(1)
-    for name in ("table*", "tabular", "minipage"):
+    assert NOTICE in text
+    kinds = ("table*", "tabular", "minipage") if widths is None else ("longtable",)
+    for name in kinds:
         assert text.count(f"\\begin{{{name}}}") == text.count(f"\\end{{{name}}}") > 0
     for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, flags=re.S):
         for line in body.splitlines():
@@ -325,77 +304,93 @@ def test_latex_is_well_formed(second):
 
 
 def test_latex_escapes():
-    block = Block("a_b & 5 %", (("", "x#"), ("g", "~^\\{}$")), (("[1, 2]", ("β ± −3", "p < 0.001")),))
+    block = Block("a_b & 5 %", (("", "x#"), ("g", "~^\\{}$")), (("[1, 2]", "β ± −3, p < 0.001"),))
     text = Table("t", "a", "", pd.DataFrame(), (block,)).latex()
     assert r"a\_b \& 5 \%" in text
     assert r"x\# & \textasciitilde{}\textasciicircum{}\textbackslash{}\{\}\$ \\" in text
-    assert r"{}[1, 2] & $\beta$ $\pm$ $-$3 \\" in text
-    assert r" & {\scriptsize p $<$ 0.001} \\" in text
+    assert r"{}[1, 2] & $\beta$ $\pm$ $-$3, p $<$ 0.001 \\" in text
+    assert r" & \multicolumn{1}{c}{g} \\" in text
+    assert r"\cmidrule(lr){2-2}" in text
     with pytest.raises(ValueError, match="no LaTeX for"):
         Table("t", "☂", "", pd.DataFrame(), (block,)).latex()
 
 
+def test_pivot_marks_the_best_and_leaves_empty_columns_out():
+    frame = pd.DataFrame({"method": list("abab"), "metric": ["mae", "mae", "psnr", "psnr"], "mean": [1.0, 2, 3, 4]})
+    frame["text"], frame["other"] = ["1", "2", "3", "4"], ["–", "–", "x", np.nan]
+    frame["best"] = is_best(frame, ["metric"], without=())
+    block = pivot(frame, "method", ["metric"], {"{}": "text", "Δ {}": "other"}, best="best", names={"a": "A"})
+    assert [label for _, label in block.columns] == ["Method", "MAE (%) ↓", "PSNR (dB) ↑", "Δ PSNR (dB) ↑"]
+    assert block.rows == (("A", "1", "3", "x"), ("b", "2", "4", "–"))
+    assert block.best == {(0, 1), (1, 2)}  # the smallest error, the largest PSNR
+    assert is_best(frame, ["metric"], without=("b",)).tolist() == [True, False, True, False]
+
+
 def test_printed_numbers():
-    assert [number(v, 2) for v in (1.005, -0.5, float("nan"), float("-inf"))] == ["1.00", "−0.50", "–", "−∞"]
-    assert [p_value(v) for v in (0.0004, 0.0316, 1.0, float("nan"))] == ["p < 0.001", "p = 0.032", "p = 1.000", ""]
+    assert [number(v, 2) for v in (1.005, -0.5, np.nan, -np.inf, np.inf)] == ["1.00", "−0.50", "–", "−∞", "∞"]
+    assert [p_value(v) for v in (0.0004, 0.0316, 1.0, np.nan)] == ["p < 0.001", "p = 0.032", "p = 1.000", ""]
+    assert with_interval(-1.02, -1.42, -0.001, p=0.01) == "−1.02 [−1.42, 0.00] *"
+    assert [with_interval(1.0, np.nan, np.nan, 1), with_interval(np.nan, np.nan, np.nan)] == ["1.0", "–"]
+    cells = [{"mean": 1.0, "std": 2.0}, {"median": 3, "max": 4}, {"female": 5, "male": 6}, {"18FAV45": 7, "18FFBB": 8}]
+    texts = ["1.00 ± 2.00", "3 (4)", "5/6", "18FAV45 7, 18FFBB 8"]
+    assert [demographic(pd.Series(values)) for values in cells] == texts
 
 
-def test_bytes_are_the_same_twice(config, tmp_path):
-    for folder in ("a", "b"):
-        paths = save_table(table2(config), tmp_path / folder, provenance(config))
-    assert [path.name for path in paths] == ["table2.csv", "table2.md", "table2.tex", "table2.json"]
-    for path in paths:
-        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
-    stored = pd.read_csv(tmp_path / "a" / "table2.csv")
-    assert list(stored) == list(table2(config).frame)
-    assert stored["mean"].to_numpy() == pytest.approx(table2(config).frame["mean"].to_numpy(), rel=1e-5)
+def test_bytes_are_the_same_twice(config, second):
+    paths = [config.figures / f"table2{suffix}" for suffix in (".csv", ".md", ".tex", ".json")]
+    before = [path.read_bytes() for path in paths]
+    again = table2(config)
+    assert [path.read_bytes() for path in paths] == before
+    stored = pd.read_csv(paths[0])
+    assert list(stored) == list(again.frame)
+    assert stored["mean"].to_numpy() == pytest.approx(again.frame["mean"].to_numpy(), rel=1e-5)
 
 
-def test_table1(config):
-    index = read_index(config, None)
+# ── table 1 ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def table1(sessions, config) -> Table:
+    return run_cells("00", config, "00-02", "00-12", "00-08", sessions=sessions)["table"]
+
+
+def values_of(table):
+    return table.frame.set_index(["characteristic", "diagnosis", "statistic"])["value"]
+
+
+@pytest.fixture(scope="module")
+def index(config):
+    return read_index(config, None)
+
+
+def test_table1(config, index):
     table = table1(index, config)
-    values = table.frame.set_index(["characteristic", "diagnosis", "statistic"])
-    assert values.loc[("sessions", "all", "count"), "value"] == 9
-    assert values.loc[("people", "all", "count"), "value"] == 8
-    assert values.loc[("sets", "all", "count"), "value"] == 8  # sub-0001 has no tau PET
+    values = values_of(table)
+    counts = {name: values[name, "all", "count"] for name in ("sessions", "people", "sets")}
+    assert counts == {"sessions": 9, "people": 8, "sets": 8}  # sub-0001 has no tau PET
     ages = index.loc[index["diagnosis"] == "AD", "age"]
-    assert values.loc[("age", "AD", "mean"), "value"] == pytest.approx(ages.mean())
-    assert values.loc[("age", "AD", "std"), "value"] == pytest.approx(ages.std(ddof=1))
-    assert values.loc[("age", "AD", "mean"), "paper"] == 74.58
-    assert values.loc[("sets", "MCI", "count"), "paper"] == 656
-    sexes = [values.loc[("sex", "all", word), "value"] for word in ("female", "male")]
-    assert sexes == [(index["sex"] == "F").sum(), (index["sex"] == "M").sum()]
+    assert values.loc[("age", "AD", ["mean", "std"])].tolist() == pytest.approx([ages.mean(), ages.std(ddof=1)])
+    paper = table.frame.set_index(["characteristic", "diagnosis", "statistic"])["paper"]
+    assert (paper["age", "AD", "mean"], paper["sets", "MCI", "count"]) == (74.58, 656)
+    sexes = [(index["sex"] == "F").sum(), (index["sex"] == "M").sum()]
+    assert values.loc[("sex", "all", ["female", "male"])].tolist() == sexes
     text = table.markdown()
     assert NOTICE in text.splitlines()[0]
-    assert "| Sex (female/male) |" in text
-    assert "85/125" in text
-    assert "74.58 ± 8.09" in text
-    assert "1474" in text
+    for part in ("| Sex (female/male) |", "85/125", "74.58 ± 8.09", "1474"):
+        assert part in text
     assert balanced(table.latex())
 
 
-def test_table1_of_a_manifest_with_gaps(config, tmp_path):
-    frame = pd.DataFrame(
-        {"person": ["a", "b", "b"], "session": ["1", "1", "2"], "sex": ["F", "M", "M"], "age": [60, 70, 72]}
-        | {"diagnosis": [None, "CN", "SMC"], "amyloid": ["x.nii", None, "y.nii"], "tau": ["z.nii", "", None]}
-    )
-    other = dataclasses.replace(config, cohort=CohortConfig(kind="adni"))
-    table = table1(frame, other)
-    values = table.frame.set_index(["characteristic", "diagnosis", "statistic"])["value"]
-    assert list(dict.fromkeys(table.frame["diagnosis"])) == ["CN", "SMC", "unlabelled", "all"]
-    assert values["people", "all", "count"] == 2
-    assert values["sets", "all", "count"] == 1
-    assert np.isnan(values["mmse", "all", "mean"])
+def test_table1_has_groups_for_other_and_missing_diagnoses(config, index):
+    other = index.assign(diagnosis=[None, "SMC", *index["diagnosis"][2:]])
+    table = table1(other, dataclasses.replace(config, cohort=CohortConfig(kind="adni"), privacy="individual"))
+    assert list(dict.fromkeys(table.frame["diagnosis"])) == ["AD", "MCI", "CN", "SMC", "unlabelled", "all"]
     assert table.markdown().startswith("## Table 1: Demographics of the cohort\n")  # ADNI needs no notice
-    write_csv(tmp_path / "table1.csv", table.frame)
 
 
-def test_table1_shows_nobody_alone_where_privacy_is_aggregate(config):
-    index = read_index(config, None).assign(amyloid_days=range(9), diagnosis=["AD"] * 2 + ["CN"] * 7)
+def test_table1_shows_nobody_alone_where_privacy_is_aggregate(config, index):
+    sessions = index.assign(amyloid_days=range(9), diagnosis=["AD"] * 2 + ["CN"] * 7)
     shown, hidden = (
-        table1(index, dataclasses.replace(config, privacy=privacy)).frame.set_index(
-            ["characteristic", "diagnosis", "statistic"]
-        )["value"]
+        values_of(table1(sessions, dataclasses.replace(config, privacy=privacy)))
         for privacy in ("individual", "aggregate")
     )
     assert shown["age", "AD", "mean"] == pytest.approx(index["age"][:2].mean())
@@ -407,59 +402,43 @@ def test_table1_shows_nobody_alone_where_privacy_is_aggregate(config):
         ("amyloid_days", "all", "max"),
     ]
     assert hidden[gone].isna().all()
-    kept = hidden.dropna().index
-    assert ("age", "CN", "mean") in kept
-    pd.testing.assert_series_equal(hidden[kept], shown[kept])
+    known = hidden.dropna().index
+    assert ("age", "CN", "mean") in known
+    pd.testing.assert_series_equal(hidden[known], shown[known])
 
 
-def test_table1_says_tracers_days_and_centiloid_where_they_are_known(config):
-    index = read_index(config, None)
-    plain = table1(index, config)
-    assert "| Aβ tracers | 18FAV45 3 | – |" in plain.markdown()
-    assert not re.search("Days|Centiloid", plain.markdown())
+def test_table1_has_tracers_days_and_centiloid_where_they_are_known(config, index):
+    plain = table1(index, config).markdown()
+    assert "| Aβ tracers | 18FAV45 3 | – |" in plain
+    assert not re.search("Days|Centiloid", plain)
     days = [-400, 10, 20, 30, np.nan, np.nan, np.nan, np.nan, np.nan]
-    told = index.assign(amyloid_days=days, tau_days=np.nan, amyloid_centiloid=[25.0, *[np.nan] * 8])
-    told.loc[0, "amyloid_tracer"] = "18FFBB"
-    table = table1(told, config)
-    values = table.frame.set_index(["characteristic", "diagnosis", "statistic"])
-    assert values.loc[("amyloid_days", "all", ["median", "max"]), "value"].tolist() == [25, 400]  # without signs
-    assert values.loc[("amyloid_days", "all", "max"), "n"] == 4
-    assert values.loc[("amyloid_tracer", "all", ["18FAV45", "18FFBB"]), "value"].tolist() == [8, 1]
-    assert values.loc[("amyloid_tracer", "AD", "18FFBB"), "value"] == 0
+    known = index.assign(amyloid_days=days, tau_days=np.nan, amyloid_centiloid=[25.0, *[np.nan] * 8])
+    known.loc[0, "amyloid_tracer"] = "18FFBB"
+    table = table1(known, config)
+    values = values_of(table)
+    assert values.loc[("amyloid_days", "all", ["median", "max"])].tolist() == [25, 400]  # without signs
+    assert values.loc[("amyloid_tracer", "all", ["18FAV45", "18FFBB"])].tolist() == [8, 1]
+    assert values["amyloid_tracer", "AD", "18FFBB"] == 0
     text = table.markdown()
-    assert "| Days T1 to Aβ-PET, median (max) |" in text
-    assert "| 25 (400) |" in text
+    for part in ("| Days T1 to Aβ-PET, median (max) |", "| 25 (400) |", "25.0 ± –", "18FAV45 8, 18FFBB 1"):
+        assert part in text
     assert "Days T1 to tau" not in text  # nobody has one
-    assert "25.0 ± –" in text
-    assert "18FAV45 8<br>18FFBB 1" in text
     assert balanced(table.latex())
 
 
-def test_table1_without_diagnoses_has_the_papers_groups_beside_everybody(config):
+def test_table1_without_diagnoses_has_the_papers_groups_beside_everybody(config, index):
     """As the Dallas study's."""
-    table = table1(read_index(config, None).assign(diagnosis=""), config)
+    table = table1(index.assign(diagnosis=""), config)
     assert set(table.frame["diagnosis"]) == {"all"}
     head, _, *rows = [line for line in table.markdown().splitlines() if line.startswith("|")]
     assert head == "|  | all here | AD paper | MCI paper | CN paper |"
-    assert rows[0] == "| People | 8 | – | – | – |"
-    assert any(
-        row.startswith("| Age | ") and row.endswith("| 74.58 ± 8.09 | 71.66 ± 7.48 | 71.37 ± 6.63 |") for row in rows
-    )
-    assert "Nobody here has a diagnosis" in table.markdown()
+    ends = "| 74.58 ± 8.09 | 71.66 ± 7.48 | 71.37 ± 6.63 |"
+    assert [row for row in rows if row.startswith("| Age | ") and row.endswith(ends)]
+    assert "No session has a diagnosis" in table.markdown()
 
 
-def test_table1_takes_days_and_centiloid_from_the_manifest(config):
-    index = read_index(config, None)
-    rows = [
-        EMPTY | {name: row[name] for name in ("person", "session", "age", "sex")} | {"t1w": "a.nii"}
-        | {"tau": "b.nii", "tau_tracer": "18FAV1451", "tau_days": 10.0 + number, "amyloid_centiloid": 50.0}
-        for number, row in enumerate(index.to_dict("records"))
-    ]  # fmt: skip
-    write_manifest(pd.DataFrame(rows[:5]), config.manifest)
-    try:
-        sessions = cohort_sessions(config)
-    finally:
-        config.manifest.unlink()
+def test_table1_takes_days_and_centiloid_from_the_manifest(config, index):
+    sessions = cohort_sessions(config)
     assert len(sessions) == len(index)
     assert sessions["tau_days"].tolist()[:5] == [10, 11, 12, 13, 14]
     assert sessions["tau_days"].isna().sum() == 4

@@ -2,108 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import Grid
+from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.evaluation.conditioning import age_part, age_sweep
 from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
 from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.statistics import person_weights, typical_session
-from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary
+from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary, to_suvr
 from resdm_suite.profiles import FEWEST, Config
-from resdm_suite.reporting.slices import GROUP_SLICES
-from resdm_suite.reporting.style import TRACER_TITLES
+from resdm_suite.reporting.slices import (
+    GROUP_SLICES,
+    SLICES,
+    draw_outline,
+    error_window,
+    show_slice,
+    slice_name,
+    suvr_window,
+)
+from resdm_suite.reporting.style import ERROR_MAP, GREY, PET_MAP, T1_MAP, TRACER_TITLES, colour_bar
 from resdm_suite.reporting.tables import REFERENCE_METHOD, present_methods
 
 
-def typical_case(config: Config, scores: pd.DataFrame, methods: Iterable[str] | None = None) -> dict[str, Any]:
-    """The arguments of `reporting.slices.figure2` for a typical test person: the median in-brain PSNR of ResDM.
+@dataclass(frozen=True)
+class Case:
+    """What a figure shows of one tracer: one person, or the mean of a group.
+
+    Parameters
+    ----------
+    title : str
+        ``Aβ-PET``, with the group and its size where it is a mean.
+    cuts : tuple of (str, float)
+        Axis and MNI mm of the slices to show.
+    mri : ndarray (X, Y, Z)
+        Intensities in [0, 1].
+    real : ndarray (X, Y, Z)
+        SUVR.
+    synthetic : dict of str to ndarray (X, Y, Z)
+        SUVR by method.
+    quality : dict of str to (float, float)
+        PSNR (dB) and MAE (%) inside the brain, by method; over people where it is a mean.
+    """
+
+    title: str
+    cuts: tuple[tuple[str, float], ...]
+    mri: np.ndarray
+    real: np.ndarray
+    synthetic: dict[str, np.ndarray]
+    quality: dict[str, tuple[float, float]]
+
+
+def shown_cases(config: Config, scores: pd.DataFrame, methods: Sequence[str]) -> tuple[str, list[Case]]:
+    """What Figures 2 and 3 may show: a typical test person, or group means where single people may not be shown.
 
     Parameters
     ----------
     config : Config
     scores : DataFrame
-        Stored scores of ResDM at least, see `resdm_suite.evaluation.image_quality.read_scores`.
-    methods : iterable of str, optional
-        Columns of the figure; by default every method with stored scores.
+        Stored scores of the methods and of ResDM, see `resdm_suite.evaluation.image_quality.read_scores`.
+    methods : sequence of str
+        Columns of the figure.
+
+    Returns
+    -------
+    caption : str
+        Who is shown, by which rule.
+    cases : list of Case
     """
-    grid = Grid.of(config.preprocess.grid)
-    person, session = typical_session(scores)
     index = read_index(config)
-    row = index[(index["person"] == person) & (index["session"] == session)]
-    real: dict[str, np.ndarray] = {}
-    synthetic: dict[str, dict[str, np.ndarray]] = {}
-    for method in present_methods(config) if methods is None else methods:
-        for _, _, tracer, real_path, synthetic_path in volume_pairs(config, method, row):
-            real.setdefault(tracer, read_volume(real_path, grid))
-            synthetic.setdefault(method, {})[tracer] = read_volume(synthetic_path, grid)
-    who = row.iloc[0]
-    shown = f"{person} ({who['diagnosis']}, {who['age']:.0f} years, {who['sex']}): median in-brain PSNR of ResDM."
-    if config.cohort.kind != "phantom":
-        shown = "One test person: median in-brain PSNR of ResDM."  # no real person is named
-    return {
-        "real": real,
-        "synthetic": synthetic,
-        "grid": grid,
-        "suvr_range": config.preprocess.suvr_range,
-        "mri": read_volume(config.volumes / who["t1w"], grid),
-        "person": shown,
-    }
+    if config.individual:
+        person, session = typical_session(scores)
+        row = index[(index["person"] == person) & (index["session"] == session)]
+        groups = {(tracer, ""): row for tracer in TRACERS if row[f"present_{tracer}"].iloc[0] == 1}
+        who = row.iloc[0]
+        name = f"{person} ({who['diagnosis']}, {who['age']:.0f} years, {who['sex']})"
+        caption = f"{name if config.cohort.kind == 'phantom' else 'One test person'}: median in-brain PSNR of ResDM."
+        caption += " Left is left. PSNR and MAE are of this person, inside the brain."
+    else:
+        groups = {
+            (tracer, name): part
+            for tracer in TRACERS
+            for name, part in _status_groups(index[index[f"present_{tracer}"] == 1], tracer).items()
+        }
+        caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people."
+        if not groups:
+            caption = f"Fewer than {FEWEST} test people: no mean is drawn, as privacy: aggregate asks."
+    return caption, [_case(config, scores, methods, *key, part) for key, part in groups.items()]
 
 
-def shown_cases(config: Config, scores: pd.DataFrame, methods: Iterable[str] | None = None) -> dict[str, Any]:
-    """The arguments of `reporting.slices.figure2`: a typical person, or means where `Config.individual` is not."""
-    return (typical_case if config.individual else mean_cases)(config, scores, methods)
+def _case(
+    config: Config, scores: pd.DataFrame, methods: Sequence[str], tracer: str, name: str, rows: pd.DataFrame
+) -> Case:
+    """The mean over the people of some sessions, each person's sessions averaged first."""
+    grid, suvr_range, count = (
+        Grid.of(config.preprocess.grid),
+        config.preprocess.suvr_range[tracer],
+        rows["person"].nunique(),
+    )
+    weights = (1 / rows.groupby("person")["session"].transform("size") / count).to_numpy()
+    scored = scores.merge(rows[["person", "session"]]).query("tracer == @tracer and region == 'brain'")
+    synthetic, quality = {}, {}
+    for method in methods:
+        paths = [path for *_, which, _, path in volume_pairs(config, method, rows) if which == tracer]
+        synthetic[method] = to_suvr(_mean(paths, weights, grid), suvr_range)
+        people = scored[scored["method"] == method].groupby("person")[["psnr", "mae"]].mean().mean()
+        quality[method] = float(people["psnr"]), 100 * float(people["mae"])
+    real = to_suvr(_mean([config.volumes / path for path in rows[tracer]], weights, grid), suvr_range)
+    mri = _mean([config.volumes / path for path in rows["t1w"]], weights, grid)
+    title = f"{TRACER_TITLES[tracer]}, {name} (n = {count})" if name else TRACER_TITLES[tracer]
+    return Case(title, (GROUP_SLICES if name else SLICES)[tracer], mri, real, synthetic, quality)
 
 
-def mean_cases(config: Config, scores: pd.DataFrame, methods: Iterable[str] | None = None) -> dict[str, Any]:
-    """The arguments of `resdm_suite.reporting.slices.figure2` for groups of test people: means of their volumes.
-
-    Groups are the negative and the positive of each tracer by its own status, where at least `FEWEST` people are in
-    one; else all people with that tracer; else nothing. Sessions of one person are averaged first.
-
-    Parameters
-    ----------
-    config : Config
-    scores : DataFrame
-        Stored scores of the methods, see `resdm_suite.evaluation.image_quality.read_scores`.
-    methods : iterable of str, optional
-        Columns of the figure; by default every method with stored scores.
-    """
-    grid, index = Grid.of(config.preprocess.grid), read_index(config)
-    methods = present_methods(config) if methods is None else list(methods)
-    case: dict[str, Any] = {"real": {}, "synthetic": {m: {} for m in methods}, "mri": {}, "groups": {}, "quality": {}}
-    for tracer in TRACERS:
-        rows = index[index[f"present_{tracer}"] == 1]
-        for name, part in _status_groups(rows, tracer).items():
-            count = part["person"].nunique()
-            group = f"{TRACER_TITLES[tracer]}, {name} (n = {count})"
-            weights = (1 / part.groupby("person")["session"].transform("size") / count).to_numpy()
-            case["groups"][group] = tracer
-            case["real"][group] = _mean([config.volumes / path for path in part[tracer]], weights, grid)
-            case["mri"][group] = _mean([config.volumes / path for path in part["t1w"]], weights, grid)
-            scored = scores.merge(part[["person", "session"]])
-            scored = scored[(scored["tracer"] == tracer) & (scored["region"] == "brain")]
-            for method in methods:
-                pairs = [pair for pair in volume_pairs(config, method, part) if pair[2] == tracer]
-                case["synthetic"][method][group] = _mean([synthetic for *_, synthetic in pairs], weights, grid)
-                people = scored[scored["method"] == method].groupby("person")[["psnr", "mae"]].mean().mean()
-                case["quality"][method, group] = (float(people["psnr"]), 100 * float(people["mae"]))
-    said = "Means of test people by status; nobody is shown alone."
-    if not case["groups"]:
-        said = f"Fewer than {FEWEST} test people: no mean is drawn, as privacy: aggregate asks."
-    common = {"grid": grid, "suvr_range": config.preprocess.suvr_range, "cuts": GROUP_SLICES}
-    return case | common | {"person": said}
+def draw_case(images: Sequence[Axes], errors: Sequence[Axes], case: Case, cut: tuple[str, float], grid: Grid) -> None:
+    """One slice of a case: real PET and syntheses in a row of axes, T1 and errors in the row below, and colour bars."""
+    brain = mni_map("brain", grid)
+    differences = {method: volume - case.real for method, volume in case.synthetic.items()}
+    window, signed = suvr_window([case.real], brain), error_window(differences.values(), brain)
+    show_slice(images[0], case.real, grid, cut, window, PET_MAP, marks=True)
+    show_slice(errors[0], case.mri, grid, cut, Normalize(0, 1), T1_MAP)
+    images[0].set_ylabel(f"{case.title}\n{slice_name(cut)}", fontsize=6)
+    errors[0].set_ylabel("T1 and errors", fontsize=6)
+    for method, image, error in zip(case.synthetic, images[1:], errors[1:], strict=True):
+        show_slice(image, case.synthetic[method], grid, cut, window, PET_MAP)
+        show_slice(error, differences[method], grid, cut, signed, ERROR_MAP)
+        draw_outline(error, brain, grid, cut, "#888888", 0.5)
+        if cut == case.cuts[-1]:
+            error.set_xlabel("{:.1f}\n{:.2f}".format(*case.quality[method]), fontsize=6)
+            errors[0].set_xlabel("PSNR (dB)\nMAE (%)", fontsize=6, color=GREY)
+    colour_bar(images, window, PET_MAP, "SUVR", extend="max")
+    colour_bar(errors, signed, ERROR_MAP, "error", extend="both")
 
 
 def _status_groups(rows: pd.DataFrame, tracer: str) -> dict[str, pd.DataFrame]:
-    """Test sessions by the tracer's status, where enough people are in each group."""
+    """Test sessions by the tracer's status, where enough people are in each group; else all; else none."""
     status = rows.get(f"{tracer}_status", pd.Series(np.nan, index=rows.index))
     groups = {name: rows[status == value] for value, name in enumerate(("negative", "positive"))}
     large = {name: part for name, part in groups.items() if part["person"].nunique() >= FEWEST}

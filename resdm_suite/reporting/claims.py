@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pandas as pd
 
 from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.image_quality import METRICS, read_index, read_scores
+from resdm_suite.evaluation.readings import read_readings
 from resdm_suite.evaluation.statistics import by_person
 from resdm_suite.profiles import Config
-from resdm_suite.reporting.ablation import read_status, seeds_of, status_accuracy
 from resdm_suite.reporting.printed import (
     GAIN_TOLERANCE,
     NAMES,
@@ -30,29 +29,27 @@ from resdm_suite.reporting.printed import (
     Pair,
     Printed,
     contradictions,
-    demographic,
     pairs,
     printed_claims,
     printed_gain,
     printed_values,
     read_claims,
     sign,
-    spread,
 )
 from resdm_suite.reporting.tables import (
     CONTROLS,
     METRIC_UNITS,
     PAPER_METHODS,
     REFERENCE_METHOD,
-    TRACER_NAMES,
     VARIANTS,
     Block,
     Table,
-    _lines,
-    _tex,
+    demographic,
     number,
     p_value,
     read_paper,
+    seeds_of,
+    with_spread,
 )
 
 HELD, FAILED, UNTESTABLE = "held", "did not hold", "not testable on this cohort"
@@ -99,10 +96,10 @@ ALPHA = 0.05
 """Level of the tests; intervals are 95 %."""
 
 CODE = {
-    "tokens": (77, "resdm/clip.py", ()),
+    "tokens": (77, "resdm/layers/clip.py", ()),
     "text_layers": (1, "resdm/prior.py", ()),
-    "models_per_pair": (2, "resdm/methods/base.py, PerTracer", ("Pix2Pix", "SC-GAN", "TransUNet")),
-    "unified_models": (1, "resdm/methods/ddpm.py, resvit.py", ("ResViT", "DDPM")),
+    "models_per_pair": (2, "resdm/method.py, PerTracer", ("Pix2Pix", "SC-GAN", "TransUNet")),
+    "unified_models": (1, "resdm/baselines/ddpm.py, resvit.py", ("ResViT", "DDPM")),
 }
 """Settings that are the code's own and no option: value, where, and the methods that they are of (else ResDM's text).
 The report stands apart from the methods, so they are said again here and compared with the code in the tests."""
@@ -449,7 +446,7 @@ class Resolver:
             there = any(subject == key[0] for subject, _, _ in self.estimates[row["output"], "whole"])
             cell = f"{key[0]}, {NAMES[key[1]]} {NAMES[key[2]]}" if there else key[0]
             return self._not_in(row, cell)
-        text, error = spread(found.value, found.std), self._error((row["output"], *key))
+        text, error = with_spread(found.value, found.std), self._error((row["output"], *key))
         return self._absolute(row, text, found.value, (found.low, found.high), found.n, error)
 
     def _gain(self, row: dict[str, str]) -> Finding:
@@ -625,10 +622,11 @@ class Resolver:
         people = by_person(scores[scores["region"] == "brain"]).melt(["method", "tracer"], METRICS, "metric")
         found = people.groupby(["method", "tracer", "metric"])["value"].mean().to_dict()
         if self.status.is_file():
-            status = read_status(self.status)
-            status = status[status["target"] == "label"] if "target" in status else status
-            for (source, tracer), part in status.groupby(["source", "tracer"]):
-                found[source, tracer, "acc"] = status_accuracy(part, [source]).mean(axis=1).mean()
+            calls = read_readings(self.config, "status").query("target == 'label'")
+            calls["right"] = (calls["score"] >= calls["threshold"]) == (calls["label"] == 1)
+            people = calls.groupby(["source", "tracer", "fold", "person"])["right"].mean()
+            for (source, tracer), share in people.groupby(["source", "tracer"]).mean().items():
+                found[source, tracer, "acc"] = 100 * share
         return found
 
     def _text(self, row: dict[str, str], found: list[Comparison]) -> str:
@@ -664,46 +662,19 @@ class Resolver:
 # ── the ledger ────────────────────────────────────────────────────────────────────────────────────
 
 
-class Ledger(Table):
-    """A table over several pages: its LaTeX breaks across them, where `Table` floats."""
-
-    _WIDTHS: ClassVar = {"Claim": 0.29, "Printed": 0.12, "Ours": 0.12, "n": 0.04, "Status": 0.11, "Why": 0.24}
-
-    def markdown(self) -> str:
-        """GitHub-flavoured Markdown, every column set left: most of it is words."""
-        return super().markdown().replace("|--:", "|---")
-
-    def having(self, *statuses: str) -> Ledger:
-        """The paper's claims of some statuses alone, in one list."""
-        part = self.frame[self.frame["status"].isin(statuses) & (self.frame["kind"] != "control")]
-        notes = () if len(part) else ("none",)
-        return Ledger(self.name, ", ".join(statuses), self.notice, part, (_list("", part, sections=True),), notes)
-
-    def latex(self) -> str:
-        """A ``longtable`` a block; needs ``booktabs`` and ``longtable``, plain ASCII."""
-        out = ["% needs \\usepackage{booktabs,longtable}", "{\\footnotesize\\setlength{\\tabcolsep}{2pt}"]
-        out.append(f"\\noindent\\textbf{{{_tex(self.heading)}}}\\label{{tab:{self.name}}}\\par")
-        for block in self.blocks:
-            labels = [f"{group} {label}".strip() for group, label in block.columns]
-            even = 0.88 / len(labels)
-            widths = "".join(f"p{{{self._WIDTHS.get(label, even):.3g}\\linewidth}}" for label in labels)
-            title = f"\\multicolumn{{{len(labels)}}}{{p{{0.9\\linewidth}}}}{{{_tex(block.title)}}} \\\\"
-            out += [
-                f"\\begin{{longtable}}{{{widths}}}",
-                title,
-                "\\toprule",
-                " & ".join(map(_tex, labels)) + " \\\\",
-                "\\midrule",
-                "\\endhead",
-            ]
-            cells = [[" \\newline ".join(map(_tex, _lines(cell))) for cell in row] for row in block.rows]
-            out += [" & ".join(row) + " \\\\" for row in cells]
-            out += ["\\bottomrule", "\\end{longtable}"]
-        out += [f"\\noindent {_tex(note)}\\par" for note in self.notes]
-        return "\n".join([*out, "}"]) + "\n"
+WIDTHS = {"Claim": 0.29, "Printed": 0.12, "Ours": 0.12, "n": 0.04, "Status": 0.11, "Why": 0.24}
+"""Share of the line for each column in LaTeX."""
 
 
-def claims(config: Config) -> Ledger:
+def having(table: Table, *statuses: str) -> Table:
+    """The paper's claims with one of some statuses, in one list."""
+    part = table.frame[table.frame["status"].isin(statuses) & (table.frame["kind"] != "control")]
+    notes = () if len(part) else ("none",)
+    block = _list("", part, sections=True)
+    return Table(table.name, ", ".join(statuses), table.notice, part, (block,), notes, WIDTHS)
+
+
+def claims(config: Config) -> Table:
     """Every claim of the paper beside ours.
 
     Parameters
@@ -714,7 +685,7 @@ def claims(config: Config) -> Ledger:
 
     Returns
     -------
-    Ledger
+    Table
         Frame: id, section, kind, statement, printed, ours, n, unit, where, status, reason, trainings (``k of n``, empty
         without repeated ones), then the two as numbers, printed_value and ours_value, empty where a claim is no single
         number. ``n`` is people for image quality, else what the row's file counts. Rows of kind ``control`` are ours,
@@ -740,7 +711,8 @@ def claims(config: Config) -> Ledger:
         )
     frame = pd.DataFrame(rows).astype({"n": "Int64"})
     own = frame["section"] == BESIDE
-    return Ledger(
+    return Table(
+        widths=WIDTHS,
         name="claims",
         title="Claims of the paper, and what became of them",
         notice=config.notice,
@@ -748,7 +720,7 @@ def claims(config: Config) -> Ledger:
         blocks=(
             _summary(frame),
             _distinct(resolver, printed),
-            *(_block(frame, section) for section in SECTIONS),
+            *(_list(_title(section), frame[frame["section"] == section]) for section in SECTIONS),
             *([_list(f"{BESIDE}: ResDM against our controls", frame[own])] if own.any() else []),
         ),
         notes=(
@@ -847,14 +819,6 @@ def _title(section: str) -> str:
     return f"Section {section}" if section[0].isdigit() else section
 
 
-def _block(frame: pd.DataFrame, section: str) -> Block:
-    """The claims of one section, a row each."""
-    part = frame[frame["section"] == section]
-    if section.startswith("Table"):
-        return _grid(part, section)
-    return _list(_title(section), part)
-
-
 def _list(title: str, part: pd.DataFrame, *, sections: bool = False) -> Block:
     """Claims, a row each; each says where it stands in the paper if it is not in the title."""
     labels = ("Claim", "Printed", "Ours", "n", "Status", "Why")
@@ -874,27 +838,3 @@ def _short(where: str) -> str:
     """``table2.csv, 04`` of the whole place, which the CSV has."""
     path, _, notebook = where.partition(": notebooks/")
     return f"{path.rsplit('/', 1)[-1]}, {notebook[:2]}" if notebook else path
-
-
-def _grid(part: pd.DataFrame, section: str) -> Block:
-    """The cells of a printed table where the paper has them: printed, ours, and a status that is not the usual one."""
-    usual = part["status"].mode()[0]
-    why = part.loc[part["status"] == usual, "reason"]
-    absent = f": {why.iloc[0]}" if usual == MISSING else ""
-    grid: dict[str, list[Any]] = {}
-    columns: dict[tuple[str, str], None] = {}
-    for row in part.to_dict("records"):
-        *_, second, last = row["id"].split("/")
-        name, measure = row["statement"].split(",")[0], NAMES.get(last)
-        if measure:
-            columns[TRACER_NAMES[second], f"{measure} ({METRIC_UNITS.get(last, '%')})"] = None
-        else:
-            columns["", last] = None
-            name += f" ({row['unit']})" if row["unit"] and row["unit"].lower() not in name.lower() else ""
-        n = "" if pd.isna(row["n"]) else f" (n = {row['n']})"
-        said = row["status"] if row["status"] != usual else ""
-        said += f": {row['reason']}" if row["status"] == CONTRADICTED else ""
-        cell = (row["printed"], f"ours {row['ours']}{n}", said)
-        grid.setdefault(name, [name]).append(tuple(line for line in cell if line))
-    title = f"{section} ({part['where'].iloc[0]}); {usual} where a cell says no other{absent}"
-    return Block(title, (("", "Row"), *columns), tuple(map(tuple, grid.values())))

@@ -14,9 +14,17 @@ from resdm.settings import TRACERS
 from resdm_suite.cohorts.phantom.truth import grey_share, thinning_slope
 from resdm_suite.evaluation.planted import EFFECTS, EVERY_REGION, MIN_EFFECT, read_planted, recovered_effects, recovery
 from resdm_suite.profiles import Config
-from resdm_suite.reporting.ablation import seeds_of
 from resdm_suite.reporting.style import GREY, INK, TRACER_TITLES, WIDTH, Page, method_styles, region_rows, styled
-from resdm_suite.reporting.tables import REFERENCE_METHOD, TRACER_NAMES, Block, Table, number, present_methods, span
+from resdm_suite.reporting.tables import (
+    REFERENCE_METHOD,
+    TRACER_NAMES,
+    Block,
+    Table,
+    number,
+    present_methods,
+    seeds_of,
+    span,
+)
 
 EFFECT_TITLES = {"status": "Status: positive − negative", "sex": "Sex: women − men", "age": "Age: a decade"}
 

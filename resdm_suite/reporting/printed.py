@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from resdm_suite.evaluation.image_quality import HIGHER_IS_BETTER
-from resdm_suite.reporting.tables import VARIANTS, number, read_paper
+from resdm_suite.reporting.tables import VARIANTS, demographic, paper_file, read_paper, with_spread
 
 KINDS = ("value", "characteristic", "gain", "count", "setting", "best", "chain", "close", "words")
 """``best``: the first subject beats each of the others; ``chain``: each beats the next; ``words``: nothing measured."""
@@ -53,12 +53,7 @@ def read_claims(root: str | Path | None = None) -> pd.DataFrame:
     ValueError
         Columns, kinds, sections or ids that are none: names the file and the row.
     """
-    places = [Path(root)] if root is not None else []
-    places.append(Path(__file__).resolve().parents[2])
-    paths = [place / "data_manifests" / "paper" / "claims.csv" for place in places]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{paths[-1]}: the paper's printed claims are not there; run from a full checkout")
+    path = paper_file("claims.csv", root)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     expected = ["id", "section", "kind", "output", "subjects", "tracers", "quantities", "printed", "unit"]
     expected += ["statement", "note"]
@@ -108,24 +103,10 @@ def _cells(table: int, frame: pd.DataFrame) -> list[dict[str, str]]:
     return [
         {"id": f"table{table}/{row[subject]}/{row[tracer]}/{row['metric']}", "kind": "value"}
         | {"subjects": _OURS[row[subject]] if table == 3 else row[subject], "tracers": row[tracer]}
-        | {"quantities": row["metric"], "printed": spread(row["mean"], row["std"]), "unit": row["unit"]}
+        | {"quantities": row["metric"], "printed": with_spread(row["mean"], row["std"]), "unit": row["unit"]}
         | {"statement": f"{row['printed_as']}, {NAMES[row[tracer]]} {NAMES[row['metric']]}"} | at
         for row in frame.to_dict("records")
     ]  # fmt: skip
-
-
-def spread(mean: float, std: float) -> str:
-    """``26.38 ± 2.18``."""
-    return f"{number(mean, 2)} ± {number(std, 2)}"
-
-
-def demographic(values: pd.Series) -> str:
-    """A cell of Table 1 from its statistics: a count, female/male, or mean ± std; – where nothing is known."""
-    if values.isna().all():
-        return "–"
-    if "mean" in values:
-        return spread(values["mean"], values["std"])
-    return "/".join(number(value, 0) for value in values)
 
 
 def printed_values(root: str | Path | None = None) -> Printed:

@@ -18,10 +18,8 @@ from scipy.ndimage import map_coordinates
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
-from resdm_suite.evaluation.image_quality import mae, psnr
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.reporting.style import (
-    ERROR_MAP,
     GREY,
     PET_MAP,
     T1_MAP,
@@ -29,7 +27,6 @@ from resdm_suite.reporting.style import (
     WARNING,
     WIDTH,
     Page,
-    method_label,
     round_up,
     styled,
 )
@@ -272,131 +269,4 @@ def scan_montage(
                 axes.set_title(slice_name(cut), fontsize=5.5, pad=2, color=GREY)
             left += width * height + gap
         page.bar(WIDTH - bar_width + 0.02, top, height, limits, cmap, unit)
-    return page.figure
-
-
-# ── figure 2 ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@styled
-def figure2(
-    real: Mapping[str, np.ndarray],
-    synthetic: Mapping[str, Mapping[str, np.ndarray]],
-    grid: Grid,
-    suvr_range: Mapping[str, tuple[float, float]],
-    *,
-    mri: np.ndarray | None = None,
-    notice: str = "",
-    person: str = "",
-    title: str = "Figure 2: Real and synthetic PET",
-    cuts: Mapping[str, Sequence[tuple[str, float]]] = SLICES,
-    groups: Mapping[str, str] | None = None,
-    quality: Mapping[tuple[str, str], tuple[float, float]] | None = None,
-) -> Figure:
-    """Ground truth, syntheses and error maps of one person, both tracers; or those of the means of groups of people.
-
-    Parameters
-    ----------
-    real : mapping of tracer to ndarray (X, Y, Z)
-        Real PET, intensities in [0, 1]; with ``groups``, of group. Nothing in it gives a page that says so.
-    synthetic : mapping of method to mapping of tracer to ndarray (X, Y, Z)
-        Synthetic PET, in column order.
-    grid : Grid
-    suvr_range : mapping of tracer to (low, high)
-        What intensities 0 and 1 stand for.
-    mri : ndarray (X, Y, Z) or mapping of group to it, optional
-        The person's T1, or the group's mean, shown below the real PET.
-    notice : str
-    person : str
-        Who it is and by which rule chosen, for the line under the title.
-    title : str
-        Figure 3 is this figure with the variants of Table 3 as its methods.
-    cuts : mapping of tracer to sequence of (axis, mm)
-    groups : mapping of str to str, optional
-        Name of a group as it is printed, to its tracer, in row order.
-    quality : mapping of (method, group) to (float, float), optional
-        PSNR (dB) and MAE (%) to print below the columns, of people; by default those of the volumes shown.
-
-    Notes
-    -----
-    One colour scale per tracer for all images (`suvr_window`) and one for all errors (`error_window`). Numbers below a
-    column are in-brain.
-    """
-    methods = list(synthetic)
-    tracer_of = {tracer: tracer for tracer in TRACERS if tracer in real} if groups is None else dict(groups)
-    if not tracer_of:
-        page = Page.of(WIDTH, 0.62)
-        page.title(title, notice, person)
-        return page.figure
-    names, comma, difference = TRACER_TITLES, ", ", "synthetic − real (SUVR)"
-    if groups is not None:
-        names, comma, difference = {group: group for group in groups}, "\n", "difference"
-        title = f"{title}, means of groups"
-    label, gap, bars = 0.52, 0.03, 0.58
-    room = WIDTH - label - bars - len(methods) * gap
-    width = min(room / (len(methods) + 1), 0.95)
-    total = label + (len(methods) + 1) * width + len(methods) * gap + bars
-    total, head, foot, tracer_gap = max(total, 5.8), 0.68, 0.34, 0.10
-    heights = {
-        block: [2 * width * slice_aspect(cut) + gap for cut in cuts[tracer]] for block, tracer in tracer_of.items()
-    }
-    blocks = {block: sum(heights[block]) + gap * len(heights[block]) + foot for block in tracer_of}
-    page = Page.of(total, head + sum(blocks.values()) + tracer_gap * (len(blocks) - 1) + 0.06)
-    detail = (
-        "Left is left. Colours saturate at the ends of the bars. PSNR and MAE are of this person, inside the brain."
-    )
-    if groups is not None:
-        detail = "Below: synthetic − real. Left is left. Colours saturate at the ends of the bars. PSNR and MAE are "
-        detail += "means over people, inside the brain."
-    page.title(title, notice, f"{person} {detail}".strip())
-    brain = mni_map("brain", grid)
-    top = head
-    for block, tracer in tracer_of.items():
-        truth = to_suvr(real[block], suvr_range[tracer])
-        made = {method: to_suvr(synthetic[method][block], suvr_range[tracer]) for method in methods}
-        t1 = mri.get(block) if isinstance(mri, Mapping) else mri
-        errors = {method: volume - truth for method, volume in made.items()}
-        norm = suvr_window([truth], brain)
-        signed = error_window(errors.values(), brain)
-        start = top
-        for i, (cut, tall) in enumerate(zip(cuts[tracer], heights[block], strict=True)):
-            height = width * slice_aspect(cut)
-            page.text(label - 0.06, top + tall / 2, f"{names[block]}{comma}{slice_name(cut)}", rotation=90,
-                      ha="right", va="center", fontsize=6.5)  # fmt: skip
-            for column, name in enumerate(["real", *methods]):
-                left = label + column * (width + gap)
-                axes = page.axes(left, top, width, height)
-                volume = truth if name == "real" else made[name]
-                show_slice(axes, volume, grid, cut, norm, PET_MAP, marks=column == 0)
-                if top == head:
-                    style = {"fontweight": "bold"} if name == "ResDM" else {}
-                    axes.set_title(
-                        "Real" if name == "real" else method_label(name), fontsize=min(7, 10.5 * width), pad=3, **style
-                    )
-                if name != "real" or t1 is not None:
-                    axes = page.axes(left, top + height + gap, width, height)
-                    if name == "real":
-                        show_slice(axes, t1, grid, cut, Normalize(0, 1), T1_MAP)
-                        axes.text(0.03, 0.96, "T1", transform=axes.transAxes, color="white", fontsize=5.5, va="top")
-                    else:
-                        show_slice(axes, errors[name], grid, cut, signed, ERROR_MAP)
-                        draw_outline(axes, brain, grid, cut, "#888888", 0.5)
-            top += tall + gap
-            if i == 0:
-                first_bottom = top - gap
-        small = {"fontsize": 6, "linespacing": 1.25}
-        page.text(label + width, top + 0.01, "PSNR (dB)\nMAE (%)", ha="right", color=GREY, **small)
-        for column, name in enumerate(methods, start=1):
-            values = real[block], synthetic[name][block], brain
-            shown = (psnr(*values), 100 * mae(*values)) if quality is None else quality[name, block]
-            page.text(
-                label + column * (width + gap) + width / 2, top + 0.01,
-                f"{shown[0]:.1f}\n{shown[1]:.2f}",
-                ha="center", **small,
-            )  # fmt: skip
-        bar_left = label + (len(methods) + 1) * (width + gap) + 0.02
-        middle = first_bottom if len(cuts[tracer]) > 1 else start + (top - start) / 2
-        page.bar(bar_left, start, middle - start - 0.08, norm, PET_MAP, "SUVR", "max")
-        page.bar(bar_left, middle + 0.08, top - gap - middle - 0.08, signed, ERROR_MAP, difference, "both")
-        top += foot + tracer_gap
     return page.figure
