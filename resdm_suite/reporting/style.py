@@ -157,6 +157,8 @@ def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any])
     with style():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # both files with one layout
+        for axes in figure.axes:  # the layout's last digits differ between runs
+            axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
         for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=False):
             with atomic(path) as temporary:
                 figure.savefig(temporary, format=path.suffix[1:], metadata=metadata, dpi=_DPI[path.suffix])
