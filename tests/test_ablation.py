@@ -21,7 +21,7 @@ from resdm.checkpoint import differences
 from resdm.io import write_csv
 from resdm.settings import ConfigError
 from resdm.training import fingerprint
-from resdm_suite.apps.model_card import load_card, source_settings
+from resdm_suite.apps.model_folder import load_card, source_settings
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.image_quality import read_scores, score_method

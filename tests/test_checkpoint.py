@@ -16,8 +16,8 @@ from resdm.checkpoint import CheckpointError, differences, load_model, load_stat
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.prior import PriorConfig
-from resdm_suite.apps import model_card
-from resdm_suite.apps.model_card import check_model, load_card, save_profile_model
+from resdm_suite.apps import model_folder
+from resdm_suite.apps.model_folder import check_model, load_card, save_profile_model
 from resdm_suite.profiles import GridConfig, load_config
 
 
@@ -188,8 +188,8 @@ def test_an_unreadable_configuration_is_named(saved):
 
 def test_settings_of_a_later_version_do_not_invalidate_a_model(saved, monkeypatch):
     folder, *_ = saved
-    plain = model_card.source_settings
-    monkeypatch.setattr(model_card, "source_settings", lambda config: plain(config) | {"preprocess.new": True})
+    plain = model_folder.source_settings
+    monkeypatch.setattr(model_folder, "source_settings", lambda config: plain(config) | {"preprocess.new": True})
     assert load_card(folder).name == "Plain"
 
 

@@ -17,7 +17,8 @@ from resdm.checkpoint import CheckpointError
 from resdm.io import sha256
 from resdm_suite.apps import cli, hub
 from resdm_suite.apps.hub import FILES, HubError, pull, push
-from resdm_suite.apps.model_card import load_card, render, save_profile_model
+from resdm_suite.apps.model_card import render
+from resdm_suite.apps.model_folder import load_card, save_profile_model
 from resdm_suite.profiles import CentiloidConfig
 
 

@@ -19,7 +19,7 @@ from resdm.checkpoint import load_model
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, TrainingConfig
-from resdm_suite.apps.model_card import load_card
+from resdm_suite.apps.model_folder import load_card
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.profiles import load_config

@@ -15,7 +15,7 @@ from tiny_methods import AdversarialConfig, PlainConfig, with_method
 from resdm.checkpoint import CheckpointError
 from resdm.io import sha256, write_csv, write_json
 from resdm.settings import TrainingConfig
-from resdm_suite.apps.model_card import load_card
+from resdm_suite.apps.model_folder import load_card
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method, validation_score
 from resdm_suite.cohorts.manifest import LeakageError

@@ -21,7 +21,7 @@ from resdm.method import build_method
 from resdm.prior import PriorConfig, PriorModule, prompt, prompt_tokens
 from resdm.settings import ConfigError
 from resdm.unet import Attention
-from resdm_suite.apps.model_card import load_card, save_profile_model
+from resdm_suite.apps.model_folder import load_card, save_profile_model
 from resdm_suite.profiles import load_config
 
 SHAPE = (16, 16, 16)

@@ -18,7 +18,7 @@ from resdm.checkpoint import CheckpointError
 from resdm.io import sha256
 from resdm_suite.anatomy import CENTRE_MM, Grid
 from resdm_suite.apps import single_scan as scans
-from resdm_suite.apps.model_card import save_profile_model
+from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm_suite.evaluation.suvr import regional_means, to_suvr

@@ -27,7 +27,7 @@ from resdm.checkpoint import CheckpointError, load_model, tensors
 from resdm.io import sha256
 from resdm.loop import decay_factor, update_average
 from resdm.training import TrainingDiverged, epoch_batches
-from resdm_suite.apps.model_card import load_card
+from resdm_suite.apps.model_folder import load_card
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -18,7 +18,7 @@ from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.apps.model_card import save_profile_model
+from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import Model
 from resdm_suite.apps.synthesis import sample_method
 from resdm_suite.evaluation.uncertainty import (

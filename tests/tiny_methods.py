@@ -13,7 +13,7 @@ from resdm.batch import Batch, Prior
 from resdm.method import Method, PerTracer, TracerModel, build_method
 from resdm.settings import METHODS, MethodConfig, TrainingConfig
 from resdm.training import train as train_method
-from resdm_suite.apps.model_card import training_options, write_config
+from resdm_suite.apps.model_folder import training_options, write_config
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 SHAPE = (16, 16, 16)

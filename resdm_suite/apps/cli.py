@@ -298,7 +298,7 @@ def _evaluators(options: argparse.Namespace) -> None:
 def _synthesise(options: argparse.Namespace) -> None:
     if options.manifest is not None and (options.age is not None or options.sex is not None):
         raise ConfigError("--age and --sex are of one MRI; with --manifest they are columns of the table")
-    from resdm_suite.apps.model_card import load_card
+    from resdm_suite.apps.model_folder import load_card
     from resdm_suite.apps.single_scan import ScanError, peak_memory_bytes, synthesise_scan, synthesise_scans
 
     start = time.perf_counter()

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from resdm.cpu_runtime import set_up
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, TRACERS, MethodConfig, check_person, derive_seed
-from resdm_suite.apps.model_card import check_model
+from resdm_suite.apps.model_folder import check_model
 from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, snapshot_download
 from resdm.checkpoint import CheckpointError, load_model
 from resdm.io import write_text
 from resdm.settings import to_dict
-from resdm_suite.apps.model_card import load_card
+from resdm_suite.apps.model_folder import load_card
 from resdm_suite.profiles import FidelityConfig
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")

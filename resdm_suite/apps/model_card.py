@@ -1,13 +1,11 @@
-"""Model folders of a profile: ``config.yaml`` beside the weights, their check, and the card ``README.md``.
+"""The card ``README.md`` of a model folder.
 
-``config.yaml`` is a profile with this one method. Training writes the card, and scoring writes it again. The card
-describes the cohort in aggregate only, without identifiers or rows.
+Training writes it, and scoring writes it again. It describes the cohort in aggregate only, without identifiers or rows.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,12 @@ import pandas as pd
 import yaml
 
 from resdm.batch import TRACERS
-from resdm.checkpoint import ABSENT, CheckpointError, describe, differences, read_metadata, save_model
-from resdm.io import sha256, write_text
-from resdm.method import Method
-from resdm.settings import SEXES, ConfigError, MethodConfig, to_dict
+from resdm.io import write_text
+from resdm.settings import SEXES
+from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.evaluation.image_quality import REGIONS, read_index, read_scores
 from resdm_suite.evaluation.statistics import by_person
-from resdm_suite.profiles import Config, load_config
+from resdm_suite.profiles import Config
 
 CARD = "README.md"
 
@@ -44,138 +41,6 @@ _COHORTS = {
     "dlbs": "Dallas Lifespan Brain Study (open)",
     "adni": "Alzheimer's Disease Neuroimaging Initiative",
 }
-
-
-SYNTHETIC = "synthetic, not for clinical use"
-"""Notice of every synthetic volume and its sidecar."""
-
-FREE_SETTINGS = ("sampling_steps",)
-"""Settings of a method in which a profile may differ from the trained model: they change no weight."""
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Description of a trained model.
-
-    Parameters
-    ----------
-    folder : Path
-    name : str
-        The method's name in the profile, as in the tables.
-    config : Config
-        The profile it was trained with, reduced to this method.
-    digest : str
-        SHA-256 of ``model.safetensors``.
-    step, epoch : int
-        When in training the weights were taken.
-    score : float or None
-        Validation score of these weights; None without validation people.
-    """
-
-    folder: Path
-    name: str
-    config: Config
-    digest: str
-    step: int
-    epoch: int
-    score: float | None
-
-    @property
-    def settings(self) -> MethodConfig:
-        """The method's own settings."""
-        return self.config.method(self.name)
-
-    @property
-    def phantom(self) -> bool:
-        """Whether it was trained on phantoms only."""
-        return self.config.cohort.kind == "phantom"
-
-    @property
-    def notice(self) -> str:
-        """Notice of every output."""
-        return "; ".join([SYNTHETIC, *(["made by a phantom-trained model"] if self.phantom else [])])
-
-
-def source_settings(config: Config) -> dict[str, Any]:
-    """Settings of a profile, beside the method's own, that a synthesis depends on."""
-    return {"preprocess": to_dict(config.preprocess), "cohort.kind": config.cohort.kind}
-
-
-def training_options(config: Config, name: str) -> dict[str, Any]:
-    """What `resdm.training.train` takes of a profile, beside the method and the data."""
-    return {
-        "run": config.training,
-        "name": name,
-        "seed": config.seeded(name).seed,
-        "source": source_settings(config),
-        "cache": config.work / "pretraining",
-    }
-
-
-def write_config(folder: str | Path, config: Config, name: str) -> Path:
-    """Write ``config.yaml`` of a model folder: the profile, reduced to one method."""
-    reduced = replace(config.seeded(name), methods={name: config.method(name)})
-    heading = f"# {name}, trained by resdm" + (f": {config.notice}" if config.notice else "")
-    path, text = Path(folder) / "config.yaml", heading + "\n" + yaml.safe_dump(to_dict(reduced), sort_keys=False)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
-    return Path(folder)
-
-
-def save_profile_model(folder: str | Path, method: Method, config: Config, name: str, **options: Any) -> Path:
-    """Write a model folder without training, such as one of imported weights; options as in `save_model`."""
-    write_config(folder, config, name)
-    return save_model(folder, method, name=name, source=source_settings(config), **options)
-
-
-def load_card(folder: str | Path) -> ModelCard:
-    """A model folder's description, checked, without its weights.
-
-    Raises
-    ------
-    CheckpointError
-        No such folder or file, or weights that were trained with other settings than ``config.yaml`` holds.
-    """
-    folder = Path(folder)
-    meta = read_metadata(folder)
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder}: no config.yaml there; train the method again: its weights are kept")
-    try:
-        config = load_config((folder / "config.yaml").resolve())
-    except ConfigError as error:
-        raise CheckpointError(f"not a model of this version of resdm: {error}") from error
-    name = meta["name"]
-    if name not in config.methods:
-        raise CheckpointError(
-            f"{folder}: the weights are of method {name!r}, config.yaml describes {', '.join(config.methods)}; "
-            "copy config.yaml and model.safetensors from one folder"
-        )
-    described = {f"methods.{name}": to_dict(config.method(name))} | source_settings(config)
-    different = differences({f"methods.{name}": meta["method"]} | meta["source"], described)
-    different = [row for row in different if row[1] != ABSENT]  # settings of a later version
-    if different:
-        raise CheckpointError(
-            f"{folder}: model.safetensors was trained with other settings than config.yaml holds:\n"
-            f"{describe(different, 'in the weights', 'in config.yaml')}\n"
-            "copy config.yaml and model.safetensors from one folder"
-        )
-    digest = sha256(folder / "model.safetensors")
-    return ModelCard(folder, name, config, digest, meta["step"], meta["epoch"], meta["score"])
-
-
-def check_model(card: ModelCard, config: Config, name: str) -> None:
-    """Raise `CheckpointError` if a model does not fit the profile; the message lists the differences."""
-    stored, expected = (
-        {"grid": to_dict(c.preprocess.grid), f"methods.{name}": to_dict(settings)}
-        for c, settings in ((card.config, card.settings), (config, config.method(name)))
-    )
-    different = [row for row in differences(stored, expected) if row[0].rsplit(".", 1)[-1] not in FREE_SETTINGS]
-    if different:
-        raise CheckpointError(
-            f"{card.folder}: a model of another method or grid than in profile {config.profile!r}:\n"
-            f"{describe(different, 'in the model', 'in the profile')}\n"
-            "train it with this profile, or use the profile that it was trained with"
-        )
 
 
 def write_card(config: Config, name: str) -> Path:

@@ -30,7 +30,7 @@ from resdm.io import atomic, write_json
 from resdm.method import Method
 from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.apps.model_card import ModelCard, load_card
+from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.paths import sidecar_path, std_path, synthetic_name, synthetic_path
 from resdm_suite.profiles import check_condition
 

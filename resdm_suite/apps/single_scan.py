@@ -29,7 +29,7 @@ from resdm.cpu_runtime import set_up
 from resdm.io import atomic, sha256, write_csv, write_json
 from resdm.settings import check_person
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.apps.model_card import ModelCard, load_card
+from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.apps.prediction import LABELS, Model, bids_prefix, check_phantom, sampling_steps, synthesise_mri
 from resdm_suite.evaluation.image_quality import read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr

@@ -13,7 +13,8 @@ import pandas as pd
 from resdm.cpu_runtime import set_up
 from resdm.io import write_csv
 from resdm.settings import TRACERS
-from resdm_suite.apps.model_card import check_model, load_card, write_card
+from resdm_suite.apps.model_card import write_card
+from resdm_suite.apps.model_folder import check_model, load_card
 from resdm_suite.apps.prediction import Model, sample_people, synthesise_people
 from resdm_suite.apps.trace import write_trace
 from resdm_suite.evaluation.image_quality import read_index, read_volume, score_method

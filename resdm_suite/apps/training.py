@@ -13,7 +13,8 @@ from resdm.cpu_runtime import set_up
 from resdm.io import write_json
 from resdm.method import build_method
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.apps.model_card import training_options, write_card, write_config
+from resdm_suite.apps.model_card import write_card
+from resdm_suite.apps.model_folder import training_options, write_config
 from resdm_suite.evaluation.image_quality import psnr, ssim
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import Config, load_config
