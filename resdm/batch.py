@@ -10,7 +10,10 @@ from torch import Tensor
 
 from resdm.settings import TRACERS
 
-__all__ = ["TRACERS", "Batch", "Prior"]
+__all__ = ["PROMPT_FIELDS", "TRACERS", "Batch", "Prior"]
+
+PROMPT_FIELDS = ("age", "sex")
+"""Fields of `Prior` that a prompt can contain."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from resdm.batch import TRACERS, Prior
+from resdm.batch import PROMPT_FIELDS, TRACERS, Prior
 from resdm.layers import clip
 from resdm.settings import SEXES, check_person, require
 
@@ -73,7 +73,8 @@ def prompt(tracer: str, age: float | None = None, sex: str | None = None) -> str
 
 def prompts(prior: Prior) -> list[str]:
     """2B prompts, person by person, tracers in order: the layout of volumes flattened from (B, 2)."""
-    return [prompt(tracer, age, sex) for age, sex in zip(prior.age, prior.sex, strict=True) for tracer in TRACERS]
+    people = zip(*(getattr(prior, name) for name in PROMPT_FIELDS), strict=True)
+    return [prompt(tracer, *person) for person in people for tracer in TRACERS]
 
 
 @cache
@@ -128,15 +129,15 @@ class PriorModule(nn.Module):
         With a ``generator`` (training) each field of each person is also dropped with probability ``dropout``, so that
         prompts without a field (Figures 4 and 5) are not new to the network.
         """
-        prior = prior.without(*({"age", "sex"} - set(self.config.fields)))
+        prior = prior.without(*(set(PROMPT_FIELDS) - set(self.config.fields)))
         if generator is None or self.config.dropout == 0:
             return prior
-        draw = torch.rand((2, prior.global_size), generator=generator, device=generator.device) < self.config.dropout
-        drop_age, drop_sex = prior.local(draw, dim=1).tolist()
-        return Prior(
-            tuple(None if drop else age for drop, age in zip(drop_age, prior.age, strict=True)),
-            tuple(None if drop else sex for drop, sex in zip(drop_sex, prior.sex, strict=True)),
-        )
+        draw = torch.rand((len(PROMPT_FIELDS), prior.global_size), generator=generator, device=generator.device)
+        drop = dict(zip(PROMPT_FIELDS, prior.local(draw < self.config.dropout, dim=1).tolist(), strict=True))
+        return Prior(**{
+            name: tuple(None if gone else value for gone, value in zip(drop[name], getattr(prior, name), strict=True))
+            for name in PROMPT_FIELDS
+        })  # fmt: skip
 
     def sentence_features(self, texts: list[str]) -> Tensor:
         """N prompts → (N, width): the frozen blocks' state at the end of each sentence; training does not change it."""

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from resdm.batch import Batch, Prior
+from resdm.batch import PROMPT_FIELDS, Batch, Prior
 from resdm.settings import TRACERS, derive_seed, to_dict
 from resdm_suite.cohorts.manifest import SPLITS, check_leakage
 from resdm_suite.profiles import Config
@@ -156,7 +156,7 @@ def collate(items: list[dict[str, Any]]) -> Batch:
         mri=volumes[:, :1],
         pet=volumes[:, 1:],
         present=torch.stack([item["present"] for item in items]),
-        prior=Prior(tuple(item["age"] for item in items), tuple(item["sex"] for item in items)),
+        prior=Prior(**{name: tuple(item[name] for item in items) for name in PROMPT_FIELDS}),
         rows=torch.tensor([item["row"] for item in items]),
         people=tuple(item["person"] for item in items),
     )
