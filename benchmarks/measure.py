@@ -34,7 +34,7 @@ from resdm.prior import PriorConfig, TowerConfig
 from resdm.residual_diffusion import ResidualDiffusion, ResidualDiffusionConfig
 from resdm.settings import TrainingConfig
 from resdm.unet import NetworkConfig, UNet
-from resdm_suite.apps.prediction import _CPU_ATTENTION
+from resdm_suite.apps.prediction import CPU_ATTENTION
 
 FIELD_MM = 192.0
 """Side of the cube that a grid covers, as 128 voxels of 1.5 mm do."""
@@ -382,9 +382,9 @@ def count(case: Case) -> dict[str, float]:
         ours = case.network == "resdm"
         unet = UNet(network(case), 8 * case.width) if ours else _THEIRS[case.network](case.width)
         volumes, width = case.people * len(TRACERS), 8 * case.width
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as forward, torch.no_grad():
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as forward, torch.no_grad():
             _call(unet, case, 1, width)
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as whole, Ledger() as ledger:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as whole, Ledger() as ledger:
             together = volumes if case.together else case.people
             with autocast(replace(case, device="cpu")):
                 outputs = [_call(unet, case, together, width) for _ in range(volumes // together)]

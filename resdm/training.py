@@ -158,32 +158,23 @@ def train(
     collate : callable
         List of sessions → `Batch`.
     folder : path
-        The model folder.
+        The model folder: gets ``model.safetensors`` (the best averaged weights), ``history.csv`` (one row per epoch, no
+        clock times) and ``timing.json``. During training it holds ``state.pt``.
     name : str
         The method's name in messages and in the stored metadata.
-    seed : int
     source : mapping, optional
-        Further settings that the data depend on, as plain values. They are stored with the weights, and a training with
-        other values is refused.
+        Further settings that the data depend on, as plain values; stored with the weights.
     data_digest : str, optional
-        Digest of the volumes; a training with other volumes is refused.
+        Digest of the volumes.
     cache : path, optional
         Folder of pretrained text towers, which methods with the same tower share.
     score : callable
         Validation criterion, see `Score`.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    Path
-        The folder, with ``model.safetensors`` (the best averaged weights), ``history.csv`` (one row per epoch, no clock
-        times) and ``timing.json``. During training it holds ``state.pt``.
 
     Raises
     ------
     CheckpointError
-        The folder holds a model or a state of another configuration. The message lists the differences.
+        The folder holds a model or a state of another configuration or other data; the message lists them.
     TrainingDiverged
         A loss, weight or score is not finite. The last good state is kept.
 

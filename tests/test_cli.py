@@ -225,7 +225,7 @@ def test_a_phantom_model_needs_leave_and_says_so_everywhere(model, scan, preproc
     arguments = ["synthesise", str(scan), "--model", str(model("phantom")), "--out", str(tmp_path / "o")]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
-    assert "has seen phantoms only" in error
+    assert "was trained on phantoms only" in error
     assert "--allow-phantom-model" in error
     assert preprocessed == []  # refused before any work
     assert not (tmp_path / "o").exists()

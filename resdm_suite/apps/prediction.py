@@ -1,8 +1,7 @@
 """A trained model, people and a condition → predicted PET volumes on disk.
 
-A person's result depends on the model, the prompt, the seed and the person alone: each session is synthesised by itself
-(both tracers in one pass), with noise drawn from a seed made of its name. So the same volumes come out whoever else is
-in the list, in whatever order, and however often a run was killed.
+A person's result depends on the model, the prompt, the seed and the person only. Each session is synthesised alone,
+both tracers in one pass, with noise from a seed made of its name.
 """
 
 from __future__ import annotations
@@ -31,51 +30,54 @@ from resdm.method import Method
 from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import ModelCard, load_card
+from resdm_suite.apps.shards import write_timing
 from resdm_suite.paths import sidecar_path, std_path, synthetic_name, synthetic_path
 from resdm_suite.profiles import check_condition
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
-"""BIDS labels of the tracers where a person has no real PET to take them from."""
+"""BIDS labels of the tracers for a person without a real PET."""
+
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
+"""Attention on a CPU for torch's FLOP counter, which knows CUDA's only."""
 
 
 class SynthesisError(ValueError):
-    """Input that a model cannot take, or output that is no image."""
-
-
-# ── prompts ───────────────────────────────────────────────────────────────────────────────────────
+    """Input that a model cannot take, or output that is not an image."""
 
 
 def condition_prior(condition: str, age: Sequence[float | None], sex: Sequence[str | None], seed: int) -> Prior:
-    """What the prompts of a list of people say under a condition.
+    """Ages and sexes in the prompts of a list of people under a condition.
 
     Parameters
     ----------
     condition : str
         A key of `resdm_suite.profiles.CONDITIONS`, ``age_<years>``, ``sex_F`` or ``sex_M``.
     age : sequence of float or None
-        Years; NaN counts as unknown, and what is unknown stays unsaid.
+        Years; NaN counts as unknown and is left out of the prompt.
     sex : sequence of {"F", "M"} or None
     seed : int
-        Of the shuffle. Nobody keeps their own place.
+        Of the shuffle, in which nobody keeps their own values.
 
     Raises
     ------
     ConfigError
-        No such condition, or an age out of range.
+        Unknown condition, or an age out of range.
     """
     check_condition(condition, "prompt")
     age = tuple(None if value is None or pd.isna(value) else float(value) for value in age)
     sex = tuple(None if value is None or pd.isna(value) else str(value) for value in sex)
-    own, n = Prior(age, sex), len(age)
+    factual, n = Prior(age, sex), len(age)
     match condition:
         case "factual":
-            return own
+            return factual
         case "no_age":
-            return own.without("age")
+            return factual.without("age")
         case "no_sex":
-            return own.without("sex")
+            return factual.without("sex")
         case "tracer_only":
-            return own.without("age", "sex")
+            return factual.without("age", "sex")
         case "wrong_sex":
             other = dict(zip(SEXES, reversed(SEXES), strict=True)) | {None: None}
             return Prior(age, tuple(other[value] for value in sex))
@@ -89,9 +91,6 @@ def condition_prior(condition: str, age: Sequence[float | None], sex: Sequence[s
     return Prior((float(value),) * n, sex) if family == "age" else Prior(age, (value,) * n)
 
 
-# ── a model ───────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True)
 class Model:
     """A trained method on a device, with its card."""
@@ -102,7 +101,7 @@ class Model:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> Model:
-        """From a model folder; ``auto`` takes a GPU where there is one."""
+        """From a model folder; ``auto`` takes a GPU if there is one."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         card, method = load_card(folder), load_model(folder, device)
@@ -111,7 +110,7 @@ class Model:
 
     @property
     def grid(self) -> Grid:
-        """The grid that it works on."""
+        """The model's grid."""
         return Grid.of(self.card.config.preprocess.grid)
 
     def synthesise(
@@ -124,7 +123,7 @@ class Model:
         mri : ndarray (X, Y, Z)
             Preprocessed T1 on `grid`, RAS+, intensities in [0, 1].
         age, sex
-            What the prompt says; ``None`` leaves it out.
+            Values in the prompt; None is left out.
         seed : int
         steps : int, optional
             Sampling steps; the model's own by default.
@@ -132,12 +131,12 @@ class Model:
         Returns
         -------
         ndarray (2, X, Y, Z), float32
-            Amyloid, tau, in [0, 1]; 0 outside the MNI brain where preprocessing makes it so (``preprocess.mask``).
+            Amyloid, tau, in [0, 1]; 0 outside the MNI brain if ``preprocess.mask`` is set.
 
         Raises
         ------
         SynthesisError
-            Another grid, voxels that are not finite, intensities outside [0, 1]; or output that is not finite.
+            Another grid, non-finite voxels, intensities outside [0, 1]; or non-finite output.
         """
         mri = np.asarray(mri, dtype=np.float32)
         if mri.shape != self.grid.shape:
@@ -154,31 +153,21 @@ class Model:
         with torch.no_grad(), self._autocast():
             pet = self.method.synthesise(volume, Prior((age,), (sex,)), generator, steps=steps)  # (1, 2, X, Y, Z)
         pet = pet[0].float().cpu().numpy()
-        if self.card.config.preprocess.mask:  # there every real volume is 0
+        if self.card.config.preprocess.mask:  # every real volume is 0 there
             pet = np.where(mni_map("brain", self.grid), pet, np.float32(0))
         if not np.isfinite(pet).all():
             raise SynthesisError(f"{self.card.folder}: the model's output is not finite; train it again")
         return pet
 
     def draws(
-        self,
-        mri: np.ndarray,
-        age: float | None,
-        sex: str | None,
-        *,
-        seed: int,
-        samples: int,
-        steps: int | None = None,
+        self, mri: np.ndarray, age: float | None, sex: str | None, *, seed: int, samples: int, steps: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Several syntheses of one person, under seeds made of ``seed``; the first is that of `synthesise`.
-
-        Parameters are those of `synthesise`; yields (2, X, Y, Z) so many times.
-        """
+        """Yield several syntheses of one person, (2, X, Y, Z) each; the first is that of `synthesise`."""
         for i in range(samples):
             yield self.synthesise(mri, age, sex, seed=derive_seed(seed, "sample", i) if i else seed, steps=steps)
 
     def _autocast(self) -> AbstractContextManager:
-        """The precision of training; 32 bits on a CPU that does not compute in it."""
+        """The precision of training; 32 bits on a CPU without bfloat16."""
         precision, cpu = self.card.config.precision(self.card.name), self.device.type == "cpu"
         if precision == "bf16-mixed" and (not cpu or computes_bf16()):
             return torch.autocast(self.device.type, torch.bfloat16)
@@ -187,7 +176,7 @@ class Model:
         return nullcontext()
 
     def sidecar(self, tracer: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
-        """What stands beside a synthetic volume."""
+        """The JSON sidecar of a synthetic volume."""
         preprocess = self.card.config.preprocess
         return {
             "synthetic": True,
@@ -204,7 +193,7 @@ class Model:
         }
 
     def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
-        """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar, whose presence says that both are whole."""
+        """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar: with the sidecar, both are complete."""
         image = self.grid.image(pet.astype(np.float32))
         image.header["descrip"] = self.card.notice.encode("ascii", "replace")[:79]
         with atomic(path) as temporary:
@@ -213,14 +202,14 @@ class Model:
 
 
 def sampling_steps(card: ModelCard, steps: int | None = None) -> int | None:
-    """Sampling steps as they will be: those asked for, else the model's; ``None`` for a method without."""
+    """Sampling steps: those asked for, else the model's; None for a method without steps."""
     return steps or getattr(card.settings, "sampling_steps", None) or getattr(card.settings, "steps", None)
 
 
 def mean_and_std(draws: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sample standard deviation (n − 1) over draws of one shape, float32; the latter NaN for a single draw.
+    """Mean and sample standard deviation (n − 1) of draws of one shape, float32; the latter NaN for a single draw.
 
-    By Welford's recurrence, so the draws are never held together.
+    Welford's recurrence: one draw at a time is in memory.
     """
     n, mean, squares = 0, 0.0, 0.0
     for draw in draws:
@@ -234,9 +223,6 @@ def mean_and_std(draws: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-# ── many people ───────────────────────────────────────────────────────────────────────────────────
-
-
 def synthesise_people(
     model: Model | str | Path,
     people: pd.DataFrame,
@@ -246,43 +232,34 @@ def synthesise_people(
     condition: str = "factual",
     seed: int | None = None,
     steps: int | None = None,
+    samples: int = 1,
+    measure: Callable[[np.ndarray, int], dict[str, float]] | None = None,
     shard: tuple[int, int] = (1, 1),
     progress: bool = True,
 ) -> Path:
-    """Synthetic PET of every session of a list, under one condition.
+    """Synthetic PET of every session of a list, under one condition. Files of the same model, prompt and seed are kept.
 
     Parameters
     ----------
-    model : Model or path
-        A model folder, or one already loaded.
     people : DataFrame
-        A row a session: person, session, age, sex; amyloid_tracer and tau_tracer name the files, where given.
+        One row per session: person, session, age, sex; amyloid_tracer and tau_tracer name the files, if given.
     mri : callable
         Row number → preprocessed T1 (X, Y, Z), intensities in [0, 1].
     out : path
-        ``predictions/<method>/<condition>``.
+        ``predictions/<method>/<condition>``: gets ``<person>/<session>/pet/…_desc-synth_pet.nii.gz`` with sidecars.
     condition : str
         See `condition_prior`.
-    seed : int, optional
+    seed, steps : int, optional
         The model's own by default.
-    steps : int, optional
-        Sampling steps; the model's own by default.
+    samples : int
+        If more than 1, mean and standard deviation (``…_desc-synthstd_pet``) over samples are written.
+    measure : callable, optional
+        A sample's PET (X, Y, Z) and its channel → values; the sidecar gets their mean and standard deviation over
+        samples under ``measured``.
     shard : (int, int)
-        Which part of the list to make, of how many: (1, n) takes sessions 0, n, 2n, … Conditions are of the whole list,
-        so the parts, made anywhere in any order, are the files that one call makes.
-
-    Returns
-    -------
-    Path
-        ``out``, with ``<person>/<session>/pet/…_desc-synth_pet.nii.gz`` and a sidecar each. What is there already, from
-        the same model, prompt and seed, is kept. ``timing.json`` says what the sessions made by this call cost; the
-        first is counted, not timed, where there are more: it warms up. A shard has a file of its own,
-        ``timing_<i>of<n>.json``; a call without shard that finds all made joins them, see `_join_timings`.
-
-    Raises
-    ------
-    ValueError
-        No such shard.
+        Part of the list to make, and number of parts: (1, n) takes sessions 0, n, 2n, … Conditions are drawn for the
+        whole list. ``timing.json`` holds the cost of the sessions made by a call, ``timing_<i>of<n>.json`` of a part;
+        a call without shard that finds everything made joins them.
     """
     part, parts = shard
     if not 1 <= part <= parts:
@@ -294,217 +271,98 @@ def synthesise_people(
     rows = people.to_dict("records")
     for i, row in enumerate(rows):  # before any work starts
         check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")
-    clock, counter = [], FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
-    own = list(enumerate(rows))[part - 1 :: parts]
-    for i, row in tqdm(own, desc=f"{model.card.name} {condition}", unit="session", disable=not progress):
-        who = row["person"], row["session"]
-        age, sex = prior.age[i], prior.sex[i]
-        extra = {"condition": condition, "seed": seed, "steps": steps}
-        files = {t: _path(Path(out), row, t) for t in TRACERS}
-        sidecars = {t: model.sidecar(t, age, sex, **extra) for t in TRACERS}
-        if all(_is_done(files[t], sidecars[t]) for t in TRACERS):
+    extra = {"condition": condition, "seed": seed, "steps": steps} | ({"samples": samples} if samples > 1 else {})
+    seconds, counter = [], FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    jobs = list(enumerate(rows))[part - 1 :: parts]
+    for i, row in tqdm(jobs, desc=f"{model.card.name} {condition}", unit="session", disable=not progress):
+        who, prompt = (row["person"], row["session"]), (prior.age[i], prior.sex[i])
+        files = [synthetic_path(out, *who, _label(row, tracer)) for tracer in TRACERS]
+        sidecars = [model.sidecar(tracer, *prompt, **extra) for tracer in TRACERS]
+        if all(_is_done(file, sidecar, samples) for file, sidecar in zip(files, sidecars, strict=True)):
             continue
         start = time.perf_counter()
         volume = mri(i)
         try:
-            with nullcontext() if clock else counter:
-                pet = model.synthesise(volume, age, sex, seed=derive_seed(seed, *who), steps=steps)
+            with nullcontext() if seconds else counter:
+                draws = list(model.draws(volume, *prompt, seed=derive_seed(seed, *who), samples=samples, steps=steps))
         except SynthesisError as error:
             raise SynthesisError(f"{' '.join(who)}: {error}") from error
-        clock.append(time.perf_counter() - start)
-        for channel, tracer in enumerate(TRACERS):
-            model.write(files[tracer], pet[channel], sidecars[tracer])
-    if clock:
-        cost = {
-            "sessions": len(clock),
-            "seconds": round(sum(clock), 3),
-            "seconds_per_session": float(np.mean(clock[1:] or clock)),
-            "gflop_per_volume": counter.get_total_flops() / len(TRACERS) / 1e9,
-            "device": model.device.type,
-            "steps": steps,
-        }
-        write_json(Path(out) / ("timing.json" if parts == 1 else f"timing_{part}of{parts}.json"), cost)
-    elif parts == 1 and (joined := _join_timings(Path(out), len(own))):
-        write_json(Path(out) / "timing.json", joined)
+        seconds.append(time.perf_counter() - start)
+        for channel, (file, sidecar) in enumerate(zip(files, sidecars, strict=True)):
+            _write(model, file, [draw[channel] for draw in draws], sidecar, channel, measure)
+    if samples == 1:
+        flop = counter.get_total_flops() if seconds else 0
+        write_timing(Path(out), seconds, flop, model.device.type, steps, shard, len(jobs))
     return Path(out)
 
 
-def _join_timings(out: Path, sessions: int) -> dict[str, Any] | None:
-    """What the parts of a list cost together; None where no full set of shards made the list, each in one go.
-
-    Seconds are summed over the parts, whatever ran beside what; seconds a session are the mean of the parts', weighted
-    by the sessions that each made. Work a volume, device and steps are those of all parts, or the parts are not joined.
-    """
-    found = {tuple(map(int, m.groups())): path for path in sorted(out.glob("timing_*of*.json"))
-             if (m := re.fullmatch(r"timing_(\d+)of(\d+)\.json", path.name))}  # fmt: skip
-    for parts in sorted({n for _, n in found}):
-        # more parts than sessions leave some with nothing to make, and no file
-        names = [(part, parts) for part in range(1, min(parts, sessions) + 1)]
-        costs = [json.loads(found[name].read_text(encoding="utf-8")) for name in names if name in found]
-        same = {tuple(cost[key] for key in ("gflop_per_volume", "device", "steps")) for cost in costs}
-        counts = [cost["sessions"] for cost in costs]
-        if len(costs) == len(names) and sum(counts) == sessions and len(same) == 1:
-            mean = float(np.average([cost["seconds_per_session"] for cost in costs], weights=counts))
-            seconds = round(sum(cost["seconds"] for cost in costs), 3)
-            return costs[0] | {"sessions": sessions, "seconds": seconds, "seconds_per_session": mean, "shards": parts}
-    return None
-
-
-def sample_people(
-    model: Model | str | Path,
-    people: pd.DataFrame,
-    mri: Callable[[int], np.ndarray],
-    out: str | Path,
-    *,
-    samples: int,
-    seed: int | None = None,
-    steps: int | None = None,
-    measure: Callable[[np.ndarray, int], dict[str, float]] | None = None,
-    progress: bool = True,
-) -> Path:
-    """Mean and standard deviation over several samples of every session of a list, each with its own prompt.
-
-    Parameters are those of `synthesise_people`, and
-
-    samples : int
-        At least 2. The first of a session is what `synthesise_people` makes.
-    measure : callable
-        A sample's PET (X, Y, Z) and its channel → values, kept as mean and standard deviation in the sidecar under
-        ``measured``.
-
-    Returns
-    -------
-    Path
-        ``out``, with ``…_desc-synth_pet.nii.gz`` (mean) and ``…_desc-synthstd_pet.nii.gz`` a session and tracer, in
-        [0, 1], and sidecars. What is there already, from the same model, prompt, seed and samples, is kept.
-    """
-    if samples < 2:
-        raise ValueError(f"samples: {samples}; a standard deviation needs 2 or more")
-    model = model if isinstance(model, Model) else Model.load(model)
-    seed = model.card.config.seed if seed is None else seed
-    steps = sampling_steps(model.card, steps)
-    prior = condition_prior("factual", people["age"].tolist(), people["sex"].tolist(), seed)
-    rows = people.to_dict("records")
-    for i, row in enumerate(rows):
-        check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")
-    for i, row in enumerate(tqdm(rows, desc=f"{model.card.name} samples", unit="session", disable=not progress)):
-        extra = {"condition": "factual", "seed": seed, "steps": steps, "samples": samples}
-        files = {t: _path(Path(out), row, t) for t in TRACERS}
-        sidecars = {t: model.sidecar(t, prior.age[i], prior.sex[i], **extra) for t in TRACERS}
-        if all(_is_done(std_path(files[t]), sidecars[t], "measured") and files[t].is_file() for t in TRACERS):
-            continue
-        own = derive_seed(seed, row["person"], row["session"])
-        draws, found = [], {t: [] for t in TRACERS}
-        for pet in model.draws(mri(i), prior.age[i], prior.sex[i], seed=own, samples=samples, steps=steps):
-            draws.append(pet)
-            for channel, tracer in enumerate(TRACERS):
-                found[tracer].append({} if measure is None else measure(pet[channel], channel))
-        mean, std = mean_and_std(draws)
-        for channel, tracer in enumerate(TRACERS):
-            values = pd.DataFrame(found[tracer])
-            measured = {name: [float(values[name].mean()), float(values[name].std())] for name in values}
-            model.write(files[tracer], mean[channel], sidecars[tracer] | {"statistic": "mean over samples"})
-            model.write(std_path(files[tracer]), std[channel], sidecars[tracer] | {"measured": measured})
-    return Path(out)
-
-
-def _attention_flop(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}  # torch: CUDA's alone
-
-
-def _path(out: Path, row: dict[str, Any], tracer: str) -> Path:
+def _label(row: dict[str, Any], tracer: str) -> str:
     label = row.get(f"{tracer}_tracer")
-    label = LABELS[tracer] if label is None or pd.isna(label) or label == "" else label
-    return synthetic_path(out, row["person"], row["session"], label)
+    return LABELS[tracer] if label is None or pd.isna(label) or label == "" else label
 
 
-def _is_done(path: Path, sidecar: dict[str, Any], *more: str) -> bool:
-    """Whether a volume is there with just this sidecar, whatever stands in it under the keys ``more``."""
-    beside = sidecar_path(path)
-    if not (path.is_file() and beside.is_file()):
+def _write(
+    model: Model, file: Path, draws: list[np.ndarray], sidecar: dict[str, Any], channel: int, measure: Callable | None
+) -> None:
+    """One sample, or mean and standard deviation of several."""
+    if len(draws) == 1:
+        model.write(file, draws[0], sidecar)
+        return
+    mean, std = mean_and_std(draws)
+    values = pd.DataFrame([{} if measure is None else measure(draw, channel) for draw in draws])
+    measured = {name: [float(values[name].mean()), float(values[name].std())] for name in values}
+    model.write(file, mean, sidecar | {"statistic": "mean over samples"})
+    model.write(std_path(file), std, sidecar | {"measured": measured})
+
+
+def _is_done(file: Path, sidecar: dict[str, Any], samples: int) -> bool:
+    """Whether a volume exists with exactly this sidecar."""
+    last = file if samples == 1 else std_path(file)
+    if not all(path.is_file() for path in (file, last, sidecar_path(last))):
         return False
     try:
-        known = json.loads(beside.read_text(encoding="utf-8"))
-        return {key: value for key, value in known.items() if key not in more} == sidecar
+        stored = json.loads(sidecar_path(last).read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return False
-
-
-# ── one person ────────────────────────────────────────────────────────────────────────────────────
+    return {key: value for key, value in stored.items() if key != "measured"} == sidecar
 
 
 def synthesise_mri(
-    model: Model | str | Path,
-    mri: np.ndarray,
-    out: str | Path,
-    *,
-    age: float | None = None,
-    sex: str | None = None,
-    prefix: str = "sub-01",
-    samples: int = 1,
-    seed: int | None = None,
-    steps: int | None = None,
-    allow_phantom_model: bool = False,
-    source: dict[str, Any] | None = None,
-    each: Callable[[int, np.ndarray], None] | None = None,
-) -> dict[str, Path]:
-    """Both PETs of one real MRI, in MNI space.
+    model: Model, mri: np.ndarray, out: str | Path, *, age: float | None, sex: str | None, seed: int,
+    steps: int | None = None, samples: int = 1, prefix: str = "sub-01", source: dict[str, Any] | None = None,
+    each: Callable[[], None] | None = None,
+) -> dict[str, Path]:  # fmt: skip
+    """Both PETs of one real MRI, in MNI space: the mean over samples.
 
     Parameters
     ----------
-    model : Model or path
     mri : ndarray (X, Y, Z)
         T1 preprocessed with the model's own settings, intensities in [0, 1].
-    out : path
-        Folder of the files.
     age, sex
-        What the prompt says; left out where ``None``.
+        Values in the prompt; None is left out.
     prefix : str
-        BIDS entities that the file names start with, see `bids_prefix`.
-    samples : int
-        How often to synthesise; the PETs are the mean. The first sample is that of ``samples=1``.
-    seed, steps : int, optional
-        The model's own by default.
-    allow_phantom_model : bool
-        A model that has seen phantoms only is refused otherwise. Its outputs say what made them.
+        BIDS entities at the start of the file names, see `bids_prefix`.
     source : dict, optional
-        What the MRI was made from (file name, digest, transform), for the sidecars.
+        Origin of the MRI (file name, digest, transform), for the sidecars.
     each : callable, optional
-        Called with the number and the PETs (2, X, Y, Z) of every sample as it is made.
+        Called after every sample.
 
     Returns
     -------
     dict of str to Path
-        ``amyloid`` and ``tau``: NIfTI, a sidecar beside each; ``mri``: the T1 on the same grid.
-
-    Raises
-    ------
-    SynthesisError
-        A phantom-trained model without leave, or an MRI that does not fit.
-    ValueError
-        An impossible age or sex.
+        ``amyloid`` and ``tau``: NIfTI with sidecars; ``mri``: the T1 on the same grid.
     """
-    check_person(age, sex, "prompt")
-    model = model if isinstance(model, Model) else Model.load(model)
-    check_phantom(model.card, allow_phantom_model)
-    seed = model.card.config.seed if seed is None else seed
-    steps = sampling_steps(model.card, steps)
-    if samples < 1:
-        raise ValueError(f"samples: {samples}; expected at least 1")
 
     def draws() -> Iterator[np.ndarray]:
-        for i, pet in enumerate(model.draws(mri, age, sex, seed=seed, samples=samples, steps=steps)):
-            if each is not None:
-                each(i, pet)
+        for pet in model.draws(mri, age, sex, seed=seed, samples=samples, steps=steps):
             yield pet
+            if each is not None:
+                each()
 
     pet, _ = mean_and_std(draws())
     out, files = Path(out), {}
-    extra = {"condition": "factual", "seed": seed, "steps": steps, "samples": samples, "source": source}
-    extra |= {"units": "intensity: SUVR = low + (high − low) × intensity, the range as below"}
+    extra = {"condition": "factual", "seed": seed, "steps": sampling_steps(model.card, steps), "samples": samples}
+    extra |= {"source": source, "units": "intensity: SUVR = low + (high − low) × intensity, the range as below"}
     for channel, tracer in enumerate(TRACERS):
         files[tracer] = out / synthetic_name(prefix, LABELS[tracer])
         sidecar = model.sidecar(tracer, age, sex, **extra)
@@ -516,16 +374,16 @@ def synthesise_mri(
 
 
 def check_phantom(card: ModelCard, allowed: bool) -> None:
-    """Refuse a model that has seen phantoms only, unless it is asked for by name."""
+    """Refuse a model that was trained on phantoms only, unless it is allowed."""
     if card.phantom and not allowed:
         raise SynthesisError(
-            f"{card.folder}: this model has seen phantoms only; what it makes of a real MRI says nothing about the "
-            "person. To try it all the same, allow it (--allow-phantom-model); every output will say so"
+            f"{card.folder}: this model was trained on phantoms only; its output for a real MRI has no meaning for the "
+            "person. To try it nevertheless, allow it (--allow-phantom-model); every output will carry a notice"
         )
 
 
 def bids_prefix(file: str | Path) -> str:
-    """Entities that outputs of a T1 start with: those of a BIDS name, else ``sub-<letters and digits of the name>``.
+    """BIDS entities of the outputs of a T1: those of its BIDS name, else ``sub-<letters and digits of the name>``.
 
     >>> bids_prefix("sub-07_ses-M12_run-1_T1w.nii.gz"), bids_prefix("my scan.nii")
     ('sub-07_ses-M12_run-1', 'sub-myscan')

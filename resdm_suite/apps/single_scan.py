@@ -138,8 +138,7 @@ def _synthesise(
         bar.update()
         source = {"file": t1w.name, "sha256": sha256(t1w), **info, "versions": versions()}
         files = synthesise_mri(
-            model, mri, out, **prompt, **sampler, prefix=prefix, source=source, allow_phantom_model=True,
-            each=lambda *_: bar.update(),
+            model, mri, out, **prompt, **sampler, prefix=prefix, source=source, each=bar.update,
         )  # fmt: skip
         volumes = {tracer: read_volume(files[tracer], model.grid) for tracer in TRACERS}
         for tracer, volume in volumes.items():

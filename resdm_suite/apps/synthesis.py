@@ -15,7 +15,7 @@ from resdm.io import write_csv
 from resdm.settings import TRACERS
 from resdm_suite.apps.model_card import write_card
 from resdm_suite.apps.model_folder import check_model, load_card
-from resdm_suite.apps.prediction import Model, sample_people, synthesise_people
+from resdm_suite.apps.prediction import Model, synthesise_people
 from resdm_suite.apps.trace import write_trace
 from resdm_suite.evaluation.image_quality import read_index, read_volume, score_method
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
@@ -117,7 +117,7 @@ def sample_method(
     rows: list[dict[str, Any]] = []
     for split in ("validation", "test"):
         people = read_index(config, split)
-        sample_people(
+        synthesise_people(
             model,
             people,
             CohortDataset(config, split).mri,
