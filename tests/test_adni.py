@@ -363,9 +363,27 @@ def test_what_a_table_cannot_say_is_named(tmp_path, name, text, said):
     assert str(tmp_path / f"{name}.csv") in str(error.value)
 
 
-def test_free_text_of_another_encoding_does_no_harm(tmp_path):
-    text = "RID,VISDATE,MMSCORE,NOTE\n7,2012-01-01,28,patient\x92s word\n".encode("latin-1")
-    assert tables(tmp_path, MMSE_01Jan2024=text).score(7, pd.Timestamp("2012-01-01")) == 28
+def test_other_encodings_and_flags_in_words_are_read(tmp_path):
+    text = "RID,VISDATE,MMSCORE,NOTE\n7,2012-01-01,28,patient\x92s word\n"
+    for encoding in ("latin-1", "utf-16"):
+        assert tables(tmp_path, MMSE_01Jan2024=text.encode(encoding)).score(7, pd.Timestamp("2012-01-01")) == 28
+    rows = HEAD + "I1,7,2012-01-01,Pass,FBP,1.2,1,0\nI2,8,2012-01-01,Fail,FBP,1.2,1,0\n"
+    found = tables(tmp_path, UCBERKELEY_AMY_6MM=rows)
+    assert [found.pet(rid, AV45, pd.Timestamp("2012-01-01"))["qc"] for rid in (7, 8)] == [2, 0]
+
+
+def test_loni_without_attenuation_correction_or_with_twins_of_a_mac(tmp_path, config):
+    mock = write_loni(tmp_path, people=2, images=False)
+    pet = next(path for path in mock.files if "AV45" in str(path) and mock.people[1].ptid in str(path))
+    other = pet.parents[2].with_name("AV45_NAC_Coreg,_Avg,_Standardized_Image_and_Voxel_Size")
+    (other / pet.parent.parent.name / "I1").mkdir(parents=True)
+    (other / pet.parent.parent.name / "I1" / "scan.nii").touch()
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.with_name("._" + path.name).write_bytes(b"\x00\x05\x16\x07\xb0")
+    frame, _, _, notes = build_manifest(tmp_path, config)
+    assert len(frame) == 2
+    assert "NAC" not in "".join(frame["amyloid"])
+    assert any(": 2 18FAV45; " in note for note in notes)
 
 
 # ── layouts ───────────────────────────────────────────────────────────────────────────────────────

@@ -227,6 +227,51 @@ def test_days_come_from_the_dates_of_scans(dataset, config):
     assert "has no date for pet/sub-1_ses-1_trc-18FAV1451_pet.nii.gz: 'soon'" in notes[0]
 
 
+def test_twins_of_a_mac_are_no_scans_and_no_tables(dataset, config):
+    root = dataset(ONE, {"sub-1/ses-1": [T1, AV45]}, {"sub-1": "session_id\tage\nses-1\t71\n"})
+    (root / "sub-1/ses-1/sub-1_ses-1_scans.tsv").write_text("filename\tacq_time\n")
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        path.with_name("._" + path.name).write_bytes(b"\x00\x05\x16\x07\xb0")
+    frame, _, _, notes = build_manifest(root, config)
+    assert ("._" in frame["t1w"][0], frame["age"].tolist(), notes) == (False, [71.0], [])
+
+
+@pytest.mark.parametrize(("name", "label"), [
+    ("[18F]Florbetapir", "18FAV45"), ("FBB", "18FFBB"), ("FDG", None), ("AV45 or AV1451", None), (None, None),
+])  # fmt: skip
+def test_without_trc_the_sidecar_names_the_tracer(dataset, config, name, label):
+    root = dataset(ONE, {"sub-1/ses-1": [T1, TAU, "pet/pet.nii.gz"]})
+    if name:
+        sidecar = root / "sub-1/ses-1/pet/sub-1_ses-1_pet.json"
+        sidecar.write_text(json.dumps({"TracerName": name}))
+    frame, _, _, notes = build_manifest(root, config)
+    assert frame["amyloid_tracer"].tolist() == [label or ""]
+    said = [f"sub-1 ses-1: sub-1_ses-1_pet.nii.gz has no trc-; its sidecar's TracerName says {label}"]
+    assert notes == (said if label else [])
+
+
+def test_ages_above_89_are_read_as_89(dataset, config):
+    frame, _, _, notes = build_manifest(dataset(ONE.replace("70", "89+"), {"sub-1/ses-1": [T1, TAU]}), config)
+    assert frame["age"].tolist() == [89.0]
+    assert notes == ["sub-1 ses-1: age '89+' is read as 89"]
+
+
+@pytest.mark.parametrize(("labels", "dates", "ages", "note"), [
+    (("M000", "M048"), ("n/a", "n/a"), [70, 74], "plus 4.0 years since the first session"),
+    (("a", "b"), ("2012-05-03", "2016-05-03"), [70, 74], "plus 4.0 years since the first session"),
+    (("a", "b"), ("14:05:33", "##-##-##T12:04:14"), [70, 70], "which may be that of another session"),
+])  # fmt: skip
+def test_one_age_per_person_is_that_of_the_first_session(dataset, config, labels, dates, ages, note):
+    root = dataset(ONE, {f"sub-1/ses-{label}": [T1, AV45] for label in labels})
+    for label, date in zip(labels, dates, strict=True):
+        table = f"filename\tacq_time\nanat/sub-1_ses-{label}_T1w.nii.gz\t{date}\n"
+        (root / f"sub-1/ses-{label}/sub-1_ses-{label}_scans.tsv").write_text(table)
+    frame, _, _, notes = build_manifest(root, config)
+    assert frame["age"].round(2).tolist() == ages
+    assert note in notes[-1]
+    assert frame["amyloid_days"].isna().all()  # no date of the PET, and a time of day is no date
+
+
 # ── across sessions ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -293,7 +338,10 @@ def test_what_is_filed_under_one_session_stays_together(dated, config):
     frame, _, left_out, notes = build_manifest(dated(scans), config)
     assert found_in(frame) == [("ses-a", "ses-a", "", 153, -999), ("ses-b", "ses-b", "ses-b", -183, 0)]
     assert left_out.to_numpy().tolist() == [["sub-1", "ses-c", "no amyloid or tau PET"]]
-    assert notes == []
+    assert [note.split(": ")[1] for note in notes] == [
+        "age of participants.tsv plus 0.0 years since the first session",
+        "age of participants.tsv plus 0.5 years since the first session",
+    ]
 
 
 def test_a_session_that_lacks_one_pet_comes_before_one_that_lacks_both(dated, config):

@@ -131,6 +131,13 @@ def to_number(text: str, where: str, column: str, low: float = -np.inf, high: fl
     return value
 
 
+def to_age(text: str, where: str, notes: list[str]) -> float:
+    """Read an age in years; ``89+``, as BIDS writes ages above 89, is read as 89 and noted."""
+    if re.fullmatch(r"\d+\+", text):
+        notes.append(f"{where}: age {text!r} is read as {text[:-1]}")
+    return to_number(text.removesuffix("+"), where, "age")
+
+
 def to_sex(text: str, where: str) -> str:
     """Read F or M, empty where the cell is; `ManifestError` for other words."""
     if text and text.lower() not in SEX_WORDS:

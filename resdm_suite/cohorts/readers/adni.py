@@ -241,8 +241,8 @@ def _loni_scans(folder: Path, config: Config, notes: list[str]) -> list[Scan]:
     order = ["T1w", wanted, *(level for level in _ORDER if level != wanted)]
     for (ptid, date, what), by_level in images_of.items():
         level = min(by_level, key=order.index)
-        # "Repeat" and later numbers come second
-        ranked = sorted(by_level[level], key=lambda i: ("repeat" in i[1].parts[-4].lower(), len(i[0]), i[0]))
+        # later numbers come second too
+        ranked = sorted(by_level[level], key=lambda i: (_is_second(i[1].parts[-4]), len(i[0]), i[0]))
         image, path = ranked[0]
         if len(ranked) > 1:
             notes.append(f"{ptid} {date:%Y-%m-%d}: {len(ranked)} {what}; {image} is used")
@@ -254,6 +254,11 @@ def _loni_scans(folder: Path, config: Config, notes: list[str]) -> list[Scan]:
         if count:
             notes.append(f"{count} PET do not exist at level {wanted}; {level} is used (cohort.pet_level)")
     return scans
+
+
+def _is_second(sequence: str) -> bool:
+    """Whether a sequence is a repeat, or a PET without attenuation correction."""
+    return re.search(r"repeat|(?<![a-z])nac(?![a-z])", sequence.lower()) is not None
 
 
 # ── Clinica's tables ──────────────────────────────────────────────────────────────────────────────

@@ -41,6 +41,7 @@ _TAU = {"UCBERKELEY_TAU_6MM": None, "UCBERKELEYAV1451": "18FAV1451"}  # new befo
 _SEX = SEX_WORDS | {"1": "M", "2": "F"}
 _DIAGNOSIS = DIAGNOSIS_WORDS | {"1": "CN", "2": "MCI", "3": "AD"}
 _CHANGE = dict(zip("123456789", ("CN", "MCI", "AD", "MCI", "AD", "AD", "CN", "MCI", "CN"), strict=True))  # DXCHANGE
+_QC = {"pass": "2", "partial": "1", "fail": "0"}
 _CODES = {"-4", "-1", "-4.0", "-1.0"}  # missing
 
 
@@ -176,6 +177,8 @@ class Table(NamedTuple):
                 "downloaded, separated by commas"
             )
         cells = cells[(cells[keys] != "").any(axis=1)]
+        if "QC_FLAG" in cells:
+            cells = cells.assign(QC_FLAG=[_QC.get(text.lower(), text) for text in cells["QC_FLAG"]])
         table = cls(path, cells, pd.Series(-1, index=cells.index))
         for key in keys:
             for line, text in cells[key][cells[key] != ""].items():

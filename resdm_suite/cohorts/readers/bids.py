@@ -21,6 +21,7 @@ from resdm_suite.cohorts.tables import (
     images,
     read_by_key,
     stem,
+    to_age,
     to_date,
     to_diagnosis,
     to_number,
@@ -49,10 +50,11 @@ _TRACER_WORDS = {  # words of a sidecar that belong to one label alone
 def build_manifest(root: str | Path, config: Config) -> Cohort:
     """Find the sessions of a BIDS data set that have a T1w and at least one PET of a known tracer.
 
-    Age, diagnosis and MMSE come from ``sub-*_sessions.tsv``, else from ``participants.tsv``. A baseline age there
-    (``age_bl``) is advanced by the months in a session's label (``ses-M012``). Of several T1w or several PETs of one
-    tracer in a session, the first by name is used. The tracer is the file name's ``trc-`` entity, whatever the sidecar
-    says. Scans of one session come from one space: native, else ``space-MNI…``. Each such choice is noted.
+    Age, diagnosis and MMSE come from ``sub-*_sessions.tsv``, else from ``participants.tsv``. An age there is that of
+    the first session; later ones add the months in their labels (``ses-M012``), else the days between. Of several T1w
+    or several PETs of one tracer in a session, the first by name is used. The tracer is the file name's ``trc-``
+    entity, whatever the sidecar says; without it, the sidecar's ``TracerName``. Scans of one session come from one
+    space: native, else ``space-MNI…``. Each such choice is noted.
 
     Days between scans come from ``acq_time`` in ``scans.tsv``. Across sessions (`assemble_manifest`), a scan without it
     has the day of its session: ``acq_time`` or ``examination_date`` in ``sessions.tsv``, else by the session's age.
@@ -83,20 +85,26 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
             notes.append(f"{person}: not in participants.tsv")
         participant = table.loc[person] if table is not None and person in table.index else empty
         sessions = read_by_key(subject / f"{person}_sessions.tsv", "session_id", "ses-")
-        folders = visible(folder for folder in subject.glob("ses-*") if folder.is_dir()) or [subject]
-        for folder in folders:
+        first = None
+        for folder in visible(folder for folder in subject.glob("ses-*") if folder.is_dir()) or [subject]:
             session = folder.name if folder != subject else "ses-1"
             visit = sessions.loc[session] if sessions is not None and session in sessions.index else empty
             key = {"person": person, "session": session}
             scan_days = _scan_days(folder, f"{person} {session}", notes)
-            scans += _scans(folder, key, scan_days, config, notes)
+            listed = _scans(folder, key, scan_days, config, notes)
             day = to_date(visit.get("acq_time") or visit.get("examination_date") or "")
             if day is None:
                 text = visit.get("acq_time") or visit["examination_date"]
                 notes.append(f"{person} {session}: no date in {person}_sessions.tsv: {text!r}")
             visit_day = min(scan_days.values(), default=np.nan) if pd.isna(day) else day_number(day)
-            row = key | _person(participant, visit, session, folder == folders[0], notes)
-            people.append(row | {"visit_day": visit_day})
+            months = re.fullmatch(r"ses-M0*(\d+)", session)
+            time = {"visit_day": visit_day, "months": int(months[1]) if months else np.nan}
+            years = 0.0 if first is None else _years_between(first, time)
+            has_t1w = any(scan["target"] == "t1w" for scan in listed)  # else nothing of the person is used
+            row = _person(key, participant, visit, years, first is None, notes if has_t1w else [])
+            people.append(key | time | row)
+            scans += listed
+            first = first or time
     if not people:
         raise ManifestError(f"{root}: no sub-* folder; expected a BIDS dataset (cohort.folder, or the given folder)")
     days = _session_days(people)
@@ -116,14 +124,14 @@ def _scans(
         tracer = re.search(r"_trc-([A-Za-z0-9]+)_", path.name)
         target, label = "t1w", ""
         if path.parent.name == "pet":
-            label = tracer[1] if tracer else ""
+            label = tracer[1] if tracer else _tracer_of_sidecar(path, where, notes)
             target = config.cohort.tracers.get(label)
             if target is None:
                 continue
         if space and space[1] not in _NATIVE and not space[1].startswith("MNI"):
             notes.append(f"{where}: {path.name} lies in space {space[1]}; not used")
             continue
-        if label:
+        if tracer and target != "t1w":
             _check_sidecar(path, label, where, notes)
         scan = {"target": target, "tracer": label, "path": str(path), "day": days.get(str(path), np.nan)}
         scans.append(key | scan | {"space": SPACE if space and space[1] not in _NATIVE else ""})
@@ -144,14 +152,23 @@ def _scan_days(folder: Path, where: str, notes: list[str]) -> dict[str, float]:
     return days
 
 
+def _years_between(first: dict[str, float], time: dict[str, float]) -> float:
+    """Years from the first session to a later one, by the months in their labels, else by their days; or NaN."""
+    if not np.isnan(time["months"]):
+        return (time["months"] - np.nan_to_num(first["months"])) / 12
+    return (time["visit_day"] - first["visit_day"]) / 365.25
+
+
 def _person(
-    participant: pd.Series, visit: pd.Series, session: str, first: bool, notes: list[str]
+    key: dict[str, str], participant: pd.Series, visit: pd.Series, years: float, first: bool, notes: list[str]
 ) -> dict[str, float | str]:
-    """Read age, sex, diagnosis, education and MMSE; ``age_of_visit`` is NaN where the age is not this session's."""
-    where = f"{participant.name or visit.name} {session}"
+    """Read age, sex, diagnosis, education and MMSE, ``years`` after the first session.
+
+    ``age_of_visit`` is NaN where the age may be that of another session.
+    """
+    where = " ".join(key.values())
     cells: dict[str, str] = {}
-    of_visit = False
-    months = re.fullmatch(r"ses-M0*(\d+)", session)
+    age, of_visit = np.nan, False
     for column, names in _NAMES.items():
         for source in (visit, participant):
             name = next((name for name in names if source.get(name)), None)
@@ -159,16 +176,24 @@ def _person(
             if name is None or (later and column != "age"):
                 continue
             cells[column] = source[name]
-            if later:
-                age = to_number(source[name], where, column)
-                cells[column] = str(age + int(months[1]) / 12) if months else ""
-            of_visit |= column == "age" and (source is visit or name in _BASELINE)
+            if column == "age":
+                of_visit = source is visit or name in _BASELINE
+                age = to_age(source[name], where, notes)
+                if later:
+                    age += years
+                elif source is participant and years > 0:
+                    age += years
+                    notes.append(f"{where}: age of participants.tsv plus {years:.1f} years since the first session")
+                elif source is participant and np.isnan(years):
+                    notes.append(f"{where}: age of participants.tsv, which may be that of another session")
             break
-    numbers = {name: to_number(cells.get(name, ""), where, name) for name in ("age", "education", "mmse")}
-    return numbers | {
+    return {
+        "age": age,
+        "education": to_number(cells.get("education", ""), where, "education"),
+        "mmse": to_number(cells.get("mmse", ""), where, "mmse"),
         "sex": to_sex(cells.get("sex", ""), where),
         "diagnosis": to_diagnosis(cells.get("diagnosis", ""), where, notes),
-        "age_of_visit": numbers["age"] if of_visit else np.nan,
+        "age_of_visit": age if of_visit else np.nan,
     }
 
 
@@ -186,6 +211,18 @@ def _session_days(people: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[f
                 day += start["visit_day"] if dated.any() else 0.0
             days[visit.person, visit.session] = day, by_age
     return days
+
+
+def _tracer_of_sidecar(scan: Path, where: str, notes: list[str]) -> str:
+    """BIDS label of a PET without ``trc-``, by ``TracerName`` of its sidecar; empty where it names none or several."""
+    try:
+        content = json.loads(Path(f"{stem(scan)}.json").read_text(encoding="utf-8"))
+        labels = tracer_labels(content.get("TracerName", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if len(labels) == 1:
+        notes.append(f"{where}: {scan.name} has no trc-; its sidecar's TracerName says {labels[0]}")
+    return labels[0] if len(labels) == 1 else ""
 
 
 def _check_sidecar(scan: Path, label: str, where: str, notes: list[str]) -> None:
