@@ -17,7 +17,7 @@ from stored_cohort import GRID, RANGES, person
 from resdm_suite.anatomy import regions
 from resdm_suite.evaluation.suvr import regional_agreement
 from resdm_suite.reporting.figures import figure1, regional_panel, training_curves
-from resdm_suite.reporting.slices import FIELD_MM, plane, qc_montage, slice_name
+from resdm_suite.reporting.slices import FIELD_MM, plane, slice_name
 from resdm_suite.reporting.style import save_figure
 
 REGIONAL = ["method", "person", "session", "tracer", "region", "real", "synthetic"]
@@ -49,12 +49,6 @@ def draw_figure1():
     )  # fmt: skip
 
 
-def draw_montage():
-    rows = [{"label": f"sub-{i}", "flags": [], **person(i)} for i in range(3)]
-    rows[1] |= {"tau": None, "flags": ["Aβ-PET: similarity 0.31"]}
-    return qc_montage(rows, GRID, RANGES, notice=NOTICE)
-
-
 def draw_curves():
     epochs = np.arange(1, 21)
     history = pd.DataFrame({"epoch": epochs, "step": 10 * epochs, "model": 1 / epochs})
@@ -81,7 +75,6 @@ def draw_regional():
 
 DRAWN = {
     "figure1": draw_figure1,
-    "montage": draw_montage,
     "curves": draw_curves,
     "regional": draw_regional,
 }
@@ -170,11 +163,6 @@ def test_figure1_shows_what_it_was_given():
         words
     )
     assert any("74.0-year-old" in word for word in words)
-
-
-def test_montage_says_who_is_flagged_and_what_is_missing():
-    words = texts(draw_montage())
-    assert {"sub-0", "sub-1", "sub-2", "Aβ-PET: similarity 0.31", "no flags", "not acquired"} <= set(words)
 
 
 def test_training_curves_need_a_column():

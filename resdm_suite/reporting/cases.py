@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -245,36 +244,6 @@ def _five_years(part: pd.DataFrame) -> pd.DataFrame:
             variance = np.average((group["predicted"] - mean) ** 2, weights=group["weight"])
             rows.append({"years": years + 2.5, "predicted": mean, "spread": np.sqrt(variance)})
     return pd.DataFrame(rows, columns=["years", "predicted", "spread"])
-
-
-def quality_cases(config: Config, index: pd.DataFrame, similarity: str = "t1_correlation") -> dict[str, Any]:
-    """The arguments of `reporting.slices.qc_montage`: the first of each diagnosis, and the worst T1 registration.
-
-    Parameters
-    ----------
-    config : Config
-    index : DataFrame
-        All sessions, rows of ``index.csv``.
-    similarity : str
-        Column of ``index`` that falls where the T1 fits the template badly.
-    """
-    grid = Grid.of(config.preprocess.grid)
-    first = index.sort_values(["person", "session"]).drop_duplicates("diagnosis")
-    worst = index.loc[[index[similarity].idxmin()]]
-    chosen = pd.concat([first, worst]).drop_duplicates(["person", "session"])
-    people = [
-        {
-            "label": f"{row['diagnosis']}, {row['age']:.0f} years, {row['sex']}\n{similarity} {row[similarity]:.2f}",
-            "mri": read_volume(config.volumes / row["t1w"], grid),
-            "flags": [flag for flag in str(row.get("flags") or "").split(";") if flag and flag != "nan"],
-        }
-        | {
-            tracer: read_volume(config.volumes / row[tracer], grid) if row[f"present_{tracer}"] else None
-            for tracer in TRACERS
-        }
-        for row in chosen.to_dict("records")
-    ]
-    return {"people": people, "grid": grid, "suvr_range": config.preprocess.suvr_range, "notice": config.notice}
 
 
 def regional_comparison(config: Config, methods: Iterable[str] | None = None) -> tuple[pd.DataFrame, ...]:

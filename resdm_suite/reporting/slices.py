@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,14 +16,13 @@ from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates
 
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.reporting.style import (
     GREY,
     PET_MAP,
     T1_MAP,
     TRACER_TITLES,
-    WARNING,
     WIDTH,
     Page,
     round_up,
@@ -144,80 +142,7 @@ def error_window(errors: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
     return Normalize(-limit, limit)
 
 
-# ── QC montage ────────────────────────────────────────────────────────────────────────────────────
-
-
-@styled
-def qc_montage(
-    people: Sequence[Mapping[str, Any]],
-    grid: Grid,
-    suvr_range: Mapping[str, tuple[float, float]],
-    *,
-    notice: str = "",
-    title: str = "Preprocessed volumes in MNI space",
-    cuts: Sequence[tuple[str, float]] = (("x", 7.0), ("y", -58.0), ("z", -18.0)),
-) -> Figure:
-    """T1, amyloid and tau of several people in MNI space, with the outlines that registration must match.
-
-    Parameters
-    ----------
-    people : sequence of mapping
-        One row each: ``label`` (text, its first line bold), ``mri`` (X, Y, Z) in [0, 1], ``amyloid`` and ``tau``
-        (X, Y, Z) in [0, 1] or None, ``flags`` (list of text; empty is a pass; without the key nothing is said).
-    grid : Grid
-    suvr_range : mapping of tracer to (low, high)
-        What intensities 0 and 1 stand for.
-    notice, title : str
-    cuts : sequence of (axis, mm)
-        Slices of each volume.
-    """
-    label_width, gap, group_gap, bar_width = 0.95, 0.02, 0.10, 0.42
-    widths = [1 / slice_aspect(cut) for cut in cuts]  # at height 1
-    room = WIDTH - label_width - bar_width - 3 * (len(cuts) - 1) * gap - 2 * group_gap - 0.08
-    height = room / (3 * sum(widths))
-    head = 0.78
-    page = Page.of(WIDTH, head + len(people) * (height + 0.06) + 0.12)
-    page.title(title, notice, "Outlines: MNI152 brain (cyan), reference region of the tracer (white); left is left.")
-    brain, masks = mni_map("brain", grid), regions(grid)
-    pets = [to_suvr(person[t], suvr_range[t])[brain] for person in people for t in TRACERS if person.get(t) is not None]
-    norm = Normalize(0, round_up([np.quantile(pet, 0.999) for pet in pets] or [1.0], 0.25))
-    for row, person in enumerate(people):
-        top = head + row * (height + 0.06)
-        first, *more = str(person["label"]).split("\n")
-        page.text(0.08, top + 0.03, first, fontsize=6.5, fontweight="bold")
-        page.text(0.08, top + 0.16, "\n".join(more), fontsize=6)
-        if "flags" in person:
-            flags = list(person["flags"])
-            text = "\n".join(flags) if flags else "no flags"
-            page.text(0.08, top + 0.17 + 0.12 * len(more), text, fontsize=6, color=WARNING if flags else GREY)
-        left = label_width
-        for kind in ("mri", *TRACERS):
-            for column, (cut, width) in enumerate(zip(cuts, widths, strict=True)):
-                axes = page.axes(left, top, width * height, height)
-                volume = person.get(kind)
-                if volume is None:
-                    hide_axes(axes)
-                    axes.set_facecolor("#EEEEEE")
-                    if column == len(cuts) // 2:
-                        axes.text(0.5, 0.5, "not acquired", transform=axes.transAxes, ha="center", va="center",
-                                  fontsize=6, color=GREY)  # fmt: skip
-                else:
-                    if kind == "mri":
-                        show_slice(axes, volume, grid, cut, Normalize(0, 1), T1_MAP, marks=row == 0)
-                    else:
-                        show_slice(axes, to_suvr(volume, suvr_range[kind]), grid, cut, norm, PET_MAP, marks=row == 0)
-                    draw_outline(axes, brain, grid, cut, "#35C9E8", 0.5)
-                    if kind != "mri":
-                        draw_outline(axes, masks[REFERENCE[kind]], grid, cut, "white", 0.6)
-                if row == 0:
-                    axes.set_title(slice_name(cut), fontsize=5.5, pad=2, color=GREY)
-                    if column == 0:
-                        name = "T1" if kind == "mri" else TRACER_TITLES[kind]
-                        page.text(left, head - 0.30, name, fontsize=7.5, fontweight="bold")
-                left += width * height + gap
-            left += group_gap - gap
-    page.bar(WIDTH - bar_width + 0.02, head, height, norm, PET_MAP, "SUVR")
-    return page.figure
+# ── one scan ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @styled
