@@ -48,6 +48,9 @@ CONDITIONS = {
 }
 """Contents of a prompt. Further conditions: ``age_<years>``, ``sex_F`` and ``sex_M`` use one value for everyone."""
 
+PACKAGED = Path(__file__).parent / "configs"
+"""Profiles of an installed package; a checkout has ``configs/`` at its top instead."""
+
 Source = Literal["bids", "adni", "openneuro", "csv", "released"]
 SOURCES: tuple[str, ...] = typing.get_args(Source)
 """Data layouts that `resdm manifest` reads."""
@@ -389,7 +392,8 @@ def load_config(source: Config | str | Path) -> Config:
     """Read a profile: a name (``"phantom"``) or the path of a YAML file; a `Config` is returned as it is.
 
     ``configs/<name>.yaml`` is looked for in the current folder and its parents, so that a notebook works from the
-    repository's root and from ``notebooks/``.
+    repository's root and from ``notebooks/``, and last in the installed package. A profile of the package works in the
+    current folder.
 
     Raises
     ------
@@ -417,17 +421,19 @@ def load_config(source: Config | str | Path) -> Config:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     folder = path.resolve().parent
+    if folder == PACKAGED.resolve():
+        return dataclasses.replace(config, root=Path.cwd())
     return dataclasses.replace(config, root=folder.parent if folder.name == "configs" else folder)
 
 
 def _find(source: str | Path) -> Path:
     text, here = str(source), Path.cwd()
-    folders = [here, *here.parents]
     name = text if text.endswith((".yaml", ".yml")) else f"configs/{text}.yaml"
+    folders = [here, *here.parents, PACKAGED.parent]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    known = sorted(p.stem for folder in folders for p in (folder / "configs").glob("*.yaml"))
+    known = sorted({p.stem for folder in folders for p in (folder / "configs").glob("*.yaml")})
     raise ConfigError(f"no profile {text!r}: looked for {here / name}; there are: {', '.join(known) or 'none'}")
 
 

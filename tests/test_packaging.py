@@ -1,0 +1,61 @@
+"""The wheel: both packages, the profiles and the templates, enough to work outside a checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT
+
+from resdm_suite.profiles import load_config
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout's tracked and new files, built without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    parts = ("resdm/", "resdm_suite/", "configs/", "pyproject.toml", "README.md", "LICENSE")
+    for name in listed.stdout.split("\0"):
+        if name.startswith(parts) and (ROOT / name).is_file():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "-w", folder, folder / "source"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_module_template_and_profile(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    files = {path for name in ("resdm", "resdm_suite") for path in (ROOT / name).rglob("*") if path.is_file()}
+    files = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert files - names == set()
+    profiles = {f"resdm_suite/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert profiles <= names
+    assert not any(name.startswith(("tests/", "configs/", "notebooks/")) for name in names)
+
+
+def test_an_installed_package_works_in_an_empty_folder(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    here = tmp_path / "empty"
+    here.mkdir()
+    code = (
+        "import resdm_suite; from resdm_suite.apps.cli import main; print(resdm_suite.__file__)\n"
+        "print(main(['check', 'phantom']), main(['check', 'fantom']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True)
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith(str(tmp_path)), done.stderr
+    assert f"digest {load_config(ROOT / 'configs' / 'phantom.yaml').digest()}: valid" in done.stdout
+    assert f"not there yet: manifest, {here / 'work' / 'phantom' / 'manifest.csv'}" in lines
+    assert lines[-1] == "0 2"
+    assert "there are: adni, dlbs, phantom" in done.stderr
