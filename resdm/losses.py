@@ -9,12 +9,7 @@ from torch import Tensor
 def reconstruction_loss(x0_hat: Tensor, x0: Tensor, present: Tensor) -> Tensor:
     """Eq. 4, L_rec: mean squared error over voxels and people, summed over the two tracers.
 
-    Parameters
-    ----------
-    x0_hat, x0 : Tensor (B, 2, X, Y, Z)
-        Predicted and real PET.
-    present : Tensor (B, 2), bool
-        A missing PET contributes nothing; a tracer that nobody has adds 0.
+    Predicted and real PET are (B, 2, X, Y, Z), ``present`` (B, 2) bool. A tracer that nobody has adds 0.
     """
     error = (x0_hat - x0).square().flatten(2).mean(2)  # (B, 2)
     return _masked_mean(error, present).sum()

@@ -26,9 +26,8 @@ REVISION = 1
 def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: Path | None = None) -> float:
     """Train the whole tower on random prompts, then freeze its lower part again.
 
-    The readout uses every state from the end of the sentence on, padding included: cross-attention starts nearly
-    uniform over the 77 states. Does nothing to a tower with pretrained weights, or if ``tower.lessons`` is 0.
-
+    The readout uses every state from the end of the sentence on, as cross-attention starts nearly uniform over the 77
+    states. A tower with pretrained weights, or with ``tower.lessons`` 0, stays as it is.
     ``batch`` is the number of prompts per step; ``folder`` caches towers, which methods with the same tower share.
     Returns the correlation of recovered and true age over the last quarter of the steps, NaN without pretraining.
     """

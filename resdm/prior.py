@@ -87,11 +87,8 @@ def prompt_tokens() -> Tensor:
 class PriorModule(nn.Module):
     """Prompts → text context; the last part of the tower is trainable, the output of the rest is cached.
 
-    Parameters
-    ----------
-    config : PriorConfig
-        ``weights``: ``"openai"`` (downloaded by open_clip), the path of a state dictionary in CLIP's format
-        (``.safetensors`` or ``.pt``), or ``"none"``: `resdm.pretraining` then trains a small ``tower`` on prompts.
+    ``config.weights`` is ``"openai"`` (downloaded by open_clip), the path of a CLIP state dictionary (``.safetensors``
+    or ``.pt``), or ``"none"``: `resdm.pretraining` then trains a small ``tower`` on prompts.
     """
 
     def __init__(self, config: PriorConfig) -> None:

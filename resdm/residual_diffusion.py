@@ -146,8 +146,7 @@ class ResidualDiffusion(PriorGuided):
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Sampling: from the noisy MRI (Eq. 2) step by step to the PETs (Eq. 3).
 
-        Yields the index t, x̂_0 predicted there, and the next x, both (B, 2, X, Y, Z); the last x is x_0. ``steps`` is
-        the configuration's by default.
+        Yields the index t, x̂_0 predicted there, and the next x, both (B, 2, X, Y, Z); the last x is x_0.
         """
         context, estimate = self.context(prior), self.estimate(mri, prior)
         x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)

@@ -11,18 +11,9 @@ from torch import Tensor
 class ResidualScheduler:
     """Shifts a PET x_0 towards its MRI y_0 in T steps, and back. Defaults: released code (`Ouzaixin/ResDM`).
 
-    Parameters
-    ----------
-    steps : int
-        T.
-    eta : {"linear", "geometric"}
-        Shifting sequence η. ``geometric`` is ResShift's √η_t = s·b^{τ_t} (`zsyOAOA/ResShift`).
-    eta_range : tuple of float
-        (η_1, η_T) if linear; ResShift's (m, √η_T) if geometric, with s = min(m/κ, m).
-    kappa : float
-        Noise scale κ: the standard deviation at step t is κ√η_t.
-    power : float
-        p in τ_t = (T−1)((t−1)/(T−1))^p of the geometric sequence.
+    ``steps`` is T, ``kappa`` the noise scale: the standard deviation at step t is κ√η_t. ``eta`` is the shape of the
+    shifting sequence: ``linear`` from η_1 to η_T (``eta_range``), or ``geometric`` as in `zsyOAOA/ResShift`,
+    √η_t = s·b^{τ_t} with s = min(m/κ, m), ``eta_range`` = (m, √η_T) and τ_t = (T−1)((t−1)/(T−1))^p, p = ``power``.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from resdm.layers.checkpointing import checkpointed
 from resdm.layers.paths import GlobalPath
 from resdm.layers.upsampling import upsample
 from resdm.layers.wavelet import haar, inverse_haar
@@ -69,9 +69,13 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv3d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
         self.attention = Attention(channels_out, config.attention_heads, groups) if attend else nn.Identity()
 
-    @checkpointed
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C_in, X, Y, Z), (B, time_dim) → (B, C_out, X, Y, Z)."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, time, use_reentrant=False)
+        return self._forward(x, time)
+
+    def _forward(self, x: Tensor, time: Tensor) -> Tensor:
         scale, shift = self.time(time)[..., None, None, None].chunk(2, dim=1)  # (B, C, 1, 1, 1) each
         return self.attention(self.skip(x) + self.second(self.norm(self.first(x)) * (1 + scale) + shift))
 
@@ -98,11 +102,6 @@ class Attention(nn.Module):
         voxels = self.norm(x).flatten(2).transpose(1, 2)  # (B, voxels, C)
         k, v = self.kv(voxels if context is None else context).chunk(2, dim=-1)
         return tuple(rearrange(z, "b n (h d) -> b h n d", h=self.heads) for z in (self.q(voxels), k, v))
-
-    def weights(self, x: Tensor, context: Tensor) -> Tensor:
-        """The softmax (B, heads, voxels, tokens), for figures."""
-        q, k, _ = self.project(x, context)
-        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
 
 
 class UNet(nn.Module):
@@ -145,7 +144,7 @@ class UNet(nn.Module):
         Inputs: x_t and y0 (B, 1, X, Y, Z), step indices t (B,), context (B, tokens, context_dim). With ``linear_path``
         also `LinearPath.maps` (B, 2, X, Y, Z); the output is then x_0 minus the estimate, in standard deviations.
         """
-        x, skips, time = self._encode(x_t, y0, t, maps)
+        x, skips, time = self.encode(x_t, y0, t, maps)
         x = self.middle_out(self.cross_attention(x, context), time)
         for part in self.up:
             if isinstance(part, nn.Conv3d):
@@ -157,13 +156,7 @@ class UNet(nn.Module):
             x = inverse_haar(x)[..., : y0.shape[2], : y0.shape[3], : y0.shape[4]]
         return x if self.config.linear_path else x.tanh()
 
-    def attention_map(self, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor, maps: Tensor | None = None) -> Tensor:
-        """Attention of bottleneck voxels to tokens, mean over heads: (B, tokens, x, y, z), for figures."""
-        x, _, _ = self._encode(x_t, y0, t, maps)
-        weights = self.cross_attention.weights(x, context).mean(1)  # (B, voxels, tokens)
-        return weights.transpose(1, 2).unflatten(2, x.shape[2:])
-
-    def _encode(self, x_t: Tensor, y0: Tensor, t: Tensor, maps: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
+    def encode(self, x_t: Tensor, y0: Tensor, t: Tensor, maps: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
         """Bottleneck features, skips and time embedding."""
         x = torch.cat([x_t, y0] if maps is None else [x_t, y0, maps], dim=1)  # (B, 2 or 4, X, Y, Z)
         if self.config.stem == "haar":

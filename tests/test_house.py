@@ -68,8 +68,26 @@ def test_ruff():
 
 
 def test_the_papers_five_files_stay_small():
-    lines = sum(len((ROOT / "resdm" / name).read_text().splitlines()) for name in PAPER_FILES)
-    assert lines < 650
+    """The five files alone, and with all that they need in layers and pretraining."""
+
+    def lines(paths):
+        return sum(len(path.read_text().splitlines()) for path in paths)
+
+    five = [ROOT / "resdm" / name for name in PAPER_FILES]
+    assert lines(five) < 650
+    assert lines([*five, ROOT / "resdm" / "pretraining.py", *(ROOT / "resdm" / "layers").glob("*.py")]) < 1100
+
+
+def test_the_method_is_imported_without_the_suite():
+    """In a folder of its own, with the packages that the method needs, and without those that are slow to import."""
+    script = (
+        "import sys\n"
+        "from resdm import PriorModule, ResidualDiffusion, ResidualScheduler, UNet, load_model\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    slow = {"resdm_suite", "pandas", "scipy", "sklearn", "nibabel", "nilearn", "monai", "matplotlib", "open_clip"}
+    assert not slow & set(loaded.stdout.split())
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))

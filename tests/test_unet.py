@@ -9,6 +9,7 @@ from conftest import tiny_network
 
 from resdm.layers.wavelet import haar, inverse_haar
 from resdm.unet import Attention, NetworkConfig, UNet
+from resdm_suite.apps.trace import attention_map
 
 
 def test_haar_is_orthonormal_and_exactly_inverted(generator):
@@ -33,11 +34,13 @@ def test_cross_attention_is_scaled_dot_product_attention(generator):
     q = voxels @ attention.q.weight.T
     k, v = (context @ w.T for w in attention.kv.weight.chunk(2))
     heads = []
+    projected_q, projected_k, _ = attention.project(x, context)
     for h in range(4):
         part = slice(4 * h, 4 * h + 4)
         weights = (q[..., part] @ k[..., part].transpose(1, 2) / 4**0.5).softmax(-1)
         heads.append(weights @ v[..., part])
-        torch.testing.assert_close(attention.weights(x, context)[:, h], weights)
+        logits = projected_q[:, h] @ projected_k[:, h].transpose(1, 2)
+        torch.testing.assert_close((logits / 4**0.5).softmax(-1), weights)
     expected = x + F.linear(torch.cat(heads, -1), attention.out.weight, attention.out.bias).transpose(1, 2).reshape(
         x.shape
     )
@@ -101,6 +104,6 @@ def test_attention_map_is_a_distribution_over_tokens(generator):
     torch.manual_seed(0)
     net = UNet(tiny_network(), context_dim=12)
     x = torch.randn((1, 1, 8, 8, 8), generator=generator)
-    weights = net.attention_map(x, x, torch.tensor([0]), torch.randn((1, 5, 12), generator=generator))
+    weights = attention_map(net, x, x, torch.tensor([0]), torch.randn((1, 5, 12), generator=generator))
     assert weights.shape == (1, 5, 4, 4, 4)
     torch.testing.assert_close(weights.sum(1), torch.ones(1, 4, 4, 4))

@@ -1,1 +1,1 @@
-"""Building blocks of the network: wavelet stem, additional paths, text tower, activation checkpointing."""
+"""Building blocks of the network: wavelet stem, additional paths, upsampling, text tower."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # open_clip takes two seconds to import
 def tokens(text: str) -> Tensor:
     """CLIP's byte-pair tokens (77,)."""
     with torch.device("cpu"):  # the cache is shared by all devices
-        return _tokeniser()([text])[0]
+        return tokeniser()([text])[0]
 
 
 @cache
@@ -30,15 +30,8 @@ def end_of_text(text: str) -> int:
     return int(tokens(text).argmax())
 
 
-def spell(text: str) -> list[str]:
-    """The 77 tokens as words and word parts; padding is empty."""
-    end = end_of_text(text)
-    words = [_tokeniser().decode([token]).strip() for token in tokens(text)[1:end].tolist()]
-    return ["<start>", *words, "<end>", *[""] * (len(tokens(text)) - end - 1)]
-
-
 @cache
-def _tokeniser() -> open_clip.SimpleTokenizer:
+def tokeniser() -> open_clip.SimpleTokenizer:
     """CLIP's own; reading its vocabulary takes a while."""
     import open_clip
 
@@ -48,19 +41,12 @@ def _tokeniser() -> open_clip.SimpleTokenizer:
 def text_tower(weights: str, known: Tensor, **size: int) -> TextTransformer:
     """A CLIP text tower with the embeddings of some tokens only; ViT-B/32's unless ``size`` is given.
 
-    OpenAI's weights were trained with the quick GELU, so every tower has it.
-
-    Parameters
-    ----------
-    weights : str
-        ``"openai"`` (downloaded by open_clip), ``"none"`` (random), or the path of a CLIP state dictionary.
-    known : Tensor (N,), int
-        CLIP's ids of the tokens in use, about forty of 49,408; they become 0 … N − 1.
-    **size : int
-        ``width``, ``heads``, ``layers``, ``output_dim``.
+    ``weights`` is ``"openai"`` (downloaded by open_clip), ``"none"`` (random), or the path of a CLIP state dictionary.
+    ``known`` (N,) holds CLIP's ids of the tokens in use, about forty of 49,408; they become 0 … N − 1.
     """
     from open_clip.transformer import QuickGELU, TextTransformer
 
+    # OpenAI's weights were trained with the quick GELU, so every tower has it.
     vit_b32 = {"width": 512, "heads": 8, "layers": 12, "output_dim": 512}
     tower = TextTransformer(vocab_size=len(known), **vit_b32 | size, act_layer=QuickGELU)
     if weights == "openai":

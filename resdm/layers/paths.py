@@ -1,9 +1,8 @@
 """Two paths around the network's normalisation: additions of this suite, not part of the paper.
 
-GroupNorm removes the amplitude of features at every block, and gradient steps on a few hundred people find slowly what
-least squares finds at once. `GlobalPath` passes the MRI's coarse amplitude to every block. `LinearPath` estimates both
-PETs in closed form, and the network learns the rest. During training each session uses the estimate of a fit without
-its own person; otherwise the residuals of training people would be smaller than those of others.
+GroupNorm removes the amplitude of features. `GlobalPath` passes the MRI's coarse amplitude to every block, and
+`LinearPath` estimates both PETs in closed form, and the network learns the rest. During training each session uses the
+estimate of a fit without its own person; otherwise residuals of training people would be too small.
 """
 
 from __future__ import annotations
@@ -18,21 +17,16 @@ from torch import Tensor, nn
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.layers.ridge import gram_spectrum
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0)
-"""Candidate ridge penalties, in units of the mean eigenvalue of the MRI's Gram matrix."""
-
-TEXT_COMPONENTS = 4
-"""Principal components of the sentence features in the map."""
-
+PENALTIES = (0.03, 0.1, 0.3, 1.0)  # candidates, in units of the mean eigenvalue of the MRI's Gram matrix
+TEXT_COMPONENTS = 4  # principal components of the sentence features in the map
 _MIN_STD = 0.01  # below this standard deviation of intensities a voxel's MRI counts as constant
 
 
 class GlobalPath(nn.Module):
     """The MRI's coarse amplitude → (B, time_dim), added to the time embedding.
 
-    The degree of atrophy of a whole brain changes uptake everywhere, but GroupNorm removes such amplitude. So the MRI,
-    averaged over 8 × 8 × 8 cells and standardised over the training people, scales and shifts every block as the time
-    step does. The last layer starts near 0: a fresh network is nearly the paper's.
+    The MRI, averaged over 8 × 8 × 8 cells and standardised over the training people, scales and shifts every block as
+    the time step does. The last layer starts near 0: a fresh network is nearly the paper's.
     """
 
     CELLS = (8, 8, 8)
@@ -121,9 +115,8 @@ class LinearPath(nn.Module):
         design = self.design(sentences.flatten(0, 1)).double().unflatten(0, sentences.shape[:2])  # (prompts, n, 1 + k)
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
-        fits = [
-            self._fit_tracer(images, targets[:, i], present[:, i], design, weight, groups) for i in range(len(TRACERS))
-        ]
+        pairs = zip(targets.unbind(1), present.unbind(1), strict=True)
+        fits = [self._fit_tracer(images, target, has, design, weight, groups) for target, has in pairs]
         sentence, reads, writes, left_out, scale = zip(*fits, strict=True)
         most = max(len(rows) for rows in reads)
         reads, writes = ([F.pad(r, (0, 0, 0, most - len(r))) for r in rows] for rows in (reads, writes))

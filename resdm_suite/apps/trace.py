@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from resdm.io import atomic
 from resdm.layers import clip
 from resdm.prior import prompts
 from resdm.residual_diffusion import ResidualDiffusion
+from resdm.unet import UNet
 from resdm_suite.apps.prediction import Model
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import FEWEST
@@ -23,6 +25,23 @@ STATES = 6
 
 TRACED = 20
 """Largest number of participants in a mean trace; each costs one synthesis."""
+
+
+def spell(text: str) -> list[str]:
+    """The 77 CLIP tokens as words and word parts; padding is empty."""
+    tokens, end = clip.tokens(text), clip.end_of_text(text)
+    words = [clip.tokeniser().decode([token]).strip() for token in tokens[1:end].tolist()]
+    return ["<start>", *words, "<end>", *[""] * (len(tokens) - end - 1)]
+
+
+def attention_map(
+    unet: UNet, x_t: Tensor, y0: Tensor, t: Tensor, context: Tensor, maps: Tensor | None = None
+) -> Tensor:
+    """Softmax of Eq. 5 at the bottleneck, mean over heads: (B, tokens, x, y, z); arguments as in `UNet.forward`."""
+    x, _, _ = unet.encode(x_t, y0, t, maps)
+    q, k, _ = unet.cross_attention.project(x, context)  # (B, heads, voxels, d), (B, heads, tokens, d)
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1).mean(1)  # (B, voxels, tokens)
+    return weights.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 @torch.no_grad()
@@ -55,9 +74,8 @@ def trace(method: ResidualDiffusion, batch: Batch, generator: torch.Generator) -
     last = torch.full((len(TRACERS),), scheduler.steps - 1, device=mri.device)
     estimate = method.estimate(mri, batch.prior)
     maps = None if estimate is None else method.linear.maps(mri, estimate)[0]
-    attention = method.unet.attention_map(
-        x_start.transpose(0, 1), mri.repeat_interleave(len(TRACERS), 0), last, method.context(batch.prior), maps
-    )  # (2, tokens, x, y, z)
+    both, context = mri.repeat_interleave(len(TRACERS), 0), method.context(batch.prior)
+    attention = attention_map(method.unet, x_start.transpose(0, 1), both, last, context, maps)  # (2, tokens, x, y, z)
     texts = prompts(method.prior.mask_fields(batch.prior))
     return {
         "mri": _array(mri[0, 0]),
@@ -84,7 +102,7 @@ _GROUPS = {
 
 def _grouped(attention: Tensor, text: str) -> Tensor:
     """(tokens, x, y, z) → (groups, x, y, z): each token counts for the first group that takes its word."""
-    owner = [next(i for i, takes in enumerate(_GROUPS.values()) if takes(word)) for word in clip.spell(text)]
+    owner = [next(i for i, takes in enumerate(_GROUPS.values()) if takes(word)) for word in spell(text)]
     if len(attention) != len(owner):  # pooled context has one key, which is every word at once
         owner = [list(_GROUPS).index("other words")] * len(attention)
     sums = attention.new_zeros(len(_GROUPS), *attention.shape[1:])
