@@ -1,4 +1,4 @@
-# Each target is a line or two over snakemake or pytest. PROFILE chooses configs/$(PROFILE).yaml.
+# Each target calls snakemake, pytest or a script. PROFILE chooses configs/$(PROFILE).yaml.
 PROFILE ?= phantom
 CORES   ?= all
 PYTHON  ?= python3
@@ -10,48 +10,48 @@ DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.cs
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
 .PHONY: help env reproduce cost figures bench ablation steps test lint format unlock clean
-help:            ## what there is
+help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-env: $(VENV)/.ready  ## the environment, in .venv (about 6 GB: PyTorch's CUDA build, which also runs on CPUs)
+env: $(VENV)/.ready  ## install the environment in .venv (about 6 GB: PyTorch with CUDA, which also runs on CPUs)
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ResDM needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,dev]'
 	@touch $@
 
-reproduce: env   ## everything, from raw scans to tables and figures; goes on where it stopped
+reproduce: env   ## run everything, from raw scans to tables and figures; continue an interrupted run
 	-@resdm cost $(PROFILE) $(if $(filter all,$(CORES)),,--cores $(CORES))
 	$(SNAKEMAKE)
 
-cost: env        ## what `make reproduce` will take on this machine
+cost: env        ## estimate the time of `make reproduce` on this machine
 	resdm cost $(PROFILE)
 
-figures: env     ## tables and figures again, from stored predictions, without training
+figures: env     ## redraw tables and figures from stored predictions
 	$(SNAKEMAKE) --forcerun $(wildcard $(DRAWN:%=figures/$(PROFILE)/%))
 
-bench: env       ## speed and memory against the released network and MONAI's: benchmarks/results
+bench: env       ## measure speed and memory against the released network and MONAI: benchmarks/results
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/preprocessing.py
 
-ablation: env    ## the speed-ups at equal quality, on the phantom: benchmarks/results
+ablation: env    ## measure each speed-up and its cost in quality, on the phantom: benchmarks/results
 	$(BIN)/python benchmarks/ablation.py
 
-steps: env       ## fewer sampling steps: quality against cost, of PROFILE's trained ResDM
+steps: env       ## measure quality against sampling steps, for the trained ResDM of PROFILE
 	$(BIN)/python benchmarks/steps.py --profile $(PROFILE)
 
-test: env        ## the test suite
+test: env        ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: env        ## style, floors
+lint: env        ## check style and imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
-format: env      ## rewrite to the house's style
+format: env      ## format the code
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-unlock: env      ## after a run that was killed with its lock held
+unlock: env      ## remove the lock of a killed run
 	$(SNAKEMAKE) --unlock
 
-clean:           ## forget what PROFILE made (figures stay)
+clean:           ## delete the work folder of PROFILE (figures stay)
 	rm -rf work/$(PROFILE)
