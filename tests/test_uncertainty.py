@@ -21,6 +21,7 @@ from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import Model
 from resdm_suite.apps.synthesis import sample_method
+from resdm_suite.evaluation.statistics import interval
 from resdm_suite.evaluation.uncertainty import (
     LEVELS,
     PREDICTORS,
@@ -52,112 +53,105 @@ def rng():
     return np.random.default_rng(0)
 
 
-def world(rng, n=N, factor=1.0):
+def simulate(rng, n=N, factor=1.0):
     """Residuals of a known deviation at every voxel of every person, and a spread that is off by a factor."""
     true = rng.uniform(0.05, 0.5, (n, V))
     return true * rng.normal(size=(n, V)), true / factor, true
+
+
+def make_samples(rng, people, factor=1.0):
+    residual, std, _ = simulate(rng, n=len(people), factor=factor)
+    return Samples(pd.DataFrame({"person": people, "session": range(len(people))}), residual, residual, std)
 
 
 # ── known noise ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_coverage_is_nominal_where_the_spread_is_the_error(rng):
-    residual, std, _ = world(rng)
-    fit = RAW
-    assert fit.quantiles[0.9] == pytest.approx(1.6449, abs=1e-4)
-    found = coverage(residual, fit.sigma(std, np.zeros_like(std)), fit)
-    assert found.shape == (N, len(LEVELS))
-    np.testing.assert_allclose(found.mean(axis=0), LEVELS, atol=0.005)
+    residual, std, _ = simulate(rng)
+    assert RAW.quantiles[0.9] == pytest.approx(1.6449, abs=1e-4)
+    shares = coverage(residual, RAW.sigma(std, np.zeros_like(std)), RAW)
+    assert shares.shape == (N, len(LEVELS))
+    np.testing.assert_allclose(shares.mean(axis=0), LEVELS, atol=0.005)
 
 
-def test_a_spread_that_is_five_times_too_small_is_mended(rng):
-    residual, std, _ = world(rng, factor=5)
+def test_a_spread_that_is_five_times_too_small_is_calibrated(rng):
+    residual, std, _ = simulate(rng, factor=5)
     before = coverage(residual, RAW.sigma(std, np.zeros_like(std)), RAW).mean(axis=0)
     assert before[LEVELS.index(0.9)] == pytest.approx(0.258, abs=0.01)  # P(|z| < 1.645 / 5)
-    _, without = error_maps(residual, range(len(residual)))
-    fit = calibrate(residual, std, without, "sampling")
-    assert fit.a == pytest.approx(25, rel=0.05)
-    assert fit.b == 0
-    new, spread, _ = world(np.random.default_rng(1), factor=5)
+    fit = calibrate(residual, std, error_maps(residual, range(N))[1], "sampling")
+    assert (fit.a, fit.b) == (pytest.approx(25, rel=0.05), 0)
+    new, spread, _ = simulate(np.random.default_rng(1), factor=5)
     after = coverage(new, fit.sigma(spread, np.zeros_like(spread)), fit).mean(axis=0)
     np.testing.assert_allclose(after, LEVELS, atol=0.01)
 
 
-def test_errors_that_are_no_gaussian_are_covered_all_the_same(rng):
-    residual = rng.laplace(scale=0.1, size=(N, V))
-    _, without = error_maps(residual, range(len(residual)))
-    fit = calibrate(residual, np.full((N, V), 0.01), without, "map")
-    new = rng.laplace(scale=0.1, size=(N, V))
-    whole, _ = error_maps(residual, range(len(residual)))
-    found = coverage(new, fit.sigma(np.full((N, V), 0.01), whole), fit).mean(axis=0)
-    np.testing.assert_allclose(found, LEVELS, atol=0.01)
-    assert fit.quantiles[0.5] < RAW.quantiles[0.5]  # a Laplace's half lies closer than a Gaussian's
+def test_errors_that_are_not_gaussian_are_covered_too(rng):
+    residual, std = rng.laplace(scale=0.1, size=(N, V)), np.full((N, V), 0.01)
+    whole, without = error_maps(residual, range(N))
+    fit = calibrate(residual, std, without, "map")
+    shares = coverage(rng.laplace(scale=0.1, size=(N, V)), fit.sigma(std, whole), fit)
+    np.testing.assert_allclose(shares.mean(axis=0), LEVELS, atol=0.01)
+    assert fit.quantiles[0.5] < RAW.quantiles[0.5]  # half of a Laplace distribution lies closer than a Gaussian's
 
 
 def test_each_part_of_the_variance_gets_its_weight(rng):
-    error = np.broadcast_to(rng.uniform(0.05, 0.3, V), (200, V))
-    std = rng.uniform(0.01, 0.1, (200, V))
-    residual = np.sqrt(4 * std**2 + 0.5 * error**2) * rng.normal(size=(200, V))
-    fit = calibrate(residual, std, error, "both")
-    assert (fit.a, fit.b) == (pytest.approx(4, rel=0.05), pytest.approx(0.5, rel=0.05))
-    alone = calibrate(rng.normal(size=(200, V)) * error, std, error, "both")
-    assert alone.a == pytest.approx(0, abs=0.05)
-    assert alone.b == pytest.approx(1, rel=0.02)
+    error, std = np.broadcast_to(rng.uniform(0.05, 0.3, V), (200, V)), rng.uniform(0.01, 0.1, (200, V))
+    for a, b in ((4, 0.5), (0, 1)):
+        fit = calibrate(np.sqrt(a * std**2 + b * error**2) * rng.normal(size=(200, V)), std, error, "both")
+        assert (fit.a, fit.b) == (pytest.approx(a, rel=0.05, abs=0.05), pytest.approx(b, rel=0.05))
 
 
-def test_the_right_deviation_has_the_least_likelihood_loss(rng):
-    residual, _, true = world(rng)
+def test_the_right_deviation_has_the_lowest_negative_log_likelihood(rng):
+    residual, _, true = simulate(rng)
     right = likelihood(residual, true)
     assert right.mean() == pytest.approx(np.mean(np.log(true)) + 0.5 + 0.5 * np.log(2 * np.pi), abs=0.01)
     for wrong in (0.8 * true, 1.25 * true, np.full_like(true, np.sqrt(np.mean(true**2)))):
         assert (likelihood(residual, wrong) > right).mean() > 0.95
 
 
-def test_error_follows_predicted_deviation_where_it_is_right(rng):
-    residual, _, true = world(rng)
+def test_the_error_follows_the_right_predicted_deviation(rng):
+    residual, _, true = simulate(rng)
     table = deviation_bins(residual, true)
     assert table["n"].sum() == N * V
     np.testing.assert_allclose(table["error"], table["predicted"], rtol=0.03)
     assert table["predicted"].is_monotonic_increasing
-    flat = deviation_bins(residual, np.random.default_rng(2).permutation(true.ravel()).reshape(true.shape))
-    assert flat["error"].max() / flat["error"].min() < 1.1  # a spread that knows nothing
+    shuffled = deviation_bins(residual, np.random.default_rng(2).permutation(true.ravel()).reshape(true.shape))
+    assert shuffled["error"].max() / shuffled["error"].min() < 1.1  # an uninformative spread
 
 
-def test_an_error_map_does_not_know_the_person(rng):
+def test_an_error_map_is_made_without_the_person():
     residual = np.ones((6, 3))
     residual[4] = 100
     whole, without = error_maps(residual, range(6), folds=3)
     np.testing.assert_allclose(whole, np.sqrt((5 + 1e4) / 6))
-    np.testing.assert_allclose(without[4], 1)  # persons 1 and 4 are of one fold
-    np.testing.assert_allclose(without[1], 1)
+    np.testing.assert_allclose(without[[1, 4]], 1)  # persons 1 and 4 are in one fold
     np.testing.assert_allclose(without[0], np.sqrt((3 + 1e4) / 4))
-    with pytest.raises(UncertaintyError, match="1 validation people; at least 2"):
-        error_maps(residual[:1], ["a"])
-
-
-def test_an_error_map_does_not_know_the_persons_other_session():
-    residual = np.ones((4, 3))
-    residual[:2] = 100
-    whole, without = error_maps(residual, folds=2, person=["a", "a", "b", "c"])  # a and c are of one fold
+    residual = np.array([[100.0], [100], [1], [1]])
+    whole, without = error_maps(residual, ["a", "a", "b", "c"], folds=2)  # a and c are in one fold
     np.testing.assert_allclose(whole, np.sqrt((2e4 + 2) / 4))
-    np.testing.assert_allclose(without, [[1] * 3, [1] * 3, [np.sqrt((2e4 + 1) / 3)] * 3, [1] * 3])
+    np.testing.assert_allclose(without, [[1], [1], [np.sqrt((2e4 + 1) / 3)], [1]])
     with pytest.raises(UncertaintyError, match="1 validation people; at least 2"):
-        error_maps(residual[:2], person=["a", "a"])
+        error_maps(residual[:2], ["a", "a"])
 
 
-def test_the_judgement_keeps_the_sessions_of_a_person_together(rng):
-    """Everybody twice is as if everybody were there once."""
-    residual, std, _ = world(rng, n=10)
-    once = pd.DataFrame({"person": list("abcdefghij"), "session": ["1"] * 10})
-    twice = pd.concat([once, once.assign(session="2")])
-    double = (np.concatenate([array, array]) for array in (residual, residual, std))
-    test = Samples(once, residual, residual, std)
-    one, other = (compare_predictors(first, test, seed=0) for first in (test, Samples(twice, *double)))
+def test_sessions_and_people_are_weighted_as_documented(rng):
+    """Calibration on everyone twice equals that on everyone once; test people count once whatever their sessions."""
+    once = make_samples(rng, list("abcdefghij"))
+    arrays = (np.concatenate([array, array]) for array in (once.residual, once.mean, once.std))
+    twice = Samples(pd.concat([once.who, once.who.assign(session="2")]), *arrays)
+    fits = [compare_predictors(samples, once, seed=0)["calibration"] for samples in (once, twice)]
     columns = ["a", "b", "q50", "q90"]
-    np.testing.assert_allclose(other["calibration"][columns], one["calibration"][columns], rtol=1e-3)
+    np.testing.assert_allclose(fits[1][columns], fits[0][columns], rtol=1e-3)
+    samples = make_samples(rng, ["a"] * 10 + ["b", "c"])
+    results = compare_predictors(samples, samples, seed=0)
+    assert results["people"]["person"].tolist() == ["a", "b", "c"]
+    share = coverage(samples.residual, samples.std, RAW)[:, LEVELS.index(0.9)]
+    row = results["coverage"].query("predictor == 'raw' and nominal == 0.9").iloc[0]
+    assert (row["coverage"], row["n"]) == (pytest.approx(np.mean([share[:10].mean(), share[10], share[11]])), 3)
 
 
-def test_a_map_is_smoothed_inside_the_brain_alone():
+def test_a_map_is_smoothed_inside_the_brain_only():
     grid = Grid((32, 36, 32), 6.0)
     voxels = int(mni_map("brain", grid).sum())
     np.testing.assert_allclose(smooth_map(np.full(voxels, 0.2), grid), 0.2, rtol=1e-6)  # no darker rim
@@ -167,11 +161,10 @@ def test_a_map_is_smoothed_inside_the_brain_alone():
     assert smooth.std() < 0.5 * noisy.std()
 
 
-def test_nobody_and_numbers_that_are_none():
-    with pytest.raises(UncertaintyError, match="nobody to calibrate on"):
-        calibrate(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 3)))
-    with pytest.raises(UncertaintyError, match="not finite"):
-        calibrate(np.full((2, 3), np.nan), np.ones((2, 3)), np.ones((2, 3)))
+@pytest.mark.parametrize(("people", "value", "message"), [(0, 0, "nobody to calibrate on"), (2, np.nan, "not finite")])
+def test_a_calibration_needs_people_and_finite_values(people, value, message):
+    with pytest.raises(UncertaintyError, match=message):
+        calibrate(np.full((people, 3), value), np.ones((people, 3)), np.ones((people, 3)))
 
 
 # ── ranking ───────────────────────────────────────────────────────────────────────────────────────
@@ -183,7 +176,7 @@ def test_the_risk_coverage_curve_by_hand():
     np.testing.assert_allclose(risk_coverage(np.array([1, 4, 2, 3]), error), [4, 3.5, 3, 2.5])
 
 
-def test_a_score_that_is_the_error_ranks_perfectly_and_chance_does_not(rng):
+def test_a_score_ranks_as_well_as_it_follows_the_error(rng):
     error = rng.gamma(2, size=200)
     best = rank_summary(error**2, error, seed=0)  # any increasing function
     assert (best["rho"], best["gain"]) == (1, 1)
@@ -194,47 +187,43 @@ def test_a_score_that_is_the_error_ranks_perfectly_and_chance_does_not(rng):
     assert rank_summary(-error, error, seed=0)["gain"] < 0
     half = rank_summary(error + rng.normal(0, error.std(), 200), error, seed=0)
     assert 0.3 < half["rho_low"] < half["rho"] < half["rho_high"] < 0.95
-
-
-def test_a_score_that_says_the_same_of_all_is_as_good_as_chance(rng):
-    error = rng.gamma(2, size=20)
-    flat = rank_summary(np.full(20, 0.1) + 1e-16 * np.arange(20), error, seed=0)
-    assert (flat["aurc"], flat["gain"]) == (error.mean(), 0)
+    flat = rank_summary(np.full(20, 0.1) + 1e-16 * np.arange(20), error[:20], seed=0)
+    assert (flat["aurc"], flat["gain"]) == (error[:20].mean(), 0)
     assert np.isnan([flat["rho"], flat["rho_low"]]).all()
 
 
-def test_people_count_once_however_many_sessions_they_have(rng):
-    residual, std, _ = world(rng, n=12)
-    who = pd.DataFrame({"person": ["a"] * 10 + ["b", "c"], "session": range(12)})
-    samples = Samples(who, residual, residual, std)
-    found = compare_predictors(samples, samples, seed=0)
-    assert found["people"]["person"].tolist() == ["a", "b", "c"]
-    share = coverage(residual, std, RAW)[:, LEVELS.index(0.9)]
-    expected = np.mean([share[:10].mean(), share[10], share[11]])
-    row = found["coverage"].query("predictor == 'raw' and nominal == 0.9").iloc[0]
-    assert row["coverage"] == pytest.approx(expected)
-    assert row["n"] == 3
-
-
-def test_what_sampling_adds_to_a_map_shows(rng):
-    def make(rng, n):
-        residual, std, _ = world(rng, n=n, factor=3)
-        who = pd.DataFrame({"person": [f"p{i}" for i in range(n)], "session": [""] * n})
-        return Samples(who, residual, residual, std)
-
-    found = compare_predictors(make(rng, 40), make(np.random.default_rng(1), 40), seed=0)
-    gain = found["likelihood"].set_index("predictor")
+def test_the_gain_of_sampling_over_a_map_is_measured(rng):
+    results = compare_predictors(*(make_samples(rng, range(40), factor=3) for _ in range(2)), seed=0)
+    gain = results["likelihood"].set_index("predictor")
     assert gain.loc["both", "gain_low"] > 0.05
     assert gain.loc["map", "gain"] == 0
-    covered = found["coverage"].set_index(["predictor", "nominal"])["coverage"]
-    for predictor in ("sampling", "map", "both"):
-        assert covered[(predictor, 0.9)] == pytest.approx(0.9, abs=0.01)
-    assert covered[("raw", 0.9)] < 0.5
-    assert covered.index.get_level_values(0).unique().tolist() == list(PREDICTORS)
+    covered = results["coverage"].set_index(["predictor", "nominal"])["coverage"].xs(0.9, level="nominal")
+    assert covered.index.tolist() == list(PREDICTORS)
+    np.testing.assert_allclose(covered[["sampling", "map", "both"]], 0.9, atol=0.01)
+    assert covered["raw"] < 0.5
 
 
-def judged(rng, n=40, factor=3.0, known=1.0, wide=1.0):
-    """A judgement of two tracers with known truth: the spread knows the share ``known`` of people's own deviation."""
+def test_the_intervals_are_those_of_all_other_tables(rng):
+    """The seed's resamples of people, by hand for coverage and for the gain."""
+    samples = make_samples(rng, range(12))
+    results = compare_predictors(samples, samples, seed=7)
+    share = coverage(samples.residual, samples.std, RAW)[:, LEVELS.index(0.9)]
+    row = results["coverage"].query("predictor == 'raw' and nominal == 0.9").iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx(interval(share, seed=7))
+    whole, without = error_maps(samples.residual, range(12))
+    losses = []
+    for predictor in ("map", "both"):
+        fit = calibrate(samples.residual, samples.std, without, predictor)
+        losses.append(likelihood(samples.residual, fit.sigma(samples.std, np.broadcast_to(whole, samples.std.shape))))
+    row = results["likelihood"].query("predictor == 'both'").iloc[0]
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx(interval(losses[0], minus=losses[1], seed=7))
+
+
+# ── table and figure ──────────────────────────────────────────────────────────────────────────────
+
+
+def evaluated(rng, n=40, factor=3.0, known=1.0, wide=1.0):
+    """Results with known truth: the spread follows people's own deviation, or is unrelated to it (``known=0``)."""
 
     def make(scale):
         level = rng.uniform(0.5, 2, (n, 1))
@@ -266,12 +255,12 @@ def figure(result, individual=True):
 
 
 def test_findings_follow_the_numbers(rng):
-    knows = findings(judged(rng))
+    knows = findings(evaluated(rng))
     assert len(knows) == 3
     assert "both inside 85 to 95 %" in knows[0]
     assert "more of the error of a voxel" in knows[1]
     assert "samples, uncalibrated and both rank people by error" in knows[2]
-    blind = judged(rng, known=0.0, wide=1.5)
+    blind = evaluated(rng, known=0.0, wide=1.5)
     said = findings(blind)
     covered = blind.coverage.query("unit == 'left_one' and predictor == 'both' and nominal == 0.9").iloc[0]
     assert covered["coverage"] < 0.85
@@ -286,7 +275,7 @@ def test_findings_follow_the_numbers(rng):
 
 
 def test_the_verdict_follows_the_likelihood_of_each_tracer(rng):
-    knows, blind = judged(rng), judged(rng, known=0.0, wide=1.5)
+    knows, blind = evaluated(rng), evaluated(rng, known=0.0, wide=1.5)
     gain = knows.likelihood.query("unit == 'voxel' and predictor == 'both'").iloc[0]
     told = "tau-PET (gain {:.3f} [{:.3f}, {:.3f}] a voxel)".format(*gain[["gain", "gain_low", "gain_high"]])
     assert verdict(knows) == f"Verdict: the spread over samples adds to the error map for {told}."
@@ -299,35 +288,14 @@ def test_the_verdict_follows_the_likelihood_of_each_tracer(rng):
     assert re.fullmatch(r"Verdict: .* for tau-PET \(.*\), not for Aβ-PET \(.*\)\.", verdict(both))
 
 
-def test_the_intervals_are_those_of_the_suite(rng):
-    """The seed's resamples of people, as many as everywhere: by hand for coverage and for the gain."""
-    residual, std, _ = world(rng, n=12)
-    who = pd.DataFrame({"person": [f"p{i}" for i in range(12)], "session": ""})
-    samples = Samples(who, residual, residual, std)
-    found = compare_predictors(samples, samples, seed=7)
-    share = coverage(residual, std, RAW)[:, LEVELS.index(0.9)]
-    row = found["coverage"].query("predictor == 'raw' and nominal == 0.9").iloc[0]
-    drawn = np.random.default_rng(7).integers(12, size=(10_000, 12))
-    np.testing.assert_allclose(row[["low", "high"]].astype(float), np.quantile(share[drawn].mean(1), [0.025, 0.975]))
-    whole, without = error_maps(residual, range(len(residual)))
-    ways = [
-        calibrate(residual, std, without, way).sigma(std, np.broadcast_to(whole, std.shape)) for way in ("map", "both")
-    ]
-    gain = likelihood(residual, ways[0]) - likelihood(residual, ways[1])
-    row = found["likelihood"].query("predictor == 'both'").iloc[0]
-    np.testing.assert_allclose(
-        row[["gain_low", "gain_high"]].astype(float), np.quantile(gain[drawn].mean(1), [0.025, 0.975])
-    )
-
-
 def test_where_single_people_may_not_be_shown_every_point_is_of_five(rng):
     for n, groups, steps in ((4, 0, 0), (9, 1, 1), (23, 4, 4), (31, 5, 6)):
-        points, curves = uncertainty_points(SimpleNamespace(individual=False), judged(rng, n=n))
+        points, curves = uncertainty_points(SimpleNamespace(individual=False), evaluated(rng, n=n))
         assert len(points) == groups
         kept = curves.loc[curves["curve"] == "oracle", "kept"].to_numpy() * n / 100
         assert len(kept) == steps
         assert (np.diff([0, *kept]) >= 5 - 1e-9).all()
-    points, curves = uncertainty_points(SimpleNamespace(individual=True), judged(rng, n=23))
+    points, curves = uncertainty_points(SimpleNamespace(individual=True), evaluated(rng, n=23))
     assert [len(points), (curves["curve"] == "oracle").sum()] == [23, 23]
 
 
