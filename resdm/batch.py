@@ -1,4 +1,4 @@
-"""What a method sees: volumes and prior information of a few people."""
+"""The input of a method: volumes and prior information of a few people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT_FIELDS = ("age", "sex")
 
 @dataclass(frozen=True)
 class Prior:
-    """Prior information, one entry a person; ``None`` is left out of the prompt.
+    """Prior information, one entry per person; None is left out of the prompt.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Prior:
         return values.unflatten(dim, (-1, processes)).select(dim + 1, rank)
 
     def without(self, *fields: str) -> Prior:
-        """The same people with ``"age"`` and/or ``"sex"`` unsaid."""
+        """The same people without ``"age"`` or ``"sex"`` or both."""
         return replace(self, **{name: (None,) * len(self) for name in fields})
 
 
@@ -66,13 +66,13 @@ class Batch:
     pet : Tensor (B, 2, X, Y, Z)
         PET x_0 in `TRACERS` order, intensities in [0, 1]; zeros where a tracer is missing.
     present : Tensor (B, 2), bool
-        Which PET exists.
+        Whether a PET exists.
     prior : Prior
         Age and sex.
     rows : Tensor (B,), int, optional
-        Places in the data set, where the sessions come from one.
+        Indices in the data set, if the sessions come from one.
     people : tuple of str
-        Whose sessions they are, where that is known.
+        The person of each session, if known.
     """
 
     mri: Tensor
@@ -91,7 +91,7 @@ class Batch:
         return replace(self, **move)
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU copies without waiting; data loaders call it."""
+        """The same batch in page-locked memory, for asynchronous copies to a GPU; data loaders call it."""
         return replace(self, **{name: value.pin_memory() for name, value in self._tensors()})
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:

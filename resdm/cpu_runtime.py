@@ -1,4 +1,4 @@
-"""What suits this processor: threads, what becomes of freed memory, the layout of volumes, bfloat16."""
+"""Settings of the CPU: threads, freed memory, layout of volumes, bfloat16."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 
 
 def set_up(settings: TrainingConfig) -> None:
-    """Tell this process what ``training.threads`` and ``training.keep_memory`` say."""
+    """Apply ``training.threads`` and ``training.keep_memory`` to this process."""
     if settings.threads is not None:  # sums of another number of threads differ in their last bits
         torch.set_num_threads(settings.threads)
     if settings.keep_memory:
@@ -24,28 +24,23 @@ def set_up(settings: TrainingConfig) -> None:
 
 @cache
 def keep_memory() -> bool:
-    """Keep what is freed for what is asked for next, until the process ends, instead of giving it back to the system.
+    """Keep freed memory in this process for later tensors; returns whether malloc is glibc's and took the setting.
 
-    glibc's malloc gives a large tensor's pages back to the system, which clears fresh ones for the next tensor: at 64³,
-    a fifth of a training step, and half of the released network's. No value changes; a process may hold a tenth more.
-
-    Returns
-    -------
-    bool
-        Whether it could be said: malloc is glibc's.
+    By default glibc returns a large tensor's pages to the system, which clears new ones for the next tensor: at 64³ a
+    fifth of a training step, and half of the released network's. Values stay the same; memory may grow by a tenth.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library; Windows has none to ask
+    except (AttributeError, OSError, TypeError):  # another C library
         return False
     return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
 
 
 def channels_last(settings: TrainingConfig, device: torch.device) -> bool:
-    """Whether the networks work in ``channels_last_3d``: as ``training.channels_last`` says, or as suits the device.
+    """Whether the networks use ``channels_last_3d``: ``training.channels_last``, by default on AVX2 CPUs only.
 
-    On CPUs that compute in AVX2, oneDNN's 3D convolutions are up to twice as fast in this layout, backward above all;
-    with AVX-512 the grid of the phantoms loses a tenth. ``ATEN_CPU_CAPABILITY=avx2`` counts as AVX2.
+    With AVX2, oneDNN's 3D convolutions are up to twice as fast in this layout. With AVX-512 the phantoms' grid loses a
+    tenth. ``ATEN_CPU_CAPABILITY=avx2`` counts as AVX2.
     """
     if settings.channels_last is not None:
         return settings.channels_last
@@ -53,7 +48,7 @@ def channels_last(settings: TrainingConfig, device: torch.device) -> bool:
 
 
 def on_this_machine(device: str) -> str:
-    """What computes, for a person to read: the GPU ("cuda"), or the CPU with its widest vectors and torch's threads."""
+    """The device in words: the GPU, or the CPU with its vector instructions and torch's threads."""
     if device == "cuda":
         return f"on this {torch.cuda.get_device_name()}"
     threads = torch.get_num_threads()
@@ -68,5 +63,5 @@ def peak_memory(device: torch.device) -> int:
 
 
 def computes_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX-512 BF16, AMX); others emulate it, a hundred times slower."""
+    """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16, AMX); others emulate it, a hundred times slower."""
     return torch.cpu._is_avx512_bf16_supported()

@@ -1,4 +1,4 @@
-"""Writes that never leave half a file, and digests."""
+"""Atomic writes, and digests."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class WriteError(OSError):
     """A file that cannot be written: names it, the reason and the remedy."""
 
 
-_CANNOT = {
+_REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space in your quota",
     errno.EFBIG: "raise the limit on the size of files",
-    errno.EACCES: "give yourself the right to write there",
-    errno.EPERM: "give yourself the right to write there",
+    errno.EACCES: "change the permissions there",
+    errno.EPERM: "change the permissions there",
     errno.EROFS: "give a folder on a disk that can be written",
     errno.ENOTDIR: "a file is where a folder must be; move it away",
     errno.EEXIST: "a file is where a folder must be; move it away",
@@ -37,9 +37,7 @@ _CANNOT = {
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, with its suffixes, that takes its place when the block ends well.
-
-    A killed or failed block leaves ``path`` as it was.
+    """A temporary path beside ``path`` that replaces it when the block succeeds; otherwise ``path`` stays as it was.
 
     Raises
     ------
@@ -47,36 +45,36 @@ def atomic(path: str | Path) -> Iterator[Path]:
         A full disk, a folder without the right to write, a file in place of a folder.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # suffixes kept: writers choose a format by them
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers choose a format by its suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             os.replace(temporary, path)
         finally:
-            with suppress(OSError):  # else it would hide why the block failed
+            with suppress(OSError):  # do not hide the block's error
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        ours = {None, *map(str, (temporary, path, *path.parents))}  # else it is a file that the block reads
-        if error.errno not in _CANNOT or error.filename not in ours:
+        written = {None, *map(str, (temporary, path, *path.parents))}  # other files are read by the block
+        if error.errno not in _REMEDIES or error.filename not in written:
             raise
-        raise _told(path, error) from None
+        raise _write_error(path, error) from None
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file if it is there; `WriteError` where that is not allowed."""
+    """Remove a file if it exists; `WriteError` if that is not allowed."""
     try:
         Path(path).unlink(missing_ok=True)
     except OSError as error:
-        if error.errno not in _CANNOT:
+        if error.errno not in _REMEDIES:
             raise
-        raise _told(path, error) from None
+        raise _write_error(path, error) from None
 
 
-def _told(path: str | Path, error: OSError) -> WriteError:
+def _write_error(path: str | Path, error: OSError) -> WriteError:
     return WriteError(
-        f"{path}: cannot be written ({error.strerror}); {_CANNOT[error.errno]} and run the same command again: "
-        "what is finished stays"
+        f"{path}: cannot be written ({error.strerror}); {_REMEDIES[error.errno]} and run the same command again: "
+        "finished files stay"
     )
 
 

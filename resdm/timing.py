@@ -1,4 +1,4 @@
-"""What a long run takes, said once its first second is over."""
+"""Forecast of a long run's duration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tqdm.auto import tqdm
 
 LONG = 60.0
-"""Seconds beyond which a run says what it will cost."""
+"""Shortest run, in seconds, that prints a forecast."""
 
 
 def about(seconds: float) -> str:
@@ -25,27 +25,20 @@ def about(seconds: float) -> str:
 def forecaster(
     what: str, total: int, unit: str, done: int = 0, warm: int = 1, say: Callable[[str], None] = tqdm.write
 ) -> Callable[[int], None]:
-    """A function that is told how many units are done, and says once what all take, if that is more than `LONG`.
+    """A function to call with the number of finished units; it prints one forecast if the run takes more than `LONG`.
 
-    Parameters
-    ----------
-    what, unit : str
-        As in "training ResDM on this CPU: about 2 min, 1160 steps".
-    total, done : int
-        Units in all, and before the start.
-    warm : int
-        Units that are not timed: the first pay for caches and for processes that start.
-    say : callable
+    The text is "<what>: about 2 min, 1160 <unit>". ``total`` units are needed, ``done`` were finished before. The first
+    ``warm`` units are not timed: they include caches and starting processes.
     """
-    started, spoken = 0.0, False
+    started, printed = 0.0, False
 
     def note(now_done: int) -> None:
-        nonlocal started, spoken
+        nonlocal started, printed
         now, timed = time.perf_counter(), now_done - done - warm
         if timed == 0:
             started = now
-        elif timed > 0 and not spoken and now - started >= 1:
-            spoken, left = True, total - done
+        elif timed > 0 and not printed and now - started >= 1:
+            printed, left = True, total - done
             if (seconds := (now - started) / timed * left) > LONG:
                 say(f"{what}: about {about(seconds)}, {left} {unit}")
 

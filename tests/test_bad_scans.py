@@ -274,7 +274,7 @@ def test_a_file_where_the_folder_must_be_is_named(config):
 
 
 @pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EROFS, "on a disk that can be"),
-                                              (errno.EACCES, "give yourself the right")])  # fmt: skip
+                                              (errno.EACCES, "change the permissions")])  # fmt: skip
 def test_a_disk_that_refuses_is_told_and_the_next_call_goes_on(config, monkeypatch, code, remedy):
     made, save_image = contents(config.volumes), nib.save
 
@@ -283,7 +283,7 @@ def test_a_disk_that_refuses_is_told_and_the_next_call_goes_on(config, monkeypat
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(volumes.nib, "save", full)
-    with pytest.raises(WriteError, match=f"sub-other.*cannot be written.*{remedy}.*what is finished stays"):
+    with pytest.raises(WriteError, match=f"sub-other.*cannot be written.*{remedy}.*finished files stay"):
         preprocess(config, progress=False)
     assert contents(config.volumes) == made
     monkeypatch.setattr(volumes.nib, "save", save_image)

@@ -67,10 +67,10 @@ def test_the_same_weights_give_the_same_bytes(saved, tmp_path):
 def test_given_weights_replace_the_methods_own(saved, tmp_path):
     _, config, method = saved
     folder = save_profile_model(
-        tmp_path / "other", method, config, "Plain", weights={"heard": torch.tensor([3.0, 4.0])}
+        tmp_path / "other", method, config, "Plain", weights={"prompt_weights": torch.tensor([3.0, 4.0])}
     )
     found = load_model(folder)
-    assert found.heard.tolist() == [3.0, 4.0]
+    assert found.prompt_weights.tolist() == [3.0, 4.0]
     assert torch.equal(found.net[0].weight, method.net[0].weight)
 
 
@@ -166,13 +166,13 @@ def test_keys_and_shapes_that_do_not_fit_are_named(saved):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     values = load_file(path)
-    values["heard"] = torch.zeros(3)
+    values["prompt_weights"] = torch.zeros(3)
     values["extra"] = values.pop("net.0.bias")
     save_file(values, path, metadata=metadata)
     with pytest.raises(CheckpointError) as error:
         load_model(folder)
     message = str(error.value)
-    assert "heard: [3] in the file, [2] in the network" in message
+    assert "prompt_weights: [3] in the file, [2] in the network" in message
     assert "net.0.bias: nothing in the file, [2] in the network" in message
     assert "extra: [2] in the file, nothing in the network" in message
     assert "train it again" in message

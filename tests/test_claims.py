@@ -17,6 +17,7 @@ from conftest import ROOT, tiny_prior
 from stored_cohort import make_config
 
 from resdm.baselines.ddpm import DDPM, DDPMConfig
+from resdm.baselines.per_tracer import PerTracer
 from resdm.baselines.pix2pix import Pix2Pix
 from resdm.baselines.regression import RegressionConfig
 from resdm.baselines.resvit import ResViT
@@ -24,7 +25,6 @@ from resdm.baselines.scgan import SCGAN
 from resdm.baselines.transunet import TransUNet
 from resdm.io import write_csv
 from resdm.layers import clip
-from resdm.method import PerTracer
 from resdm.prior import PriorModule
 from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm_suite.profiles import CohortConfig

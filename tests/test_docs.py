@@ -291,7 +291,7 @@ def test_a_covariate_from_the_page_is_in_prompt_and_sidecar(study, tmp_path):
 ])  # fmt: skip
 def test_a_kind_that_is_no_method_is_refused(kind, message):
     if message is None:  # a class, but no method: known when it is built
-        with pytest.raises(ConfigError, match=r"expected a class made from resdm\.Method"):
+        with pytest.raises(ConfigError, match=r"expected a subclass of resdm\.Method"):
             build_method(method_from_dict({"kind": kind}, "x.yaml"), (16, 16, 16))
     else:
         with pytest.raises(ConfigError, match=re.escape(message)) as error:

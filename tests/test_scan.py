@@ -39,7 +39,7 @@ def marker(grid: Grid) -> np.ndarray:
 def folder(tmp_path, kind="other", **changes):
     config = make_config(tmp_path, kind=kind)
     method = build(config, "Plain")
-    torch.nn.init.constant_(method.heard, 0.5)  # the prompt matters
+    torch.nn.init.constant_(method.prompt_weights, 0.5)  # the prompt matters
     return save_profile_model(tmp_path / f"model-{kind}", method, config, "Plain", **changes)
 
 

@@ -39,7 +39,7 @@ AGES, SEXES = [60.0, 65.0, 70.0, 75.0, None], ["F", "M", "F", "M", "F"]
 def folder(tmp_path):
     config = make_config(tmp_path)
     method = build(config, "Plain")
-    torch.nn.init.constant_(method.heard, 0.5)  # the prompt matters
+    torch.nn.init.constant_(method.prompt_weights, 0.5)  # the prompt matters
     return save_profile_model(tmp_path / "model", method, config, "Plain")
 
 
@@ -224,7 +224,7 @@ def test_an_impossible_person_is_named_before_any_work(folder, people, tmp_path)
 
 def test_output_that_is_no_number_is_not_written(folder, people, tmp_path):
     model = Model.load(folder)
-    torch.nn.init.constant_(model.method.heard, math.nan)
+    torch.nn.init.constant_(model.method.prompt_weights, math.nan)
     with pytest.raises(SynthesisError, match=r"sub-0000 ses-M000: .*output is not finite"):
         synthesise_people(model, people, mri, tmp_path / "out", progress=False)
     assert not list((tmp_path / "out").rglob("*.nii.gz"))

@@ -111,15 +111,15 @@ def test_learning_rate_follows_the_factors(tmp_path):
     """Plain gradient descent on a constant gradient moves by the sum of the factors."""
     config = with_method(make_config(tmp_path, epochs=2), "Plain", decay="linear_half", ema=0.0)
     method = build(config, "Plain")
-    method.optimisers = lambda: {"model": torch.optim.SGD([method.heard], lr=0.5)}
+    method.optimisers = lambda: {"model": torch.optim.SGD([method.prompt_weights], lr=0.5)}
 
     def losses(batch, generator):
-        yield "model", method.heard.sum()
+        yield "model", method.prompt_weights.sum()
 
     method.losses = losses
     run(config, method=method, validation=0)
     factors = [1, 1, 1, 1, 2 / 3, 1 / 3]
-    torch.testing.assert_close(method.heard.detach(), torch.full((2,), -0.5 * sum(factors)))
+    torch.testing.assert_close(method.prompt_weights.detach(), torch.full((2,), -0.5 * sum(factors)))
 
 
 def test_batches_hold_everyone_once_and_depend_on_epoch_and_seed():
@@ -134,10 +134,12 @@ def test_batches_hold_everyone_once_and_depend_on_epoch_and_seed():
 def test_clipping_bounds_the_step(tmp_path):
     config = with_method(make_config(tmp_path, epochs=1, clip_norm=0.25), "Plain", decay="none", ema=0.0)
     method = build(config, "Plain")
-    method.optimisers = lambda: {"model": torch.optim.SGD([method.heard], lr=1.0)}
-    method.losses = lambda batch, generator: iter([("model", 30 * method.heard[0] + 40 * method.heard[1])])
+    method.optimisers = lambda: {"model": torch.optim.SGD([method.prompt_weights], lr=1.0)}
+    method.losses = lambda batch, generator: iter(
+        [("model", 30 * method.prompt_weights[0] + 40 * method.prompt_weights[1])]
+    )
     run(config, method=method, n=2, validation=0)
-    torch.testing.assert_close(method.heard.detach(), torch.tensor([-0.15, -0.2]))
+    torch.testing.assert_close(method.prompt_weights.detach(), torch.tensor([-0.15, -0.2]))
 
 
 # ── phases ────────────────────────────────────────────────────────────────────────────────────────
@@ -255,14 +257,14 @@ def test_best_weights_are_kept(tmp_path):
     plain = method.synthesise
 
     def synthesise(*args, **options):
-        saved.append(method.heard.detach().clone())
+        saved.append(method.prompt_weights.detach().clone())
         return plain(*args, **options)
 
     method.synthesise = synthesise
     folder = run(config, method=method, score=lambda real, synthetic: next(scores))
     card = load_card(folder)
     assert (card.epoch, card.step, card.score) == (2, 6, 18.0)
-    assert torch.equal(load_file(folder / "model.safetensors")["heard"], saved[2])  # two batches a validation
+    assert torch.equal(load_file(folder / "model.safetensors")["prompt_weights"], saved[2])  # two batches a validation
     assert not torch.equal(saved[2], saved[-1])
 
 
@@ -492,7 +494,7 @@ def test_a_weight_that_is_no_number_is_noticed_before_it_is_stored(tmp_path):
     """A finite loss with an infinite gradient: sqrt at 0."""
     config = make_config(tmp_path, checkpoint_every=1)
     method = build(config, "Plain")
-    method.losses = lambda batch, generator: iter([("model", (method.heard.square().sum() * 0).sqrt())])
+    method.losses = lambda batch, generator: iter([("model", (method.prompt_weights.square().sum() * 0).sqrt())])
     with pytest.raises(TrainingDiverged, match=r"a weight is not finite after step 1.*no state was stored yet"):
         run(config, method=method)
     assert not (config.model("Plain") / "state.pt").exists()

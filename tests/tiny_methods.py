@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from resdm.baselines.per_tracer import PerTracer, TracerModel
 from resdm.batch import Batch, Prior
-from resdm.method import Method, PerTracer, TracerModel, build_method
+from resdm.method import Method, build_method
 from resdm.settings import METHODS, MethodConfig, TrainingConfig
 from resdm.training import train as train_method
 from resdm_suite.apps.model_folder import training_options, write_config
@@ -54,12 +55,12 @@ class Plain(Method):
         )
         self.frozen = nn.Linear(1, 1).requires_grad_(False)
         self.alias = self.net[3]  # a module under two names, as the text tower has them
-        self.heard = nn.Parameter(torch.zeros(2))  # weights of age (per century) and sex
+        self.prompt_weights = nn.Parameter(torch.zeros(2))  # weights of age (per century) and sex
 
     def forward(self, mri, prior, noise):
         sex = [{"F": -1.0, "M": 1.0, None: 0.0}[code] for code in prior.sex]
-        said = torch.tensor([[(age or 0) / 100 for age in prior.age], sex]).T
-        return self.net(mri) + (said * self.heard).sum(1).view(-1, 1, 1, 1, 1) + 0.01 * noise
+        fields = torch.tensor([[(age or 0) / 100 for age in prior.age], sex]).T
+        return self.net(mri) + (fields * self.prompt_weights).sum(1).view(-1, 1, 1, 1, 1) + 0.01 * noise
 
     def losses(self, batch, generator):
         noise = torch.randn(batch.pet.shape, generator=generator)
@@ -183,7 +184,7 @@ def build(config: Config, name: str) -> Method:
 
 
 def train(method, config, name, train_set, validation_set=None, *, folder=None, **options) -> Path:
-    """A training of a profile on any sessions, as `resdm_suite.apps.stages.train_method` does it."""
+    """A training of a profile on any sessions, as `resdm_suite.apps.training.train_method` does it."""
     options |= training_options(config, name) | {"folder": folder or config.model(name)}
     run = options.pop("run")
     return write_config(train_method(method, run, train_set, validation_set, **options), config, name)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdm.method import TracerModel
+from resdm.baselines.per_tracer import TracerModel
 from resdm.settings import MethodConfig, require
 
 

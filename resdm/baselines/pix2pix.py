@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.baselines.adversarial import AdversarialConfig, ConditionalGAN, InstanceNorm3d, Shape, normal_weights
-from resdm.method import PerTracer
+from resdm.baselines.per_tracer import PerTracer
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from resdm.baselines.adversarial import (
     frozen,
     halved,
 )
-from resdm.method import PerTracer, TracerModel
+from resdm.baselines.per_tracer import PerTracer, TracerModel
 
 
 @dataclass(frozen=True)

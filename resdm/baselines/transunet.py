@@ -19,7 +19,7 @@ from resdm.baselines.adversarial import (
     halved,
     vit_encoder,
 )
-from resdm.method import PerTracer
+from resdm.baselines.per_tracer import PerTracer
 
 
 @dataclass(frozen=True)
