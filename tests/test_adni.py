@@ -314,8 +314,8 @@ def test_who_people_are_on_a_day(tmp_path):
     days = [pd.Timestamp(day) for day in ("2010-06-30", "2011-01-06", "2011-12-01", "2013-01-01", "2013-01-02")]
     assert [found.diagnosis(7, day) for day in days] == ["CN", "MCI", "AD", "AD", ""]
     assert [found.score(7, day) for day in days[:3]] == [29, 24, 24]
-    assert found.visit(7, 12) == pd.Timestamp("2011-01-05")
-    assert found.visit(7, 6) is pd.NaT
+    assert found.visits[7, 12] == pd.Timestamp("2011-01-05")
+    assert (7, 6) not in found.visits
 
 
 def test_diagnoses_by_change_in_old_tables(tmp_path):

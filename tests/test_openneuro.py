@@ -183,7 +183,7 @@ def test_without_scans_the_command_tells_how_to_get_them(mock, tmp_path):
         make_manifest(config, folder)
     paths = sorted(path.relative_to(mock.root).as_posix() for path in mock.root.glob("sub-*/*/*/*.nii.gz"))
     (folder / FILES).write_text("path\tbytes\n" + "\n".join(f"{path}\t1000000" for path in paths))
-    with pytest.raises(ManifestError, match=r"49 of 49 scans of 0\.05 GB are not there .*--download"):
+    with pytest.raises(ManifestError, match=r"49 of 49 scans of 0\.05 GB are missing .*--download"):
         make_manifest(config, folder)
     assert not config.manifest.exists()
     assert (config.work / "flow.csv").read_text().startswith("step,people,sessions\nfound,14,25\n")

@@ -179,21 +179,9 @@ def read_manifest(
 
 
 def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] | None = None) -> pd.DataFrame:
-    """Check every cell of a manifest in memory, and that nobody is in two splits.
+    """Check every cell of a manifest in memory, and that nobody is in two splits; return it with the schema's types.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        All `COLUMNS`.
-    where : str or path
-        Starts the messages.
-    lines : sequence of int, optional
-        Line of each row in its file; by default as `write_manifest` writes them.
-
-    Returns
-    -------
-    DataFrame
-        The same rows with the schema's types.
+    ``where`` starts the messages. ``lines`` are the rows' lines in their file, by default as `write_manifest` writes.
     """
     lines = range(2, len(frame) + 2) if lines is None else lines
     frame = frame.reset_index(drop=True)

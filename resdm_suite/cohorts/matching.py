@@ -33,16 +33,9 @@ _KEY = ["person", "session"]
 class Cohort(NamedTuple):
     """The usable part of a source.
 
-    Parameters
-    ----------
-    manifest : DataFrame
-        Checked, one row per session, by person and session; ``split`` is empty unless the source comes with one.
-    flow : DataFrame
-        step, people, sessions: how many pass each step.
-    left_out : DataFrame
-        person, session, reason (the first step not passed) of every session outside the manifest.
-    notes : list of str
-        Choices made and faults met.
+    ``manifest``: checked, by person and session; ``split`` is empty unless the source comes with one. ``flow``: step,
+    people, sessions that pass it. ``left_out``: person, session, reason (the first step not passed). ``notes``: choices
+    made and faults met.
     """
 
     manifest: pd.DataFrame
@@ -109,19 +102,9 @@ def assemble_manifest(
 def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path, notes: Sequence[str] = ()) -> Cohort:
     """Apply the window, the required tracers and the choice of visits; count, check, and give reasons.
 
-    Parameters
-    ----------
-    candidates : DataFrame
-        The manifest's columns, one row per visit, absolute paths, empty cells where unknown. ``amyloid_days`` and
-        ``tau_days`` are NaN where both scans belong to one visit without dates. An optional column ``reason`` says why
-        a visit has no PET.
-    config, where, notes
-        See `assemble_manifest`.
-
-    Raises
-    ------
-    ManifestError
-        No usable session, or an impossible value.
+    ``candidates`` has the manifest's columns, one row per visit, absolute paths, empty cells where unknown. Days are
+    NaN where both scans belong to one visit without dates. An optional column ``reason`` says why a visit has no PET.
+    For the other arguments and errors see `assemble_manifest`.
     """
     match, notes = config.cohort.match, list(notes)
     frame = candidates.reset_index(drop=True)[list(COLUMNS)].copy()

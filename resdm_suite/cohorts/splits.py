@@ -21,22 +21,7 @@ def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataF
     rows has no effect. With ``folds``, every n-th person from the ``fold``-th on is tested: over all folds everybody is
     tested once. Validation people are drawn from the rest.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        Sessions of a manifest; an existing split is replaced.
-    split : SplitConfig
-    seed : int
-
-    Returns
-    -------
-    DataFrame
-        The same rows with ``split``.
-
-    Raises
-    ------
-    ManifestError
-        Too few people for three splits.
+    An existing split is replaced; too few people for three splits raise `ManifestError`.
     """
     people = {person: (*stratum, derive_seed(seed, "split", person)) for person, stratum in _strata(frame).items()}
     order = sorted(people, key=people.__getitem__)
@@ -74,21 +59,10 @@ def split_digest(frame: pd.DataFrame) -> str:
 
 
 def split_card(frame: pd.DataFrame, split: SplitConfig | None, seed: int) -> dict[str, Any]:
-    """Describe a split for ``split.json``, by counts only.
+    """Describe a split for ``split.json`` by counts only; ``split`` is None where the source came with one.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        Sessions of a manifest with their split.
-    split : SplitConfig or None
-        How it was drawn; None where the source came with it.
-    seed : int
-
-    Returns
-    -------
-    dict
-        digest (`split_digest`); drawn (``seed``, ``folds`` and ``fold`` or ``test``, ``validation``; None if ``split``
-        is None); people by split; people by stratum and split.
+    Keys: digest (`split_digest`); drawn (``seed``, ``folds`` and ``fold`` or ``test``, ``validation``; None without
+    ``split``); people by split; strata: people by stratum and split.
     """
     people = frame.drop_duplicates("person").set_index("person")["split"]
     strata = pd.Series({person: " ".join(part or "–" for part in s) for person, s in _strata(frame).items()})

@@ -72,25 +72,14 @@ class Scan(NamedTuple):
 def build_manifest(root: str | Path, config: Config) -> Cohort:
     """Find ADNI's T1 and PET scans, pair those of one time, and add what was known of the people then.
 
+    ``root`` holds ``sub-*`` (Clinica BIDS), ``subjects/sub-*`` (Clinica CAPS), or LONI's folders of PTIDs, itself or in
+    a folder such as ``ADNI``; ``cohort.tables`` is the folder of the tables (by default ``root``).
+
     Scans are paired by date (`cohorts.matching.match_scans`). LONI's date is in the folder's name. Clinica's is
     ``acq_time`` of ``scans.tsv``, else for a PET the day of its row in UC Berkeley's table, else the visit's day. Age,
     diagnosis and MMSE are those at the T1 scan; SUVR, status and Centiloid come from the table's row nearest to the
     PET. A row that fails UC Berkeley's QC is not used: its scan stays, and preprocessing measures it. Where a table has
-    no status, the cut-offs of ``cohort`` give it. Every choice is noted.
-
-    Parameters
-    ----------
-    root : path
-        Holds ``sub-*`` (Clinica BIDS), ``subjects/sub-*`` (Clinica CAPS), or LONI's folders of PTIDs, itself or in a
-        folder such as ``ADNI``.
-    config : Config
-        Its ``cohort``: ``tables`` (folder of the tables; by default ``root``), ``tracers``, ``pet_level``, ``match``
-        and the cut-offs.
-
-    Raises
-    ------
-    ManifestError
-        No such layout, an unreadable table, no usable session, or an impossible value.
+    no status, the cut-offs of ``cohort`` give it. Every choice is noted; faults raise `ManifestError`.
     """
     root, cohort = Path(root).absolute(), config.cohort
     tau = [label for label, target in cohort.tracers.items() if target == "tau"]
@@ -136,7 +125,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
             scans.append(row | {"target": "t1w", "day": day_number(scan.date)})
     pets = [scan for scan in scans if scan["target"] != "t1w"]
     unmeasured = sum("suvr" not in pet for pet in pets)
-    if tables.pets and unmeasured:
+    if len(tables.pets) and unmeasured:
         notes.append(f"{unmeasured} of {len(pets)} PET have no usable row in UC Berkeley's tables and will be measured")
     return assemble_manifest(scans, list(people.values()), config, root, notes, "day")
 
@@ -179,7 +168,7 @@ def _clinica_scans(
                     f"{person} {session}: examination_date")  # fmt: skip
         month = _month(session)
         if pd.isna(date) and month is not None:
-            date = tables.visit(rid, month)
+            date = tables.visits.get((rid, month), pd.NaT)
             start = tables.people.get(rid, {}).get("baseline", pd.NaT)
             if pd.isna(date) and pd.notna(start):
                 date = start + pd.Timedelta(days=round(month * 365.25 / 12))

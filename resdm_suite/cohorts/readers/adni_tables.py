@@ -46,27 +46,18 @@ _CODES = {"-4", "-1", "-4.0", "-1.0"}  # missing
 
 
 class StudyTables(NamedTuple):
-    """The tables by RID.
+    """The study tables.
 
-    Parameters
-    ----------
-    pets : dict of int to DataFrame
-        tracer (BIDS label), date, suvr, status (NaN where the table has none), centiloid, qc, image (LONI's number of
-        the image), source (file and row): one row per PET.
-    people : dict of int to dict
-        Any of sex, education, age with baseline (its day), born.
-    diagnoses, mmse : dict of int to DataFrame
-        date, value.
-    visits : dict of int to dict of int to Timestamp
-        Day of a visit by its month.
-    notes : list of str
+    ``pets``: one row per PET (rid, tracer, date, suvr, status, centiloid, qc, image: LONI's number, source: file and
+    row). ``people``: by RID, any of sex, education, age with baseline (its day), born. ``diagnoses``, ``mmse``: rid,
+    date, value. ``visits``: day by RID and month.
     """
 
-    pets: dict[int, pd.DataFrame]
+    pets: pd.DataFrame
     people: dict[int, dict[str, Any]]
-    diagnoses: dict[int, pd.DataFrame]
-    mmse: dict[int, pd.DataFrame]
-    visits: dict[int, dict[int, pd.Timestamp]]
+    diagnoses: pd.DataFrame
+    mmse: pd.DataFrame
+    visits: dict[tuple[int, int], pd.Timestamp]
     notes: list[str]
 
     def age(self, rid: int, date: pd.Timestamp) -> float:
@@ -79,26 +70,19 @@ class StudyTables(NamedTuple):
 
     def diagnosis(self, rid: int, date: pd.Timestamp) -> str:
         """CN, MCI or AD at the visit nearest to a day; empty if there is none within `VISIT_DAYS`."""
-        row = _nearest(self.diagnoses.get(rid), date, VISIT_DAYS)
+        row = _nearest(self.diagnoses[self.diagnoses["rid"] == rid], date, VISIT_DAYS)
         return "" if row is None else row["value"]
 
     def score(self, rid: int, date: pd.Timestamp) -> float:
         """MMSE at the visit nearest to a day, likewise; NaN if there is none."""
-        row = _nearest(self.mmse.get(rid), date, VISIT_DAYS)
+        row = _nearest(self.mmse[self.mmse["rid"] == rid], date, VISIT_DAYS)
         return np.nan if row is None else row["value"]
 
     def pet(self, rid: int, tracer: str, date: pd.Timestamp, image: str = "") -> pd.Series | None:
         """The row of a PET: by LONI's number of the image, or the nearest of that tracer within `ROW_DAYS`."""
-        rows = self.pets.get(rid)
-        if rows is None:
-            return None
-        rows = rows[rows["tracer"] == tracer]
+        rows = self.pets[(self.pets["rid"] == rid) & (self.pets["tracer"] == tracer)]
         same = rows[(rows["image"] == image) & (image != "")]
         return same.iloc[0] if len(same) else _nearest(rows, date, ROW_DAYS)
-
-    def visit(self, rid: int, month: int) -> pd.Timestamp:
-        """Day of the visit of a month after baseline; NaT if not known."""
-        return self.visits.get(rid, {}).get(month, pd.NaT)
 
 
 def rid_of(text: str) -> int | None:
@@ -151,11 +135,10 @@ def read_tables(folder: Path) -> StudyTables:
         dates = table.dates("VISDATE", "EXAMDATE")
         mmse.append(table.by_date(dates, table.numbers("MMSCORE", "MMSE", limits=(0, 30))))
         visits.append(table.by_date(dates, table.months("VISCODE2", "VISCODE")))
-    days: dict[int, dict[int, pd.Timestamp]] = {}
-    for frame in visits:
-        for rid, date, month in frame[["rid", "date", "value"]].itertuples(index=False):
-            days.setdefault(rid, {}).setdefault(int(month), date)
-    return StudyTables(_one_per_scan(pets), people, _by_rid(diagnoses), _by_rid(mmse), days, notes)
+    days: dict[tuple[int, int], pd.Timestamp] = {}
+    for rid, date, month in _by_date(visits)[["rid", "date", "value"]].itertuples(index=False):
+        days.setdefault((rid, int(month)), date)
+    return StudyTables(_one_per_scan(pets), people, _by_date(diagnoses), _by_date(mmse), days, notes)
 
 
 class Table(NamedTuple):
@@ -319,29 +302,32 @@ def _tau_rows(table: Table, label: str | None) -> pd.DataFrame:
     return _pet_rows(table, label, TAU_LABELS, suvr=uptake / reference.where(reference > 0), status=nan, centiloid=nan)
 
 
-def _one_per_scan(frames: list[pd.DataFrame]) -> dict[int, pd.DataFrame]:
-    """Rows by RID; of one tracer and day, the first table's row, and of these the one with the better QC."""
-    frames = [frame.assign(table=number) for number, frame in enumerate(frames) if len(frame)]
-    if not frames:
-        return {}
-    rows = pd.concat(frames, ignore_index=True).sort_values(
-        ["table", "qc"], ascending=[True, False], kind="stable", na_position="last"
+def _one_per_scan(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """All rows by date; of one tracer and day, the first table's row, and of these the one with the better QC."""
+    rows = _join(
+        [frame.assign(table=number) for number, frame in enumerate(frames)], ["rid", "tracer", "image", "date"]
     )
-    rows = rows.drop_duplicates(["rid", "tracer", "date"]).sort_values(["rid", "date"], kind="stable")
-    return {int(rid): group.drop(columns=["rid", "table"]) for rid, group in rows.groupby("rid")}
+    if rows.empty:
+        return rows
+    rows = rows.sort_values(["table", "qc"], ascending=[True, False], kind="stable", na_position="last")
+    return rows.drop_duplicates(["rid", "tracer", "date"]).sort_values("date", kind="stable")
+
+
+def _by_date(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    return _join(frames, ["rid", "date", "value"]).sort_values("date", kind="stable")
+
+
+def _join(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
 # ── people ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _by_rid(frames: list[pd.DataFrame]) -> dict[int, pd.DataFrame]:
-    rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["rid", "date", "value"])
-    return {int(rid): group.sort_values("date", kind="stable") for rid, group in rows.groupby("rid")}
-
-
-def _nearest(rows: pd.DataFrame | None, date: pd.Timestamp, days: int) -> pd.Series | None:
+def _nearest(rows: pd.DataFrame, date: pd.Timestamp, days: int) -> pd.Series | None:
     """The row whose date is nearest to a day and at most ``days`` away; of two, the earlier."""
-    if rows is None or rows.empty or pd.isna(date):
+    if rows.empty or pd.isna(date):
         return None
     gaps = (rows["date"] - date).abs()
     return rows.loc[gaps.idxmin()] if gaps.min() <= pd.Timedelta(days=days) else None

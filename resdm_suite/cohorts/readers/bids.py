@@ -59,17 +59,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     Days between scans come from ``acq_time`` in ``scans.tsv``. Across sessions (`assemble_manifest`), a scan without it
     has the day of its session: ``acq_time`` or ``examination_date`` in ``sessions.tsv``, else by the session's age.
 
-    Parameters
-    ----------
-    root : path
-        Holds ``participants.tsv`` and ``sub-*``.
-    config : Config
-        PETs of its ``cohort.tracers`` are read.
-
-    Raises
-    ------
-    ManifestError
-        No data set, no usable session, or an impossible value: the message names file, person and value.
+    ``root`` holds ``participants.tsv`` and ``sub-*``. Faults raise `ManifestError`, which names file, person and value.
     """
     root = Path(root).absolute()
     if not root.is_dir():

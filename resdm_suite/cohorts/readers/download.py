@@ -67,13 +67,7 @@ class Remote(NamedTuple):
 
 
 def list_bucket(bucket: str, prefix: str, *, progress: bool = True) -> dict[str, int]:
-    """List every key of a bucket that starts with ``prefix``, and its size, by S3's ListObjectsV2.
-
-    Raises
-    ------
-    DownloadError
-        No answer, or one that is no listing.
-    """
+    """List every key of a bucket that starts with ``prefix``, and its size, by S3's ListObjectsV2."""
     keys: dict[str, int] = {}
     query = {"list-type": "2", "prefix": prefix}
     with tqdm(desc="listing", unit="file", disable=not progress) as bar:
@@ -105,15 +99,8 @@ def address(bucket: str, key: str) -> str:
 def fetch(files: Sequence[Remote], *, jobs: int = 4, progress: bool = True) -> int:
     """Download the files that are absent or of the wrong size, ``jobs`` at a time.
 
-    Returns
-    -------
-    int
-        Files downloaded.
-
-    Raises
-    ------
-    DownloadError
-        Too little disk space, or files that failed; the others are complete, and parts are kept.
+    Returns how many were downloaded. Too little disk space and failed files raise `DownloadError`; then the others are
+    complete, and parts are kept.
     """
     todo = [file for file in files if not (file.path.is_file() and _size(file.path) == file.bytes)]
     for file in todo:

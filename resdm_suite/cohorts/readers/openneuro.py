@@ -60,16 +60,8 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     is capped by degree; there is no diagnosis. Scans of one wave belong together and no others, whatever
     ``cohort.match.same_visit`` says. Paths may name scans that are not downloaded yet: see `not_downloaded`.
 
-    Parameters
-    ----------
-    root : path
-        Holds ``participants.tsv``, and ``sub-*`` or `FILES` or both.
-    config : Config
-
-    Raises
-    ------
-    ManifestError
-        No data set, no usable wave, or an impossible value: the message names file, person and value.
+    ``root`` holds ``participants.tsv``, and ``sub-*`` or `FILES` or both. Faults raise `ManifestError`, which names
+    file, person and value.
     """
     root = Path(root).absolute()
     table = _participants(root, config)
@@ -139,27 +131,10 @@ def not_downloaded(frame: pd.DataFrame, root: str | Path) -> tuple[list[str], in
 
 
 def download(config: Config, root: str | Path, *, url: str = BUCKET, jobs: int = 4, progress: bool = True) -> int:
-    """Download what the manifest needs: the tables first, then T1w, PET and sidecars of its sessions, and nothing else.
+    """Download what the manifest needs into ``root``: first the tables, then T1w, PET and sidecars of its sessions.
 
-    Parameters
-    ----------
-    config : Config
-        Its ``cohort.match`` decides on the manifest.
-    root : path
-        Folder of the data set.
-    url : str
-        Of the bucket, or of a mirror.
-    jobs : int
-        Connections at a time.
-
-    Returns
-    -------
-    int
-        Files downloaded; 0 where all were present.
-
-    Raises
-    ------
-    DownloadError, ManifestError
+    ``url`` is the bucket's or a mirror's. Returns the number of files downloaded, 0 where all were present; raises
+    `DownloadError` or `ManifestError`.
     """
     root = Path(root).absolute()
     url = url.rstrip("/")
@@ -288,17 +263,7 @@ def _frames(path: Path) -> int | None:
 
 
 def sidecar_faults(sidecar: dict[str, Any], label: str, frames: int | None = None) -> list[str]:
-    """List faults of a PET's sidecar, and what is used instead.
-
-    Parameters
-    ----------
-    sidecar : dict
-        The JSON.
-    label : str
-        The file name's ``trc-``.
-    frames : int, optional
-        Volumes of the file, where it exists.
-    """
+    """List faults of a PET's sidecar, given the file name's tracer and the file's frames, and what is used instead."""
     durations, starts = (_floats(sidecar.get(key)) for key in ("FrameDuration", "FrameTimesStart"))
     milliseconds = str(sidecar.get("FrameDurationUnits", "")).lower() == "ms" or max(durations, default=0) > 10_000
     equal_length = len(starts) == len(durations)

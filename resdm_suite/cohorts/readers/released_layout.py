@@ -39,20 +39,8 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
     IDs with one participant's number are sessions of one person. The layout does not name tracers: the first of each
     target in ``cohort.tracers`` is assumed.
 
-    Parameters
-    ----------
-    root : path
-        Holds ``data`` and ``data_info``.
-    config : Config
-    draw : bool
-        Ignore the lists: everybody with an MRI is used, and the split is left empty.
-
-    Raises
-    ------
-    ManifestError
-        An unexpected folder, table, list or value.
-    LeakageError
-        A person in two lists.
+    ``root`` holds ``data`` and ``data_info``. With ``draw``, the lists are ignored: everybody with an MRI is used, and
+    the split is left empty. Faults raise `ManifestError`; a person in two lists raises `LeakageError`.
     """
     root = Path(root).absolute()
     for folder in ("data/whole_MRI", "data_info"):

@@ -12,21 +12,9 @@ from resdm_suite.profiles import Config
 def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> Cohort:
     """Read and check a table, and apply ``cohort.match``. Its ``split`` is used if every row has one.
 
-    Parameters
-    ----------
-    root : path
-        CSV; paths in it are relative to its folder, or absolute. Optional columns may be absent.
-    config : Config
-        Its ``cohort.tracers`` are the permitted labels.
-    draw : bool
-        Do not read the column ``split``.
-
-    Raises
-    ------
-    ManifestError
-        No table, or one that does not fit: the message names row, column, value and remedy.
-    LeakageError
-        A person in two splits.
+    Paths are absolute or relative to the table's folder; optional columns may be absent; labels are those of
+    ``cohort.tracers``. With ``draw``, the column ``split`` is not read. Faults raise `ManifestError`, which names row,
+    column, value and remedy; a person in two splits raises `LeakageError`.
     """
     root = Path(root).absolute()
     if root.is_dir():
