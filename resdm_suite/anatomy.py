@@ -1,8 +1,8 @@
 """The common space: the grid over the MNI brain, nilearn's MNI152 maps on it, and the built-in regions.
 
-World coordinates are MNI152 millimetres, RAS+. Everything is made from maps that nilearn packages, so it works
-without a download. The built-in regions are geometric (ellipsoids and boxes in MNI mm, cut with the grey-matter
-map): good for references, phantoms and comparisons on one cohort, no substitute for an atlas.
+World coordinates are MNI152 millimetres, RAS+. All maps come with nilearn, so nothing is downloaded. The built-in
+regions are ellipsoids in MNI mm, cut with the grey-matter map: sufficient for reference regions, phantoms and
+comparisons within a cohort, but no substitute for an atlas.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def mni_map(name: str, grid: Grid) -> np.ndarray:
     Returns
     -------
     ndarray (X, Y, Z)
-        Averaged over each voxel (the 1 mm map is smoothed to the voxel size first), so coarse grids do not alias.
+        The 1 mm map is smoothed to the voxel size first, so coarse grids do not alias.
     """
     if name not in _LOADERS:
         raise ValueError(f"no MNI152 map {name!r}; there are: {', '.join(_LOADERS)}")
-    from nilearn import datasets  # here: it takes a second, and a training on the whole grid makes no map
+    from nilearn import datasets  # here: it takes a second, and training needs no map
     from nilearn.image import resample_img, smooth_img
 
     source = getattr(datasets, _LOADERS[name])(resolution=1)
@@ -145,7 +145,7 @@ def regions(grid: Grid) -> dict[str, np.ndarray]:
     Raises
     ------
     ValueError
-        Where the grid is too coarse or too small to hold a region: names it.
+        The grid is too coarse or too small to hold a region: names it.
     """
     brain, gm = mni_map("brain", grid), mni_map("gm", grid)
     x, y, z = grid.mm()

@@ -61,7 +61,7 @@ def test_a_sheared_affine_is_no_obstacle():
     assert affine < 1.5
 
 
-def test_what_registration_returns_is_rigid_and_keeps_sides():
+def test_pet_transform_is_rigid_and_keeps_sides():
     visit = make_visit(8)
     mni_to_t1 = register_affine(visit.t1, 6.0)
     t1_to_pet = register_rigid(visit.t1, visit.pet, mni_to_t1, 6.0)
@@ -72,20 +72,20 @@ def test_what_registration_returns_is_rigid_and_keeps_sides():
 
 
 def test_the_same_scans_give_the_same_bytes():
-    """Also where a scan keeps the working copies of an earlier registration."""
+    """Also for a scan with cached working copies of an earlier registration."""
     visit = make_visit(9)
     first = register_affine(visit.t1, 6.0)
     one = register_rigid(visit.t1, visit.pet, first, 6.0)
     t1, pet = replace(visit.t1), replace(visit.pet)
-    assert visit.t1.kept
-    assert "kept" not in vars(t1)
+    assert visit.t1.derived
+    assert "derived" not in vars(t1)
     assert first.tobytes() == register_affine(t1, 6.0).tobytes()
     assert one.tobytes() == register_rigid(replace(t1), pet, first, 6.0).tobytes()
     assert one.tobytes() == register_rigid(visit.t1, visit.pet, first, 6.0).tobytes()
 
 
 def test_another_matrix_gives_another_brain_mask():
-    """What a scan keeps is of the very transform that made it."""
+    """The cached mask depends on the transform."""
     visit, moved = make_visit(9), np.eye(4)
     moved[0, 3] = 20
     masks = [registration._to_t1(visit.t1, visit.pet, matrix, 8.0).mask
@@ -96,7 +96,7 @@ def test_another_matrix_gives_another_brain_mask():
 
 
 def test_imports_no_nilearn():
-    """It takes a second, in every job; only who makes a map of the template needs it."""
+    """The import takes a second in every job; only template maps need it."""
     code = "import sys, resdm_suite.anatomy, resdm_suite.preprocessing.volumes; print('nilearn' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "False\n", run.stderr

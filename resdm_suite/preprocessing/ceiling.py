@@ -1,15 +1,15 @@
-"""The best estimate of a phantom's PET that its MRI and prompt allow: an upper bound of what a method can reach.
+"""The best estimate of a phantom's PET that its MRI and prompt allow: an upper bound for every method.
 
-The MRI shows a person's anatomy and tissues, and through them severity; the prompt says age and sex. Taken as known, of
-the truth, are these alone. Load, tau stage and status are not: by Bayes' rule over latent people drawn from the
+The MRI shows a person's anatomy and tissues, and through them severity; the prompt states age and sex. Of the truth,
+only these are taken as known. Load, tau stage and status are not: by Bayes' rule over latent people drawn from the
 population, p(cause | severity, age, sex) ∝ p(cause, diagnosis) p(severity | diagnosis, stage) p(age, sex | diagnosis).
-The ventricles follow from severity and age with an independent error, so they say nothing more about a cause. Nothing
-tells the amyloid tracer, the person's own uptake, white matter and resolution, so they are at their means.
+The ventricles follow from severity and age with an independent error, so they add nothing about a cause. The amyloid
+tracer, the person's own uptake, white matter and resolution cannot be known, so they are at their means.
 
-The expected uptake is rendered over the person's own tissues and deformation, at the mean resolution, without noise,
-and put on the grid as preprocessing put the PET there, through the transform that it estimated for the T1. A posterior
-mean is the estimate of least squared error. It is one but for what is not linear: the division by the reference region
-and the clipping at the end of the SUVR range.
+The expected uptake is rendered over the person's own tissues and deformation, at the mean resolution and without noise.
+It is put on the grid like a real PET, through the transform that preprocessing estimated for the T1. A posterior mean
+is the estimate of least squared error, except for what is not linear: the division by the reference region and the
+clipping at the end of the SUVR range.
 
 Nothing is trained, chosen or tuned by it, and no model sees it.
 """
@@ -40,15 +40,15 @@ from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.profiles import Config
 
 DRAWS = 200_000
-"""Latent people that stand for the population."""
+"""Number of latent people that represent the population."""
 
-_QUANTILES = 32  # of the tau stage that stand for its posterior: uptake is sigmoid in it
+_QUANTILES = 32  # of the tau stage that represent its posterior: uptake is sigmoid in it
 
 _LABELS = {"amyloid": {"18FAV45": 1 - FLORBETABEN_SHARE, "18FFBB": FLORBETABEN_SHARE}, "tau": {"18FAV1451": 1.0}}
 
 
 def draw_population(seed: int, n: int = DRAWS) -> dict[str, Any]:
-    """Latent causes of people drawn from the phantoms' population, without images.
+    """Draw latent causes of people from the phantoms' population.
 
     Returns
     -------
@@ -64,21 +64,10 @@ def draw_population(seed: int, n: int = DRAWS) -> dict[str, Any]:
 def posterior(
     population: dict[str, Any], *, severity: float, age: float, sex: str, years: float = 0.0, coupling: float = 1.0
 ) -> np.ndarray:
-    """How likely each of the population's people is the one whose MRI and prompt these are.
+    """Posterior probability of each person of a `draw_population`, given an MRI and a prompt.
 
-    Parameters
-    ----------
-    population : dict
-        From `draw_population`.
-    severity : float
-        Neurodegeneration that the MRI shows.
-    age : float
-        At this session, years.
-    sex : {"F", "M"}
-    years : float
-        Since the first session.
-    coupling : float
-        ``cohort.phantom.coupling``: otherwise severity is that of anybody.
+    ``severity`` is the neurodegeneration that the MRI shows, ``age`` that at this session, ``years`` the time since
+    the first session. With probability 1 − ``coupling`` severity is that of an independent person.
 
     Returns
     -------
@@ -103,13 +92,10 @@ def expected_pet(
     Parameters
     ----------
     config : Config
-        Of phantoms that are preprocessed.
     row : dict
-        Row of ``index.csv``.
-    population : dict
-        From `draw_population`.
-    truth : dict
-        From `read_truth`.
+        Row of ``index.csv`` of preprocessed phantoms.
+    population, truth : dict
+        From `draw_population` and `read_truth`.
 
     Returns
     -------
@@ -119,7 +105,7 @@ def expected_pet(
     Raises
     ------
     FileNotFoundError, ValueError
-        A person without truth, or with that of others.
+        A person without truth, or with the truth of other phantoms.
     """
     person = read_truth(config, row["person"])
     record = next(visit for visit in person["sessions"] if visit["session"] == row["session"])
@@ -145,7 +131,7 @@ def expected_pet(
 
 
 def _scanned(visit: Visit, maps: list[np.ndarray], world_to_mni: np.ndarray) -> list[Scan]:
-    """Maps of the anatomy grid as a scanner of mean resolution shows them, along the axes of the T1's world."""
+    """Maps of the anatomy grid at a scanner's mean resolution, along the axes of the T1's world."""
     settings = visit.settings
     voxel = np.array(settings.pet_voxel_mm)
     shape = np.ceil(visit.field_of_view(pet=True) / voxel).astype(int)
@@ -165,7 +151,7 @@ def read_truth(config: Config, name: str = "truth") -> dict[str, Any]:
     ConfigError
         A cohort of real people.
     FileNotFoundError, ValueError
-        Phantoms without their truth, or with that of others.
+        Phantoms without truth, or with the truth of other phantoms.
     """
     if config.cohort.kind != "phantom":
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The preprocessed cohort as a torch data set: a memory map of volumes, one item a session."""
+"""The preprocessed cohort as a torch data set: a memory map of volumes, one item per session."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from resdm_suite.profiles import Config
 
 
 class CohortError(ValueError):
-    """Preprocessed volumes that do not fit each other or the profile: names the file, and what to run again."""
+    """Preprocessed volumes that do not fit each other or the profile: names the file and the command to run again."""
 
 
 class CohortDataset(Dataset):
     """Sessions of one split.
 
     An item is a dictionary: ``volumes`` (3, X, Y, Z) float32 in [0, 1] (T1, amyloid, tau; zeros where a PET is
-    missing), ``present`` (2,) bool, ``age``, ``sex``, ``row`` (its place), ``person``. Items, augmentation included,
-    are a function of the profile's seed, the epoch and the index alone: a resumed training sees what it would have.
+    missing), ``present`` (2,) bool, ``age``, ``sex``, ``row`` (its position), ``person``. Items, augmentation included,
+    depend on the profile's seed, the epoch and the index alone, so a resumed training continues exactly.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class CohortDataset(Dataset):
         Reads ``volumes/index.csv`` and ``volumes/cohort.npy``.
     split : {"train", "validation", "test"}
     augment : bool
-        Shift (and flip) at random, see `augment`; as ``training.shift_voxels`` and ``training.flip`` say.
+        Shift and flip at random (see `augment`), by ``training.shift_voxels`` and ``training.flip``.
 
     Attributes
     ----------
@@ -53,28 +53,28 @@ class CohortDataset(Dataset):
             raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
         folder, again = config.volumes, "run `resdm preprocess`"
         path, self._array_path = folder / "index.csv", folder / "cohort.npy"
-        for needed in (path, self._array_path, folder / "cohort.json"):
-            if not needed.is_file():
-                raise CohortError(f"{needed}: not there; {again}")
+        for required in (path, self._array_path, folder / "cohort.json"):
+            if not required.is_file():
+                raise CohortError(f"{required}: not there; {again}")
         text = {"person": str, "session": str, "sex": str}
         index = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
         check_leakage(index, str(path))
         self._array: np.ndarray | None = None
         card = json.loads((folder / "cohort.json").read_text(encoding="utf-8"))
         grid = card["grid"]
-        expected, found = to_dict(config.preprocess.grid), self._volumes().shape
-        if grid != expected or list(found[2:]) != expected["shape"]:
+        expected, shape = to_dict(config.preprocess.grid), self._volumes().shape
+        if grid != expected or list(shape[2:]) != expected["shape"]:
             raise CohortError(
-                f"{self._array_path}: volumes of unequal grid: found {list(found[2:])} voxels ({grid['voxel_mm']:g} mm "
+                f"{self._array_path}: volumes of unequal grid: found {list(shape[2:])} voxels ({grid['voxel_mm']:g} mm "
                 f"by cohort.json), the profile's is {expected['shape']} of {expected['voxel_mm']:g} mm; {again}"
             )
         if card["settings"] != config.digest("preprocess"):
             raise CohortError(
                 f"{self._array_path}: made under other settings of preprocess than the profile's; {again}"
             )
-        if found[:2] != (len(index), 1 + len(TRACERS)):
+        if shape[:2] != (len(index), 1 + len(TRACERS)):
             raise CohortError(
-                f"{self._array_path}: holds {found[0]} sessions of {found[1]} volumes, {path.name} has {len(index)} of "
+                f"{self._array_path}: holds {shape[0]} sessions of {shape[1]} volumes, {path.name} has {len(index)} of "
                 f"{1 + len(TRACERS)}; {again}"
             )
         self._rows = np.flatnonzero(index["split"] == split)
@@ -105,31 +105,31 @@ class CohortDataset(Dataset):
         }
 
     def mri(self, index: int) -> np.ndarray:
-        """The T1 of a session as it is stored (X, Y, Z), float32, never augmented."""
+        """The stored T1 of a session (X, Y, Z), float32, never augmented."""
         return np.asarray(self._volumes()[self._rows[index], 0], dtype=np.float32)
 
     def set_epoch(self, epoch: int) -> None:
-        """Augment as in this epoch from now on."""
+        """Set the epoch that augmentation depends on."""
         self._epoch = epoch
 
     def _volumes(self) -> np.ndarray:
-        """The memory map (N, 3, X, Y, Z), float16; opened by each process for itself."""
+        """The memory map (N, 3, X, Y, Z), float16; each process opens its own."""
         if self._array is None:
             self._array = np.load(self._array_path, mmap_mode="r")
         return self._array
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_array": None}  # a memory map would travel to workers as its contents
+        return self.__dict__ | {"_array": None}  # else workers would receive the contents
 
 
 def augment(volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Generator) -> np.ndarray:
-    """One random transform of all volumes of a session alike: MRI and PETs stay registered.
+    """One random transform for all volumes of a session: MRI and PETs stay registered.
 
     Parameters
     ----------
     volumes : ndarray (C, X, Y, Z)
     shift : int
-        Translation by up to this many voxels along each axis; what comes in from outside is 0.
+        Translation by up to this many voxels along each axis; the new rim is 0.
     flip : bool
         Mirror left and right in half of the calls.
     generator : Generator
@@ -140,7 +140,7 @@ def augment(volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Ge
         A copy.
     """
     by = generator.integers(-shift, shift, 3, endpoint=True)
-    mirrored = generator.random() < 0.5  # drawn either way, so that the option changes nothing else
+    mirrored = generator.random() < 0.5  # drawn in any case, so that the option changes nothing else
     source = volumes[:, ::-1] if flip and mirrored else volumes
     moved = np.zeros(volumes.shape, dtype=volumes.dtype)
     target = [slice(max(b, 0), n + min(b, 0)) for b, n in zip(by, source.shape[1:], strict=True)]

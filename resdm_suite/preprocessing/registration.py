@@ -1,13 +1,12 @@
-"""Rigid and affine registration with SimpleITK, and the one resampling that follows.
+"""Registration by SimpleITK: T1 → MNI152 (affine) and PET → T1 (rigid).
 
-Every transform is a (4, 4) matrix between world coordinates in RAS millimetres that maps **points of the fixed
-image to points of the moving image** (as ITK does): ``mni_to_t1`` says where in the T1 a point of MNI space lies, so
-it is what resampling the T1 onto an MNI grid needs. They compose by matrix product,
-``mni_to_pet = t1_to_pet @ mni_to_t1``, and an image is interpolated once, from its native voxels to the grid.
+Every transform is a (4, 4) matrix between world coordinates in RAS millimetres that maps **points of the fixed image to
+points of the moving image**, as in ITK: ``mni_to_t1`` gives the position in the T1 of a point of MNI space, which is
+what resampling the T1 onto an MNI grid needs. They compose by matrix product, ``mni_to_pet = t1_to_pet @ mni_to_t1``,
+and an image is interpolated once, from its native voxels to the grid.
 
-The registration itself works on copies of the scans that are averaged to a few millimetres and lie along the world's
-axes, so oblique, anisotropic, left-handed or sheared storage makes no difference to it. One thread and seeded
-sampling: the same scans give the same bytes.
+The search works on copies of the scans, averaged to a few millimetres along the world's axes, so oblique, anisotropic,
+left-handed or sheared storage makes no difference. One thread and seeded sampling: the same scans give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from functools import cache, cached_property, wraps
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - its own users call it so
+import SimpleITK as sitk  # noqa: N813 - its users call it so
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
 from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
 
-sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # parallel over people instead; and sums in a fixed order
-sitk.ProcessObject.GlobalWarningDisplayOff()  # a start without overlap is tried and dropped, no cause for alarm
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # people run in parallel instead; and sums keep their order
+sitk.ProcessObject.GlobalWarningDisplayOff()  # a start without overlap is dropped
 
 COARSE_MM = 8.0
-"""Resolution at which the search starts: wide enough to find a head turned by 15 degrees."""
+"""Resolution of the first search: it finds a head rotated by 15 degrees."""
 
 FWHM_PER_VOXEL = 0.8
-"""Smoothing before sampling every ``d`` mm, as FWHM in units of ``d`` (the same as `resdm_suite.anatomy.mni_map`)."""
+"""FWHM of the smoothing before sampling, in units of the sampling distance (as in `resdm_suite.anatomy.mni_map`)."""
 
 _MARGIN_MM = 25.0  # of background around the head in a working copy
 
@@ -42,7 +41,7 @@ _SIGMA = 1 / np.sqrt(8 * np.log(2))  # of a Gaussian, per FWHM
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A volume where it lies.
+    """A volume in its own space.
 
     Parameters
     ----------
@@ -50,7 +49,7 @@ class Scan:
     affine : ndarray (4, 4)
         Voxel indices → RAS world, mm.
     frames : dict
-        How many frames were averaged to it, and with which weights; empty where it was one volume.
+        Number and weights of the frames that were averaged; empty for a single volume.
     """
 
     data: np.ndarray
@@ -58,8 +57,8 @@ class Scan:
     frames: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def kept(self) -> dict[tuple[Hashable, ...], Any]:
-        """What registration has made of this scan, see `_kept`."""
+    def derived(self) -> dict[tuple[Hashable, ...], Any]:
+        """Results of `_per_scan` functions."""
         return {}
 
 
@@ -73,17 +72,15 @@ def smooth(scan: Scan, fwhm_mm: Sequence[float] | float) -> Scan:
 
 
 def resample(scan: Scan, affine: np.ndarray, shape: tuple[int, ...], to_scan: np.ndarray | None = None) -> np.ndarray:
-    """Sample a scan on a grid: averaged to the grid's voxel size where that is coarser, then linear, once.
+    """Sample a scan on a grid: average to the grid's voxel size if that is coarser, then interpolate linearly, once.
 
     Parameters
     ----------
     scan : Scan
-    affine : ndarray (4, 4)
-        Voxels of the grid, isotropic → its world.
-    shape : tuple of int
-        Of the grid.
+    affine, shape
+        Of the grid: its isotropic voxels → its world, mm.
     to_scan : ndarray (4, 4), optional
-        The grid's world → the scan's world, mm; the same world where left out.
+        The grid's world → the scan's world, mm; by default they are the same.
 
     Returns
     -------
@@ -99,7 +96,7 @@ def resample(scan: Scan, affine: np.ndarray, shape: tuple[int, ...], to_scan: np
 
 
 def displacement(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distance in mm between where two matrices send each of ``points`` (N, 3)."""
+    """Distance in mm between the images of each of ``points`` (N, 3) under two matrices."""
     return np.linalg.norm(apply_affine(one, points) - apply_affine(other, points), axis=1)
 
 
@@ -110,7 +107,7 @@ def register_affine(t1: Scan, finest_mm: float) -> np.ndarray:
     """T1 → MNI152, 12 parameters, by mutual information inside the (slightly dilated) MNI brain.
 
     A search over rotation, shift and size at `COARSE_MM` (Powell), then gradient steps over all twelve parameters
-    down to ``finest_mm``. The mask is the template's, so scalp and neck of the T1 do not take part.
+    down to ``finest_mm``. The mask is the template's, so scalp and neck of the T1 have no influence.
 
     Returns
     -------
@@ -120,7 +117,7 @@ def register_affine(t1: Scan, finest_mm: float) -> np.ndarray:
     coarse, *finer = _levels(finest_mm)
     pair = _to_template(t1, coarse)
     centre = np.array(CENTRE_MM)
-    # where the brain's middle may be: a scan of the brain only; of the whole head; one that lies in MNI space already
+    # possible middles of the brain: in a scan of the brain only; of the whole head; in MNI space already
     middles = _centre_of_mass(pair.moving), _below_the_crown(pair.moving), centre
     start = _search(pair, [_start(sitk.Similarity3DTransform(), centre, middle - centre) for middle in middles])
     matrix = _matrix(start)
@@ -150,7 +147,7 @@ def register_rigid(t1: Scan, pet: Scan, mni_to_t1: np.ndarray, finest_mm: float)
     pair = _to_t1(t1, pet, mni_to_t1, coarse)
     middle = apply_affine(mni_to_t1, np.array(CENTRE_MM))
     field = apply_affine(pet.affine, (np.array(pet.data.shape) - 1) / 2)
-    # by the tracer's centre of mass; as stored; by the middle of the field of view
+    # by the tracer's centre of mass; by the stored coordinates; by the middle of the field of view
     shifts = _centre_of_mass(pair.moving) - middle, np.zeros(3), field - middle
     rigid = _search(pair, [_start(sitk.Euler3DTransform(), middle, shift) for shift in shifts])
     for mm in finer:
@@ -158,11 +155,11 @@ def register_rigid(t1: Scan, pet: Scan, mni_to_t1: np.ndarray, finest_mm: float)
     return _matrix(rigid)
 
 
-# ── how ───────────────────────────────────────────────────────────────────────────────────────────
+# ── images and optimiser ──────────────────────────────────────────────────────────────────────────
 
 
 class _Pair(NamedTuple):
-    """What the metric compares at one resolution."""
+    """Images that the metric compares at one resolution."""
 
     mm: float
     fixed: Scan
@@ -178,17 +175,17 @@ def _levels(finest_mm: float) -> list[float]:
     return [COARSE_MM, *levels[::-1]]
 
 
-def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a thing of a scan once and leave it with the scan: the T1's copies serve its registration and both PETs'."""
+def _per_scan(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Cache results with their scan: the T1's copies serve its own registration and that of both PETs."""
 
-    @wraps(make)
-    def kept(scan: Scan, *how: Hashable) -> Any:
-        key = (make.__name__, *how)
-        if key not in scan.kept:
-            scan.kept[key] = make(scan, *how)
-        return scan.kept[key]
+    @wraps(function)
+    def cached(scan: Scan, *arguments: Hashable) -> Any:
+        key = (function.__name__, *arguments)
+        if key not in scan.derived:
+            scan.derived[key] = function(scan, *arguments)
+        return scan.derived[key]
 
-    return kept
+    return cached
 
 
 @cache
@@ -209,7 +206,7 @@ def _to_t1(t1: Scan, pet: Scan, mni_to_t1: np.ndarray, mm: float) -> _Pair:
     return _Pair(mm, _working_copy(t1, mm), _working_copy(pet, mm), mask)
 
 
-@_kept
+@_per_scan
 def _brain_mask(t1: Scan, mm: float, mni_to_t1: tuple[tuple[float, ...], ...]) -> sitk.Image:
     """The dilated MNI brain on a T1's working copy."""
     copy = _working_copy(t1, mm)
@@ -218,22 +215,22 @@ def _brain_mask(t1: Scan, mm: float, mni_to_t1: tuple[tuple[float, ...], ...]) -
     return _image(Scan(_dilate(inside, mm), copy.affine))
 
 
-@_kept
+@_per_scan
 def _head(scan: Scan) -> tuple[float, np.ndarray, np.ndarray]:
     """Brightest tissue, and the head's first and last corner along the world's axes, mm."""
     bright = np.percentile(scan.data, 99.5)
-    found = np.argwhere(scan.data > 0.1 * bright)
-    low, high = found.min(0) - 0.5, found.max(0) + 0.5
+    inside = np.argwhere(scan.data > 0.1 * bright)
+    low, high = inside.min(0) - 0.5, inside.max(0) + 0.5
     corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
     world = apply_affine(scan.affine, corners)
     return bright, world.min(0), world.max(0)
 
 
-@_kept
+@_per_scan
 def _working_copy(scan: Scan, mm: float) -> Scan:
-    """The head of a scan at ``mm`` isotropic along the world's axes, brightest tissue at about 1, with a margin.
+    """The head of a scan at ``mm`` isotropic along the world's axes, brightest tissue at about 1.
 
-    The margin is background that belongs to the image, so that a shifted head still overlaps.
+    A margin of background belongs to the image, so that a shifted head still overlaps.
     """
     bright, start, stop = _head(scan)
     start, stop = start - _MARGIN_MM, stop + _MARGIN_MM
@@ -252,14 +249,14 @@ def _image(scan: Scan) -> sitk.Image:
     return image
 
 
-@_kept
+@_per_scan
 def _smooth_image(scan: Scan, sigma_mm: float) -> sitk.Image:
-    """The same, smoothed as a registration method does it to both its images, every time it is called."""
+    """A SimpleITK image, smoothed as a registration method would do at every call."""
     return sitk.SmoothingRecursiveGaussian(_image(scan), sigma_mm)
 
 
 def _dilate(mask: np.ndarray, mm: float) -> np.ndarray:
-    """Grown by about 5 mm, so that the brain's outline takes part."""
+    """Grown by about 5 mm, so that the metric includes the brain's outline."""
     return ndimage.binary_dilation(mask, iterations=max(1, round(5 / mm)))
 
 
@@ -268,7 +265,7 @@ def _centre_of_mass(scan: Scan) -> np.ndarray:
 
 
 def _below_the_crown(scan: Scan) -> np.ndarray:
-    """Where the brain's middle must be if the scan shows a whole head with neck: 80 mm below its top."""
+    """Middle of the brain in a scan of a whole head with neck: 80 mm below its top."""
     head = ndimage.binary_opening(scan.data > 0.15)
     if not head.any():
         return _centre_of_mass(scan)
@@ -289,12 +286,12 @@ def _matrix(transform: sitk.Transform) -> np.ndarray:
 
 
 def _powell(method: sitk.ImageRegistrationMethod) -> None:
-    """Line searches without gradients: finds large rotations where gradient steps stall (measured, tests)."""
+    """Line searches without gradients: they find large rotations at which gradient steps stall (measured)."""
     method.SetOptimizerAsPowell(10, 6, 2.0, 0.5, 1e-2)
 
 
 def _gradient_steps(method: sitk.ImageRegistrationMethod) -> None:
-    """Steps of half a millimetre and less: with steps of 2 mm one phantom in 200 was thrown off its place."""
+    """Steps of half a millimetre and less: with steps of 2 mm one phantom in 200 was lost."""
     method.SetOptimizerAsRegularStepGradientDescent(0.5, 0.01, 60, 0.75, 1e-6)
 
 
@@ -304,11 +301,11 @@ def _method(pair: _Pair, points: int = 6000) -> sitk.ImageRegistrationMethod:
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricFixedMask(pair.mask)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetMetricSamplingStrategy(method.RANDOM)  # seeded; a regular stride may fall on the same few planes
+    method.SetMetricSamplingStrategy(method.RANDOM)  # seeded; a regular stride may hit the same few planes
     voxels = np.count_nonzero(sitk.GetArrayViewFromImage(pair.mask))
     method.SetMetricSamplingPercentage(min(1.0, points / voxels), 1)
-    # Central differences: against ITK's Gaussian gradient filter the error falls by a fifth (T1, 60 phantom sessions
-    # of 6 mm: mean 1.39 → 1.12 mm, highest 2.58 → 2.02) and the time by a seventh; the images are smooth already.
+    # Central differences instead of ITK's Gaussian gradient filter: a fifth less error (T1, 60 phantom sessions of
+    # 6 mm: mean 1.39 → 1.12 mm, highest 2.58 → 2.02) and a seventh less time; the images are smooth already.
     method.MetricUseMovingImageGradientFilterOff()
     return method
 
@@ -319,7 +316,7 @@ def _optimise(
     optimiser: Callable[[sitk.ImageRegistrationMethod], None],
     points: int = 6000,
 ) -> None:
-    """Improve ``transform`` in place; it stays as it was where the optimiser ends in a worse place."""
+    """Improve ``transform`` in place; restore it if the optimiser ends at a worse value."""
     method = _method(pair, points)
     optimiser(method)
     method.SetOptimizerScalesFromPhysicalShift()
@@ -332,7 +329,7 @@ def _optimise(
 
 
 def _search(pair: _Pair, starts: Sequence[sitk.Transform]) -> sitk.Transform:
-    """From the start under which the images share most information, by Powell's method."""
+    """Improve the start of highest mutual information by Powell's method."""
     fixed, moving = _image(pair.fixed), _image(pair.moving)
 
     def value(start: sitk.Transform) -> float:
