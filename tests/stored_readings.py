@@ -11,7 +11,7 @@ from resdm_suite.evaluation.readings import COLUMNS
 from resdm_suite.profiles import Config
 
 SHIFT = -0.8
-"""Of every reading of synthetic PET, whatever it shows: an evaluator fitted on real PET does that."""
+"""Shift of every reading of synthetic PET: an evaluator fitted on real PET reads synthetic PET with a bias."""
 
 SWEEP = (60, 70, 80, 90)
 
@@ -35,7 +35,7 @@ def _probability(logit: np.ndarray) -> np.ndarray:
 def make_status(
     sources: dict[str, float], people: int = 40, folds: int = 5, seed: int = 0, target: str = "label"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``status.csv`` and ``status_folds.csv``: a source's number is the distance of the classes in deviations."""
+    """``status.csv`` and ``status_folds.csv``: ``sources`` maps each to its distance between classes (SD)."""
     rng, who, rows, trained = np.random.default_rng([seed, 1]), sessions(people, seed), [], []  # not those of the ages
     for tracer in TRACERS:
         status = (rng.uniform(size=people) < 0.55).astype(int)[who["person"].str[-4:].astype(int)]
@@ -47,44 +47,46 @@ def make_status(
                 part = part.assign(target=target, sex=np.where(who["male"] == 1, "M", "F"))
                 rows.append(part.assign(score=score, threshold=0.45 + 0.02 * fold))
                 if source in ("real", "mri", "age_sex"):
-                    held = {"fold": fold, "target": target, "source": source, "tracer": tracer}
-                    held |= {"n_train": 120, "n_held_out": 30}
+                    quality = {"fold": fold, "target": target, "source": source, "tracer": tracer}
+                    quality |= {"n_train": 120, "n_held_out": 30}
                     trained.append(
-                        held | {"held_out_auc": 0.9 - 0.01 * fold, "held_out_p": 0.001, "threshold": 0.45 + 0.02 * fold}
+                        quality
+                        | {"held_out_auc": 0.9 - 0.01 * fold, "held_out_p": 0.001, "threshold": 0.45 + 0.02 * fold}
                     )
     return pd.concat(rows, ignore_index=True)[list(COLUMNS["status"])], pd.DataFrame(trained)
 
 
 def make_sex(effect: float, people: int = 40, method: str = "ResDM", seed: int = 0) -> pd.DataFrame:
-    """``sex.csv``; ``effect`` is what the prompt's sex adds to the log odds, MRI and real PET give 0.8."""
+    """``sex.csv``; ``effect`` is added to the log odds of the prompt's sex, 0.8 to those of the person's."""
     rng, who, rows = np.random.default_rng(seed), sessions(people, seed), []
     sign = 2 * who["male"].to_numpy() - 1
     for tracer in TRACERS:
         shown = 0.8 * sign + rng.normal(size=len(who))
-        for condition, says in (("real", None), ("factual", sign), ("no_sex", 0 * sign), ("wrong_sex", -sign)):
+        for condition, prompt in (("real", None), ("factual", sign), ("no_sex", 0 * sign), ("wrong_sex", -sign)):
             noise = 0.3 * rng.normal(size=len(who))
-            logit = shown + noise + (1.5 * sign if says is None else SHIFT + effect * says)
-            said = [""] * len(who) if says is None else [{1: "M", -1: "F", 0: ""}[value] for value in says]
-            part = who[["person", "session"]].assign(source="real" if says is None else method, condition=condition)
+            logit = shown + noise + (1.5 * sign if prompt is None else SHIFT + effect * prompt)
+            stated = [""] * len(who) if prompt is None else [{1: "M", -1: "F", 0: ""}[value] for value in prompt]
+            part = who[["person", "session"]].assign(source="real" if prompt is None else method, condition=condition)
             rows.append(
-                part.assign(tracer=tracer, label=who["male"], score=_probability(logit), threshold=0.5, prompt=said)
+                part.assign(tracer=tracer, label=who["male"], score=_probability(logit), threshold=0.5, prompt=stated)
             )
     columns = ["source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"]
     return pd.concat(rows, ignore_index=True)[columns]
 
 
 def make_age(effect: float, people: int = 40, method: str = "ResDM", seed: int = 0, sweep=SWEEP) -> pd.DataFrame:
-    """``age.csv``; ``effect`` is years predicted a year prompted, beside 0.2 a year that the MRI shows."""
+    """``age.csv``; ``effect`` is years predicted per year prompted, beside 0.2 per year of the own age."""
     rng, who, rows = np.random.default_rng(seed), sessions(people, seed), []
-    own = who["age"].to_numpy()
-    other = np.roll(own, 7)
+    ages = who["age"].to_numpy()
     for tracer in TRACERS:
-        shown = 74 + 0.2 * (own - 74) + 3 * rng.normal(size=len(who))
-        said = {"factual": own, "no_age": np.full(len(who), np.nan), "shuffled_age": other}
-        said |= {f"age_{years}": np.full(len(who), float(years)) for years in sweep}
-        for condition, prompt in {"real": np.full(len(who), np.nan), **said}.items():
-            heard = np.where(np.isnan(prompt), 0.0, effect * (np.nan_to_num(prompt) - 74))
-            predicted = shown + 1.5 * rng.normal(size=len(who)) + (0.6 * (own - 74) if condition == "real" else heard)
+        shown = 74 + 0.2 * (ages - 74) + 3 * rng.normal(size=len(who))
+        prompts = {"factual": ages, "no_age": np.full(len(who), np.nan), "shuffled_age": np.roll(ages, 7)}
+        prompts |= {f"age_{years}": np.full(len(who), float(years)) for years in sweep}
+        for condition, prompt in {"real": np.full(len(who), np.nan), **prompts}.items():
+            effects = np.where(np.isnan(prompt), 0.0, effect * (np.nan_to_num(prompt) - 74))
+            predicted = (
+                shown + 1.5 * rng.normal(size=len(who)) + (0.6 * (ages - 74) if condition == "real" else effects)
+            )
             part = who[["person", "session", "age"]].assign(condition=condition, tracer=tracer, prompt_age=prompt)
             rows.append(part.assign(source="real" if condition == "real" else method, predicted=predicted))
     columns = ["source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"]
@@ -92,7 +94,7 @@ def make_age(effect: float, people: int = 40, method: str = "ResDM", seed: int =
 
 
 def make_scores(loss: dict[str, float], people: int = 40, seed: int = 0) -> pd.DataFrame:
-    """``scores.csv`` of several conditions, region ``brain``: dB that each loses against factual, by tracer alike."""
+    """``scores.csv`` of several conditions, region ``brain``: ``loss`` in dB against factual."""
     rng, who, rows = np.random.default_rng(seed), sessions(people, seed), []
     for tracer in TRACERS:
         base = rng.normal(28, 1.5, len(who))

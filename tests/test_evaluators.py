@@ -1,4 +1,4 @@
-"""The evaluators: networks against formulas, folds by person, and scores that are where they should be."""
+"""The evaluators: networks against formulas, folds by person, and tables of readings."""
 
 from __future__ import annotations
 
@@ -39,31 +39,22 @@ from resdm_suite.profiles import BrainAgeConfig, CohortConfig, EvaluationConfig,
 # ── the networks ──────────────────────────────────────────────────────────────────────────────────
 
 
-def count(network: nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters())
-
-
 def operations(network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Floating-point operations of the convolutions, two a multiplication with addition."""
-    total = 0.0
-
-    def add(module: nn.Conv3d, _: tuple, out: torch.Tensor) -> None:
-        nonlocal total
-        total += 2 * module.weight.numel() * out[0, 0].numel()
-
+    """Floating-point operations of the convolutions, two per multiplication with addition."""
+    counts = []
     for module in network.modules():
         if isinstance(module, nn.Conv3d):
-            module.register_forward_hook(add)
+            module.register_forward_hook(lambda conv, _, out: counts.append(conv.weight.numel() * out[0, 0].numel()))
     with torch.device("meta"):
         network.to("meta")(torch.empty(1, 1, *shape))
-    return total
+    return 2.0 * sum(counts)
 
 
 @pytest.mark.parametrize(("network", "parameters", "flop"), [(DSNet, 0.30e6, 14e9), (BrainAge, 0.89e6, 18e9)])
 def test_size_of_the_originals(network, parameters, flop):
     """The published networks at 128³, within 5 %."""
     made = network((128, 128, 128))
-    assert count(made) == pytest.approx(parameters, rel=0.05)
+    assert sum(weight.numel() for weight in made.parameters()) == pytest.approx(parameters, rel=0.05)
     assert operations(made, (128, 128, 128)) == pytest.approx(flop, rel=0.05)
 
 
@@ -80,15 +71,13 @@ def test_no_map_is_pooled_below_three_voxels(size, pool, dsnet, age):
         assert network.head.in_features == (2 if network.__class__ is DSNet else 1) * out[0].numel()
 
 
-def test_spatial_cosine_is_its_formula(generator):
+def test_spatial_cosine_follows_its_formula(generator):
     x = torch.randn((2, 3, 4, 5, 6), generator=generator)
-    plain = x.double().numpy()
-    both = np.concatenate([plain, plain**2 - 1], axis=1)
-    both /= np.sqrt((both**2).sum(axis=1, keepdims=True))
-    flat = both.reshape(2, -1)
-    found = spatial_cosine(x)
-    np.testing.assert_allclose(found, flat / np.sqrt((flat**2).sum(axis=1, keepdims=True)), atol=1e-6)
-    voxels = found.reshape(2, 6, -1).norm(dim=1)
+    both = np.concatenate([x.double().numpy(), x.double().numpy() ** 2 - 1], axis=1)
+    flat = (both / np.linalg.norm(both, axis=1, keepdims=True)).reshape(2, -1)
+    cosine = spatial_cosine(x)
+    np.testing.assert_allclose(cosine, flat / np.linalg.norm(flat, axis=1, keepdims=True), atol=1e-6)
+    voxels = cosine.reshape(2, 6, -1).norm(dim=1)
     np.testing.assert_allclose(voxels, 1 / np.sqrt(4 * 5 * 6), atol=1e-6)  # every voxel weighs the same
 
 
@@ -122,12 +111,12 @@ def test_youden():
     labels, scores = rng.integers(0, 2, 80), rng.normal(size=80)
     at = youden(labels, scores)
     false, true, _ = roc_curve(labels, scores)
-    found = (scores >= at)[labels == 1].mean() - (scores >= at)[labels == 0].mean()
-    assert found == pytest.approx((true - false).max())
+    index = (scores >= at)[labels == 1].mean() - (scores >= at)[labels == 0].mean()
+    assert index == pytest.approx((true - false).max())
     assert at not in scores
 
 
-def test_shifts_move_each_volume_by_itself_and_bring_in_zeros():
+def test_shifts_are_drawn_per_volume_and_padded_with_zeros():
     volumes = torch.zeros((40, 1, 7, 7, 7))
     volumes[:, 0, 3, 3, 3] = 1
     moved = shifted(volumes, 2, np.random.default_rng(0))
@@ -148,21 +137,21 @@ def test_brain_age_loses_its_mean_error_only():
     assert regressor(lambda x: x, 5, np.arange(3), ages, np.full(3, 70.0)).p == 1.0
 
 
-def test_how_sure_it_is_that_an_evaluator_knows_anything():
+def test_p_of_an_evaluator_against_chance():
     labels = np.repeat([0, 1], 4)
     sure = classifier(lambda x: x, 5, np.arange(8), labels, np.arange(8.0))
     assert (sure.quality, sure.p) == (1.0, pytest.approx(1 / 70))  # one of 8! / (4! 4!) orders
     assert classifier(lambda x: x, 5, np.arange(8), labels, np.arange(8.0)[::-1]).p == 1.0
 
 
-def test_visits_do_not_make_an_evaluator_surer():
-    """Three equal visits of everyone: as sure as one visit, where sessions as units would be surer."""
+def test_visits_do_not_lower_p():
+    """Three equal visits of everyone give the p of one visit; sessions as units would give a lower one."""
     rng, labels = np.random.default_rng(0), np.repeat([0, 1], 10)
     scores, who = labels + 0.8 * rng.normal(size=20), np.arange(20)
-    for judge, truth in ((classifier, labels), (regressor, 70.0 + 5 * labels + rng.normal(size=20))):
-        once = judge(lambda x: x, 5, who, truth, scores)
-        thrice = judge(lambda x: x, 5, np.repeat(who, 3), np.repeat(truth, 3), np.repeat(scores, 3))
-        sessions = judge(lambda x: x, 5, np.arange(60), np.repeat(truth, 3), np.repeat(scores, 3))
+    for finish, truth in ((classifier, labels), (regressor, 70.0 + 5 * labels + rng.normal(size=20))):
+        once = finish(lambda x: x, 5, who, truth, scores)
+        thrice = finish(lambda x: x, 5, np.repeat(who, 3), np.repeat(truth, 3), np.repeat(scores, 3))
+        sessions = finish(lambda x: x, 5, np.arange(60), np.repeat(truth, 3), np.repeat(scores, 3))
         assert (thrice.quality, thrice.p) == (pytest.approx(once.quality), pytest.approx(once.p))
         assert sessions.p < once.p / 2
         assert (once.n_held_out, thrice.n_held_out) == (20, 60)
@@ -175,7 +164,7 @@ def test_a_status_that_changed_between_visits_counts_in_both_classes():
 
 
 def test_both_networks_learn(generator):
-    """A planted patch and its strength are found in people not trained on."""
+    """A planted patch and its strength are found in people who were not trained on."""
     strength = torch.rand(60, generator=generator)
     volumes = 0.3 + 0.05 * torch.randn((60, 1, 12, 12, 12), generator=generator)
     volumes[:, :, 3:7, 3:7, 3:7] += 0.4 * strength[:, None, None, None, None]
@@ -196,10 +185,10 @@ CONDITIONS = {"factual": lambda age, sex: (age, sex), "no_sex": lambda age, sex:
 
 
 def make_people(root, train=14, test=4):
-    """People of whom every third has two visits; a strong load where the status is 1; status or scan missing at times.
+    """Every third person has two visits; the load is high where the status is 1; a status or scan is missing at times.
 
-    What is planted is something else. One validation person stands between; the method `copy` and the `ceiling` have
-    predictions equal to the real PET, `late` has none.
+    The planted status is another one. There is one validation person. Predictions of the method `copy` and of the
+    `ceiling` equal the real PET; `late` is unfinished.
     """
     config = make_config(
         root,
@@ -231,10 +220,10 @@ def make_people(root, train=14, test=4):
                     load = sum(masks[name] for name in SUMMARY[tracer]) * 0.4 * status
                     pet = np.clip(0.3 + load + 0.05 * rng.normal(size=GRID.shape), 0, 1) * brain
                     save(config.volumes / path, pet, suvr_range=RANGES[tracer])
-                    for condition, said in CONDITIONS.items() if split == "test" else ():
+                    for condition, prompted in CONDITIONS.items() if split == "test" else ():
                         made = save(synthetic_path(config.predictions("copy", condition), who, session, label), pet)
                         save(synthetic_path(config.predictions("ceiling"), who, session, label), pet)
-                        prompt = dict(zip(("age", "sex"), said(row["age"], row["sex"]), strict=True))
+                        prompt = dict(zip(("age", "sex"), prompted(row["age"], row["sex"]), strict=True))
                         write_json(sidecar_path(made), {"prompt": prompt})
             rows.append(row)
     for tracer in TRACERS:
@@ -267,12 +256,12 @@ def table(config, name):
 
 def test_folds_are_by_person_with_repeat_visits(config):
     train = labelled(config, "train", "amyloid", "label")
-    assert train["person"].duplicated().any(), "repeat visits are what this is about"
+    assert train["person"].duplicated().any(), "the test needs repeat visits"
     assert "sub-0002" not in set(train["person"]), "no status, no label"
     folds = draw_folds(config, train, "amyloid status")
-    held = [set(train["person"].iloc[held_out]) for _, held_out in folds]
+    people = [set(train["person"].iloc[held_out]) for _, held_out in folds]
     assert sorted(row for _, held_out in folds for row in held_out) == list(range(len(train)))
-    assert sum(map(len, held)) == len(set.union(*held)) == train["person"].nunique()
+    assert sum(map(len, people)) == len(set.union(*people)) == train["person"].nunique()
     for rows, held_out in folds:
         assert not set(train["person"].iloc[rows]) & set(train["person"].iloc[held_out])
         assert set(train["label"].iloc[held_out]) == set(train["label"].iloc[rows]) == {0, 1}
@@ -341,9 +330,9 @@ def test_status_table(config):
     assert list(scores) == list(COLUMNS["status"])
     assert len(test["label", "tau"]) == len(test["label", "amyloid"]) - 1, "a person without tau PET"
     for (target, source, tracer, _), part in scores.groupby(["target", "source", "tracer", "fold"]):
-        asked = test[target, tracer]
+        sessions = test[target, tracer]
         for column in ("person", "session", "age", "sex", "label"):
-            assert part[column].tolist() == asked[column].tolist(), (source, column)
+            assert part[column].tolist() == sessions[column].tolist(), (source, column)
     assert set(zip(scores["target"], scores["source"], strict=True)) == {
         *((target, source) for target in targets for source in SOURCES), ("planted", "posterior"),
     }, "late is not finished"  # fmt: skip
@@ -356,8 +345,8 @@ def test_status_table(config):
     assert wide[["mri", "age_sex"]].nunique().gt(4).all()
     folds = table(config, "status_folds")
     assert len(folds) == 2 * 3 * 2 * 3
-    own = scores.merge(folds, on=["fold", "target", "source", "tracer"], suffixes=("", "_fold"))
-    np.testing.assert_allclose(own["threshold"], own["threshold_fold"])
+    merged = scores.merge(folds, on=["fold", "target", "source", "tracer"], suffixes=("", "_fold"))
+    np.testing.assert_allclose(merged["threshold"], merged["threshold_fold"])
     sizes = folds.groupby(["target", "tracer"])[["n_train", "n_held_out"]].sum().sum(axis=1) / 9
     assert sizes.to_dict() == {key: len(labelled(config, "train", key[1], key[0])) for key in test}
 
@@ -365,7 +354,7 @@ def test_status_table(config):
 SOURCES = ("real", "copy", "template", "ceiling", "mri", "age_sex", "majority")
 
 
-def test_planted_status_is_the_truths_with_classifiers_of_its_own(config):
+def test_planted_status_is_the_truth_with_its_own_classifiers(config):
     truth = pd.read_csv(config.work / "truth" / "people.csv").set_index(["person", "session"])
     scores = table(config, "status").set_index(["person", "session"])
     planted = scores[scores["target"] == "planted"]
@@ -379,7 +368,7 @@ def test_planted_status_is_the_truths_with_classifiers_of_its_own(config):
 
 
 def test_the_template_is_scored_once(config, monkeypatch):
-    """Its score is the same to the last digit for everyone, whatever the batches are."""
+    """Its score is the same to the last digit for everyone, in batches of any size."""
     asked, read = [], downstream.read_volumes
 
     def spy(profile, paths):
@@ -392,12 +381,12 @@ def test_the_template_is_scored_once(config, monkeypatch):
     assert min(len(paths) for paths in asked if "template" not in paths[0].name) > 1
 
 
-def test_always_the_more_frequent_class_of_the_training_people(config):
+def test_majority_is_the_share_of_positives_among_the_training_people(config):
     scores = table(config, "status").query("source == 'majority' and target == 'label'")
     for tracer, part in scores.groupby("tracer"):
         train = labelled(config, "train", tracer, "label")
         for fold, (rows, _) in enumerate(draw_folds(config, train, f"{tracer} status")):
-            share = train.iloc[rows].groupby("person")["label"].mean().mean()  # a person once, whatever the visits
+            share = train.iloc[rows].groupby("person")["label"].mean().mean()  # each person once
             here = part[part["fold"] == fold]
             np.testing.assert_allclose(here["score"], share)
             assert ((here["score"] >= here["threshold"]) == (share >= 0.5)).all()
@@ -434,38 +423,23 @@ def test_volumes_of_other_phantoms_have_no_planted_status(tmp_path):
 
 
 def test_sex_and_age_tables(config):
-    sex, age = table(config, "sex"), table(config, "age")
-    assert list(sex) == [
-        "source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt",
-    ]  # fmt: skip
-    assert list(age) == [
-        "source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted",
-    ]  # fmt: skip
     index = read_index(config).set_index(["person", "session"])
-    for frame in (sex, age):
-        assert set(zip(frame["source"], frame["condition"], strict=True)) == {
-            ("real", "real"), ("copy", "factual"), ("copy", "no_sex"),
-        }  # fmt: skip
-        value = "score" if frame is sex else "predicted"
+    for name in ("sex", "sex_folds", "age", "age_folds"):
+        assert list(table(config, name)) == list(COLUMNS[name])
+    sex, age = table(config, "sex"), table(config, "age")
+    for frame, value in ((sex, "score"), (age, "predicted")):
+        pairs = set(zip(frame["source"], frame["condition"], strict=True))
+        assert pairs == {("real", "real"), ("copy", "factual"), ("copy", "no_sex")}
         wide = frame.pivot_table(index=["tracer", "person", "session"], columns="condition", values=value)
         np.testing.assert_array_equal(wide["real"], wide["no_sex"])
-    own = index.loc[list(zip(sex["person"], sex["session"], strict=True))]
-    assert (own["sex"].eq("M").to_numpy() == sex["label"]).all()
-    said = sex["prompt"].where(sex["condition"] == "factual")
-    pd.testing.assert_series_equal(sex["prompt"], said)  # nothing is said to real PET, nor under no_sex
-    assert (said.dropna().to_numpy() == own["sex"].to_numpy()[said.notna()]).all()
-    asked = age[age["condition"] != "real"]
-    assert asked["prompt_age"].tolist() == asked["age"].tolist()
-    assert age.loc[age["condition"] == "real", "prompt_age"].isna().all()
-    assert set(table(config, "sex_folds")) == {
-        "tracer",
-        "n_train",
-        "n_held_out",
-        "held_out_auc",
-        "held_out_p",
-        "threshold",
-    }
-    assert set(table(config, "age_folds")) == {"tracer", "n_train", "n_held_out", "held_out_r", "held_out_p", "bias"}
+    people = index.loc[list(zip(sex["person"], sex["session"], strict=True))]
+    assert (people["sex"].eq("M").to_numpy() == sex["label"]).all()
+    factual = (sex["condition"] == "factual").to_numpy()
+    assert (sex["prompt"][factual].to_numpy() == people["sex"][factual].to_numpy()).all()
+    assert sex["prompt"][~factual].isna().all()  # no prompt for real PET, and no sex under no_sex
+    synthetic = age["condition"] != "real"
+    assert age["prompt_age"][synthetic].tolist() == age["age"][synthetic].tolist()
+    assert age["prompt_age"][~synthetic].isna().all()
 
 
 def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_path, monkeypatch):
@@ -497,7 +471,7 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
         again(config, scans=None)
 
 
-def test_what_cannot_be_done_is_said(tmp_path):
+def test_faults_of_the_cohort_are_named(tmp_path):
     config = make_people(tmp_path)
     many = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, folds=9))
     with pytest.raises(ValueError, match=r"index\.csv: amyloid status: 6 and 7 training people .* 9 folds; set a"):

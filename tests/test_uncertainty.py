@@ -356,7 +356,7 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
 def test_a_profile_needs_two_samples(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("cohort: {kind: other}\nuncertainty: {samples: 1}\n")
-    with pytest.raises(ConfigError, match=r"uncertainty\.samples is 1; a standard deviation needs 2 or more"):
+    with pytest.raises(ConfigError, match=r"uncertainty\.samples is 1; expected at least 2"):
         load_config(path)
     path.write_text("cohort: {kind: other}\nuncertainty: {samples: 2}\n")
     assert load_config(path).uncertainty == dataclasses.replace(UncertaintyConfig(), samples=2)
