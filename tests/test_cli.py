@@ -127,7 +127,6 @@ def test_an_unknown_method_is_refused(profile, command, capsys):
 @pytest.mark.parametrize("words", [
     "", "dance", "manifest dicom", "preprocess --jobs many", "predict --split tests",
     "synthesise x.nii.gz", "synthesise x.nii.gz --model m --out o --age old",
-    "synthesise --model m --out o", "synthesise x.nii.gz --manifest t.csv --model m --out o",
     "synthesise x.nii.gz --model m --out o --sex F --sex M", "synthesise x.nii.gz --model m --out o --sex FM",
     "synthesise x.nii.gz --model m --out o --samples 0", "model", "model show", "model push folder",
     "predict small --shard 0/2", "predict small --shard 3/2", "predict small --shard 2", "predict small --shard -1/2",
@@ -195,6 +194,21 @@ def test_methods_and_conditions_reach_the_pipeline(profile, monkeypatch, capsys)
 
 
 # ── one MRI ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("scans", [[], ["x.nii.gz", "--manifest", "t.csv"]], ids=["none", "both"])
+def test_synthesise_needs_one_mri_or_a_table(scans, capsys):
+    assert cli.main(["synthesise", *scans, "--model", "m", "--out", "o"]) == 2
+    assert "expected either T1w.nii.gz or --manifest" in capsys.readouterr().err
+
+
+def test_every_command_shows_an_example_that_it_accepts(capsys):
+    for name, (_, example, _, _) in cli.COMMANDS.items():
+        with pytest.raises(SystemExit) as done:
+            cli.main([*name.split(), "--help"])
+        assert done.value.code == 0
+        assert f"Example: resdm {name}" in capsys.readouterr().out
+        cli._parser().parse_args([*name.split(), *example.split()])
 
 
 def test_synthesise_one_mri(model, scan, preprocessed, tmp_path, capsys):

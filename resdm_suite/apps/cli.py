@@ -1,12 +1,13 @@
-"""The command line: ``resdm <command>``.
+"""The command line: ``resdm COMMAND``.
 
-Heavy packages are imported by the command that needs them: ``resdm --help`` and ``resdm check`` answer at once, where
-torch, open_clip and nilearn together take seconds.
+Each command imports the packages that it needs: ``resdm --help`` and ``resdm check`` answer at once, where open_clip,
+nilearn and SimpleITK together take seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0; argparse uses 2 for the same."""
 
+COMMANDS: dict[str, tuple[str, str, str | Callable[..., Any], tuple]] = {}
+"""Name → help, example, what to run, arguments. What runs is a function, or the place of one to import on use."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -33,30 +37,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0: done; 2: bad input, said in a line on standard error; 1: anything unexpected, with its traceback.
+        0: done; 2: bad input, with one line on standard error; 1: an unexpected error, with its traceback.
     """
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    command, run = options.pop("command"), options.pop("run")
+    options.pop("action", None)
     try:
-        options.run(options)
+        if "profile" in options:
+            options["config"] = load_config(options.pop("profile"))
+        if isinstance(run, str):
+            module, _, name = run.partition(":")
+            run = getattr(importlib.import_module(f"resdm_suite.{module}"), name)
+        result = run(**options)
+        if result is not None:
+            print(result)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if _is_ours(error):
-            print(f"resdm {options.command}: {error}", file=sys.stderr)
+        if _is_deliberate(error):
+            print(f"resdm {command}: {error}", file=sys.stderr)
             return BAD_INPUT
         traceback.print_exc()
         return UNEXPECTED
     return 0
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether an error is one that this package raises on purpose, to tell a person what to mend."""
+def _is_deliberate(error: Exception) -> bool:
+    """Whether this package raised an error on purpose, about its input."""
     if type(error).__module__.startswith("resdm") or isinstance(error, FileNotFoundError):
         return True
     if not isinstance(error, ValueError):
         return False
-    # One that a library raises, or Python itself, is a fault of this package: its text helps nobody to mend the input.
+    # A ValueError of Python or of a library is a fault of this package: its text does not help to correct the input.
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
     return frame.f_globals.get("__name__", "").startswith("resdm") and line.startswith("raise")
@@ -66,115 +79,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="resdm", description="Synthesise amyloid and tau PET from MRI: the suite of Ou et al., IJCAI 2024."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    commands, actions = parser.add_subparsers(dest="command", required=True, metavar="command"), None
+    for name, (text, example, run, arguments) in COMMANDS.items():
+        if name.startswith("model ") and actions is None:
+            models = commands.add_parser("model", help="show, push or pull a model folder")
+            actions = models.add_subparsers(dest="action", required=True, metavar="action")
+        group = actions if name.startswith("model ") else commands
+        long, epilog = f"{text[0].upper()}{text[1:]}.", f"Example: resdm {name} {example}"
+        sub = group.add_parser(name.removeprefix("model "), help=text, description=long, epilog=epilog)
+        for flags, options in arguments:
+            sub.add_argument(*flags, **options)
         sub.set_defaults(run=run)
-        return sub
-
-    def profile(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("profile", nargs="?", default="phantom", help="name or path of a YAML file (default: phantom)")
-
-    def methods(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("method", nargs="*", help="names of methods in the profile (default: all)")
-
-    def jobs(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--jobs", type=int, default=1, help="people at a time; -1: as many as cores (default: 1)")
-
-    def quiet(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--quiet", action="store_true", help="no progress bar")
-
-    sub = command("phantom", _phantom, "write the phantom cohort as a BIDS dataset")
-    profile(sub), jobs(sub), quiet(sub)
-
-    sub = command("manifest", _manifest, "list the sessions of a source, with their split, in manifest.csv")
-    sub.add_argument("source", choices=SOURCES, help="how the data lie")
-    profile(sub), quiet(sub)
-    sub.add_argument("--root", type=Path, metavar="PATH", help="the data set, or the table of csv (default: profile's)")
-    sub.add_argument("--tables", type=Path, metavar="FOLDER", help="adni: the study's tables (default: the profile's)")
-    sub.add_argument("--draw-split", action="store_true", help="csv, released: draw a split where the source has one")
-    sub.add_argument("--download", action="store_true", help="openneuro: fetch what is missing of the manifest's scans")
-    sub.add_argument("--jobs", type=_positive, default=4, help="connections of the download at a time (default: 4)")
-    sub.add_argument("--url", metavar="URL", help="of the bucket of the download, if it is a mirror")
-
-    sub = command("preprocess", _preprocess, "register and scale every scan of the manifest onto the profile's grid")
-    profile(sub), jobs(sub), quiet(sub)
-
-    sub = command("qc", _qc, "measure and draw every preprocessed session: qc.csv, and a page to look through")
-    profile(sub), jobs(sub), quiet(sub)
-
-    sub = command("train", _train, "train methods, or go on where a training was stopped")
-    profile(sub), methods(sub), quiet(sub)
-
-    sub = command("predict", _predict, "synthesise and score the people of a split with trained methods")
-    profile(sub), methods(sub), quiet(sub)
-    sub.add_argument("--condition", action="append", help="what the prompt says; may be repeated (default: factual)")
-    sub.add_argument("--split", default="test", choices=["test", "validation", "train"])
-    sub.add_argument(
-        "--shard",
-        type=_shard,
-        default=(1, 1),
-        metavar="I/N",
-        help="make the I-th of N parts of the people, unscored; when all are made, run without it to score",
-    )
-
-    sub = command("ceiling", _ceiling, "estimate test people's PET from the phantoms' truth: what no method can pass")
-    profile(sub), quiet(sub)
-
-    sub = command("sample", _sample, "draw several samples of validation and test people, to judge their spread")
-    profile(sub), quiet(sub)
-
-    sub = command("evaluators", _evaluators, "fit the evaluators of status, sex and age on real PET of training people")
-    profile(sub), quiet(sub)
-
-    sub = command("synthesise", _synthesise, "make both PETs of one person, or of a table, from T1-weighted MRI")
-    scans = sub.add_mutually_exclusive_group(required=True)
-    scans.add_argument("t1w", type=Path, nargs="?", metavar="T1w.nii.gz")
-    scans.add_argument("--manifest", type=Path, metavar="table.csv", help="person, t1w; session, age, sex where known")
-    sub.add_argument("--age", type=float, action=_Once, help="years at scan; left out of the prompt where not given")
-    sub.add_argument("--sex", choices=SEXES, action=_Once, help="left out of the prompt where not given")
-    sub.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM")
-    sub.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    sub.add_argument("--samples", type=_positive, default=4, help="whose mean is written (default: 4)")
-    sub.add_argument("--seed", type=int, help="of the noise (default: the model's)")
-    sub.add_argument("--steps", type=_positive, help="of sampling (default: the model's)")
-    sub.add_argument(
-        "--allow-phantom-model",
-        action="store_true",
-        help="let a model that has seen phantoms only take a real MRI; every output says so",
-    )
-    sub.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    sub.add_argument("--json", action="store_true", help="print one JSON object, no progress bar")
-
-    sub = command("model", lambda options: options.act(options), "show, push or pull a model folder")
-    acts = sub.add_subparsers(dest="act_name", required=True, metavar="action")
-    act = acts.add_parser("show", help="print its card")
-    act.set_defaults(act=_model_show)
-    act.add_argument("folder", type=Path)
-    act = acts.add_parser("push", help="upload it to the Hugging Face Hub, with the token of `hf auth login`")
-    act.set_defaults(act=_model_push)
-    act.add_argument("folder", type=Path)
-    act.add_argument("repository", metavar="user/name")
-    act.add_argument("--public", action="store_true", help="for everybody to see (default: private)")
-    act = acts.add_parser("pull", help="download one from the Hugging Face Hub")
-    act.set_defaults(act=_model_pull)
-    act.add_argument("repository", metavar="user/name")
-    act.add_argument("folder", type=Path)
-    act.add_argument("--revision", help="branch, tag or commit (default: main)")
-
-    sub = command("cost", _cost, "time a second of each kind of work and tell what `make reproduce` will take here")
-    profile(sub)
-    sub.add_argument("--cores", type=_positive, help="that Snakemake is given (default: all)")
-
-    profile(command("report", _report, "tie all that a profile has made into pages to look through"))
-    profile(command("check", _check, "read a profile strictly and say what it holds and what is there already"))
-    command("version", _version, "print the version")
     return parser
 
 
+def _command(name: str, text: str, example: str, run: str | Callable[..., Any], *arguments: tuple) -> None:
+    COMMANDS[name] = text, example, run, arguments
+
+
+def _argument(*flags: str, **options: Any) -> tuple:
+    return flags, options
+
+
 class _Once(argparse.Action):
-    """A value that may be given once: argparse would take the last of two without a word."""
+    """An option that may be given once: argparse takes the last of two silently."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: Any) -> None:
         if getattr(namespace, self.dest) is not None:
@@ -192,40 +120,43 @@ def _positive(text: str) -> int:
 def _shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part: expected I/N with 1 ≤ I ≤ N, such as 2/4")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with 1 ≤ I ≤ N, such as 2/4")
     return int(part), int(parts)
 
 
-def _phantom(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
-    from resdm_suite.cohorts.phantom import write_phantoms
-
-    print(write_phantoms(config, jobs=options.jobs, progress=not options.quiet))
+# ── commands of more than one call ────────────────────────────────────────────────────────────────
 
 
-def _manifest(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
-    if options.download and options.source != "openneuro":
-        raise ConfigError(f"--download fetches openneuro's data only; the source is {options.source}")
-    if options.tables is not None:
-        config = replace(config, cohort=replace(config.cohort, tables=str(options.tables.absolute())))
+def _manifest(
+    config: Config,
+    source: str,
+    root: Path | None,
+    tables: Path | None,
+    draw_split: bool,
+    download: bool,
+    jobs: int,
+    url: str | None,
+    progress: bool,
+) -> Path:
+    if download and source != "openneuro":
+        raise ConfigError(f"--download fetches openneuro's data only; the source is {source}")
+    if tables is not None:
+        config = replace(config, cohort=replace(config.cohort, tables=str(tables.absolute())))
     from resdm_suite.cohorts.assembly import find_sessions, make_manifest
 
-    if options.download:
-        from resdm_suite.cohorts.readers.openneuro import download
+    if download:
+        from resdm_suite.cohorts.readers.openneuro import download as fetch
 
-        address = {"url": options.url} if options.url else {}
-        root = config.source_root if options.root is None else options.root
-        n = download(config, root, jobs=options.jobs, progress=not options.quiet, **address)
-        print(f"{n} files downloaded to {root}")
-    found = find_sessions(config, options.root, options.source, draw=options.draw_split)
+        folder, mirror = root or config.source_root, {"url": url} if url else {}
+        print(f"{fetch(config, folder, jobs=jobs, progress=progress, **mirror)} files downloaded to {folder}")
+    found = find_sessions(config, root, source, draw=draw_split)
     print("\n".join(_flow(found)))
-    make_manifest(config, options.root, options.source, found=found)
-    print(config.manifest)
+    make_manifest(config, root, source, found=found)
+    return config.manifest
 
 
 def _flow(found: Cohort) -> list[str]:
-    """The flow table, who was left out by reason with the first of each, and where the rest is told."""
+    """The flow table, and the first sessions that were left out for each reason."""
     lines = [found.flow.to_string(index=False, justify="right")]
     for reason, rows in found.left_out.groupby("reason", sort=False):
         first = ", ".join(f"{row.person} {row.session}" for row in rows.head(2).itertuples())
@@ -235,142 +166,92 @@ def _flow(found: Cohort) -> list[str]:
     return lines
 
 
-def _preprocess(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
+def _preprocess(config: Config, **options: Any) -> str:
     from resdm_suite.preprocessing.volumes import preprocess
 
-    index = preprocess(config, jobs=options.jobs, progress=not options.quiet)
-    print(f"{len(index)} sessions of {index['person'].nunique()} people in {config.volumes}")
+    index = preprocess(config, **options)
+    return f"{len(index)} sessions of {index['person'].nunique()} people in {config.volumes}"
 
 
-def _qc(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
+def _qc(config: Config, **options: Any) -> str:
     from resdm_suite.reporting.qc import write_qc
 
-    table = write_qc(config, jobs=options.jobs, progress=not options.quiet)
-    print(f"{len(table)} sessions, {(table['flags'] != '').sum()} flagged: {config.work / 'qc' / 'index.html'}")
+    table = write_qc(config, **options)
+    return f"{len(table)} sessions, {(table['flags'] != '').sum()} flagged: {config.work / 'qc' / 'index.html'}"
 
 
-def _methods(options: argparse.Namespace) -> tuple[Config, list[str]]:
-    config = load_config(options.profile)
-    return config, [name for name in options.method or config.methods if config.method(name)]  # all known, or an error
+def _names(config: Config, methods: list[str]) -> list[str]:
+    return [name for name in methods or config.methods if config.method(name)]  # an error for an unknown one
 
 
-def _train(options: argparse.Namespace) -> None:
-    config, names = _methods(options)
+def _train(config: Config, method: list[str], progress: bool) -> None:
+    names = _names(config, method)
     from resdm_suite.apps.training import train_method
 
     for name in names:
-        print(train_method(config, name, progress=not options.quiet))
+        print(train_method(config, name, progress=progress))
 
 
-def _predict(options: argparse.Namespace) -> None:
-    config, names = _methods(options)
+def _predict(config: Config, method: list[str], condition: list[str] | None, **options: Any) -> None:
+    names = _names(config, method)
     from resdm_suite.apps.synthesis import synthesise_method
 
     for name in names:
-        for condition in options.condition or ["factual"]:
-            chosen = {"split": options.split, "shard": options.shard, "progress": not options.quiet}
-            print(synthesise_method(config, name, condition, **chosen))
+        for one in condition or ["factual"]:
+            print(synthesise_method(config, name, one, **options))
 
 
-def _ceiling(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
-    from resdm_suite.apps.ceiling import synthesise_ceiling
-
-    print(synthesise_ceiling(config, progress=not options.quiet))
-
-
-def _sample(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
-    from resdm_suite.apps.synthesis import sample_method
-
-    print(sample_method(config, progress=not options.quiet))
-
-
-def _evaluators(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
-    from resdm_suite.evaluation.downstream import fit_evaluators
-
-    print(fit_evaluators(config, progress=not options.quiet))
-
-
-def _synthesise(options: argparse.Namespace) -> None:
-    if options.manifest is not None and (options.age is not None or options.sex is not None):
+def _synthesise(
+    t1w: Path | None,
+    manifest: Path | None,
+    age: float | None,
+    sex: str | None,
+    model: Path,
+    out: Path,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    if (t1w is None) == (manifest is None):
+        raise ConfigError("expected either T1w.nii.gz or --manifest")
+    if manifest is not None and (age is not None or sex is not None):
         raise ConfigError("--age and --sex are of one MRI; with --manifest they are columns of the table")
     from resdm_suite.apps.model_folder import load_card
     from resdm_suite.apps.single_scan import ScanError, peak_memory_bytes, synthesise_scan, synthesise_scans
 
     start = time.perf_counter()
-    asked = {
-        "samples": options.samples,
-        "seed": options.seed,
-        "steps": options.steps,
-        "allow_phantom_model": options.allow_phantom_model,
-        "progress": not (options.quiet or options.json),
-    }
-    said, failed = {}, []
-    if options.manifest is not None:
-        rows = synthesise_scans(options.manifest, options.model, options.out, **asked).to_dict("records")
-        failed = [row for row in rows if row["status"] == "failed"]
-        said["scans"] = rows
+    options["progress"] = not (quiet or as_json)
+    rows: list[dict[str, Any]] = []
+    if manifest is not None:
+        rows = synthesise_scans(manifest, model, out, **options).to_dict("records")
+        results: dict[str, Any] = {"scans": rows}
         lines = [f"{row['status']}: {row['person']} {row['session']}".rstrip() for row in rows]
     else:
-        files = synthesise_scan(options.t1w, options.model, options.out, age=options.age, sex=options.sex, **asked)
-        said["files"] = {name: str(path) for name, path in files.items()}
+        files = synthesise_scan(t1w, model, out, age=age, sex=sex, **options)
+        results = {"files": {name: str(path) for name, path in files.items()}}
         lines = [f"{name}: {path}" for name, path in files.items()]
-    notice, memory = load_card(options.model).notice, peak_memory_bytes()
-    said = {"notice": notice} | said
-    said |= {"seconds": round(time.perf_counter() - start, 1), "peak_memory_bytes": memory}
-    if options.json:
-        print(json.dumps(said, indent=2, ensure_ascii=False))
-    elif not options.quiet:
-        print("\n".join([notice, *lines, f"{said['seconds']:.0f} s, peak memory {memory / 2**30:.2f} GiB"]))
+    notice, memory, seconds = load_card(model).notice, peak_memory_bytes(), time.perf_counter() - start
+    if as_json:
+        record = {"notice": notice, **results, "seconds": round(seconds, 1), "peak_memory_bytes": memory}
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+    elif not quiet:
+        print("\n".join([notice, *lines, f"{seconds:.0f} s, peak memory {memory / 2**30:.2f} GiB"]))
+    failed = [row for row in rows if row["status"] == "failed"]
     if failed:
         reasons = "\n".join(f"  {row['person']} {row['session']}: {row['message']}" for row in failed)
         raise ScanError(
-            f"{len(failed)} of {len(rows)} scans failed:\n{reasons}\nthe others are done; mend these and run it again"
+            f"{len(failed)} of {len(rows)} scans failed:\n{reasons}\nthe others are done; correct these and run again"
         )
 
 
-def _model_show(options: argparse.Namespace) -> None:
-    from resdm_suite.apps.model_card import show
-
-    print(show(options.folder))
-
-
-def _model_push(options: argparse.Namespace) -> None:
-    from resdm_suite.apps.hub import push
-
-    print(push(options.folder, options.repository, private=not options.public))
-
-
-def _model_pull(options: argparse.Namespace) -> None:
-    from resdm_suite.apps.hub import pull
-
-    print(pull(options.repository, options.folder, revision=options.revision))
-
-
-def _report(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
-    from resdm_suite.reporting.site import write_report
-
-    print(write_report(config))
-
-
-def _cost(options: argparse.Namespace) -> None:
-    config = load_config(options.profile)
+def _cost(config: Config, cores: int | None) -> str:
     from joblib import cpu_count
 
     from resdm.cpu_runtime import on_this_machine
     from resdm_suite.apps.cost import device_of, report, stages
 
-    cores = options.cores or cpu_count()
-    print(report(list(stages(config, cores)), f"{on_this_machine(device_of(config))}, {cores} core{'s' * (cores > 1)}"))
-
-
-def _check(options: argparse.Namespace) -> None:
-    print("\n".join(_summary(load_config(options.profile))))
+    cores = cores or cpu_count()
+    return report(list(stages(config, cores)), f"{on_this_machine(device_of(config))}, {cores} core{'s' * (cores > 1)}")
 
 
 def _summary(config: Config) -> list[str]:
@@ -388,9 +269,72 @@ def _summary(config: Config) -> list[str]:
     ]
 
 
-def _version(options: argparse.Namespace) -> None:
-    print(__version__)
+# ── the commands and their arguments ──────────────────────────────────────────────────────────────
 
+PROFILE = _argument("profile", nargs="?", default="phantom", help="name or path of a YAML file (default: phantom)")
+METHODS = _argument("method", nargs="*", help="methods of the profile (default: all)")
+JOBS = _argument("--jobs", type=int, default=1, help="people at a time; -1: one per core (default: 1)")
+QUIET = _argument("--quiet", dest="progress", action="store_false", help="show no progress bar")
+FOLDER = _argument("folder", type=Path, help="model folder")
+REPOSITORY = _argument("repository", metavar="user/name", help="repository of the Hugging Face Hub")
+
+# fmt: off
+_command("phantom", "generate the phantom cohort as a BIDS dataset", "smoke --jobs -1",
+         "cohorts.phantom:write_phantoms", PROFILE, JOBS, QUIET)
+_command("manifest", "list the sessions of a source, with their split, in manifest.csv", "openneuro dlbs --download",
+         _manifest, _argument("source", choices=SOURCES, help="layout of the data"), PROFILE, QUIET,
+         _argument("--root", type=Path, metavar="PATH", help="dataset, or table of csv (default: the profile's)"),
+         _argument("--tables", type=Path, metavar="FOLDER", help="adni: the study's tables (default: the profile's)"),
+         _argument("--draw-split", action="store_true", help="csv, released: draw a split even if the source has one"),
+         _argument("--download", action="store_true", help="openneuro: fetch the missing scans first"),
+         _argument("--jobs", type=_positive, default=4, help="parallel connections of the download (default: 4)"),
+         _argument("--url", metavar="URL", help="mirror of the download's bucket"))
+_command("preprocess", "register and scale every scan of the manifest onto the profile's grid", "adni --jobs 8",
+         _preprocess, PROFILE, JOBS, QUIET)
+_command("qc", "measure and draw every preprocessed session: qc.csv, and a page of pictures", "adni --jobs 8",
+         _qc, PROFILE, JOBS, QUIET)
+_command("train", "train methods, or continue interrupted trainings", "phantom ResDM linear",
+         _train, PROFILE, METHODS, QUIET)
+_command("predict", "synthesise and score the people of a split with trained methods",
+         "phantom ResDM --condition no_age", _predict, PROFILE, METHODS, QUIET,
+         _argument("--condition", action="append", help="content of the prompt; may be repeated (default: factual)"),
+         _argument("--split", default="test", choices=["test", "validation", "train"]),
+         _argument("--shard", type=_shard, default=(1, 1), metavar="I/N",
+                   help="make part I of N of the people, unscored; when all are made, run without it to score"))
+_command("ceiling", "estimate the test people's PET from the phantoms' truth: an upper bound for every method",
+         "phantom", "apps.ceiling:synthesise_ceiling", PROFILE, QUIET)
+_command("sample", "draw several samples of validation and test people, to evaluate their spread", "phantom",
+         "apps.synthesis:sample_method", PROFILE, QUIET)
+_command("evaluators", "fit the evaluators of status, sex and age on real PET of training people", "phantom",
+         "evaluation.downstream:fit_evaluators", PROFILE, QUIET)
+_command("synthesise", "synthesise both PETs of one person, or of a table, from T1-weighted MRI",
+         "T1w.nii.gz --age 74 --sex F --model work/adni/models/ResDM --out out", _synthesise,
+         _argument("t1w", type=Path, nargs="?", metavar="T1w.nii.gz"),
+         _argument("--manifest", type=Path, metavar="CSV", help="many MRIs: person, t1w; optional session, age, sex"),
+         _argument("--age", type=float, action=_Once, help="years at scan; without it, the prompt has no age"),
+         _argument("--sex", choices=SEXES, action=_Once, help="without it, the prompt has no sex"),
+         _argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM"),
+         _argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder"),
+         _argument("--samples", type=_positive, default=4, help="samples; their mean is written (default: 4)"),
+         _argument("--seed", type=int, help="seed of the noise (default: the model's)"),
+         _argument("--steps", type=_positive, help="sampling steps (default: the model's)"),
+         _argument("--allow-phantom-model", action="store_true",
+                   help="use a model of phantoms for a real MRI; every output says so"),
+         _argument("--quiet", action="store_true", help="print errors only"),
+         _argument("--json", dest="as_json", action="store_true", help="print one JSON object, no progress bar"))
+_command("model show", "print the model card", "work/phantom/models/ResDM", "apps.model_card:show", FOLDER)
+_command("model push", "upload a model to the Hugging Face Hub, with the token of `hf auth login`",
+         "work/phantom/models/ResDM user/resdm-phantom", "apps.hub:push", FOLDER, REPOSITORY,
+         _argument("--public", dest="private", action="store_false", help="visible to everybody (default: private)"))
+_command("model pull", "download a model from the Hugging Face Hub", "user/resdm-phantom models/resdm", "apps.hub:pull",
+         REPOSITORY, FOLDER, _argument("--revision", help="branch, tag or commit (default: main)"))
+_command("cost", "time a second of each kind of work, and estimate the time of `make reproduce`", "adni --cores 8",
+         _cost, PROFILE, _argument("--cores", type=_positive, help="cores for Snakemake (default: all)"))
+_command("report", "build web pages of all results of a profile", "phantom", "reporting.site:write_report", PROFILE)
+_command("check", "validate a profile, and list its settings and the files that exist", "mine",
+         lambda config: "\n".join(_summary(config)), PROFILE)
+_command("version", "print the version", "", lambda: __version__)
+# fmt: on
 
 if __name__ == "__main__":
     sys.exit(main())
