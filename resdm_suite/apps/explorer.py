@@ -171,10 +171,8 @@ class ExplorerModel:
         kinds = {"mean": scene.pet, "change": scene.change}
         volumes = {f"trc-{t}_desc-{kind}_pet": by[t] for kind, by in kinds.items() for t in by} | {"T1w": scene.mri}
         for entity, volume in volumes.items():
-            image = scene.grid.image(volume.astype(np.float32))
-            image.header["descrip"] = card.notice.encode("ascii", "replace")[:79]
-            with atomic(folder / f"{stem}_space-MNI152_{entity}.nii.gz") as temporary:
-                nib.save(image, temporary)
+            path = folder / f"{stem}_space-MNI152_{entity}.nii.gz"
+            self.model.save(path, scene.grid.image(volume.astype(np.float32)))
         with atomic(folder / "views.png") as temporary:
             temporary.write_bytes(picture)
         age, sex = self.factual_prompt(request.source)

@@ -192,12 +192,15 @@ class Model:
             "intensity": {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])},
         }
 
-    def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
-        """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar: with the sidecar, both are complete."""
-        image = self.grid.image(pet.astype(np.float32))
+    def save(self, path: Path, image: nib.Nifti1Image) -> None:
+        """An image with the card's notice in its header."""
         image.header["descrip"] = self.card.notice.encode("ascii", "replace")[:79]
         with atomic(path) as temporary:
             nib.save(image, temporary)
+
+    def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
+        """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar: with the sidecar, both are complete."""
+        self.save(path, self.grid.image(pet.astype(np.float32)))
         write_json(sidecar_path(path), sidecar)
 
 

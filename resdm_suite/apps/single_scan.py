@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from resdm.batch import TRACERS
 from resdm.cpu_runtime import set_up
-from resdm.io import atomic, sha256, write_csv, write_json
+from resdm.io import sha256, write_csv, write_json
 from resdm.settings import check_person
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import ModelCard, load_card
@@ -98,12 +98,9 @@ def synthesise_scan(
 
     Raises
     ------
-    SynthesisError, CheckpointError
-        A phantom-trained model without permission; a model folder that cannot be used.
-    VolumeError, FileNotFoundError
-        An MRI that cannot be used or does not exist.
-    ValueError
-        An impossible age or sex, or less than one sample.
+    ValueError, FileNotFoundError
+        A model that cannot be used or is not allowed (`SynthesisError`, `CheckpointError`); an MRI that cannot be used
+        (`VolumeError`) or does not exist; an impossible age, sex or number of samples.
     """
     check_person(age, sex, "prompt")
     _, sampler = _prepare(model, samples, seed, steps, allow_phantom_model)
@@ -192,11 +189,8 @@ def _write_native(
         volume, units = to_suvr(volume, preprocess.suvr_range[tracer]), "SUVR"
         if preprocess.mask:
             volume = np.where(mni_map("brain", model.grid), volume, 0)
-    image = to_native(volume, model.grid, np.array(mni_to_t1), t1w)
-    image.header["descrip"] = model.card.notice.encode("ascii", "replace")[:79]
     path = mni.with_name(mni.name.replace("_space-MNI152_", "_space-T1w_"))
-    with atomic(path) as temporary:
-        nib.save(image, temporary)
+    model.save(path, to_native(volume, model.grid, np.array(mni_to_t1), t1w))
     sidecar = json.loads(sidecar_path(mni).read_text(encoding="utf-8"))
     sidecar |= {"units": units, "space": "T1w", "interpolation": "linear, once, from the model's grid"}
     write_json(sidecar_path(path), sidecar)
