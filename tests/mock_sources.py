@@ -108,33 +108,11 @@ _TAU_SIDECAR = {
     "ReconMethodParameterLabels": ["subsets", "iterations"],
 }  # fmt: skip
 _DLBS_COLUMNS = [
-    "participant_id",
-    "AgeCog_W1",
-    "AgeMRI_W1",
-    "AgePETAmy_W1",
-    "AgeCog_W2",
-    "AgeMRI_W2",
-    "AgePETAmy_W2",
-    "AgePETTau_W2",
-    "AgeCog_W3",
-    "AgeMRI_W3",
-    "AgePETAmy_W3",
-    "AgePETTau_W3",
-    "Sex",
-    "Race",
-    "Ethnicity",
-    "EduYrsEstCap",
-    "EduComp",
-    "MMSE_W1",
-    "MMSE_W2",
-    "MMSE_W3",
-    "MRIW1toW2",
-    "MRIW2toW3",
-    "MRIW1toW3",
-    "PETAmyW1toW2",
-    "PETAmyW2toW3",
-    "PETAmyW1toW3",
-]
+    "participant_id", "AgeCog_W1", "AgeMRI_W1", "AgePETAmy_W1", "AgeCog_W2", "AgeMRI_W2", "AgePETAmy_W2",
+    "AgePETTau_W2", "AgeCog_W3", "AgeMRI_W3", "AgePETAmy_W3", "AgePETTau_W3", "Sex", "Race", "Ethnicity",
+    "EduYrsEstCap", "EduComp", "MMSE_W1", "MMSE_W2", "MMSE_W3", "MRIW1toW2", "MRIW2toW3", "MRIW1toW3",
+    "PETAmyW1toW2", "PETAmyW2toW3", "PETAmyW1toW3",
+]  # fmt: skip
 
 
 def write_dlbs(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool = True) -> Truth:

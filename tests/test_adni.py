@@ -7,10 +7,9 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from mock_adni import AV45, FBB, MK, SITE, T1, TAU, make_people, write_caps, write_clinica_bids, write_loni
+from mock_adni import AV45, FBB, MK, SITE, TAU, make_people, write_caps, write_clinica_bids, write_loni
 
-from resdm_suite.cohorts.assembly import make_manifest
-from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
+from resdm_suite.cohorts.manifest import ManifestError, write_manifest
 from resdm_suite.cohorts.readers.adni import build_manifest
 from resdm_suite.cohorts.readers.adni_tables import read_tables, rid_of
 from resdm_suite.cohorts.tables import to_date
@@ -201,15 +200,6 @@ def test_tau_tracers_are_never_pooled(tmp_path, config):
     frame = build_manifest(tmp_path, changed(config, tracers={MK: "tau"})).manifest
     assert frame[["person", "tau_tracer"]].to_numpy().tolist() == [[NAMED[8], MK]]
     assert frame["tau_suvr"].tolist() == pytest.approx([make_people()[8].tau])
-
-
-def test_the_stage_writes_what_it_found_and_whom_it_left_out(tmp_path, config):
-    mock = write_loni(tmp_path / "data", images=False)
-    flow = make_manifest(config, mock.root, "adni")
-    assert flow["people"].tolist()[::7] == [14, 10]
-    assert set(read_manifest(config.manifest)["person"]) == mock.kept_people
-    assert len((config.work / "left_out.csv").read_text().splitlines()) == 6
-    assert "convert them with dcm2niix" in (config.work / "notes.txt").read_text()
 
 
 def test_scans_of_each_layout_fit_the_template_and_tell_of_uptake(tmp_path, config):
@@ -437,9 +427,3 @@ def test_what_clinica_cannot_say_is_named(tmp_path, config):
         visits.write_text(text.replace(old, new))
         with pytest.raises(ManifestError, match=said):
             build_manifest(tmp_path, config)
-
-
-def test_the_mock_knows_its_truth():
-    people = make_people(16)
-    assert [len(people), people[15].scans] == [16, ((T1, 0, 0), (AV45, 0, 14), (TAU, 0, 30))]
-    assert people[2].name == f"sub-ADNI{SITE}S0009"

@@ -136,7 +136,7 @@ def read_tables(folder: Path) -> StudyTables:
         mmse.append(table.by_date(dates, table.numbers("MMSCORE", "MMSE", limits=(0, 30))))
         visits.append(table.by_date(dates, table.months("VISCODE2", "VISCODE")))
     days: dict[tuple[int, int], pd.Timestamp] = {}
-    for rid, date, month in _by_date(visits)[["rid", "date", "value"]].itertuples(index=False):
+    for rid, date, month in _join(visits, ["rid", "date", "value"]).itertuples(index=False):
         days.setdefault((rid, int(month)), date)
     return StudyTables(_one_per_scan(pets), people, _by_date(diagnoses), _by_date(mmse), days, notes)
 
