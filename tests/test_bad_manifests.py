@@ -1,4 +1,4 @@
-"""A corpus of bad tables: each is refused by file, row, what was found and the remedy; nothing made before is lost."""
+"""A corpus of bad tables: each error names file, row, value and remedy; existing files stay as they were."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_bad_cell_is_named(table, row, column, value, found, expected):
     message = str(error.value)
     assert message.startswith(f"{path}: row {row + 2} (")
     assert f"), {column}: found " in message
-    said, _, wanted = message.partition(", expected ")
-    assert found in said
+    message, _, wanted = message.partition(", expected ")
+    assert found in message
     assert expected in wanted
 
 
@@ -95,11 +95,11 @@ def _without_pets(text: str) -> str:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_bad_table_is_named(table, name):
-    path, (change, said) = table(), TABLES[name]
+    path, (change, message) = table(), TABLES[name]
     with pytest.raises(ManifestError) as error:
         read_manifest(table(text=change(path.read_text())))
     assert str(error.value).startswith(f"{path}: ")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_person_in_two_splits(table):
@@ -133,20 +133,14 @@ def test_what_spreadsheets_do_is_read(table, change):
 # ── what is no file, and disks ────────────────────────────────────────────────────────────────────
 
 
-def test_a_folder_in_place_of_the_table(tmp_path):
-    (tmp_path / "manifest.csv").mkdir()
-    with pytest.raises(ManifestError, match=r"manifest\.csv: a folder; expected a table"):
-        read_manifest(tmp_path / "manifest.csv")
-
-
-def test_links_in_a_circle(tmp_path):
-    (tmp_path / "manifest.csv").symlink_to(tmp_path / "other.csv")
-    (tmp_path / "other.csv").symlink_to(tmp_path / "manifest.csv")
-    with pytest.raises(ManifestError, match=r"manifest\.csv: a link that leads nowhere"):
-        read_manifest(tmp_path / "manifest.csv")
-
-
-def test_a_scan_that_is_links_in_a_circle(table):
+def test_a_folder_or_links_in_a_circle_in_place_of_a_file(table, tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ManifestError, match=r"folder\.csv: a folder; expected a table"):
+        read_manifest(tmp_path / "folder.csv")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "other.csv")
+    (tmp_path / "other.csv").symlink_to(tmp_path / "link.csv")
+    with pytest.raises(ManifestError, match=r"link\.csv: a link that leads nowhere"):
+        read_manifest(tmp_path / "link.csv")
     path = table()
     scan = Path(read_manifest(path)["t1w"][0])
     scan.unlink()
@@ -194,7 +188,7 @@ def test_the_command_says_it_in_a_line(tmp_path, capsys):
     (tmp_path / "work" / "own").mkdir(parents=True)
     (tmp_path / "work" / "own" / "manifest.csv").write_text("person;age\nsub-1;70\n")
     assert main(["preprocess", str(tmp_path / "own.yaml"), "--quiet"]) == BAD_INPUT != UNEXPECTED
-    said = capsys.readouterr().err
-    assert said.startswith("resdm preprocess: ")
-    assert "manifest.csv: columns are separated by semicolons" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert message.startswith("resdm preprocess: ")
+    assert "manifest.csv: columns are separated by semicolons" in message
+    assert "Traceback" not in message

@@ -1,4 +1,4 @@
-"""A BIDS dataset → the manifest: who is found, what they are said to be, and who is left out."""
+"""A BIDS data set gives the manifest: sessions, ages, tracers, spaces, notes and reasons."""
 
 from __future__ import annotations
 
@@ -110,7 +110,13 @@ def test_sessions_tell_before_participants_and_baselines_are_carried_on(dataset,
         ["ses-M000", 70.2, "F", "MCI", 12.0],
         ["ses-M018", 71.8, "F", "AD", 12.0],
         ["ses-M000", 64.5, "M", "AD", 16.0],
-        ["ses-M030", 67.0, "M", "", 16.0],  # age by its label's months; what was said at baseline is not said here
+        [
+            "ses-M030",
+            67.0,
+            "M",
+            "",
+            16.0,
+        ],  # age by the months in the label; other baseline values are not used
     ]
     assert frame["mmse"].fillna(-1).tolist() == [28, -1, 22, -1]
     assert flow.set_index("step")["sessions"]["has age and sex"] == 4  # ses-later has no age
@@ -153,7 +159,7 @@ def test_tracers_are_an_option(dataset, config):
 
 
 @pytest.mark.parametrize(
-    ("participants", "scans", "said"),
+    ("participants", "scans", "message"),
     [
         (ONE.replace("\tF\t", "\tx\t"), {"sub-1/ses-1": [T1, TAU]}, "sub-1 ses-1: unknown sex 'x'"),
         (
@@ -174,10 +180,10 @@ def test_tracers_are_an_option(dataset, config):
         ),
     ],
 )
-def test_what_cannot_be_read_is_named(dataset, config, participants, scans, said):
+def test_what_cannot_be_read_is_named(dataset, config, participants, scans, message):
     with pytest.raises(ManifestError) as error:
         build_manifest(dataset(participants, scans), config)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_missing_dataset_is_named(config, tmp_path):
@@ -239,8 +245,8 @@ def test_without_trc_the_sidecar_names_the_tracer(dataset, config, name, label):
         sidecar.write_text(json.dumps({"TracerName": name}))
     frame, _, _, notes = build_manifest(root, config)
     assert frame["amyloid_tracer"].tolist() == [label or ""]
-    said = [f"sub-1 ses-1: sub-1_ses-1_pet.nii.gz has no trc-; its sidecar's TracerName says {label}"]
-    assert notes == (said if label else [])
+    message = [f"sub-1 ses-1: sub-1_ses-1_pet.nii.gz has no trc-; its sidecar's TracerName says {label}"]
+    assert notes == (message if label else [])
 
 
 def test_ages_above_89_are_read_as_89(dataset, config):

@@ -1,4 +1,4 @@
-"""The manifest: what is refused and how it is said, and the split by person."""
+"""The manifest: refused tables and their messages, and the split by person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DLBS: who is found on the real metadata, what is said of faults, and a download against a server of our own."""
+"""DLBS: the sessions of the real metadata, notes on faults, and the download from a local server."""
 
 from __future__ import annotations
 
@@ -42,15 +42,16 @@ def flow(found) -> dict[str, tuple[int, int]]:
 
 # ── the real metadata ─────────────────────────────────────────────────────────────────────────────
 
+REAL_FLOW = {
+    "found": (464, 969), "has T1": (464, 957), "has amyloid": (295, 542), "has tau": (154, 181),
+    "has amyloid and tau": (105, 123), "amyloid and tau in window": (49, 51),
+}  # fmt: skip
+
 
 def test_the_real_metadata(real_dlbs, tmp_path):
     """From the listing alone: 464 people, 123 triplets of 105 people, 51 of them within one year by ages."""
     found = build_manifest(real_dlbs, make_config(tmp_path, require="both"))
-    assert flow(found) == {
-        "found": (464, 969), "has T1": (464, 957), "has amyloid": (295, 542), "has tau": (154, 181),
-        "has amyloid and tau": (105, 123), "in window": (49, 51), "amyloid and tau in window": (49, 51),
-        "has age and sex": (49, 51), "kept": (49, 51),
-    }  # fmt: skip
+    assert flow(found) == REAL_FLOW | dict.fromkeys(("in window", "has age and sex", "kept"), (49, 51))
     assert found.left_out["reason"].value_counts().to_dict() == {
         "no amyloid and tau PET": 834, "PET more than 366 days from the T1": 72, "no T1": 12,
     }  # fmt: skip
@@ -69,11 +70,8 @@ def test_the_profile_on_the_real_metadata(real_dlbs):
     config = load_config("dlbs")
     found = build_manifest(real_dlbs, config)
     frame = found.manifest
-    assert flow(found) == {
-        "found": (464, 969), "has T1": (464, 957), "has amyloid": (295, 542), "has tau": (154, 181),
-        "has amyloid and tau": (105, 123), "has amyloid or tau": (331, 600), "in window": (293, 536),
-        "amyloid and tau in window": (49, 51), "has age and sex": (293, 536), "kept": (293, 536),
-    }  # fmt: skip
+    steps = dict.fromkeys(("in window", "has age and sex", "kept"), (293, 536))
+    assert flow(found) == REAL_FLOW | {"has amyloid or tau": (331, 600)} | steps
     assert (len(frame), frame["person"].nunique()) == (536, 293)
     assert ((frame["amyloid"] != "").sum(), (frame["tau"] != "").sum()) == (536, 51)
     assert frame["sex"].value_counts().to_dict() == {"F": 324, "M": 212}
@@ -89,14 +87,14 @@ def test_the_real_sidecars(real_dlbs):
         label: json.loads(next((real_dlbs / "json_examples").glob(f"*trc-{label}_*.json")).read_text())
         for label in ("18FAV45", "18FAV1451")
     }
-    said = {label: "\n".join(sidecar_faults(sidecar, label)) for label, sidecar in examples.items()}
-    assert "Radiopharmaceutical '[18F]Florbetaben' is not 18FAV1451" in said["18FAV1451"]
-    assert "a frame of no duration" in said["18FAV1451"]
-    assert "AcquisitionMode dynamic, but one frame" in said["18FAV1451"]
-    assert "SliceTiming" in said["18FAV45"]
-    assert "back-projection, with iterations" in said["18FAV45"]
-    assert "is not 18FAV45" not in said["18FAV45"]
-    for text in said.values():
+    message = {label: "\n".join(sidecar_faults(sidecar, label)) for label, sidecar in examples.items()}
+    assert "Radiopharmaceutical '[18F]Florbetaben' is not 18FAV1451" in message["18FAV1451"]
+    assert "a frame of no duration" in message["18FAV1451"]
+    assert "AcquisitionMode dynamic, but one frame" in message["18FAV1451"]
+    assert "SliceTiming" in message["18FAV45"]
+    assert "back-projection, with iterations" in message["18FAV45"]
+    assert "is not 18FAV45" not in message["18FAV45"]
+    for text in message.values():
         assert "milliseconds" in text
         assert "InjectedRadioactivityUnits 'mSV'" in text
         assert "InjectedMassUnits 'approximate mCi'" in text
@@ -114,7 +112,7 @@ def test_who_is_in_the_mock_and_who_is_not(mock, tmp_path):
     assert kept == mock.kept
     reasons = {(row.person, row.session): row.reason for row in found.left_out.itertuples()}
     assert reasons.keys() == mock.left_out.keys()
-    assert all(reasons[key].startswith(said) for key, said in mock.left_out.items())
+    assert all(reasons[key].startswith(message) for key, message in mock.left_out.items())
     first = found.manifest.set_index(["person", "session"]).loc[("sub-9002", "ses-wave2")]
     assert first[["age", "sex", "education", "mmse"]].tolist() == [62.0, "F", 14.0, 28.0]
     assert first[["amyloid_days", "tau_days", "tau_tracer"]].tolist() == [0.0, 365.25, "18FAV1451"]
@@ -124,7 +122,7 @@ def test_who_is_in_the_mock_and_who_is_not(mock, tmp_path):
     assert "sidecars of 32 of 32 PETs: FrameDuration, FrameTimesStart and InjectionStart in milliseconds" in notes
 
 
-@pytest.mark.parametrize(("change", "said"), [
+@pytest.mark.parametrize(("change", "message"), [
     ({"FrameDuration": [300, 300], "FrameTimesStart": [0, 300]}, []),
     ({"FrameDuration": [300, 300], "FrameTimesStart": [0]}, ["FrameDuration and FrameTimesStart of unequal length"]),
     ({"FrameDuration": [300, 300], "FrameTimesStart": [0, 200]}, ["FrameTimesStart is not the running sum"]),
@@ -133,10 +131,10 @@ def test_who_is_in_the_mock_and_who_is_not(mock, tmp_path):
     ({"TracerName": "florbetapir"}, ["TracerName 'florbetapir' is not 18FAV1451"]),
     ({"InjectedRadioactivityUnits": "MBq", "InjectedMassUnits": "ug"}, []),
 ])  # fmt: skip
-def test_faults_of_a_sidecar(change, said):
+def test_faults_of_a_sidecar(change, message):
     found = sidecar_faults(change, "18FAV1451", frames=2)
-    assert len(found) == len(said)
-    assert all(fault.startswith(start) for fault, start in zip(found, said, strict=True))
+    assert len(found) == len(message)
+    assert all(fault.startswith(start) for fault, start in zip(found, message, strict=True))
 
 
 def test_ages_and_intervals_that_cannot_be(mock, tmp_path):
@@ -161,14 +159,14 @@ def test_ages_and_intervals_that_cannot_be(mock, tmp_path):
     assert "sub-9000 ses-wave2: no age at the tau PET; taken to be in the window, as of the same wave" in found.notes
     write(0, "AgeMRI_W1", "xx")  # as other tables of the study say of those who did not come
     assert flow(build_manifest(folder, make_config(tmp_path)))["has age and sex"] == (13, 20)
-    for column, value, said in (
+    for column, value, message in (
         ("Sex", "w", "participants.tsv: sub-9000 ses-wave1: unknown sex 'w'"),
         ("AgeMRI_W1", "5O", "sub-9000 ses-wave1: agemri_w1: found '5O', expected a number"),
     ):
         write(0, column, value)
         with pytest.raises(ManifestError) as error:
             build_manifest(folder, make_config(tmp_path))
-        assert said in str(error.value)
+        assert message in str(error.value)
     (folder / "participants.tsv").write_text("participant_id\tage\tsex\nsub-1\t70\tF\n")
     with pytest.raises(ManifestError, match=r"no column agemri_w1, .*use `resdm manifest bids`"):
         build_manifest(folder, make_config(tmp_path))
@@ -361,24 +359,18 @@ def test_a_server_without_ranges_and_a_part_of_something_else(small, tmp_path):
     assert small.same(folder)
 
 
-@pytest.mark.parametrize(("faults", "said"), [
+@pytest.mark.parametrize(("faults", "message"), [
     (["other"] * 9, "a.nii.gz: not a whole gzip file .*3 times in a row; run the same command again"),
     (["longer"] * 9, r"a.nii.gz: found \d+ bytes, expected \d+, 3 times in a row"),
     ([500] * 9, "a.nii.gz: 500 Internal Server Error, 3 times in a row"),
     ([404], r"a.nii.gz: the server refuses \(404 Not Found\); is the address right"),
 ])  # fmt: skip
-def test_what_cannot_be_brought_is_named_and_the_rest_is_there(small, tmp_path, faults, said):
+def test_what_cannot_be_brought_is_named_and_the_rest_is_there(small, tmp_path, faults, message):
     small.faults["a.nii.gz"] = faults
-    with pytest.raises(DownloadError, match=said):
+    with pytest.raises(DownloadError, match=message):
         fetch(small.files(tmp_path / "d"), jobs=1, progress=False)
     assert not (tmp_path / "d" / "a.nii.gz").exists()
     assert (tmp_path / "d" / "b.json").read_bytes() == (small.root / "d" / "b.json").read_bytes()
-
-
-def test_a_file_that_the_server_has_made_shorter(small, tmp_path):
-    (url, path, size), _ = small.files(tmp_path / "d")
-    with pytest.raises(DownloadError, match=f"found {size} bytes, expected {size + 10}, 3 times in a row"):
-        fetch([Remote(url, path, size + 10)], progress=False)
 
 
 def test_offline(tmp_path, monkeypatch):
@@ -387,23 +379,23 @@ def test_offline(tmp_path, monkeypatch):
         download(make_config(tmp_path), tmp_path / "d", url="http://127.0.0.1:9", progress=False)
 
 
-def test_a_login_page_is_no_listing(small):
+def test_a_login_page_or_another_bucket_is_named(small, tmp_path):
+    with pytest.raises(DownloadError, match=r"lists no ds004856/participants\.tsv among 0 files"):
+        download(make_config(tmp_path), tmp_path / "d", url=small.url, progress=False)
     small.html = True
     with pytest.raises(DownloadError, match=r"expected S3's list of files, found something else .*login page"):
         list_bucket(small.url, "d/", progress=False)
 
 
-def test_another_bucket(small, tmp_path):
-    with pytest.raises(DownloadError, match=r"lists no ds004856/participants\.tsv among 0 files"):
-        download(make_config(tmp_path), tmp_path / "d", url=small.url, progress=False)
-
-
-def test_too_little_disk(small, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
+def test_a_file_that_became_shorter_and_a_full_disk(small, tmp_path, monkeypatch):
+    (url, path, size), _ = small.files(tmp_path / "d")
+    with pytest.raises(DownloadError, match=f"found {size} bytes, expected {size + 10}, 3 times in a row"):
+        fetch([Remote(url, path, size + 10)], progress=False)
+    usage, asked = shutil.disk_usage(tmp_path), dict(small.asked)
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     with pytest.raises(DownloadError, match=r"2 files of 0\.00 GB are to come, 0\.00 GB are free; make room"):
-        fetch(small.files(tmp_path / "d"), progress=False)
-    assert small.asked == {}
+        fetch(small.files(tmp_path / "e"), progress=False)
+    assert small.asked == asked
 
 
 def test_a_disk_that_fills_up_is_not_tried_again(small, tmp_path, monkeypatch):
@@ -416,7 +408,7 @@ def test_a_disk_that_fills_up_is_not_tried_again(small, tmp_path, monkeypatch):
 
 
 def test_other_errors_of_the_manifest_come_first(mock, bucket, tmp_path):
-    """Nobody in the window: said before a scan is fetched."""
+    """Nobody in the window: raised before a scan is downloaded."""
     served = tmp_path / "served"
     shutil.copytree(mock.root, served / "ds004856", ignore=shutil.ignore_patterns("*AV45*", "*AV1451*"))
     server = bucket(served)

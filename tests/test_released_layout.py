@@ -1,4 +1,4 @@
-"""The folders that the released code reads: its lists, its table, and what is looked at rather than believed."""
+"""The folders of the released code: lists, table, and what the headers say."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_who_is_in_no_list_is_not_used(copy, config):
     assert f"sub-{names[0]}" not in set(found.manifest["person"])
 
 
-@pytest.mark.parametrize(("file", "text", "said"), [
+@pytest.mark.parametrize(("file", "text", "message"), [
     ("data_info.csv", "ID,Age\nx,70\n", "data_info.csv: no column sex; found id, age, expected ID, Age, Sex"),
     ("data_info.csv", "", "data_info.csv: empty; expected a header"),
     ("data_info.csv", "ID,Age,Sex\n{0},70,F\n{0},71,F\n", "data_info.csv: {0} has more than one row; keep one"),
@@ -106,14 +106,14 @@ def test_who_is_in_no_list_is_not_used(copy, config):
     ("data_info.csv", None, "no data_info.csv; expected a table with columns ID, Age, Sex"),
     ("validation.txt", None, "validation.txt: no such list; write one, or draw the split: --draw-split"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_named(copy, config, file, text, said):
+def test_what_does_not_fit_is_named(copy, config, file, text, message):
     path = copy / "data_info" / file
     path.unlink()
     if text is not None:
         path.write_text(text.format(participant(0)))
     with pytest.raises(ManifestError) as error:
         build_manifest(copy, config)
-    assert said.format(participant(0)) in str(error.value)
+    assert message.format(participant(0)) in str(error.value)
 
 
 def test_another_folder(config, tmp_path):

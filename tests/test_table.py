@@ -1,4 +1,4 @@
-"""A table of one's own: read as a spreadsheet saves it, windows and splits as everywhere."""
+"""A table in the columns of the manifest: read as a spreadsheet saves it, with windows and splits as everywhere."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_a_tracer_that_the_profile_does_not_name_is_refused(changed, mock, confi
     labels = table["tau_tracer"].where(table.index != line, label)
     with pytest.raises(ManifestError) as error:
         build_manifest(changed(tau_tracer=labels), config)
-    said = str(error.value)
-    assert f"changed.csv: row {line + 2} ({table['person'][line]} ses-1), tau_tracer: found '{label}'" in said
-    assert "expected 18FAV1451; write that label, or name the tracer in cohort.tracers" in said
+    message = str(error.value)
+    assert f"changed.csv: row {line + 2} ({table['person'][line]} ses-1), tau_tracer: found '{label}'" in message
+    assert "expected 18FAV1451; write that label, or name the tracer in cohort.tracers" in message
 
 
 def test_leakage_in_the_table_is_refused(changed, config):
