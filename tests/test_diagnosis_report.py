@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import run_cells
 from notebook_figures import check_texts, draw, texts
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
@@ -18,10 +19,9 @@ from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status,
 from resdm_suite.evaluation.conditioning import age_effects, age_summary, sex_effects, sex_summary, without_chance
 from resdm_suite.evaluation.status import status_summary
 from resdm_suite.reporting.cases import figure5_data
-from resdm_suite.reporting.diagnosis import table4, table4_roc, table4_sources
-from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.diagnosis import status_sources
 from resdm_suite.reporting.style import save_figure
-from resdm_suite.reporting.tables import number, read_paper, save_table
+from resdm_suite.reporting.tables import number, read_paper, with_interval, with_spread
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
 SOURCES = {"mri": 1.2, "ResDM": 2.0, "ResDM@seed1": 2.0, "real": 4.0, "template": 0.0, "DDPM": 1.4, "age_sex": 0.5}
@@ -49,112 +49,121 @@ def status():
     return readings()[0]
 
 
+def fourth_cells(config) -> dict:
+    return run_cells("06", config, "06-02", "06-06", "06-12", "06-08")
+
+
 @pytest.fixture(scope="module")
-def fourth(config):
-    return table4(config)
+def drawn(config):
+    return fourth_cells(config)
 
 
-def cells(block, row: str) -> dict[tuple[str, str], tuple[str, ...]]:
+@pytest.fixture(scope="module")
+def fourth(drawn):
+    return drawn["table"]
+
+
+def block_of(table, title: str):
+    return next(block for block in table.blocks if block.title.startswith(title))
+
+
+def cells(block, row: str) -> dict[str, str]:
     (found,) = [cells for cells in block.rows if cells[0] == row]
-    return dict(zip(block.columns[1:], found[1:], strict=True))
+    return {f"{group} {label}".strip(): cell for (group, label), cell in zip(block.columns, found, strict=True)}
 
 
-class TestTable4:
-    def test_rows_are_the_papers_then_the_controls(self, status, fourth):
-        planted = [*ROWS[:7], "posterior", *ROWS[7:]]
-        assert table4_sources(status, read_paper(4)) == planted  # and trainings are one row
-        rows = fourth.frame.groupby("target", sort=False)["source"].unique()
-        assert {target: list(sources) for target, sources in rows.items()} == {"planted": planted, "label": ROWS}
-        names = ["DDPM", "ResDM", "Real PET", "Base", "linear", "Mean template", "Ceiling", "MRI alone"]
-        assert [row[0] for row in fourth.blocks[2].rows] == [
-            *names, "Age and sex alone", "Always the more frequent class",
-        ]  # fmt: skip
-        assert [block.title.split(":")[0] for block in fourth.blocks] == [
-            *["Planted status"] * 2, *["Cut-off label"] * 2, "Planted status", "Cut-off label",
-        ]  # fmt: skip
-        assert not fourth.frame.duplicated(["source", "target", "tracer", "metric"]).any()
-        assert len(fourth.frame) == (10 + 11) * 2 * 6
-        trained = fourth.frame.groupby("source")["trainings"].unique()
-        assert trained["ResDM"].tolist() == [2]
-        assert trained["DDPM"].tolist() == [1]
-        assert "Trainings averaged: ResDM 2;" in fourth.markdown()
+def test_rows_are_the_papers_then_the_controls(status, fourth):
+    planted = [*ROWS[:7], "posterior", *ROWS[7:]]
+    assert status_sources(status["source"], read_paper(4)["method"]) == planted  # and trainings are one row
+    rows = fourth.frame.groupby("target", sort=False)["source"].unique()
+    assert {target: list(sources) for target, sources in rows.items()} == {"planted": planted, "label": ROWS}
+    names = ["DDPM", "ResDM", "Real PET", "Base", "linear", "Mean template", "Ceiling", "MRI alone"]
+    names += ["Age and sex alone", "Always the more frequent class"]
+    assert [row[0] for row in block_of(fourth, "Cut-off label").rows] == names
+    titles = ["Planted status"] * 3 + ["Cut-off label"] * 3 + ["Printed in the paper", "The classifiers on held-out"]
+    assert [block.title.split(":")[0].removesuffix(" training people") for block in fourth.blocks] == titles
+    assert not fourth.frame.duplicated(["source", "target", "tracer", "metric"]).any()
+    assert len(fourth.frame) == (10 + 11) * 2 * 6
+    trained = fourth.frame.groupby("source")["trainings"].unique()
+    assert (trained["ResDM"].tolist(), trained["DDPM"].tolist()) == ([2], [1])
+    assert "Trainings averaged: ResDM 2;" in fourth.markdown()
 
-    def test_a_cell_is_one_line(self, fourth):
-        assert all(isinstance(cell, str) for block in fourth.blocks for row in block.rows for cell in row)
 
-    def test_values_are_of_the_readings_in_percent(self, config, status, fourth):
-        sources = table4_sources(status, read_paper(4))
-        expected = status_summary(status, sources, ["mri", "linear", "ResDM"], seed=config.seed)
-        scale = np.where(expected["metric"] == "brier", 1, 100)
-        for column in ("mean", "std", "ci_low", "ci_high", "over_mri", "over_linear_low", "over_ResDM_high"):
-            found = fourth.frame[column].to_numpy()
-            assert found == pytest.approx(expected[column].to_numpy() * scale, nan_ok=True)
-        assert (fourth.frame["unit"] == np.where(expected["metric"] == "brier", "", "%")).all()
+def test_values_are_of_the_readings_in_percent(config, status, fourth):
+    sources = status_sources(status["source"], read_paper(4)["method"])
+    expected = status_summary(status, sources, ["mri", "linear", "ResDM"], seed=config.seed)
+    scale = np.where(expected["metric"] == "brier", 1, 100)
+    for column in ("mean", "std", "ci_low", "ci_high", "over_mri", "over_linear_low", "over_ResDM_high"):
+        assert fourth.frame[column].to_numpy() == pytest.approx(expected[column].to_numpy() * scale, nan_ok=True)
+    assert (fourth.frame["unit"] == np.where(expected["metric"] == "brier", "", "%")).all()
 
-    def test_paper_values_stand_where_the_paper_has_them(self, fourth):
-        printed = read_paper(4).set_index(["method", "status", "metric"])
-        frame = fourth.frame
-        has = frame["source"].isin(["DDPM", "ResDM", "real"]) & frame["metric"].isin(["auc", "acc", "f1"])
-        has &= frame["target"] == "label"
-        assert (frame["paper"].notna() == has).all()
-        for row in frame[has].to_dict("records"):
-            values = printed.loc[(row["source"], row["tracer"], row["metric"])]
-            assert (row["paper"], row["paper_std"]) == (values["mean"], values["std"])
 
-    def test_print(self, fourth):
-        rows = fourth.frame.set_index(["target", "source", "tracer", "metric"]).sort_index()
-        row = rows.loc[("label", "ResDM", "tau", "f1")]
-        shown = cells(fourth.blocks[2], "ResDM")
-        assert shown["tau status", "F1 (%) ↑"] == (
-            f"{number(row['mean'], 2)} ± {number(row['std'], 2)} "
-            f"[{number(row['ci_low'], 1)}, {number(row['ci_high'], 1)}]"
-        )
-        assert shown["tau status", "paper F1"] == "76.67 ± 6.00"
-        assert not [label for _, label in fourth.blocks[0].columns if "paper" in label], "the paper has a label only"
-        row = rows.loc[("planted", "ResDM", "amyloid", "auc_mean_score")]
-        shown = cells(fourth.blocks[1], "ResDM")
-        for base, name in (("mri", "MRI alone"), ("linear", "linear")):
-            value, low, high = (number(row[f"over_{base}{end}"], 1) for end in ("", "_low", "_high"))
-            assert shown["Aβ status", f"AUC minus {name}"] == f"{value} [{low}, {high}]"
-        assert shown["Aβ status", "AUC minus ResDM"] == "–"
-        row = rows.loc[("planted", "ResDM", "amyloid", "auc_adjusted")]
-        value, low, high = (number(row[key], 1) for key in ("mean", "ci_low", "ci_high"))
-        assert shown["Aβ status", "AUC at equal age and sex (%) ↑"] == f"{value} [{low}, {high}]"
-        held_out = cells(fourth.blocks[5], "Real PET")
-        assert held_out["tau status", "AUC (%) ↑"] == "88.00 ± 1.58"  # 86 … 90
-        assert held_out["tau status", "sessions"] == "120"
+def test_paper_values_stand_where_the_paper_has_them(fourth):
+    printed, frame = read_paper(4).set_index(["method", "status", "metric"]), fourth.frame
+    has = frame["source"].isin(["DDPM", "ResDM", "real"]) & frame["metric"].isin(["auc", "acc", "f1"])
+    has &= frame["target"] == "label"
+    assert (frame["paper"].notna() == has).all()
+    for row in frame[has].to_dict("records"):
+        values = printed.loc[(row["source"], row["tracer"], row["metric"])]
+        assert (row["paper"], row["paper_std"]) == (values["mean"], values["std"])
 
-    def test_best_is_bold_and_real_pet_is_no_rival(self, fourth):
-        block = fourth.blocks[0]
-        bounds = [i for i, row in enumerate(block.rows) if row[0] in ("Real PET", "Ceiling", "Ceiling's posterior")]
-        assert len(bounds) == 3
-        assert not {i for i, _ in block.best} & set(bounds)
-        for j in range(1, len(block.columns)):
-            means = np.array([float(row[j].split(" ±")[0]) for row in block.rows])
-            means[bounds] = -1
-            assert (int(np.argmax(means)), j) in block.best
 
-    def test_markdown_latex_and_bytes(self, config, fourth, tmp_path):
-        for folder in ("a", "b"):
-            paths = save_table(table4(config), tmp_path / folder, provenance(config))
-        for path in paths:
-            assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
-        text = fourth.markdown()
-        assert text.startswith("## Table 4: ")
-        assert NOTICE in text
-        for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
-            assert len({line.count("|") for line in table.splitlines()}) == 1
-        assert fourth.latex().isascii()
+def test_print(fourth):
+    rows = fourth.frame.set_index(["target", "source", "tracer", "metric"]).sort_index()
+    row = rows.loc[("label", "ResDM", "tau", "f1")]
+    shown = cells(block_of(fourth, "Cut-off label: mean over the folds"), "ResDM")
+    assert shown["tau status F1 (%) ↑"] == with_spread(row["mean"], row["std"])
+    assert cells(block_of(fourth, "Printed in the paper"), "ResDM")["tau status F1 (%) ↑"] == "76.67 ± 6.00"
+    row = rows.loc[("planted", "ResDM", "amyloid", "auc_mean_score")]
+    shown = cells(block_of(fourth, "Planted status: score averaged over the folds, Aβ status"), "ResDM")
+    for base, name in (("mri", "MRI alone"), ("linear", "linear")):
+        assert shown[f"AUC − {name}"] == with_interval(*(row[f"over_{base}{end}"] for end in ("", "_low", "_high")), 1)
+    assert shown["AUC − ResDM"] == "–"
+    row = rows.loc[("planted", "ResDM", "amyloid", "auc_adjusted")]
+    expected = with_interval(row["mean"], row["ci_low"], row["ci_high"], 1)
+    assert shown["AUC at equal age and sex (%) ↑"] == expected
+    held_out = cells(fourth.blocks[-1], "Cut-off label: Real PET")
+    assert held_out["tau status AUC (%) ↑"] == "88.00 ± 1.58"  # 86 … 90
+    assert held_out["tau status sessions"] == "120"
 
-    def test_without_controls(self, tmp_path):
-        config = make_config(tmp_path)
-        status, folds = make_status({"real": 3.0, "DDPM": 1.0})
-        store_readings(config, status=status, status_folds=folds)
-        table = table4(config)
-        assert table.frame[["over_mri", "over_linear", "over_ResDM"]].isna().all(axis=None)
-        assert not [label for _, label in table.blocks[1].columns if "minus" in label]
-        assert set(table.frame["target"]) == {"label"}
-        assert "One training a row" in table.markdown()
+
+def test_best_is_bold_and_real_pet_is_no_rival(fourth):
+    block = block_of(fourth, "Planted status: mean over the folds")
+    bounds = [i for i, row in enumerate(block.rows) if row[0] in ("Real PET", "Ceiling", "Ceiling's posterior")]
+    assert len(bounds) == 3
+    assert not {i for i, _ in block.best} & set(bounds)
+    for j in range(1, len(block.columns)):
+        means = np.array([float(row[j].split(" ±")[0]) for row in block.rows])
+        means[bounds] = -1
+        assert (int(np.argmax(means)), j) in block.best
+
+
+def test_markdown_latex_and_bytes(config, fourth, drawn):
+    paths = [path for path in sorted(config.figures.glob("table4*")) if path.suffix != ".json"]
+    before = {path: path.read_bytes() for path in paths}
+    assert {path.name for path in paths} == {f"table4{end}" for end in (".csv", ".md", ".tex", "_roc.png", "_roc.svg")}
+    with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "other", "axes.facecolor": "red"}):
+        fourth_cells(config)
+    assert {path: path.read_bytes() for path in paths} == before
+    text = fourth.markdown()
+    assert text.startswith("## Table 4: ")
+    assert NOTICE in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert fourth.latex().isascii()
+    assert NOTICE in texts(drawn["figure"])
+    check_texts(drawn["figure"])
+
+
+def test_without_controls(tmp_path):
+    config = make_config(tmp_path)
+    status, folds = make_status({"real": 3.0, "DDPM": 1.0})
+    store_readings(config, status=status, status_folds=folds)
+    table = fourth_cells(config)["table"]
+    assert table.frame[["over_mri", "over_linear", "over_ResDM"]].isna().all(axis=None)
+    assert not [label for block in table.blocks for _, label in block.columns if "AUC −" in label]
+    assert set(table.frame["target"]) == {"label"}
+    assert "One training per row" in table.markdown()
 
 
 # ── figures ───────────────────────────────────────────────────────────────────────────────────────
@@ -171,14 +180,6 @@ def figure5(age, summary, effects, individual=True):
 
 
 @functools.cache
-def roc_frames():
-    status = readings()[0]
-    frame = status_summary(status, table4_sources(status, read_paper(4)), seed=0)
-    frame.loc[frame["metric"] != "brier", ["mean", "ci_low", "ci_high"]] *= 100
-    return status, frame
-
-
-@functools.cache
 def sex_frames():
     sex, scores = make_sex(0.6), make_scores({"no_sex": 0.2, "wrong_sex": 0.5})
     return sex_summary(sex, "ResDM", seed=0), sex_effects(sex, scores, "ResDM", seed=0)
@@ -191,7 +192,6 @@ def age_frames(sweep=SWEEP):
 
 
 DRAWN = {
-    "table4_roc": lambda: table4_roc(*roc_frames(), notice=NOTICE),
     "figure4": lambda: figure4(*sex_frames()),
     "figure5": lambda: figure5(*age_frames()),
 }
@@ -273,13 +273,13 @@ def test_a_handful_of_people_is_drawn_without_intervals(people, tmp_path):
     config = make_config(tmp_path)
     status, folds = make_status(SOURCES, people=people)
     store_readings(config, status=status, status_folds=folds)
-    table = table4(config)
-    assert table.latex()
-    assert table.frame.loc[table.frame["metric"] == "acc", "mean"].between(0, 100).all()
+    drawn = fourth_cells(config)
+    assert drawn["table"].latex()
+    assert drawn["frame"].loc[drawn["frame"]["metric"] == "acc", "mean"].between(0, 100).all()
     sex, scores = make_sex(0.5, people=people), make_scores({"no_sex": 0.2, "wrong_sex": 0.5}, people=people)
     age, other = make_age(0.5, people=people), make_scores({"no_age": 0.2, "shuffled_age": 0.5}, people=people)
     figures = [
-        table4_roc(status, table.frame),
+        drawn["figure"],
         figure4(sex_summary(sex, "ResDM", seed=0), sex_effects(sex, scores, "ResDM", seed=0)),
         figure5(age, age_summary(age, "ResDM", seed=0), age_effects(age, other, "ResDM", seed=0)),
     ]

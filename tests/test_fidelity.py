@@ -10,10 +10,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import run_cells
 
 from resdm.io import write_csv
 from resdm_suite.anatomy import Grid
 from resdm_suite.evaluation import atlas as atlases
+from resdm_suite.evaluation.agreement import agreement_table
 from resdm_suite.evaluation.atlas import CENTILOID_AVID, AtlasError, centiloid, centiloid_regions, load_atlas
 from resdm_suite.evaluation.fidelity import quantities
 from resdm_suite.evaluation.suvr import regional_means, regional_suvr
@@ -26,7 +28,7 @@ from resdm_suite.profiles import (
     PhantomConfig,
     PreprocessConfig,
 )
-from resdm_suite.reporting.fidelity import fidelity_figure, fidelity_table, quantity_title, shown_quantities
+from resdm_suite.reporting.fidelity import quantity_title, shown_quantities, shown_range
 
 GRID = Grid((24, 24, 24), 8.0)
 
@@ -163,34 +165,36 @@ def test_real_regions_are_those_before_clipping(stored):
         assert rows.loc["summary", "synthetic"] == pytest.approx(1.1 * means["summary"], rel=1e-5)
 
 
-def test_table_and_figure_say_what_the_scale_is_worth(stored, tmp_path):
-    values = quantities(stored, ["ResDM"])
-    table = fidelity_table(values, stored)
-    row = table.frame.set_index(["tracer", "region"]).loc[("amyloid", "summary")]
-    assert row["bias"] == pytest.approx(
-        0.1 * values.query("tracer == 'amyloid' and region == 'summary'")["real"].mean()
-    )
-    assert row["slope"] == pytest.approx(1.1, rel=1e-3)
+def fidelity_cells(config, **given):
+    values = quantities(config, ["ResDM"])
+    frame = agreement_table(values, ["method", "tracer", "regions", "region", "unit"])
+    given = {"values": values, "frame": frame, "methods": ["ResDM"], "record": {}} | given
+    return run_cells("13", config, "13-02", "13-10", "13-06", **given)
+
+
+def test_table_and_figure_state_what_the_scale_is_worth(stored):
+    cells = fidelity_cells(stored)
+    values, text = cells["values"], cells["table"].markdown()
+    summary = values.query("tracer == 'amyloid' and region == 'summary'")["real"].to_numpy()
+    row = cells["frame"].set_index(["tracer", "region"]).loc[("amyloid", "summary")]
+    assert (row["bias"], row["slope"]) == pytest.approx((0.1 * summary.mean(), 1.1), rel=1e-3)
     assert row["icc_agreement"] < row["icc_consistency"] < 1
-    text = table.markdown()
     assert "Aβ-PET, uncalibrated Centiloid estimate" in text
     assert "registration here is affine and was not calibrated, so these numbers are no Centiloids" in text
-    own = values.query("region == 'summary' and tracer == 'amyloid'")["real"].to_numpy()
-    np.testing.assert_allclose(values.query("unit == 'CL'")["real"], 175.4 * own - 182.3)
+    np.testing.assert_allclose(values.query("unit == 'CL'")["real"], 175.4 * summary - 182.3)
     assert "not a reproduction of the paper" in text
-    assert table.latex().isascii()
+    assert cells["table"].latex().isascii()
     assert quantity_title("amyloid", "Centiloid") == "Aβ-PET, Centiloid"
-    figure = fidelity_figure(values, table.frame, notice=stored.notice)
-    points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    points = [line for line in cells["figure"].axes[0].lines if line.get_marker() == "o"]
     assert len(points[0].get_xdata()) == 5
 
 
 def test_single_people_are_not_drawn_where_they_may_not_be(stored):
-    values = quantities(stored, ["ResDM"])
-    figure = fidelity_figure(values, fidelity_table(values, stored).frame, people=False)
+    figure = fidelity_cells(dataclasses.replace(stored, privacy="aggregate"))["figure"]
     for axes in figure.axes[:2]:
         assert not [line for line in axes.lines if line.get_marker() == "o"]
         (cells,) = axes.collections[-1:]
         assert (np.asarray(cells.get_array()) >= 5).all()  # five people or more, or no cell at all
-    with pytest.raises(ValueError, match="no values of method 'DDPM'"):
-        fidelity_figure(values, fidelity_table(values, stored).frame, method="DDPM")
+    one = np.array([1.0, 1.1, 1.2, 9.0])
+    assert shown_range(one, individual=True)[1] > 9
+    assert shown_range(one, individual=False)[1] != pytest.approx(shown_range(one, individual=True)[1])

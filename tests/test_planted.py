@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import run_cells
 from scipy import stats
 from stored_cohort import LABELS, make_cohort, make_config
 
@@ -29,8 +30,7 @@ from resdm_suite.evaluation.planted import (
 )
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.profiles import CohortConfig, PhantomConfig
-from resdm_suite.reporting.planted import planted_figure, planted_table
-from resdm_suite.reporting.style import save_figure
+from resdm_suite.reporting.tables import with_interval
 
 REGIONS = ("frontal", "pons")
 PLANTED = {"status": 0.40, "sex": 0.15, "age": 0.10}  # of frontal; nothing in the pons
@@ -261,22 +261,19 @@ def test_recovery_is_the_slope_over_regions():
 
 
 def test_the_page_and_the_picture(config, tmp_path):
-    table = planted_table(config)
-    assert set(table.frame["source"]) == {"truth", "real", "ResDM"}
-    text = table.markdown()
+    cells = run_cells("11", config)
+    frame, text, figure = cells["frame"], cells["table"].markdown(), cells["figure"]
+    assert set(frame["source"]) == {"truth", "real", "ResDM"}
     assert text.startswith("## Planted effects, and what is found of them (phantom data")
-    row = table.frame[(table.frame["source"] == "ResDM") & (table.frame["effect"] == "sex")].iloc[0]
-    assert f"| {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}] |".replace("-", "−") in text
-    assert all(isinstance(cell, str) for block in table.blocks for row in block.rows for cell in row)
-    slopes = recovery(table.frame).set_index(["source", "tracer", "effect"]).loc[("ResDM", "tau", "sex")]
-    shown = " ".join(f"{round(slopes[key], 2) + 0.0:.2f}" for key in ("slope", "low", "high")).split()
-    assert f"| {shown[0]} [{shown[1]}, {shown[2]}] |".replace("-", "−") in text
-    assert table.latex().isascii()
-    figures = [planted_figure(table.frame, notice=config.notice) for _ in range(2)]
-    assert len(figures[0].axes) == 2 * len(EFFECTS)
-    first, again = (save_figure(figure, tmp_path / str(i), {})[1] for i, figure in enumerate(figures))
-    assert first.read_bytes() == again.read_bytes()
-    assert "No synthetic PET" in planted_table(config, []).markdown()
+    row = frame[(frame["source"] == "ResDM") & (frame["effect"] == "sex")].iloc[0]
+    assert f"| {with_interval(row['estimate'], row['low'], row['high'], 3)} |" in text
+    slopes = cells["slopes"].set_index(["source", "tracer", "effect"]).loc[("ResDM", "tau", "sex")]
+    assert f"| {with_interval(slopes['slope'], slopes['low'], slopes['high'])} |" in text
+    assert cells["table"].latex().isascii()
+    assert len(figure.axes) == 2 * len(EFFECTS)
+    before = (config.figures / "planted.png").read_bytes()
+    run_cells("11", config, "11-02", "11-07", **{name: cells[name] for name in ("regions", "title", "record")})
+    assert (config.figures / "planted.png").read_bytes() == before
 
 
 def test_a_handful_of_people_gives_a_page_without_estimates(config, tmp_path):
@@ -288,21 +285,20 @@ def test_a_handful_of_people_gives_a_page_without_estimates(config, tmp_path):
     try:
         frame = pd.read_csv(index)
         write_csv(index, frame[frame["person"].isin(["sub-0002", "sub-0003"])])
-        table = planted_table(few)
+        cells = run_cells("11", few)
     finally:
         index.write_text(stored)
-    assert table.frame["estimate"].isna().all()
-    assert table.frame["covered"].isna().all()
-    assert "| – [–, –] |" in table.markdown()
-    assert len(planted_figure(table.frame).axes) == 2 * len(EFFECTS)
+    assert cells["frame"]["estimate"].isna().all()
+    assert cells["frame"]["covered"].isna().all()
+    assert len(cells["figure"].axes) == 2 * len(EFFECTS)
 
 
 def test_no_truth_no_table(config, tmp_path):
     real = dataclasses.replace(config, profile="clinic", cohort=CohortConfig(kind="adni"))
     with pytest.raises(ValueError, match="'clinic' has a cohort of kind adni: no truth is planted"):
-        planted_table(real)
+        run_cells("11", real, "11-02", "11-04")
     with pytest.raises(FileNotFoundError, match=r"truth\.json: no truth of these phantoms; run `resdm phantom`"):
-        planted_table(make_config(tmp_path))
+        run_cells("11", make_config(tmp_path), "11-02", "11-04")
     index = config.volumes / "index.csv"
     stored = index.read_text()
     try:

@@ -320,12 +320,17 @@ def quality_blocks(frame: pd.DataFrame, changes: Mapping[str, str], head: str = 
     return blocks + [pivot(repeated, "method", both, {"{}": "trained"}, title=title, head=head)] * bool(len(repeated))
 
 
+def text_block(columns: Mapping[str, Sequence[str]], title: str = "", best: Iterable[tuple[int, int]] = ()) -> Block:
+    """A block from its columns of text; the first names the rows, ``best`` are row and column of bold cells."""
+    rows = tuple(zip(*columns.values(), strict=True))
+    return Block(title, tuple(("", label) for label in columns), rows, frozenset(best))
+
+
 def cost_block(costs: pd.DataFrame) -> Block:
     """Inputs beside the MRI (column ``told``) and `COSTS`, one row per method."""
     texts = {title: [number(value * scale, decimals) for value in costs[name]]
              for name, (*_, title, scale, decimals) in COSTS.items()}  # fmt: skip
-    texts = {"Method": costs["method"], "input beside the MRI": costs["told"]} | texts
-    return Block("Inputs and cost", tuple(("", title) for title in texts), tuple(zip(*texts.values(), strict=True)))
+    return text_block({"Method": costs["method"], "input beside the MRI": costs["told"]} | texts, "Inputs and cost")
 
 
 def trainings_note(frame: pd.DataFrame) -> str:
