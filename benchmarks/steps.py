@@ -29,7 +29,7 @@ from resdm.settings import TRACERS, ConfigError  # noqa: E402
 from resdm_suite.evaluation import statistics  # noqa: E402
 from resdm_suite.evaluation.image_quality import read_index  # noqa: E402
 from resdm_suite.evaluation.suvr import regional_suvr  # noqa: E402
-from resdm_suite.profiles import FEWEST, Config, load_config  # noqa: E402
+from resdm_suite.profiles import MIN_GROUP_SIZE, Config, load_config  # noqa: E402
 
 METRICS = {
     "psnr": ("PSNR, whole (dB)", "PSNR of the whole volume", 1),
@@ -69,10 +69,10 @@ def check(source: Config, method: str, split: str, steps: Sequence[int]) -> int:
     kind, index = source.method(method).kind, read_index(source, split)
     for tracer in TRACERS:
         n = index.loc[index[f"present_{tracer}"].astype(int) == 1, "person"].nunique()
-        if 0 < n < FEWEST and not source.individual:
+        if 0 < n < MIN_GROUP_SIZE and not source.individual:
             raise ValueError(
                 f"{source.volumes / 'index.csv'}: {n} {split} people with {tracer} PET; where single people may not be "
-                f"shown (privacy), a mean is of {FEWEST} or more: take another --split"
+                f"shown (privacy), a mean is of {MIN_GROUP_SIZE} or more: take another --split"
             )
     scheduler = getattr(load_model(source.model(method)), "scheduler", None)
     if not isinstance(scheduler, ResidualScheduler):

@@ -55,7 +55,7 @@ Source = Literal["bids", "adni", "openneuro", "csv", "released"]
 SOURCES: tuple[str, ...] = typing.get_args(Source)
 """Data layouts that `resdm manifest` reads."""
 
-FEWEST = 5
+MIN_GROUP_SIZE = 5
 """Smallest group whose summary is drawn where single people are not."""
 
 

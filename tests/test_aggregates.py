@@ -1,4 +1,4 @@
-"""Where single people may not be shown: means of groups, and none of fewer people than `FEWEST`."""
+"""Where single people may not be shown: means of groups, and none of fewer people than `MIN_GROUP_SIZE`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resdm_suite.apps.trace import write_trace
 from resdm_suite.evaluation.image_quality import read_index, read_scores, read_volume, score_method
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import synthetic_path
-from resdm_suite.profiles import FEWEST, CohortConfig, PhantomConfig
+from resdm_suite.profiles import MIN_GROUP_SIZE, CohortConfig, PhantomConfig
 from resdm_suite.reporting.cases import read_trace, regional_comparison, shown_cases
 from resdm_suite.reporting.figures import figure1, regional_panel
 from resdm_suite.reporting.provenance import provenance
@@ -61,7 +61,7 @@ def test_the_mean_is_that_of_the_group_one_vote_per_person(config):
         np.mean([read_volume(config.volumes / path, GRID) for path in visits["amyloid"]], axis=0)
         for _, visits in part.groupby("person")
     ]
-    assert len(people) >= FEWEST
+    assert len(people) >= MIN_GROUP_SIZE
     np.testing.assert_allclose(case.real, to_suvr(np.mean(people, axis=0), RANGES["amyloid"]), atol=1e-5)
     first = part[part["person"] == part["person"].iloc[0]].iloc[0]
     made = synthetic_path(config.predictions("Base"), first["person"], first["session"], LABELS["amyloid"])
@@ -125,11 +125,11 @@ def test_groups_too_small_are_joined_and_fewer_are_not_shown(config):
         titles = [case.title for case in shown_cases(config, scores, list(METHODS))[1]]
         assert titles == ["Aβ-PET, negative (n = 12)", "tau-PET, all (n = 11)"]
         tested = index[index["split"] == "test"]["person"].unique()
-        few = index["person"].isin(tested[: FEWEST - 1]) | (index["split"] != "test")
+        few = index["person"].isin(tested[: MIN_GROUP_SIZE - 1]) | (index["split"] != "test")
         write_csv(path, index[few])
         caption, cases = shown_cases(config, scores, list(METHODS))
         assert cases == []
-        assert f"Fewer than {FEWEST} test people" in caption
+        assert f"Fewer than {MIN_GROUP_SIZE} test people" in caption
         given = {"scores": scores, "methods": list(METHODS), "record": {}}
         figure = run_cells("04", config, "04-02", "04-10", **given)["figure"]
         assert figure.axes == []

@@ -86,7 +86,7 @@ class TestPages:
         commands = subcommands(cli._parser())
         for text in spoken(page):
             words = text.split()
-            if words[0] == "resdm" and len(words) > 1 and not words[1].startswith("-"):
+            if words[0] == "resdm" and len(words) > 1 and words[1].islower() and not words[1].startswith("-"):
                 assert words[1] in commands, text
                 known = subcommands(commands[words[1]])
                 assert not known or len(words) < 3 or words[2] in known, text

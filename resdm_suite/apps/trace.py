@@ -18,7 +18,7 @@ from resdm.residual_diffusion import ResidualDiffusion
 from resdm.unet import UNet
 from resdm_suite.apps.prediction import Model
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
-from resdm_suite.profiles import FEWEST
+from resdm_suite.profiles import MIN_GROUP_SIZE
 
 STATES = 6
 """Number of states that are stored of each path: one per column of the figure."""
@@ -122,7 +122,7 @@ def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: boo
     """Write ``trace.npz``, the data of Figure 1, of the first participant with both tracers.
 
     Where single participants must not be shown, it holds the means over the first `TRACED` such participants and their
-    number (``people``), without prompts; it is not written for fewer than `FEWEST` of them.
+    number (``people``), without prompts; it is not written for fewer than `MIN_GROUP_SIZE` of them.
     """
     (out / "trace.npz").unlink(missing_ok=True)
     if not isinstance(model.method, ResidualDiffusion):
@@ -141,7 +141,7 @@ def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: boo
         for key, value in tensors.items():
             mean = key in sums and np.issubdtype(value.dtype, np.floating)
             sums[key] = sums[key] + value if mean else sums.get(key, value)
-    if len(seen) >= (1 if individual else FEWEST):
+    if len(seen) >= (1 if individual else MIN_GROUP_SIZE):
         if not individual:
             sums = {k: v / len(seen) if np.issubdtype(v.dtype, np.floating) else v for k, v in sums.items()}
             del sums["prompts"]

@@ -18,7 +18,7 @@ from resdm_suite.evaluation.image_quality import read_index, read_volume, volume
 from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.statistics import person_weights, typical_session
 from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary, to_suvr
-from resdm_suite.profiles import FEWEST, Config
+from resdm_suite.profiles import MIN_GROUP_SIZE, Config
 from resdm_suite.reporting.slices import (
     GROUP_SLICES,
     SLICES,
@@ -94,7 +94,7 @@ def shown_cases(config: Config, scores: pd.DataFrame, methods: Sequence[str]) ->
         }
         caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people."
         if not groups:
-            caption = f"Fewer than {FEWEST} test people: no mean is drawn, as privacy: aggregate asks."
+            caption = f"Fewer than {MIN_GROUP_SIZE} test people: no mean is drawn, as privacy: aggregate asks."
     return caption, [_case(config, scores, methods, *key, part) for key, part in groups.items()]
 
 
@@ -145,8 +145,8 @@ def _status_groups(rows: pd.DataFrame, tracer: str) -> dict[str, pd.DataFrame]:
     """Test sessions by the tracer's status, where enough people are in each group; else all; else none."""
     status = rows.get(f"{tracer}_status", pd.Series(np.nan, index=rows.index))
     groups = {name: rows[status == value] for value, name in enumerate(("negative", "positive"))}
-    large = {name: part for name, part in groups.items() if part["person"].nunique() >= FEWEST}
-    return large or ({"all": rows} if rows["person"].nunique() >= FEWEST else {})
+    large = {name: part for name, part in groups.items() if part["person"].nunique() >= MIN_GROUP_SIZE}
+    return large or ({"all": rows} if rows["person"].nunique() >= MIN_GROUP_SIZE else {})
 
 
 def _mean(paths: Iterable[Path], weights: np.ndarray, grid: Grid) -> np.ndarray:
@@ -171,14 +171,14 @@ def read_trace(config: Config, method: str = REFERENCE_METHOD) -> dict[str, np.n
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no trace of {method!r}; synthesise the test people. One person with both tracers is needed, or "
-            f"{FEWEST} where privacy is aggregate"
+            f"{MIN_GROUP_SIZE} where privacy is aggregate"
         )
     with np.load(path) as stored:
         trace = dict(stored)
-    if not config.individual and int(trace.get("people", 1)) < FEWEST:
+    if not config.individual and int(trace.get("people", 1)) < MIN_GROUP_SIZE:
         raise ValueError(
             f"{path}: the tensors of {int(trace.get('people', 1))} person, and profile {config.profile!r} shows no "
-            f"single people (privacy: aggregate); synthesise the test people of {method!r} again, {FEWEST} or more"
+            f"single people (privacy: aggregate); synthesise {MIN_GROUP_SIZE} or more test people of {method!r}"
         )
     return trace
 
@@ -203,7 +203,7 @@ def figure5_data(
     -------
     points : DataFrame
         tracer, condition, years (see `FIGURE5_AXES`), predicted, spread. One row per session. Where single people may
-        not be shown, one row per five years of age with at least `FEWEST` people: mean and standard deviation.
+        not be shown, one row per five years of age with at least `MIN_GROUP_SIZE` people: mean and standard deviation.
     lines : DataFrame
         Of the sweep over prompt ages: tracer, line, years, predicted, spread. One line per person and their ``mean``;
         the mean alone where single people may not be shown.
@@ -217,7 +217,7 @@ def figure5_data(
                 part = _five_years(part.assign(weight=person_weights(part["person"])))
             points.append(part[["years", "predicted", "spread"]].assign(tracer=tracer, condition=condition))
         sweep = age_sweep(age, method, tracer)
-        if sweep.shape[1] > 1 and (config.individual or len(sweep) >= FEWEST):
+        if sweep.shape[1] > 1 and (config.individual or len(sweep) >= MIN_GROUP_SIZE):
             tables = {"mean": pd.DataFrame({"predicted": sweep.mean(), "spread": sweep.std(ddof=1)})}
             if config.individual:
                 single = {
@@ -239,7 +239,7 @@ def _five_years(part: pd.DataFrame) -> pd.DataFrame:
     """Weighted mean and standard deviation of every five years with enough people."""
     rows = []
     for years, group in part.groupby(5 * np.floor(part["years"] / 5)):
-        if group["person"].nunique() >= FEWEST:
+        if group["person"].nunique() >= MIN_GROUP_SIZE:
             mean = np.average(group["predicted"], weights=group["weight"])
             variance = np.average((group["predicted"] - mean) ** 2, weights=group["weight"])
             rows.append({"years": years + 2.5, "predicted": mean, "spread": np.sqrt(variance)})

@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.fidelity import BUILT_IN, CALIBRATED, UNCALIBRATED
-from resdm_suite.profiles import FEWEST
+from resdm_suite.profiles import MIN_GROUP_SIZE
 from resdm_suite.reporting.style import TRACER_TITLES
 from resdm_suite.reporting.tables import span
 
@@ -44,7 +44,7 @@ def shown_range(values: np.ndarray, individual: bool, *others: float) -> tuple[f
 def draw_people(
     axes: Axes, x: pd.Series, y: pd.Series, colour: str, individual: bool, ranges: tuple[tuple[float, float], ...]
 ) -> None:
-    """One point per person; where single people may not be shown, hexagons of `FEWEST` people or more.
+    """One point per person; where single people may not be shown, hexagons of `MIN_GROUP_SIZE` people or more.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def draw_people(
         shades = LinearSegmentedColormap.from_list("people", ["#FFFFFF", colour])
         cells = int(np.clip(np.sqrt(len(x)) / 1.5, 3, 12))  # few people: large cells, else none would be drawn
         extent = (*ranges[0], *ranges[1])
-        axes.hexbin(x, y, gridsize=cells, mincnt=FEWEST, extent=extent, cmap=shades, vmin=0, linewidths=0.2)
+        axes.hexbin(x, y, gridsize=cells, mincnt=MIN_GROUP_SIZE, extent=extent, cmap=shades, vmin=0, linewidths=0.2)
     axes.set_xlim(ranges[0])
     axes.set_ylim(ranges[1])
     axes.locator_params(nbins=5)

@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.profiles import FEWEST
+from resdm_suite.profiles import MIN_GROUP_SIZE
 from resdm_suite.reporting.slices import draw_outline, show_slice, slice_aspect, slice_name
 from resdm_suite.reporting.style import (
     ATTENTION_MAP,
@@ -265,7 +265,7 @@ def regional_panel(
         Whose scatter is drawn (summary region).
     people : bool
         One point a person. Else, for cohorts whose single people may not be shown, up to ten groups of as many people
-        of like real SUVR, at least `FEWEST` each: mean and standard deviation of both.
+        of like real SUVR, at least `MIN_GROUP_SIZE` each: mean and standard deviation of both.
     notice : str
 
     Notes
@@ -355,9 +355,9 @@ def _scatter(
 
 
 def _grouped(people: pd.DataFrame) -> pd.DataFrame:
-    """Up to ten groups of people of like real SUVR, at least `FEWEST` each: means, and deviations as ``…_std``."""
+    """Means of up to ten groups by real SUVR, at least `MIN_GROUP_SIZE` each, and deviations as ``…_std``."""
     ordered = people.sort_values("real", kind="stable").reset_index(drop=True)
-    count = min(10, len(ordered) // FEWEST)
+    count = min(10, len(ordered) // MIN_GROUP_SIZE)
     group = np.arange(len(ordered)) * count // max(len(ordered), 1)
     parts = ordered.groupby(group) if count else ordered.iloc[:0].groupby(group[:0])
     return parts.mean().join(parts.std(ddof=1).add_suffix("_std"))

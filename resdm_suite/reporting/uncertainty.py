@@ -10,7 +10,7 @@ import pandas as pd
 
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
-from resdm_suite.profiles import FEWEST, Config
+from resdm_suite.profiles import MIN_GROUP_SIZE, Config
 from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, number, span
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
@@ -285,20 +285,23 @@ def uncertainty_points(config: Config, result: Uncertainty) -> tuple[pd.DataFram
     -------
     points : DataFrame
         tracer, score (of ``both``), error (mean absolute, SUVR). One row per person; where single people may not be
-        shown, one per group of `FEWEST` or more people of similar score.
+        shown, one per group of `MIN_GROUP_SIZE` or more people of similar score.
     curves : DataFrame
         tracer, curve (``oracle``, ``raw`` or ``both``), kept (% of people), error (mean of those kept). Where single
-        people may not be shown, steps are at least `FEWEST` people apart. A score equal for all has no curve.
+        people may not be shown, steps are at least `MIN_GROUP_SIZE` people apart. A score equal for all has no curve.
     """
     points, curves = [], []
     for tracer, people in result.people.groupby("tracer", sort=False):
         ranked, error = people.sort_values("both")[["both", "error"]], people["error"].to_numpy()
         steps = np.arange(len(people))
         if not config.individual:
-            groups = min(5, len(people) // FEWEST)
+            groups = min(5, len(people) // MIN_GROUP_SIZE)
             ranked = ranked.groupby(steps * groups // len(people)).mean() if groups else ranked[:0]
             # two means that differ by one person reveal that person
-            steps = np.append(steps[FEWEST - 1 : len(people) - FEWEST : FEWEST], steps[FEWEST - 1 :][-1:])
+            steps = np.append(
+                steps[MIN_GROUP_SIZE - 1 : len(people) - MIN_GROUP_SIZE : MIN_GROUP_SIZE],
+                steps[MIN_GROUP_SIZE - 1 :][-1:],
+            )
         points.append(ranked.rename(columns={"both": "score"}).assign(tracer=tracer))
         scores = {"oracle": error} | {name: people[name].to_numpy() for name in ("raw", "both")}
         for name, score in scores.items():
