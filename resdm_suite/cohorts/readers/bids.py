@@ -111,18 +111,13 @@ def _scans(
     scans = []
     for path in images([*folder.glob("anat/*_T1w.nii*"), *folder.glob("pet/*pet.nii*")]):
         space = re.search(r"_space-([A-Za-z0-9]+)_", path.name)
-        tracer = re.search(r"_trc-([A-Za-z0-9]+)_", path.name)
-        target, label = "t1w", ""
-        if path.parent.name == "pet":
-            label = tracer[1] if tracer else _tracer_of_sidecar(path, where, notes)
-            target = config.cohort.tracers.get(label)
-            if target is None:
-                continue
+        label = _tracer(path, where, notes) if path.parent.name == "pet" else ""
+        target = config.cohort.tracers.get(label) if path.parent.name == "pet" else "t1w"
+        if target is None:
+            continue
         if space and space[1] not in _NATIVE and not space[1].startswith("MNI"):
             notes.append(f"{where}: {path.name} lies in space {space[1]}; not used")
             continue
-        if tracer and target != "t1w":
-            _check_sidecar(path, label, where, notes)
         scan = {"target": target, "tracer": label, "path": str(path), "day": days.get(str(path), np.nan)}
         scans.append(key | scan | {"space": SPACE if space and space[1] not in _NATIVE else ""})
     return scans
@@ -203,38 +198,39 @@ def _session_days(people: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[f
     return days
 
 
-def _tracer_of_sidecar(scan: Path, where: str, notes: list[str]) -> str:
-    """BIDS label of a PET without ``trc-``, by ``TracerName`` of its sidecar; empty where it names none or several."""
+def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
+    """Read the JSON beside a scan: empty where there is none, None where it cannot be read."""
+    path = Path(f"{stem(scan)}.json")
     try:
-        content = json.loads(Path(f"{stem(scan)}.json").read_text(encoding="utf-8"))
-        labels = tracer_labels(content.get("TracerName", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
-    if len(labels) == 1:
-        notes.append(f"{where}: {scan.name} has no trc-; its sidecar's TracerName says {labels[0]}")
-    return labels[0] if len(labels) == 1 else ""
-
-
-def _check_sidecar(scan: Path, label: str, where: str, notes: list[str]) -> None:
-    """Note a sidecar that names another tracer than the file."""
-    sidecar = Path(f"{stem(scan)}.json")
-    used = f"the file name's tracer {label} is used"
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError):
-        notes.append(f"{where}: {sidecar.name} cannot be read as JSON; {used}")
-        return
-    for key, value in conflicting_tracers(content, label):
-        notes.append(f"{where}: {sidecar.name} says {key} {value!r}; {used}")
+        return None
+    return content if isinstance(content, dict) else None
 
 
-def conflicting_tracers(sidecar: object, label: str) -> list[tuple[str, object]]:
+def _tracer(scan: Path, where: str, notes: list[str]) -> str:
+    """Label of a PET by its file name, else by ``TracerName`` of its sidecar; empty where neither names one tracer."""
+    entity, sidecar = re.search(r"_trc-([A-Za-z0-9]+)_", scan.name), read_sidecar(scan)
+    name = Path(stem(scan)).name + ".json"
+    if entity is None:
+        labels = tracer_labels((sidecar or {}).get("TracerName", ""))
+        if len(labels) != 1:
+            return ""
+        notes.append(f"{where}: {scan.name} has no trc-; its sidecar's TracerName says {labels[0]}")
+        return labels[0]
+    used = f"the file name's tracer {entity[1]} is used"
+    if sidecar is None:
+        notes.append(f"{where}: {name} cannot be read as JSON; {used}")
+    for key, value in conflicting_tracers(sidecar or {}, entity[1]):
+        notes.append(f"{where}: {name} says {key} {value!r}; {used}")
+    return entity[1]
+
+
+def conflicting_tracers(sidecar: dict[str, Any], label: str) -> list[tuple[str, object]]:
     """Entries (key, value) of a PET's sidecar that name another tracer than ``label``."""
     conflicts = []
     for key in ("TracerName", "Radiopharmaceutical"):
-        value = sidecar.get(key, "") if isinstance(sidecar, dict) else ""
+        value = sidecar.get(key, "")
         labels = tracer_labels(value)
         if labels and label not in labels:
             conflicts.append((key, value))

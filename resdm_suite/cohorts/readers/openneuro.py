@@ -16,7 +16,6 @@ average is exact; an empty last frame scales the whole volume, and SUVR, a ratio
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from resdm.io import write_csv
 from resdm.settings import TRACERS
 from resdm_suite.cohorts.manifest import PATHS, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.readers.bids import conflicting_tracers
+from resdm_suite.cohorts.readers.bids import conflicting_tracers, read_sidecar
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, address, fetch, list_bucket
 from resdm_suite.cohorts.tables import read_by_key, stem, to_number, to_sex, visible
 from resdm_suite.profiles import Config
@@ -234,19 +233,15 @@ def _count_sidecar_faults(scans: pd.DataFrame) -> list[str]:
     faults: dict[str, list[str]] = defaultdict(list)
     count = 0
     for cell, label in scans.loc[scans["target"] != "t1w", ["path", "tracer"]].itertuples(index=False):
-        path = Path(f"{stem(cell)}.json")
-        if not path.is_file():
+        name, sidecar = f"{Path(stem(cell)).name}.json", read_sidecar(cell)
+        if sidecar == {}:
             continue
         count += 1
-        try:
-            sidecar = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(sidecar, dict):
-                raise ValueError(sidecar)
-        except (OSError, ValueError):
-            faults["cannot be read as JSON"].append(path.name)
+        if sidecar is None:
+            faults["cannot be read as JSON"].append(name)
             continue
         for fault in sidecar_faults(sidecar, label, _frames(Path(cell))):
-            faults[fault].append(path.name)
+            faults[fault].append(name)
     return [
         f"sidecars of {len(names)} of {count} PETs: {fault} (as {min(names)})"
         for fault, names in sorted(faults.items())
