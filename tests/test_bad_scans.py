@@ -1,4 +1,4 @@
-"""Bad scans end to end: an error names the file and says what to do, and nothing made before is lost."""
+"""Bad scans end to end: an error names file and remedy, and finished results stay."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ── how each is spoilt: path of a scan, its data and affine → what lies there then ────────────────
+# ── faults: each replaces a scan, given its path, data and affine ───────────────────────────────────
 
 
 def stored(change=lambda data: data, affine=lambda affine: affine, codes=(1, 1)):
@@ -188,7 +188,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_scan_is_named_and_nothing_made_is_lost(config, name):
+def test_a_bad_scan_is_named_and_results_stay(config, name):
     which, spoil, said = BAD[name]
     path = config.work / "scans" / f"sub-other_{which}.nii.gz"
     image = nib.load(path)
@@ -204,7 +204,7 @@ def test_a_bad_scan_is_named_and_nothing_made_is_lost(config, name):
     assert contents(config.volumes).items() >= made.items()
 
 
-def test_what_looks_odd_but_is_none_the_worse_passes(config):
+def test_unusual_but_valid_scans_pass(config):
     """A PET of one frame in 4D, units that the header leaves open, and another space's qform."""
     scans = config.work / "scans"
     image = nib.load(scans / "sub-other_pet.nii.gz")
@@ -260,7 +260,7 @@ def test_an_unreadable_file_is_named(config, monkeypatch):
         preprocess(config, progress=False)
 
 
-# ── places that cannot be written ─────────────────────────────────────────────────────────────────
+# ── write errors ─────────────────────────────────────────────────────────────────
 
 
 def test_a_file_where_the_folder_must_be_is_named(config):
@@ -275,7 +275,7 @@ def test_a_file_where_the_folder_must_be_is_named(config):
 
 @pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EROFS, "on a disk that can be"),
                                               (errno.EACCES, "change the permissions")])  # fmt: skip
-def test_a_disk_that_refuses_is_told_and_the_next_call_goes_on(config, monkeypatch, code, remedy):
+def test_a_refused_write_is_named_and_the_next_call_continues(config, monkeypatch, code, remedy):
     made, save_image = contents(config.volumes), nib.save
 
     def full(image, path):
@@ -302,7 +302,7 @@ def call(config, before="pass", **options):
     return subprocess.Popen([sys.executable, "-c", code], env=environment, **options)
 
 
-def test_a_disk_that_is_really_full(config):
+def test_a_full_disk(config):
     """The system itself refuses to let cohort.npy grow: an error with a remedy, no dead process, the rest stays."""
 
     def limit():
@@ -320,8 +320,8 @@ def test_a_disk_that_is_really_full(config):
     assert volume.stat().st_mtime_ns == written
 
 
-def test_a_call_that_is_really_killed_loses_one_person_at_most(config):
-    """SIGKILL while the second of two new people is in work; the next call does her and no other."""
+def test_sigkill_loses_one_session_at_most(config):
+    """SIGKILL during the second of two new people; the next call processes only that one."""
     scans = config.work / "scans"
     for which in NAMES.values():
         shutil.copy(scans / f"sub-other_{which}.nii.gz", scans / f"sub-third_{which}.nii.gz")
@@ -340,7 +340,7 @@ def test_a_call_that_is_really_killed_loses_one_person_at_most(config):
     assert not list(config.volumes.rglob(".*"))
 
 
-# ── going on without them ─────────────────────────────────────────────────────────────────────────
+# ── excluding sessions ─────────────────────────────────────────────────────────────────────────
 
 
 def test_every_bad_scan_is_named_by_default(config):

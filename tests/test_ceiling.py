@@ -64,7 +64,7 @@ def test_the_population_is_that_of_the_phantoms():
 
 @pytest.mark.parametrize("coupling", [1.0, 0.5])
 def test_expectations_are_calibrated_among_people_of_the_generator(coupling):
-    """Of all estimates from what is known, the posterior mean alone errs independently of what is known."""
+    """The error of a posterior mean is independent of everything known."""
     people = latent_people(coupling)
     for cause in ("load", "stage", "positive"):
         error = people[cause] - people[f"expected_{cause}"]
@@ -77,7 +77,7 @@ def test_expectations_are_calibrated_among_people_of_the_generator(coupling):
     assert people["stage"].corr(people["expected_stage"]) > {1.0: 0.75, 0.5: 0.38}[coupling]
 
 
-def test_without_coupling_the_mri_tells_nothing():
+def test_without_coupling_the_mri_is_uninformative():
     shown = {"age": 74.0, "sex": "F", "coupling": 0.0}
     weights = [ceiling.posterior(POPULATION, severity=severity, **shown) for severity in (0.0, 1.5)]
     np.testing.assert_allclose(weights[0], weights[1])
@@ -105,7 +105,7 @@ def out(config):
     return synthesise_ceiling(config, progress=False)
 
 
-def test_it_is_scored_like_a_method_and_far_above_the_mean_pet(config, out):
+def test_it_is_scored_like_a_method_and_exceeds_the_mean_pet(config, out):
     index = read_index(config)
     assert out == config.predictions("ceiling")
     scores = pd.read_csv(out / "scores.csv", dtype={"person": str, "session": str})
@@ -139,8 +139,8 @@ def test_probabilities_of_the_planted_status_are_those_of_the_posterior(config, 
     assert stored.set_index("tracer")["positive"].to_dict() == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_of_known_causes_it_is_the_pet_itself(config):
-    """With the truth about load and stage what remains is noise, own uptake, resolution and registration."""
+def test_with_known_causes_it_approaches_the_pet(config):
+    """With known load and stage the remaining error is noise, personal uptake, resolution and registration."""
     grid, closer = Grid.of(config.preprocess.grid), {tracer: [] for tracer in TRACERS}
     population, truth = ceiling.draw_population(0, 2000), ceiling.read_truth(config)
     for row in read_index(config, None).query("session == 'ses-M000'").head(6).to_dict("records"):
@@ -168,7 +168,7 @@ def test_the_same_bytes_each_time(config, out):
     assert {path.relative_to(out): sha256(path) for path in sorted(out.rglob("*")) if path.is_file()} == before
 
 
-def test_it_demands_the_truth_of_these_phantoms(config, tmp_path, capsys):
+def test_it_needs_the_truth_of_these_phantoms(config, tmp_path, capsys):
     real = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, kind="adni"))
     with pytest.raises(
         ConfigError, match=r"cohort\.kind is adni; the ceiling follows from the truth, which is known of"
@@ -184,7 +184,7 @@ def test_it_demands_the_truth_of_these_phantoms(config, tmp_path, capsys):
     assert "truth.json: no truth of these phantoms; run `resdm phantom smoke` first" in capsys.readouterr().err
 
 
-def test_no_method_is_named_like_it(tmp_path):
+def test_its_name_is_reserved(tmp_path):
     path = tmp_path / "bad.yaml"
     text = (ROOT / "configs" / "smoke.yaml").read_text()
     path.write_text(text + "  ceiling: { kind: pix2pix }\n")

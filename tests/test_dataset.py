@@ -61,7 +61,7 @@ def stored(config):
     return np.load(config.volumes / "cohort.npy").astype(np.float32)
 
 
-def test_a_split_holds_its_people_in_the_order_of_the_index(config):
+def test_a_split_follows_the_index(config):
     data = CohortDataset(config, "train")
     assert len(data) == 4
     assert data.index["person"].tolist() == ["sub-0", "sub-2", "sub-4", "sub-5"]
@@ -86,8 +86,8 @@ def test_collate_makes_a_batch(config):
     assert not batch.pet[0, 1].any()
 
 
-def test_one_augmentation_moves_all_volumes_alike(config):
-    """Amyloid stays the T1 and tau half of it, whatever the transform; and most items do move."""
+def test_augmentation_moves_all_volumes_together(config):
+    """Amyloid stays the T1 and tau half of it, under any transform; most items move."""
     data, plain = CohortDataset(config, "train", augment=True), CohortDataset(config, "train")
     moved = 0
     for epoch in range(6):
@@ -122,16 +122,16 @@ def test_an_augmentation_is_a_shift_with_zeros_and_a_flip():
     for seed in range(20):
         moved = augment(edge, 2, False, np.random.default_rng(seed))
         by = np.random.default_rng(seed).integers(-2, 2, 3, endpoint=True)
-        assert moved.sum() == np.prod(5 - np.abs(by))  # what comes in from outside is 0
+        assert moved.sum() == np.prod(5 - np.abs(by))  # the new rim is 0
     assert edge.all()
 
 
-def test_without_options_nothing_moves():
+def test_no_augmentation_without_options():
     volumes = np.random.default_rng(0).random((3, 6, 7, 8))
     np.testing.assert_array_equal(augment(volumes, 0, False, np.random.default_rng(1)), volumes)
 
 
-def test_items_are_functions_of_seed_epoch_and_index(config):
+def test_items_depend_on_seed_epoch_and_index(config):
     def epoch(data, number):
         data.set_epoch(number)
         return torch.stack([data[i]["volumes"] for i in range(len(data))])
@@ -139,21 +139,21 @@ def test_items_are_functions_of_seed_epoch_and_index(config):
     data, other = (CohortDataset(config, "train", augment=True) for _ in range(2))
     second = epoch(data, 1)
     assert not torch.equal(epoch(data, 0), second)
-    assert torch.equal(epoch(other, 1), second)  # whatever was asked for before
+    assert torch.equal(epoch(other, 1), second)  # independent of earlier requests
     assert torch.equal(torch.stack([other[i]["volumes"] for i in reversed(range(4))]), second.flip(0))
     reseeded = CohortDataset(dataclasses.replace(config, seed=1), "train", augment=True)
     assert not torch.equal(epoch(reseeded, 1), second)
 
 
-def test_workers_give_what_one_process_gives(config):
+def test_workers_and_one_process_agree(config):
     data = CohortDataset(config, "train", augment=True)
     data.set_epoch(3)
     assert len(pickle.dumps(data)) < 20_000  # the memory map does not travel
-    here = collate([data[i] for i in range(4)])
-    (there,) = DataLoader(data, batch_size=4, collate_fn=collate, num_workers=1)
-    assert torch.equal(here.mri, there.mri)
-    assert torch.equal(here.pet, there.pet)
-    assert here.prior == there.prior
+    alone = collate([data[i] for i in range(4)])
+    (parallel,) = DataLoader(data, batch_size=4, collate_fn=collate, num_workers=1)
+    assert torch.equal(alone.mri, parallel.mri)
+    assert torch.equal(alone.pet, parallel.pet)
+    assert alone.prior == parallel.prior
 
 
 def rewrite(config, **columns):
@@ -183,13 +183,13 @@ def test_volumes_of_other_settings_are_refused(config):
         CohortDataset(other, "train")
 
 
-def test_an_array_that_is_not_the_index_s_is_refused(config):
+def test_an_array_of_another_index_is_refused(config):
     np.save(config.volumes / "cohort.npy", stored(config)[:5].astype(np.float16))
     with pytest.raises(CohortError, match=r"holds 5 sessions of 3 volumes, index\.csv has 7"):
         CohortDataset(config, "train")
 
 
-def test_what_is_missing_is_named(config):
+def test_missing_parts_are_named(config):
     with pytest.raises(ValueError, match="no split 'dev'"):
         CohortDataset(config, "dev")
     rewrite(config, split="train")

@@ -1,4 +1,4 @@
-"""The phantom cohort: its bytes, its form as BIDS, and whether the images hold what the truth says."""
+"""The phantom cohort: reproducible bytes, BIDS layout, and images that agree with the truth."""
 
 import dataclasses
 import json
@@ -131,7 +131,7 @@ def test_a_person_does_not_depend_on_how_many_there_are(tmp_path):
     assert len(pd.read_csv(shrunk.source_root / "participants.tsv", sep="\t")) == 2
 
 
-def test_a_second_call_writes_nothing_and_a_killed_one_goes_on(tmp_path, monkeypatch):
+def test_second_call_writes_nothing_and_a_killed_one_continues(tmp_path, monkeypatch):
     config = profile(tmp_path)
     real, done = dataset._write_person, []
 
@@ -166,7 +166,7 @@ def test_a_second_call_writes_nothing_and_a_killed_one_goes_on(tmp_path, monkeyp
     assert all(path.stat().st_mtime_ns == times[path] for path in (config.source_root / "sub-0001").rglob("*.nii.gz"))
 
 
-def test_other_settings_replace_our_own_files_and_no_others(tmp_path):
+def test_other_settings_or_revisions_replace_our_own_files_only(tmp_path, monkeypatch):
     config = write(tmp_path, people=2)
     (config.source_root / "sub-notes").mkdir()
     with pytest.warns(UserWarning, match="made anew"):
@@ -174,22 +174,17 @@ def test_other_settings_replace_our_own_files_and_no_others(tmp_path):
     fresh = write(tmp_path / "fresh", people=2, scalp=True)
     assert digests(config.source_root) == digests(fresh.source_root)
     assert (config.source_root / "sub-notes").is_dir()
-
-
-def test_another_revision_of_the_generator_makes_the_files_anew(tmp_path, monkeypatch):
-    config = write(tmp_path, people=1)
-    before = digests(config.source_root, "*.nii.gz")
-    path = next(config.source_root.rglob("*_T1w.nii.gz"))
+    path = next(fresh.source_root.rglob("*_T1w.nii.gz"))
     time = path.stat().st_mtime_ns
     monkeypatch.setattr(dataset, "REVISION", dataset.REVISION + 1)
     with pytest.warns(UserWarning, match="another revision; they are removed and made anew"):
-        write_phantoms(config, progress=False)
+        write_phantoms(fresh, progress=False)
     assert path.stat().st_mtime_ns > time
-    assert digests(config.source_root, "*.nii.gz") == before
+    assert digests(config.source_root, "*.nii.gz") == digests(fresh.source_root, "*.nii.gz")
 
 
 def test_files_are_those_of_their_revision(tmp_path):
-    """Whoever changes these numbers on purpose raises `REVISION`: they are what old files are known by."""
+    """A change of these numbers on purpose needs a higher `REVISION`, by which old files are known."""
     config = write(tmp_path, people=1)
     session = truth(config)[0]["sessions"][0]
     found = {what: nib.load(config.source_root / scan["path"]).get_fdata() for what, scan in session["scans"].items()}
@@ -212,24 +207,15 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     assert scan.read_bytes() == b"real"
 
 
-def test_settings_are_demanded(tmp_path):
+def test_settings_are_required(tmp_path):
     with pytest.raises(ConfigError, match=r"cohort\.phantom is missing"):
         write_phantoms(dataclasses.replace(profile(tmp_path), cohort=CohortConfig()))
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("people", "0"),
-        ("anatomy_mm", "9"),
-        ("single_pet", "1.5"),
-        ("pet_fwhm_mm", "[8, 6]"),
-        ("t1_voxel_mm", "[1, 1, -1]"),
-        ("noise", "-1"),
-        ("pet_frames", "0"),
-        ("coupling", "1.1"),
-    ],
-)
+@pytest.mark.parametrize(("setting", "value"), [
+    ("people", "0"), ("anatomy_mm", "9"), ("single_pet", "1.5"), ("pet_fwhm_mm", "[8, 6]"),
+    ("t1_voxel_mm", "[1, 1, -1]"), ("noise", "-1"), ("pet_frames", "0"), ("coupling", "1.1"),
+])  # fmt: skip
 def test_impossible_settings_are_named(tmp_path, setting, value):
     path = tmp_path / "bad.yaml"
     path.write_text(f"cohort:\n  kind: phantom\n  phantom:\n    {setting}: {value}\n")
@@ -272,25 +258,25 @@ def test_the_dataset_is_bids(cohort):
 
 def test_pet_sidecars_hold_what_bids_requires(cohort):
     required = {
-        "Manufacturer", "ManufacturersModelName", "Units", "TracerName", "TracerRadionuclide", "InjectedRadioactivity",
-        "InjectedRadioactivityUnits", "InjectedMass", "InjectedMassUnits", "SpecificRadioactivity",
-        "SpecificRadioactivityUnits", "ModeOfAdministration", "TimeZero", "ScanStart", "InjectionStart",
-        "FrameTimesStart", "FrameDuration", "AcquisitionMode", "ImageDecayCorrected", "ImageDecayCorrectionTime",
-        "ReconMethodName", "ReconMethodParameterLabels", "ReconFilterType", "AttenuationCorrection",
+        "Manufacturer", "ManufacturersModelName", "TracerRadionuclide", "InjectedRadioactivity", "InjectedMass",
+        "InjectedRadioactivityUnits", "InjectedMassUnits", "SpecificRadioactivity", "SpecificRadioactivityUnits",
+        "ModeOfAdministration", "TimeZero", "ScanStart", "InjectionStart", "FrameTimesStart", "FrameDuration",
+        "AcquisitionMode", "ImageDecayCorrected", "ImageDecayCorrectionTime", "ReconMethodName",
+        "ReconMethodParameterLabels", "ReconFilterType", "AttenuationCorrection",
     }  # fmt: skip
     names = {"18FAV45": "florbetapir", "18FFBB": "florbetaben", "18FAV1451": "flortaucipir"}
-    seen = set()
+    labels = set()
     for path in cohort.source_root.rglob("*_pet.json"):
         sidecar = json.loads(path.read_text())
-        tracer = re.search(r"trc-(\w+?)_", path.name)[1]
-        seen.add(tracer)
-        assert required <= set(sidecar)
-        assert names[tracer] in sidecar["TracerName"]
+        label = re.search(r"trc-(\w+?)_", path.name)[1]
+        labels.add(label)
+        assert required <= {key for key, value in sidecar.items() if value is not None}
+        assert names[label] in sidecar["TracerName"]
         assert sidecar["Units"] == "Bq/mL"
-    assert seen == set(names)
+    assert labels == set(names)
 
 
-def test_every_scan_has_an_oblique_grid_of_its_own(cohort):
+def test_every_scan_has_its_own_oblique_grid(cohort):
     codes, gains = {"anat": set(), "pet": set()}, []
     settings = cohort.cohort.phantom
     voxels = {"anat": settings.t1_voxel_mm, "pet": settings.pet_voxel_mm}
@@ -310,7 +296,7 @@ def test_every_scan_has_an_oblique_grid_of_its_own(cohort):
     assert np.std(np.log(gains)) > 0.15  # no scan shares its scale with another
 
 
-def test_pet_lies_shifted_and_turned_against_the_t1(cohort):
+def test_pet_is_shifted_and_rotated_against_the_t1(cohort):
     for person in truth(cohort):
         for session in person["sessions"]:
             to_mni = {name: np.array(scan["world_to_mni"]) for name, scan in session["scans"].items()}
@@ -343,7 +329,7 @@ def test_the_field_of_view_holds_the_brain(cohort):
 # ── anatomy ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_deformation_is_the_same_on_a_grid_and_at_points_and_has_no_affine_part():
+def test_deformation_agrees_on_grid_and_points_without_affine_part():
     deformation = phantom_anatomy.draw_deformation(seed=3, index=5, ventricles=0.5)
     axes = tuple(np.linspace(-60, 60, n) for n in (7, 8, 9))
     field = phantom_anatomy.displacement_on_axes(deformation, axes)
@@ -390,7 +376,7 @@ def test_ventricles_grow_with_age_and_the_medial_temporal_lobe_shrinks_with_dise
 
 
 def test_left_stays_left(quiet):
-    """The torque (T1) and the left hemisphere's share of uptake (PET) tell the sides apart in every storage order."""
+    """Torque (T1) and left share of uptake (PET) identify the sides in every storage order."""
     poles = np.array([[28.0, 56, 0], [-28, 56, 0], [-24, -92, 4], [24, -92, 4]])  # right, left, left, right
     torque, ratios = [], {"amyloid": [], "tau": []}
     for person in truth(quiet):
@@ -483,8 +469,8 @@ def test_amyloid_and_tau_go_together_across_people_but_not_across_the_brain(coho
     assert planted["tau"]["inferior_temporal"]["status"] > 4 * planted["tau"]["sensorimotor"]["status"]
 
 
-def test_prior_information_has_something_to_give(cohort):
-    """Age and sex explain uptake, and improve on what the MRI foretells, in people not fitted."""
+def test_age_and_sex_add_to_the_mri(cohort):
+    """Age and sex explain uptake, and improve on what the MRI predicts, in people not fitted."""
     people, brain = baseline(cohort), mni_map("brain", GRID)
     for tracer in ("amyloid", "tau"):
         mri, pet, names = [], [], []
@@ -540,11 +526,11 @@ def first_visits(coupling: float, people: int = 1500) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_coupling_is_how_far_atrophy_foretells_pathology():
+def test_coupling_scales_how_atrophy_predicts_pathology():
     visits = {coupling: first_visits(coupling) for coupling in (0.0, 0.5, 1.0)}
-    own = ["load", "stage", "positive", "age", "woman", "diagnosis", "mmse"]
-    for people in visits.values():  # severity alone is another
-        pd.testing.assert_frame_equal(people[own], visits[1.0][own])
+    fixed = ["load", "stage", "positive", "age", "woman", "diagnosis", "mmse"]
+    for people in visits.values():  # only severity differs
+        pd.testing.assert_frame_equal(people[fixed], visits[1.0][fixed])
     foretold = {c: people[["load", "stage", "positive"]].corrwith(people["severity"]) for c, people in visits.items()}
     noise = 3 / np.sqrt(len(visits[0.0]))
     assert (foretold[1.0] > [0.5, 0.7, 0.45]).all()
@@ -558,7 +544,7 @@ def test_coupling_is_how_far_atrophy_foretells_pathology():
     assert visits[1.0]["growth"].corr(visits[1.0]["stage"]) > 0.25
 
 
-def test_coupling_leaves_the_distribution_of_atrophy():
+def test_coupling_keeps_the_distribution_of_atrophy():
     whole = first_visits(1.0)
     for coupling in (0.0, 0.5):
         people = first_visits(coupling)
@@ -566,7 +552,7 @@ def test_coupling_leaves_the_distribution_of_atrophy():
             assert stats.ks_2samp(people[shown], whole[shown]).pvalue > 0.01
 
 
-def test_planted_status_is_disease_alone(cohort):
+def test_planted_status_follows_disease_alone(cohort):
     people = pd.read_csv(cohort.work / "truth" / "people.csv")
     cut = json.loads((cohort.work / "truth" / "truth.json").read_text())["stage_cut"]
     assert average_regions(cohort, "tau", stage=cut)[2] == pytest.approx(cohort.cohort.tau_cutoff, abs=1e-3)
@@ -580,7 +566,7 @@ def test_planted_status_is_disease_alone(cohort):
     assert excess[cohort_cut["sex"] == "F"].mean() > excess[cohort_cut["sex"] == "M"].mean() + 0.1
 
 
-def test_a_cutoff_that_nobody_passes_is_refused(tmp_path):
+def test_a_cutoff_out_of_range_is_refused(tmp_path):
     config = profile(tmp_path, people=1)
     high = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, tau_cutoff=9.0))
     with pytest.raises(ConfigError, match=r"tau_cutoff is 9\.0; the phantoms' meta-temporal SUVR runs from 1\.0"):
@@ -609,7 +595,7 @@ def test_people_are_like_table_1(tmp_path):
     assert (people.amyloid_tracer == "18FFBB").mean() == pytest.approx(0.25, abs=0.02)
     status = people.groupby("diagnosis").positive.mean()
     assert status["CN"] < 0.35 < status["MCI"] < 0.65 < status["AD"]
-    # neither age nor sex foretells the load within a diagnosis: what they do is planted, and can be switched off
+    # neither age nor sex predicts the load within a diagnosis: their effects are planted apart
     for _, group in people.groupby("diagnosis"):
         limit = 3 / np.sqrt(len(group))
         assert abs(np.corrcoef(group.age, group.load)[0, 1]) < limit

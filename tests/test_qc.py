@@ -36,7 +36,7 @@ PHANTOMS = PhantomConfig(
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Phantoms on the grid of the default profile, preprocessed and looked at: configuration and table."""
+    """Preprocessed phantoms with quality control: configuration and table."""
     settings = PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm), registration_mm=4.0, n4=False)
     root = tmp_path_factory.mktemp("qc")
     config = Config(profile="tiny", cohort=CohortConfig(phantom=PHANTOMS), preprocess=settings, root=root)
@@ -48,15 +48,15 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture
 def copy(cohort, tmp_path):
-    """A cohort of one's own, to break; times of files are kept."""
+    """A copy of the cohort to modify; file times are kept."""
     config = cohort[0]
     shutil.copytree(config.root, tmp_path, dirs_exist_ok=True)
     return dataclasses.replace(config, root=tmp_path)
 
 
-def session(config, number=0, both=True):
-    there = sessions(config)
-    return [one for one in there if len(one.record["outputs"]) == 3][number] if both else there[number]
+def session(config, number=0):
+    """A session with both PETs."""
+    return [one for one in sessions(config) if len(one.record["outputs"]) == 3][number]
 
 
 def flip(config, one, what):
@@ -98,7 +98,7 @@ def test_the_table_holds_the_error_against_the_truth(cohort):
     assert set(on_disk["axes"].str.split().str.len()) <= {2, 3}
 
 
-def test_the_planted_scale_is_found(cohort):
+def test_the_planted_scale_is_recovered(cohort):
     """The reference mean over the scan's own Bq/mL at SUVR 1: a few percent, by partial volume and deformation."""
     _, table = cohort
     away = np.abs(table[[f"{tracer}_scale" for tracer in TRACERS]].to_numpy() - 1)
@@ -107,7 +107,7 @@ def test_the_planted_scale_is_found(cohort):
 
 
 @pytest.mark.parametrize(("what", "key", "said"), [("t1w", "transform", "t1w"), ("tau", "t1_to_pet", "tau")])
-def test_a_wrong_transform_shows(copy, what, key, said):
+def test_a_wrong_transform_is_flagged(copy, what, key, said):
     one = session(copy)
     before = session_quality(one)
     path = copy.volumes / one.record["outputs"][what].replace(".nii.gz", ".json")
@@ -120,7 +120,7 @@ def test_a_wrong_transform_shows(copy, what, key, said):
     assert re.fullmatch(rf"{said} registration \d\.\d mm off the truth", after["flags"])
 
 
-def test_reference_that_is_not_1_shows(copy):
+def test_a_reference_that_is_not_1_is_flagged(copy):
     one = session(copy)
     path = copy.volumes / one.record["outputs"]["amyloid"]
     image = nib.load(path)
@@ -130,14 +130,14 @@ def test_reference_that_is_not_1_shows(copy):
     assert found["flags"] == "amyloid reference region at SUVR 1.050, not 1"
 
 
-def test_nothing_is_said_of_a_truth_that_nobody_knows(copy):
+def test_no_error_without_truth(copy):
     shutil.rmtree(copy.work / "truth")
     found = session_quality(session(copy))
     assert not [name for name in found if name.endswith(("_mm", "_scale")) and name != "form_mm"]
 
 
 def test_a_flipped_pet_and_a_flipped_t1_are_flagged_in_every_phantom(copy):
-    """And the T1 alone could not tell: the template is its own mirror image."""
+    """The T1 alone cannot show a flip: the template is its own mirror image."""
     template = mni_map("t1", GRID)
     np.testing.assert_allclose(template, template[::-1], atol=1e-5)
     for one in sessions(copy):
@@ -157,7 +157,7 @@ def test_a_flipped_pet_and_a_flipped_t1_are_flagged_in_every_phantom(copy):
         assert turned["t1_torque"] == pytest.approx(-straight["t1_torque"], abs=1e-6)
 
 
-def test_forms_that_disagree_are_noted(copy):
+def test_contradictory_forms_are_flagged(copy):
     one = session(copy)
     image = nib.load(one.row["tau"])
     affine = image.affine.copy()
@@ -167,7 +167,7 @@ def test_forms_that_disagree_are_noted(copy):
     found = session_quality(one)
     assert found["form_mm"] == pytest.approx(30, abs=0.01)
     assert found["flags"] == "sform and qform 30 mm apart"
-    shutil.rmtree(copy.source_root)  # scans that were moved away are no error
+    shutil.rmtree(copy.source_root)  # missing scans are no error
     assert session_quality(one)["axes"] == ""
 
 
@@ -190,7 +190,7 @@ def test_left_is_left_in_a_montage():
         assert FIELD_MM[field][1] - (row + 20 - (191 - height) // 2) == pytest.approx(spot[up], abs=3)
 
 
-def test_a_montage_has_outlines_and_says_what_was_not_acquired():
+def test_a_montage_has_outlines_where_a_scan_was_acquired():
     brain = mni_map("t1", GRID)
     full = np.asarray(montage({"t1w": brain, "amyloid": brain, "tau": brain}, GRID, "sub-1 ses-1"))
     part = np.asarray(montage({"t1w": brain, "amyloid": brain}, GRID, "sub-1 ses-1"))
@@ -205,7 +205,7 @@ def test_a_montage_has_outlines_and_says_what_was_not_acquired():
 # ── the page, done once ───────────────────────────────────────────────────────────────────────────
 
 
-def test_the_page_shows_everybody_flagged_first_and_needs_nothing_else(copy):
+def test_the_page_shows_all_sessions_flagged_first_and_is_self_contained(copy):
     one = session(copy, -1)
     path = copy.volumes / one.record["outputs"]["tau"].replace(".nii.gz", ".json")
     sidecar = json.loads(path.read_text())
@@ -232,7 +232,7 @@ def test_the_page_shows_everybody_flagged_first_and_needs_nothing_else(copy):
     assert str(copy.root) not in text
 
 
-def test_a_second_call_writes_nothing_and_a_changed_session_is_done_alone(copy):
+def test_second_call_writes_nothing_and_only_changed_sessions_are_repeated(copy):
     before = times(copy)
     write_qc(copy, progress=False)
     assert times(copy) == before
@@ -251,7 +251,7 @@ def test_a_second_call_writes_nothing_and_a_changed_session_is_done_alone(copy):
     assert set(table["split"]) == {"train"}
 
 
-def test_a_killed_call_goes_on_and_ends_in_the_same_bytes(cohort, copy, monkeypatch):
+def test_resume_after_a_kill_gives_the_same_bytes(cohort, copy, monkeypatch):
     config, _ = cohort
     shutil.rmtree(copy.work / "qc")
     write, calls = qc_page._write_session, []
@@ -274,7 +274,7 @@ def test_a_killed_call_goes_on_and_ends_in_the_same_bytes(cohort, copy, monkeypa
         assert (copy.work / "qc" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_whom_an_option_left_out_stays_on_the_page(copy):
+def test_excluded_sessions_stay_on_the_page(copy):
     index = pd.read_csv(copy.volumes / "index.csv")
     write_csv(copy.volumes / "index.csv", index.iloc[1:])
     table = write_qc(copy, progress=False)
@@ -282,7 +282,7 @@ def test_whom_an_option_left_out_stays_on_the_page(copy):
     assert (copy.work / "qc" / "index.html").read_text().count("left out of the cohort</p>") == 1
 
 
-def test_the_figure_names_nobody_and_leaves_out_what_is_not_known(cohort):
+def test_the_figure_names_nobody_and_omits_unknown_measures(cohort):
     config, table = cohort
     svg = (config.figures / "qc.svg").read_text()
     assert "sub-" not in svg
@@ -294,6 +294,6 @@ def test_the_figure_names_nobody_and_leaves_out_what_is_not_known(cohort):
     assert len(qc_distributions(nobody.iloc[:1]).axes) == 7
 
 
-def test_without_volumes_there_is_nothing_to_see(tmp_path, cohort):
+def test_missing_volumes_are_named(tmp_path, cohort):
     with pytest.raises(FileNotFoundError, match="run `resdm preprocess` first"):
         write_qc(dataclasses.replace(cohort[0], root=tmp_path), progress=False)

@@ -22,7 +22,7 @@ from resdm.io import atomic, write_csv, write_json, write_text
 from resdm.settings import TRACERS, ConfigError, to_dict
 from resdm_suite.cohorts.phantom.anatomy import draw_deformation
 from resdm_suite.cohorts.phantom.people import SCAN, draw_person, person_name, random_stream
-from resdm_suite.cohorts.phantom.scanner import Acquisition, make_visit, scan_pet, scan_t1
+from resdm_suite.cohorts.phantom.scanner import Acquisition, bids_text, make_visit, scan_pet, scan_t1
 from resdm_suite.cohorts.phantom.truth import write_truth
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
@@ -32,36 +32,6 @@ GENERATOR = "resdm phantom"
 
 REVISION = 2
 """Raise it whenever the same settings and seed give other files, so that old ones are made again."""
-
-_PARTICIPANT_COLUMNS = {
-    "participant_id": {"Description": "phantom identifier: synthetic, no person stands behind it"},
-    "sex": {"Description": "sex", "Levels": {"F": "female", "M": "male"}},
-    "education_level": {"Description": "education", "Units": "years"},
-    "age_bl": {"Description": "age at the first session", "Units": "years"},
-    "diagnosis_sc": {
-        "Description": "diagnosis at the first session",
-        "Levels": {"CN": "cognitively normal", "MCI": "mild cognitive impairment", "AD": "dementia due to Alzheimer"},
-    },
-    "mmse_bl": {"Description": "Mini-Mental State Examination at the first session, 0 to 30"},
-}
-_SESSION_COLUMNS = {
-    "examination_date": {"Description": "date of the MRI, made up"},
-    "age": {"Description": "age at the MRI", "Units": "years"},
-    "diagnosis": _PARTICIPANT_COLUMNS["diagnosis_sc"] | {"Description": "diagnosis at this session"},
-    "MMSE": {"Description": "Mini-Mental State Examination at this session, 0 to 30"},
-}
-_README = """Phantom cohort
-
-These images are synthetic. No person was scanned; every name, date and score is made up (dates lie in the 1920s).
-Anatomy starts from the MNI152 maps that nilearn packages and is deformed, aged and scanned by a seeded simulation.
-
-Effects are large on purpose. Age and sex change the uptake of both tracers in ways that the MRI does not show, far
-more than they do in people, so that a model trained for minutes can learn them. Diagnosis, age, sex, education and
-MMSE follow the proportions of the paper's Table 1. Nothing measured here is a finding about people.
-
-Layout as in BIDS: one T1w a session, amyloid PET (trc-18FAV45 or trc-18FFBB) and tau PET (trc-18FAV1451); some people
-have one PET only, some a second session. Units of PET are Bq/mL with a scale that differs from scan to scan.
-"""
 
 
 class PhantomError(RuntimeError):
@@ -177,7 +147,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write_tables(root: Path, people: list[dict[str, Any]]) -> None:
     """README and participants of the dataset."""
-    write_text(root / "README", _README)
+    write_text(root / "README", bids_text("README"))
     columns = {"age": "age_bl", "diagnosis": "diagnosis_sc", "mmse": "mmse_bl"}
     participants = pd.DataFrame([
         {"participant_id": person["person"], "sex": person["sex"], "education_level": person["education"]}
@@ -185,7 +155,7 @@ def _write_tables(root: Path, people: list[dict[str, Any]]) -> None:
         for person in people
     ])  # fmt: skip
     write_csv(root / "participants.tsv", participants, separator="\t")
-    write_json(root / "participants.json", _PARTICIPANT_COLUMNS)
+    write_text(root / "participants.json", bids_text("participants.json"))
 
 
 def _write_person(config: Config, index: int, digest: str) -> None:
@@ -198,7 +168,7 @@ def _write_person(config: Config, index: int, digest: str) -> None:
         rows = [(v["session"], v["date"], f"{v['age']:.1f}", v["diagnosis"], v["mmse"]) for v in visits]
         columns = ["session_id", "examination_date", "age", "diagnosis", "MMSE"]
         write_csv(path, pd.DataFrame(rows, columns=columns), separator="\t")
-        write_json(path.with_suffix(".json"), _SESSION_COLUMNS)
+        write_text(path.with_suffix(".json"), bids_text("sessions.json"))
         files += [path.relative_to(root).as_posix(), path.with_suffix(".json").relative_to(root).as_posix()]
         record = {"person": name, "digest": digest, **person, "sessions": visits, "files": files}
         write_json(config.work / "truth" / f"{name}.json", record)  # last: marks the person as complete

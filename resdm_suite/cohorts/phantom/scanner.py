@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -25,15 +27,6 @@ _FOV_MM = (192.0, 236.0, 204.0)  # right–left, front–back, up–down
 _T1_AXES = ("RAS", "LPS", "PSR")  # how a scanner stores its axes; PSR: sagittal slices
 _PET_AXES = ("RAS", "LAS", "LPS")
 
-_T1_SIDECAR = {
-    "Modality": "MR",
-    "Manufacturer": "n/a (simulated)",
-    "MagneticFieldStrength": 3,
-    "RepetitionTime": 2.3,
-    "EchoTime": 0.00298,
-    "InversionTime": 0.9,
-    "FlipAngle": 9,
-}
 _TRACERS = {  # name, MBq, injection and length of the frames in seconds
     "18FAV45": ("18F-AV-45 (florbetapir)", 370.0, -3000, 1200),
     "18FFBB": ("18F-florbetaben", 300.0, -5400, 1200),
@@ -158,7 +151,7 @@ def scan_t1(rng: np.random.Generator, visit: Visit) -> tuple[Acquisition, np.nda
     signal = np.hypot(signal + real, imaginary)  # Rician
     if not settings.scalp:
         signal[brain < 0.5] = 0
-    sidecar = _T1_SIDECAR | {"SkullStripped": not settings.scalp}
+    sidecar = json.loads(bids_text("T1w.json")) | {"SkullStripped": not settings.scalp}
     signal = np.rint(signal * rng.uniform(600, 1100))
     return Acquisition(signal, affine, sidecar, {"world_to_person": world_to_person}), pose
 
@@ -230,36 +223,18 @@ def _grain(rng: np.random.Generator, shape: tuple[int, ...], voxel_mm: tuple[flo
     return noise
 
 
+def bids_text(name: str) -> str:
+    """A file of BIDS metadata that is the same in all phantom cohorts."""
+    return resources.files(__package__).joinpath("bids", name).read_text(encoding="utf-8")
+
+
 def _pet_sidecar(label: str, frames: int, fwhm: float) -> dict[str, Any]:
     name, radioactivity, injection, length = _TRACERS[label]
-    return {
-        "Modality": "PT",
-        "Manufacturer": "n/a (simulated)",
+    return json.loads(bids_text("pet.json")) | {
         "ManufacturersModelName": f"simulated, {fwhm:.1f} mm FWHM",
-        "Units": "Bq/mL",
-        "BodyPart": "brain",
         "TracerName": name,
-        "TracerRadionuclide": "F18",
         "InjectedRadioactivity": radioactivity,
-        "InjectedRadioactivityUnits": "MBq",
-        "InjectedMass": "n/a",
-        "InjectedMassUnits": "n/a",
-        "SpecificRadioactivity": "n/a",
-        "SpecificRadioactivityUnits": "n/a",
-        "ModeOfAdministration": "bolus",
-        "TimeZero": "10:00:00",
-        "ScanStart": 0,
         "InjectionStart": injection,
         "FrameTimesStart": [round(length / frames * i, 3) for i in range(frames)],
         "FrameDuration": [round(length / frames, 3)] * frames,
-        "AcquisitionMode": "list mode",
-        "ImageDecayCorrected": True,
-        "ImageDecayCorrectionTime": 0,
-        "ReconMethodName": "simulated",
-        "ReconMethodParameterLabels": ["none"],
-        "ReconMethodParameterUnits": ["none"],
-        "ReconMethodParameterValues": [0],
-        "ReconFilterType": "Gaussian",
-        "ReconFilterSize": 4.5,
-        "AttenuationCorrection": "simulated",
     }
