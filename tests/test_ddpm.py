@@ -61,7 +61,7 @@ def test_x0_from_noise_is_exact(t):
     torch.testing.assert_close(method.x0(x_t, noise, t), x0, rtol=0, atol=1e-12)
 
 
-def test_x0_is_learned_where_it_is_asked_for():
+def test_prediction_sample_trains_on_x0():
     method, batch = make("ddpm", SMALL, prediction="sample"), random_batch(1, SMALL)
     x0 = 2 * batch.pet[0].unsqueeze(1) - 1
     ((_, loss),) = method.losses(batch, seeded(3))
@@ -70,7 +70,7 @@ def test_x0_is_learned_where_it_is_asked_for():
     torch.testing.assert_close(synthesise(method, steps=8), batch.pet)
 
 
-def test_haar_stem_changes_the_network_alone():
+def test_haar_stem():
     """Eight bands of PET and MRI in, eight out; at the end a PET of the grid's shape, odd axes included."""
     method = make("ddpm", (9, 8, 11), stem="haar")
     assert (method.unet.in_channels, method.unet.out_channels) == (16, 8)
@@ -192,20 +192,20 @@ def test_labels():
         assert method.labels(prior).tolist() == expected
 
 
-def test_a_label_adds_its_rows_and_one_that_nobody_had_adds_nothing():
+def test_a_label_is_the_sum_of_its_rows_and_untrained_rows_are_0():
     method = make("ddpm", SMALL, labels=("sex", "age"), age_edges=(60.0, 80.0), weight_decay=0.1)
     table = method.unet.class_embedding
     labels = method.labels(Prior((70.0, 90.0), ("F", None))).flatten(0, 1)
     torch.testing.assert_close(table(labels), table.weight[[0, 1, 0, 1]])  # sex and age start at 0
     fit(method, replace(smooth_batch(2, SMALL), prior=Prior((70.0, 50.0), ("F", "F"))), 3)
-    heard = table.weight.detach().abs().sum(1) > 0
-    assert heard.tolist() == [True, True, False, True, False, False, True, True, False]
+    trained = table.weight.detach().abs().sum(1) > 0
+    assert trained.tolist() == [True, True, False, True, False, False, True, True, False]
     torch.testing.assert_close(table(labels)[:2], table.weight[:2] + table.weight[3] + table.weight[7])
     torch.testing.assert_close(table(labels)[2:], table.weight[:2])
 
 
 def test_time_and_label_reach_every_level():
-    """With as many groups as channels, the first level's norms would take the embedding out again."""
+    """With as many groups as channels, the first level's norms would remove the embedding."""
     unet = make("ddpm", SMALL).unet
     blocks = [resnet for part in (*unet.down_blocks, *unet.up_blocks) for resnet in part.resnets]
     assert len(blocks) == 3 + 6
@@ -238,7 +238,7 @@ def test_overfits_two_people():
     noise, t = torch.randn(x0.shape, generator=seeded(9)), torch.full((4,), 200)
     x_t = method.scheduler.add_noise(x0, noise, t)
     with torch.no_grad():
-        found = method.predict(x_t, batch.mri.repeat_interleave(2, 0), t, method.labels(batch.prior).flatten(0, 1))
-    assert float((found - noise).square().mean()) < 0.06
-    error = (method.x0(x_t, found, 200) - x0).abs().mean()
+        predicted = method.predict(x_t, batch.mri.repeat_interleave(2, 0), t, method.labels(batch.prior).flatten(0, 1))
+    assert float((predicted - noise).square().mean()) < 0.06
+    error = (method.x0(x_t, predicted, 200) - x0).abs().mean()
     assert float(error) < float(2 * (batch.pet - batch.pet.mean(0)).abs().mean())

@@ -1,4 +1,4 @@
-"""Model folders to and from a Hub that is a folder on disk."""
+"""Upload and download of model folders; the Hub is a folder on disk."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def remote(tmp_path, monkeypatch):
     def snapshot_download(repo_id, *, revision, local_dir, allow_patterns):
         if not (calls.root / repo_id).is_dir():
             raise HFValidationError(f"{repo_id} not found\nmore of it")
-        shutil.copytree(calls.root / repo_id, local_dir)  # the library filters; here all comes
+        shutil.copytree(calls.root / repo_id, local_dir)  # unlike the library, without a filter
         (local_dir / ".cache" / "huggingface").mkdir(parents=True)
         return str(local_dir)
 
@@ -61,7 +61,7 @@ def remote(tmp_path, monkeypatch):
     return calls
 
 
-def test_there_and_back(folder, remote, tmp_path, capsys):
+def test_upload_and_download(folder, remote, tmp_path, capsys):
     assert cli.main(["model", "push", str(folder), "lab/resdm"]) == 0
     assert capsys.readouterr().out == "https://hub.example/lab/resdm/commit/1\n"
     assert remote.private is True
@@ -81,29 +81,27 @@ def test_there_and_back(folder, remote, tmp_path, capsys):
     ("state.pt", r"beside them state\.pt; the training is not finished"),
     ("sub-01_T1w.nii.gz", r"beside them sub-01_T1w\.nii\.gz; move the rest away"),
     ("more/x.bin", "beside them more/x.bin"),
+    (None, r"no README\.md"),
 ])  # fmt: skip
-def test_nothing_else_goes_up(folder, remote, name, message):
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).touch()
+def test_only_complete_model_folders_are_uploaded(folder, remote, name, message):
+    if name is None:
+        (folder / "README.md").unlink()
+    else:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
     with pytest.raises(CheckpointError, match=message):
         push(folder, "lab/resdm")
     assert not remote.root.exists()
 
 
-def test_a_folder_without_a_card_stays(folder, remote):
-    (folder / "README.md").unlink()
-    with pytest.raises(CheckpointError, match=r"no README\.md"):
-        push(folder, "lab/resdm")
-
-
-@pytest.mark.parametrize("own", [
+@pytest.mark.parametrize("changes", [
     {"cohort": {"folder": "/data/adni/secret", "tables": "/data/adni/tables"}},
     {"fidelity": {"atlas": "/data/adni/secret/atlas.nii"}},
     {"fidelity": {"centiloid": CentiloidConfig("/data/adni/secret/cortex.nii", "/data/cerebellum.nii")}},
 ])  # fmt: skip
-def test_paths_of_this_machine_stay_at_home(tmp_path, remote, own):
+def test_paths_of_this_machine_are_not_uploaded(tmp_path, remote, changes):
     config = make_config(tmp_path)
-    ((part, settings),) = own.items()
+    ((part, settings),) = changes.items()
     config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **settings)})
     made = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
     (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
@@ -113,15 +111,15 @@ def test_paths_of_this_machine_stay_at_home(tmp_path, remote, own):
     assert yaml.safe_load(text)["cohort"]["folder"] == "data"
     assert yaml.safe_load(text)["cohort"]["kind"] == config.cohort.kind
     assert load_card(pull("lab/resdm", tmp_path / "back")).digest == load_card(made).digest
-    assert "/data/adni/secret" in (made / "config.yaml").read_text()  # the folder itself is as it was
+    assert "/data/adni/secret" in (made / "config.yaml").read_text()  # the folder itself is unchanged
 
 
-def test_what_comes_down_must_be_a_model(folder, remote, tmp_path):
+def test_a_download_must_be_a_model(folder, remote, tmp_path):
     with pytest.raises(HubError, match="lab/none: not downloaded \\(lab/none not found\\)"):
         pull("lab/none", tmp_path / "back")
     push(folder, "lab/resdm")
     there = remote.root / "lab" / "resdm"
-    torch.save({"x": 1}, there / "state.pt")  # somebody else put it there
+    torch.save({"x": 1}, there / "state.pt")
     assert {path.name for path in pull("lab/resdm", tmp_path / "one").iterdir()} <= set(FILES)
     (there / "model.safetensors").write_bytes(b"\x80\x04 a pickle")
     with pytest.raises(CheckpointError, match=r"lab/resdm: no model of resdm: .*not a model of resdm"):
@@ -135,10 +133,19 @@ def test_what_comes_down_must_be_a_model(folder, remote, tmp_path):
         pull("lab/resdm", tmp_path / "one")
 
 
-def test_a_hub_that_refuses_is_named(folder, remote, monkeypatch, capsys):
+class ConnectError(Exception):
+    """As the client raises it without a connection."""
+
+
+@pytest.mark.parametrize(("error", "reason"), [
+    (OSError("no token found"), "no token found"),
+    (ConnectError("[Errno -2] Name or service not known\nmore"),
+     "the Hub cannot be reached: [Errno -2] Name or service not known"),
+])  # fmt: skip
+def test_an_upload_that_fails_is_reported_in_one_line(folder, remote, monkeypatch, capsys, error, reason):
     def refuse(*args, **options):
-        raise OSError("no token found")
+        raise error
 
     monkeypatch.setattr(hub.HfApi, "create_repo", refuse)
     assert cli.main(["model", "push", str(folder), "lab/resdm"]) == 2
-    assert capsys.readouterr().err == "resdm model: lab/resdm: not uploaded (no token found)\n"
+    assert capsys.readouterr().err == f"resdm model: lab/resdm: not uploaded ({reason})\n"

@@ -77,7 +77,7 @@ def residuals(people: People, trained: People, channel: int) -> np.ndarray:
     return people.flat(channel) - fit.predict(people.design())
 
 
-def test_demographics_is_least_squares_on_age_and_sex_in_the_voxels_that_hold_something():
+def test_demographics_is_least_squares_on_age_and_sex_in_nonzero_voxels():
     train, held = People(TRAINED, 0, own=0.5), People(HELD, 1, own=0.5)
     method, rows = fitted(DemographicsConfig(), train, held)
     np.testing.assert_array_equal(method.voxels, INSIDE)
@@ -90,7 +90,7 @@ def test_demographics_is_least_squares_on_age_and_sex_in_the_voxels_that_hold_so
         assert rows["validation"][channel - 1] == pytest.approx((-10 * np.log10(error)).mean(), rel=1e-4)
 
 
-def test_what_is_unknown_of_a_person_is_the_training_mean():
+def test_unknown_age_and_sex_are_the_training_mean():
     train = People(TRAINED, 0)
     method, _ = fitted(DemographicsConfig(), train, None)
     mri = torch.zeros(4, 1, *SHAPE)
@@ -151,7 +151,7 @@ def test_voxelwise_is_least_squares_of_every_voxel_where_that_is_best():
         np.testing.assert_allclose(made[:, voxel], expected, atol=1e-4)
 
 
-def test_every_combination_is_tried_and_the_best_on_validation_people_kept():
+def test_the_best_combination_on_validation_people_is_kept():
     train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1, factors=0.02)
     config = LinearConfig(mri_components=(1, 3, 0), pet_components=(1, 3), penalties=(0.01, 1.0))
     method, rows = fitted(config, train, held)
@@ -163,7 +163,7 @@ def test_every_combination_is_tried_and_the_best_on_validation_people_kept():
         assert (-10 * np.log10(error)).mean() == pytest.approx(best, abs=1e-2)
 
 
-def test_a_tracer_that_a_person_lacks_plays_no_part():
+def test_a_missing_tracer_has_no_effect():
     train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1)
     few = People(TRAINED, 0, factors=0.02)
     for people, noise in ((train, 0.0), (few, 1.0)):
@@ -173,12 +173,12 @@ def test_a_tracer_that_a_person_lacks_plays_no_part():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_nothing_can_be_chosen_without_validation_people():
+def test_validation_people_are_required():
     with pytest.raises(ValueError, match=r"no validation session has amyloid PET.*cohort\.split\.validation"):
         fitted(LinearConfig(), People(TRAINED, 0), None)
 
 
-def test_settings_that_cannot_be_tried(tmp_path):
+def test_impossible_settings_are_refused(tmp_path):
     for change, message in (
         ("penalties: [0.0]", r"methods\.L\.penalties is \[0\.0\]; expected one or more, each above 0"),
         ("mri_components: [-1]", r"methods\.L\.mri_components is \[-1\]"),
@@ -222,8 +222,8 @@ def test_from_volumes_to_scores(config, name):
     assert np.isfinite(scores[["mae", "psnr", "ssim"]]).all(axis=None)
 
 
-def test_images_are_taken_as_they_are_stored(config):
-    """Augmentation would move the one pass over the people that a closed form makes."""
+def test_images_are_not_augmented(config):
+    """A closed form passes once over the stored images."""
     still = dataclasses.replace(config, training=dataclasses.replace(config.training, shift_voxels=0), profile="still")
     still.volumes.parent.mkdir(parents=True)
     still.volumes.symlink_to(config.volumes)

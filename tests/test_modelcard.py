@@ -1,4 +1,4 @@
-"""The card of a model: what it tells of the cohort and the scores, and what it never tells."""
+"""The card of a model: cohort and scores in aggregate, no person."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def head_of(text):
     return yaml.safe_load(head), body
 
 
-def test_the_head_is_what_the_hub_reads(config):
+def test_the_head_is_the_hubs(config):
     head, body = head_of(write_card(config, "Plain").read_text(encoding="utf-8"))
     assert head["license"] == "mit"
     assert (head["library_name"], head["pipeline_tag"]) == ("resdm", "image-to-image")
@@ -42,7 +42,7 @@ def test_the_head_is_what_the_hub_reads(config):
     assert "Synthetic, not for clinical use; made by a phantom-trained model." in body
 
 
-def test_the_cohort_in_aggregate_and_never_a_person(config):
+def test_the_cohort_in_aggregate_without_identifiers(config):
     text = write_card(config, "Plain").read_text(encoding="utf-8")
     index = read_index(config, "train")
     assert f"| people | {index['person'].nunique()} |" in text
@@ -55,7 +55,7 @@ def test_the_cohort_in_aggregate_and_never_a_person(config):
     assert str(config.root) not in text
 
 
-def test_scores_come_in_when_they_are_made_and_the_weights_stay(config):
+def test_scores_are_added_and_weights_are_unchanged(config):
     path, weights = write_card(config, "Plain"), config.model("Plain") / "model.safetensors"
     before = sha256(weights)
     assert "not scored yet" in path.read_text()
@@ -67,14 +67,14 @@ def test_scores_come_in_when_they_are_made_and_the_weights_stay(config):
     assert f"n = {scores['person'].nunique()}." in text
     assert sha256(weights) == before == load_card(config.model("Plain")).digest
     assert before in text
-    trained = scores.assign(person="sub-0006", psnr=99.0)  # somebody who was trained on
+    trained = scores.assign(person="sub-0006", psnr=99.0)  # a training person
     write_csv(config.predictions("Plain") / "scores.csv", pd.concat([scores, trained]))
     with pytest.raises(LeakageError, match="sub-0006 in train"):
         write_card(config, "Plain")
     assert path.read_text() == text
 
 
-def test_show_renders_where_there_is_no_card_and_notices_a_foreign_one(config):
+def test_show_renders_a_missing_card_and_reports_a_foreign_one(config):
     card = load_card(config.model("Plain"))
     assert show(card.folder) == render(card)
     assert "Its people are not described here." in show(card.folder)

@@ -1,4 +1,4 @@
-"""Pix2Pix: the U-Net's anatomy, the game's losses."""
+"""Pix2Pix: layers of the U-Net, losses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_norms_biases_and_dropout_are_where_the_original_has_them():
     assert {c.kernel_size for c in [*net.down, *net.up]} == {(4, 4, 4)}
 
 
-def test_no_norm_sees_a_single_voxel():
+def test_no_norm_has_a_single_voxel():
     net = UNetGenerator(2, (16, 16, 16), 0.5)
     seen = []
     for module in net.modules():
@@ -50,7 +50,7 @@ def test_weights_start_as_the_original():
     assert not net.up[0].bias.any()
 
 
-def test_dropout_acts_in_training_and_sleeps_at_test():
+def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     net, x = UNetGenerator(2, (64, 64, 64), 0.5), torch.rand(1, 1, 64, 64, 64)
     with torch.no_grad():
@@ -73,18 +73,14 @@ def test_losses_by_hand():
     assert name == "discriminator"
     torch.testing.assert_close(loss, expected)
 
-    with torch.no_grad():  # the generator meets the discriminator as just updated
+    with torch.no_grad():  # the generator steps against the updated discriminator
         for weight in model.discriminator.parameters():
             weight.mul_(1.1)
     name, loss = next(steps)
     assert name == "generator"
     torch.testing.assert_close(loss, -probability(fake).log().mean() + 7 * (fake - pet).abs().mean())
     torch.testing.assert_close(model.scalars["l1"], (fake - pet).abs().mean().detach())
-
-
-def test_history_has_both_tracers_parts():
-    method = make("pix2pix")
-    list(method.losses(smooth_batch(), seeded()))
-    parts = ("discriminator", "adversarial", "l1")
-    assert set(method.scalars) == {f"{tracer}.{part}" for tracer in ("amyloid", "tau") for part in parts}
+    list(method.losses(batch, seeded()))
+    names = {f"{tracer}.{part}" for tracer in ("amyloid", "tau") for part in ("discriminator", "adversarial", "l1")}
+    assert set(method.scalars) == names
     assert not any(value.requires_grad for value in method.scalars.values())

@@ -13,7 +13,7 @@ from resdm.baselines.resvit import Generator, ResViTConfig
 from resdm.checkpoint import tensors
 
 
-def test_two_blocks_run_through_one_encoder():
+def test_two_blocks_share_one_encoder():
     method = make("resvit")
     seen = []
     method.generator.encoder.register_forward_hook(lambda module, inputs, output: seen.append(id(module)))
@@ -21,7 +21,7 @@ def test_two_blocks_run_through_one_encoder():
     assert seen == [id(method.generator.encoder)] * 2
     assert list(method.generator.paths) == ["0", "5"]
     assert len(method.generator.residual) == 9
-    # Its weights are there once, so a model file holds them once and an optimiser steps them once.
+    # One set of weights: a model file stores it once, and an optimiser steps it once.
     assert len(tensors(method)) == len(method.state_dict())
     first, second = method.generator.paths.values()
     assert first.embedding.positions is not second.embedding.positions
@@ -60,7 +60,7 @@ def test_availability_in_training():
     assert not method._available(single, g).any()
 
 
-def test_a_hidden_pet_is_not_seen():
+def test_a_hidden_pet_has_no_effect():
     method, batch = make("resvit").eval(), random_batch(2, SHAPE)
     volumes = torch.cat([batch.mri, batch.pet], 1)
     available = torch.tensor([[True, True, False], [True, False, False]])
@@ -72,7 +72,7 @@ def test_a_hidden_pet_is_not_seen():
     assert not torch.allclose(one, three)
 
 
-def test_synthesis_has_the_mri_alone():
+def test_synthesis_uses_the_mri_only():
     method, batch = make("resvit").eval(), random_batch(2, SHAPE)
     with torch.no_grad():
         inputs = torch.cat([2 * batch.mri - 1, torch.zeros_like(batch.pet)], 1)
@@ -140,7 +140,7 @@ def test_first_stage_leaves_the_transformer_out():
     assert int(method.steps_done) == 2
     method.eval()
     list(method.losses(batch, seeded()))
-    assert int(method.steps_done) == 2  # looking at a loss outside training is no step
+    assert int(method.steps_done) == 2  # a loss outside training is no step
     method.train()
     fit(method, batch, 1)
     assert not any(torch.equal(a, b) for a, b in zip(before, transformer(), strict=True) if a.ndim > 1 and b.any())

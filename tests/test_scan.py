@@ -1,4 +1,4 @@
-"""One MRI in, both PETs out: its own voxels, left and right, bytes, tables, refusals."""
+"""One MRI to both PETs: native voxels, left and right, bytes, tables, errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def t1w(tmp_path):
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Registration finds the identity."""
+    """Registration returns the identity."""
     seen = []
 
     def preprocess_mri(path, config):
@@ -104,7 +104,7 @@ def test_a_marker_in_the_left_hemisphere_is_on_the_left_of_the_mri(tmp_path, cod
 
 
 def test_left_stays_left_through_registration(tmp_path, monkeypatch):
-    """From a file that registration has to find its way through to the file that comes out."""
+    """From a file that needs registration to the written file."""
     visit = make_visit(3, t1_code="LPI")
     path = save(tmp_path / "sub-01_T1w.nii.gz", visit.t1.data, visit.t1.affine)
     model = folder(tmp_path)
@@ -121,7 +121,7 @@ def test_left_stays_left_through_registration(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("codes", [(1, 1), (2, 1), (0, 1), (1, 0), (4, 4)])
-def test_the_forms_and_their_codes_are_kept_and_nothing_else_is(tmp_path, codes):
+def test_only_forms_and_their_codes_are_copied(tmp_path, codes):
     affine = storage("LAS", (1, 1.2, 2), (20, 22, 18), np.zeros(3), (5, -4, 7))
     path = save(tmp_path / "x_T1w.nii.gz", np.ones((20, 22, 18), np.int16), affine, codes=codes)
     image = nib.load(path)
@@ -142,7 +142,7 @@ def test_the_forms_and_their_codes_are_kept_and_nothing_else_is(tmp_path, codes)
 # ── one scan ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_mean_in_both_spaces(tmp_path, t1w, registered):
+def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
     model = folder(tmp_path)
     files = synthesise_scan(t1w, model, tmp_path / "out", age=74, sex="F", samples=3, seed=5)
     loaded, mri = Model.load(model), Sessions()[0][0][0].numpy()
@@ -161,13 +161,13 @@ def test_the_mean_in_both_spaces(tmp_path, t1w, registered):
         place = apply_affine(np.linalg.inv(grid.affine), apply_affine(native.affine, centre))
         there = 3 * ndimage.map_coordinates(mean, place[:, None], order=1)[0]
         assert native.get_fdata()[centre] == pytest.approx(there, rel=1e-4)
-    said = json.loads(sidecar_path(files["tau_native"]).read_text())
-    assert (said["units"], said["space"], said["statistic"]) == ("SUVR", "T1w", "mean over samples")
-    assert (said["seed"], said["samples"], said["prompt"]) == (5, 3, {"age": 74, "sex": "F"})
-    assert said["source"]["sha256"] == sha256(t1w)
-    assert said["model"]["sha256"] == sha256(model / "model.safetensors")
-    assert said["source"]["versions"]["resdm"]
-    assert said["notice"] == "synthetic, not for clinical use"
+    sidecar = json.loads(sidecar_path(files["tau_native"]).read_text())
+    assert (sidecar["units"], sidecar["space"], sidecar["statistic"]) == ("SUVR", "T1w", "mean over samples")
+    assert (sidecar["seed"], sidecar["samples"], sidecar["prompt"]) == (5, 3, {"age": 74, "sex": "F"})
+    assert sidecar["source"]["sha256"] == sha256(t1w)
+    assert sidecar["model"]["sha256"] == sha256(model / "model.safetensors")
+    assert sidecar["source"]["versions"]["resdm"]
+    assert sidecar["notice"] == "synthetic, not for clinical use"
     units = json.loads(sidecar_path(files["tau"]).read_text())["units"]
     assert units.startswith("intensity: SUVR = low + (high − low)")
     table = pd.read_csv(files["suvr"])
@@ -175,7 +175,7 @@ def test_the_mean_in_both_spaces(tmp_path, t1w, registered):
     row = table.query("tracer == 'tau' and region == 'thalamus'").iloc[0]
     assert row["mean"] == pytest.approx(np.mean(regional), rel=1e-5)
     assert row["samples"] == 3
-    # neither a spread over samples nor a status: neither was shown to be true of the person
+    # neither a spread over samples nor a status: neither was shown to be valid for a person
     assert list(table) == ["tracer", "label", "region", "mean", "samples", "notice"]
     assert not [path.name for path in (tmp_path / "out").iterdir() if "std" in path.name]
     assert files["picture"].read_bytes()[:4] == b"\x89PNG"
@@ -190,14 +190,14 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
     assert len(digests(tmp_path / "a")) == 4 * 2 + 1 + 1 + 3 + 1  # PETs with sidecars, T1, SUVRs, picture, record
     synthesise_scan(t1w, model, tmp_path / "c", age=74, sex="F", samples=2, seed=2, allow_phantom_model=True)
     assert sha256(one["tau"]) != sha256(tmp_path / "c" / one["tau"].name)
-    for path in (tmp_path / "a").iterdir():  # and every one says what made it
+    for path in (tmp_path / "a").iterdir():  # every file names its origin
         if path.suffix in (".json", ".csv"):
             assert "made by a phantom-trained model" in path.read_text(), path.name
         if path.suffix == ".gz" and "_pet" in path.name:
             assert b"made by a phantom-trained model" in bytes(nib.load(path).header["descrip"])
 
 
-def test_a_real_persons_mri_in_its_own_space_twice_the_same(real_t1, tmp_path, undrawn):
+def test_a_real_mri_gives_the_same_bytes_twice(real_t1, tmp_path, undrawn):
     model, asked = folder(tmp_path), {"age": 74, "sex": "F", "samples": 2, "seed": 3}
     files = synthesise_scan(real_t1, model, tmp_path / "a", **asked)
     synthesise_scan(real_t1, model, tmp_path / "b", **asked)
@@ -237,10 +237,10 @@ def test_mean_and_std_by_recurrence():
         mean_and_std(iter([]))
 
 
-# ── what is refused ───────────────────────────────────────────────────────────────────────────────
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_model_that_is_none(tmp_path, t1w, registered):
+def test_folders_without_a_model_are_refused(tmp_path, t1w, registered):
     with pytest.raises(CheckpointError, match="nowhere: no such model folder"):
         synthesise_scan(t1w, tmp_path / "nowhere", tmp_path / "out")
     other = tmp_path / "other"
@@ -261,7 +261,7 @@ def test_a_model_that_is_none(tmp_path, t1w, registered):
     ({"sex": "unknown"}, "unknown sex 'unknown'; expected one of F, M, or none"),
     ({"samples": 0}, "samples: 0; expected at least 1"),
 ])  # fmt: skip
-def test_prompts_that_make_no_sense(tmp_path, t1w, registered, prompt, message):
+def test_impossible_prompts_are_refused(tmp_path, t1w, registered, prompt, message):
     with pytest.raises(ValueError, match=message):
         synthesise_scan(t1w, folder(tmp_path), tmp_path / "out", **prompt)
     assert registered == []
@@ -288,7 +288,7 @@ def write_table(tmp_path, *lines):
     return path
 
 
-def test_a_row_that_fails_does_not_lose_the_others(tmp_path, t1w, registered, undrawn):
+def test_a_failed_row_does_not_stop_the_others(tmp_path, t1w, registered, undrawn):
     model = folder(tmp_path)
     (tmp_path / "broken_T1w.nii.gz").write_bytes(b"no image")
     lines = [
@@ -304,8 +304,8 @@ def test_a_row_that_fails_does_not_lose_the_others(tmp_path, t1w, registered, un
     assert f"{path}, line 5: age 'old' is no number" in messages[3]
     assert f"{path}, line 6: unknown sex 'W'" in messages[4]
     assert (tmp_path / "out/sub-1/ses-2/pet/sub-1_ses-2_trc-18FAV45_space-T1w_desc-synth_pet.nii.gz").is_file()
-    said = json.loads((tmp_path / "out/sub-1/ses-2/pet/sub-1_ses-2_desc-synth_record.json").read_text())
-    assert said["prompt"] == {"age": None, "sex": None}
+    sidecar = json.loads((tmp_path / "out/sub-1/ses-2/pet/sub-1_ses-2_desc-synth_record.json").read_text())
+    assert sidecar["prompt"] == {"age": None, "sex": None}
     before = digests(tmp_path / "out")
     registered.clear()
     again = synthesise_scans(path, model, tmp_path / "out", samples=2)
@@ -327,7 +327,7 @@ def test_a_row_that_fails_does_not_lose_the_others(tmp_path, t1w, registered, un
     ("person,t1w\n\n../x,y\n", r"line 3: person '\.\./x'"),
     ("person,session,t1w\nsub-1,ses-1,x\nsub-1,ses-1,y\n", "line 3: sub-1 ses-1 is also on line 2"),
 ])  # fmt: skip
-def test_a_table_that_is_none(tmp_path, text, message):
+def test_unreadable_tables_are_refused(tmp_path, text, message):
     path = tmp_path / "table.csv"
     path.write_text(text)
     with pytest.raises(ScanError, match=message):

@@ -56,8 +56,8 @@ def test_all_convolutions_of_the_encoder_are_standardised_and_none_of_the_decode
         assert {type(m) for m in part.modules() if isinstance(m, nn.Conv3d)} == {kind}
 
 
-def test_tokens_know_their_place():
-    """Without positions the transformer would treat two voxels alike; they start at 0 and learn."""
+def test_positions_of_tokens_are_learned():
+    """They start at 0 and get a gradient."""
     method = make("transunet")
     positions = method.models["amyloid"].generator.embedding.positions
     assert not positions.any()
@@ -91,7 +91,7 @@ def self_map(net, x):
     return net.encoder(net.embedding(features)).transpose(1, 2).unflatten(2, net.grid)
 
 
-def test_it_plays_pix2pixs_game():
+def test_it_is_trained_like_pix2pix():
     model = make("transunet").models["tau"]
     assert type(model) is ConditionalGAN
     assert TransUNetConfig().l1_weight == 100
