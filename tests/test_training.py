@@ -1,4 +1,4 @@
-"""The loop: closed forms, exact resume, guards, several processes."""
+"""Training: closed forms, exact resume, checks, several processes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_network, tiny_prior, tiny_regression, tiny_resdm
+from conftest import ROOT, tiny_network, tiny_prior, tiny_regression, tiny_resdm
 from safetensors.torch import load_file
 from tiny_baselines import TINY
 from tiny_methods import PerTracerConfig, Sessions, build, collate, make_config, train, with_method
@@ -29,13 +29,11 @@ from resdm.loop import decay_factor, update_average
 from resdm.training import TrainingDiverged, epoch_batches
 from resdm_suite.apps.model_folder import load_card
 
-REPOSITORY = Path(__file__).parents[1]
-
 
 def run(config, name="Plain", *, method=None, n=7, validation=3, **options):
-    """Train a tiny method; the random state around it is of no importance."""
+    """Train a tiny method under an arbitrary global random state."""
     method = build(config, name) if method is None else method
-    torch.manual_seed(random.randrange(10**6))  # what came before must not matter
+    torch.manual_seed(random.randrange(10**6))
     validation_set = Sessions(validation, seed=1) if validation else None
     sets = Sessions(n, augment=True), validation_set
     return train(method, config, name, *sets, collate=collate, progress=False, **options)
@@ -51,15 +49,43 @@ class Stopped(Exception):
 
 def stop_at(method, step):
     """Make a method's losses raise at a step (from 0), as if the process had died there."""
-    plain, calls = method.losses, iter(range(10**6))
+    calls = iter(range(10**6))
 
-    def losses(batch, generator):
+    def stop(*_):
         if next(calls) == step:
             raise Stopped
-        yield from plain(batch, generator)
 
-    method.losses = losses
+    return observe(method, before_step=stop)
+
+
+def observe(method, before_step=lambda *_: None, before=lambda key, loss: None, after=lambda key, loss: None):
+    """Call functions before each step, and before and after each optimiser's update."""
+    losses = method.losses
+
+    def observed(batch, generator):
+        before_step(batch, generator)
+        for key, loss in losses(batch, generator):
+            before(key, loss)
+            yield key, loss
+            after(key, loss)
+
+    method.losses = observed
     return method
+
+
+def start(tmp_path, body, *arguments):
+    """A Python process that runs a script with the tests' modules."""
+    script = tmp_path / "script.py"
+    imports = "import sys; from pathlib import Path\nfrom conftest import *; from tiny_methods import *\n"
+    script.write_text(imports + textwrap.dedent(body))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, error = process.communicate()
+    assert process.returncode == 0, error
 
 
 # ── closed forms ──────────────────────────────────────────────────────────────────────────────────
@@ -86,15 +112,9 @@ def test_average_is_the_geometric_sum():
 
 def test_average_starts_after_the_warmup_and_is_what_is_saved(tmp_path):
     """EMA of the stored weights against the same sum over every step's weights, two copies first."""
-    config = make_config(tmp_path, epochs=2)
-    method, seen = build(config, "Plain"), []
-    plain = method.losses
-
-    def losses(batch, generator):
-        yield from plain(batch, generator)
-        seen.append(method.net[0].weight.detach().clone())  # after the step of the last loss
-
-    method.losses = losses
+    config, seen = make_config(tmp_path, epochs=2), []
+    method = build(config, "Plain")
+    observe(method, after=lambda *_: seen.append(method.net[0].weight.detach().clone()))
     folder = run(config, method=method, validation=0)
     average = seen[1]  # ema_warmup 2: copies of steps 0 and 1
     for weight in seen[2:]:
@@ -112,11 +132,7 @@ def test_learning_rate_follows_the_factors(tmp_path):
     config = with_method(make_config(tmp_path, epochs=2), "Plain", decay="linear_half", ema=0.0)
     method = build(config, "Plain")
     method.optimisers = lambda: {"model": torch.optim.SGD([method.prompt_weights], lr=0.5)}
-
-    def losses(batch, generator):
-        yield "model", method.prompt_weights.sum()
-
-    method.losses = losses
+    method.losses = lambda batch, generator: iter([("model", method.prompt_weights.sum())])
     run(config, method=method, validation=0)
     factors = [1, 1, 1, 1, 2 / 3, 1 / 3]
     torch.testing.assert_close(method.prompt_weights.detach(), torch.full((2,), -0.5 * sum(factors)))
@@ -146,26 +162,18 @@ def test_clipping_bounds_the_step(tmp_path):
 
 
 def test_each_phase_moves_its_own_weights_and_the_next_sees_them(tmp_path):
-    config = make_config(tmp_path, epochs=1)
-    method, seen = build(config, "GAN"), []
-    plain = method.losses
+    config, seen = make_config(tmp_path, epochs=1), []
+    method = build(config, "GAN")
 
-    def snapshot():
-        return {k: v.detach().clone() for k, v in method.named_parameters()}
+    def snapshot(key, loss):
+        seen.append((key, {k: v.detach().clone() for k, v in method.named_parameters()}))
 
-    def losses(batch, generator):
-        for key, loss in plain(batch, generator):
-            seen.append(("before", key, snapshot()))
-            yield key, loss
-            seen.append(("after", key, snapshot()))
-
-    method.losses = losses
-    run(config, "GAN", method=method, validation=0)
+    run(config, "GAN", method=observe(method, before=snapshot, after=snapshot), validation=0)
     assert len(seen) == 3 * 4
-    for (_, key, before), (_, _, after) in zip(seen[::2], seen[1::2], strict=True):
+    for (key, before), (_, after) in zip(seen[::2], seen[1::2], strict=True):
         moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
         assert moved == {key}
-    discriminator, generator = seen[1][2], seen[2][2]  # after the first phase, before the second
+    discriminator, generator = seen[1][1], seen[2][1]  # after the first phase, before the second
     assert all(torch.equal(discriminator[name], generator[name]) for name in generator)
 
 
@@ -214,21 +222,14 @@ def test_files_of_a_training(tmp_path):
 
 
 def test_history_holds_the_means(tmp_path):
-    config = with_method(make_config(tmp_path, epochs=1), "Plain", ema=0.0)
-    method, seen = build(config, "Plain"), []
-    plain = method.losses
-
-    def losses(batch, generator):
-        for key, loss in plain(batch, generator):
-            seen.append((float(loss.detach()), float(method.scalars["amyloid"])))
-            yield key, loss
-
-    method.losses = losses
+    config, seen = with_method(make_config(tmp_path, epochs=1), "Plain", ema=0.0), []
+    method = build(config, "Plain")
+    observe(method, before=lambda key, loss: seen.append((float(loss.detach()), float(method.scalars["amyloid"]))))
     history = pd.read_csv(run(config, method=method) / "history.csv")
     assert history[["loss_model", "amyloid"]].to_numpy()[0] == pytest.approx(np.mean(seen, axis=0), rel=1e-5)
 
 
-def test_validation_takes_averaged_weights_and_only_present_tracers(tmp_path):
+def test_validation_uses_averaged_weights_and_only_present_tracers(tmp_path):
     config, calls = make_config(tmp_path, epochs=2), []
 
     def score(real, synthetic):
@@ -268,7 +269,7 @@ def test_best_weights_are_kept(tmp_path):
     assert not torch.equal(saved[2], saved[-1])
 
 
-def test_validation_leaves_training_alone(tmp_path):
+def test_validation_does_not_change_training(tmp_path):
     """The same weights at the end, whether people are validated each epoch or not at all."""
     config = make_config(tmp_path, validate_every=1)
     one, other = build(config, "Plain"), build(config, "Plain")
@@ -310,66 +311,56 @@ def test_resume_is_exact_to_the_byte(tmp_path, name, step):
     assert digests(folder) == expected
 
 
-@pytest.mark.parametrize("make", [tiny_resdm, tiny_regression])
-def test_resume_of_the_papers_methods_is_exact(tmp_path, make):
-    """Noise, prompt dropout, the tower's first lessons, its cache filled in another order."""
+def papers(make):
     prior = tiny_prior(dropout=0.3)
     prior = replace(prior, tower=replace(prior.tower, lessons=8))
-    settings = make(prior=prior, network=tiny_network(dropout=0.1), ema=0.5, ema_warmup=1, learning_rate=1e-3)
-    config = make_config(tmp_path, methods={"ResDM": settings}, epochs=2, validate_every=1)
-    expected = digests(run(config, "ResDM", folder=tmp_path / "whole"))
-    with pytest.raises(Stopped):
-        run(config, "ResDM", method=stop_at(build(config, "ResDM"), 4), folder=tmp_path / "cut")
-    run(config, "ResDM", method=build(replace(config, seed=9), "ResDM"), folder=tmp_path / "cut")
-    assert digests(tmp_path / "cut") == expected
-    history = pd.read_csv(tmp_path / "cut" / "history.csv")
-    assert list(history.columns)[:5] == ["epoch", "step", "loss_model", "rec", "high"]
+    return make(prior=prior, network=tiny_network(dropout=0.1), ema=0.5, ema_warmup=1, learning_rate=1e-3)
 
 
-@pytest.mark.parametrize("kind", TINY)
-def test_resume_of_the_competitors_is_exact(tmp_path, kind):
-    """Two models or two optimisers, dropout, spectral norm's vectors, masks drawn at random."""
-    config = make_config(tmp_path, methods={kind: TINY[kind]}, epochs=2, validate_every=1)
-    expected = digests(run(config, kind, folder=tmp_path / "whole"))
+METHODS = {"ResDM": papers(tiny_resdm), "regression": papers(tiny_regression)} | TINY
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resume_of_every_method_is_exact(tmp_path, name):
+    """Noise, prompt dropout, pretraining, caches, two models or optimisers, spectral norm, masks drawn at random."""
+    config = make_config(tmp_path, methods={name: METHODS[name]}, epochs=2, validate_every=1)
+    folder = tmp_path / "cut"
+    expected = digests(run(config, name, folder=tmp_path / "whole"))
     with pytest.raises(Stopped):
-        run(config, kind, method=stop_at(build(config, kind), 4), folder=tmp_path / "cut")
-    run(config, kind, method=build(replace(config, seed=9), kind), folder=tmp_path / "cut")
-    assert digests(tmp_path / "cut") == expected
-    method, card = load_model(tmp_path / "cut"), load_card(tmp_path / "cut")
-    saved = load_file(tmp_path / "cut" / "model.safetensors")
+        run(config, name, method=stop_at(build(config, name), 4), folder=folder)
+    run(config, name, method=build(replace(config, seed=9), name), folder=folder)
+    assert digests(folder) == expected
+    method, saved = load_model(folder), load_file(folder / "model.safetensors")
     assert all(torch.equal(value, saved[key]) for key, value in tensors(method).items())
-    assert card.settings == TINY[kind]
+    assert load_card(folder).settings == METHODS[name]
+    if name == "ResDM":
+        history = pd.read_csv(folder / "history.csv")
+        assert list(history.columns)[:5] == ["epoch", "step", "loss_model", "rec", "high"]
 
 
 def test_kill_9_and_resume_end_in_the_same_bytes(tmp_path):
-    """A process killed for real, dropout, two optimisers and a best-weights memory included."""
+    """A killed process, with dropout, two optimisers and stored best weights."""
     config = with_method(make_config(tmp_path, epochs=8, validate_every=1, checkpoint_every=5), "GAN", pause=0.05)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "from tiny_methods import *\n"
-        "config = make_config(Path(sys.argv[1]), epochs=8, validate_every=1, checkpoint_every=5)\n"
-        "config = with_method(config, 'GAN', pause=0.05)\n"
-        "train(build(config, 'GAN'), config, 'GAN', Sessions(7, augment=True), Sessions(3, seed=1), collate=collate,"
-        " folder=Path(sys.argv[1]) / 'killed', progress=False)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
-    process = subprocess.Popen([sys.executable, script, tmp_path], env=environment, stderr=subprocess.PIPE, text=True)
-    state = tmp_path / "killed" / "state.pt"
+    process = start(tmp_path, """
+        config = make_config(Path(sys.argv[1]), epochs=8, validate_every=1, checkpoint_every=5)
+        config = with_method(config, 'GAN', pause=0.05)
+        train(build(config, 'GAN'), config, 'GAN', Sessions(7, augment=True), Sessions(3, seed=1), collate=collate,
+              folder=Path(sys.argv[1]) / 'killed', progress=False)
+    """, tmp_path)  # fmt: skip
+    folder = tmp_path / "killed"
     deadline = time.monotonic() + 120
-    while not state.exists():
+    while not (folder / "state.pt").exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, "no state was stored"
         time.sleep(0.01)
-    time.sleep(0.12)  # some steps on, in the middle of an epoch
+    time.sleep(0.12)  # some steps later, in the middle of an epoch
     process.kill()
     assert process.wait() == -9
     process.stderr.close()
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
-    reached = torch.load(state, weights_only=True)["step"]
-    assert 5 <= reached < 24
-    run(config, "GAN", folder=tmp_path / "killed")
-    assert digests(tmp_path / "killed") == digests(run(config, "GAN", folder=tmp_path / "whole"))
+    assert not (folder / "model.safetensors").exists()
+    assert 5 <= torch.load(folder / "state.pt", weights_only=True)["step"] < 24
+    run(config, "GAN", folder=folder)
+    assert digests(folder) == digests(run(config, "GAN", folder=tmp_path / "whole"))
 
 
 def test_a_finished_training_returns_at_once(tmp_path):
@@ -466,7 +457,7 @@ def test_a_broken_state_is_named(tmp_path):
 # ── guards ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
     config = with_method(make_config(tmp_path, checkpoint_every=2), "GAN", poison=6)
     with pytest.raises(TrainingDiverged) as error:
         run(config, "GAN")
@@ -490,7 +481,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):
     assert digests(folder)["history.csv"] == digests(expected)["history.csv"]
 
 
-def test_a_weight_that_is_no_number_is_noticed_before_it_is_stored(tmp_path):
+def test_a_weight_that_is_not_finite_is_found_before_it_is_stored(tmp_path):
     """A finite loss with an infinite gradient: sqrt at 0."""
     config = make_config(tmp_path, checkpoint_every=1)
     method = build(config, "Plain")
@@ -525,7 +516,7 @@ def test_equal_time_fixes_the_steps_once(tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_measuring_leaves_no_trace(tmp_path, monkeypatch):
+def test_timing_steps_changes_no_weight(tmp_path, monkeypatch):
     """With as many steps as epochs give, equal_time trains the same weights as equal_epochs."""
     config = make_config(tmp_path)
     monkeypatch.setattr(training.np, "median", lambda times: 1.0)
@@ -545,80 +536,64 @@ def test_mixed_precision_is_a_methods_own(tmp_path):
     assert json.loads((folder / "timing.json").read_text())["precision"] == "bf16-mixed"
 
 
+def assert_same_weights(one, other, **tolerance):
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
+    for key in one:
+        torch.testing.assert_close(other[key], one[key], msg=key, **tolerance)
+
+
 def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
     """Gradients averaged over two processes (gloo) are those of the whole batch."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "from tiny_methods import *\n"
-        "root = Path(sys.argv[1])\n"
-        "config = make_config(root, batch_size=4, devices=2, validate_every=1, checkpoint_every=3)\n"
-        "config = with_method(config, 'GAN', decay='none')\n"
-        "config = replace(config, methods=config.methods | {'Two': PerTracerConfig()})\n"
-        "pair = Sessions(2)\n"  # person 0 has no tau, and is all that one of the processes sees
-        "two = replace(config, training=replace(config.training, batch_size=2, epochs=4))\n"
-        "train(build(two, 'Two'), two, 'Two', pair, collate=collate, folder=root / 'sparse', progress=False)\n"
-        "method = build(config, 'GAN'); method.generator[1].p = 0.0\n"
-        "train(method, config, 'GAN', Sessions(8), Sessions(5, seed=1), collate=collate, folder=root / 'two',"
-        " progress=False)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
-    done = subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    finish(start(tmp_path, """
+        root = Path(sys.argv[1])
+        config = make_config(root, batch_size=4, devices=2, validate_every=1, checkpoint_every=3)
+        config = with_method(config, 'GAN', decay='none')
+        config = replace(config, methods=config.methods | {'Two': PerTracerConfig()})
+        pair = Sessions(2)  # one process sees person 0 only, who has no tau PET
+        two = replace(config, training=replace(config.training, batch_size=2, epochs=4))
+        train(build(two, 'Two'), two, 'Two', pair, collate=collate, folder=root / 'sparse', progress=False)
+        method = build(config, 'GAN'); method.generator[1].p = 0.0
+        train(method, config, 'GAN', Sessions(8), Sessions(5, seed=1), collate=collate, folder=root / 'two',
+              progress=False)
+    """, tmp_path))  # fmt: skip
     alone = replace(make_config(tmp_path, batch_size=2, epochs=4), methods={"Two": PerTracerConfig()})
     train(build(alone, "Two"), alone, "Two", Sessions(2), collate=collate, folder=tmp_path / "alone", progress=False)
-    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("alone", "sparse"))
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6, msg=key)
+    assert_same_weights(tmp_path / "alone", tmp_path / "sparse", rtol=1e-4, atol=1e-6)
     config = with_method(make_config(tmp_path, batch_size=4, validate_every=1), "GAN", decay="none")
     method = build(config, "GAN")
     method.generator[1].p = 0.0
     sets = Sessions(8), Sessions(5, seed=1)
     train(method, config, "GAN", *sets, collate=collate, folder=tmp_path / "one", progress=False)
-    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "two"))
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6, msg=key)
+    assert_same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-4, atol=1e-6)
     histories = [pd.read_csv(tmp_path / folder / "history.csv") for folder in ("one", "two")]
     pd.testing.assert_frame_equal(*histories, rtol=1e-4)
 
 
 def test_two_processes_train_resdm_as_one_does(tmp_path):
-    """Steps, noise and dropped prompts are drawn for the whole batch, so the layout of processes changes none of them.
+    """Steps, noise and dropped fields are drawn for the whole batch, whatever the number of processes.
 
-    Everyone has both tracers here: where a PET is missing, processes average means of unlike numbers of people.
+    Everyone has both tracers here: with missing PETs, processes average means of unequal numbers of people.
     """
-    settings = (
-        "settings = tiny_resdm(prior=tiny_prior(dropout=0.3), start_share=0.5, ema=0.9, ema_warmup=0,"
-        " learning_rate=1e-3)\n"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "from conftest import *; from tiny_methods import *\n"
-        "class Complete(Sessions):\n"
-        "    def __getitem__(self, i):\n"
-        "        mri, pet, present, *who = super().__getitem__(i)\n"
-        "        return mri, pet, present | True, *who\n"
-        f"{settings}"
-        "devices, root = int(sys.argv[1]), Path(sys.argv[2])\n"
-        "config = make_config(root, methods={'ResDM': settings}, batch_size=4, devices=devices, epochs=3,"
-        " validate_every=3)\n"
-        "train(build(config, 'ResDM'), config, 'ResDM', Complete(8, augment=True), Complete(4, seed=1),"
-        " collate=collate, folder=root / str(devices), progress=False)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
-    for devices in ("1", "2"):
-        command = [sys.executable, script, devices, tmp_path]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    for devices in (1, 2):
+        finish(start(tmp_path, """
+            class Complete(Sessions):
+                def __getitem__(self, i):
+                    mri, pet, present, *who = super().__getitem__(i)
+                    return mri, pet, present | True, *who
+            settings = tiny_resdm(prior=tiny_prior(dropout=0.3), start_share=0.5, ema=0.9, ema_warmup=0,
+                                  learning_rate=1e-3)
+            devices, root = int(sys.argv[1]), Path(sys.argv[2])
+            config = make_config(root, methods={'ResDM': settings}, batch_size=4, devices=devices, epochs=3,
+                                 validate_every=3)
+            train(build(config, 'ResDM'), config, 'ResDM', Complete(8, augment=True), Complete(4, seed=1),
+                  collate=collate, folder=root / str(devices), progress=False)
+        """, devices, tmp_path))  # fmt: skip
     one, two = (pd.read_csv(tmp_path / folder / "history.csv") for folder in ("1", "2"))
     assert one["loss_model"].nunique() == 3
     pd.testing.assert_frame_equal(one, two, rtol=1e-4)
-    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("1", "2"))
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-5, msg=key)
+    assert_same_weights(tmp_path / "1", tmp_path / "2", rtol=1e-3, atol=1e-5)
 
 
-def test_uneven_batches_cannot_be_dealt_out(tmp_path):
+def test_uneven_batches_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"multiple of training\.devices"):
         run(make_config(tmp_path, batch_size=3, devices=2))
