@@ -1,4 +1,4 @@
-"""The switches that make training and sampling cheaper: each takes effect, and changes no value that it should not."""
+"""Options that make training and sampling cheaper: each takes effect and changes no other value."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def test_channels_last_changes_the_layout_and_no_value():
 
 
 def test_large_kernels_keep_their_layout_on_a_cpu(monkeypatch):
-    """And elsewhere not. Which are large is lowered here: the tiny network has none."""
-    monkeypatch.setattr(base, "_REORDERED", build(tiny_network()).unet.inlet.weight.numel())
+    """On other devices not. The limit is lowered here, since the tiny network has no large kernel."""
+    monkeypatch.setattr(base, "_MAX_REORDERED", build(tiny_network()).unet.inlet.weight.numel())
     for device in ("cpu", "meta"):
         method = build(tiny_network())
         method.adapt(TrainingConfig(channels_last=True), torch.device(device))
         kernels = [weight for weight in method.unet.parameters() if weight.dim() == 5 and min(weight.shape) > 1]
         last = [weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in kernels]
-        assert last == [device != "cpu" or weight.numel() <= base._REORDERED for weight in kernels]
+        assert last == [device != "cpu" or weight.numel() <= base._MAX_REORDERED for weight in kernels]
         assert any(last)
         assert all(last) == (device != "cpu")
 
@@ -138,7 +138,7 @@ def test_the_optimiser_is_fused_and_equals_the_plain_one():
         torch.testing.assert_close(one, other)
 
 
-def test_prompts_are_read_once_a_person_and_frozen_blocks_once_a_prompt():
+def test_prompts_are_encoded_once_per_synthesis_and_frozen_blocks_run_once_per_prompt():
     method, calls = build(tiny_network(), sampling_steps=5).eval(), {"last": 0, "frozen": 0}
     blocks = method.prior.tower.transformer.resblocks
     blocks[-1].register_forward_hook(lambda *_: calls.__setitem__("last", calls["last"] + 1))
@@ -146,11 +146,11 @@ def test_prompts_are_read_once_a_person_and_frozen_blocks_once_a_prompt():
     mri = torch.rand(1, 1, *SHAPE)
     for _ in range(3):
         method.synthesise(mri, Prior((70.0,), ("F",)), torch.Generator().manual_seed(0))
-    assert calls == {"last": 3, "frozen": 2}  # not five a person; two prompts, whoever they are of
+    assert calls == {"last": 3, "frozen": 2}  # one call per synthesis, not per step; two distinct prompts
 
 
 def test_compile_marks_the_networks_of_every_method(tmp_path, monkeypatch):
-    """Training and sampling both ask for it, and the names of weights stay."""
+    """Training and sampling both compile, and the names of weights stay."""
     seen = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, *_, **__: seen.append(type(module).__name__))
     for on in (False, True):
@@ -175,7 +175,7 @@ def test_compiled_networks_give_the_same_values():
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-def test_the_names_that_compile_looks_for_are_those_of_the_methods():
+def test_every_method_has_a_network_that_compile_finds():
     for kind in TINY:
         method = make(kind)
         assert [name for name, _ in method.named_modules() if name.rpartition(".")[2] in NETWORKS], kind
@@ -184,24 +184,19 @@ def test_the_names_that_compile_looks_for_are_those_of_the_methods():
 # ── draws ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_processes_together_draw_what_one_draws():
-    """Means over two shares of four people, each of which takes its part of one stream, are the mean over all."""
+def test_two_processes_draw_the_same_as_one():
+    """The mean over two halves of four people, each with its part of one stream, is the mean over all."""
     batch = random_batch(4, SHAPE)
     prior = tiny_resdm().prior
     method = build(tiny_network(), prior=replace(prior, dropout=0.5), start_share=0.5)
     whole, grads = gradients(method, batch)
     losses, parts = [], []
     for rank in range(2):
-        mine = slice(rank, None, 2)
-        own = replace(
-            batch,
-            mri=batch.mri[mine],
-            pet=batch.pet[mine],
-            present=batch.present[mine],
-            prior=Prior(batch.prior.age[mine], batch.prior.sex[mine], (rank, 2)),
-        )
+        half = slice(rank, None, 2)
+        prior = Prior(batch.prior.age[half], batch.prior.sex[half], (rank, 2))
+        part = replace(batch, mri=batch.mri[half], pet=batch.pet[half], present=batch.present[half], prior=prior)
         method.zero_grad()
-        loss, grad = gradients(method, own)
+        loss, grad = gradients(method, part)
         losses.append(loss)
         parts.append(grad)
     torch.testing.assert_close(torch.stack(losses).mean(), whole)
@@ -210,12 +205,10 @@ def test_processes_together_draw_what_one_draws():
         torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_a_share_is_every_nth():
-    drawn = torch.arange(6)
-    assert Prior((1.0,) * 3, ("F",) * 3, (1, 2)).local(drawn).tolist() == [1, 3, 5]
-    assert Prior((1.0,) * 3, ("F",) * 3, (1, 2)).global_size == 6
-    assert Prior((1.0,) * 2, ("F",) * 2, (2, 3)).local(torch.stack([drawn, drawn + 10]), dim=1).tolist() == [
-        [2, 5],
-        [12, 15],
-    ]
-    assert torch.equal(Prior((1.0,) * 6, ("F",) * 6).local(drawn), drawn)
+def test_a_shard_is_every_nth():
+    values, second = torch.arange(6), Prior((1.0,) * 3, ("F",) * 3, (1, 2))
+    assert second.local(values).tolist() == [1, 3, 5]
+    assert second.global_size == 6
+    third = Prior((1.0,) * 2, ("F",) * 2, (2, 3))
+    assert third.local(torch.stack([values, values + 10]), dim=1).tolist() == [[2, 5], [12, 15]]
+    assert torch.equal(Prior((1.0,) * 6, ("F",) * 6).local(values), values)

@@ -147,20 +147,20 @@ def test_a_tower_of_the_papers_size_has_the_same_states_in_another_process():
     assert torch.equal(prior(TEXTS, cached=False), pickle.loads(pickle.dumps(prior))(TEXTS))
 
 
-def test_unsaid_fields_and_dropout():
+def test_fields_of_the_prompt_and_dropout():
     people = Prior((70.0,) * 400, ("F",) * 400)
     assert module(fields=()).mask_fields(people) == people.without("age", "sex")
     assert module(fields=("sex",)).mask_fields(people) == people.without("age")
     prior = module(dropout=0.25)
-    assert prior.mask_fields(people) == people  # synthesis says everything
-    said = prior.mask_fields(people, torch.Generator().manual_seed(0))
-    for values in (said.age, said.sex):
+    assert prior.mask_fields(people) == people  # synthesis drops nothing
+    masked = prior.mask_fields(people, torch.Generator().manual_seed(0))
+    for values in (masked.age, masked.sex):
         assert sum(value is None for value in values) == pytest.approx(100, abs=30)
-    assert any(a is None and s is not None for a, s in zip(said.age, said.sex, strict=True)), "dropped apart"
-    assert said == prior.mask_fields(people, torch.Generator().manual_seed(0))
+    assert any(a is None and s is not None for a, s in zip(masked.age, masked.sex, strict=True)), "dropped apart"
+    assert masked == prior.mask_fields(people, torch.Generator().manual_seed(0))
 
 
-def test_lessons_teach_the_tower_to_read():
+def test_pretraining_lets_ages_be_recovered():
     torch.manual_seed(0)
     size = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, lessons=300)
     prior = PriorModule(PriorConfig(weights="none", tower=size))
@@ -172,11 +172,11 @@ def test_lessons_teach_the_tower_to_read():
         states = prior([prompt("tau", age, "F") for age in ages.tolist()])[:, clip.end_of_text(prompt("tau", 70, "F"))]
     states = torch.cat([states, torch.ones(len(ages), 1)], dim=1)
     weights = torch.linalg.lstsq(states[::2], ages[::2], driver="gelsd").solution
-    heard = torch.corrcoef(torch.stack([states[1::2] @ weights, ages[1::2]]))[0, 1]
-    assert heard > 0.9, "ages not fitted can be read off the sentence's last state"
+    correlation = torch.corrcoef(torch.stack([states[1::2] @ weights, ages[1::2]]))[0, 1]
+    assert correlation > 0.9, "a linear map of the sentence's last state recovers ages outside its fit"
 
 
-def test_lessons_are_the_seeds():
+def test_pretraining_depends_on_the_seed_only():
     towers = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -186,33 +186,33 @@ def test_lessons_are_the_seeds():
     assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[0])
 
 
-def test_lessons_are_kept_and_taken_up_in_the_same_bits(tmp_path, monkeypatch):
-    """By a tower that begins with the same weights; with another seed, number or first weights it learns for itself."""
+def test_pretrained_towers_are_cached_bit_for_bit(tmp_path, monkeypatch):
+    """The cache serves the same first weights; another seed, number of steps or weights trains anew."""
 
-    def learned(weights: int, seed: int, lessons: int = 5):
+    def pretrained(weights: int, seed: int, lessons: int = 5):
         torch.manual_seed(weights)
         prior = PriorModule(PriorConfig(weights="none", tower=TowerConfig(16, 2, 2, 16, lessons=lessons)))
         correlation = pretrain_text_tower(prior, seed, folder=tmp_path)
         return correlation, prior
 
-    first, one = learned(0, 3)
+    first, one = pretrained(0, 3)
     assert len(list(tmp_path.iterdir())) == 1
-    drawn = []
+    calls = []
     monkeypatch.setattr(
-        "resdm.pretraining.prompt_batch", lambda *arguments: drawn.append(arguments) or prompt_batch(*arguments)
+        "resdm.pretraining.prompt_batch", lambda *arguments: calls.append(arguments) or prompt_batch(*arguments)
     )
-    again, other = learned(0, 3)
-    assert not drawn
+    again, other = pretrained(0, 3)
+    assert not calls
     assert again == first
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     for name, weight in other.named_parameters():
         assert weight.requires_grad == dict(one.named_parameters())[name].requires_grad, name
     for count, arguments in enumerate(((1, 3), (0, 4), (0, 3, 6)), 2):
-        learned(*arguments)
-        assert drawn
+        pretrained(*arguments)
+        assert calls
         assert len(list(tmp_path.iterdir())) == count
-        drawn.clear()
+        calls.clear()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

@@ -1,4 +1,4 @@
-"""What a CPU is told: threads, freed memory; and half precision where it computes in it."""
+"""Settings of the CPU: threads, freed memory, layout, half precision."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import torch
 from conftest import tiny_resdm
 from tiny_methods import Sessions, collate, make_config, train
 
-from resdm import cpu_runtime as processor
-from resdm import training
+from resdm import cpu_runtime, training
 from resdm.method import build_method
-from resdm_suite.apps import prediction as synthesis
+from resdm_suite.apps import prediction
 from resdm_suite.apps.prediction import Model
 
 FAULTS = """
@@ -35,7 +34,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(how: str) -> int:
-    """Pages that the system gave for a tensor of 48 MiB made twelve times again."""
+    """Page faults of a tensor of 48 MiB that is made twelve times."""
     done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True)
     if "no glibc" in done.stderr:
         pytest.skip("malloc is not glibc's")
@@ -43,18 +42,18 @@ def faults(how: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts glibc's page faults")
-def test_freed_memory_is_used_again_without_asking_the_system():
+def test_freed_memory_is_reused():
     assert faults("keep") < faults("give back") / 4  # not 0: the heap may once more grow
 
 
-def test_the_profile_says_threads_and_memory(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: asked.append(n))
-    monkeypatch.setattr(processor, "keep_memory", lambda: asked.append("keep"))
+def test_threads_and_memory_are_the_profiles(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: calls.append(n))
+    monkeypatch.setattr(cpu_runtime, "keep_memory", lambda: calls.append("keep"))
     settings = make_config(".").training
-    processor.set_up(replace(settings, threads=3, keep_memory=True))
-    processor.set_up(replace(settings, threads=None, keep_memory=False))
-    assert asked == [3, "keep"]
+    cpu_runtime.set_up(replace(settings, threads=3, keep_memory=True))
+    cpu_runtime.set_up(replace(settings, threads=None, keep_memory=False))
+    assert calls == [3, "keep"]
 
 
 @pytest.mark.parametrize(
@@ -62,15 +61,15 @@ def test_the_profile_says_threads_and_memory(monkeypatch):
     [("AVX2", "cpu", None, True), ("AVX512", "cpu", None, False), ("AVX2", "cuda", None, False),
      ("AVX512", "cpu", True, True), ("AVX2", "cpu", False, False)],
 )  # fmt: skip
-def test_the_layout_is_the_devices_unless_the_profile_names_one(monkeypatch, capability, device, asked, found):
+def test_the_layout_depends_on_the_device_unless_the_profile_sets_it(monkeypatch, capability, device, asked, found):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     settings = replace(make_config(".").training, channels_last=asked)
-    assert processor.channels_last(settings, torch.device(device)) is found
+    assert cpu_runtime.channels_last(settings, torch.device(device)) is found
 
 
 def test_a_library_without_mallopt_is_left_alone(monkeypatch):
-    monkeypatch.setattr(processor.ctypes, "CDLL", lambda _: object())
-    assert processor.keep_memory.__wrapped__() is False
+    monkeypatch.setattr(cpu_runtime.ctypes, "CDLL", lambda _: object())
+    assert cpu_runtime.keep_memory.__wrapped__() is False
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def model(tmp_path):
 def test_synthesis_on_a_cpu_is_in_bfloat16_where_it_computes_in_it(model, monkeypatch):
     volumes, types = {}, {}
     for native in (False, True):
-        monkeypatch.setattr(synthesis, "computes_bf16", lambda native=native: native)
+        monkeypatch.setattr(prediction, "computes_bf16", lambda native=native: native)
         loaded = Model.load(model)
         seen = types.setdefault(native, set())
         loaded.method.unet.inlet.register_forward_hook(lambda module, inputs, output, seen=seen: seen.add(output.dtype))
@@ -96,7 +95,7 @@ def test_synthesis_on_a_cpu_is_in_bfloat16_where_it_computes_in_it(model, monkey
 
 
 def test_float16_is_never_used_on_a_cpu(model, monkeypatch):
-    monkeypatch.setattr(synthesis, "computes_bf16", lambda: True)
+    monkeypatch.setattr(prediction, "computes_bf16", lambda: True)
     loaded = Model.load(model)
     card = loaded.card
     half = replace(card.config, training=replace(card.config.training, precision="16-mixed"))
