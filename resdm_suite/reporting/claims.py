@@ -1,7 +1,7 @@
-"""The claims ledger: every number and every comparison that the paper prints, beside ours, with what became of it.
+"""The claims ledger: every number and comparison that the paper prints, beside ours, with a verdict.
 
-Ours come from the stored tables of a profile; nothing is computed again from volumes or models. `RULES` says how a
-status is given. What is printed is `resdm_suite.reporting.printed`'s.
+Ours come from the stored tables of a profile; nothing is computed again from volumes or models. `RULES` defines the
+verdicts. The printed values come from `resdm_suite.reporting.printed`.
 """
 
 from __future__ import annotations
@@ -102,15 +102,15 @@ CODE = {
     "unified_models": (1, "resdm/baselines/ddpm.py, resvit.py", ("ResViT", "DDPM")),
 }
 """Settings that are the code's own and no option: value, where, and the methods that they are of (else ResDM's text).
-The report stands apart from the methods, so they are said again here and compared with the code in the tests."""
+They are repeated here, and the tests compare them with the code."""
 
 
-# ── what is ours ──────────────────────────────────────────────────────────────────────────────────
+# ── our tables ──────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A frame below ``figures/<profile>/``: who makes it, what names a row, what is a number."""
+    """A table below ``figures/<profile>/``: its notebook, the columns that name a row, and its numbers."""
 
     notebook: str
     keys: tuple[str, ...]
@@ -126,7 +126,7 @@ REFERENCES = {
     "table3": {"Base": "base_", REFERENCE_METHOD: "full_"},
     "table4": {REFERENCE_METHOD: ""},
 }
-"""Whom a frame's rows are compared with → prefix of the columns difference, difference_low, difference_high and p of
+"""Reference of a table's comparisons → prefix of the columns difference, difference_low, difference_high and p of
 these paired comparisons (row − reference). Table 4 may be without."""
 
 
@@ -255,7 +255,7 @@ def estimates(name: str, frame: pd.DataFrame, view: str = "whole") -> Estimates:
 def effects(frame: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float, float]]:
     """The paired differences of a figure: name and tracer → estimate, low, high. Empty where there is no file.
 
-    One without an interval, which no evaluator vouches for, could be anything.
+    An effect without an interval could have any size.
     """
     rows = [] if frame is None else frame.fillna({"low": -math.inf, "high": math.inf}).to_dict("records")
     return {(row["name"], row["tracer"]): (row["estimate"], row["low"], row["high"]) for row in rows}
@@ -353,12 +353,12 @@ def compare_estimates(ours: Estimates, pair: Pair, paired: dict | None = None, u
     return Comparison(pair, difference, low, high, p, min(a.n, b.n), unit)
 
 
-# ── what became of each claim ─────────────────────────────────────────────────────────────────────
+# ── verdicts ─────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Ours and the verdict on one claim."""
+    """Our value and the verdict on one claim."""
 
     status: str
     reason: str
@@ -368,13 +368,13 @@ class Finding:
     trainings: str = ""
 
 
-class Resolver:
-    """Finds ours for each claim of one profile.
+class Results:
+    """What a profile has stored that the ledger reads.
 
     Parameters
     ----------
     config : Config
-        Its files are read once, here; one that is there and cannot be used is a `ValueError`.
+        Its files are read once, here; a file that cannot be used is a `ValueError`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -407,23 +407,101 @@ class Resolver:
         """Readings of status, by training; of no use without repeated ones."""
         return self.config.evaluation_folder / "status.csv" if self.repeated else Path()
 
+    def absent(self, path: Path, notebook: str) -> Finding:
+        """The verdict where a file does not exist yet."""
+        shown = path.relative_to(self.config.root).as_posix()
+        return Finding(MISSING, f"{shown} is not there; notebooks/{notebook}.ipynb makes it")
+
+    def compare(self, row: dict[str, str], pair: Pair, view: str = "brain") -> Comparison | None:
+        """One comparison of ours, or ``None`` where one side is not in the file; ``view``: see `estimates`."""
+        unit = "" if row["output"].startswith("figure") else f" {METRIC_UNITS.get(pair[3], '%')}"
+        return compare_estimates(self.estimates[row["output"], view], pair, self.paired[row["output"]], unit)
+
+    @cached_property
+    def means(self) -> dict[tuple[str, str, str], float]:
+        """Of every training: its name, tracer and metric → mean over people; image quality inside the brain."""
+        names = dict.fromkeys(name for names in self.trainings.values() for name in names)
+        scores = read_scores(self.config, names)
+        people = by_person(scores[scores["region"] == "brain"]).melt(["method", "tracer"], METRICS, "metric")
+        found = people.groupby(["method", "tracer", "metric"])["value"].mean().to_dict()
+        if self.status.is_file():
+            calls = read_readings(self.config, "status").query("target == 'label'")
+            calls["right"] = (calls["score"] >= calls["threshold"]) == (calls["label"] == 1)
+            people = calls.groupby(["source", "tracer", "fold", "person"])["right"].mean()
+            for (source, tracer), share in people.groupby(["source", "tracer"]).mean().items():
+                found[source, tracer, "acc"] = 100 * share
+        return found
+
+    def _error(self, cell: tuple[str, str, str, str]) -> float:
+        """Standard error of a printed mean: images are of the test sets, status of the folds."""
+        return self.printed[cell][1] / math.sqrt(self.sizes["test" if cell[3] in METRICS else "folds"])
+
+
+def resolve_setting(results: Results, row: dict[str, str]) -> Finding:
+    """Whether a profile takes a setting of the paper."""
+    config = results.config
+    quantity, tolerance, text, note = row["quantities"], 0.0, "", ""
+    method = config.methods.get(REFERENCE_METHOD)
+    if quantity in CODE and CODE[quantity][2]:
+        value, _, named = CODE[quantity]
+        there = [name for name in named if name in config.methods]
+        if not there:
+            return Finding(OTHER, f"configs/{config.profile}.yaml has none of {', '.join(named)}")
+        note = f": {', '.join(there)}"
+    elif quantity in ("grid", "voxel"):
+        grid = config.preprocess.grid
+        sides = set(grid.shape)
+        value = grid.voxel_mm if quantity == "voxel" else sides.pop() if len(sides) == 1 else math.nan
+        text = " × ".join(map(str, grid.shape)) if quantity == "grid" else ""
+    elif quantity in ("competitors", "models"):
+        if results.frames["table2"] is None:
+            return results.absent(config.figures / "table2.csv", STORED["table2"].notebook)
+        present = set(results.frames["table2"]["method"]) & set(PAPER_METHODS)
+        value = len(present - {REFERENCE_METHOD} if quantity == "competitors" else present)
+    elif quantity == "folds":
+        if not results.folds.is_file():
+            return results.absent(results.folds, STORED["table4"].notebook)
+        folds = pd.read_csv(results.folds)
+        if "fold" not in folds:
+            raise ValueError(f"{results.folds}: columns missing: fold; run notebooks/06_table4_diagnosis.ipynb again")
+        value = folds["fold"].nunique()
+    elif not isinstance(method, ResidualDiffusionConfig):
+        return Finding(OTHER, f"configs/{config.profile}.yaml has no residual diffusion {REFERENCE_METHOD}")
+    elif quantity in ("text_encoder", "text_layers"):
+        clip = method.prior.weights != "none" and method.prior.tower is None
+        value, text = (float(row["printed"]), "") if clip else (math.nan, "a small tower of its own, no CLIP")
+        if quantity == "text_encoder":
+            text = text or "ViT-B/32"
+        else:
+            note = "; the norm and the projection after it are trained too, which is the released code's" * clip
+    elif quantity in ("eta_first", "eta_last"):  # limits in the paper: η_1 → 0, η_T → 1
+        value, tolerance = method.eta_range[quantity == "eta_last"], 0.05
+    elif quantity in CODE:
+        value = CODE[quantity][0]
+    else:
+        raise ValueError(f"data_manifests/paper/claims.csv, {row['id']}: no setting {quantity!r} is known")
+    text = text or f"{value:g}"
+    if abs(value - float(row["printed"])) <= tolerance:
+        return Finding(SAME, "taken by this profile" + note, text, value)
+    return Finding(OTHER, f"this profile has {text}", text, value)
+
+
+class Resolver(Results):
+    """Finds the verdict on each claim."""
+
     def resolve(self, row: dict[str, str]) -> Finding:
-        """What became of one claim (a row of `printed_claims`), the paper's contradictions aside."""
+        """The verdict on one claim (a row of `printed_claims`), without the paper's contradictions."""
         name, kind = row["output"], row["kind"]
         if kind == "words":
             return Finding(UNTESTABLE, row["note"])
         if kind == "setting":
-            return self._setting(row)
+            return resolve_setting(self, row)
         if kind == "count":
             return self._count(row)
         if self.frames[name] is None:
-            return self._absent(self.config.figures / f"{name}.csv", STORED[name].notebook)
+            return self.absent(self.config.figures / f"{name}.csv", STORED[name].notebook)
         find = {"characteristic": self._demographic, "close": self._close, "gain": self._gain, "value": self._value}
         return find.get(kind, self._comparisons)(row)
-
-    def _absent(self, path: Path, notebook: str) -> Finding:
-        shown = path.relative_to(self.config.root).as_posix()
-        return Finding(MISSING, f"{shown} is not there; notebooks/{notebook}.ipynb makes it")
 
     def _not_in(self, row: dict[str, str], *subjects: str) -> Finding:
         verb = "is" if len(subjects) == 1 else "are"
@@ -431,13 +509,6 @@ class Resolver:
 
     def _file(self, row: dict[str, str]) -> str:
         return f"figures/{self.config.profile}/{row['output']}.csv"
-
-    def compare(self, row: dict[str, str], pair: Pair, view: str = "brain") -> Comparison | None:
-        """One comparison of ours, or ``None`` where one side is not in the file; ``view``: see `estimates`."""
-        unit = "" if row["output"].startswith("figure") else f" {METRIC_UNITS.get(pair[3], '%')}"
-        return compare_estimates(self.estimates[row["output"], view], pair, self.paired[row["output"]], unit)
-
-    # numbers
 
     def _value(self, row: dict[str, str]) -> Finding:
         key = row["subjects"], row["tracers"], row["quantities"]
@@ -457,10 +528,6 @@ class Resolver:
         error = math.hypot(*(self._error((row["output"], subject, *pair[2:])) for subject in pair[:2]))
         return self._absolute(row, found.text, found.gain, (found.low, found.high), found.n, error)
 
-    def _error(self, cell: tuple[str, str, str, str]) -> float:
-        """Standard error of a printed mean: images are of the test sets, status of the folds."""
-        return self.printed[cell][1] / math.sqrt(self.sizes["test" if cell[3] in METRICS else "folds"])
-
     def _demographic(self, row: dict[str, str]) -> Finding:
         frame = self.frames["table1"]
         part = frame[(frame["characteristic"] == row["quantities"]) & (frame["diagnosis"] == row["subjects"])]
@@ -477,7 +544,7 @@ class Resolver:
     def _absolute(
         self, row: dict[str, str], text: str, value: float, ends: tuple[float, float], n: float, error: float
     ) -> Finding:
-        """A number against the printed one, which has a standard error of its own."""
+        """A number against the printed one, which has a standard error too."""
         if self.config.cohort.kind != "adni":
             return Finding(UNTESTABLE, "absolute number of another cohort", text, value, n)
         if row["quantities"] in METRICS and self.config.preprocess.intensity != "minmax":
@@ -492,7 +559,7 @@ class Resolver:
 
     def _count(self, row: dict[str, str]) -> Finding:
         if not self.index.is_file():
-            return self._absent(self.index, "01_preprocess")
+            return self.absent(self.index, "01_preprocess")
         index = read_index(self.config, split=None)
         sets = index.loc[index[[f"present_{tracer}" for tracer in TRACERS]].astype(bool).all(axis=1), "split"]
         splits = {"training_sets": ["train", "validation"], "test_sets": ["test"]}  # the paper has no validation set
@@ -504,56 +571,6 @@ class Resolver:
             return Finding(UNTESTABLE, "count of another cohort", text, value, n)
         same = text == row["printed"]
         return Finding(HELD if same else FAILED, "the same count" if same else "another count", text, value, n)
-
-    # settings
-
-    def _setting(self, row: dict[str, str]) -> Finding:
-        quantity, tolerance, text, note = row["quantities"], 0.0, "", ""
-        method = self.config.methods.get(REFERENCE_METHOD)
-        if quantity in CODE and CODE[quantity][2]:
-            value, _, named = CODE[quantity]
-            there = [name for name in named if name in self.config.methods]
-            if not there:
-                return Finding(OTHER, f"configs/{self.config.profile}.yaml has none of {', '.join(named)}")
-            note = f": {', '.join(there)}"
-        elif quantity in ("grid", "voxel"):
-            grid = self.config.preprocess.grid
-            sides = set(grid.shape)
-            value = grid.voxel_mm if quantity == "voxel" else sides.pop() if len(sides) == 1 else math.nan
-            text = " × ".join(map(str, grid.shape)) if quantity == "grid" else ""
-        elif quantity in ("competitors", "models"):
-            if self.frames["table2"] is None:
-                return self._absent(self.config.figures / "table2.csv", STORED["table2"].notebook)
-            present = set(self.frames["table2"]["method"]) & set(PAPER_METHODS)
-            value = len(present - {REFERENCE_METHOD} if quantity == "competitors" else present)
-        elif quantity == "folds":
-            if not self.folds.is_file():
-                return self._absent(self.folds, STORED["table4"].notebook)
-            folds = pd.read_csv(self.folds)
-            if "fold" not in folds:
-                raise ValueError(f"{self.folds}: columns missing: fold; run notebooks/06_table4_diagnosis.ipynb again")
-            value = folds["fold"].nunique()
-        elif not isinstance(method, ResidualDiffusionConfig):
-            return Finding(OTHER, f"configs/{self.config.profile}.yaml has no residual diffusion {REFERENCE_METHOD}")
-        elif quantity in ("text_encoder", "text_layers"):
-            clip = method.prior.weights != "none" and method.prior.tower is None
-            value, text = (float(row["printed"]), "") if clip else (math.nan, "a small tower of its own, no CLIP")
-            if quantity == "text_encoder":
-                text = text or "ViT-B/32"
-            else:
-                note = "; the norm and the projection after it are trained too, which is the released code's" * clip
-        elif quantity in ("eta_first", "eta_last"):  # limits in the paper: η_1 → 0, η_T → 1
-            value, tolerance = method.eta_range[quantity == "eta_last"], 0.05
-        elif quantity in CODE:
-            value = CODE[quantity][0]
-        else:
-            raise ValueError(f"data_manifests/paper/claims.csv, {row['id']}: no setting {quantity!r} is known")
-        text = text or f"{value:g}"
-        if abs(value - float(row["printed"])) <= tolerance:
-            return Finding(SAME, "taken by this profile" + note, text, value)
-        return Finding(OTHER, f"this profile has {text}", text, value)
-
-    # comparisons
 
     def _comparisons(self, row: dict[str, str]) -> Finding:
         """A sentence that compares: it held where each of its comparisons held."""
@@ -613,21 +630,6 @@ class Resolver:
             gains = [sign(a[2]) * (self.means[a] - self.means[b]) for a, b in keys if {a, b} <= set(self.means)]
             right, counted = right + (bool(gains) and min(gains) > 0), counted + bool(gains)
         return f"{right} of {counted}" if counted else ""
-
-    @cached_property
-    def means(self) -> dict[tuple[str, str, str], float]:
-        """Of every training: its name, tracer and metric → mean over people; image quality inside the brain."""
-        names = dict.fromkeys(name for names in self.trainings.values() for name in names)
-        scores = read_scores(self.config, names)
-        people = by_person(scores[scores["region"] == "brain"]).melt(["method", "tracer"], METRICS, "metric")
-        found = people.groupby(["method", "tracer", "metric"])["value"].mean().to_dict()
-        if self.status.is_file():
-            calls = read_readings(self.config, "status").query("target == 'label'")
-            calls["right"] = (calls["score"] >= calls["threshold"]) == (calls["label"] == 1)
-            people = calls.groupby(["source", "tracer", "fold", "person"])["right"].mean()
-            for (source, tracer), share in people.groupby(["source", "tracer"]).mean().items():
-                found[source, tracer, "acc"] = 100 * share
-        return found
 
     def _text(self, row: dict[str, str], found: list[Comparison]) -> str:
         """Values in a chain, the gain of a single comparison, else how many held."""
