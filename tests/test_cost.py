@@ -1,4 +1,4 @@
-"""The estimate of a run: its arithmetic, not the times that it measures."""
+"""The estimated time of a run: its arithmetic, not the measured times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLITS = {"train": 235, "validation": 34, "test": 67}  # of 300 people with 1.12
 
 @pytest.fixture
 def config(tmp_path):
-    """The default profile, of which nothing is there yet."""
+    """The default profile, without any result."""
     return dataclasses.replace(load_config("phantom"), root=tmp_path)
 
 
@@ -29,21 +29,21 @@ def test_durations_have_the_precision_of_an_estimate():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("total", "done", "spoken"), [
+@pytest.mark.parametrize(("total", "done", "printed"), [
     (1000, 0, ["training X: about 8 min, 1000 steps"]),  # 0.5 s a step
     (1000, 900, []),  # 50 s are left
     (119, 0, []),
     (122, 0, ["training X: about 61 s, 122 steps"]),
 ])  # fmt: skip
-def test_a_long_run_says_once_what_it_takes(monkeypatch, total, done, spoken):
-    """Half a second a step, but the first, which is slow and counts for nothing."""
-    clock, said = [0.0], []
+def test_a_long_run_prints_its_estimate_once(monkeypatch, total, done, printed):
+    """Half a second per step, except the first, which is slow and does not count."""
+    clock, lines = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
-    note = forecaster("training X", total, "steps", done, say=said.append)
+    note = forecaster("training X", total, "steps", done, say=lines.append)
     for step in range(done + 1, total + 1):
         clock[0] += 9.0 if step == done + 1 else 0.5
         note(step)
-        assert said == (spoken if step >= done + 3 else [])  # after a second of timed work
+        assert lines == (printed if step >= done + 3 else [])  # after a second of timed work
 
 
 def test_session_counts_are_the_manifests_or_the_expected(config, tmp_path):
@@ -55,13 +55,13 @@ def test_session_counts_are_the_manifests_or_the_expected(config, tmp_path):
     write_manifest(rows.assign(split=["train"] * 3 + ["test"]), config.manifest)
     assert sessions_by_split(config) == {"train": 3, "validation": 0, "test": 1}
     real = dataclasses.replace(load_config("dlbs"), root=tmp_path / "elsewhere")
-    with pytest.raises(ManifestError, match="no such manifest; make one with `resdm manifest`, then ask the cost"):
+    with pytest.raises(ManifestError, match="no such manifest; make one with `resdm manifest` first"):
         sessions_by_split(real)
 
 
 def test_steps_by_hand(config):
     assert training_steps(config, "ResDM", 235) == 3 * 235
-    assert training_steps(config, "ResDM", 0) == 3  # an epoch has a step at least
+    assert training_steps(config, "ResDM", 0) == 3  # an epoch has at least one step
     four = dataclasses.replace(config.method("ResDM"), batch_size=4)
     other = dataclasses.replace(config, methods={"ResDM": four})
     assert training_steps(other, "ResDM", 235) == 3 * 58
@@ -72,23 +72,23 @@ def test_steps_by_hand(config):
 
 
 def test_stages_add_up(config, monkeypatch):
-    """Every method at 2 s a step and 3 s a volume, evaluators 0.1 s; what is there already costs nothing."""
-    asked = []
-    monkeypatch.setattr(cost, "_method_seconds", lambda config, name: asked.append(name) or (2.0, 3.0))
+    """Every method at 2 s per step and 3 s per volume, evaluators 0.1 s; finished work costs nothing."""
+    timed_methods = []
+    monkeypatch.setattr(cost, "_method_seconds", lambda config, name: timed_methods.append(name) or (2.0, 3.0))
     monkeypatch.setattr(cost, "_evaluator_seconds", lambda config, target: 0.1)
     monkeypatch.setattr(cost, "_scan_stages", lambda config, n, cores: iter([Stage("scans", 0.5, n, "s", cores)]))
     monkeypatch.setattr(cost, "seconds_of", lambda work: 4.0)
     methods = {name: config.methods[name] for name in ("ResDM", "regression", "Base")}
     config = dataclasses.replace(config, methods=methods)
-    found = {stage.name: stage for stage in stages(config, cores=2)}
-    assert asked == ["ResDM", "regression"]  # Base is ResDM's network: timed once
-    assert found["scans"].total == 0.5 * 336 / 2
-    assert found["training Base"].total == 2.0 * 3 * 235 / 2  # two side by side, of a thread each
-    assert found["synthesis Base"].units == 3 * 34 + 67
+    first = {stage.name: stage for stage in stages(config, cores=2)}
+    assert timed_methods == ["ResDM", "regression"]  # Base has ResDM's network, timed once
+    assert first["scans"].total == 0.5 * 336 / 2
+    assert first["training Base"].total == 2.0 * 3 * 235 / 2  # two at a time, one thread each
+    assert first["synthesis Base"].units == 3 * 34 + 67
     conditions, samples = len(config.conditions), config.uncertainty.samples
-    assert found["synthesis ResDM"].units == 3 * 34 + 67 * (1 + conditions) + samples * (34 + 67)
-    assert found["evaluators of status"].total == pytest.approx(0.1 * 7680 / 2)
-    assert (found["starts of jobs"].units, found["starts of jobs"].seconds) == (16 + 2 * 3, 4.0)
+    assert first["synthesis ResDM"].units == 3 * 34 + 67 * (1 + conditions) + samples * (34 + 67)
+    assert first["evaluators of status"].total == pytest.approx(0.1 * 7680 / 2)
+    assert (first["starts of jobs"].units, first["starts of jobs"].seconds) == (16 + 2 * 3, 4.0)
     for place in (config.model("regression") / "model.safetensors", config.predictions("Base") / "scores.csv"):
         place.parent.mkdir(parents=True)
         place.touch()
@@ -103,7 +103,7 @@ def test_stages_add_up(config, monkeypatch):
     lines = report(list(later.values()), "on this CPU").splitlines()
     assert "training regression" not in "\n".join(lines)
     total = sum(stage.total for stage in later.values())
-    assert lines[-1] == f"about {about(total)} on this CPU; tables and figures come on top"
+    assert lines[-1] == f"about {about(total)} on this CPU; tables and figures come in addition"
 
 
 def test_a_large_grid_is_timed_on_a_small_one(config, monkeypatch):

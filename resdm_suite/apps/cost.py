@@ -1,7 +1,7 @@
-"""What `make reproduce` costs on this machine: a second or so of each kind of work, multiplied out.
+"""Estimated time of `make reproduce` on this machine: about a second of each kind of work, times its amount.
 
-Networks are timed on random volumes of the profile's grid; a grid of more than `MOST_VOXELS` voxels on a smaller cube,
-by the ratio of voxels. What is there already costs nothing. Tables, figures and the order of jobs are not in it.
+Networks are timed on random volumes of the profile's grid. Grids above `MOST_VOXELS` voxels are timed on a smaller cube
+and scaled by the number of voxels. Finished work costs nothing. Tables, figures and the order of jobs are not included.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import Config, GridConfig
 
 MOST_VOXELS = 40**3
-"""Voxels of the largest grid that networks are timed on as it is."""
+"""Largest grid on which networks are timed directly."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the run: ``units`` of ``seconds`` each, so many ``side_by_side``."""
+    """A stage of the run: ``units`` of ``seconds`` each, ``side_by_side`` at the same time."""
 
     name: str
     seconds: float
@@ -45,18 +45,18 @@ class Stage:
 
     @property
     def total(self) -> float:
-        """Seconds by the clock."""
+        """Wall-clock seconds."""
         return self.seconds * self.units / self.side_by_side
 
 
 def sessions_by_split(config: Config) -> dict[str, int]:
-    """Sessions of each split: of the manifest, or as many as a phantom cohort will have on average."""
+    """Sessions of each split: of the manifest, or the expected numbers of a phantom cohort."""
     if config.manifest.is_file():
         counts = read_manifest(config.manifest, files=False)["split"].value_counts()
         return {name: int(counts.get(name, 0)) for name in ("train", "validation", "test")}
     phantom, split = config.cohort.phantom, config.cohort.split
     if phantom is None:
-        raise ManifestError(f"{config.manifest}: no such manifest; make one with `resdm manifest`, then ask the cost")
+        raise ManifestError(f"{config.manifest}: no such manifest; make one with `resdm manifest` first")
     test = split.test if split.folds is None else 1 / split.folds
     shares = {"train": 1 - test - split.validation, "validation": split.validation, "test": test}
     return {name: round(phantom.people * (1 + phantom.repeat_visits) * share) for name, share in shares.items()}
@@ -70,7 +70,8 @@ def training_steps(config: Config, name: str, sessions: int) -> int:
 def evaluator_steps(config: Config, target: str, sessions: int) -> int:
     """Optimiser steps of the evaluators of a target.
 
-    Status: of PET and of MRI, a tracer and fold, by label and on phantoms by planted status too; else one a tracer.
+    Status has one evaluator per source (PET, MRI), tracer and fold, by label and on phantoms also by planted status.
+    Sex and age have one per tracer.
     """
     folds, settings = config.evaluation.folds, getattr(config.evaluation, target)
     kinds = 2 if config.cohort.kind == "phantom" else 1
@@ -79,7 +80,7 @@ def evaluator_steps(config: Config, target: str, sessions: int) -> int:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Seconds of a call, after one to warm up; one of more than a second is not made again."""
+    """Seconds of a call, after one to warm up; a call of more than a second is not repeated."""
     for _ in range(2):
         start = time.perf_counter()
         work()
@@ -89,7 +90,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def stages(config: Config, cores: int) -> Iterator[Stage]:
-    """Stages of a profile that are not there yet, timed on this machine; Snakemake is given so many cores."""
+    """Unfinished stages of a profile, timed on this machine, for a run of Snakemake with this number of cores."""
     sessions, run, shape = sessions_by_split(config), config.training, config.preprocess.grid.shape
     side, jobs = max(1, cores // (run.threads or cores)), 16  # jobs that neither train nor synthesise
     set_up(run)
@@ -121,7 +122,7 @@ def stages(config: Config, cores: int) -> Iterator[Stage]:
 
 
 def _scan_stages(config: Config, sessions: int, cores: int) -> Iterator[Stage]:
-    """Writing phantoms and preprocessing, each timed on a second one, in a folder of their own."""
+    """Generation and preprocessing of phantoms, each timed on a second one, in a temporary folder."""
     if (config.volumes / "index.csv").is_file():
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +146,7 @@ def _scan_stages(config: Config, sessions: int, cores: int) -> Iterator[Stage]:
 def _method_seconds(config: Config, name: str) -> tuple[float, float]:
     """Seconds of a training step, and of a synthesis of one person, on the device that trains."""
     settings, shape, device = config.method(name), config.preprocess.grid.shape, device_of(config)
-    if hasattr(settings, "prior"):  # a small tower reads the prompts: no download for an estimate
+    if hasattr(settings, "prior"):  # a small tower: an estimate downloads nothing
         settings = replace(settings, prior=replace(settings.prior, weights="none"))
     method, n = build_method(settings, shape).to(device), settings.batch_size or config.training.batch_size
     optimisers, generator = method.optimisers(), torch.Generator(device).manual_seed(0)
@@ -179,13 +180,15 @@ def _evaluator_seconds(config: Config, target: str) -> float:
 
 
 def device_of(config: Config) -> str:
-    """Where the profile trains on this machine: "cuda" or "cpu"."""
+    """Device of the profile's training on this machine: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu"
 
 
-def report(found: list[Stage], where: str) -> str:
-    """The estimate as text: a line a stage, and the sum."""
-    lines = [f"{'stage':<24}{'each':>9}{'of them':>10}  {'':<13}{'in all':>7}"]
-    for s in [stage for stage in found if stage.units]:
+def report(estimates: list[Stage], where: str) -> str:
+    """The estimate as text: one line per stage, and the sum."""
+    lines = [f"{'stage':<24}{'each':>9}{'number':>10}  {'':<13}{'total':>7}"]
+    for s in [stage for stage in estimates if stage.units]:
         lines.append(f"{s.name:<24}{s.seconds:>7.3f} s{s.units:>10}  {s.unit:<13}{about(s.total):>7}")
-    return "\n".join([*lines, f"about {about(sum(s.total for s in found))} {where}; tables and figures come on top"])
+    return "\n".join(
+        [*lines, f"about {about(sum(s.total for s in estimates))} {where}; tables and figures come in addition"]
+    )

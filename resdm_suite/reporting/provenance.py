@@ -1,4 +1,4 @@
-"""Where a table or figure comes from: code, configuration, inputs, versions. No date: equal work, equal bytes."""
+"""Provenance of a table or figure: code, configuration, inputs, versions. No date, so equal work has equal bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = (
     "resdm", "numpy", "scipy", "pandas", "scikit-image", "matplotlib", "nibabel", "nilearn", "SimpleITK",
     "torch", "monai", "open_clip_torch", "lightning-fabric",
 )  # fmt: skip
-"""Distributions whose versions are recorded, where installed; none is imported for it."""
+"""Distributions whose versions are recorded where installed, without importing them."""
 
 
 def provenance(
@@ -39,13 +39,13 @@ def provenance(
     ----------
     config : Config
     inputs : iterable of path
-        Files that it was made from; each is recorded by its path below ``config.root`` (else by its name) and digest.
+        Input files; each is recorded by its path below ``config.root`` (else by its name) and its digest.
     device : str
-        What computed it.
+        Device of the computation.
     parts : iterable of str
-        Parts of the configuration that it depends on beyond those that its inputs tell, see `depends_on`.
+        Parts of the configuration that matter beside those of `depends_on`.
     **extra
-        Further entries, plain JSON values (a person's choice by rule, a method, …); they come last.
+        Further entries, plain JSON values; they come last.
 
     Returns
     -------
@@ -58,12 +58,12 @@ def provenance(
     Raises
     ------
     FileNotFoundError
-        An input that is not there.
+        A missing input.
     """
     digests, work, paths = {}, config.work.resolve(), sorted({Path(item) for item in inputs})
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: an input of the table or figure is not there")
+            raise FileNotFoundError(f"{path}: an input of the table or figure is missing")
         digests[_portable(path, config.root)] = sha256(path)
     return {
         "profile": config.profile,
@@ -82,9 +82,9 @@ def provenance(
 
 
 def depends_on(config: Config, inputs: Iterable[Path]) -> set[str]:
-    """Parts of the configuration that decide a result, from where its inputs lie.
+    """Parts of the configuration that decide a result, from the places of its inputs.
 
-    Those that make the Snakefile run its rule again: whatever such a run leaves as it was is still up to date.
+    They match the settings that make the Snakefile rerun its rule.
     """
     parts, work = {"cohort", "preprocess", "seed"}, config.work.resolve()
     for path in map(Path.resolve, inputs):
@@ -100,7 +100,7 @@ def depends_on(config: Config, inputs: Iterable[Path]) -> set[str]:
 
 
 def stale(config: Config, record: Mapping[str, Any]) -> list[str]:
-    """Parts of the configuration that have other values than when a sidecar was written; all where it tells none.
+    """Parts of the configuration that have changed since a sidecar was written; all where it records none.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def stale(config: Config, record: Mapping[str, Any]) -> list[str]:
     def digest(part: str) -> str | None:
         try:
             return config.digest(part)
-        except KeyError:  # a method that is no longer there
+        except KeyError:  # a method that the profile no longer has
             return None
 
     settings = record.get("settings", {})
@@ -120,19 +120,19 @@ def stale(config: Config, record: Mapping[str, Any]) -> list[str]:
 
 
 def processor() -> dict[str, str]:
-    """Which code paths the linear algebra takes on this CPU: the last bits of results depend on them.
+    """Code paths of the linear algebra on this CPU: the last bits of results depend on them.
 
     Returns
     -------
     dict of str
-        ``blas``: core type of OpenBLAS (``OPENBLAS_CORETYPE`` chooses another); ``torch``: vector instructions of its
-        kernels (``ATEN_CPU_CAPABILITY``), where this process has loaded it.
+        ``blas``: core type of OpenBLAS (set by ``OPENBLAS_CORETYPE``); ``torch``: vector instructions of its kernels
+        (set by ``ATEN_CPU_CAPABILITY``), if this process has loaded torch.
     """
     cores = sorted({library["architecture"] for library in threadpool_info() if library.get("architecture")})
-    found = {"blas": ", ".join(cores)} if cores else {}
-    if "torch" in sys.modules:  # not loaded for it: a table of stored scores needs none
-        found["torch"] = sys.modules["torch"].backends.cpu.get_cpu_capability()
-    return found
+    paths = {"blas": ", ".join(cores)} if cores else {}
+    if "torch" in sys.modules:  # not imported for this: a table of stored scores needs no torch
+        paths["torch"] = sys.modules["torch"].backends.cpu.get_cpu_capability()
+    return paths
 
 
 def _split(config: Config) -> str | None:
@@ -144,19 +144,19 @@ def _split(config: Config) -> str | None:
 
 
 def git_state(folder: str | Path | None = None) -> dict[str, str | bool | None]:
-    """Commit of the source and whether tracked or new files beside ``figures/`` differ from it.
+    """Commit of the source, and whether tracked or new files outside ``figures/`` differ from it.
 
-    Drawn figures are left out of ``dirty``: drawing one must not change the sidecar of the next. Outside a git checkout
-    (an installed package, an archive, no git) both are ``None``.
+    ``dirty`` ignores figures: drawing one must not change the sidecar of the next. Both are ``None`` outside a git
+    checkout (an installed package, an archive, no git).
 
     Parameters
     ----------
     folder : path, optional
-        Where to look; this package's source by default.
+        A folder of the checkout; this package's by default.
     """
     here = Path(__file__).resolve().parents[2] if folder is None else Path(folder)
     marker = [] if folder is not None else ["ls-files", "--error-unmatch", str(Path(__file__).resolve())]
-    if marker and _git(here, *marker) is None:  # a package installed below somebody else's checkout
+    if marker and _git(here, *marker) is None:  # a package installed inside another checkout
         return {"commit": None, "dirty": None}
     commit = _git(here, "rev-parse", "--verify", "HEAD")
     changed = _git(here, "status", "--porcelain", "--", ":/", ":(top,exclude)figures")
@@ -188,6 +188,6 @@ def versions() -> dict[str, str]:
 
 
 def _portable(path: Path, root: Path) -> str:
-    """A path that means the same on another machine."""
+    """A path that is valid on other machines."""
     resolved, base = path.resolve(), root.resolve()
     return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else path.name
