@@ -154,14 +154,8 @@ class ConditionalGAN(TracerModel):
     """Pix2Pix's training: a patch discriminator on (MRI, PET) pairs; the generator minimises BCE + λ·L1.
 
     As in `junyanz/pytorch-CycleGAN-and-pix2pix`. The discriminator steps first, with half its loss, on a detached
-    synthesis. The generator then steps against the updated, frozen discriminator. All volumes are in [−1, 1].
-
-    Parameters
-    ----------
-    generator : Module
-        (B, 1, X, Y, Z) in [−1, 1] → the same.
-    config : AdversarialConfig
-    shape : tuple of int
+    synthesis. The generator, (B, 1, X, Y, Z) in [−1, 1] → the same, then steps against the updated, frozen
+    discriminator.
     """
 
     def __init__(self, generator: nn.Module, config: AdversarialConfig, shape: Shape) -> None:

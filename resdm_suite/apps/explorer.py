@@ -49,24 +49,12 @@ START_MM = (7.0, -58.0, 24.0)
 
 @dataclass(frozen=True)
 class Request:
-    """What a synthesis depends on.
+    """What a synthesis depends on."""
 
-    Parameters
-    ----------
-    source : str
-        ``<person> <session>`` of the test people, or the path of a T1.
-    age, sex
-        Prior information in the prompt; ``None`` leaves it out.
-    steps : int or None
-        Sampling steps; ``None`` where the method has none.
-    seed : int
-    samples : int
-    """
-
-    source: str
-    age: float | None
+    source: str  # <person> <session> of the test people, or the path of a T1
+    age: float | None  # None: not in the prompt
     sex: str | None
-    steps: int | None
+    steps: int | None  # None: a method without steps
     seed: int
     samples: int
 
@@ -86,12 +74,7 @@ def step_choices(settings: MethodConfig) -> list[int]:
 class ExplorerModel:
     """A trained method, its test people, and a cache of its samples.
 
-    Parameters
-    ----------
-    config : Config
-    method : str
-    allow_phantom_model : bool
-        Allows a phantom-trained model on a T1 file; see `resdm_suite.apps.prediction.check_phantom`.
+    ``allow_phantom_model`` is for a T1 file, see `resdm_suite.apps.prediction.check_phantom`.
     """
 
     def __init__(self, config: Config, method: str = "ResDM", allow_phantom_model: bool = False) -> None:
@@ -115,15 +98,7 @@ class ExplorerModel:
         return (None, None) if row is None else (float(row["age"]), str(row["sex"]))
 
     def _mri(self, source: str) -> np.ndarray:
-        """T1 on the model's grid (X, Y, Z), intensities in [0, 1].
-
-        Raises
-        ------
-        FileNotFoundError
-            Neither a test person nor a file.
-        resdm_suite.apps.prediction.SynthesisError
-            A file, and a model trained on phantoms only.
-        """
+        """T1 on the model's grid (X, Y, Z), intensities in [0, 1]; raises if ``source`` is unknown or not allowed."""
         if source in self.people:
             return read_volume(self.config.volumes / self.people[source]["t1w"], self.model.grid)
         if not Path(source).is_file():
@@ -195,19 +170,8 @@ class ExplorerModel:
 class Explorer(widgets.VBox):
     """Widgets over an `ExplorerModel`; display it in JupyterLab.
 
-    Parameters
-    ----------
-    model : ExplorerModel
-    person : str, optional
-        Whom to show first: ``<person>``, ``<person> <session>`` or the path of a T1; by default the first test session.
-
-    Attributes
-    ----------
-    request : Request
-        What is shown.
-    scene : Scene
-    draw_count : int
-        Number of pictures drawn so far.
+    ``person`` is shown first: ``<person>``, ``<person> <session>`` or the path of a T1; by default the first session.
+    ``request`` and ``scene`` are what is shown, ``draw_count`` the number of pictures drawn so far.
     """
 
     def __init__(self, model: ExplorerModel, person: str | None = None) -> None:

@@ -62,18 +62,7 @@ def render(
     scores: pd.DataFrame | None = None,
     cost: dict[str, Any] | None = None,
 ) -> str:
-    """A card's text.
-
-    Parameters
-    ----------
-    card : ModelCard
-    index : DataFrame, optional
-        Training sessions: person, age, sex, present_amyloid, present_tau.
-    scores : DataFrame, optional
-        Rows of ``scores.csv`` of the test people.
-    cost : dict, optional
-        ``timing.json``.
-    """
+    """A card's text, from the training sessions of ``index.csv``, test scores and ``timing.json``, as available."""
     config = card.config
     kind, grid = config.cohort.kind, config.preprocess.grid
     head = _LICENCES.get(kind, {"license": "other", "license_name": "see-the-cohort", "license_link": "LICENSE"}) | {
