@@ -172,6 +172,7 @@ def test_tracers_are_an_option(dataset, config):
         ("person\tsex\n1\tF\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: no column participant_id"),
         ("", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: empty; expected a header"),
         (ONE, {}, "no sub-* folder"),
+        (ONE, {"sub-1/ses-1": []}, "no session can be used: of 1 found, 0 have a T1w"),
         (ONE, {"sub-1/ses-1": [T1]}, "no session can be used: of 1 found, 1 have a T1w, 0 amyloid or tau PET too"),
         (
             None,

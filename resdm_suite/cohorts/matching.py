@@ -233,17 +233,17 @@ def _pair_across_sessions(
         )
         for row in rows
     }
-    keys = list(zip(scans["person"], scans["session"], strict=True))
-    lacking = pd.Series([missing[key] for key in keys], index=scans.index, dtype=object)
-    is_free = [target in tracers for target, tracers in zip(scans["target"], lacking, strict=True)]
-    by_day = scans.assign(day=scans["day"].fillna(scans["visit_day"]))
-    origin = {scan["path"]: scan for scan in scans.to_dict("records")}
+    records = scans.to_dict("records")
+    for scan in records:
+        scan["missing"] = missing[scan["person"], scan["session"]]
+        scan["day"] = scan["visit_day"] if np.isnan(scan["day"]) else scan["day"]
+    origin = {scan["path"]: scan for scan in records}
     by_t1w = {row["t1w"]: row for row in rows if row["t1w"]}
     given: set[str] = set()
     for tracers in (("amyloid",), ("tau",), TRACERS):  # a T1w that lacks one tracer only comes first
-        heads = (scans["target"] == "t1w") & (lacking == tracers) if len(scans) else []
-        pets = pd.Series(is_free, index=scans.index) & scans["target"].isin(tracers) & ~scans["path"].isin(given)
-        matched = match_scans(by_day[heads | pets], match, labels)
+        heads = [scan for scan in records if scan["target"] == "t1w" and scan["missing"] == tracers]
+        pets = [scan for scan in records if scan["target"] in tracers and scan["target"] in scan["missing"]]
+        matched = match_scans([*heads, *(pet for pet in pets if pet["path"] not in given)], match, labels)
         for pair in matched[matched["t1w"] != ""].to_dict("records"):
             row = by_t1w[pair["t1w"]]
             row["reason"] = pair["reason"]
@@ -257,15 +257,18 @@ def _pair_across_sessions(
                     by = ", by the ages of the sessions" if pet["by_age"] or origin[row["t1w"]]["by_age"] else ""
                     gap = f"{pair[f'{tracer}_days']:+.0f} days from the T1w{by}"
                     notes.append(f"{row['person']} {row['session']}: {pet['tracer']} PET of {pet['session']}, {gap}")
-    gone = scans.assign(gone=scans["path"].isin(given)).query("target != 't1w'")
-    gone = gone.groupby([*_KEY, "target"])["gone"].any().groupby(_KEY).all()
-    return [row for row in rows if row["t1w"] or not gone.get((row["person"], row["session"]), False)]
+    kept_targets: dict[tuple[str, str], set[str]] = {}  # of sessions with PET: those with no scan given away
+    for pet in (scan for scan in records if scan["target"] != "t1w"):
+        kept_targets.setdefault((pet["person"], pet["session"]), set()).add(pet["target"])
+    for path in given:
+        kept_targets[origin[path]["person"], origin[path]["session"]].discard(origin[path]["target"])
+    return [row for row in rows if row["t1w"] or kept_targets.get((row["person"], row["session"])) != set()]
 
 
 # ── scans of one time ─────────────────────────────────────────────────────────────────────────────
 
 
-def match_scans(scans: pd.DataFrame, match: MatchConfig, labels: Sequence[str] = ()) -> pd.DataFrame:
+def match_scans(scans: pd.DataFrame | Sequence[Row], match: MatchConfig, labels: Sequence[str] = ()) -> pd.DataFrame:
     """Give every T1 scan the PETs of its person that lie nearest in time; a PET goes with one T1 only.
 
     A set is a T1 with an amyloid and a tau PET, or with one of the two, each within ``match.window_days``. The best set
