@@ -20,7 +20,8 @@ from resdm_suite.anatomy import Grid
 from resdm_suite.apps import cli
 from resdm_suite.apps.ceiling import synthesise_ceiling
 from resdm_suite.cohorts.assembly import make_manifest
-from resdm_suite.cohorts.phantom import people, write_phantoms
+from resdm_suite.cohorts.phantom import write_phantoms
+from resdm_suite.cohorts.phantom.people import AGE_CENTRE, DIAGNOSES, causes_after, draw_person
 from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people
 from resdm_suite.evaluation.planted import read_causes
 from resdm_suite.paths import sidecar_path, synthetic_path
@@ -37,12 +38,12 @@ def latent_people(coupling: float, people: int = 1000) -> pd.DataFrame:
     settings = PhantomConfig(people=people, coupling=coupling, repeat_visits=0.3)
     config = Config(profile="test", seed=5, cohort=CohortConfig(phantom=settings), root=Path())
     rows = []
-    for person in (people.draw_person(config, index) for index in range(people)):
+    for person in (draw_person(config, index) for index in range(people)):
         visit = person["visits"][-1]
         years = int(visit["session"].removeprefix("ses-M")) / 12
         shown = {"severity": visit["severity"], "age": visit["age"], "sex": person["sex"]}
         weight = ceiling.posterior(POPULATION, **shown, years=years, coupling=coupling)
-        later = people.causes_after(POPULATION, years)
+        later = causes_after(POPULATION, years)
         rows.append(visit | {"sex": person["sex"], "positive": float(person["positive"]), "years": years})
         rows[-1] |= {f"expected_{cause}": weight @ later[cause] for cause in ("load", "stage")}
         rows[-1] |= {"expected_positive": weight @ POPULATION["positive"]}
@@ -57,7 +58,7 @@ def test_the_population_is_that_of_the_phantoms():
     assert POPULATION["positive"].mean() == pytest.approx(latent_people(1.0)["positive"].mean(), abs=0.02)
     drawn = np.bincount(POPULATION["diagnosis"]) / len(POPULATION["diagnosis"])
     people = latent_people(1.0)["diagnosis"].value_counts(normalize=True)
-    np.testing.assert_allclose(drawn, people[list(people.DIAGNOSES)], atol=0.02)
+    np.testing.assert_allclose(drawn, people[list(DIAGNOSES)], atol=0.02)
     again = ceiling.draw_population(0, 10_000)
     assert all(np.array_equal(again[key], values) for key, values in POPULATION.items())
 
@@ -132,7 +133,7 @@ def test_probabilities_of_the_planted_status_are_those_of_the_posterior(config, 
     population, causes = ceiling.draw_population(config.seed), read_causes(config).set_index(["person", "session"])
     row = latent[latent["session"] == "ses-M000"].iloc[0]
     about = causes.loc[(row["person"], row["session"])]
-    age, sex = people.AGE_CENTRE + 10 * about["decades"], "F" if about["woman"] else "M"
+    age, sex = AGE_CENTRE + 10 * about["decades"], "F" if about["woman"] else "M"
     weight = ceiling.posterior(population, severity=about["severity"], age=age, sex=sex)
     by_hand = {"amyloid": weight @ population["positive"], "tau": weight @ (population["stage"] > cut)}
     stored = latent[(latent["person"] == row["person"]) & (latent["session"] == row["session"])]
