@@ -1,4 +1,4 @@
-"""Jobs on other machines: the SLURM profile is read, and a rule runs through a submit script."""
+"""Jobs on a cluster: the SLURM profile is read, and a rule runs through a submit script."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def clone(tmp_path):
-    """What the DAG needs of a clone."""
+    """The files of a clone that the workflow needs."""
     for name in ("configs", "notebooks", "data_manifests", "resdm", "resdm_suite"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", tmp_path)
@@ -34,7 +34,7 @@ def clone(tmp_path):
 
 
 def test_the_slurm_profile_asks_for_what_rules_need(clone):
-    """A dry run of the paper's profile: rules that it names are there, and trainings ask for a GPU."""
+    """A dry run: the rules that the profile names exist, and trainings ask for a GPU."""
     settings = yaml.safe_load(PROFILE.read_text())
     executor = [] if find_spec("snakemake_executor_plugin_slurm") else ["--executor", "local"]
     run = snakemake(clone, "--profile", "configs/slurm", *executor, "--config", "profile=phantom", "--dry-run")
@@ -54,7 +54,7 @@ def test_the_slurm_profile_asks_for_what_rules_need(clone):
 
 @pytest.mark.skipif(find_spec("snakemake_executor_plugin_cluster_generic") is None, reason="needs the extra 'cluster'")
 def test_a_rule_runs_through_a_submit_script(clone):
-    """The manifest's job goes through the script, which here runs it, and its file comes back."""
+    """The manifest's job goes through the script, which runs it, and its file comes back."""
     bids = clone / "work" / "smoke" / "bids"
     made = subprocess.run(
         [sys.executable, "-m", "resdm_suite.apps.cli", "phantom", "smoke", "--quiet", "--jobs", "2"],

@@ -1,7 +1,8 @@
-"""Nothing of a participant is tracked: no identifier, no participant-level table, no image; and the scanner that looks.
+"""No participant data are tracked: no identifier, no participant-level table, no image. A scanner checks it.
 
-ADNI's terms: no row, no list of identifiers, no score of a single person, in outputs of notebooks and in metadata of
-figures included. Scanned is what git tracks. Identifiers of site 000 and 999, which ADNI does not have, are invented.
+ADNI's terms exclude rows, lists of identifiers and scores of single participants, also in outputs of notebooks and in
+metadata of figures. The scanner reads all tracked files. Identifiers of sites 000 and 999, which ADNI does not have,
+are invented.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ IDENTIFIERS = {
     "a LONI image": (r"I\d{6}", r"(?<![0-9A-Za-z])I(?!000|999)\d{6,}(?![0-9A-Za-z])"),
     "an RID": (r"RID", r"(?<![A-Za-z])RID[\"']?\s*[:=]\s*[\"']?0*[1-9]\d*"),
 }
-"""What a participant or a scan of ADNI is called; first a part of it that is quickly looked for."""
+"""Identifiers of participants and scans of ADNI: a short part for a quick search, then the whole pattern."""
 
 BIDS_LABEL = r"(?<![0-9A-Za-z])sub-[0-9A-Za-z]+"
-"""Anybody's label; looked for where results are: below ``figures/``, in outputs of notebooks, in metadata. Not in the
-figures of a profile of phantoms, which name the one that they show."""
+"""The label of any participant. It is searched in results: below ``figures/``, in outputs of notebooks, in metadata.
+Figures of phantom profiles may name the phantom that they show."""
 
 KEYS = {
     "person", "persons", "participant", "participant_id", "participantid", "subject", "subject_id", "subjectid", "sub",
     "rid", "ptid", "patient", "patient_id", "loniuid", "image_id", "imageuid",
 }  # fmt: skip
-"""Columns that make a table one of participants."""
+"""Columns of participant-level tables."""
 
 INVENTED = {"data_manifests/template.csv"}
-"""Tables of people that nobody has met."""
+"""Tables of invented people."""
 
 OPAQUE = (".nii", ".nii.gz", ".npy", ".npz", ".mgz", ".dcm", ".mat", ".xlsx", ".parquet", ".pkl", ".h5", ".zip", ".gz")
 """Images, and tables that cannot be read here."""
@@ -56,12 +57,12 @@ def tracked(root: Path) -> list[str]:
 
 
 def offences(root: Path) -> list[str]:
-    """Every file of a checkout that holds something of a participant, and what; never the thing itself."""
-    found = {name: dict.fromkeys(_offences(name, root / name)) for name in tracked(root)}
-    for name, said in found.items():
+    """Files of a checkout with participant data, and the kind of data, but never the data."""
+    kinds = {name: dict.fromkeys(_offences(name, root / name)) for name in tracked(root)}
+    for name, listed in kinds.items():
         if _of_phantoms(root, name):
-            said.pop("a person's label", None)
-    return [f"{name}: {what}" for name, said in found.items() for what in said]
+            listed.pop("a person's label", None)
+    return [f"{name}: {kind}" for name, listed in kinds.items() for kind in listed]
 
 
 def _of_phantoms(root: Path, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The whole suite on the smoke profile, as `make reproduce PROFILE=smoke` runs it, in a folder of its own."""
+"""The whole suite on the smoke profile, as `make reproduce PROFILE=smoke` runs it, in a separate folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def jobs(dry_run: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    """A copy of what a clone holds, with the smoke profile run in it."""
+    """A copy of a clone, after a run of the smoke profile."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("configs", "notebooks", "data_manifests", "resdm", "resdm_suite"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -76,7 +76,7 @@ def test_leaves_tables_figures_notebooks_and_provenance(config):
             assert (config.model(name) / file).is_file(), f"{name}: {file}"
 
 
-def test_says_what_data_it_ran_on(config):
+def test_every_result_names_its_data(config):
     for name in [f"{table}{suffix}" for table in TABLES for suffix in (".md", ".tex")] + [f"{f}.svg" for f in FIGURES]:
         assert "not a reproduction of the paper" in (config.figures / name).read_text(), name
 
@@ -122,14 +122,14 @@ def test_predictions_lie_where_the_real_volumes_lie(config):
     assert synthetic.shape == real.shape == config.preprocess.grid.shape
 
 
-def test_the_report_holds_everything_and_misses_nothing(config):
+def test_the_report_links_every_result(config):
     folder = config.work / "report"
     tree = BeautifulSoup((folder / "index.html").read_text(), "html.parser")
     links = {unquote(tag["href"]) for tag in tree.find_all("a")}
     assert {f"files/{path.name}" for path in config.figures.iterdir()} <= links
     assert {f"notebooks/{path.stem}.html" for path in (config.work / "notebooks").glob("*.ipynb")} <= links
     assert tree.find(id="missing") is None
-    assert tree.find(id="more") is None  # every drawing stands with its notebook
+    assert tree.find(id="more") is None  # every figure belongs to a notebook
     assert "not a reproduction of the paper's numbers" in tree.find("header").get_text()
     assert "resdm phantom smoke" in tree.find(id="timings").find_next("table").get_text()
     assert config.digest() in tree.get_text()
@@ -140,7 +140,7 @@ def test_the_report_holds_everything_and_misses_nothing(config):
 
 @pytest.mark.parametrize(("width", "mobile"), [(1280, False), (390, True)], ids=["desktop", "phone"])
 def test_the_report_in_a_browser(config, width, mobile):
-    """From a folder, without a network: no error, no request, no broken picture, nothing wider than the window."""
+    """Opened as files, offline: no error, no request, no broken picture, nothing wider than the window."""
     folder = (config.work / "report").resolve()
     pages = [folder / "index.html", *sorted((folder / "notebooks").glob("*.html"))]
     with open_page(width, is_mobile=mobile, device_scale_factor=1) as page:
@@ -197,9 +197,9 @@ def _outputs(text: str, rule: str) -> str:
 
 @pytest.mark.parametrize("profile", ["adni", "dlbs"])
 def test_profiles_of_real_cohorts_plan_the_whole_dag(profile, tmp_path):
-    """From no file at all, the data included: every table and figure is planned, and every training."""
+    """Without any file or data, every table, figure and training is planned."""
     for name in ("configs", "notebooks", "data_manifests", "resdm", "resdm_suite", "Snakefile"):
-        (tmp_path / name).symlink_to(ROOT / name)  # and no work/, whatever this checkout has
+        (tmp_path / name).symlink_to(ROOT / name)  # but not work/
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     run = subprocess.run(
         [BIN / "snakemake", "--dry-run", "--cores", "1", "--config", f"profile={profile}"],

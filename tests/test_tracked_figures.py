@@ -1,4 +1,4 @@
-"""Tracked tables and figures are of the settings that their profiles have now."""
+"""Tracked tables and figures match the current settings of their profiles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from resdm_suite.reporting.provenance import provenance, stale
 
 
 def tracked(suffix: str) -> list[Path]:
-    """Files below ``figures/`` that git tracks; all that are there where there is no git."""
+    """Files below ``figures/`` that git tracks; without git, all files."""
     command = ["git", "-C", str(ROOT), "ls-files", "figures"]
     done = subprocess.run(command, capture_output=True, text=True) if shutil.which("git") else None
     if done is not None and done.returncode == 0:
@@ -33,7 +33,7 @@ def tracked(suffix: str) -> list[Path]:
 
 
 def faults(sidecar: Path, root: Path = ROOT) -> list[str]:
-    """What is wrong with a sidecar, and the remedy; empty where its result is up to date."""
+    """Faults of a sidecar with their remedy; empty for a result that is up to date."""
     name, profile = sidecar.relative_to(root).as_posix(), sidecar.parent.name
     settings = root / "configs" / f"{profile}.yaml"
     if not settings.is_file():
@@ -43,18 +43,18 @@ def faults(sidecar: Path, root: Path = ROOT) -> list[str]:
     return [f"{name}: {changed}"] if parts else []
 
 
-def test_every_tracked_result_is_of_its_profile_as_it_is():
+def test_every_tracked_result_matches_its_profile():
     sidecars = tracked(".json")
     assert sidecars
-    found = [fault for sidecar in sidecars for fault in faults(sidecar)]
-    assert not found, "\n".join(found)
+    stale_results = [fault for sidecar in sidecars for fault in faults(sidecar)]
+    assert not stale_results, "\n".join(stale_results)
 
 
 def test_every_tracked_result_has_a_sidecar():
     names = {path.with_suffix("") for path in tracked(".json")}
     for path in (*tracked(".csv"), *tracked(".png")):
         stem = path.stem.removesuffix("_effects").removesuffix("_calibration")
-        assert path.with_name(stem) in names, f"{path.relative_to(ROOT)}: no sidecar says what it was made of"
+        assert path.with_name(stem) in names, f"{path.relative_to(ROOT)}: no sidecar records its inputs"
 
 
 def image_tables() -> list[Path]:
