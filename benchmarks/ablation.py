@@ -53,7 +53,7 @@ if not computes_bf16():
     del ROWS["bf16"]  # emulated, it takes a hundred times as long
 
 FAST = "upsampling"
-"""What ``full_time`` may take as long as."""
+"""Row whose time is the budget of ``full_time``."""
 
 GAINS = {
     pair: title
@@ -66,7 +66,7 @@ GAINS = {
     }.items()
     if pair[0] in ROWS
 }
-"""What is compared with what, and what the comparison is called."""
+"""(configuration, reference) → title of the comparison."""
 
 METRICS = {
     "psnr": ("PSNR, whole (dB)", 1, 0.25),
@@ -77,10 +77,9 @@ METRICS = {
     "wrong_age": ("PSNR lost to a wrong age (dB)", 1, 0.1),
     "wrong_sex": ("PSNR lost to a wrong sex (dB)", 1, 0.1),
 }
-"""Metric → title, +1 where higher is better, and the margin: what may be lost and still be called the same.
+"""Metric → title, +1 if higher is better, and the margin: a smaller loss still counts as the same.
 
-The last two say whether the prompt is heard: inside the brain, what a prompt with somebody else's age, or the other
-sex, costs."""
+The last two measure the effect of the prompt: the loss inside the brain with another person's age, or the other sex."""
 
 WRONG = {"wrong_age": "shuffled_age", "wrong_sex": "wrong_sex"}
 """Metric → condition of the prompt."""
@@ -144,7 +143,7 @@ def timing(config: Config, key: str, seed: int) -> dict[str, Any]:
 
 
 def work(profile: str, key: str, steps: int | None, seeds: Sequence[int], seed: int) -> None:
-    """In a process of its own: train a row, synthesise the test people, score them."""
+    """Train a row, synthesise the test people and score them, in a separate process."""
     from resdm_suite.apps.synthesis import synthesise_conditions
     from resdm_suite.apps.training import train_method
 
@@ -157,10 +156,10 @@ def work(profile: str, key: str, steps: int | None, seeds: Sequence[int], seed: 
 
 
 def train_all(profile: str, steps: int | None, seeds: Sequence[int], at_once: int) -> None:
-    """All rows, ``at_once`` side by side on a thread each; the longest first, equal time when its measure is known."""
+    """Train all rows, ``at_once`` in parallel on one thread each; ``full_time`` last, when its budget is known."""
     began = time.perf_counter()
 
-    def apart(key: str, seed: int) -> None:
+    def run(key: str, seed: int) -> None:
         job = ["--job", key, str(seed), "--profile", profile, "--seeds", *map(str, seeds)]
         job += [] if steps is None else ["--steps", str(steps)]
         start = time.perf_counter()
@@ -173,20 +172,20 @@ def train_all(profile: str, steps: int | None, seeds: Sequence[int], at_once: in
 
     with ThreadPoolExecutor(at_once) as pool:
         for keys in ([key for key in ROWS if key != "full_time"], ["full_time"]):
-            for future in [pool.submit(apart, key, seed) for key in keys for seed in seeds]:
+            for future in [pool.submit(run, key, seed) for key in keys for seed in seeds]:
                 future.result()
 
 
-# ── the judgement ─────────────────────────────────────────────────────────────────────────────────
+# ── comparison ─────────────────────────────────────────────────────────────────────────────────
 
 
 _SCAN = ["person", "session", "tracer"]
 
 
 def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
-    """A row a configuration, seed, tracer and test person: `METRICS`, means over sessions.
+    """One row per configuration, seed, tracer and test person: `METRICS`, means over sessions.
 
-    ``mean`` is over the tracers that the person has. The SUVR error is the mean absolute one over regions.
+    Tracer ``mean`` averages the person's tracers. The SUVR error is the mean absolute error over regions.
     """
     frames = []
     for key in ROWS:
@@ -214,7 +213,7 @@ def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
     return pd.concat([means, both], ignore_index=True)
 
 
-def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Means over people with intervals, and what is gained over another row, paired, with a verdict.
 
     Intervals are over people and trainings (seeds), see `statistics.interval`. What each training gained is beside.
@@ -224,8 +223,8 @@ def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     values : DataFrame
         configuration, tracer, metric, n, value, low, high.
     gains : DataFrame
-        configuration, over, tracer, metric, n, gain (positive is better), low, high, by_seed (of each training, in the
-        order of seeds), margin, verdict (see `verdict`).
+        configuration, over, tracer, metric, n, gain (positive is better), low, high, by_seed (gain of each training),
+        margin, verdict (see `verdict`).
     """
     means, gains = [], []
     for tracer in TRACERS:
@@ -247,10 +246,10 @@ def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def verdict(low: float, high: float, margin: float) -> str:
-    """What the interval of a gain says.
+    """Verdict on the interval of a gain.
 
-    ``better``: all of it is above 0; ``the same``: it stays above the margin; ``worse``: all of it is below 0 and some
-    of it beyond the margin; else ``undecided``.
+    ``better``: above 0; ``the same``: above minus the margin; ``worse``: below 0 and partly beyond the margin;
+    otherwise ``undecided``.
     """
     if low > 0:
         return "better"
@@ -260,9 +259,9 @@ def verdict(low: float, high: float, margin: float) -> str:
 
 
 def costs(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
-    """Steps, seconds a step, peak memory of the process and voxels of every row; medians over seeds.
+    """Steps, seconds per step, peak memory of the process and voxels of every row; medians over seeds.
 
-    Seconds are the least, which other work on the machine has slowed least.
+    Seconds are the minimum: other work on the machine slows the rest.
     """
     rows = []
     voxels = " × ".join(map(str, config.preprocess.grid.shape))
@@ -282,11 +281,11 @@ def _gains(gains: pd.DataFrame, key: str, over: str) -> pd.DataFrame:
 
 
 def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
-    """A sentence a comparison: how much faster, and in which metrics it is better, the same, worse or undecided."""
+    """One sentence per comparison: how much faster, and which metrics are better, the same, worse or undecided."""
     lines, cost = [], cost.set_index("configuration")
     for (key, over), title in GAINS.items():
         own = _gains(gains, key, over)
-        said = [
+        verdicts = [
             f"{word} in {' and '.join(METRICS[metric][0] for metric in own.index[own['verdict'] == word])}"
             for word in ("better", "the same", "worse", "undecided")
             if (own["verdict"] == word).any()
@@ -296,7 +295,7 @@ def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
             f"- **{title}** against {ROWS[over][0]} ({cost.loc[key, 'faster']:.1f} times as fast a step as full "
             f"resolution; {cost.loc[key, 'steps']:.0f} steps "
             f"against {cost.loc[over, 'steps']:.0f}): {'the same or better throughout: ' if kept else ''}"
-            f"{'; '.join(said)}."
+            f"{'; '.join(verdicts)}."
         )
     return lines
 
@@ -346,7 +345,7 @@ def markdown(
 def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem: Path) -> None:
     """Cost of a step, and the gain of every metric with its interval and margin, as ``<stem>.svg`` and ``.png``.
 
-    Panels are as wide as the gains after equal steps need; what lies beyond is written at the edge.
+    Panels fit the gains after equal steps; larger values are written at the edge.
     """
     from matplotlib import pyplot
 
@@ -375,10 +374,10 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
         errors = (gain - low)[inside], (high - gain)[inside]
         panel.errorbar(gain[inside], y[inside], xerr=errors, fmt="o", color="#3B6FA0", markersize=3.5, linewidth=1.2)
         for at, value in zip(y[~inside], gain[~inside], strict=True):
-            said, edge, side = (
+            text, edge, side = (
                 (f"{value:+.2g} →", right, "right") if value > right else (f"← {value:+.2g}", left, "left")
             )
-            panel.text(edge, at, said, fontsize=7, color="#3B6FA0", ha=side, va="center")
+            panel.text(edge, at, text, fontsize=7, color="#3B6FA0", ha=side, va="center")
         panel.set_xlim(left, right)
         name, _, unit = title.partition(" (")
         wrapped = ("gain in " if sign > 0 else "less ") + name.replace(" lost to", "\nlost to")
@@ -407,7 +406,7 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, judge, and write the results."""
+    """Train, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
     parser.add_argument("--steps", type=int, help="a row, rounded to whole epochs (default: the profile's)")
@@ -422,7 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = derived(options.profile, options.steps, options.seeds)
     train_all(options.profile, options.steps, options.seeds, options.at_once)
     cost = costs(config, options.seeds)
-    values, gains = judge(by_person(config, options.seeds), config.seed)
+    values, gains = compare(by_person(config, options.seeds), config.seed)
     report(options.out, config.notice, cost, values, gains, options.seeds)
     print("\n".join(in_words(cost, gains)))
     return 0

@@ -35,7 +35,7 @@ from measure import CLIP_IMAGE_HALF, FIELD_MM, Case, count, measure, peak_rates,
 from resdm.cpu_runtime import computes_bf16  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
 
-LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("full resolution, nothing else", {}),
     ("+ Haar stem", {"stem": "haar"}),
     ("+ fused upsampling", {"upsampling": True}),
@@ -46,30 +46,30 @@ LEVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("+ bfloat16", {"bf16": True}),
     ("+ channels_last", {"channels_last": True}),
 )
-"""In turn, each on top of those before. What profiles have on and off stands in README.md's table of switches."""
+"""Options, each added to those before; README.md lists their defaults."""
 
 FAST = "+ freed memory kept"
-"""All that is on in every profile: the row that other grids and batches are measured with."""
+"""Row with all defaults of the profiles: other grids and batches use it."""
 
 KEPT = "released, freed memory kept"
-"""The released network with one of our levers, so that what the network alone gains is plain."""
+"""The released network with one of our options, to show the gain by the network alone."""
 
-JUDGED = (FAST, "+ bfloat16")
+COMPARED = (FAST, "+ bfloat16")
 """Rows compared with `ASKED`: fp32, and the precision of the 128³ profiles."""
 
 REVISION = 1
 """Raise it when a change of the code may change a measurement: rows of an older revision are measured again."""
 
-CUDA_LEVERS = (("+ torch.compile", {"compiled": True}),)
+CUDA_OPTIONS = (("+ torch.compile", {"compiled": True}),)
 GIB = 2**30
 
 
 def configurations(size: int, device: str, threads: int, width: int, whole: bool = True) -> list[tuple[str, Case]]:
-    """Names and cases of one grid, the references first; of a grid that is not ``whole``, those and `JUDGED`."""
+    """Names and cases of one grid, references first; without ``whole`` only these and `COMPARED`."""
     base = Case("resdm", size, width=width, threads=threads, device=device)
     released = replace(base, network="released")
     rows = [("released", released), ("MONAI", replace(base, network="monai"))]
-    for name, change in (*LEVERS, *(CUDA_LEVERS if device == "cuda" else ())):
+    for name, change in (*OPTIONS, *(CUDA_OPTIONS if device == "cuda" else ())):
         if "bf16" in change and device == "cpu" and not computes_bf16():
             continue
         base = replace(base, **change)
@@ -78,17 +78,17 @@ def configurations(size: int, device: str, threads: int, width: int, whole: bool
         rows.insert(1, (KEPT, replace(released, keep=True)))
         if threads > 1:
             rows.append((f"“{FAST}” on one thread", replace(dict(rows)[FAST], threads=1)))
-    return rows if whole else [row for row in rows if row[0] in ("released", "MONAI", *JUDGED)]
+    return rows if whole else [row for row in rows if row[0] in ("released", "MONAI", *COMPARED)]
 
 
-class Kept:
-    """Rows of a CSV, each written when it is measured; one that is there of the same job is not measured again.
+class StoredRows:
+    """Rows of a CSV, each written when it is measured; a stored row of the same job is not measured again.
 
     Parameters
     ----------
     path : Path
     fresh : bool
-        Measure all anew.
+        Measure everything again.
     """
 
     def __init__(self, path: Path, fresh: bool) -> None:
@@ -102,7 +102,7 @@ class Kept:
         self.code = hashlib.sha256("/".join([str(REVISION), version("torch"), version("monai")]).encode())
 
     def row(self, named: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-        """``named`` and what the job finds, as a row."""
+        """A row: ``named`` and the job's measurements."""
         digest = self.code.copy()
         digest.update(json.dumps(job, sort_keys=True).encode())
         key = digest.hexdigest()[:12]
@@ -129,7 +129,7 @@ def _say(line: str) -> None:
 
 
 def run_apart(job: dict[str, Any]) -> dict[str, Any]:
-    """What a process of its own finds, see `work`."""
+    """The result of `work` in a separate process."""
     threads = str(job.get("threads", job.get("case", {}).get("threads", 1)))
     environment = os.environ | {"OMP_NUM_THREADS": threads}
     command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(job)]
@@ -141,7 +141,7 @@ def run_apart(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """In the process: time, memory and FLOPs of a case, the machine's peak, or how fast volumes are read."""
+    """Time, memory and FLOPs of a case, the machine's peak, or the speed of reading volumes."""
     match job["what"]:
         case "measure":
             case = Case(**job["case"])
@@ -183,7 +183,7 @@ def loading(size: int, sessions: int) -> dict[str, Any]:
 
 
 def device_name(device: str) -> str:
-    """What the results are named after."""
+    """Name of the device, for results."""
     if device == "cuda":
         import torch
 
@@ -199,13 +199,13 @@ def device_name(device: str) -> str:
 def run(
     sizes: Sequence[int], device: str, threads: int, quick: bool, folder: Path, fresh: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
-    """All measurements: the table of configurations, that of growth, and what is of the machine."""
+    """All measurements: the tables of configurations and of growth, and the machine's rates."""
     width, seconds = (8, 0.2) if quick else (32, 6.0)
-    machine = Kept(folder / "machine.csv", fresh)
+    machine = StoredRows(folder / "machine.csv", fresh)
     machine.row({"what": "peak"}, {"what": "peak", "device": device, "threads": threads, "quick": quick})
     load = {"what": "load", "size": 32 if quick else 128, "sessions": 4 if quick else 12}
     machine.row({"what": "reading"}, load)
-    kept = Kept(folder / "bench.csv", fresh)
+    kept = StoredRows(folder / "bench.csv", fresh)
     for size in sorted(sizes, reverse=True):  # the grid that the aims are for comes first
         for name, case in configurations(size, device, threads, width, whole=size == max(sizes)):
             least = 2 if name == "released" and not quick else 1  # what all ratios are of
@@ -241,7 +241,7 @@ def grow(device: str, threads: int, width: int, seconds: float, quick: bool, fol
     for n in (32, 48) if quick else (32, 64, 96, 128):
         for case in (Case("released", n, width=width), replace(fast, size=n)):
             counted.append({"what": "grid", "network": case.network, "size": n, "people": 1} | count(case))
-    kept = Kept(folder / "growth.csv", fresh)
+    kept = StoredRows(folder / "growth.csv", fresh)
     for people in (1, 2) if quick else (1, 2, 4, 8, 16):
         case = replace(fast, people=people)
         named = {"what": "batch", "network": "resdm", "size": 32, "people": people}
@@ -318,22 +318,22 @@ ASKED = {
     "sample15_s": ("both PETs in 15 steps", {"cpu": 12, "cuda": 12}, "{:.1f} times"),
     "train_peak_bytes": ("peak memory of a step", {"cpu": 5, "cuda": 5}, "1/{:.1f}"),
 }
-"""Column → what it is, how many times better than the released network's it should be at the largest grid, in words."""
+"""Column → name, required factor over the released network at the largest grid, format."""
 
 
 def shown(table: pd.DataFrame, kind: str) -> list[str]:
-    """What was asked for, and what was measured, in words."""
+    """Requirements and measurements in words."""
     part = table[table["size"] == table["size"].max()].set_index("configuration")
     asked, size = ", ".join(f"{what} {least[kind]}" for what, least, _ in ASKED.values()), part["size"].iloc[0]
     lines = ["", f"**What it shows**, {size:.0f}³, against the released network. Asked for, in times: {asked}.", ""]
-    for name in [name for name in JUDGED if name in part.index]:
-        said = []
+    for name in [name for name in COMPARED if name in part.index]:
+        results = []
         for column, (what, least, words) in ASKED.items():
             ratio = part.loc[name, f"{column}_released_over"]
-            said.append(f"{what} {words.format(ratio)} ({'met' if ratio >= least[kind] else 'not met'})")
+            results.append(f"{what} {words.format(ratio)} ({'met' if ratio >= least[kind] else 'not met'})")
         bare = part.loc["released", "train_peak_bytes"] - 4 * CLIP_IMAGE_HALF
-        said[-1] += f", 1/{bare / part.loc[name, 'train_peak_bytes']:.1f} if CLIP's image half were not loaded"
-        lines.append(f"- “{name}”, which has all above it: {'; '.join(said)}.")
+        results[-1] += f", 1/{bare / part.loc[name, 'train_peak_bytes']:.1f} if CLIP's image half were not loaded"
+        lines.append(f"- “{name}”, which has all above it: {'; '.join(results)}.")
     if KEPT in part.index:
         train, sample = (part.loc[KEPT, column] / part.loc[FAST, column] for column in ("train_s", "sample15_s"))
         lines.append(

@@ -1,4 +1,4 @@
-"""What is measured and how: one configuration of a network and its levers, timed or counted in a process of its own."""
+"""Measurements of one configuration of a network and its options, timed or counted in a separate process."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ FIELD_MM = 192.0
 """Side of the cube that a grid covers, as 128 voxels of 1.5 mm do."""
 EMA = 0.9999
 CLIP_WORDS = (49408, 512)
-"""CLIP's whole token embedding, which the suite cuts down to the words of prompts."""
+"""CLIP's complete token embedding; the suite keeps the tokens of prompts only."""
 CLIP_IMAGE_HALF = 87_849_216
 """Weights of ViT-B/32's image tower, which the released main.py loads with the rest of CLIP and never runs."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and its levers; the defaults are every lever off.
+    """A network and its options, all off by default.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class Case:
 
 
 class TracerByTracer(ResidualDiffusion):
-    """ResDM with a pass a tracer, as the released code has it."""
+    """ResDM with one pass per tracer, as in the released code."""
 
     def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor, estimate: None = None) -> Tensor:
         """As `ResidualDiffusion.predict`, without a linear path."""
@@ -234,7 +234,7 @@ class Ledger(TorchDispatchMode):
 
 
 def warm_libraries() -> None:
-    """Have the libraries' code in memory, which is no method's: a convolution, a product, their gradients, a step."""
+    """Load the libraries' code, which is not part of a method's memory."""
     x, layers = torch.rand(1, 2, 8, 8, 8), nn.Sequential(nn.Conv3d(2, 2, 3), nn.GroupNorm(1, 2), nn.Linear(6, 2))
     layers(x).sum().backward()
     torch.optim.AdamW(layers.parameters(), fused=True).step()
@@ -402,7 +402,7 @@ def count(case: Case) -> dict[str, float]:
 
 
 def forget_constants() -> None:
-    """Neither a real tensor among the fake ones, nor a fake one left behind."""
+    """Keep real and fake tensors apart."""
     for constant in (haar._basis, upsample._spread):
         constant.cache_clear()
 

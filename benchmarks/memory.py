@@ -26,7 +26,7 @@ COPIES = 5
 
 
 def rows(size: int, width: int = 32) -> list[tuple[str, Case]]:
-    """Names and cases: the released network, then ours, each lever on top of those before."""
+    """Names and cases: the released network, then ours, each option on top of those before."""
     ours = Case("resdm", size, width=width, together=True)
     named = [("released, fp32", Case("released", size, width=width)), ("ResDM, fp32, full resolution", ours)]
     for name, change in (

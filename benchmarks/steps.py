@@ -117,11 +117,11 @@ def synthesise(config: Config, method: str, split: str, n: int) -> dict[str, Any
     return {"steps": n} | {key: cost[key] for key in COST} | json.loads(where.read_text(encoding="utf-8"))
 
 
-# ── the judgement ─────────────────────────────────────────────────────────────────────────────────
+# ── comparison ─────────────────────────────────────────────────────────────────────────────────
 
 
 def by_person(config: Config, method: str, split: str) -> pd.DataFrame:
-    """A row a tracer and person: `METRICS`, means over sessions; SUVR error is the mean absolute one over regions."""
+    """One row per tracer and person: `METRICS`, means over sessions; SUVR error is the mean over regions."""
     scan = ["person", "session", "tracer"]
     scores = pd.read_csv(config.predictions(method) / "scores.csv", dtype={"person": str, "session": str})
     whole, brain = (scores[scores["region"] == region].set_index(scan) for region in ("whole", "brain"))
@@ -132,7 +132,7 @@ def by_person(config: Config, method: str, split: str) -> pd.DataFrame:
     return statistics.by_person(pd.DataFrame(sessions).reset_index(), METRICS)
 
 
-def judge(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare_steps(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Means over people, paired differences to the most steps, and which number of steps is best.
 
     Parameters
@@ -303,7 +303,7 @@ def report(
 
     Returns the sentences; ``total`` is T.
     """
-    table, best = judge(people, source.seed)
+    table, best = compare_steps(people, source.seed)
     table = table.merge(costs, on="steps")
     machine = "; ".join(dict.fromkeys(costs["machine"]))
     own = getattr(source.method(method), "sampling_steps", None) or total
@@ -317,7 +317,7 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Synthesise, judge, and write the results."""
+    """Synthesise, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
     parser.add_argument("--method", default="ResDM")

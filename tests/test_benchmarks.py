@@ -1,4 +1,4 @@
-"""The benchmarks count what is known, and write what they find."""
+"""The benchmarks: counted cost, and the pages that they write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_counted_cost_of_the_released_network():
     assert found["parameters"] == pytest.approx(29.2e6, rel=2e-3)
 
 
-def test_the_levers_cut_what_they_say():
+def test_options_cut_the_counted_cost():
     full = Case("resdm", 32, together=True)
     haar = replace(full, stem="haar")
     costs = {name: count(case) for name, case in (("full", full), ("haar", haar))}
@@ -48,7 +48,7 @@ def test_memory_rows_fall_and_are_written(tmp_path):
     assert f"| + Haar stem | 64 × 64 × 64 | {frame['saved_gib'][2]:.2f} |" in page
 
 
-def test_results_are_written_as_found(tmp_path, monkeypatch):
+def test_pages_hold_the_measurements(tmp_path, monkeypatch):
     """Ratios are of the released row of the same grid; slow rows say that one step was timed."""
     jobs = []
     counted = {"pass_gflop": 1.0, "step_gflop": 40.0, "saved_bytes": 2**30, "weight_bytes": 1, "parameters": 1}
@@ -80,7 +80,7 @@ def test_results_are_written_as_found(tmp_path, monkeypatch):
     assert "| released | 32 × 32 × 32 | 0.040 | 16 | 1.0 | 120 † | 1.0 | 1 | 6.00 | 1.0 | 5.50 | 1.0 " in page
     assert "| 8.00 | 1.0 | 2 | 2%, 5% |" in page
     assert "Asked for, in times: training step 12, both PETs in 15 steps 12, peak memory of a step 5." in page
-    for name in bench.JUDGED:
+    for name in bench.COMPARED:
         assert (
             f"- “{name}”, which has all above it: training step 8.0 times as fast (not met); both PETs in 15 steps "
             "24.0 times (met); peak memory of a step 1/6.0 (met), 1/5.7 if CLIP's image half were not loaded."
@@ -104,7 +104,7 @@ def test_results_are_written_as_found(tmp_path, monkeypatch):
     assert len(jobs) - before == len(lines) - 4 + before
 
 
-def test_what_an_interval_says():
+def test_verdicts_on_intervals():
     assert ablation.verdict(0.1, 0.5, 0.2) == "better"
     assert ablation.verdict(-0.1, 0.5, 0.2) == "the same"
     assert ablation.verdict(-0.15, -0.05, 0.2) == "the same"
@@ -125,7 +125,7 @@ def test_gains_are_paired_and_positive_where_better(tmp_path):
         for tracer in ablation.TRACERS
         for seed, by in ((0, 0.5), (1, -0.5))
     ]
-    values, gains = ablation.judge(pd.concat(frames), seed=0)
+    values, gains = ablation.compare(pd.concat(frames), seed=0)
     found = gains.groupby(["configuration", "over"])
     expected = {pair: shift[pair[0]] - shift[pair[1]] for pair in ablation.GAINS}
     assert found["gain"].mean().round(9).to_dict() == expected
@@ -133,7 +133,7 @@ def test_gains_are_paired_and_positive_where_better(tmp_path):
     assert found["verdict"].unique().map(list).to_dict() == {pair: [words[gain]] for pair, gain in expected.items()}
     assert found["by_seed"].unique().loc[("haar", "full")].tolist() == ["1.5 0.5"]
     width = (gains["high"] - gains["low"]).groupby(gains["configuration"]).agg(["min", "max"])
-    assert width.drop("haar")["max"].max() < 1e-9  # everybody's gain is the same, however people differ
+    assert width.drop("haar")["max"].max() < 1e-9  # all people have the same gain
     assert width.loc["haar"].tolist() == pytest.approx([1, 1])  # its two trainings differ
     assert (values["high"] - values["low"]).min() > 0.5
     n = len(ablation.ROWS)
