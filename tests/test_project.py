@@ -74,8 +74,8 @@ def test_ruff():
     (PAPER, 650),
     ([*PAPER, *LAYERS], 1100),
     (SOURCE["resdm"], 4500),  # target: 3,500
-    (SOURCE["resdm_suite"], 17500),  # target: 10,000
-    (SOURCE["tests"], 20000),  # target: 12,000
+    (SOURCE["resdm_suite"], 16600),  # target: 10,000
+    (SOURCE["tests"], 19900),  # target: 12,000
 ], ids=["the paper's five files", "with their layers", "the method", "the suite", "the tests"])  # fmt: skip
 def test_line_budgets(paths, limit):
     """All lines count, comments and blank lines included."""
