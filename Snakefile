@@ -57,6 +57,7 @@ RESULTS += ["figure5.png"] * ({"no_age", "shuffled_age"} <= set(CONDITIONS))
 CHECKED = [f"{FIGURES}/{name.replace('.png', '.csv')}" for name in RESULTS if name not in ("figure1.png", "suvr_fidelity.csv")]
 RESULTS += ["counterfactuals.png"] * ({"wrong_sex", "tracer_only", "shuffled"} <= set(CONDITIONS))
 RESULTS += ["uncertainty.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
+RESULTS += ["walkthrough.png"] * ("ResDM" in METHODS)
 if RELEASED:
     RESULTS = ["table1.csv", "departures.csv"]  # the profile of the released code
 
@@ -267,6 +268,12 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
     "planted": ("11_planted_effects", scores(RECOVERED), {"planted": TABLE + FIGURE}, []),
     "fidelity": ("13_suvr_fidelity", scores(COMPARED), {"suvr_fidelity": TABLE + FIGURE}, ["fidelity", "privacy"]),
     "counterfactuals": ("15_counterfactuals", PROMPTED, {"counterfactuals": [*FIGURE, ".csv"]}, []),
+    "walkthrough": (
+        "16_method_walkthrough",
+        [f"{WORK}/volumes/index.csv", f"{WORK}/models/ResDM/model.safetensors"],
+        {"walkthrough": FIGURE},
+        ["privacy"],
+    ),
     "claims": (
         "10_claims",
         CHECKED + paper("table1", "table2", "table3", "table4", "claims"),

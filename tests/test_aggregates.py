@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import tiny_resdm
 from notebook_cells import run_cells
+from notebook_figures import draw, texts
 from stored_cohort import GRID, LABELS, RANGES, make_cohort
 
 from resdm.batch import Batch, Prior
@@ -22,8 +23,14 @@ from resdm_suite.evaluation.image_quality import read_index, read_scores, read_v
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import MIN_GROUP_SIZE, CohortConfig, PhantomConfig
-from resdm_suite.reporting.cases import read_trace, regional_comparison, shown_cases
-from resdm_suite.reporting.figures import figure1, regional_panel
+from resdm_suite.reporting.cases import (
+    example_volumes,
+    read_trace,
+    regional_comparison,
+    shown_cases,
+    walkthrough_volumes,
+)
+from resdm_suite.reporting.figures import regional_panel
 from resdm_suite.reporting.provenance import provenance
 from resdm_suite.reporting.style import ERROR_MAP
 
@@ -196,8 +203,23 @@ def test_the_mean_trace_is_over_people(model, config):
     for key in ("reverse", "attention", "eta"):
         np.testing.assert_allclose(trace[key], np.mean([tensors[key] for tensors in each], axis=0), atol=1e-5)
     np.testing.assert_array_equal(trace["reverse_t"], each[0]["reverse_t"])
-    texts = [text.get_text() for text in figure1(trace, GRID).texts]
-    assert any("means over 5 test people" in text for text in texts)
+    figure = draw("09_figure1_method", profile=config, trace=trace)
+    assert any("Means over 5 test people" in text for text in texts(figure))
+
+
+def test_examples_and_the_walk_through_take_one_person_or_the_mean_of_five(config):
+    index = read_index(config)
+    mean = example_volumes(config, "ResDM")
+    assert {"T1, mean of 5 people", "tau-PET, real, mean of 5 people"} <= set(mean)
+    both = index[(index["present_amyloid"] == 1) & (index["present_tau"] == 1)].drop_duplicates("person")
+    expected = np.mean([read_volume(config.volumes / path, GRID) for path in both["t1w"][:5]], axis=0)
+    np.testing.assert_allclose(mean["T1, mean of 5 people"], expected, atol=1e-6)
+    individual = dataclasses.replace(config, privacy="individual")
+    np.testing.assert_allclose(
+        example_volumes(individual, "ResDM")["T1"], read_volume(config.volumes / both["t1w"].iloc[0], GRID), atol=1e-6
+    )
+    with pytest.raises(ValueError, match="too few training people have both tracers; 5 needed"):
+        walkthrough_volumes(config)
 
 
 def test_a_single_trace_is_not_shown_where_nobody_may_be(model, config):

@@ -5,18 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_figures import draw, texts
 from PIL import Image
 from stored_cohort import GRID, RANGES, person
 
 from resdm_suite.anatomy import regions
 from resdm_suite.evaluation.suvr import regional_agreement
-from resdm_suite.reporting.figures import figure1, regional_panel, training_curves
+from resdm_suite.reporting.figures import regional_panel
 from resdm_suite.reporting.slices import FIELD_MM, plane, slice_name
 from resdm_suite.reporting.style import save_figure
 
@@ -24,36 +26,27 @@ REGIONAL = ["method", "person", "session", "tracer", "region", "real", "syntheti
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
 
 
-def texts(figure) -> list[str]:
-    found = [text.get_text() for text in figure.texts]
-    for axes in figure.axes:
-        found += [axes.get_title(), axes.get_title(loc="left"), axes.get_ylabel(), axes.get_xlabel()]
-        found += [text.get_text() for text in axes.texts]
-    return [text for text in found if text]
-
-
 def draw_figure1():
     one, rng = person(0), np.random.default_rng(0)
     pet = np.stack([one["amyloid"], one["tau"]])
-    texts = [f"Synthesize an {tracer} scan for a 74.0-year-old female subject" for tracer in ("Aβ-PET", "Tau-PET")]
+    sentences = [f"Synthesize an {tracer} scan for a 74.0-year-old female subject" for tracer in ("Aβ-PET", "Tau-PET")]
     eta = np.linspace(0.04, 0.999, 15)
     states = np.stack([pet + eta[t - 1] * (one["mri"] - pet) for t in (1, 8, 15)], axis=1)
-    return figure1(
-        {
+    trace = {
             "mri": one["mri"], "pet": pet, "forward": states, "forward_t": np.array([1, 8, 15]),
             "reverse": np.concatenate([states[:, ::-1], pet[:, None]], axis=1), "reverse_t": np.array([15, 8, 1, 0]),
             "eta": eta, "attention": rng.random((2, 3, 4, 4, 4)), "attention_names": np.array(["tracer", "age", "sex"]),
-            "prompts": np.array(texts),
-        },
-        GRID, notice=NOTICE,
-    )  # fmt: skip
+            "prompts": np.array(sentences),
+    }  # fmt: skip
+    profile = SimpleNamespace(notice=NOTICE, preprocess=SimpleNamespace(grid=GRID))
+    return draw("09_figure1_method", profile=profile, trace=trace)
 
 
-def draw_curves():
+def draw_curves(notice=NOTICE):
     epochs = np.arange(1, 21)
     history = pd.DataFrame({"epoch": epochs, "step": 10 * epochs, "model": 1 / epochs})
     history["validation"] = np.where(epochs % 10 == 0, 50 + epochs, np.nan)
-    return training_curves({"ResDM": history, "DDPM": history.drop(columns="validation")}, notice=NOTICE)
+    return draw("02_train", method="ResDM", history=history, profile=SimpleNamespace(notice=notice))
 
 
 def draw_regional():
@@ -117,8 +110,7 @@ def test_the_notice_is_in_the_figure(name):
 
 
 def test_no_notice_where_there_is_none():
-    history = pd.DataFrame({"epoch": [1, 2], "model": [1.0, 0.5]})
-    assert not [text for text in texts(training_curves({"ResDM": history})) if "phantom" in text]
+    assert not [text for text in texts(draw_curves(notice="")) if "phantom" in text]
 
 
 @pytest.mark.parametrize("cut", [("x", 7.0), ("y", -20.0), ("z", 14.0)])
@@ -165,9 +157,14 @@ def test_figure1_shows_what_it_was_given():
     assert any("74.0-year-old" in word for word in words)
 
 
-def test_training_curves_need_a_column():
-    with pytest.raises(ValueError, match="no history has a numeric column"):
-        training_curves({"ResDM": pd.DataFrame({"epoch": [1, 2], "step": [1, 2]})})
+def test_training_curves_have_a_panel_per_column_with_tick_labels():
+    figure = draw_curves()
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes] == ["model", "validation"]
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"]
+    for axes in figure.axes:
+        assert len([label for label in axes.get_yticklabels(which="both") if label.get_text()]) >= 2
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_xdata(), [10, 20])  # epochs without validation: none
 
 
 def test_regional_panel_names_a_method_that_is_not_there():
@@ -186,7 +183,7 @@ def test_a_figure_shows_itself_in_a_notebook():
 
 def test_the_report_needs_no_torch_and_no_pyplot():
     code = (
-        "import sys, resdm_suite.evaluation.suvr; from resdm_suite.reporting import figures, provenance, tables; "
+        "import sys; from resdm_suite.reporting import figures, provenance, slices, style, tables; "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

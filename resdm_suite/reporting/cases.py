@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -181,6 +182,56 @@ def read_trace(config: Config, method: str = REFERENCE_METHOD) -> dict[str, np.n
             f"single people (privacy: aggregate); synthesise {MIN_GROUP_SIZE} or more test people of {method!r}"
         )
     return trace
+
+
+def _examples(config: Config, split: str) -> pd.DataFrame:
+    """The first person with both tracers, or `MIN_GROUP_SIZE` where single people may not be shown; else no row."""
+    index = read_index(config, split)
+    both = index[(index["present_amyloid"] == 1) & (index["present_tau"] == 1)].drop_duplicates("person")
+    count = 1 if config.individual else MIN_GROUP_SIZE
+    return both[:count] if len(both) >= count else both[:0]
+
+
+def example_volumes(config: Config, method: str, condition: str = "factual") -> dict[str, np.ndarray]:
+    """T1, real and synthetic PETs of one test person, or of the mean of `MIN_GROUP_SIZE` people, by title.
+
+    T1 intensities lie in [0, 1], PETs are SUVR, all (X, Y, Z). Empty where too few people have both tracers.
+    """
+    grid, rows = Grid.of(config.preprocess.grid), _examples(config, "test")
+    if rows.empty:
+        return {}
+    weights = np.full(len(rows), 1 / len(rows))
+    who = "" if len(rows) == 1 else f", mean of {len(rows)} people"
+    volumes = {f"T1{who}": _mean([config.volumes / path for path in rows["t1w"]], weights, grid)}
+    pairs = list(volume_pairs(config, method, rows, condition))
+    for tracer in TRACERS:
+        for i, name in ((3, "real"), (4, f"{method}, {condition}")):
+            mean = _mean([pair[i] for pair in pairs if pair[2] == tracer], weights, grid)
+            volumes[f"{TRACER_TITLES[tracer]}, {name}{who}"] = to_suvr(mean, config.preprocess.suvr_range[tracer])
+    return volumes
+
+
+def walkthrough_volumes(config: Config) -> dict[str, Any]:
+    """Volumes of one training person, or of the mean of `MIN_GROUP_SIZE` people, for the walk through the method.
+
+    Returns
+    -------
+    dict
+        ``mri`` (X, Y, Z) and ``pet`` (2, X, Y, Z), in [0, 1]; ``age``, ``sex`` (None for a mean), ``people``.
+
+    Raises
+    ------
+    ValueError
+        Too few training people have both tracers.
+    """
+    grid, rows = Grid.of(config.preprocess.grid), _examples(config, "train")
+    if rows.empty:
+        needed = 1 if config.individual else MIN_GROUP_SIZE
+        raise ValueError(f"{config.volumes}: too few training people have both tracers; {needed} needed")
+    weights = np.full(len(rows), 1 / len(rows))
+    mri, *pet = (_mean([config.volumes / path for path in rows[name]], weights, grid) for name in ("t1w", *TRACERS))
+    sex = str(rows["sex"].iloc[0]) if config.individual else None
+    return {"mri": mri, "pet": np.stack(pet), "age": float(rows["age"].mean()), "sex": sex, "people": len(rows)}
 
 
 FIGURE5_AXES = {"real": "age", "factual": "prompt_age", "no_age": "age", "shuffled_age": "prompt_age"}

@@ -1,244 +1,25 @@
-"""Figure 1, training curves and the regional panel."""
+"""Regional SUVR, real against synthetic: scatter, correlation, bias and texture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.profiles import MIN_GROUP_SIZE
-from resdm_suite.reporting.slices import draw_outline, show_slice, slice_aspect, slice_name
 from resdm_suite.reporting.style import (
-    ATTENTION_MAP,
-    COLOURS,
-    ERROR_MAP,
     GREY,
-    PET_MAP,
-    T1_MAP,
     TRACER_TITLES,
     WIDTH,
     Page,
     method_styles,
     region_rows,
-    round_up,
     styled,
 )
-
-# ── figure 1 ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@styled
-def figure1(
-    tensors: Mapping[str, Any], grid: Grid, *, notice: str = "", cut: tuple[str, float] = ("z", 14.0)
-) -> Figure:
-    """The method, from tensors of a real run: the forward process, the reverse path, and where the text attends.
-
-    Parameters
-    ----------
-    tensors : mapping of str to ndarray
-        As of ``numpy.load`` of an ``.npz``; intensities in [0, 1]; tracers in the order amyloid, tau:
-
-        ``mri`` (X, Y, Z)
-            y_0.
-        ``pet`` (2, X, Y, Z)
-            x_0.
-        ``forward`` (2, K, X, Y, Z), ``forward_t`` (K,)
-            Noisy x_t of Eq. 1 at a few t, increasing.
-        ``reverse`` (2, M, X, Y, Z), ``reverse_t`` (M,)
-            States of sampling from x_T down; the last, t = 0, is the synthetic PET x̂_0.
-        ``eta`` (T,)
-            The shifting sequence η_1 … η_T.
-        ``attention`` (2, G, X', Y', Z'), ``attention_names`` (G,)
-            Share of the cross-attention that a group of prompt tokens receives at each voxel of the bottleneck, summed
-            over the group, averaged over heads; optional.
-        ``prompts`` (2,)
-            The texts, for the heading of the attention maps; optional.
-        ``people`` ()
-            Over how many people the tensors are averaged; optional, one person without it.
-    grid : Grid
-    notice : str
-    cut : (axis, mm)
-        The slice that is shown.
-    """
-    mri, pet = np.asarray(tensors["mri"]), np.asarray(tensors["pet"])
-    forward, reverse = np.asarray(tensors["forward"]), np.asarray(tensors["reverse"])
-    forward_t, reverse_t = (np.asarray(tensors[key]).ravel() for key in ("forward_t", "reverse_t"))
-    eta = np.asarray(tensors["eta"]).ravel()
-    shares = np.asarray(tensors["attention"]) if "attention" in tensors else None
-    columns = max(forward.shape[1] + 2, reverse.shape[1] + 1, 6)
-    label, gap, bars = 0.62, 0.03, 0.46
-    width = (WIDTH - label - bars - (columns - 1) * gap) / columns
-    height = width * slice_aspect(cut)
-    strip = 2 * height + gap
-    tops = [0.78, 0.78 + strip + 0.52]
-    third = tops[1] + strip + 0.52
-    fourth = third + strip + 0.56
-    page = Page.of(WIDTH, third + strip + 0.20 if shares is None else fourth + strip + 0.12)
-    whose = "Tensors of one person and one run."
-    if "people" in tensors:
-        whose = f"Tensors are means over {int(tensors['people'])} test people, a run each; nobody is shown alone."
-    page.title(
-        "Figure 1: The residual diffusion model", notice,
-        f"{whose} One slice, {slice_name(cut)}; left is left.",
-    )  # fmt: skip
-    grey = Normalize(0, 1)
-
-    def left_of(column: int) -> float:
-        return label + column * (width + gap)
-
-    def picture(column: int, top: float, volume: np.ndarray, norm: Normalize, cmap: str, title: str = "") -> Axes:
-        axes = page.axes(left_of(column), top, width, height)
-        show_slice(axes, volume, grid, cut, norm, cmap, marks=column == 0)
-        if title:
-            axes.set_title(title, fontsize=7, pad=2.5)
-        return axes
-
-    def heading(letter: str, top: float, text: str) -> None:
-        page.text(0.08, top - 0.36, f"{letter}", fontsize=8.5, fontweight="bold")
-        page.text(0.26, top - 0.355, text, fontsize=7.5)
-
-    def names(top: float) -> None:
-        for row, tracer in enumerate(TRACERS):
-            page.text(label - 0.06, top + row * (height + gap) + height / 2, TRACER_TITLES[tracer], rotation=90,
-                      ha="right", va="center", fontsize=7)  # fmt: skip
-
-    # a: forward
-    heading("a", tops[0], "Forward process (Eq. 1): the PET moves along its residual into a noisy MRI, "
-            r"$x_t = x_0 + \eta_t\,(y_0 - x_0) + \kappa\sqrt{\eta_t}\,\varepsilon$")  # fmt: skip
-    names(tops[0])
-    for row in range(2):
-        top = tops[0] + row * (height + gap)
-        picture(0, top, pet[row], grey, T1_MAP, "$x_0$" if row == 0 else "")
-        for k, t in enumerate(forward_t):
-            picture(k + 1, top, forward[row, k], grey, T1_MAP, f"$x_{{{int(t)}}}$" if row == 0 else "")
-        picture(forward.shape[1] + 1, top, mri, grey, T1_MAP, "$y_0$ (MRI)" if row == 0 else "")
-    # b: reverse
-    heading("b", tops[1], r"Reverse path (Eq. 2–3): from the noisy MRI to the synthetic PET $\hat{x}_0$")
-    names(tops[1])
-    for row in range(2):
-        top = tops[1] + row * (height + gap)
-        for k, t in enumerate(reverse_t):
-            title = r"$\hat{x}_0$" if int(t) == 0 else f"$x_{{{int(t)}}}$"
-            picture(k, top, reverse[row, k], grey, T1_MAP, title if row == 0 else "")
-        picture(reverse.shape[1], top, pet[row], grey, T1_MAP, "$x_0$ (real)" if row == 0 else "")
-    for top, used in zip(tops, (forward.shape[1] + 2, reverse.shape[1] + 1), strict=True):
-        page.bar(left_of(used) + 0.01, top, strip, grey, T1_MAP, "intensity")
-    # c: differences between and within the domains
-    heading("c", third, "Inter-domain difference")
-    residual = mri[None] - pet
-    synthetic = reverse[:, -1]
-    left_out = mri[None] - synthetic
-    limit = round_up([np.quantile(np.abs(residual[:, mri > 0]), 0.99) if (mri > 0).any() else 1.0], 0.1)
-    signed = Normalize(-limit, limit)
-    names(third)
-    for row in range(2):
-        top = third + row * (height + gap)
-        picture(0, top, residual[row], signed, ERROR_MAP, "$e_0 = y_0 - x_0$" if row == 0 else "")
-        picture(1, top, left_out[row], signed, ERROR_MAP, r"$y_0 - \hat{x}_0$" if row == 0 else "")
-    page.bar(left_of(2) + 0.04, third, strip, signed, ERROR_MAP, "intensity")
-    start = 3  # one column for the bar and its label
-    page.text(left_of(start), third - 0.355, r"Intra-domain difference (Eq. 6)", fontsize=7.5)
-    inside = [np.abs(pet[0] - pet[1]), np.abs(synthetic[0] - synthetic[1])]
-    size = Normalize(0, round_up([np.quantile(inside[0][mri > 0], 0.995) if (mri > 0).any() else 1.0], 0.05))
-    formulas = (r"real $|x_0^1 - x_0^2|$", r"synthetic $|\hat{x}_0^1 - \hat{x}_0^2|$")
-    for row, (volume, name) in enumerate(zip(inside, formulas, strict=True)):
-        top = third + row * (height + gap)
-        picture(start, top, volume, size, PET_MAP)
-        page.text(left_of(start) - 0.05, top + height / 2, name, rotation=90, ha="right", va="center", fontsize=6.5)
-    page.bar(left_of(start + 1) + 0.04, third, strip, size, PET_MAP, "intensity")
-    plot_left = left_of(start + 2) + 0.36
-    axes = page.axes(plot_left, third + 0.02, WIDTH - plot_left - 0.12, strip - 0.30)
-    steps = np.arange(1, len(eta) + 1)
-    axes.plot(steps, eta, color=COLOURS["DDPM"], marker="o", markersize=2.5)
-    shown = [int(t) for t in forward_t if 1 <= int(t) <= len(eta)]
-    drawn = eta[np.array(shown, dtype=int) - 1]
-    axes.plot(shown, drawn, "o", color=COLOURS["ResDM"], markersize=4.5, label="shown in a")
-    axes.set_xlabel("$t$")
-    axes.set_ylabel(r"$\eta_t$", labelpad=1)
-    axes.set_ylim(0, 1.05)
-    axes.set_xlim(0, len(eta) + 0.5)
-    axes.legend(loc="lower right", handletextpad=0.1)
-    page.text(plot_left, third - 0.355, r"Shifting sequence $\eta_t$", fontsize=7.5)
-    # d: attention
-    if shares is not None:
-        said = f": “{np.asarray(tensors['prompts']).ravel()[0]}” and tau" if "prompts" in tensors else ""
-        heading("d", fourth, f"Where the text attends (Eq. 5){said}")
-        names(fourth)
-        group_names = [str(name) for name in np.asarray(tensors["attention_names"]).ravel()]
-        pitch = (WIDTH - 0.08 - label) / len(group_names)
-        brain = mni_map("brain", grid)
-        for i, name in enumerate(group_names):
-            low, high = 100 * float(shares[:, i].min()), 100 * float(shares[:, i].max())
-            norm = Normalize(low, max(high, low + 0.1))  # one scale for both prompts
-            left = label + i * pitch
-            for row in range(2):
-                axes = page.axes(left, fourth + row * (height + gap), width, height)
-                show_slice(axes, 100 * shares[row, i], grid, cut, norm, ATTENTION_MAP, marks=i == 0)
-                draw_outline(axes, brain, grid, cut, "white", 0.6)
-                if row == 0:
-                    axes.set_title(name, fontsize=7, pad=2.5)
-            page.bar(left + width + 0.04, fourth, strip, norm, ATTENTION_MAP, "% of attention")
-    return page.figure
-
-
-@styled
-def training_curves(histories: Mapping[str, pd.DataFrame], *, notice: str = "") -> Figure:
-    """Losses and validation scores of one or more methods over training.
-
-    Parameters
-    ----------
-    histories : mapping of method to DataFrame
-        ``history.csv``: ``epoch``, one row each; one panel for every other numeric column but ``step``. Empty cells
-        (epochs without validation) are passed over. Losses are drawn on a logarithmic scale, validation is not.
-    notice : str
-    """
-    skip = {"epoch", "step"}
-    names: list[str] = []
-    for frame in histories.values():
-        for column in frame.columns:
-            numbers = pd.to_numeric(frame[column], errors="coerce")
-            if column not in skip and column not in names and numbers.notna().any():
-                names.append(column)
-    if not names:
-        raise ValueError("training curves: no history has a numeric column beside epoch and step")
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
-    height, left, head, pitch = 1.25, 0.48, 0.62, (WIDTH - 0.1) / columns
-    width = min(pitch - left - 0.08, 4.0)
-    page = Page.of(WIDTH, head + lines * (height + 0.52) + 0.12)
-    page.title("Training", notice)
-    look = method_styles(list(histories))
-    for i, name in enumerate(names):
-        axes = page.axes(left + (i % columns) * pitch, head + (i // columns) * (height + 0.52), width, height)
-        for method, frame in histories.items():
-            if name in frame:
-                y = pd.to_numeric(frame[name], errors="coerce")
-                kept = y.notna()
-                x = frame["epoch"] if "epoch" in frame else pd.Series(np.arange(1, len(frame) + 1))
-                sparse = kept.sum() <= 40
-                axes.plot(x[kept], y[kept], color=look[method][0], label=method, marker="o" if sparse else "",
-                          markersize=2)  # fmt: skip
-        axes.set_title(name.replace("_", " "), pad=3)
-        axes.grid(True, color="#E6E6E6", linewidth=0.5)
-        axes.set_axisbelow(True)
-        if not name.startswith("validation") and all((np.asarray(line.get_ydata()) > 0).all() for line in axes.lines):
-            axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        if i // columns == lines - 1 or i + columns >= len(names):
-            axes.set_xlabel("epoch", labelpad=1)
-    if len(histories) > 1:
-        handles, labels = page.figure.axes[0].get_legend_handles_labels()
-        page.figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.06, 1 - 0.22 / page.height),
-                           ncols=len(labels), columnspacing=1.2, handlelength=1.4)  # fmt: skip
-    return page.figure
 
 
 @styled

@@ -68,6 +68,7 @@ SECTIONS = (
     Section("07_figure4_gender", "Figure 4", ("figure4",), _answers("no_sex", "wrong_sex")),
     Section("08_figure5_age", "Figure 5", ("figure5",), _answers("no_age", "shuffled_age")),
     Section("09_figure1_method", "Figure 1", ("figure1",), _compares),
+    Section("16_method_walkthrough", "Walk-through", ("walkthrough",), lambda config: "ResDM" in config.methods),
     Section("11_planted_effects", "Planted effects", ("planted",), _has_truth),
     Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
     Section("14_uncertainty", "Uncertainty", ("uncertainty",), _samples),

@@ -22,7 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.transforms import Bbox
 
 from resdm.io import atomic, write_json
 from resdm_suite.profiles import Config
@@ -155,8 +156,7 @@ def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any])
     stem = Path(stem)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png", ".json")]
     with style():
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # both files with one layout
+        _freeze_layout(figure)
         for axes in figure.axes:  # the layout's last digits differ between runs
             axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
         for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=False):
@@ -166,10 +166,26 @@ def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any])
     return paths
 
 
+def _freeze_layout(figure: Figure) -> None:
+    """Fix a constrained layout. Its solver varies in the last bits, so positions are rounded for equal bytes."""
+    if figure.get_layout_engine() is None:
+        return
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for part in figure.findobj(SubFigure):
+        part._redo_transform_rel_fig(bbox=Bbox.from_bounds(*np.round(part.bbox_relative.bounds, 6)))
+    for axes in figure.axes:
+        axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
+    for part in (figure, *figure.findobj(SubFigure)):
+        if part._suptitle is not None:
+            part._suptitle.set_position(np.round(part._suptitle.get_position(), 6))
+
+
 def colour_bar(axes: Sequence[Axes], norm: Normalize, cmap: str, label: str, extend: str = "neither") -> Colorbar:
     """A vertical colour bar to the right of axes; ``extend`` marks ends at which colours saturate."""
     mappable = ScalarMappable(norm, cmap)
     bar = axes[0].figure.colorbar(mappable, ax=list(axes), fraction=0.03, aspect=25, pad=0.01, extend=extend)
+    bar.ax.locator_params(nbins=4)
     return _plain(bar, label)
 
 
