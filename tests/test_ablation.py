@@ -143,7 +143,7 @@ def test_intervals_and_tests_of_several_trainings_by_hand(config, repeated):
     people = np.random.default_rng(config.seed).integers(4, size=(10_000, 4))
     drawn = []
     for stream, values in ((1, full), (2, base)):
-        weights = np.random.default_rng([config.seed, stream]).multinomial(2, [0.5, 0.5], size=10_000) / 2
+        weights = np.random.default_rng([config.seed, stream]).multinomial(1, [0.5, 0.5], size=10_000)
         drawn.append((weights.T * np.stack([one[people].mean(axis=1) for one in values])).sum(axis=0))
     row = row_of(repeated.frame, "ResDM")
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.quantile(drawn[0], [0.025, 0.975])))

@@ -52,11 +52,11 @@ def test_the_interval_of_a_skewed_mean_covers():
 
 
 def test_an_interval_is_as_wide_as_people_and_trainings_make_it():
-    """In closed form, for a sum of both: the variance of the mean is the sum of two, each over its number."""
+    """In closed form, for a sum of both: trainings are few, so their variance is the unbiased one."""
     rng = np.random.default_rng(1)
     people, trainings = rng.normal(size=(1, 60)), rng.normal(size=(6, 1))
     low, high = interval(3 + people + trainings, seed=0)
-    deviation = (people.var() / 60 + trainings.var() / 6) ** 0.5
+    deviation = (people.var() / 60 + trainings.var(ddof=1) / 6) ** 0.5
     assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.05)
     assert low < 3 + people.mean() + trainings.mean() < high
 

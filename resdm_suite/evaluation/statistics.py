@@ -140,8 +140,7 @@ def _resampled_means(values: np.ndarray, seed: int, repeats: int, stream: int) -
     means = np.stack([one[people].mean(axis=1) for one in values])  # (k, repeats)
     if k == 1:
         return means[0]
-    trainings = np.random.default_rng([seed, stream]).multinomial(k, np.full(k, 1 / k), size=repeats)  # (repeats, k)
-    return np.sum(trainings.T * means, axis=0) / k
+    return np.sum(training_resamples(k, seed=[seed, stream], repeats=repeats).T * means, axis=0)
 
 
 def person_weights(people: Iterable[str]) -> np.ndarray:
@@ -162,7 +161,7 @@ def person_resamples(people: Iterable[str], *, seed: int, repeats: int = REPEATS
     return (times / counts)[:, which]
 
 
-def training_resamples(trainings: int, *, seed: int, repeats: int = REPEATS) -> np.ndarray:
+def training_resamples(trainings: int, *, seed: int | list[int], repeats: int = REPEATS) -> np.ndarray:
     """Share of every training in bootstrap resamples of a method's trainings (repeats, trainings); rows sum to 1.
 
     Of k trainings k − 1 are drawn: drawing k gives their mean a variance that is too small by the factor (k − 1)/k
