@@ -29,6 +29,7 @@ from resdm_suite.apps.prediction import Model
 from resdm_suite.cohorts.assembly import READERS
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.profiles import load_config
+from resdm_suite.reporting import style
 from resdm_suite.reporting.tables import present_methods
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
@@ -185,6 +186,16 @@ def test_changelog_has_the_version_and_its_form():
     assert versions[1] == __import__("resdm").__version__
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)$", text, flags=re.MULTILINE)) <= kinds
+
+
+# ── how to change a figure ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_colour_of_a_method_changes_as_the_page_says(monkeypatch):
+    monkeypatch.setattr(style, "COLOURS", dict(style.COLOURS))
+    (code,) = blocks(ROOT / "docs" / "howto_change_a_figure.md", "python")
+    exec(code)
+    assert style.method_styles(["DDPM", "ResDM"])["ResDM"][0] == "#AA3377" != style.method_styles(["DDPM"])["DDPM"][0]
 
 
 # ── the tutorials ─────────────────────────────────────────────────────────────────────────────────
