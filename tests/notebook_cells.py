@@ -1,26 +1,82 @@
-"""Run the cells of a notebook in this process, on a profile that a test made."""
+"""Run cells of a notebook in this process, on a profile or on data that a test made."""
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 from unittest.mock import patch
 
 import nbformat
 from conftest import ROOT
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from resdm_suite.profiles import Config
+from resdm_suite.reporting.style import style
 
 PICTURES = ("04-06", "04-10", "04-12", "04-13")
 """Cells of notebook 04 without which Table 2 is the same."""
 
 
+def read_code(notebook: str) -> list[nbformat.NotebookNode]:
+    """Code cells of the notebook whose file name begins like this."""
+    (path,) = (ROOT / "notebooks").glob(f"{notebook}*.ipynb")
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
 def run_cells(name: str, config: Config, *cells: str, without: tuple[str, ...] = (), **given: Any) -> dict[str, Any]:
     """Execute the code cells with some ids, by default all, and return their variables; ``given`` are set before."""
-    (path,) = (ROOT / "notebooks").glob(f"{name}*.ipynb")
     variables = {"__name__": name, "config": config, **given}
     with patch("resdm_suite.profiles.load_config", lambda profile: config):
-        for cell in nbformat.read(path, 4).cells:
+        for cell in read_code(name):
             chosen = cell.id in cells if cells else "parameters" not in cell.metadata.get("tags", [])
-            if cell.cell_type == "code" and chosen and cell.id not in without:
-                exec(compile(cell.source, f"{path.stem}/{cell.id}", "exec"), variables)
+            if chosen and cell.id not in without:
+                exec(compile(cell.source, f"{name}/{cell.id}", "exec"), variables)
     return variables
+
+
+def draw(notebook: str, **names: Any) -> Figure:
+    """Run the imports of a notebook and its cell tagged ``figure`` with these names defined; return the figure."""
+    cells = read_code(notebook)
+    nodes = [node for cell in cells for node in ast.parse(cell.source).body]
+    imports = ast.Module([node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    (figure,) = [cell.source for cell in cells if "figure" in cell.metadata.get("tags", [])]
+    variables: dict[str, Any] = {}
+    with style():
+        exec(compile(imports, notebook, "exec"), variables)
+        variables |= names
+        exec(figure, variables)
+    return variables["figure"]
+
+
+def texts(figure: Figure) -> list[str]:
+    """All texts of a figure."""
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text().strip()]
+
+
+def check_texts(figure: Figure) -> None:
+    """All texts lie on the page and none overlaps another."""
+    renderer = figure.canvas.get_renderer()
+    with style():
+        figure.canvas.draw()
+    written = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in written if t.axes is None or _drawn(t)]
+    assert len(boxes) > 10
+    for i, (one, a) in enumerate(boxes):
+        assert a.x0 >= -1, one
+        assert a.x1 <= figure.bbox.width + 1, one
+        assert a.y0 >= -1, one
+        for other, b in boxes[i + 1 :]:
+            x, y = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+            assert x <= 1 or y <= 1, (one, other)
+
+
+def _drawn(text: Text) -> bool:
+    """Whether axes draw a text; tick labels beyond the limits exist but are not drawn."""
+    axes = text.axes
+    for axis in (axes.xaxis, axes.yaxis):
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if text in (tick.label1, tick.label2):
+                low, high = sorted(axis.get_view_interval())
+                return text.get_visible() and axes.axison and low <= tick.get_loc() <= high
+    return axes.axison or text in axes.texts

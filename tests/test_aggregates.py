@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from notebook_cells import run_cells
-from notebook_figures import draw, texts
+from notebook_cells import draw, run_cells, texts
 from stored_cohort import GRID, LABELS, RANGES, make_cohort
 
 from resdm.batch import Batch, Prior

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_figures import draw
+from notebook_cells import draw
 
 from resdm_suite.evaluation.counterfactuals import change_summary, prompt_changes
 

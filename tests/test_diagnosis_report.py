@@ -11,8 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_cells import run_cells
-from notebook_figures import check_texts, draw, texts
+from notebook_cells import check_texts, draw, run_cells, texts
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
 

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_figures import draw, texts
+from notebook_cells import draw, texts
 from PIL import Image
 from stored_cohort import GRID, RANGES, person
 

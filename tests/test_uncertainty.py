@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from notebook_figures import check_texts, draw, texts
+from notebook_cells import check_texts, draw, texts
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 
 from resdm.io import sha256
