@@ -277,7 +277,7 @@ def test_findings_follow_the_numbers(rng):
 def test_the_verdict_follows_the_likelihood_of_each_tracer(rng):
     knows, blind = evaluated(rng), evaluated(rng, known=0.0, wide=1.5)
     gain = knows.likelihood.query("unit == 'voxel' and predictor == 'both'").iloc[0]
-    told = "tau-PET (gain {:.3f} [{:.3f}, {:.3f}] a voxel)".format(*gain[["gain", "gain_low", "gain_high"]])
+    told = "tau-PET (gain {:.3f} [{:.3f}, {:.3f}] per voxel)".format(*gain[["gain", "gain_low", "gain_high"]])
     assert verdict(knows) == f"Verdict: the spread over samples adds to the error map for {told}."
     assert verdict(blind).startswith(
         "Verdict: the spread over samples adds nothing to the error map, for tau-PET (gain"

@@ -11,7 +11,7 @@ import pandas as pd
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
-from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, number, span
+from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, number, span, with_interval
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
 """Predictors as table and figure call them."""
@@ -88,11 +88,11 @@ def verdict(found: Uncertainty) -> str:
     It does for a tracer if the interval over people of the gain (predictor ``both`` over ``map``) lies above zero.
     """
     gains = found.likelihood.query("unit == 'voxel' and predictor == 'both'").to_dict("records")
-    told = {True: [], False: []}
+    by_sign = {True: [], False: []}
     for row in gains:
-        ends = _bracket(row["gain_low"], row["gain_high"], 3)
-        told[_sign(row) > 0].append(f"{TRACER_NAMES[row['tracer']]} (gain {number(row['gain'], 3)} {ends} a voxel)")
-    yes, no = (" and ".join(told[added]) for added in (True, False))
+        gain = with_interval(row["gain"], row["gain_low"], row["gain_high"], 3)
+        by_sign[_sign(row) > 0].append(f"{TRACER_NAMES[row['tracer']]} (gain {gain} per voxel)")
+    yes, no = (" and ".join(by_sign[added]) for added in (True, False))
     if not yes:
         return f"Verdict: the spread over samples adds nothing to the error map, for {no}: it is no error bar."
     return f"Verdict: the spread over samples adds to the error map for {yes}{f', not for {no}' if no else ''}."
@@ -126,7 +126,7 @@ def findings(found: Uncertainty) -> tuple[str, ...]:
         gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["predictor"] == "both")]
         said = "; ".join(
             f"{_GAINED[_sign(row)]} of a {'voxel' if row['unit'] == 'voxel' else 'region'} "
-            f"({number(row['gain'], 3)} {_bracket(row['gain_low'], row['gain_high'], 3)})"
+            f"({with_interval(row['gain'], row['gain_low'], row['gain_high'], 3)})"
             for row in gains.to_dict("records")
         )
         lines.append(f"{name}, what samples add to the error map, in log-likelihood: {said}.")
@@ -142,7 +142,7 @@ def _covered(found: Uncertainty, tracer: str) -> pd.DataFrame:
 
 
 def _percent(row: pd.Series) -> str:
-    return f"{number(100 * row['coverage'], 0)} {_bracket(100 * row['low'], 100 * row['high'], 0)}"
+    return with_interval(100 * row["coverage"], 100 * row["low"], 100 * row["high"], 0)
 
 
 def _ranked(ranking: pd.DataFrame) -> str:
@@ -158,7 +158,7 @@ def _ranked(ranking: pd.DataFrame) -> str:
 def _rho(row: pd.Series) -> str:
     if np.isnan(row["rho"]):
         return "the same for all"
-    return f"{number(row['rho'], 2)} {_bracket(row['rho_low'], row['rho_high'], 2)}"
+    return with_interval(row["rho"], row["rho_low"], row["rho_high"])
 
 
 def short_findings(found: Uncertainty, tracer: str) -> str:
@@ -210,7 +210,7 @@ def _coverage_block(found: Uncertainty, tracers: list[str], unit: str, title: st
         for tracer in tracers:
             for level in LEVELS:
                 one = part.loc[(tracer, predictor, level)]
-                row.append((number(100 * one["coverage"], 1), _bracket(100 * one["low"], 100 * one["high"], 1)))
+                row.append(with_interval(100 * one["coverage"], 100 * one["low"], 100 * one["high"], 1))
         rows.append(tuple(row))
     return Block(title, tuple(columns), tuple(rows))
 
@@ -226,9 +226,8 @@ def _likelihood_block(found: Uncertainty, tracers: list[str]) -> Block:
             for unit in ("voxel", "regions"):
                 one = part.loc[(tracer, unit, predictor)]
                 row.append(number(one["nll"], 2))
-                known = predictor != "map"
-                ends = _bracket(one["gain_low"], one["gain_high"], 2)
-                row.append((number(one["gain"], 2), ends) if known else "–")
+                gain = with_interval(one["gain"], one["gain_low"], one["gain_high"])
+                row.append(gain if predictor != "map" else "–")
         rows.append(tuple(row))
     return Block("Likelihood", tuple(columns), tuple(rows))
 
@@ -245,7 +244,7 @@ def _ranking_block(found: Uncertainty, tracers: list[str]) -> Block:
         row: list = [name]
         for tracer in tracers:
             one = part.loc[(tracer, predictor)]
-            row.append((number(one["rho"], 2), _bracket(one["rho_low"], one["rho_high"], 2)))
+            row.append(with_interval(one["rho"], one["rho_low"], one["rho_high"]))
             row += [number(one[key], 4) for key in ("aurc", "aurc_random", "aurc_oracle")]
             row.append(number(one["gain"], 2))
         rows.append(tuple(row))
@@ -265,14 +264,10 @@ def _region_block(found: Uncertainty, tracers: list[str]) -> Block:
                 row += ["–", "–"]
                 continue
             one = values.loc[(tracer, name)]
-            row.append((number(100 * one["coverage"], 0), _bracket(100 * one["low"], 100 * one["high"], 0)))
+            row.append(with_interval(100 * one["coverage"], 100 * one["low"], 100 * one["high"], 0))
             row.append(number(one["width"], 3))
         rows.append(tuple(row))
     return Block(f"Nominal {100 * NOMINAL:g} % interval by region, both (width in SUVR)", tuple(columns), tuple(rows))
-
-
-def _bracket(low: float, high: float, decimals: int) -> str:
-    return f"[{number(low, decimals)}, {number(high, decimals)}]"
 
 
 # ── what the figure may show ──────────────────────────────────────────────────────────────────────
