@@ -1,10 +1,12 @@
 """The speed-ups at equal quality: ``make ablation``, or ``python benchmarks/ablation.py --profile smoke --steps 2``.
 
-ResDM of a profile on its preprocessed cohort, of equal parameters, seed, batches and number of optimiser steps: at full
-resolution, then with each change of the network in turn; and at full resolution for as long as the fastest row took.
+Trains the ResDM of a profile on its preprocessed cohort: at full resolution, then with one change of the network after
+the other. Parameters, seed, batches and number of optimiser steps are equal. One more row trains at full resolution
+for as long as the fastest row took.
+
 Options that change no value (one pass for both tracers, cached text, fused optimiser, activation checkpointing, memory
-format: see tests/test_levers.py) are the same in all rows; `bench.py` times them. Trains below ``work/ablation``,
-continues where it was stopped, and writes ``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
+format: see tests/test_levers.py) are the same in all rows; `bench.py` times them. A stopped run continues, from
+``work/ablation``. Writes ``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -88,20 +90,20 @@ TRACERS = ("mean", "amyloid", "tau")
 
 
 def derived(profile: str, steps: int | None, seeds: Sequence[int]) -> Config:
-    """The profile with a method a row and seed, trained for whole epochs of about ``steps`` steps on its volumes.
+    """The profile with one method per row and seed, trained for whole epochs, about ``steps`` steps, on its volumes.
 
     Parameters
     ----------
     profile : str
         Name or path.
     steps : int, optional
-        By default the profile's own epochs.
+        By default the profile's epochs.
     seeds : sequence of int
 
     Raises
     ------
     FileNotFoundError
-        The profile's cohort is not preprocessed: says how.
+        The profile's cohort is not preprocessed; names the commands.
     """
     source = load_config(profile)
     if not (source.volumes / "index.csv").is_file():
@@ -176,7 +178,7 @@ def train_all(profile: str, steps: int | None, seeds: Sequence[int], at_once: in
                 future.result()
 
 
-# ── comparison ─────────────────────────────────────────────────────────────────────────────────
+# ── comparison ────────────────────────────────────────────────────────────────────────────────────
 
 
 _SCAN = ["person", "session", "tracer"]
@@ -196,7 +198,7 @@ def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
             regional, _ = regional_suvr(config, name)
             error = (regional["synthetic"] - regional["real"]).abs()
             right = where["brain"]["psnr"]
-            found = {
+            scan_scores = {
                 "psnr": where["whole"]["psnr"],
                 "ssim": where["whole"]["ssim"],
                 "psnr_brain": right,
@@ -205,8 +207,8 @@ def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
             }
             for metric, condition in WRONG.items():
                 wrong = read_scores(config, [name], condition)
-                found[metric] = right - wrong[wrong["region"] == "brain"].set_index(_SCAN)["psnr"]
-            frames.append(pd.DataFrame(found).reset_index().assign(configuration=key, seed=seed))
+                scan_scores[metric] = right - wrong[wrong["region"] == "brain"].set_index(_SCAN)["psnr"]
+            frames.append(pd.DataFrame(scan_scores).reset_index().assign(configuration=key, seed=seed))
     every, values = pd.concat(frames), list(METRICS)
     means = every.groupby(["configuration", "seed", "tracer", "person"])[values].mean().reset_index()
     both = means.groupby(["configuration", "seed", "person"])[values].mean().reset_index().assign(tracer="mean")
@@ -214,23 +216,24 @@ def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
 
 
 def compare(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Means over people with intervals, and what is gained over another row, paired, with a verdict.
+    """Means over people with intervals, and paired gains over another row with a verdict.
 
-    Intervals are over people and trainings (seeds), see `statistics.interval`. What each training gained is beside.
+    Intervals are over people and trainings (seeds), see `statistics.interval`. ``by_seed``: gain of each training.
 
     Returns
     -------
     values : DataFrame
         configuration, tracer, metric, n, value, low, high.
     gains : DataFrame
-        configuration, over, tracer, metric, n, gain (positive is better), low, high, by_seed (gain of each training),
+        configuration, over, tracer, metric, n, gain (positive is better), low, high, by_seed,
         margin, verdict (see `verdict`).
     """
     means, gains = [], []
     for tracer in TRACERS:
-        own = people[people["tracer"] == tracer]
+        tracer_scores = people[people["tracer"] == tracer]
         for metric, (_, sign, margin) in METRICS.items():
-            table = own.pivot_table(metric, ["configuration", "person"], "seed")  # rows of a configuration in one order
+            # rows of all configurations are in the same order of people
+            table = tracer_scores.pivot_table(metric, ["configuration", "person"], "seed")
             of = {key: table.loc[key].to_numpy() for key in ROWS}  # (people, trainings)
             same = {"tracer": tracer, "metric": metric, "n": len(of["full"])}
             for key, values in of.items():
@@ -266,41 +269,41 @@ def costs(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
     rows = []
     voxels = " × ".join(map(str, config.preprocess.grid.shape))
     for key, (title, *_) in ROWS.items():
-        found = pd.DataFrame([timing(config, key, seed) for seed in seeds])
+        timings = pd.DataFrame([timing(config, key, seed) for seed in seeds])
         named = {"configuration": key, "title": title, "voxels": voxels}
-        named |= found[["steps", "peak_memory_bytes", "parameters"]].median().to_dict()
-        rows.append(named | found[["seconds", "seconds_per_step"]].min().to_dict())
+        named |= timings[["steps", "peak_memory_bytes", "parameters"]].median().to_dict()
+        rows.append(named | timings[["seconds", "seconds_per_step"]].min().to_dict())
     frame = pd.DataFrame(rows)
     return frame.assign(faster=frame["seconds_per_step"].iloc[0] / frame["seconds_per_step"])
 
 
 def _gains(gains: pd.DataFrame, key: str, over: str) -> pd.DataFrame:
     """A comparison's rows, over both tracers, by metric."""
-    own = gains[(gains["configuration"] == key) & (gains["over"] == over) & (gains["tracer"] == "mean")]
-    return own.set_index("metric")
+    rows = gains[(gains["configuration"] == key) & (gains["over"] == over) & (gains["tracer"] == "mean")]
+    return rows.set_index("metric")
 
 
 def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
     """One sentence per comparison: how much faster, and which metrics are better, the same, worse or undecided."""
     lines, cost = [], cost.set_index("configuration")
     for (key, over), title in GAINS.items():
-        own = _gains(gains, key, over)
+        rows = _gains(gains, key, over)
         verdicts = [
-            f"{word} in {' and '.join(METRICS[metric][0] for metric in own.index[own['verdict'] == word])}"
+            f"{word} in {' and '.join(METRICS[metric][0] for metric in rows.index[rows['verdict'] == word])}"
             for word in ("better", "the same", "worse", "undecided")
-            if (own["verdict"] == word).any()
+            if (rows["verdict"] == word).any()
         ]
-        kept = own["verdict"].isin(["better", "the same"]).all()
+        no_loss = rows["verdict"].isin(["better", "the same"]).all()
         lines.append(
             f"- **{title}** against {ROWS[over][0]} ({cost.loc[key, 'faster']:.1f} times as fast a step as full "
             f"resolution; {cost.loc[key, 'steps']:.0f} steps "
-            f"against {cost.loc[over, 'steps']:.0f}): {'the same or better throughout: ' if kept else ''}"
+            f"against {cost.loc[over, 'steps']:.0f}): {'the same or better throughout: ' if no_loss else ''}"
             f"{'; '.join(verdicts)}."
         )
     return lines
 
 
-# ── what is written ───────────────────────────────────────────────────────────────────────────────
+# ── output ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def markdown(
@@ -336,8 +339,10 @@ def markdown(
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| gain | over | " + titles + " |", "|---|---|" + "---|" * len(METRICS)]
     for (key, over), title in GAINS.items():
-        own = _gains(gains, key, over).loc[list(METRICS)].to_dict("records")
-        cells = [f"{v['gain']:+.2g} [{v['low']:+.2g}, {v['high']:+.2g}], {v['verdict']} ({v['by_seed']})" for v in own]
+        records = _gains(gains, key, over).loc[list(METRICS)].to_dict("records")
+        cells = [
+            f"{v['gain']:+.2g} [{v['low']:+.2g}, {v['high']:+.2g}], {v['verdict']} ({v['by_seed']})" for v in records
+        ]
         lines.append("| " + " | ".join([title, ROWS[over][0], *cells]) + " |")
     return "\n".join([*lines, "", *in_words(cost, gains)]) + "\n"
 
@@ -364,8 +369,8 @@ def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem
     y = np.arange(len(GAINS))[::-1]
     equal_steps = np.array([over != "full_time" for _, over in GAINS])
     for i, (panel, (metric, (title, sign, margin))) in enumerate(zip(panels, METRICS.items(), strict=True), 1):
-        own = pd.DataFrame([_gains(gains, *pair).loc[metric] for pair in GAINS])
-        gain, low, high = (own[column].to_numpy(float) for column in ("gain", "low", "high"))
+        comparisons = pd.DataFrame([_gains(gains, *pair).loc[metric] for pair in GAINS])
+        gain, low, high = (comparisons[column].to_numpy(float) for column in ("gain", "low", "high"))
         left, right = min(-margin, low[equal_steps].min()), max(margin, high[equal_steps].max())
         left, right = left - 0.08 * (right - left), right + 0.08 * (right - left)
         panel.axvspan(-margin, 0, color="#E6E6E6", zorder=0, linewidth=0)

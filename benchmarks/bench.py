@@ -1,9 +1,9 @@
 """Speed and memory against the released network and MONAI's: ``make bench``, or ``python benchmarks/bench.py --quick``.
 
-Every configuration runs in a process of its own, so its peak memory is its own. Ratios are within one run of one
-machine. Writes ``bench.csv``, ``growth.csv``, ``machine.csv``, ``bench.md`` and a plot below
-``benchmarks/results/<device>/``. What is measured is written at once: a run that was stopped goes on from there, and
-what was measured at another `REVISION`, or with another torch, is measured again.
+Every configuration runs in a separate process, so peak memory is that of one configuration. Ratios are within one run
+on one machine. Writes ``bench.csv``, ``growth.csv``, ``machine.csv``, ``bench.md`` and a plot below
+``benchmarks/results/<device>/``. Each measurement is written at once, so a stopped run continues. Rows of another
+`REVISION` or torch version are measured again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("+ bfloat16", {"bf16": True}),
     ("+ channels_last", {"channels_last": True}),
 )
-"""Options, each added to those before; README.md lists their defaults."""
+"""Options; each row adds one to those before. README.md lists their defaults."""
 
 FAST = "+ freed memory kept"
 """Row with all defaults of the profiles: other grids and batches use it."""
@@ -93,30 +93,27 @@ class StoredRows:
 
     def __init__(self, path: Path, fresh: bool) -> None:
         there = path.is_file() and not fresh
-        found = pd.read_csv(path, dtype={"job": str}).to_dict("records") if there else []
-        self.path, self.found, self.rows = (
-            path,
-            {row["job"]: row for row in found if isinstance(row.get("job"), str)},
-            [],
-        )
+        stored = pd.read_csv(path, dtype={"job": str}).to_dict("records") if there else []
+        self.path, self.rows = path, []
+        self.stored = {row["job"]: row for row in stored if isinstance(row.get("job"), str)}
         self.code = hashlib.sha256("/".join([str(REVISION), version("torch"), version("monai")]).encode())
 
     def row(self, named: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-        """A row: ``named`` and the job's measurements."""
+        """Append one row: ``named`` and the job's measurements."""
         digest = self.code.copy()
         digest.update(json.dumps(job, sort_keys=True).encode())
         key = digest.hexdigest()[:12]
         what = " ".join(map(str, named.values()))
-        if key in self.found:
-            row = self.found.pop(key) | named
-            _say(f"{what}: kept")
+        if key in self.stored:
+            row = self.stored.pop(key) | named
+            _say(f"{what}: stored")
         else:
             start = time.perf_counter()
             row = named | {k: v for k, v in job.items() if k == "threads"} | run_apart(job) | {"job": key}
             shown = ", ".join(f"{k} {row[k]:.3g}" for k in ("train_s", "sample15_s") if k in row)
             _say(f"{what}: {shown} ({time.perf_counter() - start:.0f} s)")
         self.rows.append(row)
-        write_csv(self.path, pd.DataFrame([*self.rows, *self.found.values()]), "%.6g")
+        write_csv(self.path, pd.DataFrame([*self.rows, *self.stored.values()]), "%.6g")
         return row
 
 
@@ -179,7 +176,7 @@ def loading(size: int, sessions: int) -> dict[str, Any]:
         return {"whole_sessions_s": sessions / float(np.median(seconds))}
 
 
-# ── the whole of it ───────────────────────────────────────────────────────────────────────────────
+# ── all measurements ──────────────────────────────────────────────────────────────────────────────
 
 
 def device_name(device: str) -> str:
@@ -205,16 +202,16 @@ def run(
     machine.row({"what": "peak"}, {"what": "peak", "device": device, "threads": threads, "quick": quick})
     load = {"what": "load", "size": 32 if quick else 128, "sessions": 4 if quick else 12}
     machine.row({"what": "reading"}, load)
-    kept = StoredRows(folder / "bench.csv", fresh)
-    for size in sorted(sizes, reverse=True):  # the grid that the aims are for comes first
+    measured = StoredRows(folder / "bench.csv", fresh)
+    for size in sorted(sizes, reverse=True):  # the grid of the requirements comes first
         for name, case in configurations(size, device, threads, width, whole=size == max(sizes)):
-            least = 2 if name == "released" and not quick else 1  # what all ratios are of
+            least = 2 if name == "released" and not quick else 1  # the reference of all ratios
             named = {"size": size, "configuration": name, "voxels": " × ".join(map(str, case.shape))}
             named |= {"threads": case.threads, "precision": "bf16" if case.bf16 else "fp32"}
-            kept.row(named, {"what": "measure", "case": asdict(case), "seconds": seconds, "least": least})
-    found = {k: v for row in machine.rows for k, v in row.items() if k.endswith("_s") and not pd.isna(v)}
+            measured.row(named, {"what": "measure", "case": asdict(case), "seconds": seconds, "least": least})
+    rates = {k: v for row in machine.rows for k, v in row.items() if k.endswith("_s") and not pd.isna(v)}
     growth = grow(device, threads, width, seconds, quick, folder, fresh)
-    return compared(pd.DataFrame(kept.rows), found), growth, found
+    return compared(pd.DataFrame(measured.rows), rates), growth, rates
 
 
 def compared(table: pd.DataFrame, machine: dict[str, float]) -> pd.DataFrame:
@@ -235,22 +232,22 @@ _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def grow(device: str, threads: int, width: int, seconds: float, quick: bool, folder: Path, fresh: bool) -> pd.DataFrame:
-    """Counted cost from 32³ to 128³ of the released network and ours, and measured cost of 1 to 16 people a batch."""
+    """Counted cost from 32³ to 128³ of the released network and ours, and measured cost of 1 to 16 people per batch."""
     fast = dict(configurations(32, device, threads, width))[FAST]
     counted = []
     for n in (32, 48) if quick else (32, 64, 96, 128):
         for case in (Case("released", n, width=width), replace(fast, size=n)):
             counted.append({"what": "grid", "network": case.network, "size": n, "people": 1} | count(case))
-    kept = StoredRows(folder / "growth.csv", fresh)
+    measured = StoredRows(folder / "growth.csv", fresh)
     for people in (1, 2) if quick else (1, 2, 4, 8, 16):
         case = replace(fast, people=people)
         named = {"what": "batch", "network": "resdm", "size": 32, "people": people}
-        kept.row(named, {"what": "measure", "case": asdict(case), "seconds": seconds / 4, "least": 1})
-    batches = pd.DataFrame(kept.rows)
+        measured.row(named, {"what": "measure", "case": asdict(case), "seconds": seconds / 4, "least": 1})
+    batches = pd.DataFrame(measured.rows)
     return pd.concat([pd.DataFrame(counted), batches.assign(train_s_a_person=batches["train_s"] / batches["people"])])
 
 
-# ── what is written ───────────────────────────────────────────────────────────────────────────────
+# ── output ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def markdown(
@@ -262,16 +259,16 @@ def markdown(
         f"# Speed and memory on {device}",
         "",
         f"Python {platform.python_version()}, {versions}. Random weights and volumes; a cube of {FIELD_MM:g} mm; "
-        "batch of one person, both tracers; AdamW and EMA in the step. The released network runs as its main.py does: "
-        "a pass a tracer, fp32, its prompts encoded every step, all of CLIP in memory (0.33 GiB of it, the image half, "
-        "are never run). Medians; “×” is the released network's over the row's, in this run. Peak memory is what "
-        "tensors hold at most in a step (weights with the text tower, moments, EMA, "
-        "gradients, activations), counted tensor by tensor on a CPU, by the allocator on a GPU; “above states”: what "
-        "of it is no weight, moment or average, and so grows with the volume; “process”: what the process grew by "
-        "since before the network was built, libraries' workspaces and what the allocator hoards included. "
-        "“Freed memory kept”: malloc gives no pages back to the system, which would clear new ones for every large "
-        "tensor; the second row is the released network with that too. † Where synthesis is long, one of the 15 "
-        "sampling steps (a pass a tracer, or both in one) was timed and taken fifteenfold."
+        "batch of one person, both tracers; AdamW and EMA in the step. The released network runs as in its main.py: "
+        "one pass per tracer, fp32, prompts encoded in every step, all of CLIP in memory (0.33 GiB of it, the image "
+        "half, are never run). Medians; “×” is the released network's value over the row's, in this run. Peak memory "
+        "is the maximum that tensors need in a step (weights with the text tower, moments, EMA, gradients, "
+        "activations), counted tensor by tensor on a CPU, by the allocator on a GPU. “Above states”: the part that is "
+        "no weight, moment or average, so it grows with the volume. “Process”: growth of the process since before the "
+        "network was built, workspaces of libraries and unused memory of the allocator included. “Freed memory kept”: "
+        "malloc returns no pages to the system, which would clear new ones for every large tensor; the second row is "
+        "the released network with that setting. † One of the 15 sampling steps (one pass per tracer, or both in one) "
+        "was timed and multiplied by 15, because synthesis is long."
         + (" **A quick run: tiny networks, no result.**" if quick else ""),
         "",
         "Measured peak, GFLOP/s: "
@@ -300,7 +297,12 @@ def markdown(
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     lines += shown(table, kind)
-    lines += ["", "## Growth with the grid, counted", "", "| network | grid | TFLOP a step | kept for backward (GiB) |"]
+    lines += [
+        "",
+        "## Growth with the grid, counted",
+        "",
+        "| network | grid | TFLOP a step | saved for backward (GiB) |",
+    ]
     lines += ["|---|--:|--:|--:|"]
     for row in growth[growth["what"] == "grid"].to_dict("records"):
         lines.append(f"| {row['network']} | {row['size']}³ | {row['step_gflop'] / 1e3:.3f} "
@@ -325,7 +327,7 @@ def shown(table: pd.DataFrame, kind: str) -> list[str]:
     """Requirements and measurements in words."""
     part = table[table["size"] == table["size"].max()].set_index("configuration")
     asked, size = ", ".join(f"{what} {least[kind]}" for what, least, _ in ASKED.values()), part["size"].iloc[0]
-    lines = ["", f"**What it shows**, {size:.0f}³, against the released network. Asked for, in times: {asked}.", ""]
+    lines = ["", f"**Results**, {size:.0f}³, against the released network. Required factors: {asked}.", ""]
     for name in [name for name in COMPARED if name in part.index]:
         results = []
         for column, (what, least, words) in ASKED.items():
@@ -333,12 +335,12 @@ def shown(table: pd.DataFrame, kind: str) -> list[str]:
             results.append(f"{what} {words.format(ratio)} ({'met' if ratio >= least[kind] else 'not met'})")
         bare = part.loc["released", "train_peak_bytes"] - 4 * CLIP_IMAGE_HALF
         results[-1] += f", 1/{bare / part.loc[name, 'train_peak_bytes']:.1f} if CLIP's image half were not loaded"
-        lines.append(f"- “{name}”, which has all above it: {'; '.join(results)}.")
+        lines.append(f"- “{name}”, with all options above it: {'; '.join(results)}.")
     if KEPT in part.index:
         train, sample = (part.loc[KEPT, column] / part.loc[FAST, column] for column in ("train_s", "sample15_s"))
         lines.append(
             f"- With freed memory kept in both, “{FAST}” is {train:.1f} times as fast a step, {sample:.1f} times as "
-            "fast a synthesis: what the network alone gains."
+            "fast a synthesis: the gain of the network alone."
         )
     return lines
 
@@ -392,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
     parser.add_argument("--sizes", type=int, nargs="+", help="default: 32 and 64, with CUDA 64 and 128")
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--fresh", action="store_true", help="measure anew what an earlier run has measured")
+    parser.add_argument("--fresh", action="store_true", help="repeat the measurements of an earlier run")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.job:

@@ -53,7 +53,7 @@ class Case:
     ----------
     network : {"released", "monai", "resdm"}
     size : int
-        Voxels an axis of the whole grid.
+        Voxels per axis of the whole grid.
     width : int
         Channels of the first level.
     people : int
@@ -63,7 +63,7 @@ class Case:
         Interpolation and convolution in one call; both tracers in one pass; frozen text features cached; fused AdamW
         and averaging in one call; freed memory kept; memory format; autocast; activation checkpointing; torch.compile.
     threads : int
-        Of a CPU.
+        CPU threads.
     device : {"cpu", "cuda"}
     """
 
@@ -169,11 +169,11 @@ class Stepper:
         self.generator = torch.Generator(case.device).manual_seed(2)
 
     def states(self) -> int:
-        """Bytes held between steps: weights (without the text tower's mapped file), moments, average."""
+        """Bytes that persist between steps: weights (without the text tower's mapped file), moments, average."""
         mapped = {id(weight) for weight in self.method.prior.frozen.parameters()} if self.case.cache else set()
-        kept = [weight for weight in self.method.parameters() if id(weight) not in mapped]
-        kept += [value for state in self.optimiser.state.values() for value in state.values()]
-        return sum(tensor.untyped_storage().nbytes() for tensor in [*kept, *self.average])
+        tensors = [weight for weight in self.method.parameters() if id(weight) not in mapped]
+        tensors += [value for state in self.optimiser.state.values() for value in state.values()]
+        return sum(tensor.untyped_storage().nbytes() for tensor in [*tensors, *self.average])
 
     def __call__(self, batch: Batch) -> None:
         """One step."""
@@ -190,18 +190,18 @@ class Stepper:
 
 
 def autocast(case: Case) -> contextlib.AbstractContextManager:
-    """Half precision where the case says so."""
+    """bfloat16 autocast if the case has ``bf16``."""
     return torch.autocast(case.device, torch.bfloat16) if case.bf16 else contextlib.nullcontext()
 
 
-# ── time and memory of what runs ──────────────────────────────────────────────────────────────────
+# ── measured time and memory ──────────────────────────────────────────────────────────────────────
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes of the tensors made inside it: alive now, and at most. What `torch.cuda` counts itself, on any device.
+    """Bytes of the tensors created inside the block, current and peak: the count of `torch.cuda`, on any device.
 
-    A storage counts once, however many tensors show it, until the last of them is gone. Libraries' own workspaces do
-    not count.
+    A storage that several tensors share counts once, until its last tensor is freed. Workspaces of libraries do not
+    count.
     """
 
     def __init__(self) -> None:
@@ -211,7 +211,7 @@ class Ledger(TorchDispatchMode):
         self._outside: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run the operation and write down what it has made."""
+        """Run the operation and record its outputs."""
         self._note(tree_leaves((args, kwargs)), self._outside, self._alive)
         out = func(*args, **(kwargs or {}))
         self._note(tree_leaves(out), self._alive, self._outside)
@@ -222,11 +222,11 @@ class Ledger(TorchDispatchMode):
         """Bytes alive."""
         return sum(nbytes for _, nbytes in self._alive.values())
 
-    def _note(self, found: list[Any], into: dict, other: dict) -> None:
+    def _note(self, tensors: list[Any], into: dict, other: dict) -> None:
         for known in (into, other):
             for key in [key for key, (storage, _) in known.items() if storage.expired()]:
                 del known[key]
-        for tensor in found:
+        for tensor in tensors:
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in other:
@@ -249,7 +249,7 @@ def resident() -> int:
 
 
 def high_water() -> int:
-    """Bytes that this process held at most, since `reset_high_water` where the system has one."""
+    """Peak memory of this process in bytes, since `reset_high_water` where the system supports a reset."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -264,7 +264,7 @@ def reset_high_water() -> None:
 
 
 def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 1, most: int = 9) -> list[float]:
-    """Times of ``least`` repeats, and on until ``seconds`` are over or there are ``most``; the caller warms up."""
+    """Times of at least ``least`` repeats, until ``seconds`` have passed, at most ``most``; the caller warms up."""
     times: list[float] = []
     while len(times) < most and (len(times) < least or sum(times) < seconds):
         start = time.perf_counter()
@@ -276,19 +276,19 @@ def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 1, m
 
 
 def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict[str, Any]:
-    """A training step, and both PETs of the batch's people in 15 and in 2 steps: medians and peak memory above idle.
+    """Median time and peak memory of a training step and of synthesis in 15 and in 2 steps, for the whole batch.
 
     A CPU is warmed up by a step on a grid half as wide (threads, allocator, the optimiser's moments), since a step of
-    the references takes half a minute; a GPU, whose kernels are chosen by shape, by steps of this grid. Where 15 steps
-    would take longer than ``seconds``, one is timed and taken fifteenfold; the text is encoded once a synthesis.
+    the references takes half a minute. A GPU chooses kernels by shape, so it is warmed up by steps of this grid. If 15
+    steps would take longer than ``seconds``, one is timed and multiplied by 15. The text is encoded once per synthesis.
 
     Returns
     -------
     dict
-        ``train_s``, ``train_repeats``; ``train_peak_bytes``, what tensors hold at most in a step (on a GPU as
-        `torch.cuda.max_memory_allocated` says, on a CPU as a `Ledger` does in one more step), and ``states_bytes`` of
-        it, what they hold between steps (weights, moments, average); ``process_bytes``, the process at most, above what
-        it held before the method was built, with what allocators hoard (on a GPU: reserved by the allocator);
+        ``train_s``, ``train_repeats``; ``train_peak_bytes``: peak memory of tensors in a step (on a GPU by
+        `torch.cuda.max_memory_allocated`, on a CPU by a `Ledger` in one more step); ``states_bytes``: the part of it
+        that persists between steps (weights, moments, average); ``process_bytes``: growth of the process since before
+        the method was built, unused memory of allocators included (on a GPU: reserved by the allocator);
         ``sample15_s``, ``sample2_s`` and ``sample_steps_timed``.
     """
     torch.set_num_threads(case.threads)
@@ -306,21 +306,21 @@ def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict
     for _ in range(3 if cuda else 1):
         step(small)
     step.optimiser.zero_grad()
-    found: dict[str, Any] = {"states_bytes": step.states()}
+    results: dict[str, Any] = {"states_bytes": step.states()}
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     reset_high_water()
     train = timed(partial(step, batch), case.device, seconds, least)
-    found |= {"train_s": statistics.median(train), "train_repeats": len(train)}
-    found["process_bytes"] = torch.cuda.max_memory_reserved() if cuda else high_water() - base
+    results |= {"train_s": statistics.median(train), "train_repeats": len(train)}
+    results["process_bytes"] = torch.cuda.max_memory_reserved() if cuda else high_water() - base
     if cuda:
-        found["train_peak_bytes"] = torch.cuda.max_memory_allocated()
+        results["train_peak_bytes"] = torch.cuda.max_memory_allocated()
     else:
         step.optimiser.zero_grad()
         with Ledger() as ledger:
             step(batch)
-        found["train_peak_bytes"] = found["states_bytes"] + ledger.peak
+        results["train_peak_bytes"] = results["states_bytes"] + ledger.peak
     del step
     method.eval().requires_grad_(False)
 
@@ -334,19 +334,19 @@ def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict
 
     sample(1, small)
     text = statistics.median(timed(encode, case.device, 0, least=3))
-    one = statistics.median(timed(partial(sample, 1), case.device, seconds / 8)) - text  # a step: a pass a tracer
+    one = statistics.median(timed(partial(sample, 1), case.device, seconds / 8)) - text  # one pass per tracer
     if steps * one > seconds:
-        return found | {"sample15_s": text + steps * one, "sample2_s": text + 2 * one, "sample_steps_timed": 1}
-    found["sample15_s"] = statistics.median(timed(partial(sample, steps), case.device, seconds / 2))
-    found["sample2_s"] = statistics.median(timed(partial(sample, 2), case.device, seconds / 8))
-    return found | {"sample_steps_timed": steps}
+        return results | {"sample15_s": text + steps * one, "sample2_s": text + 2 * one, "sample_steps_timed": 1}
+    results["sample15_s"] = statistics.median(timed(partial(sample, steps), case.device, seconds / 2))
+    results["sample2_s"] = statistics.median(timed(partial(sample, 2), case.device, seconds / 8))
+    return results | {"sample_steps_timed": steps}
 
 
 def peak_rates(device: str, threads: int, quick: bool = False) -> dict[str, float]:
     """The machine's best measured GFLOP/s: a square matrix product, and a 3 × 3 × 3 convolution."""
     torch.set_num_threads(threads)
     keep_memory()
-    found = {}
+    rates = {}
     for kind in (torch.float32, torch.bfloat16)[: 1 + (device == "cuda" or computes_bf16())]:
         n = 256 if quick else 8192 if device == "cuda" else 2048
         a, b = (torch.rand(n, n, device=device, dtype=kind) for _ in range(2))
@@ -360,22 +360,22 @@ def peak_rates(device: str, threads: int, quick: bool = False) -> dict[str, floa
             ("matmul", partial(torch.mm, a, b), 2 * n**3),
             ("conv", partial(nn.functional.conv3d, x, weight, padding=1), 2 * 2 * 64 * 64 * 27 * side**3),
         ):
-            found[f"{what}_{name}_gflop_s"] = flop / min(timed(run, device, 2.0, least=4, most=50)) / 1e9
-    return found
+            rates[f"{what}_{name}_gflop_s"] = flop / min(timed(run, device, 2.0, least=4, most=50)) / 1e9
+    return rates
 
 
-# ── what is counted without running ───────────────────────────────────────────────────────────────
+# ── counted from shapes ───────────────────────────────────────────────────────────────────────────
 
 
 def count(case: Case) -> dict[str, float]:
-    """FLOPs and kept bytes of the network alone, from shapes (fake tensors): nothing is computed.
+    """FLOPs and saved bytes of the network alone, from shapes (fake tensors): nothing is computed.
 
     Returns
     -------
     dict
         ``pass_gflop``: forward, one volume; ``step_gflop``: forward and backward of the batch's volumes;
-        ``saved_bytes``: what tensors hold between them, for the backward pass, weights left out; ``weight_bytes`` and
-        ``parameters`` of the network.
+        ``saved_bytes``: tensors saved for the backward pass, without weights; ``weight_bytes`` and ``parameters`` of
+        the network.
     """
     forget_constants()
     with FakeTensorMode():
@@ -390,7 +390,7 @@ def count(case: Case) -> dict[str, float]:
                 outputs = [_call(unet, case, together, width) for _ in range(volumes // together)]
             saved = ledger.now()
             sum(output.float().square().mean() for output in outputs).backward()
-        found = {
+        counts = {
             "pass_gflop": forward.get_total_flops() / 1e9,
             "step_gflop": whole.get_total_flops() / 1e9,
             "saved_bytes": saved,
@@ -398,7 +398,7 @@ def count(case: Case) -> dict[str, float]:
             "parameters": sum(w.numel() for w in unet.parameters()),
         }
     forget_constants()
-    return found
+    return counts
 
 
 def forget_constants() -> None:

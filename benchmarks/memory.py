@@ -1,4 +1,4 @@
-"""What a training step at 128³ holds, counted from shapes: ``python benchmarks/memory.py``. Seconds, no GPU.
+"""Memory of a training step at 128³, counted from shapes: ``python benchmarks/memory.py``. Takes seconds, no GPU.
 
 Writes ``memory_128.csv`` and ``memory_128.md`` below ``benchmarks/results/``.
 """
@@ -22,11 +22,11 @@ from resdm.io import write_csv, write_text  # noqa: E402
 
 GIB = 2**30
 COPIES = 5
-"""Of the network's weights in 32 bits: themselves, gradients, two moments of AdamW, the average."""
+"""Copies of the network's weights in 32 bits: weights, gradients, two moments of AdamW, EMA."""
 
 
 def rows(size: int, width: int = 32) -> list[tuple[str, Case]]:
-    """Names and cases: the released network, then ours, each option on top of those before."""
+    """Names and cases: the released network, then ours; each row adds one option."""
     ours = Case("resdm", size, width=width, together=True)
     named = [("released, fp32", Case("released", size, width=width)), ("ResDM, fp32, full resolution", ours)]
     for name, change in (
@@ -41,38 +41,38 @@ def rows(size: int, width: int = 32) -> list[tuple[str, Case]]:
 
 
 def table(size: int, width: int = 32) -> pd.DataFrame:
-    """A row a configuration: GiB kept for the backward pass, of weights and optimiser, and both; FLOPs of a step."""
-    found = []
+    """One row per configuration: GiB saved for the backward pass, GiB of weights and optimiser, sum; FLOPs per step."""
+    records = []
     for name, case in rows(size, width):
-        counted = count(case)
-        states = COPIES * counted["weight_bytes"]
-        found.append(
+        counts = count(case)
+        states = COPIES * counts["weight_bytes"]
+        records.append(
             {
                 "configuration": name,
                 "voxels": " × ".join(map(str, case.shape)),
-                "saved_gib": counted["saved_bytes"] / GIB,
-                "saved_a_volume_gib": counted["saved_bytes"] / 2 / GIB,
+                "saved_gib": counts["saved_bytes"] / GIB,
+                "saved_a_volume_gib": counts["saved_bytes"] / 2 / GIB,
                 "states_gib": states / GIB,
-                "sum_gib": (counted["saved_bytes"] + states) / GIB,
-                "step_tflop": counted["step_gflop"] / 1e3,
+                "sum_gib": (counts["saved_bytes"] + states) / GIB,
+                "step_tflop": counts["step_gflop"] / 1e3,
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(records)
 
 
 def markdown(frame: pd.DataFrame, size: int) -> str:
     """The table as a page."""
     stem, half = (frame.set_index("configuration").loc[row, "sum_gib"] for row in ("+ Haar stem", "+ bf16 autocast"))
     lines = [
-        f"# What a training step at {size}³ holds",
+        f"# Memory of a training step at {size}³",
         "",
-        "One person, both tracers. Counted from shapes (fake tensors), nothing is run: storages that are alive between "
+        "One person, both tracers. Counted from shapes (fake tensors), nothing is run: storages that exist between "
         f"forward and backward pass; {COPIES} copies of the network's weights in 32 bits (weights, gradients, two "
         "moments of AdamW, EMA). Not counted: the text tower (0.14 GiB for ViT-B/32, of which 14 MiB are trained), the "
-        "largest temporaries of the backward pass, cuDNN's workspace, CUDA's own context. One H100 held 3.72 GiB at "
+        "largest temporaries of the backward pass, cuDNN's workspace, the CUDA context. One H100 needed 3.72 GiB at "
         "most with the stem and bf16 on the whole grid ([phantom128_h100.md](phantom128_h100.md)).",
         "",
-        "| configuration | voxels | kept (GiB) | a volume (GiB) | weights and optimiser (GiB) | sum (GiB) "
+        "| configuration | voxels | saved (GiB) | per volume (GiB) | weights and optimiser (GiB) | sum (GiB) "
         "| TFLOP a step |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]

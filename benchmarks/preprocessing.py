@@ -2,9 +2,10 @@
 
     python benchmarks/preprocessing.py
 
-A phantom is written to a temporary folder with the voxels of a scanner and preprocessed under the settings of profile
-``adni`` (registration at 2 mm, N4). Seconds are those of `preprocessing.volumes.preprocess` alone, in a process of its
-own, imports and maps of the template included: what the first person costs. Writes ``results/preprocessing.{csv,md}``.
+A phantom with a scanner's voxel size is written to a temporary folder and preprocessed with the settings of profile
+``adni`` (registration at 2 mm, N4). Seconds are those of `preprocessing.volumes.preprocess` alone, in a separate
+process. They include imports and template maps, so they are the cost of the first person. Writes
+``results/preprocessing.{csv,md}``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Quality against cost of fewer sampling steps: ``python benchmarks/steps.py --profile phantom --steps 15 8 4 2 1``.
 
-A profile's trained ResDM synthesises the people of a split at each number of steps, the last index always visited, into
-folders of their own below ``work/<profile>/steps``; the profile's predictions and model are not touched. Writes
-``steps.{csv,md,png,svg}`` below ``benchmarks/results/``. What is made is kept, and so is what it took; without that
-folder all is made and timed anew.
+A profile's trained ResDM synthesises the people of a split at each number of steps; the last index is always visited.
+Volumes are in separate folders below ``work/<profile>/steps``; the profile's predictions and model do not change.
+Writes ``steps.{csv,md,png,svg}`` below ``benchmarks/results/``. Existing volumes and their timings are reused; delete
+that folder to repeat them.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ METRICS = {
     "suvr_error": ("regional SUVR error", "SUVR error", -1),
     "texture": ("texture, synthetic/real", "texture", 0),
 }
-"""Metric → title, name in a sentence, and +1 where higher is better, −1 where lower is, 0 where nearer to 1 is."""
+"""Metric → title, name in a sentence, and best direction: +1 higher, −1 lower, 0 nearer to 1."""
 
 PANELS = ("psnr_brain", "ssim", "suvr_error", "texture")
 """What is drawn."""
 
-COST = {"seconds_per_session": "s a person", "gflop_per_volume": "GFLOP a volume"}
-"""Of ``timing.json``: the mean over sessions of the time to both PETs, the first left out, and the work of one PET."""
+COST = {"seconds_per_session": "s per person", "gflop_per_volume": "GFLOP a volume"}
+"""Fields of ``timing.json``: mean time of both PETs over sessions, without the first one, and FLOPs of one PET."""
 
 
-# ── the work ──────────────────────────────────────────────────────────────────────────────────────
+# ── synthesis ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def check(source: Config, method: str, split: str, steps: Sequence[int]) -> int:
-    """T of a trained method; raises before any work where something is amiss.
+    """T of a trained method; raises before any work if an input is missing or invalid.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def check(source: Config, method: str, split: str, steps: Sequence[int]) -> int:
     ConfigError
         A method without a residual diffusion, or a number of steps outside 1 … T.
     FileNotFoundError, ValueError
-        No preprocessed cohort, nobody in the split, or fewer people than a mean may be shown of.
+        No preprocessed cohort, an empty split, or fewer people than a group mean needs.
     """
     from resdm.checkpoint import load_model
     from resdm.scheduler import ResidualScheduler
@@ -72,7 +72,7 @@ def check(source: Config, method: str, split: str, steps: Sequence[int]) -> int:
         if 0 < n < MIN_GROUP_SIZE and not source.individual:
             raise ValueError(
                 f"{source.volumes / 'index.csv'}: {n} {split} people with {tracer} PET; where single people may not be "
-                f"shown (privacy), a mean is of {MIN_GROUP_SIZE} or more: take another --split"
+                f"shown (privacy), a mean needs {MIN_GROUP_SIZE} or more: take another --split"
             )
     scheduler = getattr(load_model(source.model(method)), "scheduler", None)
     if not isinstance(scheduler, ResidualScheduler):
@@ -84,15 +84,15 @@ def check(source: Config, method: str, split: str, steps: Sequence[int]) -> int:
 
 
 def derived(source: Config, method: str, split: str, n: int) -> Config:
-    """A profile of one number of steps below ``work/<profile>/steps``, with the volumes and the weights of ``source``.
+    """A profile for one number of steps below ``work/<profile>/steps``, with the volumes and weights of ``source``.
 
-    The model's folder is one of links, not itself a link: synthesis writes the model's card there.
+    The model's folder contains links and is not a link itself, since synthesis writes the model card there.
     """
     config = replace(source, profile=f"{source.profile}/steps/{method}-{split}-{n}")
     links = {config.volumes: source.volumes}
     links |= {config.model(method) / f: source.model(method) / f for f in ("config.yaml", "model.safetensors")}
     for link, target in links.items():
-        if link.resolve() != target.resolve():  # not there, or the work folder was moved
+        if link.resolve() != target.resolve():  # missing, or the work folder was moved
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(target.resolve())
@@ -100,7 +100,7 @@ def derived(source: Config, method: str, split: str, n: int) -> Config:
 
 
 def synthesise(config: Config, method: str, split: str, n: int) -> dict[str, Any]:
-    """Make and score what is not there yet: ``steps``, `COST`, and the ``machine`` that it was measured on."""
+    """Make and score missing volumes; returns ``steps``, `COST`, and the ``machine`` of the measurement."""
     import torch
 
     from resdm_suite.apps.synthesis import synthesise_method
@@ -109,7 +109,7 @@ def synthesise(config: Config, method: str, split: str, n: int) -> dict[str, Any
     before = sha256(timing) if timing.is_file() else None
     synthesise_method(config, method, split=split, steps=n, progress=False)
     if not timing.is_file():
-        raise FileNotFoundError(f"{timing}: it is not known what these volumes cost; delete {config.work}, run again")
+        raise FileNotFoundError(f"{timing}: the cost of these volumes is unknown; delete {config.work}, run again")
     cost = json.loads(timing.read_text(encoding="utf-8"))
     if sha256(timing) != before or not where.is_file():
         parts = [device_name(cost["device"]), f"threads: {torch.get_num_threads()}", f"torch {version('torch')}"]
@@ -117,7 +117,7 @@ def synthesise(config: Config, method: str, split: str, n: int) -> dict[str, Any
     return {"steps": n} | {key: cost[key] for key in COST} | json.loads(where.read_text(encoding="utf-8"))
 
 
-# ── comparison ─────────────────────────────────────────────────────────────────────────────────
+# ── comparison ────────────────────────────────────────────────────────────────────────────────────
 
 
 def by_person(config: Config, method: str, split: str) -> pd.DataFrame:
@@ -140,16 +140,16 @@ def compare_steps(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.Dat
     people : DataFrame
         Rows of `by_person`, with ``steps``.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
     table : DataFrame
-        A row a number of steps and tracer: n (people), the mean of each metric with ``_low`` and ``_high``, and its
+        One row per number of steps and tracer: n (people), the mean of each metric with ``_low`` and ``_high``, and its
         ``_difference`` to the most steps over the same people with ``_difference_low`` and ``_difference_high``.
     best : DataFrame
-        A row a tracer and metric: steps, whose mean is best, and level, the other numbers that cannot be told from it,
-        the interval of their paired difference holding 0. The best texture is nearest to 1, person by person.
+        One row per tracer and metric: ``steps`` with the best mean; ``level``, the numbers of steps whose paired
+        difference to it has an interval that contains 0. The best texture is nearest to 1, person by person.
     """
     rows, best = [], []
     for tracer in [tracer for tracer in TRACERS if tracer in set(people["tracer"])]:
@@ -177,21 +177,21 @@ def _interval(name: str, value: float, low: float, high: float) -> dict[str, flo
 
 
 def in_words(table: pd.DataFrame, best: pd.DataFrame) -> list[str]:
-    """A sentence a tracer: which number of steps is best by which metric; and one on what the most steps cost."""
+    """One sentence per tracer on the best number of steps by metric, and one on the cost of the most steps."""
     lines = []
     for tracer, part in best.groupby("tracer", sort=False):
-        said = []
-        for n, own in part.groupby("steps"):
-            level = {row.metric: f" ({_and(row.level)} level)" if row.level else "" for row in own.itertuples()}
-            said.append(f"{_steps(n)} by {_and([METRICS[metric][1] + text for metric, text in level.items()])}")
-        lines.append(f"- **{tracer}**: best is {'; '.join(said)}.")
+        sentences = []
+        for n, rows in part.groupby("steps"):
+            level = {row.metric: f" ({_and(row.level)} level)" if row.level else "" for row in rows.itertuples()}
+            sentences.append(f"{_steps(n)} by {_and([METRICS[metric][1] + text for metric, text in level.items()])}")
+        lines.append(f"- **{tracer}**: best is {'; '.join(sentences)}.")
     cost = table.drop_duplicates("steps").set_index("steps")
     if len(cost) > 1:
         most, least = cost.loc[cost.index.max()], cost.loc[cost.index.min()]
         time, work = (most[key] / least[key] for key in COST)
         lines.append(
             f"- {_steps(most.name)} take {time:.1f} times as long as {_steps(least.name)} "
-            f"({most['seconds_per_session']:.2g} against {least['seconds_per_session']:.2g} s a person), and "
+            f"({most['seconds_per_session']:.2g} against {least['seconds_per_session']:.2g} s per person), and "
             f"{work:.1f} times the work."
         )
     return lines
@@ -206,26 +206,28 @@ def _and(items: Sequence[Any]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-# ── what is written ───────────────────────────────────────────────────────────────────────────────
+# ── output ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def markdown(
     source: Config, method: str, split: str, total: int, table: pd.DataFrame, best: pd.DataFrame, machine: str
 ) -> str:
     """The results as a page."""
-    own = getattr(source.method(method), "sampling_steps", None)
-    chosen = f"'s own number of steps, {own}, was chosen on validation people" if own else " itself takes all T steps"
-    chosen += ", not by this page" if own and split != "validation" else ""
+    profile_steps = getattr(source.method(method), "sampling_steps", None)
+    chosen = " uses all T steps"
+    if profile_steps:
+        chosen = f"'s number of steps, {profile_steps}, was chosen on validation people"
+        chosen += ", not by this page" if split != "validation" else ""
     titles = " | ".join(title for title, *_ in METRICS.values())
     columns = "|--:|---|--:|" + "---|" * len(METRICS)
     lines = [
         "# Fewer sampling steps",
         "",
         f"{source.notice or 'ADNI'}. `python benchmarks/steps.py`: {method} of profile `{source.profile}`, trained "
-        f"with T = {total}, on its {split} people, by the number of sampling steps; on {machine}. Means over people, a "
-        "person's over sessions; in brackets, 95 % bootstrap intervals over people. Seconds are those of both PETs of "
-        "a person, GFLOP those of one. SUVR error: mean absolute one over regions. Texture: gradient energy, synthetic "
-        f"over real; 1 is as sharp as real, less is smoother. The profile{chosen}.",
+        f"with T = {total}, on its {split} people, by the number of sampling steps; on {machine}. Means over people "
+        "of the mean over sessions; in brackets, 95 % bootstrap intervals over people. Seconds are for both PETs of "
+        "one person, GFLOP for one PET. SUVR error: mean absolute error over regions. Texture: gradient energy of "
+        f"synthetic over real PET; 1 is as sharp as real, lower is smoother. The profile{chosen}.",
         "",
         f"| steps | tracer | people | {titles} | {' | '.join(COST.values())} |",
         f"{columns}--:|--:|",
@@ -240,17 +242,17 @@ def markdown(
         lines += ["", f"Differences to {_steps(most)}, paired over people:", ""]
         lines += [f"| steps | tracer | people | {titles} |", columns]
     for row in fewer:
-        found = [[row[f"{m}_difference{end}"] for end in ("", "_low", "_high")] for m in METRICS]
-        cells = [f"{value:+#.2g} [{low:+#.2g}, {high:+#.2g}]" for value, low, high in found]
+        differences = [[row[f"{m}_difference{end}"] for end in ("", "_low", "_high")] for m in METRICS]
+        cells = [f"{value:+#.2g} [{low:+#.2g}, {high:+#.2g}]" for value, low, high in differences]
         lines.append(f"| {row['steps']} | {row['tracer']} | {row['n']} | {' | '.join(cells)} |")
-    level = "“Level”: the interval of the paired difference to the best holds 0. The best texture is the nearest to 1."
+    level = "“Level”: the interval of the paired difference to the best contains 0. Best texture: nearest to 1."
     return "\n".join([*lines, "", *in_words(table, best), "", level]) + "\n"
 
 
-def draw(title: str, table: pd.DataFrame, own: int, stem: Path) -> None:
-    """A panel a metric, a line a tracer: quality over seconds a person, as ``<stem>.svg`` and ``.png``.
+def draw(title: str, table: pd.DataFrame, profile_steps: int, stem: Path) -> None:
+    """One panel per metric, one line per tracer: quality over seconds per person, as ``<stem>.svg`` and ``.png``.
 
-    Numbers of steps stand at the points, a ring around the profile's ``own``; bars are intervals.
+    Points are labelled with the number of steps; a ring marks the ``profile_steps``; bars are intervals.
     """
     from matplotlib import pyplot
     from matplotlib.patheffects import withStroke
@@ -272,7 +274,7 @@ def draw(title: str, table: pd.DataFrame, own: int, stem: Path) -> None:
             bars = (y - part[f"{metric}_low"], part[f"{metric}_high"] - y)
             panel.errorbar(x, y, yerr=bars, fmt="o-", color=colour, markersize=3.5, linewidth=1.2, elinewidth=0.9,
                            label=TRACER_TITLES[tracer])  # fmt: skip
-            ring = part["steps"] == own
+            ring = part["steps"] == profile_steps
             panel.plot(x[ring], y[ring], "o", color=colour, markersize=8, markerfacecolor="none", markeredgewidth=0.9)
             for n, x_n, y_n in zip(part["steps"], x, y, strict=True):
                 up = 1 if y_n >= middle[n] else -1  # the upper line's numbers above, the lower's below
@@ -299,20 +301,20 @@ def draw(title: str, table: pd.DataFrame, own: int, stem: Path) -> None:
 def report(
     out: Path, source: Config, method: str, split: str, total: int, people: pd.DataFrame, costs: pd.DataFrame
 ) -> list[str]:
-    """Write ``steps.{csv,md,png,svg}`` of rows of `by_person`, with ``steps``, and of `synthesise`.
+    """Write ``steps.{csv,md,png,svg}`` from rows of `by_person`, with ``steps``, and of `synthesise`; ``total`` is T.
 
-    Returns the sentences; ``total`` is T.
+    Returns the sentences.
     """
     table, best = compare_steps(people, source.seed)
     table = table.merge(costs, on="steps")
     machine = "; ".join(dict.fromkeys(costs["machine"]))
-    own = getattr(source.method(method), "sampling_steps", None) or total
-    ring = "; ring: the profile's own" if own in set(costs["steps"]) else ""
+    profile_steps = getattr(source.method(method), "sampling_steps", None) or total
+    ring = "; ring: the profile's own" if profile_steps in set(costs["steps"]) else ""
     title = f"{method} by the number of sampling steps, written at each point{ring}; bars: 95 % intervals over {split} "
     title += "people\n" + " · ".join(filter(None, [machine, source.notice]))
     write_csv(out / "steps.csv", table, "%.6g")
     write_text(out / "steps.md", markdown(source, method, split, total, table, best, machine))
-    draw(title, table, own, out / "steps")
+    draw(title, table, profile_steps, out / "steps")
     return in_words(table, best)
 
 
@@ -331,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for n in sorted(set(options.steps), reverse=True):
         config = derived(source, method, split, n)
         costs.append(synthesise(config, method, split, n))
-        print(f"{_steps(n)}: {costs[-1]['seconds_per_session']:.3g} s a person", file=sys.stderr, flush=True)
+        print(f"{_steps(n)}: {costs[-1]['seconds_per_session']:.3g} s per person", file=sys.stderr, flush=True)
         people.append(by_person(config, method, split).assign(steps=n))
     print("\n".join(report(options.out, source, method, split, total, pd.concat(people), pd.DataFrame(costs))))
     return 0

@@ -1,7 +1,7 @@
 """The tracked trials of settings as a page: ``python benchmarks/trials.py``.
 
-Reads ``benchmarks/results/trials.csv``, a row a training, and writes ``trials.md`` beside it: a table a method, a row a
-trial, means over its seeds and folds. Scores are of validation people, never of test people.
+Reads ``benchmarks/results/trials.csv``, one row per training, and writes ``trials.md`` beside it: one table per method,
+one row per trial, means over seeds and folds. Scores are of validation people, never of test people.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ SCORES = {
 PET, with that of the real PET and with status. Empty where not measured."""
 
 COLUMNS = ("trial", "method", "seed", "changes", "fold", *SCORES, "device")
-"""Of the CSV. ``changes``: the settings that differ from the profile's, as in its YAML; empty for the profile itself.
-``fold``: of the cross-validation over training people, or ``validation`` for the profile's validation people."""
+"""Columns of the CSV. ``changes``: the settings that differ from the profile's, as in its YAML; empty for the profile.
+``fold``: number in the cross-validation over training people, or ``validation`` for the profile's validation people."""
 
 
 def read_trials(path: str | Path = PATH) -> pd.DataFrame:
-    """The stored trials, a row a training; scores as numbers, NaN where empty, all else as text.
+    """The stored trials, one row per training; scores are numbers (NaN if empty), other columns text.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        No such file, other columns, a score that is no number, a training that stands twice, or a trial of two methods
-        or settings: names the file, the line and the remedy.
+        No such file, other columns, a score that is no number, a repeated training, or a trial with two methods or
+        settings: names the file, the line and the remedy.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,14 +57,14 @@ def read_trials(path: str | Path = PATH) -> pd.DataFrame:
             raise ValueError(f"{path}, line {i + 2}: {message.format(**frame.loc[i])}")
 
     needed = frame[["trial", "method", "seed", "fold", "device"]]
-    demand(needed.ne("").all(axis=1), "trial, method, seed, fold and device must each say something; fill them in")
+    demand(needed.ne("").all(axis=1), "trial, method, seed, fold and device must have a value; fill them in")
     demand(
-        ~frame.duplicated(["trial", "seed", "fold"]), "trial {trial}, seed {seed}, fold {fold} stands twice; keep one"
+        ~frame.duplicated(["trial", "seed", "fold"]), "trial {trial}, seed {seed}, fold {fold} has two rows; keep one"
     )
     first = frame.groupby("trial")[["method", "changes"]].transform("first")
     demand(
         frame[["method", "changes"]].eq(first).all(axis=1),
-        "trial {trial} has another method or other changes in a line above; give it a name of its own",
+        "trial {trial} has another method or other changes in a line above; give it another name",
     )
     for column in SCORES:
         values = pd.to_numeric(frame[column].replace("", "nan"), errors="coerce")
@@ -77,10 +77,10 @@ def read_trials(path: str | Path = PATH) -> pd.DataFrame:
 
 
 def summary(trials: pd.DataFrame) -> pd.DataFrame:
-    """A row a trial, in the order of the file.
+    """One row per trial, in the order of the file.
 
-    Columns: method, trial, changes, seeds, folds, trainings, device; of each of `SCORES` the mean, and the standard
-    deviation over trainings as ``<score>_std`` (NaN for one).
+    Columns: method, trial, changes, seeds, folds, trainings, device; for each of `SCORES` the mean and
+    ``<score>_std``, the standard deviation over trainings (NaN for one).
     """
 
     def distinct(values: pd.Series) -> str:
@@ -95,7 +95,7 @@ def summary(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def render(trials: pd.DataFrame) -> str:
-    """The page; bold is the best mean of a column."""
+    """The page as Markdown, the best mean of each column in bold."""
     table = summary(trials)
     shown = {name: head for name, head in SCORES.items() if table[name].notna().any()}
     columns = [("", label) for label in ("Trial", "Changes", "Seeds", "Folds")]

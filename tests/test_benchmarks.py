@@ -79,10 +79,10 @@ def test_pages_hold_the_measurements(tmp_path, monkeypatch):
     page = (folder / "bench.md").read_text()
     assert "| released | 32 × 32 × 32 | 0.040 | 16 | 1.0 | 120 † | 1.0 | 1 | 6.00 | 1.0 | 5.50 | 1.0 " in page
     assert "| 8.00 | 1.0 | 2 | 2%, 5% |" in page
-    assert "Asked for, in times: training step 12, both PETs in 15 steps 12, peak memory of a step 5." in page
+    assert "Required factors: training step 12, both PETs in 15 steps 12, peak memory of a step 5." in page
     for name in bench.COMPARED:
         assert (
-            f"- “{name}”, which has all above it: training step 8.0 times as fast (not met); both PETs in 15 steps "
+            f"- “{name}”, with all options above it: training step 8.0 times as fast (not met); both PETs in 15 steps "
             "24.0 times (met); peak memory of a step 1/6.0 (met), 1/5.7 if CLIP's image half were not loaded."
         ) in page
     assert f"“{bench.FAST}” is 8.0 times as fast a step, 24.0 times as fast a synthesis" in page

@@ -143,7 +143,9 @@ def test_what_is_missing_is_made(config, run, tmp_path):
     one, other = (pd.read_csv(out / "steps.csv").drop(columns="seconds_per_session") for out in (first, tmp_path))
     pd.testing.assert_frame_equal(one, other)
     (folder / "predictions/ResDM/factual/timing.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"timing\.json: it is not known.*delete .*ResDM-test-1, run again"):
+    with pytest.raises(
+        FileNotFoundError, match=r"timing\.json: the cost of these volumes is unknown.*delete .*ResDM-test-1, run again"
+    ):
         call(out=tmp_path)
     shutil.rmtree(folder)
     call(out=tmp_path)
@@ -154,7 +156,7 @@ def test_the_page_says_what_it_is(config, run, capsys):
     page = (first / "steps.md").read_text()
     assert page.splitlines()[2].startswith(config.notice)
     assert "trained with T = 15, on its test people" in page
-    assert "own number of steps, 2, was chosen on validation people, not by this page" in page
+    assert "number of steps, 2, was chosen on validation people, not by this page" in page
     assert "threads: 1, torch " in page
     out = call("--split", "validation", "--steps", "2")
     page = (out / "steps.md").read_text()
@@ -215,7 +217,7 @@ def test_the_best_is_found_not_said(tmp_path):
     )
     assert lines == [
         *(f"- **{tracer}**: {best}" for tracer in LABELS),
-        "- 15 steps take 15.0 times as long as 1 step (3 against 0.2 s a person), and 12.5 times the work.",
+        "- 15 steps take 15.0 times as long as 1 step (3 against 0.2 s per person), and 12.5 times the work.",
     ]
     row = pd.read_csv(tmp_path / "steps.csv").set_index(["steps", "tracer"]).loc[1, "tau"]
     assert row["psnr_difference"] == pytest.approx(2)
@@ -223,7 +225,7 @@ def test_the_best_is_found_not_said(tmp_path):
     assert row["psnr_high"] - row["psnr_low"] > 0.4
     page = (tmp_path / "steps.md").read_text()
     assert "other data: not the paper's cohort. " in page
-    assert "The profile itself takes all T steps." in page
+    assert "The profile uses all T steps." in page
     assert "| 1 | tau | 30 | +2.0 [+2.0, +2.0] |" in page
     assert all(line in page for line in lines)
     files = sorted(tmp_path.glob("steps.*"))

@@ -62,9 +62,9 @@ def test_the_page(path):
     ("old", "new", "message"),
     [
         ("b,ResDM,0", "a,ResDM,2", r"trials\.csv, line 4: trial a has another method or other changes in a line above"),
-        ("a,ResDM,1", "a,ResDM,0", r"line 3: trial a, seed 0, fold 0 stands twice; keep one"),
+        ("a,ResDM,1", "a,ResDM,0", r"line 3: trial a, seed 0, fold 0 has two rows; keep one"),
         ("26.9,26.0", "26.9,high", r"line 4: psnr_tau 'high' is no number; correct it"),
-        (",50,GPU", ",50,", r"line 5: trial, method, seed, fold and device must each say something"),
+        (",50,GPU", ",50,", r"line 5: trial, method, seed, fold and device must have a value"),
         ("trial,method", "date,method", r"columns date, method.*expected trial, method"),
     ],
 )
