@@ -19,7 +19,7 @@ from resdm.method import build_method
 from resdm_suite.apps.trace import trace as trace_steps
 from resdm_suite.apps.trace import write_trace
 from resdm_suite.evaluation.image_quality import read_index, read_scores, read_volume, score_method
-from resdm_suite.evaluation.suvr import to_suvr
+from resdm_suite.evaluation.suvr import regional_suvr, to_suvr
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import MIN_GROUP_SIZE, CohortConfig, PhantomConfig
 from resdm_suite.reporting.cases import (
@@ -29,7 +29,6 @@ from resdm_suite.reporting.cases import (
     shown_cases,
     walkthrough_volumes,
 )
-from resdm_suite.reporting.figures import regional_panel
 from resdm_suite.reporting.provenance import provenance
 from resdm_suite.reporting.style import ERROR_MAP
 
@@ -143,22 +142,24 @@ def test_groups_too_small_are_joined_and_fewer_are_not_shown(config):
         path.write_bytes(before)
 
 
-def test_the_scatter_has_no_point_of_a_person(config):
-    regional, agreement, textures = regional_comparison(config, ["ResDM"])
-    scatter = {single: regional_panel(regional, agreement, textures, people=single).axes[0] for single in (True, False)}
+def test_the_regional_scatter_shows_people_or_groups(config, monkeypatch):
+    regional, textures = regional_suvr(config, "ResDM")
+    summary = regional.query("tracer == 'amyloid' and region == 'summary'")
+    people = summary.groupby("person")[["real", "synthetic"]].mean().sort_values("real")
+    halves = [people.iloc[:6].mean(), people.iloc[6:].mean()]  # 12 people: two groups of at least five
 
-    def points(single: bool) -> np.ndarray:
-        line = next(line for line in scatter[single].lines if line.get_marker() == "o")
-        return np.array(line.get_xydata(), dtype=float)
+    def points(profile):
+        return regional_comparison(profile, ["ResDM"])[0].query("tracer == 'amyloid'")
 
-    chosen = regional.query("tracer == 'amyloid' and region == 'summary'")
-    people = chosen.groupby("person")[["real", "synthetic"]].mean().sort_values("real")
-    assert len(points(True)) == len(people) == 12
-    halves = [people.iloc[:6].mean(), people.iloc[6:].mean()]  # 12 people are two groups of at least five
-    np.testing.assert_allclose(points(False), np.array(halves))
-    few = regional[regional["person"].isin(people.index[:4])]
-    axes = regional_panel(few, agreement, textures, people=False).axes[0]
-    assert not [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    np.testing.assert_allclose(points(dataclasses.replace(config, privacy="individual"))[["real", "synthetic"]], people)
+    np.testing.assert_allclose(points(config)[["real", "synthetic"]], halves)
+    np.testing.assert_allclose(points(config)["real_std"], [people["real"][:6].std(), people["real"][6:].std()])
+    few = regional[regional["person"].isin(people.index[: MIN_GROUP_SIZE - 1])]
+    monkeypatch.setattr("resdm_suite.reporting.cases.regional_suvr", lambda *_: (few, textures))
+    _, agreement, textures = regional_comparison(config, ["ResDM"])
+    assert points(config).empty
+    figure = draw("04_table2_comparison", profile=config, points=points(config), agreement=agreement, textures=textures)
+    assert not len(figure.axes[0].lines[0].get_xdata())
 
 
 # ── figure 1 ──────────────────────────────────────────────────────────────────────────────────────

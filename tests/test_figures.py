@@ -18,11 +18,9 @@ from stored_cohort import GRID, RANGES, person
 
 from resdm_suite.anatomy import regions
 from resdm_suite.evaluation.suvr import regional_agreement
-from resdm_suite.reporting.figures import regional_panel
 from resdm_suite.reporting.slices import FIELD_MM, plane, slice_name
 from resdm_suite.reporting.style import save_figure
 
-REGIONAL = ["method", "person", "session", "tracer", "region", "real", "synthetic"]
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
 
 
@@ -50,27 +48,22 @@ def draw_curves(notice=NOTICE):
 
 
 def draw_regional():
-    rng = np.random.default_rng(0)
-    rows = [
-        (method, f"sub-{i}", "1", tracer, region, x, x + noise * rng.normal() if noise else 1.3)
-        for method, noise in (("ResDM", 0.05), ("template", 0))
-        for tracer in RANGES
-        for region in ("summary", *regions(GRID))
-        for i, x in enumerate(rng.uniform(1, 2, 8))
-    ]
-    frame = pd.DataFrame(rows, columns=REGIONAL)
-    textures = pd.DataFrame(
-        [(m, t, 0.8, 0.1, 8) for m in ("ResDM", "template") for t in RANGES],
-        columns=["method", "tracer", "mean", "std", "count"],
-    )
-    return regional_panel(frame, regional_agreement(frame), textures, notice=NOTICE)
+    rng, rows = np.random.default_rng(0), []
+    for method, noise in (("ResDM", 0.05), ("template", 0)):
+        for tracer in RANGES:
+            for region in ("summary", *regions(GRID)):
+                for i, x in enumerate(rng.uniform(1, 2, 8)):
+                    y = x + noise * rng.normal() if noise else 1.3
+                    rows.append((method, f"sub-{i}", "1", tracer, region, x, y))
+    columns = ["method", "person", "session", "tracer", "region", "real", "synthetic"]
+    frame = pd.DataFrame(rows, columns=columns)
+    textures = frame[["method", "tracer"]].drop_duplicates().assign(mean=0.8, std=0.1)
+    points = frame[frame["region"] == "summary"].assign(real_std=0.1, synthetic_std=np.nan)
+    names = {"points": points, "agreement": regional_agreement(frame), "textures": textures}
+    return draw("04_table2_comparison", profile=SimpleNamespace(notice=NOTICE, individual=True), **names)
 
 
-DRAWN = {
-    "figure1": draw_figure1,
-    "curves": draw_curves,
-    "regional": draw_regional,
-}
+DRAWN = {"figure1": draw_figure1, "curves": draw_curves, "regional": draw_regional}
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -167,10 +160,12 @@ def test_training_curves_have_a_panel_per_column_with_tick_labels():
     np.testing.assert_array_equal(figure.axes[1].lines[0].get_xdata(), [10, 20])  # epochs without validation: none
 
 
-def test_regional_panel_names_a_method_that_is_not_there():
-    frame = pd.DataFrame([("ResDM", "a", "1", "tau", "summary", 1.0, 1.1)], columns=REGIONAL)
-    with pytest.raises(ValueError, match="no regional SUVR of 'DDPM'; there are: ResDM"):
-        regional_panel(frame, regional_agreement(frame), method="DDPM")
+def test_the_regional_figure_has_a_row_of_panels_per_tracer():
+    figure = draw_regional()
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[0] == "Aβ-PET, cortical summary, ResDM"
+    assert titles[4:] == ["tau-PET, cortical summary, ResDM", *titles[1:4]]
+    assert [len(axes.lines) for axes in figure.axes[2:4]] == [3, 3]  # zero and two methods, r and bias
 
 
 def test_slice_names():
@@ -183,7 +178,7 @@ def test_a_figure_shows_itself_in_a_notebook():
 
 def test_the_report_needs_no_torch_and_no_pyplot():
     code = (
-        "import sys; from resdm_suite.reporting import figures, provenance, slices, style, tables; "
+        "import sys; from resdm_suite.reporting import provenance, slices, style, tables; "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

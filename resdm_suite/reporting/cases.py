@@ -159,7 +159,7 @@ def _mean(paths: Iterable[Path], weights: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def read_trace(config: Config, method: str = REFERENCE_METHOD) -> dict[str, np.ndarray]:
-    """What `resdm_suite.reporting.figures.figure1` draws: the stored ``trace.npz`` of a method.
+    """What Figure 1 draws: the stored ``trace.npz`` of a method.
 
     Raises
     ------
@@ -298,7 +298,23 @@ def _five_years(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def regional_comparison(config: Config, methods: Iterable[str] | None = None) -> tuple[pd.DataFrame, ...]:
-    """Regional SUVR of every method with stored predictions: all values, agreement by region, texture by method."""
+    """Regional SUVR of every method with stored predictions, real against synthetic.
+
+    Returns
+    -------
+    points : DataFrame
+        method, tracer, real, synthetic (cortical summary, SUVR), real_std and synthetic_std. One row per person; where
+        single people may not be shown, one per group of similar real SUVR: up to ten groups of at least
+        `MIN_GROUP_SIZE` people each.
+    agreement, textures : DataFrame
+        See `regional_agreement` and `texture_summary`.
+    """
     parts = [regional_suvr(config, m) for m in (present_methods(config) if methods is None else methods)]
     regional, textures = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
-    return regional, regional_agreement(regional), texture_summary(textures)
+    rows, summary = ["method", "tracer"], regional[regional["region"] == "summary"]
+    people = summary.groupby([*rows, "person"], as_index=False)[["real", "synthetic"]].mean().sort_values("real")
+    size, rank = people.groupby(rows)["real"].transform("size"), people.groupby(rows).cumcount()
+    groups = size if config.individual else (size // MIN_GROUP_SIZE).clip(upper=10)
+    grouped = people[groups > 0].groupby([*rows, rank * groups // size])[["real", "synthetic"]]
+    points = grouped.mean().join(grouped.std().add_suffix("_std")).droplevel(-1).reset_index()
+    return points, regional_agreement(regional), texture_summary(textures)
