@@ -156,9 +156,10 @@ def test_the_regional_scatter_shows_people_or_groups(config, monkeypatch):
     np.testing.assert_allclose(points(config)["real_std"], [people["real"][:6].std(), people["real"][6:].std()])
     few = regional[regional["person"].isin(people.index[: MIN_GROUP_SIZE - 1])]
     monkeypatch.setattr("resdm_suite.reporting.cases.regional_suvr", lambda *_: (few, textures))
-    _, agreement, textures = regional_comparison(config, ["ResDM"])
-    assert points(config).empty
-    figure = draw("04_table2_comparison", profile=config, points=points(config), agreement=agreement, textures=textures)
+    no_points, agreement, ratios = regional_comparison(config, ["ResDM"])
+    assert no_points.empty
+    names = {"points": no_points, "agreement": agreement, "textures": ratios}
+    figure = draw("04_table2_comparison", profile=config, **names)
     assert not len(figure.axes[0].lines[0].get_xdata())
 
 
