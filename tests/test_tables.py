@@ -324,6 +324,7 @@ def test_pivot_marks_the_best_and_leaves_empty_columns_out():
     assert block.rows == (("A", "1", "3", "x"), ("b", "2", "4", "–"))
     assert block.best == {(0, 1), (1, 2)}  # the smallest error, the largest PSNR
     assert is_best(frame, ["metric"], without=("b",)).tolist() == [True, False, True, False]
+    assert is_best(frame.replace("psnr", "brier"), ["metric"]).tolist() == [True, False, True, False]  # a loss
 
 
 def test_printed_numbers():

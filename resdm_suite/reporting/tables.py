@@ -277,7 +277,7 @@ def pivot(
 
 def is_best(frame: pd.DataFrame, by: Sequence[str], row: str = "method", without: Sequence[str] = ("ceiling",)):
     """Which rows have the best ``mean`` of their group, apart from some that are no competitors."""
-    higher = frame["metric"].map(lambda metric: HIGHER_IS_BETTER.get(metric, True)).astype(bool)
+    higher = frame["metric"].map(lambda metric: HIGHER_IS_BETTER.get(metric, metric != "brier")).astype(bool)
     score = frame["mean"].where(higher, -frame["mean"]).mask(frame[row].isin(list(without)))
     return score >= score.groupby([frame[key] for key in by]).transform("max") - 1e-9
 
