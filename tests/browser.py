@@ -1,7 +1,7 @@
 """A headless Chromium for tests: `page` opens an empty page, whose console errors and failed requests are collected.
 
-The browser is the system's own, none is downloaded. Without one (or without Playwright) tests that ask for a page are
-skipped, and say what is missing.
+The system's browser is used, none is downloaded. Without one (or without Playwright) tests that need a page are
+skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-"""Commands that start a Chromium, the first found is taken; RESDM_CHROMIUM names another."""
+"""Commands that start a Chromium, the first available is used; RESDM_CHROMIUM names another."""
 
 ARGUMENTS = (
     "--no-sandbox",  # inside a container, where tests run as root

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def real_t1() -> Path:
-    """A real person's T1 that lies beside the repository in development, and does not ship with it."""
+    """A real person's T1 beside the repository in development; it is not part of the repository."""
     path = ROOT.parent / "shared" / "data" / "t1" / "single_subject_T1w.nii.gz"
     if not path.is_file():
         pytest.skip("the real T1 does not ship with the project")

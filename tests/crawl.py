@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup
 
 FETCHED = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
-"""Tags that make a browser fetch something by itself."""
+"""Tags that make a browser fetch a file."""
 
 
 def broken_links(folder: Path, within: Path | None = None) -> list[str]:

@@ -1,6 +1,6 @@
 """A made-up ADNI download in each layout that its users have, with the study tables old and new, and the truth of it.
 
-Nobody here exists: site 999 does not, and identifiers are put together at run time, so that none stands in a file.
+These people are invented: site 999 does not exist, and identifiers are assembled at run time, so no file contains one.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Mock:
-    """What was written. ``kept``: sessions by month that a window of 180 days keeps, ``left_out`` with why."""
+    """The mock as written. ``kept``: sessions, by month, within a window of 180 days; ``left_out``: the reasons."""
 
     root: Path
     people: tuple[Person, ...]
@@ -157,7 +157,7 @@ def write_clinica_bids(
 def write_caps(
     folder: Path, people: int = 14, seed: int = 0, *, tables: str = "new", images: bool = True, corrupt: bool = False
 ) -> Mock:
-    """As ``clinica run t1-linear`` and ``pet-linear`` leave it, in MNI space; options as `write_clinica_bids`.
+    """Output of ``clinica run t1-linear`` and ``pet-linear``, in MNI space; options as `write_clinica_bids`.
 
     The second person has the uncropped and the cropped, the third only the cropped.
     """
@@ -259,7 +259,7 @@ def _write(
 
 @cache
 def _maps(what: str) -> tuple[np.ndarray, np.ndarray]:
-    """On `SOURCE`: a head, and what of it lies in the summary region of a tracer."""
+    """On `SOURCE`: a head, and its part in the summary region of a tracer."""
     if what == T1:
         return mni_map("t1", SOURCE), np.zeros(SOURCE.shape)
     masks = regions(SOURCE)
@@ -269,7 +269,7 @@ def _maps(what: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _head(p: Person, what: str) -> np.ndarray:
-    """A T1, or a PET whose summary region takes up as much more than its reference as the tables say, about."""
+    """A T1, or a PET with about the SUVR of the tables in its summary region."""
     head, inside = _maps(what)
     return head + (p.tau - 1.0 if what in (TAU, MK) else p.amyloid - 1.0) * inside
 
@@ -374,9 +374,9 @@ def _old_tables(folder: Path, made: tuple[Person, ...]) -> None:
     rows = [[p.rid, _american(day), round(p.tau * p.reference, 6), 1.0, p.reference] for p, _, day in _pets(made, TAU)]
     head = ["RID", "EXAMDATE", "META_TEMPORAL_SUVR", "BRAAK1_SUVR", "INFERIORCEREBELLUM_SUVR"]
     _csv(folder / "UCBERKELEYAV1451_01_14_21.csv", head, rows)
-    said = {"CN": "CN", "MCI": "MCI", "AD": "Dementia"}
+    words = {"CN": "CN", "MCI": "MCI", "AD": "Dementia"}
     rows = [
-        [p.rid, p.ptid, "bl" if m == 0 else f"m{m:02d}", p.day(m), p.day(0), said[p.diagnosis], said[p.diagnosis],
+        [p.rid, p.ptid, "bl" if m == 0 else f"m{m:02d}", p.day(m), p.day(0), words[p.diagnosis], words[p.diagnosis],
          p.age, {"F": "Female", "M": "Male"}[p.sex], p.education, p.mmse]
         for p in made if p.number != 13
         for m in p.months

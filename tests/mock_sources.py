@@ -1,4 +1,4 @@
-"""Mock downloads: the layout, names, columns and quirks of each source, around small heads in poses of their own.
+"""Mock downloads: the layout, names, columns and quirks of each source, around small heads in different poses.
 
 Every writer returns a `Truth`: which sessions belong in the manifest under a window of a year, and why the others do
 not. Nobody here exists.
@@ -233,11 +233,11 @@ def write_bids(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool =
     return truth
 
 
-# ── a table of one's own ──────────────────────────────────────────────────────────────────────────
+# ── a user's table ────────────────────────────────────────────────────────────────────────────────
 
 
 def write_csv_cohort(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool = True) -> Truth:
-    """As a spreadsheet saves it: a byte-order mark, CRLF, some of the columns, in an order of its own."""
+    """As a spreadsheet saves it: a byte-order mark, CRLF, some of the columns, in another order."""
     truth = Truth(folder / "people.csv")
     rows = []
     for i in range(people):
@@ -274,7 +274,7 @@ def participant(number: int) -> str:
 
 
 def write_released(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool = True) -> Truth:
-    """Volumes in [0, 1] under one name a person, lists of IDs, a Latin-1 table; some say MNI152 in their headers."""
+    """Volumes in [0, 1] under one name per person, lists of IDs, a Latin-1 table; some headers state MNI152."""
     truth = Truth(folder)
     grid = Grid((48, 56, 48), 4.0)
     rows, lists = [], {"train": [], "validation": [], "test": []}

@@ -1,7 +1,7 @@
 """Ten planted faults, each caught by a named test: ``python tests/mutations.py``.
 
 Each fault is planted in a temporary copy of the project. Its test must pass without the fault and fail with it. A line
-that is not found is an error, so the table stays true.
+that is not found is an error, so the table stays valid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FAULTS = [  # file, right code, faulty code, test
     ("resdm/losses.py", "return rec + lambda_high * high,", "return rec + high,",
      "test_losses.py::test_total_is_equation_7"),
     ("resdm/losses.py", "torch.where(mask, values, 0.0)", "values",
-     "test_losses.py::test_a_missing_pet_contributes_nothing_whatever_it_holds"),
+     "test_losses.py::test_a_missing_pet_has_no_effect_whatever_its_values"),
     ("resdm/prior.py", '{"F": "female", "M": "male"}', '{"F": "male", "M": "female"}',
      "test_prior.py::test_prompts_are_the_released_sentences"),
     ("resdm/loop.py", "torch._foreach_lerp_(average, weights, 1 - decay)",

@@ -1,4 +1,4 @@
-"""Scans of nilearn's MNI152 head in poses and storages of their own, with the transforms that made them."""
+"""Scans of nilearn's MNI152 head in various poses and storage orders, with the true transforms."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def make_visit(
 
 
 def _scalp_and_neck() -> np.ndarray:
-    """Dark skull, bright scalp, and muscle below: what lies around the brain in a T1 as it comes."""
+    """Dark skull, bright scalp, and muscle below: the surroundings of the brain in a native T1."""
     brain = mni_map("brain", SOURCE)
     from_brain = ndimage.distance_transform_edt(~brain, sampling=SOURCE.voxel_mm)
     x, y, z = SOURCE.mm()

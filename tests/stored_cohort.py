@@ -1,4 +1,4 @@
-"""A stored cohort of a few people on a 16³ grid: volumes, sidecars, template, predictions, as the stages leave them.
+"""A stored cohort of a few people on a 16³ grid: volumes, sidecars, template, predictions, as the stages write them.
 
 And sessions of a manifest, without any file behind.
 """
@@ -66,7 +66,7 @@ def person(seed: int) -> dict[str, np.ndarray]:
 
 
 def make_cohort(root: Path, methods: dict[str, float], people: int = 6) -> tuple[Config, pd.DataFrame]:
-    """Write a cohort and the predictions of methods that blur (σ in voxels) and add their own noise.
+    """Write a cohort and the predictions of methods that blur (σ in voxels) and add noise.
 
     Person 0 has two sessions, person 1 no tau PET; two more people are in the training split.
     """

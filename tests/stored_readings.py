@@ -75,7 +75,7 @@ def make_sex(effect: float, people: int = 40, method: str = "ResDM", seed: int =
 
 
 def make_age(effect: float, people: int = 40, method: str = "ResDM", seed: int = 0, sweep=SWEEP) -> pd.DataFrame:
-    """``age.csv``; ``effect`` is years predicted per year prompted, beside 0.2 per year of the own age."""
+    """``age.csv``; ``effect`` is years predicted per year prompted, in addition to 0.2 per year of true age."""
     rng, who, rows = np.random.default_rng(seed), sessions(people, seed), []
     ages = who["age"].to_numpy()
     for tracer in TRACERS:

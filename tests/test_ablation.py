@@ -152,7 +152,7 @@ def test_intervals_and_tests_of_several_trainings_by_hand(config, repeated):
     assert row["base_p"] >= stats.wilcoxon(full.mean(axis=0) - base.mean(axis=0)).pvalue  # by Holm
 
 
-def test_paper_values_stand_beside_whole_volumes_and_accuracy_only(third):
+def test_paper_values_are_given_for_whole_volumes_and_accuracy_only(third):
     printed = read_paper(3).set_index(["variant", "tracer", "metric"])
     for row in third.frame.to_dict("records"):
         if row["region"] == "brain" or row["method"] == "as_published":
@@ -244,7 +244,7 @@ def test_a_repetition_differs_in_its_seed_alone(tmp_path):
             load_config(write_profile(tmp_path, **methods))
 
 
-def test_a_seed_of_its_own_is_the_profiles_seed_in_all_that_training_depends_on(tmp_path):
+def test_a_method_seed_replaces_the_profile_seed_in_training(tmp_path):
     def known(config, name):
         seed, source = config.seeded(name).seed, source_settings(config)
         return fingerprint(config.method(name), config.training, seed, (4, 2), name=name, source=source)
@@ -266,8 +266,8 @@ def test_a_repetition_is_trained_and_synthesised_as_under_another_profile_seed(t
     assert (train_method(again, "X", progress=False) / "history.csv").read_bytes() == repeated.read_bytes()
     assert load_card(config.model("X@seed5")).config.seed == 5
     folder = synthesise_method(config, "X@seed5", progress=False)
-    said = [json.loads(path.read_text())["seed"] for path in folder.rglob("*_pet.json")]
-    assert set(said) == {5}
+    seeds = [json.loads(path.read_text())["seed"] for path in folder.rglob("*_pet.json")]
+    assert set(seeds) == {5}
 
 
 @pytest.mark.parametrize(("profile", "seeds"), [("phantom", 3), ("phantom128", 3), ("dlbs", 3), ("adni", 3)])

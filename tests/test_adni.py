@@ -93,7 +93,7 @@ def test_each_layout_gives_the_same_people_and_numbers(tmp_path, config, layout,
     assert frame["split"].eq("").all()
 
 
-def test_a_bids_folder_alone_will_do(tmp_path, config):
+def test_a_bids_folder_alone_is_sufficient(tmp_path, config):
     mock = write_clinica_bids(tmp_path, tables="none", images=False)
     frame, _, left_out, _ = build_manifest(tmp_path, config)
     assert set(frame["person"]) == mock.kept_people
@@ -105,7 +105,7 @@ def test_a_bids_folder_alone_will_do(tmp_path, config):
     assert left_out.set_index("session").loc["ses-M006", "reason"] == "PET more than 180 days from the T1"
 
 
-def test_days_of_scans_beat_those_of_visits(tmp_path, config):
+def test_scan_days_take_precedence_over_visit_days(tmp_path, config):
     mock = write_clinica_bids(tmp_path, people=1, tables="none", images=False)
     person = mock.people[0]
     scans = "filename\tacq_time\nanat/{0}_T1w.nii.gz\t{1}T08:00:00\npet/{0}_trc-{2}_rec-coregavg_pet.nii.gz\t{3}\n"
@@ -116,7 +116,7 @@ def test_days_of_scans_beat_those_of_visits(tmp_path, config):
     assert frame[["amyloid_days", "tau_days"]].to_numpy().tolist() == [[-5, 60]]
 
 
-def test_baselines_tell_of_the_first_visit_and_carry_the_age_on(tmp_path, config):
+def test_baseline_tables_describe_the_first_visit_and_later_ages_follow(tmp_path, config):
     mock = write_clinica_bids(tmp_path, people=6, tables="none", images=False)
     for path in tmp_path.glob("sub-*/*_sessions.tsv"):
         path.unlink()
@@ -199,7 +199,7 @@ def test_tau_tracers_are_never_pooled(tmp_path, config):
     assert frame["tau_suvr"].tolist() == pytest.approx([make_people()[8].tau])
 
 
-def test_scans_of_each_layout_fit_the_template_and_tell_of_uptake(tmp_path, config):
+def test_scans_of_each_layout_fit_the_template_and_show_uptake(tmp_path, config):
     """The oblique, the left-handed, the one of four dimensions and those in MNI space already."""
     config = dataclasses.replace(config, preprocess=COARSE)
     for layout, write in WRITERS.items():
@@ -265,7 +265,7 @@ def test_the_row_of_a_pet(tmp_path):
     assert found.pet(8, AV45, day) is None
 
 
-def test_a_new_row_beats_an_old_one_and_a_passed_one_a_failed_one(tmp_path):
+def test_newer_rows_and_passed_rows_take_precedence(tmp_path):
     old = "RID,EXAMDATE,SUMMARYSUVR_WHOLECEREBNORM,SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF\n"
     old += "7,01/01/2012,1.9,1\n8,01/01/2012,1.0,0\n"
     new = HEAD + "I1,7,2012-01-01,0,FBP,1.1,0,0\nI2,7,2012-01-01,2,FBP,1.3,1,40\n"
@@ -285,7 +285,7 @@ def test_tau_is_always_divided(tmp_path):
     assert found.pet(7, "18FPI2620", pd.Timestamp("2015-02-01"))["suvr"] == 2.0
 
 
-def test_who_people_are_on_a_day(tmp_path):
+def test_demographics_on_a_day(tmp_path):
     merged = (
         "RID,VISCODE,EXAMDATE,EXAMDATE_bl,DX,AGE,PTGENDER,PTEDUCAT,MMSE\n"
         "7,bl,2010-01-01,2010-01-01,CN,70.1,Female,16,29\n7,m12,2011-01-05,2010-01-01,NL to MCI,70.1,Female,16,-4\n"
@@ -343,7 +343,7 @@ def test_files_are_found_by_stem_and_the_newest_is_read(tmp_path):
         ("MMSE", "RID,VISDATE,MMSCORE\n7,2012-01-01,31\n", "row 2, MMSCORE: found '31', expected a number from 0"),
     ],
 )  # fmt: skip
-def test_what_a_table_cannot_say_is_named(tmp_path, name, text, message):
+def test_invalid_table_cells_are_named(tmp_path, name, text, message):
     with pytest.raises(ManifestError) as error:
         tables(tmp_path, **{name: text})
     assert message in str(error.value)
@@ -359,7 +359,7 @@ def test_other_encodings_and_flags_in_words_are_read(tmp_path):
     assert [found.pet(rid, AV45, pd.Timestamp("2012-01-01"))["qc"] for rid in (7, 8)] == [2, 0]
 
 
-def test_loni_without_attenuation_correction_or_with_twins_of_a_mac(tmp_path, config):
+def test_loni_without_attenuation_correction_or_with_appledouble_files(tmp_path, config):
     mock = write_loni(tmp_path, people=2, images=False)
     pet = next(path for path in mock.files if "AV45" in str(path) and mock.people[1].ptid in str(path))
     other = pet.parents[2].with_name("AV45_NAC_Coreg,_Avg,_Standardized_Image_and_Voxel_Size")
@@ -376,7 +376,7 @@ def test_loni_without_attenuation_correction_or_with_twins_of_a_mac(tmp_path, co
 # ── layouts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_no_download_is_named(tmp_path, config):
+def test_folders_without_a_download_are_named(tmp_path, config):
     with pytest.raises(ManifestError, match="nowhere: no such folder; expected an ADNI download"):
         build_manifest(tmp_path / "nowhere", config)
     with pytest.raises(
@@ -407,7 +407,7 @@ def test_loni_as_dicom_or_with_a_renamed_folder(tmp_path, config):
         build_manifest(tmp_path, config)
 
 
-def test_what_clinica_cannot_say_is_named(tmp_path, config):
+def test_invalid_clinica_entries_are_named(tmp_path, config):
     write_clinica_bids(tmp_path, people=2, tables="none", images=False)
     table = tmp_path / "participants.tsv"
     whole = table.read_text()

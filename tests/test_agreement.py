@@ -38,7 +38,7 @@ def test_intraclass_ignores_or_counts_a_bias():
 
 
 @pytest.mark.parametrize("kind", ["agreement", "consistency"])
-def test_intraclass_intervals_cover_what_they_say(kind):
+def test_intraclass_intervals_have_their_nominal_coverage(kind):
     """500 cohorts of 30 people whose true ICC is 0.8: the interval of 90 % holds it in about 90 % of them."""
     rng = np.random.default_rng(1)
     hits = 0
@@ -91,7 +91,7 @@ def test_sessions_of_a_person_count_once():
     assert row["bias"] == pytest.approx(np.mean([0.2, 0.0, 0.1, -0.1]))
 
 
-def test_what_cannot_be_estimated_is_nan_and_wrong_input_is_said():
+def test_undefined_estimates_are_nan_and_wrong_input_is_refused():
     assert math.isnan(pearson([1, 1, 1], [1, 2, 3]).value)
     assert math.isnan(intraclass(np.ones((5, 2))).value)
     assert math.isnan(intraclass(np.ones((2, 2))).value)

@@ -124,7 +124,7 @@ def test_a_person_in_two_splits(table):
     ],
     ids=["CRLF", "BOM", "spaces around cells", "blank lines", "n/a"],
 )
-def test_what_spreadsheets_do_is_read(table, change):
+def test_spreadsheet_exports_are_read(table, change):
     path = table()
     expected = read_manifest(path)
     pd.testing.assert_frame_equal(read_manifest(table(text=change(path.read_bytes().decode()))), expected)
@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_written(table):
     assert (path.parent / "work").read_bytes() == b""
 
 
-def test_a_manifest_that_cannot_be_stays_unwritten(table):
+def test_an_invalid_manifest_is_not_written(table):
     path = table()
     before = path.read_bytes()
     for bad in ({"age": 5.0}, {"sex": "X"}, {"tau_status": 2}, {"person": "me"}):
@@ -182,7 +182,7 @@ def test_a_manifest_that_cannot_be_stays_unwritten(table):
     assert path.read_bytes() == before
 
 
-def test_the_command_says_it_in_a_line(tmp_path, capsys):
+def test_the_command_reports_the_error_in_one_line(tmp_path, capsys):
     """No traceback, exit 2."""
     (tmp_path / "own.yaml").write_text("profile: own\ncohort: { kind: other }\n")
     (tmp_path / "work" / "own").mkdir(parents=True)

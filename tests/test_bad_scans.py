@@ -41,8 +41,8 @@ def manifest(config, *people):
     rows = []
     for person in people:
         files = {what: str(config.work / "scans" / f"{person}_{name}.nii.gz") for what, name in NAMES.items()}
-        said = {"session": "ses-1", "age": 70.0, "sex": "F", "split": "train"}
-        rows.append(EMPTY | {"person": person, **said, **files, "amyloid_tracer": "18FAV45"})
+        session = {"session": "ses-1", "age": 70.0, "sex": "F", "split": "train"}
+        rows.append(EMPTY | {"person": person, **session, **files, "amyloid_tracer": "18FAV45"})
     return pd.DataFrame(rows)
 
 
@@ -64,7 +64,7 @@ def good(tmp_path_factory):
 
 @pytest.fixture
 def config(good, tmp_path):
-    """The same in a folder of its own, and the second person in the manifest."""
+    """The same in a separate folder, and the second person in the manifest."""
     shutil.copytree(good.work, tmp_path / "work" / "bad")
     config = make_config(tmp_path)
     write_manifest(manifest(config, "sub-good", "sub-other"), config.manifest)
@@ -189,7 +189,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_scan_is_named_and_results_stay(config, name):
-    which, spoil, said = BAD[name]
+    which, spoil, message = BAD[name]
     path = config.work / "scans" / f"sub-other_{which}.nii.gz"
     image = nib.load(path)
     data, affine = image.get_fdata(dtype=np.float32), image.affine
@@ -199,8 +199,8 @@ def test_a_bad_scan_is_named_and_results_stay(config, name):
         preprocess(config, progress=False)
     text = str(error.value)
     assert str(path) in text
-    assert said in text
-    assert any(mark in text for mark in (";", "?")), "says what to do"
+    assert message in text
+    assert any(mark in text for mark in (";", "?")), "states the remedy"
     assert contents(config.volumes).items() >= made.items()
 
 
@@ -303,16 +303,16 @@ def call(config, before="pass", **options):
 
 
 def test_a_full_disk(config):
-    """The system itself refuses to let cohort.npy grow: an error with a remedy, no dead process, the rest stays."""
+    """The system refuses to let cohort.npy grow: an error with a remedy, no killed process, other files stay."""
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))  # the array takes 166 kB, a volume less
 
     with call(config, stderr=subprocess.PIPE, text=True, preexec_fn=limit) as process:
-        said = process.communicate()[1]
-    assert process.returncode == 1, said
-    assert "cohort.npy: cannot be written (File too large)" in said
+        errors = process.communicate()[1]
+    assert process.returncode == 1, errors
+    assert "cohort.npy: cannot be written (File too large)" in errors
     assert not list(config.volumes.glob(".*"))
     volume = next((config.volumes / "sub-other").rglob("*_T1w.nii.gz"))
     written = volume.stat().st_mtime_ns

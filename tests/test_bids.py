@@ -74,7 +74,7 @@ def test_phantoms_are_read_like_any_dataset(tmp_path):
     assert len(read_manifest(config.manifest)) == len(frame)
 
 
-def test_the_flow_says_who_is_left_out(dataset, config):
+def test_the_flow_lists_who_is_left_out(dataset, config):
     root = dataset(
         "participant_id\tsex\tage\nsub-1\tm\t70\nsub-2\tFemale\t71\nsub-3\tF\tn/a\nsub-4\tF\t72\nsub-5\tM\t73\nsub-6\tn/a\t60\n",
         {
@@ -95,7 +95,7 @@ def test_the_flow_says_who_is_left_out(dataset, config):
     ]
 
 
-def test_sessions_tell_before_participants_and_baselines_are_carried_on(dataset, config):
+def test_sessions_tsv_precedes_participants_tsv_and_later_ages_follow(dataset, config):
     root = dataset(
         "participant_id\tgender\tage_bl\tdiagnosis_sc\tmmse_bl\teducation_level\n"
         "sub-1\tfemale\t70.0\tEMCI\t27\t12\nsub-2\tMALE\t64.5\tDementia\t22\t16\n",
@@ -128,7 +128,7 @@ def test_people_without_sessions_are_read(dataset, config):
     assert frame["amyloid"][0].endswith("sub-1/pet/sub-1_trc-18FFBB_pet.nii.gz")
 
 
-def test_choices_are_noted_and_the_file_name_beats_the_sidecar(dataset, config, caplog):
+def test_choices_are_noted_and_the_file_name_precedes_the_sidecar(dataset, config, caplog):
     root = dataset(
         ONE,
         {"sub-1/ses-1": [T1, "anat/acq-b_T1w.nii.gz", AV45, FBB, TAU, "pet/trc-18FAV1451_run-2_pet.nii.gz"]},
@@ -181,7 +181,7 @@ def test_tracers_are_an_option(dataset, config):
         ),
     ],
 )
-def test_what_cannot_be_read_is_named(dataset, config, participants, scans, message):
+def test_unreadable_values_are_named(dataset, config, participants, scans, message):
     with pytest.raises(ManifestError) as error:
         build_manifest(dataset(participants, scans), config)
     assert message in str(error.value)
@@ -227,7 +227,7 @@ def test_days_come_from_the_dates_of_scans(dataset, config):
     assert "has no date for pet/sub-1_ses-1_trc-18FAV1451_pet.nii.gz: 'soon'" in notes[0]
 
 
-def test_twins_of_a_mac_are_no_scans_and_no_tables(dataset, config):
+def test_appledouble_files_are_ignored(dataset, config):
     root = dataset(ONE, {"sub-1/ses-1": [T1, AV45]}, {"sub-1": "session_id\tage\nses-1\t71\n"})
     (root / "sub-1/ses-1/sub-1_ses-1_scans.tsv").write_text("filename\tacq_time\n")
     for path in [path for path in root.rglob("*") if path.is_file()]:

@@ -19,7 +19,7 @@ def test_a_page_draws_and_its_faults_are_collected(page, tmp_path):
     assert page.screenshot().startswith(b"\x89PNG")
 
 
-def test_without_chromium_the_reason_is_said(monkeypatch):
+def test_without_chromium_the_reason_is_reported(monkeypatch):
     pytest.importorskip("playwright")
     monkeypatch.setenv("RESDM_CHROMIUM", "/nowhere/chromium")
     assert browser.chromium() is None

@@ -118,11 +118,11 @@ def test_it_is_scored_like_a_method_and_exceeds_the_mean_pet(config, out):
         assert gain.xs((tracer, "brain")).mean() > 3
         row = index[index[f"present_{tracer}"] == 1].iloc[0]
         path = synthetic_path(out, row["person"], row["session"], row[f"{tracer}_tracer"])
-        said = json.loads(sidecar_path(path).read_text())
-        assert (said["method"], said["tracer"]) == ("ceiling", tracer)
-        assert said["notice"] == "uses the phantom's truth: no method can"
-        assert said["prompt"] == {"age": row["age"], "sex": row["sex"]}
-        assert said["intensity"] == {"kind": "fixed", "suvr_range": list(config.preprocess.suvr_range[tracer])}
+        sidecar = json.loads(sidecar_path(path).read_text())
+        assert (sidecar["method"], sidecar["tracer"]) == ("ceiling", tracer)
+        assert sidecar["notice"] == "uses the phantom's truth: no method can"
+        assert sidecar["prompt"] == {"age": row["age"], "sex": row["sex"]}
+        assert sidecar["intensity"] == {"kind": "fixed", "suvr_range": list(config.preprocess.suvr_range[tracer])}
 
 
 def test_probabilities_of_the_planted_status_are_those_of_the_posterior(config, out):

@@ -29,7 +29,7 @@ def saved(tmp_path):
     return save_profile_model(tmp_path / "model", method, config, "Plain", step=7, epoch=2, score=41.5), config, method
 
 
-def test_a_model_comes_back(saved):
+def test_a_saved_model_is_restored(saved):
     folder, config, method = saved
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -64,7 +64,7 @@ def test_the_same_weights_give_the_same_bytes(saved, tmp_path):
         assert (again / file).read_bytes() == (folder / file).read_bytes()
 
 
-def test_given_weights_replace_the_methods_own(saved, tmp_path):
+def test_given_weights_replace_those_of_the_method(saved, tmp_path):
     _, config, method = saved
     folder = save_profile_model(
         tmp_path / "other", method, config, "Plain", weights={"prompt_weights": torch.tensor([3.0, 4.0])}
@@ -85,7 +85,7 @@ def test_shared_weights_are_stored_once_and_stay_shared(saved):
 
 
 @pytest.mark.parametrize("make", [tiny_resdm, tiny_regression])
-def test_the_papers_methods_come_back(tmp_path, make):
+def test_the_papers_methods_are_restored(tmp_path, make):
     """A text tower's frozen part included, though its cache was filled with other states."""
     config = make_config(tmp_path, methods={"ResDM": make()})
     torch.manual_seed(0)
@@ -212,7 +212,7 @@ def test_a_model_is_compared_with_the_profile(saved):
     ("adni", "synthetic, not for clinical use"),
     ("phantom", "synthetic, not for clinical use; made by a phantom-trained model"),
 ])  # fmt: skip
-def test_a_phantom_model_says_so(tmp_path, kind, notice):
+def test_a_phantom_model_is_marked(tmp_path, kind, notice):
     config = make_config(tmp_path, kind=kind)
     card = load_card(save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain"))
     assert card.notice == notice
@@ -222,7 +222,7 @@ def test_a_phantom_model_says_so(tmp_path, kind, notice):
 # ── states ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_state_comes_back_and_holds_plain_values_only(tmp_path):
+def test_a_state_is_restored_and_contains_plain_values_only(tmp_path):
     path = tmp_path / "state.pt"
     save_state(path, {"fingerprint": {"seed": 1}, "x": torch.arange(3)})
     assert load_state(path, {"seed": 1})["x"].tolist() == [0, 1, 2]

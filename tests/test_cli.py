@@ -39,7 +39,7 @@ def profile(tmp_path):
 
 @pytest.fixture
 def scan(tmp_path):
-    """A file that stands for somebody's T1."""
+    """A file in place of a T1."""
     path = tmp_path / "sub-07_T1w.nii.gz"
     nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), path)
     return path
@@ -77,7 +77,7 @@ def preprocessed(monkeypatch):
 
 
 def test_version_and_check_start_without_heavy_packages(profile):
-    """A command imports only the packages that it needs; a method's settings stand beside its class, so need torch."""
+    """A command imports only the packages that it needs; `check` needs torch for the methods' settings."""
     code = (
         "import sys; from resdm_suite.apps.cli import main\n"
         f"codes = main(['version']), main(['check', {str(profile.with_name('plain.yaml'))!r}])\n"
@@ -92,7 +92,7 @@ def test_version_and_check_start_without_heavy_packages(profile):
     assert lines[-1] == "(0, 0) []", done.stderr
 
 
-def test_check_says_what_a_profile_holds(profile, capsys):
+def test_check_lists_the_settings_of_a_profile(profile, capsys):
     assert cli.main(["check", str(profile)]) == 0
     out = capsys.readouterr().out
     config = load_config(profile)
@@ -140,7 +140,7 @@ def test_arguments_that_make_no_sense(words):
 
 
 @pytest.mark.parametrize(("words", "shard"), [([], (1, 1)), (["--shard", "2/3"], (2, 3))])
-def test_predict_hands_on_which_part_is_to_be_made(profile, monkeypatch, capsys, words, shard):
+def test_predict_passes_the_shard(profile, monkeypatch, capsys, words, shard):
     asked = []
 
     def synthesise_method(config, name, condition, **chosen):
@@ -179,7 +179,7 @@ def test_methods_and_conditions_reach_the_pipeline(profile, monkeypatch, capsys)
     )
     monkeypatch.setattr(
         "resdm_suite.apps.synthesis.synthesise_method",
-        lambda config, name, said, **options: calls.append((name, said, options)),
+        lambda config, name, condition, **options: calls.append((name, condition, options)),
     )
     assert cli.main(["train", str(profile)]) == 0
     assert cli.main(["train", str(profile), "GAN", "--quiet"]) == 0
@@ -235,7 +235,7 @@ def test_synthesise_one_mri(model, scan, preprocessed, tmp_path, capsys):
     assert options["notice"] == "synthetic, not for clinical use"
 
 
-def test_a_phantom_model_needs_leave_and_says_so_everywhere(model, scan, preprocessed, tmp_path, capsys):
+def test_a_phantom_model_needs_permission_and_marks_every_output(model, scan, preprocessed, tmp_path, capsys):
     arguments = ["synthesise", str(scan), "--model", str(model("phantom")), "--out", str(tmp_path / "o")]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
@@ -273,11 +273,20 @@ def test_quiet_and_json(model, scan, preprocessed, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
     assert cli.main([*arguments, "--json"]) == 0
     out, error = capsys.readouterr()
-    said = json.loads(out)
+    output = json.loads(out)
     assert error == ""
-    assert said["notice"].endswith("made by a phantom-trained model")
-    assert list(said["files"]) == ["amyloid", "tau", "mri", "amyloid_native", "tau_native", "suvr", "picture", "record"]
-    assert said["peak_memory_bytes"] > 1e7
+    assert output["notice"].endswith("made by a phantom-trained model")
+    assert list(output["files"]) == [
+        "amyloid",
+        "tau",
+        "mri",
+        "amyloid_native",
+        "tau_native",
+        "suvr",
+        "picture",
+        "record",
+    ]
+    assert output["peak_memory_bytes"] > 1e7
 
 
 def test_a_table_of_scans_reports_its_failures_and_exits_with_2(model, scan, preprocessed, tmp_path, capsys):
@@ -297,8 +306,8 @@ def test_a_table_of_scans_reports_its_failures_and_exits_with_2(model, scan, pre
     table.write_text(f"person,t1w,age,sex\nsub-1,{scan.name},74,F\nsub-2,{scan.name},71,F\n")
     count = len(preprocessed)
     assert cli.main([*arguments, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert [row["status"] for row in said["scans"]] == ["kept", "done"]
+    output = json.loads(capsys.readouterr().out)
+    assert [row["status"] for row in output["scans"]] == ["kept", "done"]
     assert len(preprocessed) == count + 2  # one scan more, and its picture
 
 
@@ -342,7 +351,7 @@ def test_only_openneuro_is_downloaded(profile, capsys):
     assert "--download fetches openneuro's data only; the source is bids" in capsys.readouterr().err
 
 
-def test_offline_the_download_says_so_in_a_line(profile, tmp_path, monkeypatch, capsys):
+def test_an_offline_download_fails_with_one_line(profile, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "DELAYS", ())
     words = ["manifest", "openneuro", str(profile), "--download", "--quiet", "--url", "http://127.0.0.1:9"]
     assert cli.main([*words, "--root", str(tmp_path / "d")]) == 2

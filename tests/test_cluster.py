@@ -33,7 +33,7 @@ def clone(tmp_path):
     return tmp_path
 
 
-def test_the_slurm_profile_asks_for_what_rules_need(clone):
+def test_the_slurm_profile_requests_the_resources_of_the_rules(clone):
     """A dry run: the rules that the profile names exist, and trainings ask for a GPU."""
     settings = yaml.safe_load(PROFILE.read_text())
     executor = [] if find_spec("snakemake_executor_plugin_slurm") else ["--executor", "local"]

@@ -201,7 +201,7 @@ def test_an_unknown_method_is_named_with_those_there_are(write):
     (float("nan"), None, "here: age nan is outside"),
     (70.0, "f", "here: unknown sex 'f'; expected one of F, M"),
 ])  # fmt: skip
-def test_people_that_cannot_be(age, sex, message):
+def test_impossible_ages_and_sexes_are_refused(age, sex, message):
     with pytest.raises(ValueError, match=message):
         check_person(age, sex, "here")
     check_person(None, None, "here")

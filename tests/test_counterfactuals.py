@@ -1,4 +1,4 @@
-"""Counterfactuals: planted changes come back, by region and by what the prompt says."""
+"""Counterfactuals: planted changes are recovered, by region and prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REGIONS = ("summary", "precuneus", "pons")
 
 
 def planted(people: int = 24, seed: int = 0) -> pd.DataFrame:
-    """SUVR: men told F gain 0.1 in the precuneus, women told M lose 0.1; age 85 adds 0.05 everywhere; the rest none."""
+    """SUVR: prompt F adds 0.1 in the precuneus of men, prompt M takes 0.1 from women; age 85 adds 0.05 everywhere."""
     rng, rows = np.random.default_rng(seed), []
     for i in range(people):
         sex = "FM"[i % 2]
@@ -31,7 +31,7 @@ def planted(people: int = 24, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_planted_changes_come_back():
+def test_planted_changes_are_recovered():
     summary = change_summary(prompt_changes(planted()), seed=0, repeats=2000).set_index(["condition", "region"])
     assert summary.loc[("sex_F", "precuneus"), "mean"] == pytest.approx(0.1, abs=0.01)
     assert summary.loc[("sex_M", "precuneus"), "strict_high"] < -0.08

@@ -1,4 +1,4 @@
-"""The pages are true: commands exist, links resolve, and the tutorials run."""
+"""The pages are correct: commands exist, links resolve, and the tutorials run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def lines(page: Path) -> list[str]:
     return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines()) if line]
 
 
-def spoken(page: Path) -> list[str]:
+def named_commands(page: Path) -> list[str]:
     """Commands named in the running text, between backticks."""
     prose = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text(encoding="utf-8"))
     return [re.sub(r"^\.venv/bin/", "", text) for text in re.findall(r"`([^`\n]+)`", prose)]
@@ -85,7 +85,7 @@ class TestPages:
 
     def test_every_command_in_the_text_exists(self, page):
         commands = subcommands(cli._parser())
-        for text in spoken(page):
+        for text in named_commands(page):
             words = text.split()
             if words[0] == "resdm" and len(words) > 1 and words[1].islower() and not words[1].startswith("-"):
                 assert words[1] in commands, text
@@ -96,14 +96,14 @@ class TestPages:
 
     def test_every_option_in_the_text_exists(self, page):
         known = {option for sub in subcommands(cli._parser()).values() for option in sub._option_string_actions}
-        if page.parent.name == "benchmarks":  # scripts with options of their own
+        if page.parent.name == "benchmarks":  # scripts with other options
             scripts = "".join(path.read_text(encoding="utf-8") for path in page.parent.glob("*.py"))
             known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', scripts))
-        for text in spoken(page):
+        for text in named_commands(page):
             if text.startswith("--"):
                 assert text.split()[0] in known, text
 
-    def test_every_relative_link_leads_somewhere(self, page):
+    def test_every_relative_link_resolves(self, page):
         text = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text(encoding="utf-8"))
         for link in re.findall(r"\]\(([^)\s]+)\)", text):
             target, _, anchor = link.partition("#")
@@ -124,7 +124,7 @@ def anchors(page: Path) -> set[str]:
 # ── the README ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_notebook_profile_and_page_stands_in_the_readme():
+def test_every_notebook_profile_and_page_is_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         assert f"(notebooks/{path.name})" in text, path.name
@@ -175,8 +175,8 @@ def test_the_dev_container_opens_on_the_same_environment():
 
 def test_make_help_names_every_target(capfd):
     text = (ROOT / "Makefile").read_text()
-    said = set(re.findall(r"^([a-z]+): .*##", text, flags=re.MULTILINE))
-    assert said == TARGETS == set(re.search(r"\.PHONY: (.*)", text)[1].split())
+    documented = set(re.findall(r"^([a-z]+): .*##", text, flags=re.MULTILINE))
+    assert documented == TARGETS == set(re.search(r"\.PHONY: (.*)", text)[1].split())
 
 
 def test_changelog_has_the_version_and_its_form():
@@ -228,7 +228,7 @@ def run(page: Path, **replace: str) -> None:
             assert words[0] in ("make", "export"), line
 
 
-def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch, capsys):
+def test_a_method_from_the_page_trains_and_is_in_table_2(study, monkeypatch, capsys):
     page = ROOT / "docs" / "howto_add_a_baseline.md"
     monkeypatch.chdir(study)
     monkeypatch.syspath_prepend(study)
@@ -257,7 +257,7 @@ def test_a_method_from_the_page_trains_and_stands_in_table_2(study, monkeypatch,
     brain = mni_map("brain", model.grid)
     expected = np.clip(mean + correlate(mri, weight, mode="constant"), 0, 1) * brain  # 0 around it
     predicted = nib.load(path).get_fdata()
-    np.testing.assert_allclose(predicted, expected, atol=1e-3)  # MRIs are kept as float16
+    np.testing.assert_allclose(predicted, expected, atol=1e-3)  # MRIs are stored as float16
 
 
 def test_a_covariate_from_the_page_is_in_prompt_and_sidecar(study, tmp_path):
@@ -311,7 +311,7 @@ def test_a_kind_that_is_no_method_is_refused(kind, message):
 
 
 def test_a_kind_with_a_colon_may_be_one_of_ours():
-    """The class's own settings are found by its annotation, and unknown keys are refused as everywhere."""
+    """The class's annotation names its settings; unknown keys are refused."""
     ours = method_from_dict({"kind": "resdm.baselines.regression:Regression", "lambda_high": 0.5}, "x.yaml")
     assert type(ours).__name__ == "RegressionConfig"
     assert ours.lambda_high == 0.5
@@ -320,7 +320,7 @@ def test_a_kind_with_a_colon_may_be_one_of_ours():
 
 
 @pytest.mark.parametrize("source", ["csv", "bids"])
-def test_ones_own_data_reach_table_2_and_a_synthetic_pet(study, monkeypatch, tmp_path, source):
+def test_a_users_data_reach_table_2_and_a_synthetic_pet(study, monkeypatch, tmp_path, source):
     if source not in READERS:
         pytest.skip(f"no reader of {source}")
     page = ROOT / "docs" / "own_data.md"

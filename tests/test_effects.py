@@ -154,7 +154,7 @@ def test_faulty_status_readings_are_named(status, fault, message):
 # ── sex ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_log_odds_favour_the_own_sex():
+def test_log_odds_are_positive_for_the_persons_sex():
     assert own_sex_logit(np.array([1, 0]), np.array([0.8, 0.8])) == pytest.approx([math.log(4), -math.log(4)])
     assert np.isfinite(own_sex_logit(np.array([1, 0]), np.array([1.0, 1.0]))).all()
 
@@ -253,7 +253,7 @@ def test_a_planted_effect_of_age_is_found_with_its_size():
 
 
 def test_without_an_effect_of_age_intervals_cover_zero():
-    """Though predicted age follows the own age, which the MRI shows."""
+    """Even if predicted age follows the person's age, which the MRI shows."""
     scores = make_scores(dict.fromkeys(AGE_SCORES, 0.0))
     for seed in range(3):
         age = make_age(0.0, seed=seed)

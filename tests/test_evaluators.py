@@ -63,7 +63,7 @@ def test_size_of_the_originals(network, parameters, flop):
     [(128, 1, 3, 4), (64, 1, 4, 4), (32, 1, 4, 4), (32, 2, 4, 4), (24, 1, 3, 3), (16, 1, 4, 4), (17, 2, 4, 4)],
 )
 def test_no_map_is_pooled_below_three_voxels(size, pool, dsnet, age):
-    """128 → 64 → 32 → 16 → 8 → 3 and 128 → … → 4 as published; small grids leave pooling layers out."""
+    """128 → 64 → 32 → 16 → 8 → 3 and 128 → … → 4 as published; small grids omit pooling layers."""
     for network, edge in ((DSNet(3 * (size,), pool=pool), dsnet), (BrainAge(3 * (size,), pool=pool), age)):
         with torch.device("meta"):
             out = network.features.to("meta")(torch.empty(1, 1, size, size, size))
@@ -93,7 +93,7 @@ def test_logit_scale_is_learned(generator):
     torch.testing.assert_close(net.predict(x), torch.sigmoid(net(x)[:, 1] - net(x)[:, 0]))
 
 
-def test_brain_age_starts_at_the_mean_age_and_loses_in_standard_deviations(generator):
+def test_brain_age_starts_at_the_mean_age_with_its_loss_in_standard_deviations(generator):
     net = BrainAge((16, 16, 16), width=2, mean=72.0, std=8.0)
     nn.init.zeros_(net.head.weight)
     x = torch.rand((3, 1, 16, 16, 16), generator=generator)
@@ -164,7 +164,7 @@ def test_a_status_that_changed_between_visits_counts_in_both_classes():
 
 
 def test_both_networks_learn(generator):
-    """A planted patch and its strength are found in people who were not trained on."""
+    """A planted patch and its strength are recognised in people outside the training set."""
     strength = torch.rand(60, generator=generator)
     volumes = 0.3 + 0.05 * torch.randn((60, 1, 12, 12, 12), generator=generator)
     volumes[:, :, 3:7, 3:7, 3:7] += 0.4 * strength[:, None, None, None, None]
@@ -300,7 +300,7 @@ def test_a_person_of_two_splits_stops_every_protocol(tmp_path):
 
 
 def test_no_test_or_validation_volume_is_trained_on(tmp_path, monkeypatch):
-    """Spies on what reaches the optimiser: volumes of training people alone, in a fold those of its own people."""
+    """Spies on what reaches the optimiser: volumes of training people alone, in a fold those of its people."""
     config, seen = make_people(tmp_path), []
     index = read_index(config, None)
     owner = {}
@@ -321,7 +321,7 @@ def test_no_test_or_validation_volume_is_trained_on(tmp_path, monkeypatch):
         assert len({column for *_, column in fitted}) == 1
         assert len({who for who, *_ in fitted}) < len(fitted), "repeat visits are among them"
     evaluate_status(config, progress=False)
-    assert len(seen) == 28, "scoring fits nothing anew"
+    assert len(seen) == 28, "scoring fits nothing again"
 
 
 def test_status_table(config):
@@ -457,7 +457,7 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
     (tmp_path / "work" / "tiny").mkdir(parents=True)
     (elsewhere.volumes).symlink_to(config.volumes)
     first, stored = again(config, scans=None)  # what is stored needs no volume
-    assert len(epochs) == config.evaluation.sex.epochs, "the bar goes on"
+    assert len(epochs) == config.evaluation.sex.epochs, "the bar continues"
     fitted, fresh = again(elsewhere)
     assert fresh == stored
     assert fitted.card == first.card

@@ -186,7 +186,7 @@ def test_a_corrupt_scan_is_reported_and_cannot_be_cut_or_exported(clone, model, 
     assert (shown.draw_count, shown.request.source) == (1, source)
 
 
-def test_a_file_is_preprocessed_and_has_no_prompt_of_its_own(config):
+def test_a_file_is_preprocessed_and_has_no_factual_prompt(config):
     t1 = next(config.source_root.rglob("*_T1w.nii.gz"))
     shown = explore(config, person=str(t1), allow_phantom_model=True)
     assert (shown.request.source, shown.request.age, shown.request.sex) == (str(t1), None, None)

@@ -153,9 +153,9 @@ def test_every_set_of_regions_measures_both_pets(stored, tmp_path):
 def test_real_regions_are_those_before_clipping(stored):
     """A PET whose sidecar has regional SUVR beyond the range; the synthetic one is measured as it is."""
     path = stored.volumes / "sub-0" / "tau.json"
-    said = json.loads(path.read_text())
+    sidecar = json.loads(path.read_text())
     means = regional_means(3 * nib.load(path.with_suffix(".nii.gz")).get_fdata(), GRID, "tau")
-    path.write_text(json.dumps(said | {"regional_suvr": means | {"medial_temporal": 3.7, "summary": 3.2}}))
+    path.write_text(json.dumps(sidecar | {"regional_suvr": means | {"medial_temporal": 3.7, "summary": 3.2}}))
     found = quantities(stored, ["ResDM"]).query("person == 'sub-0' and tracer == 'tau'").set_index("region")
     regional, _ = regional_suvr(stored, "ResDM")
     other = regional.query("person == 'sub-0' and tracer == 'tau'").set_index("region")

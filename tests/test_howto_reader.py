@@ -1,4 +1,4 @@
-"""The reader of docs/howto_add_a_cohort_reader.md works as the page says."""
+"""The reader of docs/howto_add_a_cohort_reader.md works as the page states."""
 
 import re
 import types

@@ -29,7 +29,7 @@ INSIDE = np.arange(60).reshape(SHAPE) % 4 != 0  # the rest is 0, as outside a br
 
 
 class People(list):
-    """Sessions whose PETs are linear in a few factors of the MRI, in age and sex, and a voxel's own MRI."""
+    """Sessions whose PETs are linear in a few factors of the MRI, in age and sex, and the MRI of the same voxel."""
 
     def __init__(self, n: int, seed: int, *, own: float = 0.0, factors: float = 0.0) -> None:
         rng, planted = np.random.default_rng(seed), np.random.default_rng(99)

@@ -36,7 +36,7 @@ def test_total_is_equation_7(volumes):
     assert not any(part.requires_grad for part in parts.values())
 
 
-def test_a_missing_pet_contributes_nothing_whatever_it_holds(volumes):
+def test_a_missing_pet_has_no_effect_whatever_its_values(volumes):
     x, y = volumes
     present = torch.tensor([[True, True], [True, False], [False, True]])
     expected = ((x[:2, 0] - y[:2, 0]) ** 2).mean() + torch.stack(

@@ -46,7 +46,7 @@ def found(frame) -> list[tuple]:
     ]
 
 
-def test_the_tightest_set_keeps_its_pets_and_the_rest_go_on():
+def test_the_tightest_set_gets_its_pets_before_the_others():
     frame = match_scans(heads(0, 100, 400) + pets((AV45, 90), (TAU, 110), (AV45, 390), (TAU, 500)), MATCH)
     assert found(frame) == [
         ("ses-0", "", "", -999, -999),
@@ -69,7 +69,7 @@ def test_ties_by_the_largest_gap_then_the_sum_then_the_earlier():
 
 
 @pytest.mark.parametrize(("tie", "taken"), [("earlier", -30), ("later", 30)])
-def test_of_two_pets_as_near_an_option_says_which(tie, taken):
+def test_an_option_selects_between_two_equally_near_pets(tie, taken):
     match = dataclasses.replace(MATCH, tie=tie)
     (row,) = found(match_scans(heads(0) + pets((AV45, 30), (AV45, -30), (TAU, -30), (TAU, 30)), match))
     assert row[3:] == (taken, taken)
@@ -80,13 +80,13 @@ def test_both_tracers_come_before_a_nearer_one():
     assert found(frame)[0][3:] == (149, -60)  # the triplet, though the second T1 lies a day from the amyloid PET
 
 
-def test_the_window_is_closed_and_what_lies_beyond_is_told():
+def test_the_window_is_closed_and_scans_beyond_it_are_reported():
     frame = match_scans(heads(0) + pets((AV45, 180), (TAU, -181), (TAU, 300)), MATCH)
     assert found(frame) == [("ses-0", "18FAV45@180", "18FAV1451@-181", 180, -181)]  # counted, then dropped
     assert frame["reason"].tolist() == [""]
 
 
-def test_the_preferred_tracer_wins_though_it_lies_farther():
+def test_the_preferred_tracer_is_used_even_if_farther():
     scans = pets((FBB, 1), (AV45, 100), (TAU, 0))
     assert found(match_scans(heads(0) + scans, MATCH, ["18FAV45", "18FFBB"]))[0][1] == "18FAV45@100"
     assert found(match_scans(heads(0) + scans, MATCH, ["18FFBB", "18FAV45"]))[0][1] == "18FFBB@1"
@@ -154,13 +154,13 @@ def test_against_brute_force(tie):
     assert several > 50
 
 
-def test_a_reader_may_say_why_a_visit_has_no_pet():
+def test_a_reader_may_state_why_a_visit_has_no_pet():
     known = EMPTY | {"session": "ses-1", "age": 70.0, "sex": "F", "t1w": "/t1.nii.gz"}
     rows = [
-        known | {"person": "sub-1", "amyloid": "/a.nii.gz", "amyloid_tracer": "18FAV45", "reason": "not said"},
+        known | {"person": "sub-1", "amyloid": "/a.nii.gz", "amyloid_tracer": "18FAV45", "reason": "not given"},
         known | {"person": "sub-2", "reason": "its PET goes with a T1 that lies nearer"},
         known | {"person": "sub-3", "reason": ""},
-        known | {"person": "sub-4", "t1w": "", "reason": "not said"},
+        known | {"person": "sub-4", "t1w": "", "reason": "not given"},
     ]
     left_out = select_sessions(
         pd.DataFrame(rows), Config(profile="t", cohort=CohortConfig(kind="other")), "here"

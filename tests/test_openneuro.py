@@ -137,7 +137,7 @@ def test_faults_of_a_sidecar(change, message):
     assert all(fault.startswith(start) for fault, start in zip(found, message, strict=True))
 
 
-def test_ages_and_intervals_that_cannot_be(mock, tmp_path):
+def test_impossible_ages_and_intervals_are_refused(mock, tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()
     table = (mock.root / "participants.tsv").read_text().splitlines()
@@ -172,7 +172,7 @@ def test_ages_and_intervals_that_cannot_be(mock, tmp_path):
         build_manifest(folder, make_config(tmp_path))
 
 
-def test_without_scans_the_command_tells_how_to_get_them(mock, tmp_path):
+def test_without_scans_the_error_names_the_download_command(mock, tmp_path):
     config = make_config(tmp_path)
     folder = tmp_path / "d"
     folder.mkdir()
@@ -322,7 +322,7 @@ def test_the_download_brings_what_the_manifest_needs_and_no_more(mock, bucket, t
     make_manifest(config, root)
 
 
-def test_a_stopped_download_goes_on_where_it_was(small, tmp_path):
+def test_a_stopped_download_resumes(small, tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()
     whole = (small.root / "d" / "a.nii.gz").read_bytes()
@@ -337,7 +337,7 @@ def test_a_stopped_download_goes_on_where_it_was(small, tmp_path):
 @pytest.mark.parametrize("faults", [
     ["cut"], ["cut", "cut", "cut", "cut"], [500], [503, "cut", 500], [429], ["other"], ["longer"],
 ])  # fmt: skip
-def test_what_fails_once_is_tried_again(small, tmp_path, faults):
+def test_a_failed_request_is_repeated(small, tmp_path, faults):
     small.faults["a.nii.gz"] = list(faults)
     fetch(small.files(tmp_path / "d"), progress=False)
     assert small.same(tmp_path / "d")
@@ -365,7 +365,7 @@ def test_a_server_without_ranges_and_a_part_of_something_else(small, tmp_path):
     ([500] * 9, "a.nii.gz: 500 Internal Server Error, 3 times in a row"),
     ([404], r"a.nii.gz: the server refuses \(404 Not Found\); is the address right"),
 ])  # fmt: skip
-def test_what_cannot_be_brought_is_named_and_the_rest_is_there(small, tmp_path, faults, message):
+def test_failed_files_are_named_and_the_others_are_complete(small, tmp_path, faults, message):
     small.faults["a.nii.gz"] = faults
     with pytest.raises(DownloadError, match=message):
         fetch(small.files(tmp_path / "d"), jobs=1, progress=False)

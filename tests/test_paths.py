@@ -70,11 +70,11 @@ def test_the_map_finds_what_is_linear_and_outside_the_brain_nothing(cohort, fitt
     assert (estimate[:, 0] - pet[:, 0]).square().mean() < 0.2 * spread
 
 
-def test_a_training_person_is_not_told_what_it_was_fitted_on(cohort, fitted):
+def test_training_sessions_get_the_estimate_without_their_person(cohort, fitted):
     mri, pet, _, sentences, *_ = cohort
-    told = fitted(mri[:, None], sentences[0])[:, 0]
+    in_sample = fitted(mri[:, None], sentences[0])[:, 0]
     left_out = fitted(mri[:, None], sentences[0], torch.arange(N))[:, 0]
-    assert (told - pet[:, 0]).square().mean() < (left_out - pet[:, 0]).square().mean()
+    assert (in_sample - pet[:, 0]).square().mean() < (left_out - pet[:, 0]).square().mean()
 
 
 def test_maps_are_in_standard_deviations(cohort, fitted):

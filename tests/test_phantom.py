@@ -456,7 +456,7 @@ def test_noise_grows_with_the_counts(tmp_path):
             assert 0.03 < error[high].std() < 0.10
 
 
-def test_amyloid_and_tau_go_together_across_people_but_not_across_the_brain(cohort):
+def test_amyloid_and_tau_correlate_across_people_but_not_across_the_brain(cohort):
     people = baseline(cohort).dropna()
     assert 0.4 < people.amyloid_suvr.corr(people.tau_suvr) < 0.9
     planted = json.loads((cohort.work / "truth" / "truth.json").read_text())["planted"]

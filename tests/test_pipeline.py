@@ -60,14 +60,14 @@ def test_the_same_profile_gives_the_same_bytes_and_the_random_state_does_not_mat
     assert sha256(train_method(config, "GAN", progress=False) / "model.safetensors") == one
 
 
-def test_conditions_go_to_folders_of_their_own_and_the_trace_is_that_of_the_real_prompt(config):
+def test_conditions_have_separate_folders_and_the_trace_has_the_factual_prompt(config):
     train_method(config, "ResDM", progress=False)
     factual = synthesise_method(config, "ResDM", progress=False)
     tracer_only = synthesise_method(config, "ResDM", "tracer_only", progress=False)
     assert tracer_only == config.predictions("ResDM", "tracer_only")
-    said = [json.loads(next(folder.rglob("sub-0007*.json")).read_text()) for folder in (factual, tracer_only)]
-    assert [one["prompt"] for one in said] == [{"age": 67.0, "sex": "M"}, {"age": None, "sex": None}]
-    assert [one["steps"] for one in said] == [2, 2]
+    sidecars = [json.loads(next(folder.rglob("sub-0007*.json")).read_text()) for folder in (factual, tracer_only)]
+    assert [one["prompt"] for one in sidecars] == [{"age": 67.0, "sex": "M"}, {"age": None, "sex": None}]
+    assert [one["steps"] for one in sidecars] == [2, 2]
     with np.load(factual / "trace.npz") as trace:
         assert trace["mri"].shape == GRID.shape
         np.testing.assert_array_equal(trace["mri"], np.load(config.volumes / "cohort.npy")[7, 0])  # 6 has no tau

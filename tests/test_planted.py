@@ -59,7 +59,7 @@ def make_people(n: int, seed: int = 0, noise: float = 0.03) -> tuple[pd.DataFram
     return pd.DataFrame(regional), pd.DataFrame(causes)
 
 
-def test_known_effects_lie_in_their_intervals_which_hold_what_they_promise():
+def test_intervals_of_known_effects_have_their_nominal_coverage():
     """Coverage over many cohorts: 95 % of the intervals hold the planted slope, though sex foretells disease."""
     held = {("amyloid", "sex"): [], ("amyloid", "age"): [], ("tau", "sex"): [], ("tau", "age"): []}
     pons, estimates = [], []

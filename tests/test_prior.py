@@ -49,8 +49,8 @@ def test_impossible_prompts_are_refused(arguments, message):
 
 
 def test_prompts_lie_person_by_person():
-    said = prompts(Prior((70.0, None), ("F", "M")))
-    assert [("Tau" in text, "female" in text) for text in said] == [(0, 1), (1, 1), (0, 0), (1, 0)]
+    texts = prompts(Prior((70.0, None), ("F", "M")))
+    assert [("Tau" in text, "female" in text) for text in texts] == [(0, 1), (1, 1), (0, 0), (1, 0)]
 
 
 def test_context_has_77_token_states_or_one_pooled():
@@ -76,7 +76,7 @@ def test_equals_the_whole_tower_run_at_once():
     torch.testing.assert_close(prior(TEXTS)[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cached_equals_uncached_to_the_bit_in_any_company():
+def test_cached_equals_uncached_bitwise_in_any_batch():
     prior = module()
     together, again = prior(TEXTS), prior(TEXTS)
     assert len(prior._cache) == 4

@@ -95,9 +95,9 @@ def _offences(name: str, path: Path) -> Iterator[str]:
 
 
 def _identifiers(text: str) -> Iterator[str]:
-    for said, (part, whole) in IDENTIFIERS.items():
+    for message, (part, whole) in IDENTIFIERS.items():
         if re.search(part, text) and re.search(whole, text):
-            yield said
+            yield message
 
 
 def _results(text: str) -> Iterator[str]:
@@ -122,8 +122,8 @@ def _tables(name: str, text: str) -> Iterator[str]:
 
 
 def _png_text(data: bytes) -> str:
-    """What a PNG says beside its pixels: text, compressed text and EXIF chunks."""
-    said, at = [], 8
+    """Text of a PNG: text, compressed text and EXIF chunks."""
+    texts, at = [], 8
     while at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
         body = data[at + 8 : at + 8 + length]
@@ -135,9 +135,9 @@ def _png_text(data: bytes) -> str:
             packed, rest = rest[0], rest[2:].split(b"\0", 2)[-1]
             body = key + b" " + (zlib.decompress(rest) if packed else rest)
         if kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf"):
-            said.append(body.decode("utf-8", errors="replace"))
+            texts.append(body.decode("utf-8", errors="replace"))
         at += 12 + length
-    return "\n".join(said)
+    return "\n".join(texts)
 
 
 def test_nothing_of_a_participant_is_tracked():
@@ -229,8 +229,8 @@ def checkout(folder: Path, files: dict) -> Path:
 
 def test_every_planted_offender_is_found(tmp_path):
     found = offences(checkout(tmp_path, {name: content for name, (content, _) in PLANTED.items()}))
-    for name, (_, said) in PLANTED.items():
-        assert f"{name}: {said}" in found
+    for name, (_, message) in PLANTED.items():
+        assert f"{name}: {message}" in found
     assert {line.partition(": ")[0] for line in found} == set(PLANTED)
     assert not any(PTID in line.partition(": ")[2] for line in found)
 

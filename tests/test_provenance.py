@@ -63,7 +63,7 @@ print(json.dumps([before, p.processor()]))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="core types of other processors have other names")
-def test_the_code_paths_of_the_processor_are_told_the_same_in_every_run():
+def test_the_cpu_capability_is_recorded_identically_in_every_run():
     def run(**environment: str) -> list[dict[str, str]]:
         done = subprocess.run(
             [sys.executable, "-c", PROCESSOR], check=True, capture_output=True, text=True, env=os.environ | environment

@@ -106,18 +106,18 @@ def test_the_planted_scale_is_recovered(cohort):
     assert np.nanmax(away) < 0.2
 
 
-@pytest.mark.parametrize(("what", "key", "said"), [("t1w", "transform", "t1w"), ("tau", "t1_to_pet", "tau")])
-def test_a_wrong_transform_is_flagged(copy, what, key, said):
+@pytest.mark.parametrize(("scan", "key"), [("t1w", "transform"), ("tau", "t1_to_pet")])
+def test_a_wrong_transform_is_flagged(copy, scan, key):
     one = session(copy)
     before = session_quality(one)
-    path = copy.volumes / one.record["outputs"][what].replace(".nii.gz", ".json")
+    path = copy.volumes / one.record["outputs"][scan].replace(".nii.gz", ".json")
     sidecar = json.loads(path.read_text())
     sidecar[key][2][3] += 8.0  # mm
     write_json(path, sidecar)
     after = session_quality(one)
-    assert after[f"{said}_error_mm"] == pytest.approx(8, abs=before[f"{said}_error_mm"] + 0.1)
+    assert after[f"{scan}_error_mm"] == pytest.approx(8, abs=before[f"{scan}_error_mm"] + 0.1)
     assert before["flags"] == ""
-    assert re.fullmatch(rf"{said} registration \d\.\d mm off the truth", after["flags"])
+    assert re.fullmatch(rf"{scan} registration \d\.\d mm off the truth", after["flags"])
 
 
 def test_a_reference_that_is_not_1_is_flagged(copy):

@@ -50,7 +50,7 @@ def test_the_folders_become_the_manifest_with_their_split(mock, config):
     assert read_manifest(config.manifest).groupby("split").size().to_dict() == {"test": 3, "train": 6, "validation": 3}
 
 
-def test_mni_is_what_the_headers_say(mock, config):
+def test_the_headers_decide_which_sessions_are_in_mni_space(mock, config):
     found = build_manifest(mock.root, config)
     odd = [person for person, space in zip(found.manifest["person"], found.manifest["space"], strict=True) if space]
     assert odd == sorted(f"sub-{participant(i)}" for i in (1, 7, 9, 11, 13))
@@ -88,7 +88,7 @@ def test_two_visits_of_one_person_in_two_lists_are_refused(mock, copy, config):
     assert frame[frame["person"] == f"sub-{name}"]["session"].tolist() == ["ses-1", "ses-m24"]
 
 
-def test_who_is_in_no_list_is_not_used(copy, config):
+def test_people_in_no_list_are_not_used(copy, config):
     path = copy / "data_info" / "train.txt"
     names = path.read_text().split()
     path.write_text(" ".join(names[1:]))
@@ -106,7 +106,7 @@ def test_who_is_in_no_list_is_not_used(copy, config):
     ("data_info.csv", None, "no data_info.csv; expected a table with columns ID, Age, Sex"),
     ("validation.txt", None, "validation.txt: no such list; write one, or draw the split: --draw-split"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_named(copy, config, file, text, message):
+def test_invalid_folders_are_named(copy, config, file, text, message):
     path = copy / "data_info" / file
     path.unlink()
     if text is not None:

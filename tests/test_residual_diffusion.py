@@ -76,7 +76,7 @@ def test_one_pass_for_both_tracers_equals_one_by_one():
         torch.testing.assert_close(both[:, i : i + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_missing_pet_changes_nothing_whatever_it_holds():
+def test_a_missing_pet_has_no_effect_whatever_its_values():
     method, batch = build(), random_batch()
     present = torch.tensor([[True, True], [True, False]])
     losses = []
@@ -91,8 +91,8 @@ def test_prompt_conditions_the_synthesis():
     method, batch = build(), random_batch()
     with torch.no_grad():
         right = method.context(batch.prior)
-        for said in (batch.prior.without("age"), batch.prior.without("sex")):
-            assert not torch.allclose(right, method.context(said))
+        for partial in (batch.prior.without("age"), batch.prior.without("sex")):
+            assert not torch.allclose(right, method.context(partial))
         assert not torch.allclose(right[0], right[1]), "amyloid and tau prompts differ"
     base = build(tiny_resdm(prior=tiny_prior(fields=())))
     with torch.no_grad():

@@ -54,7 +54,7 @@ def test_forward_mean_and_variance_are_equation_1(pair, t):
     torch.testing.assert_close(x_t.std(0), torch.full(SHAPE[1:], sd), atol=0, rtol=0.02)
 
 
-def test_each_person_has_its_own_step(pair):
+def test_each_person_has_a_separate_step(pair):
     x0, y0 = (volume.expand(2, -1, -1, -1, -1) for volume in pair)
     x_t = ResidualScheduler().add_noise(x0, y0, torch.zeros_like(x0), torch.tensor([0, 14]))
     torch.testing.assert_close(x_t[0], x0[0] + 0.04 * (y0[0] - x0[0]))

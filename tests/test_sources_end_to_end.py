@@ -61,9 +61,9 @@ def test_from_a_download_to_table2(name, tmp_path, capsys):
     config, path = load_config(profile), str(profile)
 
     assert main(["manifest", source, path, "--root", str(mock.root)]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for step in ("found", "has T1", "has amyloid", "has tau", "in window"):
-        assert step in said
+        assert step in output
     assert main(["preprocess", path, "--quiet"]) == 0
     index = read_index(config, None)
     left = pd.read_csv(config.volumes / "excluded.csv")

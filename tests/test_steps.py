@@ -132,7 +132,7 @@ def test_a_second_run_makes_nothing_anew_and_writes_the_same(config, run):
         assert (first / f"steps.{suffix}").read_bytes() == (again / f"steps.{suffix}").read_bytes()
 
 
-def test_what_is_missing_is_made(config, run, tmp_path):
+def test_missing_volumes_are_made(config, run, tmp_path):
     call, first, _ = run
     folder = config.work / "steps" / "ResDM-test-1"
     for path in (folder / "predictions/ResDM/factual/sub-0008").rglob("*_pet.json"):
@@ -151,7 +151,7 @@ def test_what_is_missing_is_made(config, run, tmp_path):
     call(out=tmp_path)
 
 
-def test_the_page_says_what_it_is(config, run, capsys):
+def test_the_page_describes_its_data(config, run, capsys):
     call, first, _ = run
     page = (first / "steps.md").read_text()
     assert page.splitlines()[2].startswith(config.notice)
@@ -167,7 +167,7 @@ def test_the_page_says_what_it_is(config, run, capsys):
     assert capsys.readouterr().out.startswith("- **amyloid**: best is 2 steps by PSNR of the whole volume, PSNR in")
 
 
-def test_what_cannot_be_done_names_the_remedy(config, run, tmp_path):
+def test_errors_name_the_remedy(config, run, tmp_path):
     call = run[0]
     before = digests(config.work)
     for arguments, error, message in (
@@ -205,7 +205,7 @@ def made_up(lost: dict[str, dict[int, float]], people: int = 30) -> pd.DataFrame
     return pd.concat(frames)
 
 
-def test_the_best_is_found_not_said(tmp_path):
+def test_the_best_number_of_steps_follows_from_the_scores(tmp_path):
     lost = dict.fromkeys(steps.METRICS, FALLING) | {"suvr_error": RISING, "mae_brain": LEVEL, "texture": RISING}
     config = make_config(tmp_path, cohort=CohortConfig(kind="other"), methods={"ResDM": tiny_resdm()})
     costs = pd.DataFrame({"steps": [15, 8, 4, 1], "seconds_per_session": [3.0, 1.6, 0.8, 0.2],

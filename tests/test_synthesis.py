@@ -75,12 +75,12 @@ def volumes(out):
     ("age_82.5", [82.5] * 5, SEXES),
     ("sex_M", AGES, ["M"] * 5),
 ])  # fmt: skip
-def test_what_a_prompt_says(condition, age, sex):
+def test_prompt_values_of_each_condition(condition, age, sex):
     prior = condition_prior(condition, AGES, SEXES, seed=0)
     assert (list(prior.age), list(prior.sex)) == (age, sex)
 
 
-def test_shuffles_give_everyone_somebody_elses(people):
+def test_shuffles_give_everyone_the_values_of_another_person(people):
     ages = [float(i) for i in range(20, 60)]
     one = condition_prior("shuffled_age", ages, ["F"] * 40, seed=1)
     assert sorted(one.age) == ages
@@ -145,7 +145,7 @@ def test_attention_is_counted_on_a_cpu():
     assert counter.get_total_flops() == 2 * (2 * 5 * 7 * 8) * 2  # QKᵀ and its product with V, two heads
 
 
-def test_a_person_does_not_depend_on_the_company(folder, people, tmp_path):
+def test_a_person_does_not_depend_on_the_others(folder, people, tmp_path):
     everyone = volumes(synthesise_people(folder, people, mri, tmp_path / "all", progress=False))
     order = [3, 1]
     some = people.iloc[order].reset_index(drop=True)
@@ -169,7 +169,7 @@ def test_seed_and_prompt_change_the_volume_and_nothing_else_does(folder, people,
     assert {path[:8] for path in plain if unsaid[path] == plain[path]} == {"sub-0004"}  # whose age is not known
 
 
-def test_what_is_done_is_kept_and_what_is_stale_is_made_again(folder, people, tmp_path):
+def test_finished_volumes_stay_and_stale_ones_are_made_again(folder, people, tmp_path):
     out = synthesise_people(folder, people, mri, tmp_path / "out", progress=False)
     expected = volumes(out)
     lost = next(out.rglob("sub-0002*18FAV1451*.json"))
@@ -258,8 +258,8 @@ def test_the_parts_costs_are_joined_by_the_call_that_finds_all_made(folder, peop
         synthesise_people(folder, people, mri, out, shard=(part, 2), progress=False)
     costs = [json.loads((out / f"timing_{part}of2.json").read_text()) for part in (1, 2)]
     measured = [{"seconds": 7.5, "seconds_per_session": 2.0}, {"seconds": 12.0, "seconds_per_session": 4.5}]
-    for part, (cost, told) in enumerate(zip(costs, measured, strict=True), start=1):
-        (out / f"timing_{part}of2.json").write_text(json.dumps(cost | told))
+    for part, (cost, measures) in enumerate(zip(costs, measured, strict=True), start=1):
+        (out / f"timing_{part}of2.json").write_text(json.dumps(cost | measures))
     synthesise_people(folder, people, mri, out, progress=False)
     joined = json.loads((out / "timing.json").read_text())
     assert joined == costs[0] | {"sessions": 5, "seconds": 19.5, "seconds_per_session": 3.0, "shards": 2}  # 3·2 + 2·4.5
@@ -273,7 +273,7 @@ def test_the_parts_costs_are_joined_by_the_call_that_finds_all_made(folder, peop
     assert not (out / "timing.json").exists()
 
 
-def test_a_part_that_there_is_not(folder, people, tmp_path):
+def test_an_impossible_shard_is_refused(folder, people, tmp_path):
     for shard in ((0, 2), (3, 2)):
         with pytest.raises(ValueError, match=r"expected i/n with 1 ≤ i ≤ n"):
             synthesise_people(folder, people, mri, tmp_path / "out", shard=shard, progress=False)

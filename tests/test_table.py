@@ -53,7 +53,7 @@ def test_the_table_becomes_the_manifest(mock, config):
     assert stored.groupby("split")["person"].nunique().to_dict() == {"test": 3, "train": 9, "validation": 1}
 
 
-def test_a_split_of_ones_own_is_kept_and_may_be_drawn_anew(changed, config):
+def test_a_given_split_is_used_and_may_be_drawn_again(changed, config):
     own = ["train"] * 9 + ["validation"] * 2 + ["test"] * 4
     path = changed(split=own)
     make_manifest(config, path)
@@ -65,7 +65,7 @@ def test_a_split_of_ones_own_is_kept_and_may_be_drawn_anew(changed, config):
     assert drawn == {"test": 3, "train": 9, "validation": 1}
 
 
-def test_half_a_split_is_drawn_for_all_and_said(changed, config):
+def test_an_incomplete_split_is_drawn_for_all_and_noted(changed, config):
     path = changed(split=["train"] * 9 + [""] * 6)
     found = build_manifest(path, config)
     assert found.notes == [f"{path}: 6 of 15 sessions have no split; it is drawn for all"]

@@ -118,7 +118,7 @@ def test_a_result_depends_on_what_its_inputs_depend_on(stored):
     assert stale(replace(config, methods=others), record) == ["methods.DDPM"]
     assert stale(replace(config, methods={"ResDM": others["ResDM"]}), record) == ["methods.DDPM"]  # it is gone
     assert stale(replace(config, preprocess=PreprocessConfig()), record) == ["preprocess"]
-    assert stale(config, {"config": config.digest()}) == ["all"]  # of before settings were told
+    assert stale(config, {"config": config.digest()}) == ["all"]  # from before settings were recorded
 
 
 @pytest.mark.parametrize(

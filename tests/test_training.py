@@ -526,7 +526,7 @@ def test_timing_steps_changes_no_weight(tmp_path, monkeypatch):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_mixed_precision_is_a_methods_own(tmp_path):
+def test_a_method_may_set_its_precision(tmp_path):
     config = with_method(make_config(tmp_path, epochs=1), "Plain", precision="bf16-mixed", ema=0.0)
     method, types = build(config, "Plain"), []
     method.net[0].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))

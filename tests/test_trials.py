@@ -68,13 +68,13 @@ def test_the_page(path):
         ("trial,method", "date,method", r"columns date, method.*expected trial, method"),
     ],
 )
-def test_what_is_refused(path, old, new, message):
+def test_invalid_files_are_refused(path, old, new, message):
     path.write_text(LINES.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         trials.read_trials(path)
 
 
-def test_no_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"trials\.csv: no trials; write them there, with the columns trial"):
         trials.main(tmp_path / "trials.csv")
 

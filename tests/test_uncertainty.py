@@ -261,14 +261,14 @@ def test_findings_follow_the_numbers(rng):
     assert "more of the error of a voxel" in knows[1]
     assert "samples, uncalibrated and both rank people by error" in knows[2]
     blind = evaluated(rng, known=0.0, wide=1.5)
-    said = findings(blind)
+    sentences = findings(blind)
     covered = blind.coverage.query("unit == 'left_one' and predictor == 'both' and nominal == 0.9").iloc[0]
     assert covered["coverage"] < 0.85
-    assert "not both inside 85 to 95 %" in said[0]
+    assert "not both inside 85 to 95 %" in sentences[0]
     numbers = tuple(f"{100 * covered[key]:.0f}" for key in ("coverage", "low", "high"))
-    assert "left one {} [{}, {}]".format(*numbers) in said[0]
-    assert "more of the error" not in said[1]
-    assert "no score ranks people by error" in said[2]
+    assert "left one {} [{}, {}]".format(*numbers) in sentences[0]
+    assert "more of the error" not in sentences[1]
+    assert "no score ranks people by error" in sentences[2]
     drawn = figure(blind)
     assert any("no score ranks people by error" in text and "samples add to" not in text for text in texts(drawn))
     check_texts(drawn)
@@ -277,8 +277,8 @@ def test_findings_follow_the_numbers(rng):
 def test_the_verdict_follows_the_likelihood_of_each_tracer(rng):
     knows, blind = evaluated(rng), evaluated(rng, known=0.0, wide=1.5)
     gain = knows.likelihood.query("unit == 'voxel' and predictor == 'both'").iloc[0]
-    told = "tau-PET (gain {:.3f} [{:.3f}, {:.3f}] per voxel)".format(*gain[["gain", "gain_low", "gain_high"]])
-    assert verdict(knows) == f"Verdict: the spread over samples adds to the error map for {told}."
+    tracers = "tau-PET (gain {:.3f} [{:.3f}, {:.3f}] per voxel)".format(*gain[["gain", "gain_low", "gain_high"]])
+    assert verdict(knows) == f"Verdict: the spread over samples adds to the error map for {tracers}."
     assert verdict(blind).startswith(
         "Verdict: the spread over samples adds nothing to the error map, for tau-PET (gain"
     )
