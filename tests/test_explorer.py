@@ -212,8 +212,8 @@ def test_views_read_the_voxel_under_the_cross_hairs_and_show_no_spread(model):
     assert scene.at((1e4, 1e4, 1e4))["tau"]["pet"] == 0  # beyond the grid: its nearest voxel
     figure = orthogonal_views(scene, point)
     assert {"L", "R", "P", "A"} <= {text.get_text() for axes in figure.axes for text in axes.texts}
-    labels = {axes.get_xlabel() for axes in figure.axes} | {text.get_text() for text in figure.texts}
-    assert {"synthetic", "change by the prompt", "SUVR", "SUVR − factual"} <= labels
+    labels = {label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_title())}
+    assert {"tau-PET\nsynthetic", "tau-PET\nchange by the prompt", "SUVR", "SUVR − factual"} <= labels
     assert not any("SD" in label or "uncertain" in label for label in labels)
 
 

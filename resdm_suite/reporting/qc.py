@@ -40,7 +40,7 @@ from resdm_suite.reporting.style import (
     PaperFigure,
     paper_figure,
     save_figure,
-    styled,
+    style,
 )
 
 CUTS = (("x", 7.0), ("y", -58.0), ("z", -18.0))
@@ -250,7 +250,7 @@ _PANELS = {  # columns, {} is a tracer: title of the x axis
 }
 
 
-@styled
+@style()
 def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -> PaperFigure:
     """Histograms of the measures of quality over sessions, with the limits beyond which a session is flagged.
 

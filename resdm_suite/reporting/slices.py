@@ -6,7 +6,6 @@ They are sampled every millimetre by cubic interpolation, clipped to the range o
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -24,9 +23,10 @@ from resdm_suite.reporting.style import (
     T1_MAP,
     TRACER_TITLES,
     WIDTH,
-    Page,
+    colour_bar,
+    paper_figure,
     round_up,
-    styled,
+    style,
 )
 
 FIELD_MM = {"x": (-78.0, 78.0), "y": (-112.0, 78.0), "z": (-76.0, 88.0)}
@@ -145,7 +145,7 @@ def error_window(errors: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
 # ── one scan ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@styled
+@style()
 def scan_montage(
     mri: np.ndarray,
     volumes: Mapping[str, np.ndarray],
@@ -171,27 +171,21 @@ def scan_montage(
     notice, title, detail : str
     cuts : sequence of (axis, mm)
     """
-    label_width, gap, bar_width, head = 0.85, 0.03, 0.5, 0.72
-    widths = [1 / slice_aspect(cut) for cut in cuts]  # at height 1
-    height = (WIDTH - label_width - bar_width - 0.08 - (len(cuts) - 1) * gap) / sum(widths)
     brain = mni_map("brain", grid)
     pets = {tracer: to_suvr(volumes[tracer], suvr_range[tracer]) for tracer in TRACERS}
     norm = suvr_window(pets.values(), brain)
     rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), T1_MAP, "intensity")]
-    rows += [(f"{TRACER_TITLES[tracer]}\nmean", pets[tracer], norm, PET_MAP, "SUVR") for tracer in TRACERS]
-    page = Page.of(WIDTH, head + len(rows) * (height + 0.06) + 0.06)
-    page.title(title, notice, f"{detail} Outline: MNI152 brain; left is left.".strip())
-    for number, (label, volume, limits, cmap, unit) in enumerate(rows):
-        top, left = head + number * (height + 0.06), label_width
-        first, *more = label.split("\n")
-        page.text(0.08, top + 0.03, first, fontsize=7, fontweight="bold")
-        page.text(0.08, top + 0.16, "\n".join(textwrap.wrap(" ".join(more), 12)), fontsize=6, color=GREY)
-        for cut, width in zip(cuts, widths, strict=True):
-            axes = page.axes(left, top, width * height, height)
-            show_slice(axes, volume, grid, cut, limits, cmap, marks=number == 0)
+    rows += [(f"{TRACER_TITLES[tracer]}, mean", pets[tracer], norm, PET_MAP, "SUVR") for tracer in TRACERS]
+    widths = [1 / slice_aspect(cut) for cut in cuts]  # at height 1
+    detail = f"{detail} Outline: MNI152 brain; left is left.".strip()
+    figure = paper_figure(0.8 + len(rows) * (WIDTH - 0.8) / sum(widths), title, notice, detail)
+    panels = figure.subplots(len(rows), len(cuts), width_ratios=widths)
+    for line, (label, volume, limits, cmap, unit) in zip(panels, rows, strict=True):
+        for axes, cut in zip(line, cuts, strict=True):
+            show_slice(axes, volume, grid, cut, limits, cmap, marks=label == "T1")
             draw_outline(axes, brain, grid, cut, "#35C9E8", 0.5)
-            if number == 0:
-                axes.set_title(slice_name(cut), fontsize=5.5, pad=2, color=GREY)
-            left += width * height + gap
-        page.bar(WIDTH - bar_width + 0.02, top, height, limits, cmap, unit)
-    return page.figure
+        line[0].set_ylabel(label, fontweight="bold")
+        colour_bar(line, limits, cmap, unit)
+    for axes, cut in zip(panels[0], cuts, strict=True):
+        axes.set_title(slice_name(cut), fontsize=5.5, color=GREY)
+    return figure

@@ -6,12 +6,10 @@ depends on pyplot or on the user's settings, so the same input gives the same by
 
 from __future__ import annotations
 
-import functools
 import io
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +79,10 @@ def use_style() -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """`use_style` inside a ``with`` block only."""
+    """`use_style` for a ``with`` block, or for a function as its decorator ``@style()``."""
     with matplotlib.rc_context():
         use_style()
         yield
-
-
-def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in this style."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Figure:
-        with style():
-            return function(*args, **kwargs)
-
-    return wrapper
 
 
 class PaperFigure(Figure):
@@ -134,8 +121,16 @@ def paper_figure(height: float, title: str, notice: str = "", detail: str = "", 
     """
     figure = PaperFigure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    lines = Page(figure, width, height).title(title, notice, detail)
-    head = 0.30 + 0.12 * lines
+    left, top = 0.08 / width, 1 - 0.08 / height
+    figure.text(left, top, title, fontsize=9, fontweight="bold", color=INK, va="top")
+    if notice:
+        figure.text(
+            1 - left, top - 0.01 / height, notice, fontsize=7, color=WARNING, ha="right", va="top", style="italic"
+        )
+    lines = textwrap.wrap(detail, int(width / 0.049))  # inches per letter of this size
+    detail = "\n".join(lines)
+    figure.text(left, 1 - 0.26 / height, detail, fontsize=6.5, color=GREY, va="top", linespacing=1.15)
+    head = 0.30 + 0.12 * len(lines)
     figure.get_layout_engine().set(rect=(0.005, 0, 0.985, 1 - head / height), w_pad=0.04, h_pad=0.04)
     return figure
 
@@ -181,63 +176,18 @@ def _freeze_layout(figure: Figure) -> None:
             part._suptitle.set_position(np.round(part._suptitle.get_position(), 6))
 
 
-def colour_bar(axes: Sequence[Axes], norm: Normalize, cmap: str, label: str, extend: str = "neither") -> Colorbar:
-    """A vertical colour bar to the right of axes; ``extend`` marks ends at which colours saturate."""
-    mappable = ScalarMappable(norm, cmap)
-    bar = axes[0].figure.colorbar(mappable, ax=list(axes), fraction=0.03, aspect=25, pad=0.01, extend=extend)
+def colour_bar(
+    axes: Sequence[Axes], norm: Normalize, cmap: str, label: str, extend: str = "neither", location: str = "right"
+) -> Colorbar:
+    """A colour bar beside axes; ``extend`` marks ends at which colours saturate."""
+    layout = {"fraction": 0.03, "aspect": 25, "pad": 0.01, "location": location}
+    bar = axes[0].figure.colorbar(ScalarMappable(norm, cmap), ax=list(axes), extend=extend, **layout)
     bar.ax.locator_params(nbins=4)
-    return _plain(bar, label)
-
-
-def _plain(bar: Colorbar, label: str) -> Colorbar:
     bar.outline.set_linewidth(0.4)
     bar.ax.tick_params(labelsize=6, width=0.4, length=2, pad=1.5)
     bar.formatter.set_useOffset(False)
     bar.set_label(label, fontsize=6.5, labelpad=2)
     return bar
-
-
-@dataclass(frozen=True)
-class Page:
-    """A figure on which axes are placed in inches from the upper left corner."""
-
-    figure: Figure
-    width: float
-    height: float
-
-    @classmethod
-    def of(cls, width: float, height: float) -> Page:
-        """An empty page of so many inches."""
-        figure = PaperFigure(figsize=(width, height), facecolor="white")
-        FigureCanvasAgg(figure)
-        return cls(figure, width, height)
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes of so many inches, their upper left corner so many from the page's."""
-        bottom = self.height - top - height
-        return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
-
-    def text(self, left: float, top: float, text: str, **style: Any) -> None:
-        """Text whose upper left corner is so many inches from the page's."""
-        style = {"va": "top", "ha": "left", "color": INK} | style
-        self.figure.text(left / self.width, 1 - top / self.height, text, **style)
-
-    def title(self, title: str, notice: str, detail: str = "") -> int:
-        """Title line, notice at the right of it, detail below, wrapped. Returns the lines of the detail."""
-        self.text(0.08, 0.08, title, fontsize=9, fontweight="bold")
-        if notice:
-            self.text(self.width - 0.08, 0.09, notice, fontsize=7, color=WARNING, ha="right", style="italic")
-        lines = textwrap.wrap(detail, int(self.width / 0.049))  # inches per letter of this size
-        self.text(0.08, 0.26, "\n".join(lines), fontsize=6.5, color=GREY, linespacing=1.15)
-        return len(lines)
-
-    def bar(
-        self, left: float, top: float, height: float, norm: Normalize, cmap: str, label: str, extend: str = "neither"
-    ) -> None:
-        """A vertical colour bar."""
-        axes = self.axes(left, top, 0.07, height)
-        bar = _plain(self.figure.colorbar(ScalarMappable(norm, cmap), cax=axes, extend=extend), label)
-        bar.ax.locator_params(nbins=5) if height > 0.5 else bar.set_ticks([norm.vmin, norm.vmax])
 
 
 def round_up(values: Sequence[float], step: float) -> float:
