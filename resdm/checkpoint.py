@@ -27,7 +27,7 @@ ABSENT = "nothing"
 
 
 class CheckpointError(ValueError):
-    """A model folder or a training state that cannot be used: what was found, what was expected, the remedy."""
+    """A model folder or a training state that cannot be used: the fault, the expected content, the remedy."""
 
 
 def tensors(method: nn.Module) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def save_model(
     name : str
         The method's name.
     weights : mapping of str to Tensor, optional
-        Values that replace the method's own (averaged weights), by the names of `tensors`.
+        Values that replace those of the method (averaged weights), by the names of `tensors`.
     source : mapping, optional
         Further settings that the model depends on (preprocessing, cohort), as plain values.
     step, epoch : int

@@ -75,7 +75,7 @@ class RandomSources:
     def state(self) -> list[dict[str, Any]]:
         """The sources of all processes, as plain values and tensors."""
         device = self.fabric.device
-        own = {
+        state = {
             "device": device.type,
             "losses": self.generator.get_state(),
             "torch": torch.get_rng_state(),
@@ -83,7 +83,7 @@ class RandomSources:
             "numpy": [np.asarray(value).tolist() for value in np.random.get_state()],  # noqa: NPY002
             "python": random.getstate(),
         }
-        return gather(self.fabric, own)
+        return gather(self.fabric, state)
 
     def restore(self, processes: list[dict[str, Any]], *fallback: Any) -> None:
         """Return to a `state`; with other processes or another device, warn and seed by ``fallback`` instead."""
@@ -96,14 +96,14 @@ class RandomSources:
             )
             self.seed(*fallback)
             return
-        own = processes[fabric.global_rank]
-        self.generator.set_state(own["losses"])
-        torch.set_rng_state(own["torch"])
-        if own["cuda"] is not None:
-            torch.cuda.set_rng_state(own["cuda"], fabric.device)
-        name, keys, *rest = own["numpy"]
+        state = processes[fabric.global_rank]
+        self.generator.set_state(state["losses"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], fabric.device)
+        name, keys, *rest = state["numpy"]
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-        random.setstate(own["python"])
+        random.setstate(state["python"])
 
 
 class EpochLog:

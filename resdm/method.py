@@ -32,7 +32,7 @@ class Method(nn.Module):
         Detached values of the last `losses` call, one column of ``history.csv`` each.
     shared_draws : bool
         Whether `losses` draws for all processes and takes its part (`Prior.local`); otherwise each process
-        has its own random stream.
+        has a separate random stream.
     closed_form : bool
         Whether `fit` computes the weights from images without augmentation, instead of steps on `losses`.
     """

@@ -39,7 +39,7 @@ class PriorConfig:
     weights: str = "openai"  # "openai", a path of a weights file, or "none" (see tower)
     tower: TowerConfig | None = None  # None: ViT-B/32
     context: Literal["tokens", "pooled"] = "tokens"  # pooled: Eq. 5 to the letter, one key: see docs of prior.py
-    fields: tuple[Literal["age", "sex"], ...] = ("age", "sex")  # fields of the prompt beside the tracer
+    fields: tuple[Literal["age", "sex"], ...] = ("age", "sex")  # fields of the prompt in addition to the tracer
     dropout: float = 0.0  # chance of leaving age, and of leaving sex, out of a training prompt
     dim: int = 256  # of the projected text
 

@@ -108,9 +108,9 @@ class ResidualDiffusion(PriorGuided):
 
     Notes
     -----
-    Both tracers of a person share t and draw their own noise, as in the released code. ``start_share`` is an addition,
-    off by default: with κ = 0.1 every x_t but the last reveals the uptake of x_0, so only one uniform draw in T trains
-    the first step of sampling, and short trainings need more.
+    Both tracers of a person share t and have independent noise, as in the released code. ``start_share`` is an
+    addition, off by default: with κ = 0.1 every x_t but the last reveals the uptake of x_0, so only one uniform draw in
+    T trains the first step of sampling, and short trainings need more.
     """
 
     config: ResidualDiffusionConfig

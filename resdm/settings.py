@@ -1,7 +1,7 @@
 """Settings that all methods share, and the constants of the task.
 
-A method's own settings stand beside its class, which names them by the annotation ``config``. So a method of another
-package (``kind: module:Class``) needs no entry here.
+The settings of one method are in the module of its class, whose annotation ``config`` names them. So a method of
+another package (``kind: module:Class``) needs no entry here.
 """
 
 from __future__ import annotations

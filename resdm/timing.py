@@ -23,7 +23,7 @@ def about(seconds: float) -> str:
 
 
 def forecaster(
-    what: str, total: int, unit: str, done: int = 0, warm: int = 1, say: Callable[[str], None] = tqdm.write
+    what: str, total: int, unit: str, done: int = 0, warm: int = 1, write: Callable[[str], None] = tqdm.write
 ) -> Callable[[int], None]:
     """A function to call with the number of finished units; it prints one forecast if the run takes more than `LONG`.
 
@@ -40,6 +40,6 @@ def forecaster(
         elif timed > 0 and not printed and now - started >= 1:
             printed, left = True, total - done
             if (seconds := (now - started) / timed * left) > LONG:
-                say(f"{what}: about {about(seconds)}, {left} {unit}")
+                write(f"{what}: about {about(seconds)}, {left} {unit}")
 
     return note

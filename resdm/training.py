@@ -94,11 +94,11 @@ def fingerprint(
     sessions : (int, int)
         Numbers of training and validation sessions.
     """
-    own = to_dict(settings)
+    values = to_dict(settings)
     resolved = {"batch_size": settings.batch_size or run.batch_size, "precision": settings.precision or run.precision}
     return {
         "seed": seed,
-        f"methods.{name}": {key: value for key, value in own.items() if key not in (*resolved, "seed")},
+        f"methods.{name}": {key: value for key, value in values.items() if key not in (*resolved, "seed")},
         **(source or {}),
         "training": {key: getattr(run, key) for key in RESULT_SETTINGS} | resolved,
         "data": {"digest": data_digest, "train": sessions[0], "validation": sessions[1]},

@@ -53,7 +53,7 @@ class Grid:
     def image(self, array: np.ndarray) -> nib.Nifti1Image:
         """A NIfTI image of an array on this grid, sform and qform both set to MNI152 (code 4)."""
         if array.shape[:3] != self.shape:
-            raise ValueError(f"array of shape {array.shape} does not lie on a grid of {self.shape}")
+            raise ValueError(f"array of shape {array.shape} does not fit a grid of {self.shape}")
         image = nib.Nifti1Image(array, self.affine)
         image.set_sform(self.affine, code=4)
         image.set_qform(self.affine, code=4)

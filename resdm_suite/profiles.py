@@ -106,7 +106,7 @@ class PhantomConfig:
     sex_effect: float = 1.0  # multiplies the planted sex effect; 0 makes a null phantom
     age_atrophy: float = 1.0  # multiplies atrophy by age; 0 in a null phantom too, else age would predict uptake by
     # separating atrophy of age from that of disease
-    coupling: Fraction = 1.0  # probability that atrophy is of the own disease; 0: it predicts nothing
+    coupling: Fraction = 1.0  # probability that atrophy follows the person's disease; 0: it predicts nothing
     noise: NonNegative = 1.0  # multiplies the noise of T1 and PET; 0 for tests that need exact values
     pet_frames: Count = 1  # more than 1: PET files are 4D, frames to be averaged
 
@@ -145,7 +145,7 @@ class MatchConfig:
 
 @dataclass(frozen=True)
 class CohortConfig:
-    """The people, and the source of their data."""
+    """The participants, and the source of their data."""
 
     kind: Literal["phantom", "dlbs", "adni", "other"] = "phantom"
     source: Source = "bids"  # layout of the data, see `resdm manifest`
@@ -188,7 +188,7 @@ class PreprocessConfig:
             require(low < high, f"suvr_range.{tracer}", (low, high), "low < high")
 
 
-# ── the work ──────────────────────────────────────────────────────────────────────────────────────
+# ── processing and evaluation ─────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class CentiloidConfig:
-    """The standard volumes of interest and, optionally, a calibration of one's own."""
+    """The standard volumes of interest and, optionally, a user's calibration."""
 
     cortex: str  # mask image in MNI152, absolute or relative to the folder that holds configs/
     reference: str  # whole cerebellum, likewise
@@ -348,12 +348,12 @@ class Config:
         return self.methods[name]
 
     def seeded(self, name: str) -> Config:
-        """The profile with the seed of one of its methods, where the method has one of its own."""
+        """The profile with the seed of one of its methods, if the method sets one."""
         seed = self.method(name).seed
         return self if seed is None else dataclasses.replace(self, seed=seed)
 
     def precision(self, name: str) -> Precision:
-        """The precision of a method's training and sampling: its own, or the profile's."""
+        """The precision of a method's training and sampling: the method's, else the profile's."""
         return self.method(name).precision or self.training.precision
 
     @property
@@ -500,10 +500,10 @@ def _check_combinations(config: Config) -> None:
             "and flip: false",
         )
         base, mark, _ = name.partition("@")
-        if not mark or base not in config.methods:  # a model folder's profile holds its own method alone
+        if not mark or base not in config.methods:  # the profile of a model folder has one method
             continue
         same = dataclasses.replace(method, seed=None) == dataclasses.replace(config.methods[base], seed=None)
         demand(same, f"methods.{name} repeats methods.{base}: only its seed may differ")
         others = [other for other in config.methods if other != name and other.partition("@")[0] == base]
         equal = [other for other in others if config.seeded(other).seed == config.seeded(name).seed]
-        demand(not equal, f"methods.{name} has the seed of methods.{', '.join(equal)}; give each its own")
+        demand(not equal, f"methods.{name} has the seed of methods.{', '.join(equal)}; give each another seed")

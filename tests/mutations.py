@@ -28,7 +28,7 @@ FAULTS = [  # file, right code, faulty code, test
      "test_prior.py::test_prompts_are_the_released_sentences"),
     ("resdm/loop.py", "torch._foreach_lerp_(average, weights, 1 - decay)",
      "torch._foreach_lerp_(average, weights, decay)", "test_training.py::test_average_is_the_geometric_sum"),
-    ("resdm/loop.py", 'self.generator.set_state(own["losses"])', "pass",
+    ("resdm/loop.py", 'self.generator.set_state(state["losses"])', "pass",
      "test_training.py::test_resume_is_exact_to_the_byte"),
     ("resdm_suite/evaluation/image_quality.py", "10 * np.log10(1 / mse)", "20 * np.log10(1 / mse)",
      "test_image_quality.py::test_equal_to_scikit_image"),

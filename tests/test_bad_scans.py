@@ -174,7 +174,7 @@ BAD = {
     "header of metres": ("T1w", header(xyzt_units=1), "its header counts in meter, expected mm"),
     "header of microns": ("pet", header(xyzt_units=3), "its header counts in micron, expected mm"),
     "voxels of size 0": ("T1w", header(sform_code=0, pixdim=[1, 0, 0, 0, 1, 1, 1, 1]), "voxels of 0 × 0 × 0 mm"),
-    "no orientation": ("T1w", stored(codes=(0, 0)), "left and right cannot be told"),
+    "no orientation": ("T1w", stored(codes=(0, 0)), "left and right are unknown"),
     "sform mirrors qform": ("T1w", mirrored_qform, "disagree on which side is left"),
     "sform far from qform": ("pet", far_qform, "put a corner 900 mm apart"),
     "singular affine": ("T1w", header(srow_x=[0, 0, 0, 0], qform_code=0), "its affine is no map to millimetres"),
@@ -224,7 +224,7 @@ def test_a_scan_in_the_wrong_column_is_named(config, column, other):
     frame = read_manifest(config.manifest)
     frame.loc[1, column] = frame.loc[1, other]
     write_manifest(frame, config.manifest)
-    with pytest.raises(VolumeError, match=f"by its name no {column} scan; put each scan in its own column"):
+    with pytest.raises(VolumeError, match=f"by its name no {column} scan; put each scan in the correct column"):
         preprocess(config, progress=False)
 
 
@@ -352,7 +352,7 @@ def test_every_bad_scan_is_named_by_default(config):
     with pytest.raises(VolumeError) as error:
         preprocess(config, progress=False)
     assert all(f"{person}_{which}.nii.gz: cannot" in str(error.value) for person in rows for which in NAMES.values())
-    assert "16 scans; mend these, or leave their sessions out by cohort.skip_unreadable: true" in str(error.value)
+    assert "16 scans; correct these, or leave their sessions out by cohort.skip_unreadable: true" in str(error.value)
 
 
 def test_sessions_that_cannot_be_used_are_left_out_by_option(config):

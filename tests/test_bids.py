@@ -145,7 +145,7 @@ def test_choices_are_noted_and_the_file_name_precedes_the_sidecar(dataset, confi
     notes = "\n".join(notes)
     assert "2 T1w; sub-1_ses-1_T1w.nii.gz is used" in notes
     assert "18FAV45 and 18FFBB; 18FAV45 is used" in notes
-    assert "says Radiopharmaceutical '[18F]Florbetaben'; the file name's tracer 18FAV1451 is used" in notes
+    assert "has Radiopharmaceutical '[18F]Florbetaben'; the file name's tracer 18FAV1451 is used" in notes
     assert "TracerName" not in notes
     assert "18FAV45_pet.json" not in notes
     assert "the file name's tracer 18FAV1451" in caplog.text
@@ -246,7 +246,7 @@ def test_without_trc_the_sidecar_names_the_tracer(dataset, config, name, label):
         sidecar.write_text(json.dumps({"TracerName": name}))
     frame, _, _, notes = build_manifest(root, config)
     assert frame["amyloid_tracer"].tolist() == [label or ""]
-    message = [f"sub-1 ses-1: sub-1_ses-1_pet.nii.gz has no trc-; its sidecar's TracerName says {label}"]
+    message = [f"sub-1 ses-1: sub-1_ses-1_pet.nii.gz has no trc-; its sidecar's TracerName is {label}"]
     assert notes == (message if label else [])
 
 

@@ -153,7 +153,7 @@ def test_the_digest_follows_the_settings_not_the_place(write):
     ("methods.A", RESDM | {"start_share": 1.5}, "methods.A.start_share is 1.5; expected 0 to 1"),
     ("methods.A", RESDM | {"eta_range": [0.9, 0.1]}, "methods.A.eta_range is (0.9, 0.1); expected 0 < low < high ≤ 1"),
     ("methods", {"A": RESDM, "A@1": RESDM | {"kappa": 0.2}}, "methods.A@1 repeats methods.A: only its seed may differ"),
-    ("methods", {"A": RESDM, "A@1": RESDM}, "methods.A@1 has the seed of methods.A; give each its own"),
+    ("methods", {"A": RESDM, "A@1": RESDM}, "methods.A@1 has the seed of methods.A; give each another seed"),
     ("methods.A", RESDM | {"network": {"linear_path": True}}, "methods.A.network.linear_path is fitted on images as"),
 ])  # fmt: skip
 def test_a_bad_setting_is_named_with_its_value_and_what_is_expected(write, path, value, message):

@@ -39,7 +39,7 @@ def test_a_long_run_prints_its_estimate_once(monkeypatch, total, done, printed):
     """Half a second per step, except the first, which is slow and does not count."""
     clock, lines = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
-    note = forecaster("training X", total, "steps", done, say=lines.append)
+    note = forecaster("training X", total, "steps", done, write=lines.append)
     for step in range(done + 1, total + 1):
         clock[0] += 9.0 if step == done + 1 else 0.5
         note(step)

@@ -126,7 +126,7 @@ def test_who_is_in_the_mock_and_who_is_not(mock, tmp_path):
     ({"FrameDuration": [300, 300], "FrameTimesStart": [0, 300]}, []),
     ({"FrameDuration": [300, 300], "FrameTimesStart": [0]}, ["FrameDuration and FrameTimesStart of unequal length"]),
     ({"FrameDuration": [300, 300], "FrameTimesStart": [0, 200]}, ["FrameTimesStart is not the running sum"]),
-    ({"FrameDuration": [300], "FrameTimesStart": [0]}, ["FrameDuration tells of 1 frames, the file holds 2"]),
+    ({"FrameDuration": [300], "FrameTimesStart": [0]}, ["FrameDuration has 1 frames, the file 2"]),
     ({"FrameDuration": 300}, []),
     ({"TracerName": "florbetapir"}, ["TracerName 'florbetapir' is not 18FAV1451"]),
     ({"InjectedRadioactivityUnits": "MBq", "InjectedMassUnits": "ug"}, []),
@@ -393,7 +393,9 @@ def test_a_file_that_became_shorter_and_a_full_disk(small, tmp_path, monkeypatch
         fetch([Remote(url, path, size + 10)], progress=False)
     usage, asked = shutil.disk_usage(tmp_path), dict(small.asked)
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    with pytest.raises(DownloadError, match=r"2 files of 0\.00 GB are to come, 0\.00 GB are free; make room"):
+    with pytest.raises(
+        DownloadError, match=r"2 files of 0\.00 GB are to be downloaded, 0\.00 GB are free; free disk space"
+    ):
         fetch(small.files(tmp_path / "e"), progress=False)
     assert small.asked == asked
 
@@ -403,7 +405,7 @@ def test_a_disk_that_fills_up_is_not_tried_again(small, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(transfer, "_stream", full)
-    with pytest.raises(DownloadError, match=r"cannot be written: .*No space left on device; make room"):
+    with pytest.raises(DownloadError, match=r"cannot be written: .*No space left on device; free disk space"):
         fetch(small.files(tmp_path / "d"), progress=False)
 
 

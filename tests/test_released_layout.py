@@ -1,4 +1,4 @@
-"""The folders of the released code: lists, table, and what the headers say."""
+"""The folders of the released code: lists, table, and the space in the headers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_headers_decide_which_sessions_are_in_mni_space(mock, config):
     found = build_manifest(mock.root, config)
     odd = [person for person, space in zip(found.manifest["person"], found.manifest["space"], strict=True) if space]
     assert odd == sorted(f"sub-{participant(i)}" for i in (1, 7, 9, 11, 13))
-    assert "headers say MNI152 for 7 sessions, which are resampled; the other 7 are registered" in found.notes
+    assert "headers state MNI152 for 7 sessions, which are resampled; the other 7 are registered" in found.notes
 
 
 def test_one_person_in_two_lists_is_refused(copy, config):
@@ -70,7 +70,7 @@ def test_one_person_in_two_lists_is_refused(copy, config):
 
 
 def test_two_visits_of_one_person_in_two_lists_are_refused(mock, copy, config):
-    """Two IDs, one participant: the number says so."""
+    """Two IDs of one participant, by the number."""
     (copy / "data").unlink()
     shutil.copytree(mock.root / "data", copy / "data")
     name = (copy / "data_info" / "train.txt").read_text().split()[0]

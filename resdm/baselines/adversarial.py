@@ -1,8 +1,8 @@
-"""What the competing methods share: adversarial losses, the patch discriminator, the conditional GAN, the ViT encoder.
+"""Shared parts of the competing methods: adversarial losses, patch discriminator, conditional GAN, ViT encoder.
 
-All of them depart from their originals in this: kernels are 3D; instance norm with scale and shift replaces batch norm,
-which is the same at the originals' batch size of 1; dropout is off at prediction. The norms remove mean and amplitude
-of each channel from each volume, so a person's overall uptake passes them only as contrast between voxels.
+They share these departures from their originals: kernels are 3D; instance norm with scale and shift replaces batch
+norm, which is the same at the originals' batch size of 1; dropout is off at prediction. The norms remove mean and
+amplitude of each channel from each volume, so a person's overall uptake passes them only as contrast between voxels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from resdm.settings import MethodConfig, require
 
 @dataclass(frozen=True)
 class AdversarialConfig(MethodConfig):
-    """What the four with a discriminator have in common; no method by itself."""
+    """Common settings of the four methods with a discriminator."""
 
     kind: str = ""
     learning_rate: float = 2e-4
@@ -72,7 +72,7 @@ def detached(**values: Tensor) -> dict[str, Tensor]:
 def adversarial_optimisers(config: AdversarialConfig, **networks: nn.Module) -> dict[str, torch.optim.Optimizer]:
     """One Adam per network, in the order in which they step.
 
-    The discriminator may have its own learning rate (Heusel et al., NeurIPS 2017): at a common rate a small
+    The discriminator may have a separate learning rate (Heusel et al., NeurIPS 2017): at a common rate a small
     discriminator learns faster than the generator, whose adversarial gradient then carries no information.
     """
     rates = {"discriminator": config.discriminator_learning_rate or config.learning_rate}
@@ -86,8 +86,8 @@ def adversarial_optimisers(config: AdversarialConfig, **networks: nn.Module) -> 
 class Conv3d(nn.Conv3d):
     """Convolution (dilation 1, one group) that splits a single small volume on a CPU into two halves.
 
-    The values are the same. For one volume of up to 20,480 numbers per slice, PyTorch takes a slow kernel of its own;
-    for two it takes oneDNN, 2 to 8 times as fast in training. The halves overlap as far as the kernel needs.
+    The values are the same. For one volume of up to 20,480 numbers per slice, PyTorch uses a slow kernel;
+    for two it uses oneDNN, 2 to 8 times as fast in training. The halves overlap as far as the kernel needs.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ class DDPMConfig(MethodConfig):
     blocks: int = 1  # residual blocks a level on the way down; one more on the way up
     attention_levels: tuple[int, ...] = (3,)
     stem: Literal["haar", "none"] = "none"  # haar: 8 channels at half resolution, as in NetworkConfig
-    labels: tuple[Literal["sex", "age"], ...] = ()  # what the class label says beside the tracer
+    labels: tuple[Literal["sex", "age"], ...] = ()  # in the class label, in addition to the tracer
     age_edges: tuple[float, ...] = (60.0, 65.0, 70.0, 75.0, 80.0, 85.0)  # of the age bins, in years
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class DDPM(Method):
         self.scheduler = DDPMScheduler(**self.schedule)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-        """MSE of the prediction over every PET in the batch, each at its own t; nothing where there is none."""
+        """MSE of the prediction over every PET in the batch, each at a separate t; no loss if there is none."""
         self.scalars = {}
         people, tracers = batch.present.nonzero(as_tuple=True)  # (N,) each
         if not len(people):
@@ -111,8 +111,8 @@ class DDPM(Method):
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
         """Both tracers in one DDIM chain (Song et al. 2021) of ``steps`` steps, a divisor of T.
 
-        It visits t = T − 1, T − 1 − T/n, …. MONAI's own list spaces by (T − 1)/(n − 1) but steps by T/n, and clips x̂_0
-        without its ε. Here x̂_0 is clipped before the step derives ε from it.
+        It visits t = T − 1, T − 1 − T/n, …. MONAI's list has the spacing (T − 1)/(n − 1) but steps of T/n, and its
+        scheduler clips x̂_0 without changing ε. Here x̂_0 is clipped before the step derives ε from it.
         """
         total, steps = self.config.steps, steps or self.config.sampling_steps
         if total % steps:
@@ -133,7 +133,7 @@ class DDPM(Method):
     def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """ε̂ (or x̂_0) of N volumes, (N, 1, X, Y, Z), at steps ``t`` (N,) under ``labels`` (N, 3)."""
         folded = self.config.stem == "haar"
-        multiple = 2 ** (len(self.config.channels) - 1 + folded)  # what the U-Net halves evenly
+        multiple = 2 ** (len(self.config.channels) - 1 + folded)  # sizes that the U-Net halves evenly
         padding = [voxels for n in reversed(self.shape) for voxels in (0, -n % multiple)]
         volumes = F.pad(torch.cat([x_t, 2 * mri - 1], 1), padding)  # (N, 2, X', Y', Z')
         output = self.unet(haar(volumes) if folded else volumes, t, class_labels=labels)

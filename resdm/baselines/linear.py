@@ -22,7 +22,7 @@ from resdm.settings import SEXES, MethodConfig, Precision, require
 
 @dataclass(frozen=True)
 class DemographicsConfig(MethodConfig):
-    """Least squares of each voxel on age and sex, no MRI. What optimisers and batches take has no effect."""
+    """Least squares of each voxel on age and sex, no MRI. Settings of optimisers and batches have no effect."""
 
     kind: str = "demographics"
     precision: Precision | None = "32-true"  # closed forms lose too much in half precision

@@ -31,8 +31,8 @@ class RegressionConfig(MethodConfig):
 class Regression(PriorGuided):
     """One pass from MRI to both PETs with ResDM's network, text and loss: x_t := y_0 and t := 0.
 
-    It predicts the mean PET given MRI and prompt, which PSNR and MAE reward. What it lacks (texture, contrast) is what
-    sampling is for.
+    It predicts the mean PET given MRI and prompt, which PSNR and MAE reward. It lacks texture and contrast, which
+    sampling restores.
     """
 
     config: RegressionConfig

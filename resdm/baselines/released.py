@@ -1,4 +1,4 @@
-"""The model of the paper's released code with its faults, to measure its departures from the paper.
+"""The model of the paper's released code with its faults, to measure the effect of its departures from the paper.
 
 Facts from `Ouzaixin/ResDM` (commit f5b35d8), its ``model.py`` and ``main.py``. Modules have the names of the released
 ones, so that their checkpoints load (`load_released`).
@@ -30,7 +30,7 @@ from resdm.unet import Attention, norm, sinusoidal
 
 @dataclass(frozen=True)
 class ReleasedConfig(MethodConfig):
-    """The released code, fault for fault, its T, η, κ and λ included: see `Released`."""
+    """Settings of the released code with all its faults, T, η, κ and λ included: see `Released`."""
 
     kind: str = "released"
     ema: float = 0.9999
@@ -38,7 +38,7 @@ class ReleasedConfig(MethodConfig):
     sampling_steps: int | None = None  # None: T = 15
     width: int = 32
     mri_shift: int = 2  # voxels, in training: of the MRI alone, after training.shift_voxels has moved all volumes
-    mended: tuple[Literal["input", "attention", "middle"], ...] = ()  # faults to leave out, to see what each costs
+    mended: tuple[Literal["input", "attention", "middle"], ...] = ()  # faults to repair, to measure the effect of each
     prior: PriorConfig = field(default_factory=lambda: PriorConfig(context="pooled"))  # dim: 8 × width
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
 
 
 class Gating(nn.Module):
-    """What the released code calls cross-attention, though it compares no voxel with any token.
+    """The cross-attention of the released code, which compares no voxel with any token.
 
     The softmax of q ⊙ k · C^−½ runs over the 32 channels of each head, and its result multiplies v channel by channel.
     There is no output projection and no residual. The result (voxels, C) is read as (C, voxels) without a transpose,
@@ -161,7 +161,7 @@ class ReleasedUNet(nn.Module):
         """x̂_0 (B, 1, X, Y, Z) in (−1, 1) of x_t (B, 1, X, Y, Z), in sizes that are multiples of 8.
 
         ``t`` (B,) holds step indices 0 … T−1; ``text`` is (B, tokens, 8 × width), one token unless the attention is
-        mended; ``y0`` (B, 1, X, Y, Z) is used only where the input is mended.
+        repaired; ``y0`` (B, 1, X, Y, Z) is used only if the input is repaired.
         """
         time = self.time_embed(sinusoidal(t, self.width).to(x_t.dtype))  # (B, 4 width)
         x, skips = torch.cat([x_t, y0], dim=1) if "input" in self.mended else x_t, []
@@ -183,7 +183,7 @@ class Released(Method):
     """The released code's model: scheduler, prompts, pooled text, `ReleasedUNet` and loss.
 
     As released: CLIP's pooled ``encode_text``, not normalised, then a linear layer; T, η and κ; both tracers share t
-    and draw their own noise; 10 (MSE_Aβ + MSE_tau) + MSE(|x¹ − x²|, |x̂¹ − x̂²|); AdamW; the EMA covers only the U-Net;
+    and have independent noise; 10 (MSE_Aβ + MSE_tau) + MSE(|x¹ − x²|, |x̂¹ − x̂²|); AdamW; the EMA covers only the U-Net;
     in training the MRI is shifted and the PETs are not. Departures: ``docs/baselines.md``.
     """
 
@@ -264,8 +264,8 @@ def load_released(
     Parameters
     ----------
     unet, text : path
-        ``Unet.pth.tar`` (the averaged U-Net) and ``Text_encoder.pth.tar`` (CLIP, of which the text tower is taken, and
-        the linear layer).
+        ``Unet.pth.tar`` (the averaged U-Net) and ``Text_encoder.pth.tar`` (CLIP, whose text tower is used, and the
+        linear layer).
     config : ReleasedConfig, optional
         The released widths by default.
     shape : tuple of int

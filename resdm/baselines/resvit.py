@@ -65,7 +65,7 @@ def _block(before: int, after: int, mode: str) -> nn.Sequential:
 
 
 class TransformerPath(nn.Module):
-    """An ART block's own part of the transformer: to tokens and back, and the channel compression.
+    """The unshared parts of an ART block's transformer: to tokens and back, and the channel compression.
 
     ``shape`` is that of the bottleneck's map, a quarter of the grid. There are a quarter as many tokens per axis, or
     half as many where a quarter would be fewer than 4.

@@ -32,7 +32,7 @@ def end_of_text(text: str) -> int:
 
 @cache
 def tokeniser() -> open_clip.SimpleTokenizer:
-    """CLIP's own; reading its vocabulary takes a while."""
+    """CLIP's tokeniser; reading its vocabulary is slow."""
     import open_clip
 
     return open_clip.get_tokenizer("ViT-B-32")
@@ -60,7 +60,7 @@ def text_tower(weights: str, known: Tensor, **size: int) -> TextTransformer:
 
 
 def map_from_file(module: nn.Module) -> None:
-    """Move a module's CPU weights to an unnamed temporary file and map it, so that they need no memory of their own."""
+    """Move a module's CPU weights to an unnamed temporary file and map it, which frees their memory."""
     weights = {name: weight for name, weight in module.named_parameters() if weight.device.type == "cpu"}
     with tempfile.TemporaryDirectory() as folder:
         save_file({name: weight.detach() for name, weight in weights.items()}, f"{folder}/weights.safetensors")
@@ -86,7 +86,7 @@ def _read(file: str) -> dict[str, Tensor]:
         return open_clip.factory.load_state_dict(file, weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"CLIP weights {file}: no state dictionary ({error}). OpenAI's own ViT-B-32.pt is a TorchScript archive: "
+            f"CLIP weights {file}: no state dictionary ({error}). OpenAI's ViT-B-32.pt is a TorchScript archive: "
             "use weights 'openai', or the .safetensors file of the same model"
         ) from error
 

@@ -1,8 +1,8 @@
 """Two paths around the network's normalisation: additions of this suite, not part of the paper.
 
-GroupNorm removes the amplitude of features. `GlobalPath` passes the MRI's coarse amplitude to every block, and
-`LinearPath` estimates both PETs in closed form, and the network learns the rest. During training each session uses the
-estimate of a fit without its own person; otherwise residuals of training people would be too small.
+GroupNorm removes the amplitude of features. `GlobalPath` passes the MRI's coarse amplitude to every block.
+`LinearPath` estimates both PETs in closed form, and the network learns the residual. During training each session uses
+the estimate of a fit without its person; otherwise residuals of training people would be too small.
 """
 
 from __future__ import annotations

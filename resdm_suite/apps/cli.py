@@ -319,7 +319,7 @@ _command("synthesise", "synthesise both PETs of one person, or of a table, from 
          _argument("--seed", type=int, help="seed of the noise (default: the model's)"),
          _argument("--steps", type=_positive, help="sampling steps (default: the model's)"),
          _argument("--allow-phantom-model", action="store_true",
-                   help="use a model of phantoms for a real MRI; every output says so"),
+                   help="use a model of phantoms for a real MRI; every output carries a notice"),
          _argument("--quiet", action="store_true", help="print errors only"),
          _argument("--json", dest="as_json", action="store_true", help="print one JSON object, no progress bar"))
 _command("model show", "print the model card", "work/phantom/models/ResDM", "apps.model_card:show", FOLDER)

@@ -126,20 +126,20 @@ def _scan_stages(config: Config, sessions: int, cores: int) -> Iterator[Stage]:
     if (config.volumes / "index.csv").is_file():
         return
     with tempfile.TemporaryDirectory() as folder:
-        own, phantom = replace(config, root=Path(folder)), config.cohort.phantom
+        trial, phantom = replace(config, root=Path(folder)), config.cohort.phantom
         if config.manifest.is_file():
             rows = read_manifest(config.manifest)
         else:
             for people in (1, 2):
-                own = replace(own, cohort=replace(config.cohort, phantom=replace(phantom, people=people)))
+                trial = replace(trial, cohort=replace(config.cohort, phantom=replace(phantom, people=people)))
                 start = time.perf_counter()
-                write_phantoms(own, progress=False)
+                write_phantoms(trial, progress=False)
             yield Stage("phantoms", time.perf_counter() - start, phantom.people, "people", cores)
-            rows = build_manifest(own.source_root, own).manifest
+            rows = build_manifest(trial.source_root, trial).manifest
         for number in (1, 2):
-            write_manifest(rows.iloc[:number].assign(split="train"), own.manifest)
+            write_manifest(rows.iloc[:number].assign(split="train"), trial.manifest)
             start = time.perf_counter()
-            preprocess(own, progress=False)
+            preprocess(trial, progress=False)
         yield Stage("preprocessing", time.perf_counter() - start, sessions, "sessions", cores)
 
 

@@ -37,7 +37,7 @@ def modules(*entries: str, without: tuple[str, ...] = ()) -> list[str]:
     Returns
     -------
     list of str
-        Sorted paths, relative to the current folder where they lie below it.
+        Sorted paths, relative to the current folder if they are below it.
     """
     graph, found, files = import_graph(), set(), set()
     queue = [name for entry in entries for name in (_notebook_imports(entry) if entry.endswith(".ipynb") else [entry])]

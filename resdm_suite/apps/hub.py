@@ -29,8 +29,8 @@ class HubError(RuntimeError):
 def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
     """Upload a trained model folder that has its card; returns the address of the commit.
 
-    ``repository`` is ``user/name`` and is created if needed, as ``private`` says. Absolute paths of the cohort and of
-    atlases in ``config.yaml`` are not uploaded.
+    ``repository`` is ``user/name`` and is created if needed, private if ``private`` is set. Absolute paths of the
+    cohort and of atlases in ``config.yaml`` are not uploaded.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
         problems = [f"beside them {', '.join(other)}"] * bool(other) + [f"no {', no '.join(missing)}"] * bool(missing)
         remedy = "the training is not finished" if "state.pt" in other else "move the rest away, or train again"
         raise CheckpointError(
-            f"{card.folder}: a model to share holds {', '.join(FILES)}; found {' and '.join(problems)}; {remedy}"
+            f"{card.folder}: a model to share contains {', '.join(FILES)}; found {' and '.join(problems)}; {remedy}"
         )
     weights = getattr(getattr(card.settings, "prior", None), "weights", "none")
     if Path(weights).is_absolute():

@@ -68,12 +68,12 @@ class ModelCard:
 
 
 def source_settings(config: Config) -> dict[str, Any]:
-    """Settings of a profile, beside the method's own, that a synthesis depends on."""
+    """Settings of a profile that a synthesis depends on, without those of the method."""
     return {"preprocess": to_dict(config.preprocess), "cohort.kind": config.cohort.kind}
 
 
 def training_options(config: Config, name: str) -> dict[str, Any]:
-    """What `resdm.training.train` takes of a profile, beside the method and the data."""
+    """Arguments of `resdm.training.train` from a profile, without the method and the data."""
     return {
         "run": config.training,
         "name": name,

@@ -58,7 +58,7 @@ def condition_prior(condition: str, age: Sequence[float | None], sex: Sequence[s
         Years; NaN counts as unknown and is left out of the prompt.
     sex : sequence of {"F", "M"} or None
     seed : int
-        Of the shuffle, in which nobody keeps their own values.
+        Seed of the shuffle, in which everyone gets the values of another person.
 
     Raises
     ------

@@ -42,18 +42,18 @@ def synthesise_method(
     name : str
         A method of the profile.
     condition : str
-        What the prompt says, see `resdm_suite.profiles.CONDITIONS`.
+        Content of the prompt, see `resdm_suite.profiles.CONDITIONS`.
     split : {"test", "validation", "train"}
     steps : int, optional
         Sampling steps; the profile's by default.
     shard : (int, int)
-        Which part of the people, of how many. A part is not scored: when all are there, a call without it scores them.
+        Part of the people, and number of parts. A part is not scored: when all exist, a call without shard scores them.
 
     Returns
     -------
     Path
-        ``predictions/<name>/<condition>`` with volumes, sidecars, ``scores.csv`` and, where the method has something
-        to show of itself, ``trace.npz``.
+        ``predictions/<name>/<condition>`` with volumes, sidecars, ``scores.csv`` and, for a residual diffusion,
+        ``trace.npz``.
     """
     config = load_config(config)
     settings = config.method(name)

@@ -20,10 +20,10 @@ READERS = {
     "csv": "resdm_suite.cohorts.readers.table",
     "released": "resdm_suite.cohorts.readers.released_layout",
 }
-"""``cohort.source`` → the module that reads it, imported on use: a changed reader concerns its own source only."""
+"""``cohort.source`` → the module that reads it, imported on use: a changed reader affects its source only."""
 
 WITH_SPLIT = ("csv", "released")
-"""Sources that may bring a split of their own."""
+"""Sources that may include a split."""
 
 
 def find_sessions(
@@ -39,7 +39,7 @@ def find_sessions(
     source : str, optional
         A key of `READERS`; the profile's by default.
     draw : bool
-        Ignore the split that a source of `WITH_SPLIT` brings.
+        Ignore the split of a source of `WITH_SPLIT`.
     """
     config = load_config(config)
     source = source or config.cohort.source
@@ -65,7 +65,7 @@ def make_manifest(
     config, root, source, draw
         See `find_sessions`.
     found : Cohort, optional
-        The result of `find_sessions`, where it was called before.
+        The result of `find_sessions`, if it was called before.
 
     Returns
     -------

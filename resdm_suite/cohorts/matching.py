@@ -52,7 +52,7 @@ def assemble_manifest(
     notes: Sequence[str] = (),
     pairing: Pairing = "session",
 ) -> Cohort:
-    """Bring scans together, add what is known of people, and select sessions.
+    """Combine scans into sessions, add data of people, and select sessions.
 
     Parameters
     ----------
@@ -269,7 +269,7 @@ def _pair_across_sessions(
 
 
 def match_scans(scans: pd.DataFrame | Sequence[Row], match: MatchConfig, labels: Sequence[str] = ()) -> pd.DataFrame:
-    """Give every T1 scan the PETs of its person that lie nearest in time; a PET goes with one T1 only.
+    """Give every T1 scan the nearest PETs of its person in time; a PET belongs to one T1 only.
 
     A set is a T1 with an amyloid and a tau PET, or with one of the two, each within ``match.window_days``. The best set
     of a person is taken first and its PETs are used up; then the best of the rest, and so on. Best is: both tracers

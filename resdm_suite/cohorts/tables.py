@@ -1,4 +1,4 @@
-"""Text tables of any source: cells as text by line, and what their words, numbers and dates mean."""
+"""Text tables of any source: cells as text by line, and the meaning of words, numbers and dates."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The judgement: image quality, regional SUVR, statistics, and what evaluators of real PET see in synthetic PET."""
+"""Evaluation: image quality, regional SUVR, statistics, and classifiers of real PET applied to synthetic PET."""

@@ -35,19 +35,19 @@ Standard cortex over whole cerebellum, after the non-linear registration of SPM8
 11:1). PiB: Klunk et al., 50 to 70 min. Florbetapir: Navitsky et al. 2018 (Alzheimers Dement 14:1565), 50 to 60 min.
 Florbetaben: Rowe et al. 2017 (Eur J Nucl Med Mol Imaging 44:2053), 90 to 110 min.
 
-Each holds for that pipeline. Registration here is affine, so its result is an uncalibrated estimate. A Centiloid needs
-an own calibration on the data that GAAIN publishes (Klunk et al., level 2), given as ``fidelity.centiloid.equations``.
+Each equation is for that pipeline. Registration here is affine, so the result is an uncalibrated estimate. A Centiloid
+needs a calibration on the data that GAAIN publishes (Klunk et al., level 2), given as ``fidelity.centiloid.equations``.
 """
 
 CENTILOID_AVID = {"18FAV45": (183.0, -177.0)}
-"""The same for the cortical average over whole cerebellum of Avid's own regions and pipeline (Navitsky et al. 2018).
+"""The same for the cortical average over whole cerebellum of Avid's regions and pipeline (Navitsky et al. 2018).
 
 Over the standard volumes it is 13 CL too high at SUVR 1.0, and 17 at 1.5.
 """
 
 
 class AtlasError(ValueError):
-    """An atlas that is not available or does not fit: says why, and how to get it."""
+    """An atlas that is not available or does not fit: names the reason and the remedy."""
 
 
 @dataclass(frozen=True)

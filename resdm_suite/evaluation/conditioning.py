@@ -1,7 +1,7 @@
 """Figures 4 and 5: what the sex and the age in a prompt change, from the stored readings and image scores.
 
 The effect of a prompt is a difference between two conditions on the same people, with its interval over those people.
-An evaluator fitted on real PET reads synthetic PET with a shift of its own; such a difference cancels it.
+An evaluator fitted on real PET reads synthetic PET with a systematic shift; such a difference cancels it.
 
 Intervals hold for one trained model, since other prompts are synthesised by one training, and for these evaluators.
 """
@@ -31,7 +31,7 @@ from resdm_suite.evaluation.status import CLASSIFICATION
 from resdm_suite.profiles import Config
 
 SEX_PROMPTS = {"right": "factual", "none": "no_sex", "wrong": "wrong_sex"}
-"""What Figure 4's prompts say about sex → name of the condition."""
+"""Sex in Figure 4's prompts → name of the condition."""
 
 AGE_PROMPTS = ("factual", "no_age", "shuffled_age")
 """Conditions of Figure 5, beside ``real`` and ``age_<years>``."""

@@ -1,6 +1,6 @@
 """Table 4, Figures 4 and 5: evaluators fitted on real scans read synthetic PET.
 
-**Status** (Table 4). The paper says "five-fold" and "pre-trained" and defines neither. Here the *training* people are
+**Status** (Table 4). The paper states "five-fold" and "pre-trained" and defines neither. Here the *training* people are
 divided into folds, by person. For each fold DSNet is fitted on the real PET of the others, its threshold is set on the
 real PET of the fold (`youden`), and it scores the real and every method's synthetic PET of the test people, on whom
 neither it nor a synthesiser was trained. The template is scored too, and controls that show whether synthesis adds
@@ -89,8 +89,8 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
 def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
     """Folds of the training sessions (see `labelled`): by person, classes in proportion, by the profile's seed.
 
-    ``name`` says what is classified, for the seed and for messages. Ages are stratified above and below their median.
-    Raises `ValueError` where a fold would lack a class, and see `check_folds`.
+    ``name`` is the classification task, for the seed and for messages. Ages are stratified above and below their
+    median. Raises `ValueError` where a fold would lack a class, and see `check_folds`.
     """
     n = config.evaluation.folds
     classes = train["label"] if train["label"].isin((0, 1)).all() else train["label"] > train["label"].median()

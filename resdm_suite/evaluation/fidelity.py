@@ -14,7 +14,7 @@ from resdm_suite.profiles import Config
 
 BUILT_IN, VOIS = "built-in", "Centiloid VOIs"
 CALIBRATED, UNCALIBRATED = "Centiloid", "uncalibrated Centiloid estimate"
-"""Names of the amyloid scale: by an equation that the profile gives for its own pipeline, and by a published one."""
+"""Names of the amyloid scale: by an equation of the profile for its pipeline, and by a published one."""
 
 
 def quantities(config: Config, methods: Iterable[str]) -> pd.DataFrame:

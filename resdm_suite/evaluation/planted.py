@@ -172,7 +172,7 @@ def _unit(pattern: np.ndarray) -> np.ndarray:
 
 
 def _design(about: pd.DataFrame, tracer: str, effect: str) -> np.ndarray:
-    """Design matrix of one model, the effect's own column first."""
+    """Design matrix of one model, the column of the effect first."""
     one = np.ones(len(about))
     if effect == "status":
         return np.column_stack([about[f"{tracer}_positive"].astype(float), one])

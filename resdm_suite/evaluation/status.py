@@ -1,6 +1,6 @@
 """Table 4: how well status is classified from real and synthetic PET, from the stored readings ``status.csv``.
 
-Intervals are over people and the trainings of a method; the evaluators are kept as they are.
+Intervals are over people and the trainings of a method; the evaluators are fixed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def status_parts(status: pd.DataFrame, sources: Iterable[str]) -> dict[str, list
 
     Columns are person, session, age, sex, label, ``score_<fold>``, ``call_<fold>`` (score ≥ the fold's threshold) and
     score (mean of the folds). Sources without readings are left out; all frames have the same sessions. Raises
-    `ValueError` naming a session that stands twice, or is missing from one fold, training or source.
+    `ValueError` naming a session that occurs twice, or is missing from one fold, training or source.
     """
     repeats, parts = trainings(status["source"]), {}
     tracer = "/".join(status["tracer"].unique())

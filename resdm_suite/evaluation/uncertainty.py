@@ -63,7 +63,7 @@ MIN_SIGMA = 1e-3
 
 
 class UncertaintyError(ValueError):
-    """Samples that cannot be evaluated: says what is missing, and the remedy."""
+    """Samples that cannot be evaluated: names the missing part and the remedy."""
 
 
 # ── calibration: arrays in, numbers out ───────────────────────────────────────────────────────────

@@ -4,9 +4,9 @@ The MRI shows a person's anatomy and tissues, and through them severity; the pro
 only these are taken as known. Load, tau stage and status are not: by Bayes' rule over latent people drawn from the
 population, p(cause | severity, age, sex) ∝ p(cause, diagnosis) p(severity | diagnosis, stage) p(age, sex | diagnosis).
 The ventricles follow from severity and age with an independent error, so they add nothing about a cause. The amyloid
-tracer, the person's own uptake, white matter and resolution cannot be known, so they are at their means.
+tracer, the person's uptake, white matter and resolution are unknown, so they are at their means.
 
-The expected uptake is rendered over the person's own tissues and deformation, at the mean resolution and without noise.
+The expected uptake is rendered over the person's tissues and deformation, at the mean resolution and without noise.
 It is put on the grid like a real PET, through the transform that preprocessing estimated for the T1. A posterior mean
 is the estimate of least squared error, except for what is not linear: the division by the reference region and the
 clipping at the end of the SUVR range.

@@ -1,6 +1,6 @@
 """Quality measures of every preprocessed session, for a person to look at.
 
-A T1 alone says little about left and right: nilearn's MNI152 maps are their own mirror images, so a flipped head fits
+A T1 alone shows little about left and right: nilearn's MNI152 maps are symmetric, so a flipped head fits
 them equally well. A brain's torque (right frontal and left occipital poles that protrude) is a tendency of the
 species; it is measured and raises no flag. A PET and the T1 of the same head show the same asymmetric anatomy, so a
 PET that shares more information with the T1 as its mirror image was flipped, or the T1 was.

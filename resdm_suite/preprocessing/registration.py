@@ -41,7 +41,7 @@ _SIGMA = 1 / np.sqrt(8 * np.log(2))  # of a Gaussian, per FWHM
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A volume in its own space.
+    """A volume in its native space.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def _levels(finest_mm: float) -> list[float]:
 
 
 def _per_scan(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Cache results with their scan: the T1's copies serve its own registration and that of both PETs."""
+    """Cache results with their scan: the T1's copies are used for its registration and that of both PETs."""
 
     @wraps(function)
     def cached(scan: Scan, *arguments: Hashable) -> Any:

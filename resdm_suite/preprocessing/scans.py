@@ -24,7 +24,7 @@ _UNREADABLE = (
 
 
 class VolumeError(ValueError):
-    """A scan that cannot be used: names the file, what was found and expected, and the remedy."""
+    """A scan that cannot be used: names the file, the fault, the expected content and the remedy."""
 
 
 def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
@@ -127,7 +127,7 @@ def _frame_weights(path: Path, number: int) -> tuple[np.ndarray | None, dict[str
     except (OSError, ValueError, KeyError, TypeError):
         return None, {"weights": "equal: no FrameDuration beside the scan"}
     if durations.shape != (number,):
-        return None, {"weights": f"equal: FrameDuration tells of {durations.size} frames, the file holds {number}"}
+        return None, {"weights": f"equal: FrameDuration has {durations.size} frames, the file {number}"}
     if not (np.isfinite(durations).all() and durations.min() > 0):
         return None, {"weights": "equal: FrameDuration has a frame of no duration"}
     shares = durations / durations.sum() if np.ptp(durations) else None
@@ -154,7 +154,7 @@ def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
     codes = int(header["sform_code"]), int(header["qform_code"])
     if codes == (0, 0):
         raise VolumeError(
-            f"{path}: no orientation (sform and qform codes are 0), so left and right cannot be told; "
+            f"{path}: no orientation (sform and qform codes are 0), so left and right are unknown; "
             "convert the scan from DICOM again"
         )
     units = header.get_xyzt_units()[0]

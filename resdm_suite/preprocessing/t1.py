@@ -20,7 +20,7 @@ from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.profiles import Config, PreprocessConfig
 
 MIN_TEMPLATE_CORRELATION = 0.3
-"""Correlation with the MNI152 T1 below which a scan cannot lie in MNI152, whatever the manifest says."""
+"""Correlation with the MNI152 T1 below which a scan cannot be in MNI152, regardless of the manifest."""
 
 _MAX_T1_VOXEL_MM = 4.5  # as coarse as the coarsest phantoms
 _CONTRAST_GRID = Grid((48, 56, 48), 4.0)  # of `tissue_contrast`
@@ -128,7 +128,7 @@ def t1_on_grid(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """The T1 in [0, 1] on the grid, the matrix MNI → T1, and entries of its sidecar.
 
-    ``space`` names the space in which the scan already lies; empty: register it.
+    ``space`` is the scan's standard space, if it has one; empty: register it.
     """
     grid = Grid.of(settings.grid)
     brain = mni_map("brain", grid)
@@ -143,7 +143,7 @@ def t1_on_grid(
     correlation = float(np.corrcoef(scan, template)[0, 1]) if scan.any() else 0.0
     if space and correlation < MIN_TEMPLATE_CORRELATION:
         raise VolumeError(
-            f"{path}: the manifest says that it lies in {space}, but it does not fit the {SPACE} T1 there (correlation "
+            f"{path}: the manifest states that it is in {space}, but it does not fit the {SPACE} T1 there (correlation "
             f"{correlation:.2f} inside the brain, expected {MIN_TEMPLATE_CORRELATION} or more); leave the space empty "
             "to register it"
         )

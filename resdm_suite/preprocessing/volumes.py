@@ -104,7 +104,7 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
                 problems[_key(row)] = failures
         if problems and not config.cohort.skip_unreadable:
             lines = [line for _, failures in sorted(problems.items()) for line in failures]
-            remedy = "; mend these, or leave their sessions out by cohort.skip_unreadable: true"
+            remedy = "; correct these, or leave their sessions out by cohort.skip_unreadable: true"
             raise VolumeError("\n".join(lines) + (f"\n{len(lines)} scans{remedy}" if len(lines) > 1 else ""))
 
     run(_check_session, "checks")
@@ -226,7 +226,7 @@ def _check_session(config: Config, row: Row) -> list[str]:
     for what, path in session_scans(row).items():
         stem = Path(path).name.removesuffix(".gz").removesuffix(".nii")
         if stem.endswith("_pet" if what == "t1w" else "_T1w"):
-            problems.append(f"{path}: by its name no {what} scan; put each scan in its own column of the manifest")
+            problems.append(f"{path}: by its name no {what} scan; put each scan in the correct column of the manifest")
             continue
         try:
             read_scan(path, frames=what != "t1w")

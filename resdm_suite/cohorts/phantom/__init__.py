@@ -8,13 +8,13 @@ own pose, voxel grid, noise and scale, as scans of a real centre have.
 `people`: demography and latent causes. `anatomy`: tissue maps and deformation. `uptake`: tracer in the tissue.
 `scanner`: T1 and PET acquisition. `truth`: planted effects and their tables. `dataset`: the files.
 
-Spaces, all in mm, RAS+: *world* is a scan's own (its NIfTI affine leads there); *person* has its origin in the centre
+Spaces, all in mm, RAS+: *world* is the space of a scan's NIfTI affine; *person* has its origin in the centre
 of the head; *MNI* is the template's. For a scan ``person = world_to_person @ world``; for a person ``mni =
 person_to_mni @ person``. In a session, the point ``mni`` shows the template's anatomy at
 ``mni + displacement(deformation, mni)``. The displacement has no affine part over the brain (least squares), so
 ``person_to_mni @ world_to_person`` is the affine that a perfect registration finds.
 
-The truth lies in ``work/<profile>/truth/``, outside the dataset:
+The truth is in ``work/<profile>/truth/``, outside the dataset:
 
 ``truth.json``
     Settings; planted effects by tracer and region, as SUVR at scanner resolution: ``sex`` (F minus M), ``age`` (per

@@ -155,7 +155,7 @@ def displacement(deformation: dict[str, Any], points: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray (N, 3)
-        mm; the template's anatomy at ``points + offset`` lies at ``points``.
+        mm; ``points`` show the template's anatomy at ``points + offset``.
     """
     centre, sd, shift, stretch, affine = (np.asarray(deformation[key]) for key in _KEYS)
     sharp = 1 / sd**2  # Σ ((p − c) / sd)² by its three terms, as matrix products

@@ -1,4 +1,4 @@
-"""Who the phantoms are: demography, latent causes of disease, and their change with time."""
+"""The simulated people: demography, latent causes of disease, and their change with time."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """An ADNI download: Clinica BIDS, Clinica CAPS or LONI's raw tree, with the study's tables.
 
-The reader uses names of files and folders, the study tables (`cohorts.readers.adni_tables`) and Clinica's own; it opens
-no image. Without study tables, dates, age, diagnosis and MMSE come from Clinica's ``sessions.tsv``, ``scans.tsv`` and
-``participants.tsv``, so a BIDS folder alone is enough; the tables add SUVR, status and Centiloid. Clinica's ``a_stat``
-and ``tau_stat`` are measured in cerebrospinal fluid and are never read.
+The reader uses names of files and folders, the study tables (`cohorts.readers.adni_tables`) and Clinica's tables; it
+opens no image. Without study tables, dates, age, diagnosis and MMSE come from Clinica's ``sessions.tsv``, ``scans.tsv``
+and ``participants.tsv``, so a BIDS folder alone is enough; the tables add SUVR, status and Centiloid. Clinica's
+``a_stat`` and ``tau_stat`` are measured in cerebrospinal fluid and are never read.
 
 Scans of Clinica's CAPS lie in MNI space (column ``space``) and are resampled. Their SUVR is relative to Clinica's
 reference (pons, or cerebellum and pons; for tau there is no inferior-cerebellar one). Preprocessing divides every PET
-by the mean of its own reference region, which undoes this.
+by the mean of the suite's reference region, which undoes this.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _TARGET = dict.fromkeys(AMYLOID_LABELS.values(), "amyloid") | dict.fromkeys(TAU_
 
 
 class Scan(NamedTuple):
-    """A file and what its path says. ``what``: T1w or a PET's BIDS label; ``exact``: the date is the scan's own."""
+    """A file and the content of its path. ``what``: T1w or a BIDS label; ``exact``: the date is that of the scan."""
 
     person: str
     session: str
@@ -70,7 +70,7 @@ class Scan(NamedTuple):
 
 
 def build_manifest(root: str | Path, config: Config) -> Cohort:
-    """Find ADNI's T1 and PET scans, pair those of one time, and add what was known of the people then.
+    """Find ADNI's T1 and PET scans, pair those of one time, and add the demographics of that time.
 
     ``root`` holds ``sub-*`` (Clinica BIDS), ``subjects/sub-*`` (Clinica CAPS), or LONI's folders of PTIDs, itself or in
     a folder such as ``ADNI``; ``cohort.tables`` is the folder of the tables (by default ``root``).
@@ -85,7 +85,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     tau = [label for label, target in cohort.tracers.items() if target == "tau"]
     if len(tau) > 1:
         raise ManifestError(
-            f"cohort.tracers names {len(tau)} tau tracers ({', '.join(tau)}), whose SUVRs are on scales of their own; "
+            f"cohort.tracers names {len(tau)} tau tracers ({', '.join(tau)}), whose SUVRs are on different scales; "
             "keep one of them"
         )
     layout, folder = _layout(root)
@@ -103,7 +103,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     if layout == "CAPS":
         notes.append(
             "scans of CAPS are in MNI space already and are resampled; their PETs come divided by Clinica's reference, "
-            "and preprocessing divides them by its own (tau: inferior cerebellum)"
+            "and preprocessing divides them by the suite's reference (tau: inferior cerebellum)"
         )
     for label, count in sorted(Counter(s.what for s in files if s.what not in ("T1w", *cohort.tracers)).items()):
         scale = " (another tau scale: never pooled)" if _TARGET.get(label) == "tau" else ""

@@ -1,8 +1,8 @@
 """ADNI's study tables, old and new: PET measurements, and age, sex, diagnosis and MMSE on a given day.
 
-Read are UC Berkeley's PET tables (6 mm, or the older ones of one tracer each) and either ADNIMERGE or PTDEMOG, DXSUM
-and MMSE, as downloaded from LONI. The date in a file's name is free; of several files of one table the newest is read.
-A person is the RID as a whole number.
+The reader uses UC Berkeley's PET tables (6 mm, or the older ones of one tracer each) and either ADNIMERGE or PTDEMOG,
+DXSUM and MMSE, as downloaded from LONI. The date in a file's name is free; of several files of one table the newest is
+read. A person is the RID as a whole number.
 
 Missing are empty cells, NA, and the study's codes -1 and -4 in columns without negative values; a Centiloid or a QC
 flag of -1 is a value. Dates are YYYY-MM-DD or MM/DD/YYYY.

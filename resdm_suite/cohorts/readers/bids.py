@@ -53,7 +53,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     Age, diagnosis and MMSE come from ``sub-*_sessions.tsv``, else from ``participants.tsv``. An age there is that of
     the first session; later ones add the months in their labels (``ses-M012``), else the days between. Of several T1w
     or several PETs of one tracer in a session, the first by name is used. The tracer is the file name's ``trc-``
-    entity, whatever the sidecar says; without it, the sidecar's ``TracerName``. Scans of one session come from one
+    entity, even if the sidecar differs; without it, the sidecar's ``TracerName``. Scans of one session come from one
     space: native, else ``space-MNI…``. Each such choice is noted.
 
     Days between scans come from ``acq_time`` in ``scans.tsv``. Across sessions (`assemble_manifest`), a scan without it
@@ -116,7 +116,7 @@ def _scans(
         if target is None:
             continue
         if space and space[1] not in _NATIVE and not space[1].startswith("MNI"):
-            notes.append(f"{where}: {path.name} lies in space {space[1]}; not used")
+            notes.append(f"{where}: {path.name} is in space {space[1]}; not used")
             continue
         scan = {"target": target, "tracer": label, "path": str(path), "day": days.get(str(path), np.nan)}
         scans.append(key | scan | {"space": SPACE if space and space[1] not in _NATIVE else ""})
@@ -216,13 +216,13 @@ def _tracer(scan: Path, where: str, notes: list[str]) -> str:
         labels = tracer_labels((sidecar or {}).get("TracerName", ""))
         if len(labels) != 1:
             return ""
-        notes.append(f"{where}: {scan.name} has no trc-; its sidecar's TracerName says {labels[0]}")
+        notes.append(f"{where}: {scan.name} has no trc-; its sidecar's TracerName is {labels[0]}")
         return labels[0]
     used = f"the file name's tracer {entity[1]} is used"
     if sidecar is None:
         notes.append(f"{where}: {name} cannot be read as JSON; {used}")
     for key, value in conflicting_tracers(sidecar or {}, entity[1]):
-        notes.append(f"{where}: {name} says {key} {value!r}; {used}")
+        notes.append(f"{where}: {name} has {key} {value!r}; {used}")
     return entity[1]
 
 

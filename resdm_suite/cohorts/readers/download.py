@@ -1,7 +1,7 @@
 """Files from a public S3 bucket over HTTPS: resumed, checked, a few at a time.
 
-A file arrives beside its place as ``<name>.part``. It is moved there once it has the listed size and, if it is gzip,
-can be read to its end. The part of a stopped download is kept, and only its rest is requested again.
+A file is downloaded to ``<name>.part``. It is renamed once it has the listed size and, if it is gzip, can be read to
+its end. The part of a stopped download stays, and only the missing bytes are requested again.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class DownloadError(RuntimeError):
 
 
 class _UnreachableError(DownloadError):
-    """The server does not answer: no other file will come either."""
+    """The server does not answer: other files would fail too."""
 
 
 class _DamagedError(OSError):
-    """The bytes that came are not the file."""
+    """The downloaded bytes are not the file."""
 
 
 class Remote(NamedTuple):
@@ -109,8 +109,8 @@ def fetch(files: Sequence[Remote], *, jobs: int = 4, progress: bool = True) -> i
     total = sum(file.bytes for file in todo)
     if todo and (free := shutil.disk_usage(todo[0].path.parent).free) < total - present + _SPARE:
         raise DownloadError(
-            f"{todo[0].path.parent}: {len(todo)} files of {(total - present) / 1e9:.2f} GB are to come, "
-            f"{free / 1e9:.2f} GB are free; make room, or let cohort.folder lie on another disk"
+            f"{todo[0].path.parent}: {len(todo)} files of {(total - present) / 1e9:.2f} GB are to be downloaded, "
+            f"{free / 1e9:.2f} GB are free; free disk space, or move cohort.folder to another disk"
         )
     stop, failed = threading.Event(), []
     options = {"desc": "download", "unit": "B", "unit_scale": True, "disable": not progress or not todo}
@@ -246,12 +246,12 @@ def _retried(
         if refused and not _is_temporary(error):
             raise DownloadError(f"{url}: the server refuses ({fault}); is the address right?") from None
         if not _is_temporary(error):
-            raise DownloadError(f"{url}: cannot be written: {error}; make room, or mend the folder") from None
+            raise DownloadError(f"{url}: cannot be written: {error}; free disk space, or correct the folder") from None
         if refused or isinstance(error, _DamagedError):
             raise DownloadError(
                 f"{url}: {fault}, {failures} times in a row; run the same command again; complete files are kept"
             ) from None
         raise _UnreachableError(
             f"{url}: {fault}, {failures} times in a row; is there a connection to the internet, or a proxy to be named "
-            "in HTTPS_PROXY? Complete files are kept: run the same command again to go on"
+            "in HTTPS_PROXY? Complete files are kept: run the same command again to continue"
         ) from None

@@ -1,15 +1,15 @@
 """The Dallas Lifespan Brain Study, OpenNeuro ds004856 (CC0), and its download.
 
-Both the files on disk and `FILES`, the bucket's listing, say which scans exist. So the cohort is known before any image
-is downloaded, and only the manifest's scans are.
+Scans are listed from the files on disk and from `FILES`, the bucket's listing. So the cohort is known before any image
+is downloaded, and only scans of the manifest are downloaded.
 
 **Days come from whole years.** ``participants.tsv`` gives an age at each scan in whole years, and no date. Days between
 a T1 and a PET are 365.25 × the difference of two such ages: 0 means less than a year apart, 365.25 less than two years.
 A window ``cohort.match.window_days`` of 366 is thus "at most one year by ages".
 
-**Frames are averaged with equal weights**, whatever the sidecars say of durations: they are in milliseconds where BIDS
-wants seconds, and the second of two frames may have 0 ms. For equal frames, as florbetapir's two of five minutes, the
-average is exact; an empty last frame scales the whole volume, and SUVR, a ratio, does not change.
+**Frames are averaged with equal weights**. Durations of the sidecars are not used: they are in milliseconds where BIDS
+requires seconds, and the second of two frames may have 0 ms. For equal frames, as florbetapir's two of five minutes,
+the average is exact; an empty last frame scales the whole volume, and SUVR, a ratio, does not change.
 
 **The tracer is the file name's** ``trc-`` entity: sidecars of tau PET name florbetaben. The notes count such faults.
 """
@@ -56,8 +56,8 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     """Find the waves of DLBS that have a T1w and at least one PET.
 
     A T1w taken again because of motion (the data set's README) replaces the first. Age is that at the T1w; education
-    is capped by degree; there is no diagnosis. Scans of one wave belong together and no others, whatever
-    ``cohort.match.same_visit`` says. Paths may name scans that are not downloaded yet: see `not_downloaded`.
+    is capped by degree; there is no diagnosis. Only scans of one wave are paired, for any
+    ``cohort.match.same_visit``. Paths may name scans that are not downloaded yet: see `not_downloaded`.
 
     ``root`` holds ``participants.tsv``, and ``sub-*`` or `FILES` or both. Faults raise `ManifestError`, which names
     file, person and value.
@@ -111,8 +111,8 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
 def remedy(config: Config) -> str:
     """How to get the data."""
     return (
-        f"`resdm manifest openneuro {config.profile} --download` fetches what the manifest needs from OpenNeuro; data "
-        "that lie elsewhere are named by --root or cohort.folder"
+        f"`resdm manifest openneuro {config.profile} --download` downloads the scans of the manifest from OpenNeuro; "
+        "name data in another place by --root or cohort.folder"
     )
 
 
@@ -184,7 +184,7 @@ def _listed(root: Path) -> dict[str, int | None]:
 
 
 def _person(cells: pd.Series, wave: str, where: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Read what the table says of a person in a wave, and the age at each scan."""
+    """Read the table's entries of a person in a wave, and the age at each scan."""
     ages = {target: to_number(cells.get(f"{column}{wave}", ""), where, f"{column}{wave}")
             for target, column in _AGES.items()}  # fmt: skip
     row = {"sex": to_sex(cells["sex"], where), "age": ages["t1w"]}
@@ -221,7 +221,7 @@ def _table_faults(people: pd.DataFrame) -> Iterator[str]:
             ages = [pd.to_numeric(people[f"{age}{wave}"], errors="coerce") for wave in (one, other)]
             for person in years.index[(years - (ages[1] - ages[0])).abs() >= 1]:
                 yield (
-                    f"{person}: participants.tsv says {years[person]:g} years from wave {one} to {other} ({column}), "
+                    f"{person}: participants.tsv gives {years[person]:g} years from wave {one} to {other} ({column}), "
                     f"but ages of {ages[0][person]:g} and {ages[1][person]:g}; the ages are used"
                 )
             for person in years.index[years.notna() & (ages[0].isna() | ages[1].isna())]:
@@ -275,7 +275,7 @@ def sidecar_faults(sidecar: dict[str, Any], label: str, frames: int | None = Non
         "FrameTimesStart is not the running sum of FrameDuration; not used": (
             equal_length and not np.allclose(starts, np.cumsum([0, *durations])[:-1])
         ),
-        f"FrameDuration tells of {len(durations)} frames, the file holds {frames}; the file's number is used": (
+        f"FrameDuration has {len(durations)} frames, the file {frames}; the file's number is used": (
             durations and frames not in (None, len(durations))
         ),
         "AcquisitionMode dynamic, but one frame; averaging one frame changes nothing": (

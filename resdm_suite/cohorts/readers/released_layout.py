@@ -6,7 +6,7 @@ between blanks. ``data_info/data_info.csv`` (``info.csv`` in its code) has colum
 of unknown name. Volumes are read as stored: 128³ voxels, assumed in [0, 1]. Neither space nor scaling is documented, so
 both are checked:
 
-**Space**: where the headers of all scans of a session say MNI152 (code 4), they are resampled; else registered.
+**Space**: scans are resampled if the headers of all scans of a session state MNI152 (code 4), else registered.
 **Intensity**: SUVR is measured again in the reference region. This undoes a factor but no offset: after min-max scaling
 per volume with a minimum above 0, it is not the true SUVR.
 """
@@ -86,7 +86,7 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
     except LeakageError as error:
         raise LeakageError(f"{error}: `resdm manifest released --draw-split`") from None
     others = len(names) - in_mni
-    notes.append(f"headers say {SPACE} for {in_mni} sessions, which are resampled; the other {others} are registered")
+    notes.append(f"headers state {SPACE} for {in_mni} sessions, which are resampled; the other {others} are registered")
     return assemble_manifest(scans, people, config, root, notes)
 
 
