@@ -258,7 +258,7 @@ def high_water() -> int:
 
 
 def reset_high_water() -> None:
-    """Start `high_water` anew."""
+    """Reset `high_water`."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -173,7 +173,7 @@ def load_state(path: str | Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
         stored = state["fingerprint"]
     except Exception as error:  # a broken archive raises various errors
         raise CheckpointError(
-            f"{path}: not a training state ({type(error).__name__}); delete it to start anew"
+            f"{path}: not a training state ({type(error).__name__}); delete it to start again"
         ) from error
     different = differences(stored, fingerprint)
     if different:
@@ -181,7 +181,7 @@ def load_state(path: str | Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
             f"{path}: a training state of another configuration:\n"
             f"{describe(different, 'in the state', 'now')}\n"
             "go back to the settings it was made with, train under another profile name or root (another work folder), "
-            f"or delete {path.name} to start anew"
+            f"or delete {path.name} to start again"
         )
     return state
 

@@ -217,7 +217,7 @@ def _is_finished(job: _Job) -> bool:
     if different:
         raise CheckpointError(
             f"{model}: a finished model of another configuration:\n{describe(different, 'in the model', 'now')}\n"
-            f"train under another profile name or root (another work folder), or delete {model.name} to train anew"
+            f"train under another profile name or root (another work folder), or delete {model.name} to train again"
         )
     return all((job.folder / file).is_file() for file in ("history.csv", "timing.json"))
 
@@ -273,7 +273,7 @@ def _train(fabric: Fabric, job: _Job) -> None:
             loop.restore(stored)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{job.state_file}: the state of another version of {job.name!r} ({error}); delete it to start anew"
+                f"{job.state_file}: the state of another version of {job.name!r} ({error}); delete it to start again"
             ) from error
     if job.run.budget == "equal_epochs":
         loop.total = job.run.epochs * job.steps_per_epoch
@@ -406,7 +406,7 @@ def _diverged(job: _Job, fault: str) -> TrainingDiverged:
     kept = f"the last good state is kept in {file}" if file.is_file() else "no state was stored yet"
     return TrainingDiverged(
         f"{job.name}: training diverged: {fault}; {kept}. Lower methods.{job.name}.learning_rate (now {rate:g}) or set "
-        f"training.clip_norm, delete {file.name} and start anew. After a fault of the machine, run again: training "
+        f"training.clip_norm, delete {file.name} and start again. After a fault of the machine, run again: training "
         "continues from that state"
     )
 

@@ -172,7 +172,7 @@ class PreprocessConfig:
     registration_mm: Positive = 2.0  # finest resolution of the registration pyramid
     n4: bool = True
     mask: bool = True  # zero outside the MNI brain
-    # FWHM of a Gaussian applied to every PET in its own voxels. Widths add in squares: 6 mm scans smoothed by 8 mm have
+    # FWHM of a Gaussian applied to every native PET. Widths add in squares: 6 mm scans smoothed by 8 mm have
     # 10 mm. Studies smooth by 6 or 8 mm; ADNI's processed images already have a common 8 (or 6) mm.
     smooth_mm: Annotated[float, Field(gt=0, le=20)] | None = None
     intensity: Literal["fixed", "minmax"] = "fixed"  # minmax is the paper-literal option: it erases SUVR

@@ -192,7 +192,7 @@ def test_options_of_matching(tmp_path, config):
 
 def test_tau_tracers_are_never_pooled(tmp_path, config):
     write_clinica_bids(tmp_path, images=False)
-    with pytest.raises(ManifestError, match=r"names 2 tau tracers .18FAV1451, 18FMK6240., whose SUVRs are on different"):
+    with pytest.raises(ManifestError, match=r"names 2 tau tracers .18FAV1451, 18FMK6240., whose SUVRs are on"):
         build_manifest(tmp_path, changed(config, tracers=config.cohort.tracers | {MK: "tau"}))
     frame = build_manifest(tmp_path, changed(config, tracers={MK: "tau"})).manifest
     assert frame[["person", "tau_tracer"]].to_numpy().tolist() == [[NAMED[8], MK]]

@@ -169,7 +169,7 @@ def test_second_call_writes_nothing_and_a_killed_one_continues(tmp_path, monkeyp
 def test_other_settings_or_revisions_replace_our_own_files_only(tmp_path, monkeypatch):
     config = write(tmp_path, people=2)
     (config.source_root / "sub-notes").mkdir()
-    with pytest.warns(UserWarning, match="made anew"):
+    with pytest.warns(UserWarning, match="made again"):
         write(tmp_path, people=2, scalp=True)
     fresh = write(tmp_path / "fresh", people=2, scalp=True)
     assert digests(config.source_root) == digests(fresh.source_root)
@@ -177,7 +177,7 @@ def test_other_settings_or_revisions_replace_our_own_files_only(tmp_path, monkey
     path = next(fresh.source_root.rglob("*_T1w.nii.gz"))
     time = path.stat().st_mtime_ns
     monkeypatch.setattr(dataset, "REVISION", dataset.REVISION + 1)
-    with pytest.warns(UserWarning, match="another revision; they are removed and made anew"):
+    with pytest.warns(UserWarning, match="another revision; they are removed and made again"):
         write_phantoms(fresh, progress=False)
     assert path.stat().st_mtime_ns > time
     assert digests(config.source_root, "*.nii.gz") == digests(fresh.source_root, "*.nii.gz")

@@ -187,7 +187,7 @@ def test_pretraining_depends_on_the_seed_only():
 
 
 def test_pretrained_towers_are_cached_bit_for_bit(tmp_path, monkeypatch):
-    """The cache serves the same first weights; another seed, number of steps or weights trains anew."""
+    """The cache serves the same first weights; another seed, number of steps or weights trains again."""
 
     def pretrained(weights: int, seed: int, lessons: int = 5):
         torch.manual_seed(weights)

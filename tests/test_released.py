@@ -42,7 +42,7 @@ def build(config=None, seed=0, shape=SHAPE):
 
 
 def by_formula(w, x, t, text):
-    """The released network written out anew from its weights by name.
+    """The released network, written again from its weights by name.
 
     x (B, 1, X, Y, Z), t (B,), text (B, 256).
     """

@@ -119,7 +119,7 @@ def test_the_profile_stays_as_it_was(config, run):
     assert "README.md" in str(after)  # the model's card: not written with the scores of another number of steps
 
 
-def test_a_second_run_makes_nothing_anew_and_writes_the_same(config, run):
+def test_a_second_run_makes_no_volume_and_writes_the_same(config, run):
     call, first, _ = run
     volumes = {path: path.stat().st_mtime_ns for path in (config.work / "steps").rglob("*_pet.*")}
     assert len(volumes) == len(NUMBERS) * 6 * 2 * 2

@@ -450,7 +450,7 @@ def test_a_broken_state_is_named(tmp_path):
     config = make_config(tmp_path)
     (config.model("Plain")).mkdir(parents=True)
     (config.model("Plain") / "state.pt").write_bytes(b"PK half a file")
-    with pytest.raises(CheckpointError, match=r"not a training state.*delete it to start anew"):
+    with pytest.raises(CheckpointError, match=r"not a training state.*delete it to start again"):
         run(config)
 
 

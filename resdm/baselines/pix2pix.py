@@ -65,7 +65,7 @@ class Pix2Pix(PerTracer):
 
     Facts from `junyanz/pytorch-CycleGAN-and-pix2pix` (``unet_128``, ``basic`` discriminator, ``vanilla`` loss);
     departures: ``docs/baselines.md``. Only the first level's skip is not normalised: the last convolution gets the
-    MRI's own intensities, of the nearest voxels alone.
+    MRI's intensities, of the nearest voxels alone.
     """
 
     config: Pix2PixConfig

@@ -149,20 +149,20 @@ def _manifest(
 
         folder, mirror = root or config.source_root, {"url": url} if url else {}
         print(f"{fetch(config, folder, jobs=jobs, progress=progress, **mirror)} files downloaded to {folder}")
-    found = find_sessions(config, root, source, draw=draw_split)
-    print("\n".join(_flow(found)))
-    make_manifest(config, root, source, found=found)
+    cohort = find_sessions(config, root, source, draw=draw_split)
+    print("\n".join(_flow(cohort)))
+    make_manifest(config, root, source, cohort=cohort)
     return config.manifest
 
 
-def _flow(found: Cohort) -> list[str]:
+def _flow(cohort: Cohort) -> list[str]:
     """The flow table, and the first sessions that were left out for each reason."""
-    lines = [found.flow.to_string(index=False, justify="right")]
-    for reason, rows in found.left_out.groupby("reason", sort=False):
+    lines = [cohort.flow.to_string(index=False, justify="right")]
+    for reason, rows in cohort.left_out.groupby("reason", sort=False):
         first = ", ".join(f"{row.person} {row.session}" for row in rows.head(2).itertuples())
         lines.append(f"left out, {reason}: {len(rows)} ({first}{', …' if len(rows) > 2 else ''})")
-    if len(found.left_out) or found.notes:
-        lines.append(f"all {len(found.left_out)} in left_out.csv; {len(found.notes)} notes in notes.txt")
+    if len(cohort.left_out) or cohort.notes:
+        lines.append(f"all {len(cohort.left_out)} in left_out.csv; {len(cohort.notes)} notes in notes.txt")
     return lines
 
 

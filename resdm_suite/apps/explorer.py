@@ -171,7 +171,7 @@ class Explorer(widgets.VBox):
     """Widgets over an `ExplorerModel`; display it in JupyterLab.
 
     ``person`` is shown first: ``<person>``, ``<person> <session>`` or the path of a T1; by default the first session.
-    ``request`` and ``scene`` are what is shown, ``draw_count`` the number of pictures drawn so far.
+    ``request`` and ``scene`` are shown, ``draw_count`` is the number of pictures drawn so far.
     """
 
     def __init__(self, model: ExplorerModel, person: str | None = None) -> None:
@@ -296,7 +296,7 @@ class Explorer(widgets.VBox):
         return orthogonal_views(self.scene, self.point, title=title, detail=detail, notice=self.model.config.notice)
 
     def export(self) -> Path | None:
-        """Write what is shown, name the folder below the picture, and return it; ``None`` if nothing was written."""
+        """Write the shown volumes, name the folder below the picture, return it; ``None`` if nothing was written."""
         if not self.draw_count:
             return None
         with self._report_errors("writing …"):
@@ -314,7 +314,7 @@ class Explorer(widgets.VBox):
             self.status.value = f"<span style='color:#B00020'>{html.escape(str(error))}</span>"
 
     def _show_factual(self) -> None:
-        """Set the person's own prompt, and draw once."""
+        """Set the person's factual prompt, and draw once."""
         age, sex = self.model.factual_prompt(self.source)
         self._muted = True
         self.age.value, self.sex.value, self.use_age.value = round(age or self.age.value), sex, age is not None

@@ -24,7 +24,7 @@ from resdm_suite.profiles import Config
 CARD = "README.md"
 
 _TEMPLATE = files("resdm_suite.reporting").joinpath("templates/model_card.md")
-_PHANTOM = "- It was trained on phantoms only: its output for a real MRI says nothing about the person.\n"
+_PHANTOM = "- It was trained on phantoms only: its output for a real MRI has no meaning for the person.\n"
 
 _LICENCES: dict[str, dict[str, str]] = {
     "phantom": {"license": "mit"},

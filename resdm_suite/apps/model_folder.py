@@ -53,7 +53,7 @@ class ModelCard:
 
     @property
     def settings(self) -> MethodConfig:
-        """The method's own settings."""
+        """The method's settings."""
         return self.config.method(self.name)
 
     @property

@@ -126,7 +126,7 @@ class Model:
             Values in the prompt; None is left out.
         seed : int
         steps : int, optional
-            Sampling steps; the model's own by default.
+            Sampling steps; the model's by default.
 
         Returns
         -------
@@ -142,7 +142,7 @@ class Model:
         if mri.shape != self.grid.shape:
             raise SynthesisError(
                 f"MRI of {mri.shape} voxels; the model works on {self.grid.shape} of {self.grid.voxel_mm} mm: "
-                "preprocess it with the model's own config.yaml"
+                "preprocess it with the model's config.yaml"
             )
         if not np.isfinite(mri).all():
             raise SynthesisError(f"MRI: {np.count_nonzero(~np.isfinite(mri))} voxels are not finite (NaN or infinite)")
@@ -240,7 +240,9 @@ def synthesise_people(
     shard: tuple[int, int] = (1, 1),
     progress: bool = True,
 ) -> Path:
-    """Synthetic PET of every session of a list, under one condition. Files of the same model, prompt and seed are kept.
+    """Synthetic PET of every session of a list, under one condition.
+
+    Existing files of the same model, prompt and seed stay.
 
     Parameters
     ----------
@@ -253,7 +255,7 @@ def synthesise_people(
     condition : str
         See `condition_prior`.
     seed, steps : int, optional
-        The model's own by default.
+        The model's by default.
     samples : int
         If more than 1, mean and standard deviation (``…_desc-synthstd_pet``) over samples are written.
     measure : callable, optional
@@ -340,7 +342,7 @@ def synthesise_mri(
     Parameters
     ----------
     mri : ndarray (X, Y, Z)
-        T1 preprocessed with the model's own settings, intensities in [0, 1].
+        T1 preprocessed with the model's settings, intensities in [0, 1].
     age, sex
         Values in the prompt; None is left out.
     prefix : str

@@ -1,4 +1,4 @@
-"""One MRI to both PETs: in MNI space and on the MRI's own voxels, with regional SUVR and a picture.
+"""One MRI to both PETs: in MNI space and on the MRI's native voxels, with regional SUVR and a picture.
 
 A T1 is registered to the model's grid (`preprocessing.t1`) and several samples are drawn. Their mean returns to
 the T1's voxels by the inverse of the same affine, in one interpolation. No file holds a date or a duration: the same
@@ -83,7 +83,7 @@ def synthesise_scan(
     samples : int
         Number of samples; the PETs are their mean. The first is that of ``samples=1``.
     seed, steps : int, optional
-        The model's own by default.
+        The model's by default.
     allow_phantom_model : bool
         See `resdm_suite.apps.prediction.check_phantom`.
     progress : bool
@@ -113,7 +113,7 @@ def synthesise_scan(
 def _prepare(
     model: str | Path, samples: int, seed: int | None, steps: int | None, allow_phantom_model: bool
 ) -> tuple[ModelCard, dict[str, Any]]:
-    """The model's card and the sampler's settings, with the model's own as defaults."""
+    """The model's card and the sampler's settings, with the model's values as defaults."""
     if samples < 1:
         raise ValueError(f"samples: {samples}; expected at least 1")
     card = load_card(model)
@@ -177,7 +177,7 @@ def _suvr_table(pets: dict[str, np.ndarray], model: Model, samples: int) -> pd.D
     return pd.DataFrame(rows).assign(notice=model.card.notice)
 
 
-# ── back to the MRI's own space ───────────────────────────────────────────────────────────────────
+# ── back to native space ──────────────────────────────────────────────────────────────────────────
 
 
 def _write_native(
@@ -240,7 +240,7 @@ def synthesise_scans(
         (``ses-…``), ``age`` and ``sex``. Other columns are ignored, so a manifest of the suite can be given.
     out : path
         Files are written to ``<person>/<session>/pet/`` below it. Existing results of the same scan, model, prompt,
-        seed and samples are kept.
+        seed and samples stay.
     model, samples, seed, steps, allow_phantom_model, progress
         As of `synthesise_scan`.
 

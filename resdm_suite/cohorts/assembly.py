@@ -54,17 +54,17 @@ def make_manifest(
     source: str | None = None,
     *,
     draw: bool = False,
-    found: Cohort | None = None,
+    cohort: Cohort | None = None,
 ) -> pd.DataFrame:
     """Read a source, split its participants; write ``manifest.csv``, ``flow.csv``, ``left_out.csv``, ``notes.txt``.
 
-    A complete split of the source is kept. ``split.json`` holds the digest of the split, its method and its counts.
+    A complete split of the source is used. ``split.json`` contains the digest of the split, its method and its counts.
 
     Parameters
     ----------
     config, root, source, draw
         See `find_sessions`.
-    found : Cohort, optional
+    cohort : Cohort, optional
         The result of `find_sessions`, if it was called before.
 
     Returns
@@ -79,12 +79,12 @@ def make_manifest(
     """
     config = load_config(config)
     source = source or config.cohort.source
-    found = find_sessions(config, root, source, draw=draw) if found is None else found
-    write_csv(config.work / "flow.csv", found.flow)
-    write_csv(config.work / "left_out.csv", found.left_out)
-    write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in found.notes))
-    _check_files(config, Path(root or config.source_root), source, found.manifest)
-    frame, drawn = found.manifest, (found.manifest["split"] == "").any()
+    cohort = find_sessions(config, root, source, draw=draw) if cohort is None else cohort
+    write_csv(config.work / "flow.csv", cohort.flow)
+    write_csv(config.work / "left_out.csv", cohort.left_out)
+    write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in cohort.notes))
+    _check_files(config, Path(root or config.source_root), source, cohort.manifest)
+    frame, drawn = cohort.manifest, (cohort.manifest["split"] == "").any()
     if drawn:
         frame = split_people(frame, config.cohort.split, config.seed)
     empty = [name for name in SPLITS if name not in set(frame["split"])]
@@ -96,7 +96,7 @@ def make_manifest(
     check_leakage(frame, str(config.manifest))
     write_json(config.work / "split.json", split_card(frame, config.cohort.split if drawn else None, config.seed))
     write_manifest(frame, config.manifest)
-    return found.flow
+    return cohort.flow
 
 
 def _check_files(config: Config, root: Path, source: str, frame: pd.DataFrame) -> None:

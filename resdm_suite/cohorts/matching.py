@@ -103,7 +103,7 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
     """Apply the window, the required tracers and the choice of visits; count, check, and give reasons.
 
     ``candidates`` has the manifest's columns, one row per visit, absolute paths, empty cells where unknown. Days are
-    NaN where both scans belong to one visit without dates. An optional column ``reason`` says why a visit has no PET.
+    NaN where both scans belong to one visit without dates. An optional column ``reason`` states why a visit has no PET.
     For the other arguments and errors see `assemble_manifest`.
     """
     match, notes = config.cohort.match, list(notes)
@@ -291,8 +291,8 @@ def match_scans(scans: pd.DataFrame | Sequence[Row], match: MatchConfig, labels:
     DataFrame
         person, session, space, t1w and, for either target, ``<target>`` (path), ``<target>_tracer``,
         ``<target>_days``: one row per T1, by person and day, and one for each person with PETs only. A T1 without a
-        PET in the window has the nearest one beyond it, with its days; ``reason`` says where PETs in the window went
-        with another T1.
+        PET in the window has the nearest one beyond it, with its days; ``reason`` states if PETs in the window were
+        used for another T1.
     """
     order = {label: number for number, label in enumerate(labels)}
     rows: list[Row] = []

@@ -105,7 +105,7 @@ _STEPS = (("right", "none"), ("none", "wrong"), ("right", "wrong"))
 
 
 def own_sex_logit(label: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Log odds of the person's own sex: positive where the reading favours it.
+    """Log odds of the person's sex: positive where the reading favours it.
 
     ``label`` is 1 for M and 0 for F. ``score`` is the probability of M, clipped to 10⁻⁶ from 0 and 1 to stay finite.
     """
@@ -137,7 +137,7 @@ def sex_summary(sex: pd.DataFrame, method: str, *, seed: int) -> pd.DataFrame:
     """Figure 4's numbers: sex classified from real PET and from a method's syntheses under each prompt.
 
     One row per tracer, source, prompt (``real``, ``right``, ``none``, ``wrong``) and metric: ``auc``, ``acc``, ``f1``
-    (fractions; the label is always the person's own sex, male positive) and ``logit`` (`own_sex_logit`); value, low,
+    (fractions; the label is always the person's sex, male positive) and ``logit`` (`own_sex_logit`); value, low,
     high, n (people). ``sex`` holds rows of ``sex.csv``; ``seed`` is that of the bootstrap over people.
     """
     rows = []
@@ -288,15 +288,15 @@ def age_effects(
 ) -> pd.DataFrame:
     """What the age in the prompt changes; parameters and columns as `sex_effects`.
 
-    Names are ``r_with_without`` (r of predicted with own age, prompted with it − without it), ``slope_shuffled`` (years
-    predicted per year prompted, from own to another person's age), ``slope_sweep`` (the same over the ages of the
-    sweep; only where ``age_<years>`` was read), ``psnr_with_without`` and ``psnr_own_shuffled`` (in the brain).
+    Names are ``r_with_without`` (r of predicted with true age, prompted with it − without it), ``slope_shuffled``
+    (years predicted per year prompted, from true to another person's age), ``slope_sweep`` (the same over the ages of
+    the sweep; only where ``age_<years>`` was read), ``psnr_with_without`` and ``psnr_own_shuffled`` (in the brain).
     Positive values are those of a model that follows the prompt's age.
 
     Notes
     -----
     Both slopes are of changes at the same MRI. The r of predicted with shuffled ages, see `age_summary`, is no such
-    effect: where the MRI shows age, it reflects the chance correlation of shuffled and own ages.
+    effect: where the MRI shows age, it reflects the chance correlation of shuffled and true ages.
     """
     rows = []
     for tracer in present_tracers(age):

@@ -1,4 +1,4 @@
-"""What a prompt changes by region: synthetic SUVR under another prompt minus that under the person's own.
+"""What a prompt changes by region: synthetic SUVR under another prompt minus that under the factual prompt.
 
 Each change is of one MRI and one noise, so only the prompt differs. Intervals are over people.
 """
@@ -28,7 +28,7 @@ def present_conditions(config: Config, method: str) -> list[str]:
 def prompted_suvr(config: Config, method: str, conditions: Iterable[str]) -> pd.DataFrame:
     """Regional SUVR of every synthetic PET under ``factual`` and other prompts, where there is a real PET too.
 
-    Columns are condition, person, session, tracer, sex (the person's own), age, region, suvr; without the tracer's
+    Columns are condition, person, session, tracer, sex (the person's), age, region, suvr; without the tracer's
     reference region, which is 1 by construction in real PET.
     """
     grid, index = Grid.of(config.preprocess.grid), read_index(config)

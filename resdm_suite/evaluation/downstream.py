@@ -6,7 +6,7 @@ real PET of the fold (`youden`), and it scores the real and every method's synth
 neither it nor a synthesiser was trained. The template is scored too, and controls that show whether synthesis adds
 anything: the same network on the MRI alone, a logistic regression on age and sex, and the more frequent class.
 
-Status is the label that a cut-off on the measured SUVR gives. In phantoms it is also the planted one, with its own
+Status is the label that a cut-off on the measured SUVR gives. In phantoms it is also the planted one, with separate
 classifiers and thresholds: a cut-off label depends on age and sex as well, as far as they change the SUVR.
 
 **Sex and age** (Figures 4 and 5). One classifier and one brain-age network for each tracer, fitted on the real PET of
@@ -58,7 +58,7 @@ Fold = tuple[np.ndarray, np.ndarray]
 def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFrame:
     """The sessions of a split (``train`` or ``test``) that have a tracer's PET and a label.
 
-    ``target`` is ``label`` or ``planted`` (the tracer's own status: its label, or the planted one of phantoms), ``sex``
+    ``target`` is ``label`` or ``planted`` (the tracer's status: its label, or the planted one of phantoms), ``sex``
     or ``age``. Rows of ``index.csv`` with a column ``label``: status 0 or 1; 1 for M; years. Raises `ValueError` where
     a column is missing, no session is left, or a phantom has no planted status.
     """
@@ -289,7 +289,7 @@ def _write(config: Config, name: str, frame: pd.DataFrame, folds: pd.DataFrame) 
 
 
 def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | None:
-    """The ceiling's own probability of planted status, by session; ``None`` where it is not stored."""
+    """The ceiling's probability of planted status, by session; ``None`` where it is not stored."""
     path = config.predictions("ceiling") / "latent.csv"
     if not path.is_file():
         return None

@@ -99,7 +99,7 @@ def fit(
     seed: int,
     on_epoch: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Train a network in place: AdamW, cosine decay, no weights of classes or people, the last weights kept.
+    """Train a network in place: AdamW, cosine decay, no weights of classes or people; the result is the last weights.
 
     ``volumes`` (n, 1, X, Y, Z) are on the CPU, in [0, 1]; ``targets`` (n,) are 0 and 1, or ages in years; ``seed`` is
     that of order and shifts.
@@ -146,7 +146,7 @@ def classifier(
 def regressor(
     answer: Callable[[Any], np.ndarray], n_train: int, people: np.ndarray, ages: np.ndarray, scores: np.ndarray
 ) -> Evaluator:
-    """A brain age without its mean error on the held-out sessions; its slope is left as it is.
+    """A brain age without its mean error on the held-out sessions; its slope is unchanged.
 
     Quality and its p use one mean age and one mean score per person.
     """

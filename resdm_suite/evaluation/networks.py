@@ -1,7 +1,7 @@
 """The two evaluator networks: DSNet for status and sex, a 3D CNN for brain age.
 
 Both are natively 3D and made for volumes of about 128³ voxels, which end as a map of 3³ (DSNet) or 4³. On smaller grids
-a pooling layer that would leave fewer than `MIN_EDGE` voxels an axis is left out. At 128³ all layers are kept.
+a pooling layer that would leave fewer than `MIN_EDGE` voxels per axis is omitted. At 128³ all layers are used.
 
 Both are adapted: trained by AdamW (`resdm_suite.evaluation.fitting`) and without rotations.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 Shape = tuple[int, int, int]
 
 MIN_EDGE = 3
-"""The smallest map, in voxels an axis, that pooling may leave."""
+"""The smallest map, in voxels per axis, after pooling."""
 
 
 def spatial_cosine(x: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def regional_sources(config: Config, methods: Mapping[str, Sequence[str]] | None
 
     ``methods`` maps a source to its trainings. Columns are source (``truth``, ``real``, a key of ``methods``), training
     (0, 1, …), person, session, tracer, region, suvr. ``truth`` is without noise, at scanner resolution, over the
-    person's own regions; the others are over the regions in MNI space.
+    person's regions; the others are over the regions in MNI space.
     """
     _read_truth(config)
     index = read_index(config)
@@ -176,13 +176,13 @@ def _design(about: pd.DataFrame, tracer: str, effect: str) -> np.ndarray:
     one = np.ones(len(about))
     if effect == "status":
         return np.column_stack([about[f"{tracer}_positive"].astype(float), one])
-    own, other = ("woman", "decades") if effect == "sex" else ("decades", "woman")
+    tested, other = ("woman", "decades") if effect == "sex" else ("decades", "woman")
     if tracer == "amyloid":
         causes = [about["load"], about["florbetaben"], about["load"] * about["florbetaben"]]
     else:
         stage = about["stage"] - about["stage"].mean()
         causes = [stage, stage**2, stage**3]
-    return np.column_stack([about[own], about[other], one, *causes, about["severity"]])
+    return np.column_stack([about[tested], about[other], one, *causes, about["severity"]])
 
 
 def jackknife(x: np.ndarray, y: np.ndarray, person: np.ndarray) -> np.ndarray:

@@ -94,8 +94,8 @@ def status_summary(
     DataFrame
         One row per source, target, tracer and metric: trainings, n (people), positive (people with a positive session),
         sessions, folds, mean (over folds and trainings), std (over the folds, trainings averaged), ci_low and ci_high
-        (of that mean: folds kept, people and trainings resampled), and for each base ``over_<base>`` (source − base)
-        with ``…_low`` and ``…_high``, empty where the base was not read. Fractions. Metrics are those of
+        (of that mean: people and trainings are resampled, folds are not), and for each base ``over_<base>`` (source −
+        base) with ``…_low`` and ``…_high``, empty where the base was not read. Fractions. Metrics are those of
         `CLASSIFICATION` and `MEAN_SCORE` (std empty), computed for each training and then averaged: the AUC of scores
         averaged over trainings would be that of an ensemble.
     """

@@ -8,7 +8,7 @@ tracer, the person's uptake, white matter and resolution are unknown, so they ar
 
 The expected uptake is rendered over the person's tissues and deformation, at the mean resolution and without noise.
 It is put on the grid like a real PET, through the transform that preprocessing estimated for the T1. A posterior mean
-is the estimate of least squared error, except for what is not linear: the division by the reference region and the
+is the estimate of least squared error, except for two non-linear steps: the division by the reference region and the
 clipping at the end of the SUVR range.
 
 Nothing is trained, chosen or tuned by it, and no model sees it.

@@ -113,7 +113,7 @@ class CohortDataset(Dataset):
         self._epoch = epoch
 
     def _volumes(self) -> np.ndarray:
-        """The memory map (N, 3, X, Y, Z), float16; each process opens its own."""
+        """The memory map (N, 3, X, Y, Z), float16; each process opens one."""
         if self._array is None:
             self._array = np.load(self._array_path, mmap_mode="r")
         return self._array

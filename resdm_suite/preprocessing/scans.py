@@ -72,7 +72,7 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
     bad_voxels = int(np.count_nonzero(~np.isfinite(data)))
     if bad_voxels:
         raise VolumeError(
-            f"{path}: {bad_voxels} of {data.size} voxels are not finite (NaN or infinite); set what lies outside to 0"
+            f"{path}: {bad_voxels} of {data.size} voxels are not finite (NaN or infinite); set missing voxels to 0"
         )
     if data.max() <= 0 or data.min() == data.max():
         raise VolumeError(
@@ -147,7 +147,7 @@ def _check_affine(affine: np.ndarray, path: Path) -> None:
 def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
     """Refuse a header without orientation, or with two that contradict each other.
 
-    With different codes (scanner and template space, say) sform and qform may differ, and the sform is used. But left
+    With different codes (such as scanner and template) sform and qform may differ, and the sform is used. But left
     cannot be right in any space.
     """
     header = image.header

@@ -2,8 +2,8 @@
 
 A person starts from nilearn's MNI152 tissue maps. An affine sets head size and shape, a smooth random deformation
 sets the folds, and age and disease set ventricles and cortical thickness. The T1 is a mix of the tissues. A PET is
-regional uptake in grey matter plus white matter and fluid, at the resolution of a scanner. Each scan then gets its
-own pose, voxel grid, noise and scale, as scans of a real centre have.
+regional uptake in grey matter plus white matter and fluid, at the resolution of a scanner. Each scan then gets a
+random pose, voxel grid, noise and scale, as in scans of a real centre.
 
 `people`: demography and latent causes. `anatomy`: tissue maps and deformation. `uptake`: tracer in the tissue.
 `scanner`: T1 and PET acquisition. `truth`: planted effects and their tables. `dataset`: the files.
@@ -32,7 +32,7 @@ The truth is in ``work/<profile>/truth/``, outside the dataset:
 The effects are large on purpose (see `PhantomConfig`): small ones cannot be learned in minutes.
 
 ``coupling`` sets how far atrophy predicts pathology. With that probability a person's neurodegeneration follows from
-the person's own disease, otherwise from the disease of an independent person. Its distribution is thus the same at
+the person's disease, otherwise from the disease of an independent person. Its distribution is thus the same at
 any coupling, and its covariance with load, stage and status is proportional to the coupling.
 """
 

@@ -107,7 +107,7 @@ def thin_cortex(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Grey matter, white matter, fluid: the cortex thins from outside, and fluid takes its place.
 
-    ``decades`` count from `AGE_CENTRE`; ``ribbon`` is a person's own variation of thickness.
+    ``decades`` count from `AGE_CENTRE`; ``ribbon`` is a person's variation of thickness.
     """
     loss = template.thinning["age"] * (1 + decades) + template.thinning["disease"] * severity + ribbon
     gm = template.gm * np.clip(1 - loss * (0.5 + 1.1 * template.edge), 0.15, 1.0)

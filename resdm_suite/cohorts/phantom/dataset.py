@@ -113,7 +113,7 @@ def _prepare_folder(root: Path, truth: Path, digest: str, keep: set[str]) -> Non
             )
         if made_by[0].get("Digest") != digest:
             warnings.warn(
-                f"{root}: phantoms of other settings or of another revision; they are removed and made anew",
+                f"{root}: phantoms of other settings or of another revision; they are removed and made again",
                 stacklevel=3,
             )
             keep = set()

@@ -113,7 +113,7 @@ def make_visit(config: Config, index: int, person: dict[str, Any], session: dict
     settings = config.cohort.phantom
     template, decades = make_template(settings.anatomy_mm), (session["age"] - AGE_CENTRE) / 10
     rng = random_stream(config.seed, index, FIELD)
-    ribbon = 0.04 * random_field(rng, template, 60, (10, 22))  # a person's own thickness: the MRI shows it
+    ribbon = 0.04 * random_field(rng, template, 60, (10, 22))  # a person's thickness: the MRI shows it
     shared = random_field(rng, template, 40, (14, 28))
     return Visit(
         settings=settings,

@@ -93,7 +93,7 @@ def tissue_uptake(
     decades, sex : float
         Regressors of the planted effects, multiplied by the configured strength.
     white, personal : float or ndarray
-        The person's own variation of uptake in white and grey matter.
+        The person's variation of uptake in white and grey matter.
     """
     gm, wm, csf = tissues
     maps = _maps(template.grid.voxel_mm)

@@ -100,7 +100,7 @@ def fetch(files: Sequence[Remote], *, jobs: int = 4, progress: bool = True) -> i
     """Download the files that are absent or of the wrong size, ``jobs`` at a time.
 
     Returns how many were downloaded. Too little disk space and failed files raise `DownloadError`; then the others are
-    complete, and parts are kept.
+    complete, and parts stay.
     """
     todo = [file for file in files if not (file.path.is_file() and _size(file.path) == file.bytes)]
     for file in todo:
@@ -150,7 +150,7 @@ def _fetch(file: Remote, tick: Callable[[int], None], stop: threading.Event) -> 
         if stop.is_set():
             return
         fault = _fault(file)
-        if fault and _size(file.part) >= file.bytes:  # a short part is kept for its rest
+        if fault and _size(file.part) >= file.bytes:  # a short part stays: only its rest is requested
             _drop(file.part, tick)
         if fault:
             raise _DamagedError(fault)
