@@ -264,7 +264,7 @@ def test_the_page_and_the_picture(config, tmp_path):
     cells = run_cells("11", config)
     frame, text, figure = cells["frame"], cells["table"].markdown(), cells["figure"]
     assert set(frame["source"]) == {"truth", "real", "ResDM"}
-    assert text.startswith("## Planted effects, and what is found of them (phantom data")
+    assert text.startswith("## Planted and recovered effects (phantom data")
     row = frame[(frame["source"] == "ResDM") & (frame["effect"] == "sex")].iloc[0]
     assert f"| {with_interval(row['estimate'], row['low'], row['high'], 3)} |" in text
     slopes = cells["slopes"].set_index(["source", "tracer", "effect"]).loc[("ResDM", "tau", "sex")]
