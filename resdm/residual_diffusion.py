@@ -137,7 +137,8 @@ class ResidualDiffusion(PriorGuided):
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
         """Both PETs (B, 2, X, Y, Z): the last state of `reverse`, clipped to [0, 1]."""
-        *_, (_, _, x0) = self.reverse(mri, prior, generator, steps=steps)
+        for _, _, x0 in self.reverse(mri, prior, generator, steps=steps):  # noqa: B007 (a list would keep all states)
+            pass
         return x0.clamp(0, 1)
 
     @torch.no_grad()
