@@ -1,7 +1,6 @@
-"""The claims ledger: every number and comparison that the paper prints, beside ours, with a verdict.
+"""The claims ledger: each number and comparison printed in the paper, our value, and a verdict.
 
-Ours come from the stored tables of a profile; nothing is computed again from volumes or models. `RULES` defines the
-verdicts. The printed values come from `resdm_suite.reporting.printed`.
+Our values come from the stored tables of a profile, without volumes or models. `RULES` defines the verdicts.
 """
 
 from __future__ import annotations
@@ -55,42 +54,41 @@ from resdm_suite.reporting.tables import (
 HELD, FAILED, UNTESTABLE = "held", "did not hold", "not testable on this cohort"
 CONTRADICTED, MISSING = "contradicts itself", "not computed"
 STATUSES = (HELD, FAILED, UNTESTABLE, CONTRADICTED, MISSING)
-"""Of results."""
+"""Statuses of results."""
 
 SAME, OTHER = "as the paper", "not as the paper"
-"""Of settings, beside `MISSING`: a setting is no result, and is counted apart."""
+"""Statuses of settings, beside `MISSING`. Settings are not results and are counted apart."""
 
 BESIDE = "Beside the paper's claims"
-"""Where comparisons with our own controls stand; the paper has none of them, and they are not counted."""
+"""Section of the comparisons with our own controls. They are not claims of the paper and are not counted."""
 
 CONTROL_QUANTITIES = {"table2": "mae psnr ssim", "table4": "auc"}
-"""What ResDM is compared with a control by."""
+"""Metrics of the comparisons with controls, by table."""
 
 RULES = (
-    f"A setting is {SAME} or {OTHER}; it is no result and is counted apart.",
-    f"{CONTRADICTED}: the paper prints two values of one quantity, or a sentence that its own table does not bear out; "
-    "computed from the printed numbers, on any cohort, before anything else. Ours still stands beside it. A gain "
-    f"within {GAIN_TOLERANCE} of its table's difference is that difference, rounded.",
-    f"An absolute number is {UNTESTABLE} unless the cohort is ADNI; MAE, PSNR and SSIM also need the paper's intensity "
-    "unit (preprocess.intensity: minmax, each volume by its own range). A number held where the 95 % interval of ours "
-    "− printed holds 0, the two taken for independent samples (Zou 2007, Psychological Methods 12:399). The paper's "
-    "sampling error is the printed std over the square root of n: its test sets for image quality, its folds for "
-    "status and the sets of a diagnosis in Table 1. Counts must be equal.",
-    "A comparison is tested on any cohort. Image quality is compared inside the brain: predictions are 0 outside it, "
-    "so that MAE and PSNR over the whole grid are a constant factor and a constant number of dB away, and make the "
-    "same comparison. It held where every part of it goes the right way and its test says so: the stored paired test "
-    "where there is one (p < 0.05, Holm-corrected as in its table), else the stored 95 % interval of the paired "
-    "difference, else one put together from the intervals of the two sides as if they were independent (Zou 2007). The "
-    f"last is too wide for scores of the same people that rise and fall together: it errs towards '{FAILED}'. One "
-    "failing part is enough to fail.",
-    "In k of n trainings: of the repeated trainings (methods X, X@seed1, …), how many have every mean difference of "
-    "the sentence in the right direction, without a test. A method with one training has it in each of them.",
-    "Status is the label, as in the paper. On phantoms the same comparison of the planted status stands beside it.",
-    f"A comparison with a method that this profile does not run is {UNTESTABLE}, unless it fails already.",
-    "'Close' has no margin in the paper. It held where the upper end of our gap is no wider than the printed gap.",
-    f"{MISSING}: the file that would hold ours, or its test, is not there.",
+    f"A setting is {SAME} or {OTHER}. Settings are not results and are counted apart.",
+    f"{CONTRADICTED}: the paper prints two values of one quantity, or a sentence that its own table contradicts. This "
+    "is computed from the printed numbers, on any cohort, and decides before all other rules. Our value is still "
+    f"shown. A gain within {GAIN_TOLERANCE} of the difference in its table agrees with it after rounding.",
+    f"An absolute number is {UNTESTABLE} unless the cohort is ADNI. MAE, PSNR and SSIM also need the paper's intensity "
+    "unit (preprocess.intensity: minmax, each volume scaled by its own range). A number held if the 95 % interval of "
+    "ours − printed contains 0, both treated as independent samples (Zou 2007, Psychological Methods 12:399). The "
+    "sampling error of a printed value is its std over the square root of n. n counts test sets for image quality, "
+    "folds for status, and the sets of a diagnosis in Table 1. Counts must be equal.",
+    "A comparison is tested on any cohort. Image quality is compared inside the brain. Predictions are 0 outside it, "
+    "so MAE over the whole grid differs by a constant factor and PSNR by a constant number of dB. A comparison held if "
+    "every part has the right direction and its test supports it. The test is the stored paired test (p < 0.05, "
+    "Holm-corrected as in its table), else the stored 95 % interval of the paired difference, else an interval "
+    "combined from the two sides as if they were independent (Zou 2007). This last interval is too wide for correlated "
+    f"scores of the same people, so it errs towards '{FAILED}'. One failing part is enough to fail.",
+    "In k of n trainings: k of n repeated trainings (methods X, X@seed1, …) have every mean difference in the right "
+    "direction, without a test. A method with one training is used in each of them.",
+    "Status is the label, as in the paper. On phantoms the same comparison by planted status is shown beside it.",
+    f"A comparison with a method that this profile does not run is {UNTESTABLE}, unless another part fails.",
+    "'Close' has no margin in the paper. It held if the upper end of our gap does not exceed the printed gap.",
+    f"{MISSING}: the file with our value, or with its test, does not exist.",
 )
-"""How a status is given; printed below the table."""
+"""How a status is decided; printed below the table."""
 
 ALPHA = 0.05
 """Level of the tests; intervals are 95 %."""
@@ -101,8 +99,8 @@ CODE = {
     "models_per_pair": (2, "resdm/method.py, PerTracer", ("Pix2Pix", "SC-GAN", "TransUNet")),
     "unified_models": (1, "resdm/baselines/ddpm.py, resvit.py", ("ResViT", "DDPM")),
 }
-"""Settings that are the code's own and no option: value, where, and the methods that they are of (else ResDM's text).
-They are repeated here, and the tests compare them with the code."""
+"""Settings fixed in the code: value, file, and the methods concerned (none: the text encoder of ResDM). Tests compare
+them with the code."""
 
 
 # ── our tables ──────────────────────────────────────────────────────────────────────────────────
@@ -110,7 +108,7 @@ They are repeated here, and the tests compare them with the code."""
 
 @dataclass(frozen=True)
 class Stored:
-    """A table below ``figures/<profile>/``: its notebook, the columns that name a row, and its numbers."""
+    """A table below ``figures/<profile>/``: its notebook, key columns and number columns."""
 
     notebook: str
     keys: tuple[str, ...]
@@ -126,8 +124,8 @@ REFERENCES = {
     "table3": {"Base": "base_", REFERENCE_METHOD: "full_"},
     "table4": {REFERENCE_METHOD: ""},
 }
-"""Reference of a table's comparisons → prefix of the columns difference, difference_low, difference_high and p of
-these paired comparisons (row − reference). Table 4 may be without."""
+"""By table: reference of its paired comparisons (row − reference) → prefix of their columns difference, difference_low,
+difference_high and p. They are optional in Table 4."""
 
 
 def _compared(name: str) -> tuple[str, ...]:
@@ -144,27 +142,27 @@ STORED = {
     "figure4_effects": Stored("07_figure4_gender", ("name", "tracer"), _EFFECTS),
     "figure5_effects": Stored("08_figure5_age", ("name", "tracer"), _EFFECTS),
 }
-"""File stem → what must be in it. Columns beyond these are left alone; ``ci_low`` and ``ci_high`` are read as ``low``
-and ``high``. Paired differences of the figures are in the ``_effects`` files."""
+"""File stem → required columns. ``ci_low`` and ``ci_high`` are read as ``low`` and ``high``. Paired differences of the
+figures are in the ``_effects`` files."""
 
 _STEPS = {
     ("factual", "no_sex"): "right_none",
     ("no_sex", "wrong_sex"): "none_wrong",
     ("factual", "no_age"): "with_without",
 }
-"""Prompts compared → what the effect is called, after its metric."""
+"""Prompts compared → name of the effect, after its metric."""
 
 _PROMPTS = {"right": "factual", "none": "no_sex", "wrong": "wrong_sex"}  # Figure 4 by what a prompt says of sex
 _SUBJECTS = {"factual": "own prompt", "no_sex": "no sex", "wrong_sex": "wrong sex", "no_age": "no age"}
 
 
 def read_output(config: Config, name: str) -> pd.DataFrame | None:
-    """A stored frame of `STORED`, or ``None`` where it is not there.
+    """Read a table of `STORED`; ``None`` if the file does not exist.
 
     Raises
     ------
     ValueError
-        A file that is there and is not what it should be: names the file, the fault and the notebook that makes it.
+        An invalid file; names the file, the fault and the notebook to run.
     """
     path, stored = config.figures / f"{name}.csv", STORED[name]
     if not path.is_file():
@@ -189,19 +187,20 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
     optional = [column for column in _DIFFERENCE if column in frame]
     for column in dict.fromkeys([*stored.numbers, *optional]):
         values = pd.to_numeric(frame[column].replace("", "nan"), errors="coerce")
-        wrong = frame[column][values.isna() & ~frame[column].str.lower().isin(["", "nan"])]
-        if len(wrong):
-            raise ValueError(f"{path}, line {wrong.index[0] + 2}: {column} {wrong.iloc[0]!r} is no number; {remedy}")
+        invalid = frame[column][values.isna() & ~frame[column].str.lower().isin(["", "nan"])]
+        if len(invalid):
+            raise ValueError(
+                f"{path}, line {invalid.index[0] + 2}: {column} {invalid.iloc[0]!r} is no number; {remedy}"
+            )
         frame[column] = values
     return frame
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value of ours with its 95 % interval, and its stored paired differences.
+    """Our value with its 95 % interval.
 
-    ``against`` holds, by reference, the difference (this − reference), its interval and the p of its test, NaN where
-    not stored.
+    ``against`` maps a reference to the paired difference (this − reference), its interval and p, NaN if not stored.
     """
 
     value: float
@@ -217,22 +216,22 @@ Estimates = dict[tuple[str, str, str], Estimate]
 
 
 def estimates(name: str, frame: pd.DataFrame, view: str = "whole") -> Estimates:
-    """The rows of a stored frame in one form; those without a value are left out.
+    """The rows of a stored table as estimates; rows without a value are left out.
 
     Parameters
     ----------
     name : str
-        ``table2`` … ``table4``, ``figure4`` or ``figure5``. Of the figures, the prompts of ResDM and the real PET.
+        ``table2`` … ``table4``, ``figure4`` or ``figure5``. Figures give the prompts of ResDM and the real PET.
     frame : DataFrame
         From `read_output`.
     view : {"whole", "brain", "planted"}
-        Region of image quality. Status is the label, or with ``planted`` the planted one; a frame that tells no target
-        has the label alone.
+        Region of image quality. Status is the planted one for ``planted``, else the label. A table without the column
+        ``target`` has the label only.
     """
     target, region = ("planted", "brain") if view == "planted" else ("label", view)
     subject = {"table4": "source", "figure4": "condition", "figure5": "condition"}.get(name, "method")
     value = {"figure4": "value", "figure5": "r"}.get(name, "mean")
-    found = {}
+    result = {}
     for row in frame.to_dict("records"):
         if row.get("region", region) not in (region, "status") or row.get("target", "label") != target:
             continue
@@ -246,16 +245,16 @@ def estimates(name: str, frame: pd.DataFrame, view: str = "whole") -> Estimates:
             if not math.isnan((stored := tuple(row.get(f"{prefix}{key}", math.nan) for key in _DIFFERENCE))[0])
         }
         numbers = (row[key] for key in (value, "low", "high", "n"))
-        found[row[subject], row["tracer"], row.get("metric", "r")] = Estimate(
+        result[row[subject], row["tracer"], row.get("metric", "r")] = Estimate(
             *numbers, row.get("std", math.nan), against
         )
-    return found
+    return result
 
 
 def effects(frame: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """The paired differences of a figure: name and tracer → estimate, low, high. Empty where there is no file.
+    """The paired differences of a figure: name and tracer → estimate, low, high; empty without a file.
 
-    An effect without an interval could have any size.
+    An effect without an interval gets an infinite one.
     """
     rows = [] if frame is None else frame.fillna({"low": -math.inf, "high": math.inf}).to_dict("records")
     return {(row["name"], row["tracer"]): (row["estimate"], row["low"], row["high"]) for row in rows}
@@ -263,7 +262,7 @@ def effects(frame: pd.DataFrame | None) -> dict[tuple[str, str], tuple[float, fl
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison of ours: the gain towards better, its 95 % interval, and the p of a paired test where stored."""
+    """One comparison of ours: gain (positive is better), 95 % interval, and p of a paired test if stored."""
 
     pair: Pair
     gain: float
@@ -280,12 +279,12 @@ class Comparison:
 
     @property
     def held(self) -> bool:
-        """Right direction, and the test or else the interval says so."""
+        """Whether the direction is right and the test, or else the interval, supports it."""
         return self.gain > 0 and (self.low > 0 if math.isnan(self.p) else self.p < ALPHA)
 
     @property
     def direction(self) -> str:
-        """Of one that did not hold."""
+        """Direction of a comparison that did not hold."""
         if self.gain == 0:
             return "equal"
         return "direction holds, not supported" if self.gain > 0 else "the other way round"
@@ -306,18 +305,17 @@ class Comparison:
 def mover(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:
     """Difference a − b of two estimates (value, low, high) with its interval, as if they were independent.
 
-    Zou 2007 (Psychological Methods 12:399): the ends come from each estimate's own distance to its ends, so the
-    intervals may be lopsided, as those of correlations and proportions are.
+    Zou 2007 (Psychological Methods 12:399). The intervals may be asymmetric, as for correlations and proportions.
     """
     (x, x_low, x_high), (y, y_low, y_high) = a, b
     return x - y, x - y - math.hypot(x - x_low, y_high - y), x - y + math.hypot(x_high - x, y - y_low)
 
 
 def compare_estimates(ours: Estimates, pair: Pair, paired: dict | None = None, unit: str = "") -> Comparison | None:
-    """One comparison from what is stored, or ``None`` where one side is not.
+    """One comparison from stored numbers; ``None`` if one side is not stored.
 
-    Taken is the first that there is: a paired effect of this pair; the stored comparison of one side with the other;
-    the difference of both sides' paired differences from a third, which share its noise; that of their values.
+    The first available source is used: the paired effect of this pair; the stored comparison of the two sides; their
+    paired differences from a third, which share its noise; their values.
 
     Parameters
     ----------
@@ -328,7 +326,7 @@ def compare_estimates(ours: Estimates, pair: Pair, paired: dict | None = None, u
     paired : dict, optional
         See `effects`.
     unit : str
-        Printed behind the gain.
+        Printed after the gain.
     """
     better, worse, tracer, metric = pair
     a, b = (ours.get((subject, tracer, metric)) for subject in (better, worse))
@@ -369,12 +367,12 @@ class Finding:
 
 
 class Results:
-    """What a profile has stored that the ledger reads.
+    """Stored results of a profile that the ledger reads.
 
     Parameters
     ----------
     config : Config
-        Its files are read once, here; a file that cannot be used is a `ValueError`.
+        Its files are read once, here. An invalid file raises `ValueError`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -397,57 +395,57 @@ class Results:
         self.sizes = {"test": int(text["test_sets"]), "folds": int(text["folds"]), **sets}
 
     def inputs(self) -> list[Path]:
-        """The files that were read or counted, for the provenance."""
+        """Files that were read or counted, for the provenance."""
         paths = [self.config.figures / f"{name}.csv" for name in STORED]
         paths += [self.config.predictions(name) / "scores.csv" for name in self.repeated]
         return [path for path in (*paths, self.index, self.folds, self.status) if path.is_file()]
 
     @property
     def status(self) -> Path:
-        """Readings of status, by training; of no use without repeated ones."""
+        """Status readings by training; an empty path without repeated trainings."""
         return self.config.evaluation_folder / "status.csv" if self.repeated else Path()
 
     def absent(self, path: Path, notebook: str) -> Finding:
-        """The verdict where a file does not exist yet."""
+        """The verdict if a file does not exist yet."""
         shown = path.relative_to(self.config.root).as_posix()
         return Finding(MISSING, f"{shown} is not there; notebooks/{notebook}.ipynb makes it")
 
     def compare(self, row: dict[str, str], pair: Pair, view: str = "brain") -> Comparison | None:
-        """One comparison of ours, or ``None`` where one side is not in the file; ``view``: see `estimates`."""
+        """One comparison of ours; ``None`` if one side is not stored. ``view``: see `estimates`."""
         unit = "" if row["output"].startswith("figure") else f" {METRIC_UNITS.get(pair[3], '%')}"
         return compare_estimates(self.estimates[row["output"], view], pair, self.paired[row["output"]], unit)
 
     @cached_property
     def means(self) -> dict[tuple[str, str, str], float]:
-        """Of every training: its name, tracer and metric → mean over people; image quality inside the brain."""
+        """Training, tracer and metric → mean over people; image quality inside the brain."""
         names = dict.fromkeys(name for names in self.trainings.values() for name in names)
         scores = read_scores(self.config, names)
         people = by_person(scores[scores["region"] == "brain"]).melt(["method", "tracer"], METRICS, "metric")
-        found = people.groupby(["method", "tracer", "metric"])["value"].mean().to_dict()
+        means = people.groupby(["method", "tracer", "metric"])["value"].mean().to_dict()
         if self.status.is_file():
             calls = read_readings(self.config, "status").query("target == 'label'")
             calls["right"] = (calls["score"] >= calls["threshold"]) == (calls["label"] == 1)
             people = calls.groupby(["source", "tracer", "fold", "person"])["right"].mean()
             for (source, tracer), share in people.groupby(["source", "tracer"]).mean().items():
-                found[source, tracer, "acc"] = 100 * share
-        return found
+                means[source, tracer, "acc"] = 100 * share
+        return means
 
     def _error(self, cell: tuple[str, str, str, str]) -> float:
-        """Standard error of a printed mean: images are of the test sets, status of the folds."""
+        """Standard error of a printed mean, over test sets for image quality and folds for status."""
         return self.printed[cell][1] / math.sqrt(self.sizes["test" if cell[3] in METRICS else "folds"])
 
 
 def resolve_setting(results: Results, row: dict[str, str]) -> Finding:
-    """Whether a profile takes a setting of the paper."""
+    """Compare a setting of the paper with that of the profile."""
     config = results.config
     quantity, tolerance, text, note = row["quantities"], 0.0, "", ""
     method = config.methods.get(REFERENCE_METHOD)
     if quantity in CODE and CODE[quantity][2]:
-        value, _, named = CODE[quantity]
-        there = [name for name in named if name in config.methods]
-        if not there:
-            return Finding(OTHER, f"configs/{config.profile}.yaml has none of {', '.join(named)}")
-        note = f": {', '.join(there)}"
+        value, _, methods = CODE[quantity]
+        present_methods = [name for name in methods if name in config.methods]
+        if not present_methods:
+            return Finding(OTHER, f"configs/{config.profile}.yaml has none of {', '.join(methods)}")
+        note = f": {', '.join(present_methods)}"
     elif quantity in ("grid", "voxel"):
         grid = config.preprocess.grid
         sides = set(grid.shape)
@@ -490,7 +488,7 @@ class Resolver(Results):
     """Finds the verdict on each claim."""
 
     def resolve(self, row: dict[str, str]) -> Finding:
-        """The verdict on one claim (a row of `printed_claims`), without the paper's contradictions."""
+        """The verdict on one row of `printed_claims`, apart from contradictions within the paper."""
         name, kind = row["output"], row["kind"]
         if kind == "words":
             return Finding(UNTESTABLE, row["note"])
@@ -512,21 +510,21 @@ class Resolver(Results):
 
     def _value(self, row: dict[str, str]) -> Finding:
         key = row["subjects"], row["tracers"], row["quantities"]
-        found = self.estimates[row["output"], "whole"].get(key)
-        if found is None:
+        estimate = self.estimates[row["output"], "whole"].get(key)
+        if estimate is None:
             there = any(subject == key[0] for subject, _, _ in self.estimates[row["output"], "whole"])
             cell = f"{key[0]}, {NAMES[key[1]]} {NAMES[key[2]]}" if there else key[0]
             return self._not_in(row, cell)
-        text, error = with_spread(found.value, found.std), self._error((row["output"], *key))
-        return self._absolute(row, text, found.value, (found.low, found.high), found.n, error)
+        text, error = with_spread(estimate.value, estimate.std), self._error((row["output"], *key))
+        return self._absolute(row, text, estimate.value, (estimate.low, estimate.high), estimate.n, error)
 
     def _gain(self, row: dict[str, str]) -> Finding:
         (pair,) = pairs(row)
-        found = self.compare(row, pair, "whole")
-        if found is None:
+        result = self.compare(row, pair, "whole")
+        if result is None:
             return self._not_in(row, pair[1])
         error = math.hypot(*(self._error((row["output"], subject, *pair[2:])) for subject in pair[:2]))
-        return self._absolute(row, found.text, found.gain, (found.low, found.high), found.n, error)
+        return self._absolute(row, result.text, result.gain, (result.low, result.high), result.n, error)
 
     def _demographic(self, row: dict[str, str]) -> Finding:
         frame = self.frames["table1"]
@@ -544,7 +542,7 @@ class Resolver(Results):
     def _absolute(
         self, row: dict[str, str], text: str, value: float, ends: tuple[float, float], n: float, error: float
     ) -> Finding:
-        """A number against the printed one, which has a standard error too."""
+        """Compare our number with the printed one, which has a standard error too."""
         if self.config.cohort.kind != "adni":
             return Finding(UNTESTABLE, "absolute number of another cohort", text, value, n)
         if row["quantities"] in METRICS and self.config.preprocess.intensity != "minmax":
@@ -573,103 +571,103 @@ class Resolver(Results):
         return Finding(HELD if same else FAILED, "the same count" if same else "another count", text, value, n)
 
     def _comparisons(self, row: dict[str, str]) -> Finding:
-        """A sentence that compares: it held where each of its comparisons held."""
-        everything = {pair: self.compare(row, pair) for pair in pairs(row)}
-        found = [result for result in everything.values() if result is not None]
-        tested = [result for result in found if result.tested]
+        """A sentence with comparisons; it held if each of them held."""
+        expected = {pair: self.compare(row, pair) for pair in pairs(row)}
+        results = [result for result in expected.values() if result is not None]
+        tested = [result for result in results if result.tested]
         ours = self.estimates[row["output"], "brain"]
-        there = {subject for subject, _, _ in ours}
-        lacking = dict.fromkeys(
-            f"{NAMES[metric]} of {subject}" if subject in there else subject
-            for better, worse, tracer, metric in everything
+        subjects = {subject for subject, _, _ in ours}
+        missing = dict.fromkeys(
+            f"{NAMES[metric]} of {subject}" if subject in subjects else subject
+            for better, worse, tracer, metric in expected
             for subject in (better, worse)
             if (subject, tracer, metric) not in ours
         )
-        if not found:
-            return self._not_in(row, *lacking)
-        text = self._text(row, found)
+        if not results:
+            return self._not_in(row, *missing)
+        text = self._text(row, results)
         if not tested:
             return Finding(MISSING, f"{self._file(row)} holds no test and no interval for it", text)
-        value = found[0].gain if len(everything) == 1 else math.nan
+        value = results[0].gain if len(expected) == 1 else math.nan
         trainings = self._trainings(row)
         ending = self._beside(row) + (f". In {trainings} trainings" if trainings else "")
-        rest = text, value, min(result.n for result in tested), trainings
+        values = text, value, min(result.n for result in tested), trainings
         failed = sorted((result for result in tested if not result.held), key=lambda result: result.gain > 0)
         if failed:
             reasons = "; ".join(f"{result.direction}: {result}" for result in failed[:3])
             more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-            return Finding(FAILED, reasons + more + ending, *rest)
-        if len(tested) < len(everything):
-            absent = f"{', '.join(lacking) or 'some tests'} not in {self._file(row)}"
-            return Finding(UNTESTABLE, f"{len(tested)} of {len(everything)} held; {absent}{ending}", *rest)
+            return Finding(FAILED, reasons + more + ending, *values)
+        if len(tested) < len(expected):
+            absent = f"{', '.join(missing) or 'some tests'} not in {self._file(row)}"
+            return Finding(UNTESTABLE, f"{len(tested)} of {len(expected)} held; {absent}{ending}", *values)
         weakest = max(tested, key=lambda result: (0.0 if math.isnan(result.p) else result.p, -result.low))
-        return Finding(HELD, f"{'' if len(tested) == 1 else 'the weakest: '}{weakest}{ending}", *rest)
+        return Finding(HELD, f"{'' if len(tested) == 1 else 'the weakest: '}{weakest}{ending}", *values)
 
     def _beside(self, row: dict[str, str]) -> str:
-        """The same comparison in another view, for orientation: how many parts held there."""
+        """For orientation: how many parts of the comparison held in another view."""
         view, title, metrics = {
             "table2": ("whole", "SSIM over the whole grid", ("ssim",)),
             "table3": ("whole", "SSIM over the whole grid", ("ssim",)),
             "table4": ("planted", "By the planted status", ("auc", "acc", "f1")),
         }.get(row["output"], ("", "", ()))
-        found = [self.compare(row, pair, view) for pair in pairs(row) if pair[3] in metrics]
-        tested = [result for result in found if result is not None and result.tested]
+        results = [self.compare(row, pair, view) for pair in pairs(row) if pair[3] in metrics]
+        tested = [result for result in results if result is not None and result.tested]
         return f". {title}: {sum(result.held for result in tested)} of {len(tested)} held" if tested else ""
 
     def _trainings(self, row: dict[str, str]) -> str:
-        """``k of n``: trainings in which every mean difference goes the right way; empty without repeated ones."""
+        """``k of n`` trainings with every mean difference in the right direction; empty without repeats."""
         subjects = row["subjects"].split()
         repeats = {subject: self.trainings.get(subject) or [subject] for subject in subjects}
-        marks = dict.fromkeys(name.partition("@")[2] for names in repeats.values() for name in names)
-        if len(marks) < 2 or row["output"] not in ("table2", "table3"):
+        seeds = dict.fromkeys(name.partition("@")[2] for names in repeats.values() for name in names)
+        if len(seeds) < 2 or row["output"] not in ("table2", "table3"):
             return ""
         right, counted = 0, 0
-        for mark in marks:
-            own = {s: f"{s}@{mark}" if f"{s}@{mark}" in names else s for s, names in repeats.items()}
-            keys = [[(own[subject], *pair[2:]) for subject in pair[:2]] for pair in pairs(row)]
+        for seed in seeds:
+            chosen = {s: f"{s}@{seed}" if f"{s}@{seed}" in names else s for s, names in repeats.items()}
+            keys = [[(chosen[subject], *pair[2:]) for subject in pair[:2]] for pair in pairs(row)]
             gains = [sign(a[2]) * (self.means[a] - self.means[b]) for a, b in keys if {a, b} <= set(self.means)]
             right, counted = right + (bool(gains) and min(gains) > 0), counted + bool(gains)
         return f"{right} of {counted}" if counted else ""
 
-    def _text(self, row: dict[str, str], found: list[Comparison]) -> str:
-        """Values in a chain, the gain of a single comparison, else how many held."""
-        every, ours = pairs(row), self.estimates[row["output"], "brain"]
-        if row["kind"] == "chain" and len(found) == len(every):
-            values = [ours[subject, *every[0][2:]].value for subject in row["subjects"].split()]
+    def _text(self, row: dict[str, str], results: list[Comparison]) -> str:
+        """The values of a chain, the gain of a single comparison, or how many held."""
+        expected, ours = pairs(row), self.estimates[row["output"], "brain"]
+        if row["kind"] == "chain" and len(results) == len(expected):
+            values = [ours[subject, *expected[0][2:]].value for subject in row["subjects"].split()]
             signs = [">" if a > b else "<" if a < b else "=" for a, b in pairwise(values)]
             return " ".join(
                 [number(values[0], 2), *(f"{s} {number(v, 2)}" for s, v in zip(signs, values[1:], strict=True))]
             )
-        return found[0].text if len(every) == 1 else f"{sum(result.held for result in found)} of {len(every)}"
+        return results[0].text if len(expected) == 1 else f"{sum(one.held for one in results)} of {len(expected)}"
 
     def _close(self, row: dict[str, str]) -> Finding:
         ((first, other, tracer, metric),) = pairs(row)
-        found = self.compare(row, (other, first, tracer, metric))
-        if found is None:
+        result = self.compare(row, (other, first, tracer, metric))
+        if result is None:
             return self._not_in(row, f"{first} or {other}")
         margin = printed_gain(self.printed, row["output"], (other, first, tracer, metric))
-        rest = f"gap {number(found.gain, 2)}", found.gain, found.n
-        if not found.tested:
-            return Finding(MISSING, f"{self._file(row)} has no interval of ours", *rest)
-        reason = f"our gap [{number(found.low, 2)}, {number(found.high, 2)}], printed {number(margin, 2)}"
+        values = f"gap {number(result.gain, 2)}", result.gain, result.n
+        if not result.tested:
+            return Finding(MISSING, f"{self._file(row)} has no interval of ours", *values)
+        reason = f"our gap [{number(result.low, 2)}, {number(result.high, 2)}], printed {number(margin, 2)}"
         planted = self.compare(row, (other, first, tracer, metric), "planted")
         if planted is not None and planted.tested:
             reason += f"; by the planted status [{number(planted.low, 2)}, {number(planted.high, 2)}]"
-        if found.high <= margin:
-            return Finding(HELD, reason, *rest)
-        direction = "no wider, but not supported" if found.gain <= margin else "wider"
-        return Finding(FAILED, f"{direction}: {reason}", *rest)
+        if result.high <= margin:
+            return Finding(HELD, reason, *values)
+        direction = "no wider, but not supported" if result.gain <= margin else "wider"
+        return Finding(FAILED, f"{direction}: {reason}", *values)
 
 
 # ── the ledger ────────────────────────────────────────────────────────────────────────────────────
 
 
 WIDTHS = {"Claim": 0.29, "Printed": 0.12, "Ours": 0.12, "n": 0.04, "Status": 0.11, "Why": 0.24}
-"""Share of the line for each column in LaTeX."""
+"""Column widths in LaTeX, as shares of the line."""
 
 
 def having(table: Table, *statuses: str) -> Table:
-    """The paper's claims with one of some statuses, in one list."""
+    """The paper's claims with any of these statuses, in one list."""
     part = table.frame[table.frame["status"].isin(statuses) & (table.frame["kind"] != "control")]
     notes = () if len(part) else ("none",)
     block = _list("", part, sections=True)
@@ -677,42 +675,42 @@ def having(table: Table, *statuses: str) -> Table:
 
 
 def claims(config: Config) -> Table:
-    """Every claim of the paper beside ours.
+    """Every claim of the paper with our value and a verdict.
 
     Parameters
     ----------
     config : Config
-        Ours come from ``figures/<profile>/``, and counts from ``work/<profile>/``. What is not there yet resolves to
-        ``not computed`` with the notebook that would make it.
+        Values are read from ``figures/<profile>/``, counts from ``work/<profile>/``. A missing file gives
+        ``not computed`` and the notebook to run.
 
     Returns
     -------
     Table
         Frame: id, section, kind, statement, printed, ours, n, unit, where, status, reason, trainings (``k of n``, empty
-        without repeated ones), then the two as numbers, printed_value and ours_value, empty where a claim is no single
-        number. ``n`` is people for image quality, else what the row's file counts. Rows of kind ``control`` are ours,
-        no claims of the paper.
+        without repeats), printed_value and ours_value (empty unless a claim is a single number). ``n`` counts people
+        for image quality, else the units of the row's file. Rows of kind ``control`` are not claims of the paper.
 
     Raises
     ------
     ValueError
-        A file that is there and cannot be used.
+        An invalid file.
     """
     printed, resolver = printed_claims(config.root), Resolver(config)
     against = contradictions(printed, config.root)
     rows = []
     for row in [*printed.to_dict("records"), *_controls(resolver)]:
-        found = resolver.resolve(row)
+        finding = resolver.resolve(row)
         values = row["kind"] in ("value", "gain", "count", "setting")
         rows.append(
             {key: row[key] for key in ("id", "section", "kind", "statement")}
-            | {"printed": _printed_text(row, resolver.printed), "ours": found.ours, "n": found.n, "unit": row["unit"]}
-            | {"where": _where(row, config), "status": CONTRADICTED if row["id"] in against else found.status}
-            | {"reason": against.get(row["id"], found.reason), "trainings": found.trainings}
-            | {"printed_value": float(row["printed"].split()[0]) if values else math.nan, "ours_value": found.value}
+            | {"printed": _printed_text(row, resolver.printed), "ours": finding.ours, "n": finding.n}
+            | {"unit": row["unit"]}
+            | {"where": _where(row, config), "status": CONTRADICTED if row["id"] in against else finding.status}
+            | {"reason": against.get(row["id"], finding.reason), "trainings": finding.trainings}
+            | {"printed_value": float(row["printed"].split()[0]) if values else math.nan, "ours_value": finding.value}
         )
     frame = pd.DataFrame(rows).astype({"n": "Int64"})
-    own = frame["section"] == BESIDE
+    ours = frame["section"] == BESIDE
     return Table(
         widths=WIDTHS,
         name="claims",
@@ -723,26 +721,26 @@ def claims(config: Config) -> Table:
             _summary(frame),
             _distinct(resolver, printed),
             *(_list(_title(section), frame[frame["section"] == section]) for section in SECTIONS),
-            *([_list(f"{BESIDE}: ResDM against our controls", frame[own])] if own.any() else []),
+            *([_list(f"{BESIDE}: ResDM against our controls", frame[ours])] if ours.any() else []),
         ),
         notes=(
             *RULES,
-            "Left out: numbers that say nothing of a result (years of citations, equation and grant numbers, addresses "
-            "and indices), and what the paper says of other people's work.",
+            "Left out: numbers that are not results (years of citations, equation and grant numbers, addresses, "
+            "indices), and statements about other work.",
         ),
     )
 
 
 def headline(frame: pd.DataFrame) -> str:
-    """``Settings: 9 of 12 as the paper. Results: 13 held, …`` of a ledger's frame, controls left out."""
+    """``Settings: 9 of 12 as the paper. Results: 13 held, …``, without controls."""
     settings = frame.loc[frame["kind"] == "setting", "status"]
     results = frame.loc[~frame["kind"].isin(["setting", "control"]), "status"].value_counts()
-    said = ", ".join(f"{results[status]} {status}" for status in STATUSES if status in results)
-    return f"Settings: {(settings == SAME).sum()} of {len(settings)} {SAME}. Results: {said}."
+    counts = ", ".join(f"{results[status]} {status}" for status in STATUSES if status in results)
+    return f"Settings: {(settings == SAME).sum()} of {len(settings)} {SAME}. Results: {counts}."
 
 
 def _controls(resolver: Resolver) -> list[dict[str, str]]:
-    """Rows like the paper's that compare ResDM with each control that our tables have."""
+    """Rows that compare ResDM with each control in our tables."""
     return [
         {"id": f"control/{output}/{name}", "section": BESIDE, "kind": "control", "output": output}
         | {"subjects": f"{REFERENCE_METHOD} {name}", "tracers": " ".join(TRACERS), "quantities": quantities}
@@ -760,12 +758,12 @@ def _and(words: Iterable[str]) -> str:
 
 
 def claim_inputs(config: Config) -> list[Path]:
-    """The files of a profile that the ledger reads, those that are there: for the provenance."""
+    """The existing files that the ledger reads, for the provenance."""
     return Resolver(config).inputs()
 
 
 def _printed_text(row: dict[str, str], values: Printed) -> str:
-    """As printed; of a comparison that prints no number of its own, what the paper's table has."""
+    """The printed text; for a comparison without a number, the result in the paper's own table."""
     if row["printed"] or row["kind"] in ("words", "control"):
         return row["printed"] or "–"
     gains = [printed_gain(values, row["output"], pair) for pair in pairs(row)]
@@ -775,13 +773,12 @@ def _printed_text(row: dict[str, str], values: Printed) -> str:
 
 
 def _where(row: dict[str, str], config: Config) -> str:
-    """The file that ours is in, and the notebook whose cell computes it."""
+    """File of our value, and the notebook that computes it."""
     name, quantity = row["output"], row["quantities"]
     if row["kind"] == "words":
         return ""
     if name in OUTPUTS:
-        call = f"{name}(profile)" if name.startswith("table") else f"section Figure {name[-1]}"
-        return f"figures/{config.profile}/{name}.csv: notebooks/{STORED[name].notebook}.ipynb, {call}"
+        return f"figures/{config.profile}/{name}.csv: notebooks/{STORED[name].notebook}.ipynb"
     if quantity in CODE:
         return CODE[quantity][1]
     if name == "index":
@@ -801,18 +798,18 @@ def _summary(frame: pd.DataFrame) -> Block:
 
 
 def _distinct(resolver: Resolver, printed: pd.DataFrame) -> Block:
-    """The comparisons that the sentences make, each counted once, however many sentences make it."""
+    """Count each distinct comparison of the sentences once."""
     rows = []
     for output, part in printed[printed["kind"].isin(["best", "chain"])].groupby("output"):
-        made = [(row, pair) for row in part.to_dict("records") for pair in pairs(row)]
-        once = {pair: row for row, pair in made}
-        there = resolver.frames[output] is not None
-        found = [resolver.compare(row, pair) for pair, row in once.items()] if there else []
-        tested = [result for result in found if result is not None and result.tested]
+        claimed = [(row, pair) for row in part.to_dict("records") for pair in pairs(row)]
+        once = {pair: row for row, pair in claimed}
+        stored = resolver.frames[output] is not None
+        results = [resolver.compare(row, pair) for pair, row in once.items()] if stored else []
+        tested = [result for result in results if result is not None and result.tested]
         held = sum(result.held for result in tested)
         right = sum(result.gain > 0 for result in tested) - held
         counts = len(once), held, right, len(tested) - held - right, len(once) - len(tested)
-        rows.append((f"{output[:-1].capitalize()} {output[-1]}", *map(str, (len(part), len(made), *counts))))
+        rows.append((f"{output[:-1].capitalize()} {output[-1]}", *map(str, (len(part), len(claimed), *counts))))
     labels = ("In", "sentences", "comparisons", "distinct", "held", "right way, not supported", "not the right way")
     return Block("Comparisons, each counted once", tuple(("", label) for label in (*labels, "no test")), tuple(rows))
 
@@ -822,21 +819,21 @@ def _title(section: str) -> str:
 
 
 def _list(title: str, part: pd.DataFrame, *, sections: bool = False) -> Block:
-    """Claims, a row each; each says where it stands in the paper if it is not in the title."""
+    """One row per claim; ``sections`` adds the section of the paper to each."""
     labels = ("Claim", "Printed", "Ours", "n", "Status", "Why")
-    rows, marked = [], set()
+    rows, highlighted = [], set()
     for i, row in enumerate(part.to_dict("records")):
         place = f" [{_short(row['where'])}]" if row["where"] else ""
-        said = f"{_title(row['section'])}: " if sections else ""
+        prefix = f"{_title(row['section'])}: " if sections else ""
         printed = f"{row['printed']} {row['unit']}".strip()
         n = "–" if pd.isna(row["n"]) else str(row["n"])
-        rows.append((said + row["statement"] + place, printed, row["ours"], n, row["status"], row["reason"]))
+        rows.append((prefix + row["statement"] + place, printed, row["ours"], n, row["status"], row["reason"]))
         if row["status"] in (FAILED, CONTRADICTED):
-            marked.add((i, labels.index("Status")))
-    return Block(title, tuple(("", label) for label in labels), tuple(rows), frozenset(marked))
+            highlighted.add((i, labels.index("Status")))
+    return Block(title, tuple(("", label) for label in labels), tuple(rows), frozenset(highlighted))
 
 
 def _short(where: str) -> str:
-    """``table2.csv, 04`` of the whole place, which the CSV has."""
+    """``table2.csv, 04``; the CSV has the full text."""
     path, _, notebook = where.partition(": notebooks/")
     return f"{path.rsplit('/', 1)[-1]}, {notebook[:2]}" if notebook else path
