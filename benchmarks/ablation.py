@@ -317,12 +317,12 @@ def markdown(
         "# The speed-ups at equal quality",
         "",
         f"{notice or 'ADNI'}. `python benchmarks/ablation.py`: ResDM of the same widths, {steps:.0f} optimiser "
-        f"steps a row, the same batches, seeds {', '.join(map(str, seeds))}; a thread a training, on {device}, torch "
-        f"{version('torch')}. {n} test people; a person's mean over sessions and tracers. In brackets, 95 % bootstrap "
-        "intervals over people and trainings; in the second table, of the paired gain, better if positive, and "
-        "behind it each training's. “The same”: the interval stays above minus the margin "
-        f"({margins}). Peak memory is of the whole process, imports included; ms a step are of a row's fastest "
-        "training.",
+        f"steps per row, the same batches, seeds {', '.join(map(str, seeds))}; one thread per training, on {device}, "
+        f"torch {version('torch')}. {n} test people; means over sessions and tracers of each person. In brackets, 95 % "
+        "bootstrap intervals over people and trainings. The second table has intervals of the paired gain (positive is "
+        "better) and the gain of each training. “The same”: the interval stays above minus the margin "
+        f"({margins}). Peak memory is that of the whole process, imports included; ms a step are those of the fastest "
+        "training of a row.",
         "",
         "| configuration | voxels | parameters (M) | steps | ms a step | × | peak (GiB) | " + titles + " |",
         "|---|---|--:|--:|--:|--:|--:|" + "---|" * len(METRICS),

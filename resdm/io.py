@@ -37,7 +37,7 @@ _REMEDIES = {
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block succeeds; otherwise ``path`` stays as it was.
+    """A temporary path beside ``path`` that replaces it when the block succeeds; otherwise ``path`` does not change.
 
     Raises
     ------

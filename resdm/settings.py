@@ -46,7 +46,7 @@ METHODS = {
 
 
 class ConfigError(ValueError):
-    """An invalid setting: names the file, the key, its value and what is expected."""
+    """An invalid setting: names the file, the key, its value and the expected values."""
 
 
 def require(holds: bool, key: str, value: Any, expected: str) -> None:

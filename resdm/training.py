@@ -47,7 +47,7 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 """Score of one volume, ``score(real, synthetic)``, each (X, Y, Z) in [0, 1]; higher is better."""
 
 RESULT_SETTINGS = ("budget", "epochs", "seconds", "shift_voxels", "flip", "validate_every", "clip_norm")
-"""Fields of `TrainingConfig` that change the result, beside batch size and precision.
+"""Fields of `TrainingConfig` that change the result, in addition to batch size and precision.
 
 A state with other values is refused. The other fields (accelerator, devices, threads, workers, …) may change between a
 run and its resumption; then the last bits differ, and on other devices the random draws too.

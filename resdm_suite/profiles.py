@@ -292,7 +292,7 @@ class Config:
     methods: Annotated[dict[str, MethodConfig], PlainValidator(_methods)] = field(
         default_factory=lambda: {"ResDM": settings_class("residual_diffusion")()}
     )
-    conditions: tuple[Annotated[str, AfterValidator(_condition)], ...] = (  # prompts of ResDM beside the factual one
+    conditions: tuple[Annotated[str, AfterValidator(_condition)], ...] = (  # prompts of ResDM, without the factual one
         "no_age", "no_sex", "wrong_sex", "shuffled_age", "tracer_only", "shuffled", "age_55", "age_65", "age_75",
         "age_85",
     )  # fmt: skip
@@ -398,7 +398,7 @@ def load_config(source: Config | str | Path) -> Config:
     Raises
     ------
     ConfigError
-        Unreadable file, unknown key, wrong type, or a value out of range: file, key, value, what is expected.
+        Unreadable file, unknown key, wrong type, or a value out of range: names file, key, value, expected values.
     """
     if isinstance(source, Config):
         return source
@@ -438,7 +438,7 @@ def _find(source: str | Path) -> Path:
 
 
 def _message(error: Any, tree: dict[str, Any]) -> str:
-    """One line for an error of pydantic: key, value, what is expected."""
+    """One line for an error of pydantic: key, value, expected values."""
     keys = error["loc"][1:]  # without the empty name of the profile
     at = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
     if error["type"] == "unexpected_keyword_argument":

@@ -37,7 +37,7 @@ def broken_links(folder: Path, within: Path | None = None) -> list[str]:
 
 
 def fetched_from_a_network(folder: Path) -> list[str]:
-    """``file: address`` of whatever a page or style sheet would load from elsewhere."""
+    """``file: address`` of everything that a page or style sheet would load from another site."""
     found = []
     for path in folder.rglob("*.html"):
         tree = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")

@@ -204,10 +204,10 @@ def test_scans_of_each_layout_fit_the_template_and_show_uptake(tmp_path, config)
     config = dataclasses.replace(config, preprocess=COARSE)
     for layout, write in WRITERS.items():
         mock = write(tmp_path / layout, people=3 if layout == "bids" else 2)
-        mine = dataclasses.replace(config, profile=layout)
-        frame = build_manifest(mock.root, mine).manifest.assign(amyloid_suvr=np.nan, tau_suvr=np.nan, split="train")
-        write_manifest(frame, mine.manifest)
-        index = preprocess(mine, progress=False)
+        profile = dataclasses.replace(config, profile=layout)
+        frame = build_manifest(mock.root, profile).manifest.assign(amyloid_suvr=np.nan, tau_suvr=np.nan, split="train")
+        write_manifest(frame, profile.manifest)
+        index = preprocess(profile, progress=False)
         assert index["t1_correlation"].min() > 0.97
         assert index["flags"].eq("").all()
         for tracer in ("amyloid", "tau"):
@@ -258,7 +258,7 @@ def test_the_row_of_a_pet(tmp_path):
     assert found.pet(7, AV45, day)["centiloid"] == -4
     assert found.pet(7, FBB, day)["centiloid"] == -1
     assert np.isnan(found.pet(7, FBB, day)["status"])
-    assert found.pet(7, AV45, day, "12")["suvr"] == 1.4  # by LONI's number, whatever its day
+    assert found.pet(7, AV45, day, "12")["suvr"] == 1.4  # by LONI's number, on any day
     assert found.pet(7, AV45, pd.Timestamp("2014-01-01"))["qc"] == -1
     assert found.pet(7, AV45, pd.Timestamp("2012-03-31")) is not None  # 90 days
     assert found.pet(7, AV45, pd.Timestamp("2012-04-01")) is None
@@ -296,7 +296,7 @@ def test_demographics_on_a_day(tmp_path):
     assert found.age(7, pd.Timestamp("2011-07-01")) == pytest.approx(70.1 + 546 / 365.25)
     assert found.age(8, pd.Timestamp("2010-05-20")) == pytest.approx(25567 / 365.25)
     assert np.isnan(found.age(9, pd.Timestamp("2010-05-20")))
-    assert found.people[7]["sex"] == "F"  # ADNIMERGE, where both tell
+    assert found.people[7]["sex"] == "F"  # ADNIMERGE, where both have it
     assert (found.people[8]["sex"], found.people[8].get("education"), found.people[9]["sex"]) == ("F", None, "M")
     days = [pd.Timestamp(day) for day in ("2010-06-30", "2011-01-06", "2011-12-01", "2013-01-01", "2013-01-02")]
     assert [found.diagnosis(7, day) for day in days] == ["CN", "MCI", "AD", "AD", ""]

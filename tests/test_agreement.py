@@ -39,7 +39,7 @@ def test_intraclass_ignores_or_counts_a_bias():
 
 @pytest.mark.parametrize("kind", ["agreement", "consistency"])
 def test_intraclass_intervals_have_their_nominal_coverage(kind):
-    """500 cohorts of 30 people whose true ICC is 0.8: the interval of 90 % holds it in about 90 % of them."""
+    """500 cohorts of 30 people whose true ICC is 0.8: the interval of 90 % contains it in about 90 % of them."""
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(500):

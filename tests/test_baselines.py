@@ -188,7 +188,7 @@ def test_results_depend_on_seeds_only(kind):
     ],
 )
 def test_overfits_two_people(kind, steps, changes):
-    """Nearer to each person's PETs than their mean is, by a quarter at least; DDPM: see its own file."""
+    """At least a quarter nearer to each person's PETs than their mean is; DDPM: see test_ddpm.py."""
     method, batch = make(kind, **changes), smooth_batch()
     fit(method, batch, steps)
     pet = method.eval().synthesise(batch.mri, batch.prior, seeded())

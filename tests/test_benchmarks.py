@@ -19,7 +19,7 @@ from measure import Case, count
 
 
 def test_counted_cost_of_the_released_network():
-    """2.86 TFLOP a pass and 11.4 GiB kept at 128³; 4³ times less at 32³, but for attention, which is a trifle."""
+    """2.86 TFLOP per pass and 11.4 GiB saved at 128³; 4³ times less at 32³, except for attention (negligible)."""
     found = count(Case("released", 32))
     assert found["pass_gflop"] == pytest.approx(2860 / 64, rel=0.03)
     assert found["saved_bytes"] / 2 / 2**30 == pytest.approx(11.4 / 64, rel=0.03)
@@ -49,7 +49,7 @@ def test_memory_rows_fall_and_are_written(tmp_path):
 
 
 def test_pages_hold_the_measurements(tmp_path, monkeypatch):
-    """Ratios are of the released row of the same grid; slow rows say that one step was timed."""
+    """Ratios are of the released row of the same grid; slow rows have a mark: one step was timed."""
     jobs = []
     counted = {"pass_gflop": 1.0, "step_gflop": 40.0, "saved_bytes": 2**30, "weight_bytes": 1, "parameters": 1}
 

@@ -333,7 +333,7 @@ def test_what_is_filed_under_one_session_stays_together(dated, config):
     scans = {
         "sub-1/ses-a": {T1: "2011-03-01", AV45: "2011-08-01"},  # 153 days; that of ses-b would be nearer
         "sub-1/ses-b": {T1: "2011-09-01", AV45: "2011-03-02", TAU: "2011-09-01"},  # its tau would complete ses-a
-        "sub-1/ses-c": {T1: "2011-09-02"},  # has none, and takes nobody's
+        "sub-1/ses-c": {T1: "2011-09-02"},  # has none, and gets no other
     }
     frame, _, left_out, notes = build_manifest(dated(scans), config)
     assert found_in(frame) == [("ses-a", "ses-a", "", 153, -999), ("ses-b", "ses-b", "ses-b", -183, 0)]

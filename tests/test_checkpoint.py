@@ -1,4 +1,4 @@
-"""Model folders: what is written comes back, and what does not fit is named."""
+"""Model folders: written values are restored, and faults are named."""
 
 from __future__ import annotations
 

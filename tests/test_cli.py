@@ -230,7 +230,7 @@ def test_synthesise_one_mri(model, scan, preprocessed, tmp_path, capsys):
     assert sidecar["source"]["transform"] == np.eye(4).tolist()
     (path, config), ((volumes, _, options), _) = preprocessed
     assert path == scan
-    assert config == load_card(folder).config  # the model's own preprocessing
+    assert config == load_card(folder).config  # the model's preprocessing
     np.testing.assert_array_equal(volumes["tau"], nib.load(written["tau"]).get_fdata(dtype=np.float32))
     assert options["notice"] == "synthetic, not for clinical use"
 

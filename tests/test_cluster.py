@@ -54,7 +54,7 @@ def test_the_slurm_profile_requests_the_resources_of_the_rules(clone):
 
 @pytest.mark.skipif(find_spec("snakemake_executor_plugin_cluster_generic") is None, reason="needs the extra 'cluster'")
 def test_a_rule_runs_through_a_submit_script(clone):
-    """The manifest's job goes through the script, which runs it, and its file comes back."""
+    """The script runs the manifest's job, and the output file exists afterwards."""
     bids = clone / "work" / "smoke" / "bids"
     made = subprocess.run(
         [sys.executable, "-m", "resdm_suite.apps.cli", "phantom", "smoke", "--quiet", "--jobs", "2"],

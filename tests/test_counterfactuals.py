@@ -48,7 +48,7 @@ def test_conditions_of_other_sessions_are_refused():
     suvr = planted()
     with pytest.raises(ValueError, match="'age_85' and 'factual' are not of the same sessions"):
         prompt_changes(suvr.drop(suvr[(suvr["condition"] == "age_85") & (suvr["person"] == "sub-3")].index))
-    with pytest.raises(ValueError, match="no condition beside 'factual'"):
+    with pytest.raises(ValueError, match="no condition except 'factual'"):
         prompt_changes(suvr[suvr["condition"] == "factual"])
 
 

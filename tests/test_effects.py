@@ -179,7 +179,7 @@ def test_a_planted_effect_of_sex_is_found_with_its_size():
         positive = ["auc_right_wrong", "acc_right_wrong", "logit_right_none", "logit_none_wrong", "psnr_right_wrong"]
         assert (rows.loc[positive, "low"] > 0).all()
         assert not rows.loc[positive, "covers_zero"].any()
-        for name, size in (("logit_right_wrong", 2.0), ("psnr_right_wrong", 0.6)):  # +1 and −1, whatever the shift
+        for name, size in (("logit_right_wrong", 2.0), ("psnr_right_wrong", 0.6)):  # +1 and −1, for any shift
             assert rows.loc[name, "low"] < size < rows.loc[name, "high"]
     order = sex_order(make_sex(1.0), "ResDM", seed=0)
     assert (order["p_holm"] < 0.001).all()

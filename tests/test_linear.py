@@ -24,7 +24,7 @@ from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.profiles import load_config
 
-SHAPE, TRAINED, HELD = (5, 4, 3), 24, 10
+SHAPE, TRAINED, VALIDATION = (5, 4, 3), 24, 10
 INSIDE = np.arange(60).reshape(SHAPE) % 4 != 0  # the rest is 0, as outside a brain
 
 
@@ -61,9 +61,9 @@ def collate(items) -> Batch:
     return Batch(volumes[:, :1], volumes[:, 1:], present, prior)
 
 
-def fitted(config, train: People, held: People | None):
+def fitted(config, train: People, validation: People | None):
     method = build_method(config, SHAPE)
-    return method, pd.DataFrame(method.fit(train, held, collate))
+    return method, pd.DataFrame(method.fit(train, validation, collate))
 
 
 def synthesised(method, people: People) -> np.ndarray:
@@ -78,15 +78,15 @@ def residuals(people: People, trained: People, channel: int) -> np.ndarray:
 
 
 def test_demographics_is_least_squares_on_age_and_sex_in_nonzero_voxels():
-    train, held = People(TRAINED, 0, own=0.5), People(HELD, 1, own=0.5)
-    method, rows = fitted(DemographicsConfig(), train, held)
+    train, validation = People(TRAINED, 0, own=0.5), People(VALIDATION, 1, own=0.5)
+    method, rows = fitted(DemographicsConfig(), train, validation)
     np.testing.assert_array_equal(method.voxels, INSIDE)
-    made = synthesised(method, held)
+    made = synthesised(method, validation)
     assert not made[:, :, ~INSIDE].any()
     for channel in (1, 2):
-        expected = LinearRegression().fit(train.design(), train.flat(channel)).predict(held.design())
+        expected = LinearRegression().fit(train.design(), train.flat(channel)).predict(validation.design())
         np.testing.assert_allclose(made[:, channel - 1, INSIDE], expected, atol=1e-5)
-        error = ((expected - held.flat(channel)) ** 2).mean(1)
+        error = ((expected - validation.flat(channel)) ** 2).mean(1)
         assert rows["validation"][channel - 1] == pytest.approx((-10 * np.log10(error)).mean(), rel=1e-4)
 
 
@@ -106,10 +106,10 @@ def test_unknown_age_and_sex_are_the_training_mean():
 
 @pytest.mark.parametrize(("few", "kept", "penalty"), [(3, 2, 0.1), (5, 4, 3.0), (0, 0, 0.3)])
 def test_components_are_scikit_learns_pca_and_ridge(few, kept, penalty):
-    train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1, factors=0.02)
+    train, validation = People(TRAINED, 0, factors=0.02), People(VALIDATION, 1, factors=0.02)
     config = LinearConfig(mri_components=(few,), pet_components=(kept,), penalties=(penalty,))
-    method, rows = fitted(config, train, held)
-    made, mri = synthesised(method, held), residuals(train, train, 0)
+    method, rows = fitted(config, train, validation)
+    made, mri = synthesised(method, validation), residuals(train, train, 0)
     for channel, tracer in ((1, "amyloid"), (2, "tau")):
         chosen = rows[(rows["tracer"] == tracer) & (rows["fit"] == "components")].iloc[0]
         voxelwise = rows[(rows["tracer"] == tracer) & (rows["fit"] == "voxelwise")].iloc[0]
@@ -120,56 +120,56 @@ def test_components_are_scikit_learns_pca_and_ridge(few, kept, penalty):
         eigenvalues = np.linalg.eigvalsh(mri @ mri.T)[-rank:]
         ridge = Ridge(alpha=penalty * eigenvalues.mean(), fit_intercept=False)
         ridge.fit(inner.transform(mri), outer.transform(pet))
-        expected = outer.inverse_transform(ridge.predict(inner.transform(residuals(held, train, 0))))
-        expected = expected + held.flat(channel) - residuals(held, train, channel)
+        expected = outer.inverse_transform(ridge.predict(inner.transform(residuals(validation, train, 0))))
+        expected = expected + validation.flat(channel) - residuals(validation, train, channel)
         np.testing.assert_allclose(made[:, channel - 1, INSIDE], expected, atol=2e-4)
-        error = ((expected - held.flat(channel)) ** 2).mean(1)
+        error = ((expected - validation.flat(channel)) ** 2).mean(1)
         assert chosen["validation"] == pytest.approx((-10 * np.log10(error)).mean(), abs=0.02)
 
 
 def test_all_components_are_ridge_on_the_whole_brain():
-    train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1, factors=0.02)
+    train, validation = People(TRAINED, 0, factors=0.02), People(VALIDATION, 1, factors=0.02)
     config = LinearConfig(mri_components=(0,), pet_components=(0,), penalties=(0.3,))
-    made, mri = synthesised(fitted(config, train, held)[0], held), residuals(train, train, 0)
+    made, mri = synthesised(fitted(config, train, validation)[0], validation), residuals(train, train, 0)
     ridge = Ridge(alpha=0.3 * np.linalg.eigvalsh(mri @ mri.T)[3:].mean(), fit_intercept=False)
     for channel in (1, 2):
-        expected = ridge.fit(mri, residuals(train, train, channel)).predict(residuals(held, train, 0))
-        expected = expected + held.flat(channel) - residuals(held, train, channel)
+        expected = ridge.fit(mri, residuals(train, train, channel)).predict(residuals(validation, train, 0))
+        expected = expected + validation.flat(channel) - residuals(validation, train, channel)
         np.testing.assert_allclose(made[:, channel - 1, INSIDE], expected, atol=2e-4)
 
 
 def test_voxelwise_is_least_squares_of_every_voxel_where_that_is_best():
-    train, held = People(TRAINED, 0, own=0.8), People(HELD, 1, own=0.8)
+    train, validation = People(TRAINED, 0, own=0.8), People(VALIDATION, 1, own=0.8)
     config = LinearConfig(mri_components=(2,), pet_components=(1,), penalties=(1e-6,))
-    method, rows = fitted(config, train, held)
+    method, rows = fitted(config, train, validation)
     best = rows.loc[rows.groupby("tracer")["validation"].idxmax()]
     assert set(best["fit"]) == {"voxelwise"}
-    made, voxels = synthesised(method, held)[:, 0, INSIDE], range(0, INSIDE.sum(), 7)
+    made, voxels = synthesised(method, validation)[:, 0, INSIDE], range(0, INSIDE.sum(), 7)
     for voxel in voxels:
-        design, seen = (np.column_stack([p.design(), p.flat(0)[:, voxel]]) for p in (train, held))
+        design, seen = (np.column_stack([p.design(), p.flat(0)[:, voxel]]) for p in (train, validation))
         expected = LinearRegression().fit(design, train.flat(1)[:, voxel]).predict(seen)
         np.testing.assert_allclose(made[:, voxel], expected, atol=1e-4)
 
 
 def test_the_best_combination_on_validation_people_is_kept():
-    train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1, factors=0.02)
+    train, validation = People(TRAINED, 0, factors=0.02), People(VALIDATION, 1, factors=0.02)
     config = LinearConfig(mri_components=(1, 3, 0), pet_components=(1, 3), penalties=(0.01, 1.0))
-    method, rows = fitted(config, train, held)
+    method, rows = fitted(config, train, validation)
     assert rows.groupby("tracer").size().to_dict() == {"amyloid": 14, "tau": 14}
-    made = synthesised(method, held)
+    made = synthesised(method, validation)
     for channel, tracer in ((1, "amyloid"), (2, "tau")):
-        error = ((made[:, channel - 1, INSIDE] - held.flat(channel)) ** 2).mean(1)
+        error = ((made[:, channel - 1, INSIDE] - validation.flat(channel)) ** 2).mean(1)
         best = rows.loc[rows["tracer"] == tracer, "validation"].max()
         assert (-10 * np.log10(error)).mean() == pytest.approx(best, abs=1e-2)
 
 
 def test_a_missing_tracer_has_no_effect():
-    train, held = People(TRAINED, 0, factors=0.02), People(HELD, 1)
+    train, validation = People(TRAINED, 0, factors=0.02), People(VALIDATION, 1)
     few = People(TRAINED, 0, factors=0.02)
     for people, noise in ((train, 0.0), (few, 1.0)):
         people[3] |= {"present": (True, False), "volumes": people[3]["volumes"].clone()}
         people[3]["volumes"][2] = noise * torch.from_numpy(INSIDE)
-    first, second = (fitted(LinearConfig(), people, held)[0].state_dict() for people in (train, few))
+    first, second = (fitted(LinearConfig(), people, validation)[0].state_dict() for people in (train, few))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -157,7 +157,7 @@ def test_impossible_ages_and_intervals_are_refused(mock, tmp_path):
     write(0, "AgePETTau_W2", "n/a")
     found = build_manifest(folder, make_config(tmp_path))
     assert "sub-9000 ses-wave2: no age at the tau PET; taken to be in the window, as of the same wave" in found.notes
-    write(0, "AgeMRI_W1", "xx")  # as other tables of the study say of those who did not come
+    write(0, "AgeMRI_W1", "xx")  # the code of other tables for people who did not come
     assert flow(build_manifest(folder, make_config(tmp_path)))["has age and sex"] == (13, 20)
     for column, value, message in (
         ("Sex", "w", "participants.tsv: sub-9000 ses-wave1: unknown sex 'w'"),

@@ -103,7 +103,7 @@ def test_the_global_path_starts_near_zero_and_takes_deviations_alone():
     torch.nn.init.normal_(path.layers[-1].weight)
     before = path(mri)
     mri[:, :, :8] = 0.75
-    assert torch.equal(path(mri), before)  # cells that are constant over training people say nothing
+    assert torch.equal(path(mri), before)  # cells that are constant over training people have no effect
     mri[0, :, 8:] += 0.1
     assert not torch.equal(path(mri)[0], before[0])
     assert torch.equal(path(mri)[1:], before[1:])

@@ -58,7 +58,7 @@ def sample(config: Config, scan: dict, mni: np.ndarray) -> np.ndarray:
 
 
 def undo(deformation: dict, template: np.ndarray) -> np.ndarray:
-    """Where the template's anatomy at ``template`` (N, 3) lies in the affinely aligned person."""
+    """Position of the template's anatomy at ``template`` (N, 3) in the affinely aligned person."""
     points = template
     for _ in range(15):
         points = template - displacement(deformation, points)
@@ -160,7 +160,7 @@ def test_second_call_writes_nothing_and_a_killed_one_continues(tmp_path, monkeyp
     assert {path: path.stat().st_mtime_ns for path in config.work.rglob("*")} == times
     next(
         (config.source_root / "sub-0002").rglob("*_T1w.nii.gz")
-    ).unlink()  # a lost file comes back; others stay untouched
+    ).unlink()  # a lost file is written again; others stay unchanged
     write_phantoms(config, progress=False)
     assert digests(config.work) == digests(whole.work)
     assert all(path.stat().st_mtime_ns == times[path] for path in (config.source_root / "sub-0001").rglob("*.nii.gz"))

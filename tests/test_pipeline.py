@@ -27,7 +27,7 @@ SPLITS = ["train"] * 4 + ["validation"] * 2 + ["test"] * 3
 
 @pytest.fixture
 def config(tmp_path):
-    """A profile whose cohort lies on disk as preprocessing leaves it."""
+    """A profile with a preprocessed cohort on disk."""
     training = TrainingConfig(epochs=2, batch_size=2, validate_every=1, accelerator="cpu", threads=1, shift_voxels=1)
     methods = {"Plain": PlainConfig(), "GAN": AdversarialConfig(), "ResDM": tiny_resdm(sampling_steps=2)}
     config = make_config(tmp_path, training=training, methods=methods)

@@ -72,7 +72,7 @@ def test_intervals_of_known_effects_have_their_nominal_coverage():
         pons += [row["low"] <= 0 <= row["high"] for _, row in frame.xs("pons", level="region").iterrows()]
     for inside in held.values():
         assert 0.85 < np.mean(inside) <= 1
-    assert 0.90 < np.mean(pons) < 1  # of nothing, 5 % of the intervals say something
+    assert 0.90 < np.mean(pons) < 1  # without an effect, 5 % of the intervals exclude 0
     assert abs(np.mean(estimates)) < 0.003
 
 
@@ -124,7 +124,7 @@ def test_visits_are_not_independent_people():
     y, who = rng.normal(size=(12, 1)), np.arange(12)
     one = jackknife(np.ones((12, 1)), y, who)
     copied = jackknife(np.ones((36, 1)), np.repeat(y, 3, axis=0), np.repeat(who, 3))
-    np.testing.assert_allclose(copied, one)  # three equal visits of everyone tell nothing new
+    np.testing.assert_allclose(copied, one)  # three equal visits of everyone add no information
 
 
 def test_a_cause_that_nobody_has_does_no_harm():
@@ -309,7 +309,7 @@ def test_no_truth_no_table(config, tmp_path):
         index.write_text(stored)
 
 
-# ── the generator's own ───────────────────────────────────────────────────────────────────────────
+# ── the generator ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_thinning_is_what_age_does_where_no_effect_of_age_is_planted(tmp_path):

@@ -67,7 +67,7 @@ def test_pooled_is_the_state_at_the_end_of_the_text():
 
 
 def test_equals_the_whole_tower_run_at_once():
-    """The split into a frozen and a trainable part computes what open_clip's own forward pass computes."""
+    """The split into a frozen and a trainable part computes the same as open_clip's forward pass."""
     prior = module(context="pooled")
     tokens = prior.vocabulary[torch.stack([clip.tokens(text) for text in TEXTS])]
     prior.tower.pool_type = "none"
@@ -125,7 +125,7 @@ def test_the_vocabulary_knows_every_prompt(size):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's account of a process")
 def test_frozen_weights_are_mapped_from_a_file():
-    """The same values in no memory of their own; what is loaded later is read, and a pickled copy is complete."""
+    """The same values without process memory; weights loaded later are used, and a pickled copy is complete."""
 
     def anonymous():
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -94,7 +94,7 @@ def test_functions_and_classes_stay_short():
 
 
 def test_the_method_is_imported_without_the_suite():
-    """In a folder of its own, with the packages that the method needs, and without those that are slow to import."""
+    """With the packages that the method needs, and without those that are slow to import."""
     script = (
         "import sys\n"
         "from resdm import PriorModule, ResidualDiffusion, ResidualScheduler, UNet, load_model\n"

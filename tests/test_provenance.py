@@ -1,4 +1,4 @@
-"""Provenance: stable, portable, and true about the checkout."""
+"""Provenance: stable, portable, and correct for the checkout."""
 
 from __future__ import annotations
 

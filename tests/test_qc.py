@@ -99,7 +99,7 @@ def test_the_table_holds_the_error_against_the_truth(cohort):
 
 
 def test_the_planted_scale_is_recovered(cohort):
-    """The reference mean over the scan's own Bq/mL at SUVR 1: a few percent, by partial volume and deformation."""
+    """The reference mean over the scan's Bq/mL at SUVR 1: a few percent, by partial volume and deformation."""
     _, table = cohort
     away = np.abs(table[[f"{tracer}_scale" for tracer in TRACERS]].to_numpy() - 1)
     assert np.nanmean(away) < 0.06
@@ -137,7 +137,7 @@ def test_no_error_without_truth(copy):
 
 
 def test_a_flipped_pet_and_a_flipped_t1_are_flagged_in_every_phantom(copy):
-    """The T1 alone cannot show a flip: the template is its own mirror image."""
+    """The T1 alone cannot show a flip: the template is symmetric."""
     template = mni_map("t1", GRID)
     np.testing.assert_allclose(template, template[::-1], atol=1e-5)
     for one in sessions(copy):
@@ -175,7 +175,7 @@ def test_contradictory_forms_are_flagged(copy):
 
 
 def test_left_is_left_in_a_montage():
-    """A bright spot in the left hemisphere lies left of the middle of coronal and axial slices, at its millimetre."""
+    """A bright spot in the left hemisphere is left of the middle of coronal and axial slices, at its millimetre."""
     spot = np.array([-34.0, -58.0, -18.0])
     volume = np.exp(-((GRID.mm() - spot[:, None, None, None]) ** 2).sum(0) / (2 * 8.0**2)).astype(np.float32)
     picture = np.asarray(montage({"t1w": volume}, GRID)).astype(int)

@@ -113,7 +113,7 @@ def test_displacement_is_the_distance_between_images_of_points():
 @pytest.mark.parametrize("code", ["RAS", "LAS", "LPS", "PSR", "IAL"])
 @pytest.mark.parametrize("tilt", [(0, 0, 0), (9, -14, 6)])
 def test_left_stays_left_from_nifti_to_grid(tmp_path, code, tilt):
-    """A marker in the left frontal lobe, through files in any storage, lands on its own voxel of the grid."""
+    """A marker in the left frontal lobe, through files in any storage order, is at its voxel of the grid."""
     marker = np.array([-38.0, 30.0, 25.0])
     volume = np.exp(-((SOURCE.mm() - marker[:, None, None, None]) ** 2).sum(0) / (2 * 5.0**2))
     shape = (60, 66, 62)
@@ -144,7 +144,7 @@ def test_coarse_grids_average_instead_of_aliasing():
 
 
 def test_the_direction_of_a_matrix_is_from_grid_to_scan():
-    """A scan whose world lies 12 mm to the right of MNI space is found with a shift of +12 mm."""
+    """A scan whose world is 12 mm to the right of MNI space is registered with a shift of +12 mm."""
     grid = Grid((32, 32, 32), 6.0)
     brain = mni_map("t1", grid)
     moved = Scan(brain, grid.affine + np.array([[0, 0, 0, 12.0], [0] * 4, [0] * 4, [0] * 4]))

@@ -87,7 +87,7 @@ def by_formula(w, x, t, text):
             own = slice(head * channels // 8, (head + 1) * channels // 8)
             e = torch.exp(torch.einsum("bnc,bc->bnc", q[..., own], k[:, own]) * 256**-0.5)
             result[..., own] = e / e.sum(2, keepdim=True) * v[:, None, own]
-        return torch.stack([person.flatten().reshape(z.shape[1:]) for person in result])  # token-major, as it lies
+        return torch.stack([person.flatten().reshape(z.shape[1:]) for person in result])  # token-major, as stored
 
     def twice(z):
         for axis in (2, 3, 4):

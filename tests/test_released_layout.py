@@ -25,7 +25,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def copy(mock, tmp_path):
-    """A copy to change: ``data_info`` is its own, the volumes are links."""
+    """A copy to change: ``data_info`` is copied, the volumes are links."""
     root = tmp_path / "released"
     shutil.copytree(mock.root / "data_info", root / "data_info")
     (root / "data").symlink_to(mock.root / "data")

@@ -102,7 +102,7 @@ def test_prompt_conditions_the_synthesis():
 @pytest.mark.parametrize("steps", [None, 1, 4])
 def test_synthesis_is_the_generators_in_range_and_shape(steps):
     method, batch = build(), random_batch(3)
-    torch.nn.init.constant_(method.unet.outlet[-1].bias, 0.3)  # fresh weights say about 0, where clamping hides noise
+    torch.nn.init.constant_(method.unet.outlet[-1].bias, 0.3)  # fresh weights give about 0, where clamping hides noise
     first, second = (
         method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(1), steps=steps) for _ in range(2)
     )

@@ -65,7 +65,7 @@ def registered(monkeypatch):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """The picture costs most of the time, and has tests of its own."""
+    """The picture takes most of the time, and has separate tests."""
 
     def save_figure(figure, stem, provenance):
         stem.with_name(f"{stem.name}.png").write_bytes(b"PNG")
@@ -156,7 +156,7 @@ def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
         native = nib.load(files[f"{tracer}_native"])
         assert files[f"{tracer}_native"].name.replace("T1w", "MNI152") == files[tracer].name
         assert native.shape == (20, 22, 18)
-        # SUVR of 0 to 3, so three times the intensity; where the MRI's voxel lies well inside the brain
+        # SUVR of 0 to 3, so three times the intensity; where the MRI's voxel is well inside the brain
         centre = tuple(np.round(apply_affine(np.linalg.inv(native.affine), CENTRE_MM)).astype(int))
         place = apply_affine(np.linalg.inv(grid.affine), apply_affine(native.affine, centre))
         there = 3 * ndimage.map_coordinates(mean, place[:, None], order=1)[0]
@@ -217,7 +217,7 @@ def test_a_real_mri_gives_the_same_bytes_twice(real_t1, tmp_path, undrawn):
     planted = to_native(marker(GRID), GRID, transform, real_t1)
     found = apply_affine(planted.affine, np.array(ndimage.center_of_mass(planted.get_fdata())))
     np.testing.assert_allclose(found, apply_affine(transform, MARKER_MM), atol=0.5)
-    assert found[0] < -25  # left of the midline, as the file says left
+    assert found[0] < -25  # left of the midline, as in the file
 
 
 def test_a_single_sample_is_its_own_mean(tmp_path, t1w, registered, undrawn):

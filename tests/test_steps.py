@@ -1,4 +1,4 @@
-"""Fewer sampling steps: a table of quality and cost, beside a profile that stays as it is."""
+"""Fewer sampling steps: a table of quality and cost, of a profile that does not change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NUMBERS = (15, 2, 1)
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Config:
-    """A trained profile with predictions of its own. Five test people: one without tau PET, one with two sessions."""
+    """A trained profile with predictions. Five test people: one without tau PET, one with two sessions."""
     training = TrainingConfig(epochs=3, batch_size=1, validate_every=3, accelerator="cpu", threads=1, shift_voxels=0)
     methods = {"ResDM": tiny_resdm(sampling_steps=2, learning_rate=1e-3), "Plain": PlainConfig()}
     methods["late"] = methods["ResDM"]
@@ -192,7 +192,7 @@ LEVEL = {15: 1, 8: 0, 4: 1e-6, 1: 1}
 
 
 def made_up(lost: dict[str, dict[int, float]], people: int = 30) -> pd.DataFrame:
-    """`by_person` rows: what each number of steps loses in each metric, people's own values, and a little noise."""
+    """`by_person` rows: the loss of each number of steps in each metric, a value per person, and small noise."""
     draw, frames = np.random.default_rng(0), []
     own = {metric: draw.normal(size=people) for metric in steps.METRICS} | {"texture": 1.0}
     for tracer in LABELS:

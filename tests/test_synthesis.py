@@ -1,4 +1,4 @@
-"""Predictions: conditions, independence of the company, files, refusals."""
+"""Predictions: conditions, independence of other people, files, errors."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_parts_made_apart_are_the_files_of_one_call(folder, people, tmp_path, co
     ages = people.assign(age=[60.0, 65.0, 70.0, 75.0, 80.0])
     whole = synthesise_people(folder, ages, mri, tmp_path / "one", condition=condition, progress=False)
     made = []
-    for part in (2, 3, 1):  # in whatever order
+    for part in (2, 3, 1):  # in any order
         out = synthesise_people(
             folder, ages, mri, tmp_path / "three", condition=condition, shard=(part, 3), progress=False
         )

@@ -178,7 +178,7 @@ def test_each_phase_moves_its_own_weights_and_the_next_sees_them(tmp_path):
 
 
 def test_gradients_of_one_phase_do_not_leak_into_the_next(tmp_path):
-    """The generator's backward pass fills the discriminator's gradients too; its own step must not see them."""
+    """The generator's backward pass fills the discriminator's gradients too; its step must not use them."""
     config = with_method(make_config(tmp_path, epochs=1), "GAN", decay="none")
     method = build(config, "GAN")
     by_loop, generator = build(config, "GAN"), torch.Generator()
@@ -372,7 +372,7 @@ def test_a_finished_training_returns_at_once(tmp_path):
 
 
 def test_a_deleted_model_is_trained_again(tmp_path):
-    """Snakemake deletes a rule's outputs when something that they depend on has changed: nothing old may come back."""
+    """Snakemake deletes a rule's outputs when something that they depend on has changed: no old result may return."""
     config = make_config(tmp_path)
     folder = run(config)
     expected = digests(folder)
@@ -570,7 +570,7 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
 
 
 def test_two_processes_train_resdm_as_one_does(tmp_path):
-    """Steps, noise and dropped fields are drawn for the whole batch, whatever the number of processes.
+    """Steps, noise and dropped fields are drawn for the whole batch, for any number of processes.
 
     Everyone has both tracers here: with missing PETs, processes average means of unequal numbers of people.
     """

@@ -690,7 +690,7 @@ def averaged(pet, path):
 
 
 def test_a_pet_is_recognised_by_its_contrast(cohort, tmp_path):
-    """With each phantom's own registration, so that only the contrast is tested."""
+    """With the registration of each phantom, so that only the contrast is tested."""
     config, index, _ = cohort
     frame = read_manifest(config.manifest)
     for i, row in frame.iterrows():

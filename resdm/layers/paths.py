@@ -64,7 +64,7 @@ class LinearPath(nn.Module):
 
     Sentence and MRI are fitted jointly (Frisch, Waugh, Lovell): the MRI by ridge regression in its dual form, the
     principal components of the sentence by least squares over all prompts with and without age and sex. The penalty
-    minimises the error on people left out. Only voxels in which a training image is not 0 are fitted. Memory: about six
+    minimises the error on left-out people. Only voxels in which a training image is not 0 are fitted. Memory: about six
     copies of the training images, 60 MB on the default phantom; too much for grids of 128³ voxels.
     """
 

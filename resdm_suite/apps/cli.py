@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resdm_suite.cohorts.matching import Cohort
 
 BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
-"""Exit codes beside 0; argparse uses 2 for the same."""
+"""Exit codes other than 0; argparse uses 2 for the same."""
 
 COMMANDS: dict[str, tuple[str, str, str | Callable[..., Any], tuple]] = {}
 """Name → help, example, what to run, arguments. What runs is a function, or the place of one to import on use."""

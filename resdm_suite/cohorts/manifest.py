@@ -261,7 +261,7 @@ def _check_tracers(frame: pd.DataFrame, tracers: Mapping[str, str], where: Path,
 def _raise(
     where: str | Path, problems: Iterable[tuple[int, str, object, str]], frame: pd.DataFrame, lines: Sequence[int]
 ) -> None:
-    """Raise `ManifestError` where there are problems: row, column, value and what was expected."""
+    """Raise `ManifestError` if there are problems: row, column, value and expected content."""
     messages = [
         f"{where}: row {lines[row]} ({frame['person'][row]} {frame['session'][row]}), {column}: "
         f"found {'nothing' if found == '' else repr(found)}, expected {expected}"

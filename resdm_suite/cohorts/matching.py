@@ -71,7 +71,7 @@ def assemble_manifest(
         Notes of the reader.
     pairing : {"session", "session, then day", "day"}
         ``session``: scans of one session belong together. ``session, then day``: unless ``cohort.match.same_visit``,
-        a PET whose session has no T1w, or one beyond the window, then goes by day with a T1w that lacks one.
+        a PET whose session has no T1w, or one beyond the window, is then paired by day with a T1w that lacks one.
         ``day``: all by day (`match_scans`).
 
     Raises

@@ -1,4 +1,4 @@
-"""Figures 4 and 5: what the sex and the age in a prompt change, from the stored readings and image scores.
+"""Figures 4 and 5: effects of the sex and the age in a prompt, from the stored readings and image scores.
 
 The effect of a prompt is a difference between two conditions on the same people, with its interval over those people.
 An evaluator fitted on real PET reads synthetic PET with a systematic shift; such a difference cancels it.
@@ -34,10 +34,10 @@ SEX_PROMPTS = {"right": "factual", "none": "no_sex", "wrong": "wrong_sex"}
 """Sex in Figure 4's prompts → name of the condition."""
 
 AGE_PROMPTS = ("factual", "no_age", "shuffled_age")
-"""Conditions of Figure 5, beside ``real`` and ``age_<years>``."""
+"""Conditions of Figure 5, in addition to ``real`` and ``age_<years>``."""
 
 
-# ── what a prompt changes ─────────────────────────────────────────────────────────────────────────
+# ── effects of a prompt ───────────────────────────────────────────────────────────────────────────
 
 
 def _effect(name: str, tracer: str, unit: str, estimate: float, ends: tuple[float, float], n: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a prompt changes by region: synthetic SUVR under another prompt minus that under the factual prompt.
+"""Effects of a prompt by region: synthetic SUVR under another prompt minus that under the factual prompt.
 
 Each change is of one MRI and one noise, so only the prompt differs. Intervals are over people.
 """
@@ -16,7 +16,7 @@ from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm_suite.profiles import Config
 
 PAIRED = ("wrong_sex", "tracer_only", "shuffled")
-"""Conditions beside the sweep ``age_<years>``, in the order of the figure's panels."""
+"""Conditions in addition to the sweep ``age_<years>``, in the order of the figure's panels."""
 
 
 def present_conditions(config: Config, method: str) -> list[str]:
@@ -49,7 +49,7 @@ def prompt_changes(suvr: pd.DataFrame) -> pd.DataFrame:
 
     ``wrong_sex`` is split by the sex that the prompt states: ``sex_M`` for women, ``sex_F`` for men. Opposite changes
     are expected of the two, and their common mean would hide them. Raises `ValueError` for conditions of different
-    sessions, or none beside ``factual``.
+    sessions, or none except ``factual``.
     """
     keys = ["person", "session", "tracer", "region"]
     factual = suvr[suvr["condition"] == "factual"].set_index(keys)["suvr"]
@@ -63,7 +63,7 @@ def prompt_changes(suvr: pd.DataFrame) -> pd.DataFrame:
             part = part.assign(condition="sex_" + part["sex"].map({"F": "M", "M": "F"}))
         parts.append(part)
     if not parts:
-        raise ValueError("counterfactuals: no condition beside 'factual'; synthesise some (see config.conditions)")
+        raise ValueError("counterfactuals: no condition except 'factual'; synthesise some (see config.conditions)")
     columns = ["condition", "tracer", "region", "person"]
     return pd.concat(parts).groupby(columns, sort=False)["change"].mean().reset_index()
 

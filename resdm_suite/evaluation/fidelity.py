@@ -23,7 +23,7 @@ def quantities(config: Config, methods: Iterable[str]) -> pd.DataFrame:
     Parameters
     ----------
     config : Config
-        ``fidelity`` names the regions beside the built-in ones.
+        ``fidelity`` names regions in addition to the built-in ones.
     methods : iterable of str
         Names of methods, or ``template``.
 

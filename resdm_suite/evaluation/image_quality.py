@@ -146,7 +146,7 @@ def check_people(frame: pd.DataFrame, config: Config, path: Path) -> None:
 def volume_pairs(
     config: Config, method: str, index: pd.DataFrame, condition: str = "factual"
 ) -> Iterator[tuple[str, str, str, Path, Path]]:
-    """Every real PET of an index beside the synthetic one of a method, or the mean PET for ``template``.
+    """Every real PET of an index with the synthetic one of a method, or the mean PET for ``template``.
 
     Yields person, session, tracer (``amyloid`` or ``tau``), path of the real PET, path of the synthetic PET. A session
     without a tracer's PET has no pair for it.
@@ -167,7 +167,7 @@ def volume_pairs(
 def score_people(
     config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual"
 ) -> pd.DataFrame:
-    """Score every synthetic PET that has a real one beside it.
+    """Score every synthetic PET that has a real one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Planted effects recovered: a check that the pipeline can measure what the paper claims.
+"""Recovery of planted effects: a check that the pipeline can measure the effects that the paper claims.
 
 The phantom's truth states the effects of status, sex and age on regional SUVR. They are estimated over test people from
 their true regional SUVR, from their real PET and from synthetic PET, by one linear model per region and effect:
@@ -218,7 +218,7 @@ def recovered_effects(
     methods: Mapping[str, Sequence[str]] | None = None,
     thinning: Mapping[str, Mapping[str, float]] | None = None,
 ) -> pd.DataFrame:
-    """Planted effects beside those estimated from the true, real and synthetic regional SUVR of the test people.
+    """Planted effects, and those estimated from the true, real and synthetic regional SUVR of the test people.
 
     Parameters
     ----------

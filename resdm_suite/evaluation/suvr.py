@@ -34,7 +34,7 @@ def sidecar_range(path: str | Path) -> tuple[float, float]:
     """
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
-        raise FileNotFoundError(f"{sidecar}: no sidecar beside {Path(path).name}; its SUVR cannot be known")
+        raise FileNotFoundError(f"{sidecar}: no sidecar beside {Path(path).name}; its SUVR is unknown")
     intensity = json.loads(sidecar.read_text(encoding="utf-8")).get("intensity", {})
     if intensity.get("kind") != "fixed" or len(intensity.get("suvr_range", ())) != 2:
         raise ValueError(
@@ -92,7 +92,7 @@ def _gradient_energy(volume: np.ndarray, mask: np.ndarray) -> float:
 def regional_suvr(
     config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Regional SUVR and texture of every synthetic PET beside the real one.
+    """Regional SUVR and texture of every synthetic PET and the real one.
 
     ``method`` may be ``template``; ``index`` defaults to the test people. The first frame has method, person, session,
     tracer, region, real, synthetic (SUVR), the second method, person, session, tracer, texture (see `texture`).

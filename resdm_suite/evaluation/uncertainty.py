@@ -198,7 +198,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of one tracer beside the real PET, of sessions of one split, in SUVR.
+    """Samples of one tracer with the real PET, of sessions of one split, in SUVR.
 
     ``who`` has person and session; ``residual`` (real − mean), ``mean`` and ``std`` are (N, V) of V voxels of the
     brain, or of the regions in ``names``.

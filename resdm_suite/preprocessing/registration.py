@@ -34,7 +34,7 @@ FWHM_PER_VOXEL = 0.8
 
 _MARGIN_MM = 25.0  # of background around the head in a working copy
 
-_BRAIN_GRID = Grid((64, 72, 64), 3.0)  # on which the brain mask is carried to a scan
+_BRAIN_GRID = Grid((64, 72, 64), 3.0)  # for the transfer of the brain mask to a scan
 
 _SIGMA = 1 / np.sqrt(8 * np.log(2))  # of a Gaussian, per FWHM
 

@@ -297,7 +297,7 @@ def _write_session(config: Config, row: Row) -> None:
 
 
 def _index(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -> pd.DataFrame:
-    """``index.csv`` from the manifest and what was measured."""
+    """``index.csv`` from the manifest and the measurements."""
     cohort = config.cohort
     lines = []
     for row, record in zip(frame.to_dict("records"), records, strict=True):

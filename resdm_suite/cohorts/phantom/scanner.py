@@ -208,7 +208,7 @@ def _scan_grid(
     affine[:3, 3] = centre + rng.uniform(-4, 4, 3) - affine[:3, :3] @ (np.array(shape) - 1) / 2
     header = nib.Nifti1Header()
     header.set_qform(affine, code=1)
-    return shape, header.get_qform()  # what a float32 quaternion can hold, so that qform and sform agree
+    return shape, header.get_qform()  # rounded to a float32 quaternion, so that qform and sform agree
 
 
 def _grain(rng: np.random.Generator, shape: tuple[int, ...], voxel_mm: tuple[float, ...]) -> np.ndarray:

@@ -189,7 +189,7 @@ def _stream(file: Remote, tick: Callable[[int], None], stop: threading.Event) ->
 
 
 def _fault(file: Remote) -> str:
-    """Describe what is wrong with a part that should be whole."""
+    """Describe the fault of a part that should be complete."""
     size = _size(file.part)
     if size != file.bytes:
         return f"found {size} bytes, expected {file.bytes}"

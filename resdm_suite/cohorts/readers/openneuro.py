@@ -49,7 +49,7 @@ _SCAN = re.compile(r"(sub-[A-Za-z0-9]+)/(ses-wave(\d+))/(anat|pet)/\1_\2_[\w.-]*
 _DOCUMENTS = ("participants.tsv", "participants.json", "dataset_description.json", "README", "CHANGES")
 _AGES = {"t1w": "agemri_w", "amyloid": "agepetamy_w", "tau": "agepettau_w"}  # and the wave's number
 _INTERVALS = {"mri": "agemri_w", "petamy": "agepetamy_w"}  # MRIW1toW2 and its like: years with two decimals
-_NOT_SEEN = "xx"  # a person who did not come back, beside n/a
+_NOT_SEEN = "xx"  # a person who did not return; n/a likewise
 
 
 def build_manifest(root: str | Path, config: Config) -> Cohort:
@@ -130,7 +130,7 @@ def not_downloaded(frame: pd.DataFrame, root: str | Path) -> tuple[list[str], in
 
 
 def download(config: Config, root: str | Path, *, url: str = BUCKET, jobs: int = 4, progress: bool = True) -> int:
-    """Download what the manifest needs into ``root``: first the tables, then T1w, PET and sidecars of its sessions.
+    """Download the files of the manifest into ``root``: first the tables, then T1w, PET and sidecars of its sessions.
 
     ``url`` is the bucket's or a mirror's. Returns the number of files downloaded, 0 where all were present; raises
     `DownloadError` or `ManifestError`.
@@ -258,7 +258,7 @@ def _frames(path: Path) -> int | None:
 
 
 def sidecar_faults(sidecar: dict[str, Any], label: str, frames: int | None = None) -> list[str]:
-    """List faults of a PET's sidecar, given the file name's tracer and the file's frames, and what is used instead."""
+    """List faults of a PET's sidecar, given the file name's tracer and the file's frames, and the replacement."""
     durations, starts = (_floats(sidecar.get(key)) for key in ("FrameDuration", "FrameTimesStart"))
     milliseconds = str(sidecar.get("FrameDurationUnits", "")).lower() == "ms" or max(durations, default=0) > 10_000
     equal_length = len(starts) == len(durations)
