@@ -28,7 +28,7 @@ class NetworkConfig:
 
     width: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
-    blocks: int = 1  # residual blocks a level on the way down; one more on the way up
+    blocks: int = 1  # residual blocks per level of the encoder; the decoder has one more
     attention_levels: tuple[int, ...] = (3,)  # self-attention at these levels, 0 being the finest
     attention_heads: int = 1
     cross_heads: int = 8

@@ -68,7 +68,7 @@ VoxelSize = Annotated[float, Field(ge=0.5, le=8)]
 
 
 def check_condition(name: str, where: str) -> None:
-    """Raise `ConfigError` where a name is no condition, see `CONDITIONS`."""
+    """Raise `ConfigError` if a name is not a condition, see `CONDITIONS`."""
     age, sex = re.fullmatch(r"age_(\d+(?:\.\d+)?)", name), re.fullmatch(f"sex_({'|'.join(SEXES)})", name)
     if age and not AGE_RANGE[0] <= float(age[1]) <= AGE_RANGE[1]:
         raise ConfigError(f"{where}: {name!r} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")

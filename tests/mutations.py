@@ -33,7 +33,7 @@ FAULTS = [  # file, right code, faulty code, test
     ("resdm_suite/evaluation/image_quality.py", "10 * np.log10(1 / mse)", "20 * np.log10(1 / mse)",
      "test_image_quality.py::test_equal_to_scikit_image"),
     ("resdm_suite/evaluation/statistics.py", "np.arange(len(order), 0, -1)", "len(order)",
-     "test_statistics.py::test_holm_by_hand"),
+     "test_statistics.py::test_holm"),
     ("resdm_suite/evaluation/suvr.py", "low + (high - low)", "low + high", "test_suvr.py"),
 ]  # fmt: skip
 

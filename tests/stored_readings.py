@@ -17,7 +17,7 @@ SWEEP = (60, 70, 80, 90)
 
 
 def sessions(people: int, seed: int) -> pd.DataFrame:
-    """One row a session; every sixth person has a second visit, a year later."""
+    """One row per session; every sixth person has a second visit, a year later."""
     rng = np.random.default_rng(seed)
     ages = rng.uniform(58, 90, people).round(1)
     rows = [

@@ -41,7 +41,7 @@ class AdversarialConfig(MethodConfig):
     learning_rate: float = 1e-3
     decay: str = "linear_half"
     poison: int = 0  # the step (from 1) at which the generator's loss becomes NaN; 0: never
-    pause: float = 0.0  # seconds a step: time to be killed in
+    pause: float = 0.0  # seconds per step, so that a test can kill the process
 
 
 class Plain(Method):
@@ -108,7 +108,7 @@ class Adversarial(Method):
 
 @dataclass(frozen=True)
 class PerTracerConfig(MethodConfig):
-    """Two models, one a tracer, of a convolution each."""
+    """Two models, one per tracer, with one convolution each."""
 
     kind: str = "tiny_per_tracer"
 

@@ -30,7 +30,7 @@ class DDPMConfig(MethodConfig):
     sampling_steps: int = 50  # of DDIM; a divisor of T
     eta: float = 0.0  # DDIM's η: 0 deterministic; 1 with all T steps is the paper's ancestral sampler
     channels: tuple[int, ...] = (32, 64, 128, 256)  # multiples of the first, itself a multiple of 4
-    blocks: int = 1  # residual blocks a level on the way down; one more on the way up
+    blocks: int = 1  # residual blocks per level of the encoder; the decoder has one more
     attention_levels: tuple[int, ...] = (3,)
     stem: Literal["haar", "none"] = "none"  # haar: 8 channels at half resolution, as in NetworkConfig
     labels: tuple[Literal["sex", "age"], ...] = ()  # in the class label, in addition to the tracer

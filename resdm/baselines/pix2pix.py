@@ -14,7 +14,7 @@ from resdm.baselines.per_tracer import PerTracer
 
 @dataclass(frozen=True)
 class Pix2PixConfig(AdversarialConfig):
-    """Pix2Pix (Isola et al. 2017), one model a tracer."""
+    """Pix2Pix (Isola et al. 2017), one model per tracer."""
 
     kind: str = "pix2pix"
     width: int = 32

@@ -120,9 +120,9 @@ class Stage(nn.Sequential):
 
 
 class ReleasedUNet(nn.Module):
-    """f_θ(x_t, t, text) → x̂_0; against Eq. 3, y_0 is no input.
+    """f_θ(x_t, t, text) → x̂_0; unlike in Eq. 3, y_0 is not an input.
 
-    The fourth level has 8 × ``width`` channels, as the text. ``mended`` lists faults to repair: ``input`` (y_0 is one),
+    The fourth level has 8 × ``width`` channels, as the text. ``mended`` lists faults to repair: ``input`` (adds y_0),
     ``attention`` (ResDM's attention for `Gating`), ``middle`` (the four middle modules in sequence).
     """
 

@@ -27,7 +27,7 @@ from resdm.baselines.per_tracer import PerTracer, TracerModel
 
 @dataclass(frozen=True)
 class SCGANConfig(AdversarialConfig):
-    """SC-GAN (Lan et al. 2021), one model a tracer. Its L2 term is part of the loss, so weight decay is none."""
+    """SC-GAN (Lan et al. 2021), one model per tracer. Its L2 term is part of the loss, so there is no weight decay."""
 
     kind: str = "scgan"
     learning_rate: float = 1e-3

@@ -24,7 +24,7 @@ from resdm.baselines.per_tracer import PerTracer
 
 @dataclass(frozen=True)
 class TransUNetConfig(AdversarialConfig):
-    """TransUNet (Chen et al. 2021) trained as Pix2Pix is, one model a tracer."""
+    """TransUNet (Chen et al. 2021) trained as Pix2Pix, one model per tracer."""
 
     kind: str = "transunet"
     width: int = 32  # a multiple of 4

@@ -295,8 +295,8 @@ def age_effects(
 
     Notes
     -----
-    Both slopes are of changes at the same MRI. The r of predicted with shuffled ages, see `age_summary`, is no such
-    effect: where the MRI shows age, it reflects the chance correlation of shuffled and true ages.
+    Both slopes are of changes at the same MRI. The r of predicted with shuffled ages, see `age_summary`, is not such
+    an effect: where the MRI shows age, it reflects the chance correlation of shuffled and true ages.
     """
     rows = []
     for tracer in present_tracers(age):

@@ -120,7 +120,7 @@ def session_quality(session: PreprocessedSession) -> dict[str, Any]:
         (NMI), ``mirror``: that minus the same of the mirrored PET; ``reference_mean`` in the scan's unit,
         ``reference_cov``, ``reference_suvr`` in the stored volume; ``suvr_low``, ``suvr_high``: 1st and 99th percentile
         in the brain, ``suvr_max`` and ``clipped_percent`` of brain voxels, before clipping. For phantoms
-        `registration_error`. ``flags``: what to look at, in words.
+        `registration_error`. ``flags``: suspected faults, in words.
     """
     grid, measured = Grid.of(session.config.preprocess.grid), session.record["measured"]
     brain, masks = mni_map("brain", grid), regions(grid)
@@ -193,7 +193,7 @@ def _torque(t1: np.ndarray, grid: Grid) -> float:
 
 
 def _stored_orientation(row: dict[str, Any]) -> dict[str, Any]:
-    """Axes and sform against qform of the scans, from their headers; scans that are no longer there are skipped."""
+    """Axes and sform against qform of the scans, from their headers; deleted scans are skipped."""
     images = [nib.load(path) for path in session_scans(row).values() if Path(path).is_file()]
     apart = [form_difference(image) for image in images if isinstance(image, nib.Nifti1Pair)]
     known = [mm for mm in apart if np.isfinite(mm)]

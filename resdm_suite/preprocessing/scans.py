@@ -138,7 +138,7 @@ def _frame_weights(path: Path, number: int) -> tuple[np.ndarray | None, dict[str
 def _check_affine(affine: np.ndarray, path: Path) -> None:
     size = voxel_sizes(affine)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * size.prod():
-        raise VolumeError(f"{path}: its affine is no map to millimetres: {affine.tolist()}; convert the scan again")
+        raise VolumeError(f"{path}: its affine does not map to millimetres: {affine.tolist()}; convert the scan again")
     if size.min() < 0.2 or size.max() > 15:
         sizes = " × ".join(f"{mm:g}" for mm in size)
         raise VolumeError(f"{path}: voxels of {sizes} mm, expected 0.2 to 15 mm; are the units millimetres?")

@@ -59,7 +59,7 @@ def pet_on_grid(
         "clipped_percent": measured["clipped_percent"],
         "regional_suvr": regional,
     }
-    if pet.frames:  # a scan of more than 40 minutes began long before the tracer's window: its SUVR is no late one
+    if pet.frames:  # a scan of more than 40 minutes began before the tracer's late window
         sidecar["frames"] = pet.frames
         measured |= {"frame_minutes": pet.frames["minutes"]} if "minutes" in pet.frames else {}
     return array, sidecar, measured
@@ -70,7 +70,7 @@ def _reference_values(
 ) -> tuple[np.ndarray, float]:
     """Values of the reference region inside the scan, and the part of the region that the scan holds.
 
-    Beyond the scan's edge the grid is 0, which is no uptake and would raise every SUVR.
+    Beyond the scan's edge the grid is 0; counted as uptake, it would raise every SUVR.
     """
     mask = regions(grid)[REFERENCE[tracer]]
     voxels = apply_affine(np.linalg.inv(pet.affine) @ mni_to_pet, grid.mm()[:, mask].T)

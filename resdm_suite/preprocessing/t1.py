@@ -53,7 +53,7 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
     Raises
     ------
     VolumeError
-        The file cannot be read, is no single volume, is too coarse, looks like a CT or a PET, or does not fit the
+        The file cannot be read, is not a single volume, is too coarse, looks like a CT or a PET, or does not fit the
         MNI152 T1.
     """
     suffix = Path(path).name.removesuffix(".gz").removesuffix(".nii").rpartition("_")[2].lower()

@@ -216,7 +216,7 @@ def _current_record(config: Config, row: Row, settings: str) -> dict[str, Any] |
         if status.st_size != known["bytes"]:
             return None
         if status.st_mtime_ns != known["mtime_ns"] and sha256(path) != known["sha256"]:
-            return None  # changed; a copy with the same bytes is no change
+            return None  # changed; a copy with the same bytes counts as unchanged
     return record
 
 

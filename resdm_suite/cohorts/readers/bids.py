@@ -183,7 +183,7 @@ def _person(
 
 
 def _session_days(people: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, bool]]:
-    """Day of every session, and whether it comes from ages (365.25 days a year) for want of a date."""
+    """Day of every session, and whether it comes from ages (365.25 days a year) because there is no date."""
     days = {}
     for _, visits in pd.DataFrame(people).groupby("person"):
         dated = visits["visit_day"].notna()

@@ -293,7 +293,7 @@ def sidecar_faults(sidecar: dict[str, Any], label: str, frames: int | None = Non
         ("InjectedMassUnits", r"[nu]?g|[nu]?mol|n/a", "a mass"),
     ):
         unit = str(sidecar.get(key, "n/a"))
-        faults[f"{key} {unit!r} is no unit of {quantity}; dose is not used, SUVR needs none"] = (
+        faults[f"{key} {unit!r} is not a unit of {quantity}; the dose is not used, SUVR needs none"] = (
             not re.fullmatch(valid, unit)
         )  # fmt: skip
     return [fault for fault, present in faults.items() if present]
