@@ -1,7 +1,7 @@
-"""The report: all that a profile has made, as pages that open from a folder, without a server and without a network.
+"""The report of a profile: static pages that need no server and no network.
 
-nbconvert turns the executed notebooks into pages; one index ties them to tables, figures, the ledger, quality control,
-timings and the environment. What is not there is named, so a failed run has a report too.
+nbconvert turns executed notebooks into pages. An index links them to tables, figures, quality control, timings and the
+environment. Missing results are listed, so a failed run has a report too.
 """
 
 from __future__ import annotations
@@ -31,56 +31,50 @@ from resdm_suite.reporting.provenance import provenance
 
 @dataclass(frozen=True)
 class Section:
-    """What a notebook draws, and whether a profile asks for it."""
+    """Outputs of a notebook, and whether a profile needs them."""
 
     notebook: str
     short: str  # in the navigation
-    drawn: tuple[str, ...]  # files below figures/<profile>/, without suffix
-    asked: Callable[[Config], bool]
+    outputs: tuple[str, ...]  # files below figures/<profile>/, without suffix
+    needed: Callable[[Config], bool]
 
 
 def _compares(config: Config) -> bool:
-    return not any(method.kind == "released" for method in config.methods.values())  # which has a notebook of its own
+    """Whether a profile compares methods; the released code has its own notebook."""
+    return not any(method.kind == "released" for method in config.methods.values())
+
+
+def _if(needed: Callable[[Config], bool]) -> Callable[[Config], bool]:
+    """A condition that also requires a profile that compares methods."""
+    return lambda config: _compares(config) and needed(config)
 
 
 def _answers(*conditions: str) -> Callable[[Config], bool]:
-    return lambda config: _compares(config) and set(conditions) <= set(config.conditions)
-
-
-def _has_variants(config: Config) -> bool:
-    return _compares(config) and "Base" in config.methods
-
-
-def _samples(config: Config) -> bool:
-    return _compares(config) and config.uncertainty.method in config.methods
-
-
-def _has_truth(config: Config) -> bool:
-    return _compares(config) and config.cohort.kind == "phantom"
+    return _if(lambda config: set(conditions) <= set(config.conditions))
 
 
 SECTIONS = (
     Section("00_cohort", "Table 1", ("table1",), lambda config: True),
     Section("01_preprocess", "Preprocessing", ("qc",), _compares),
     Section("04_table2_comparison", "Table 2", ("figure2", "table2", "figure2_regions"), _compares),
-    Section("05_table3_ablation", "Table 3", ("figure3", "table3"), _has_variants),
+    Section("05_table3_ablation", "Table 3", ("figure3", "table3"), _if(lambda config: "Base" in config.methods)),
     Section("06_table4_diagnosis", "Table 4", ("table4_roc", "table4"), _compares),
     Section("07_figure4_gender", "Figure 4", ("figure4",), _answers("no_sex", "wrong_sex")),
     Section("08_figure5_age", "Figure 5", ("figure5",), _answers("no_age", "shuffled_age")),
     Section("09_figure1_method", "Figure 1", ("figure1",), _compares),
     Section("16_method_walkthrough", "Walk-through", ("walkthrough",), lambda config: "ResDM" in config.methods),
-    Section("11_planted_effects", "Planted effects", ("planted",), _has_truth),
+    Section("11_planted_effects", "Planted effects", ("planted",), _if(lambda c: c.cohort.kind == "phantom")),
     Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
-    Section("14_uncertainty", "Uncertainty", ("uncertainty",), _samples),
+    Section("14_uncertainty", "Uncertainty", ("uncertainty",), _if(lambda c: c.uncertainty.method in c.methods)),
     Section(
         "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
     ),
     Section("12_released_code", "Released code", ("departures",), lambda config: not _compares(config)),
     Section("10_claims", "Claims", ("claims",), _compares),
 )
-"""In the order of the index; drawings that none of them names follow under a heading of their own."""
+"""In the order of the index; other files follow in a section \"More\"."""
 
-LONG = 100  # lines of a table in Markdown; what follows its first block is folded away beyond
+LONG = 100  # lines; longer tables show their first block and fold the rest
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -92,33 +86,24 @@ class Page:
     path: Path
     source: str  # the stem of the notebook that was run
     title: str
-    status: str  # done, not finished, or what stopped it
+    status: str  # done, not finished, or the error
     seconds: float | None
 
     @property
     def href(self) -> str:
-        """From the index."""
+        """Link from the index."""
         return quote(f"notebooks/{self.path.stem}.html")
 
 
 def write_report(config: Config) -> Path:
-    """Write ``work/<profile>/report/``, anew each time.
+    """Write ``work/<profile>/report/`` anew and return its ``index.html``.
 
-    The folder holds copies of all that it links to, but for ``qc/`` beside it, and may be packed and moved with that.
-
-    Parameters
-    ----------
-    config : Config
-
-    Returns
-    -------
-    Path
-        ``index.html``.
+    The folder contains copies of all linked files except ``qc/`` beside it.
 
     Raises
     ------
     FileNotFoundError
-        The profile has made nothing yet.
+        The profile has no results yet.
     """
     if not (config.work.is_dir() or config.figures.is_dir()):
         raise FileNotFoundError(f"{config.work}: nothing there to report; make reproduce PROFILE={config.profile}")
@@ -126,10 +111,12 @@ def write_report(config: Config) -> Path:
     with _replaced(config.work / "report") as folder:
         _write_notebooks(pages, folder / "notebooks")
         files = sorted(path for path in config.figures.glob("*.*") if path.is_file())
+        (folder / "files").mkdir()
         for path in files:
-            _copy(path, folder / "files" / path.name)
+            shutil.copyfile(path, folder / "files" / path.name)
         timings, total = _timings(config, pages)
-        text = _template("index.html.j2").render(
+        templates = Environment(loader=PackageLoader("resdm_suite.reporting"), autoescape=True, trim_blocks=True)
+        text = templates.get_template("index.html.j2").render(
             profile=config.profile,
             notice=config.notice,
             private=config.cohort.kind != "phantom",
@@ -149,7 +136,7 @@ def write_report(config: Config) -> Path:
 
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``folder`` when the block ends well."""
+    """A new folder that replaces ``folder`` when the block ends without an error."""
     new, old = (folder.with_name(f".{os.getpid()}.{word}.{folder.name}") for word in ("new", "old"))
     new.mkdir(parents=True)
     try:
@@ -160,17 +147,6 @@ def _replaced(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-
-
-def _template(name: str) -> Any:
-    return Environment(loader=PackageLoader("resdm_suite.reporting"), autoescape=True, trim_blocks=True).get_template(
-        name
-    )
 
 
 # ── notebooks ─────────────────────────────────────────────────────────────────────────────────────
@@ -184,20 +160,14 @@ def _page(path: Path) -> Page:
         status = f"failed: {errors[0].ename}: {errors[0].evalue}"[:300]
     else:
         status = "done" if run.get("duration") is not None else "not finished"
-    said = [str(value) for name, value in run.get("parameters", {}).items() if name == "method"]
-    if "conditions" in run.get("parameters", {}):
-        said.append("other prompts")
-    return Page(
-        path=path,
-        source=Path(run.get("input_path", path)).stem,
-        title=" · ".join([_heading(path), *said]),
-        status=status,
-        seconds=run.get("duration"),
-    )
+    parameters = run.get("parameters", {})
+    title = [_heading(path), *(str(parameters[name]) for name in parameters if name == "method")]
+    title += ["other prompts"] * ("conditions" in parameters)
+    return Page(path, Path(run.get("input_path", path)).stem, " · ".join(title), status, run.get("duration"))
 
 
 def _heading(path: Path) -> str:
-    """What a notebook calls itself in its first line."""
+    """Title of a notebook: the first line of its first text cell."""
     cells = nbformat.read(path, as_version=4).cells
     found = re.match(r"#\s+(.+)", next((cell.source for cell in cells if cell.cell_type == "markdown"), ""))
     return found[1].strip() if found else path.stem
@@ -207,7 +177,7 @@ def _write_notebooks(pages: list[Page], folder: Path) -> None:
     folder.mkdir()
     templates = PackageLoader("resdm_suite.reporting")
     exporter = HTMLExporter(extra_loaders=[templates], template_file="notebook.html.j2")
-    exporter.log.setLevel("ERROR")  # else a warning for each picture without a text of its own
+    exporter.log.setLevel("ERROR")  # no warning for each picture without a text
     loader = exporter.environment.loader
     styles = ["lab/static/index.css", "lab/static/theme-light.css", "notebook.css"]
     style = "\n".join(loader.get_source(exporter.environment, name)[0] for name in styles)
@@ -216,13 +186,11 @@ def _write_notebooks(pages: list[Page], folder: Path) -> None:
         notebook = nbformat.read(page.path, as_version=4)
         notebook.metadata.pop("widgets", None)
         for cell in notebook.cells:
-            if "outputs" in cell:  # progress bars: dead without their server
+            if "outputs" in cell:  # progress bars need a server
                 cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
         links = [("← All results", "../index.html")]
-        links += [(f"previous: {pages[i - 1].path.stem}", quote(f"{pages[i - 1].path.stem}.html"))] if i else []
-        links += (
-            [(f"next: {pages[i + 1].path.stem}", quote(f"{pages[i + 1].path.stem}.html"))] if pages[i + 1 :] else []
-        )
+        for word, other in (("previous", pages[max(i - 1, 0) : i]), ("next", pages[i + 1 : i + 2])):
+            links += [(f"{word}: {one.path.stem}", quote(f"{one.path.stem}.html")) for one in other]
         nav = Markup(" ").join(Markup('<a href="{}">{}</a>').format(href, name) for name, href in links)
         resources = {"metadata": {"name": page.title}, "resdm_nav": nav}
         html, _ = exporter.from_notebook_node(notebook, resources)
@@ -236,65 +204,58 @@ def _sections(config: Config, pages: list[Page], files: list[str]) -> list[dict[
     left = dict.fromkeys(name.partition(".")[0] for name in files)
     sections = []
     for section in SECTIONS:
-        drawn = [stem for stem in section.drawn if stem in left]
-        drawn += [stem for stem in left if stem not in drawn and _belongs(stem, section)]
-        for stem in drawn:
+        stems = [stem for stem in section.outputs if stem in left]
+        prefixes = tuple(f"{stem}_" for stem in section.outputs)  # figure4_effects belongs to figure4
+        stems += [stem for stem in left if stem not in stems and stem.startswith(prefixes)]
+        for stem in stems:
             del left[stem]
-        own = [page for page in pages if page.source == section.notebook]
-        if drawn or own:
-            source = own[0].path if own else config.root / "notebooks" / f"{section.notebook}.ipynb"
+        executed = [page for page in pages if page.source == section.notebook]
+        if stems or executed:
+            source = executed[0].path if executed else config.root / "notebooks" / f"{section.notebook}.ipynb"
             title = re.sub(r"^\d+ · ", "", _heading(source)) if source.is_file() else section.short
-            items = [_item(config, stem, files) for stem in drawn]
-            sections.append(_listed(section.notebook, section.short, title, items, own))
+            entry = {"id": section.notebook, "short": section.short, "title": title, "pages": executed}
+            sections.append(entry | {"items": [_item(config, stem, files) for stem in stems]})
     if left:
-        sections.append(_listed("more", "More", "More", [_item(config, stem, files) for stem in left], []))
+        entry = {"id": "more", "short": "More", "title": "More", "pages": []}
+        sections.append(entry | {"items": [_item(config, stem, files) for stem in left]})
     return sections
 
 
-def _listed(anchor: str, short: str, title: str, drawn: list[dict], pages: list[Page]) -> dict[str, Any]:
-    return {"id": anchor, "short": short, "title": title, "drawn": drawn, "pages": pages}
-
-
-def _belongs(stem: str, section: Section) -> bool:
-    """``figure4_effects`` lies with ``figure4``."""
-    return any(stem.startswith(f"{drawn}_") for drawn in section.drawn)
-
-
 def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
-    own = {name.rpartition(".")[2]: name for name in files if name.partition(".")[0] == stem}
+    by_suffix = {name.rpartition(".")[2]: name for name in files if name.partition(".")[0] == stem}
     title, shown, rest = "", "", ""
-    if "md" in own:
-        title, shown, rest = _table(config.figures / own["md"], config.notice)
-    elif "csv" in own:
-        frame = pd.read_csv(config.figures / own["csv"])
+    if "md" in by_suffix:
+        title, shown, rest = _table(config.figures / by_suffix["md"], config.notice)
+    elif "csv" in by_suffix:
+        frame = pd.read_csv(config.figures / by_suffix["csv"])
         title, shown = stem.replace("_", " ").capitalize(), _frame(frame)
-        if "png" in own:
-            title, shown, rest = "", "", shown  # a figure says its own title
+        if "png" in by_suffix:
+            title, shown, rest = "", "", shown  # the figure contains its title
         elif len(frame) > LONG:
             shown, rest = "", shown
     return {
         "stem": stem,
         "title": title,
         "alt": f"{stem.replace('_', ' ')}, {config.notice}".strip(", "),
-        "image": quote(f"files/{own['png']}") if "png" in own else None,
-        "size": _size(config.figures / own["png"]) if "png" in own else None,
-        "large": quote(f"files/{own.get('svg', own.get('png'))}") if "png" in own else None,
+        "image": quote(f"files/{by_suffix['png']}") if "png" in by_suffix else None,
+        "size": _size(config.figures / by_suffix["png"]) if "png" in by_suffix else None,
+        "large": quote(f"files/{by_suffix.get('svg', by_suffix.get('png'))}") if "png" in by_suffix else None,
         "table": Markup(shown),
         "rest": Markup(rest),
         "long": stem == "claims",
-        "files": [(suffix.upper(), quote(f"files/{name}")) for suffix, name in sorted(own.items())],
+        "files": [(suffix.upper(), quote(f"files/{name}")) for suffix, name in sorted(by_suffix.items())],
     }
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Width and height of a PNG, so that the page keeps its place until it is loaded; ``None`` of a broken one."""
+    """Width and height of a PNG, for a stable layout while it loads; ``None`` if the file is broken."""
     with path.open("rb") as stream:
         head = stream.read(24)
     return (int.from_bytes(head[16:20]), int.from_bytes(head[20:])) if head[12:16] == b"IHDR" else None
 
 
 def _table(path: Path, notice: str) -> tuple[str, str, str]:
-    """Title, first block and the rest of a table in Markdown; the notice stands at the head of the page."""
+    """Title (without the notice), first block and rest of a table in Markdown."""
     first, _, body = path.read_text(encoding="utf-8").partition("\n")
     title = first.lstrip("# ").replace(f"({notice})", "").strip()
     blocks = re.split(r"(?m)^(?=### )", body.strip())
@@ -315,23 +276,22 @@ def _frame(frame: pd.DataFrame) -> str:
 
 
 def _missing(config: Config, pages: list[Page]) -> list[str]:
-    """What the profile asks for and nobody finds, and what went wrong, in sentences."""
-    said = [f"{page.title}: {page.status}" for page in pages if page.status != "done"]
+    """Failed notebooks and missing results, one sentence each."""
+    lines = [f"{page.title}: {page.status}" for page in pages if page.status != "done"]
     for what, path in (("manifest", config.manifest), ("preprocessed volumes", config.volumes / "index.csv")):
         if not path.is_file():
-            said.append(f"no {what}: {path.relative_to(config.root)}")
+            lines.append(f"no {what}: {path.relative_to(config.root)}")
     for name in config.methods:
         if not (config.model(name) / "model.safetensors").is_file():
             begun = (config.model(name) / "state.pt").is_file()
-            said.append(f"{name}: " + ("training not finished" if begun else "not trained"))
+            lines.append(f"{name}: " + ("training not finished" if begun else "not trained"))
         elif not (config.predictions(name) / "scores.csv").is_file():
-            said.append(f"{name}: trained, but not synthesised")
+            lines.append(f"{name}: trained, but not synthesised")
     for section in SECTIONS:
-        if section.asked(config):
-            for stem in section.drawn:
-                if not any(config.figures.glob(f"{stem}.*")):
-                    said.append(f"{stem}, which notebook {section.notebook} makes")
-    return said
+        for stem in section.outputs if section.needed(config) else ():
+            if not any(config.figures.glob(f"{stem}.*")):
+                lines.append(f"{stem}, which notebook {section.notebook} makes")
+    return lines
 
 
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────
@@ -349,33 +309,31 @@ def _facts(config: Config) -> list[tuple[str, str]]:
 
 
 def _quality(config: Config) -> dict[str, Any] | None:
-    """Links to the pages of `resdm qc`, which lie beside: a montage a session is too much to copy."""
+    """Links to the pages of `resdm qc`. They are not copied: one montage per session is too large."""
     source = config.work / "qc"
     if not (source / "index.html").is_file():
         return None
-    said, files = (
-        "A montage, measures and flags of every session.",
-        [("Look through every session", "../qc/index.html")],
-    )
+    text = "A montage, measures and flags of every session."
+    files = [("Look through every session", "../qc/index.html")]
     if (source / "qc.csv").is_file():
         flags = pd.read_csv(source / "qc.csv", dtype=str, keep_default_na=False).get("flags", pd.Series(dtype=str))
-        said += f" {(flags != '').sum()} of {len(flags)} are flagged."
+        text += f" {(flags != '').sum()} of {len(flags)} are flagged."
         files.append(("QC table (CSV)", "../qc/qc.csv"))
-    return {"said": said, "files": files}
+    return {"text": text, "files": files}
 
 
 def _timings(config: Config, pages: list[Page]) -> tuple[list[dict[str, Any]], str]:
-    """A row a job, in the order of the pages: notebooks by papermill, plain commands by Snakemake's records."""
+    """One row per job: commands from Snakemake's records, then notebooks from papermill's."""
     rows = [{"name": words, "href": None, "seconds": seconds} for words, seconds in _commands(config)]
     rows += [{"name": p.title, "href": p.href, "seconds": p.seconds} for p in pages if p.seconds is not None]
     longest = max((row["seconds"] for row in rows), default=0.0)
     for row in rows:
-        row |= {"share": 100 * row["seconds"] / longest if longest else 0.0, "said": _duration(row["seconds"])}
+        row |= {"share": 100 * row["seconds"] / longest if longest else 0.0, "duration": _duration(row["seconds"])}
     return rows, _duration(sum(row["seconds"] for row in rows))
 
 
 def _commands(config: Config) -> list[tuple[str, float]]:
-    """Command and seconds of jobs that are no notebook; none where Snakemake did not run, or keeps other records."""
+    """Commands and their seconds from Snakemake's records; empty without readable records."""
     found = {}
     for path in sorted((config.root / ".snakemake" / "metadata").rglob("*")):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -400,17 +358,10 @@ def _trainings(config: Config) -> list[dict[str, str]]:
         if path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
             memory = record.get("peak_memory_bytes")
-            rows.append(
-                {
-                    "method": name,
-                    "parameters": f"{record['parameters'] / 1e6:.2f} M",
-                    "steps": f"{record['steps']}",
-                    "time": _duration(record["seconds"]),
-                    "ms a step": f"{1e3 * record['seconds_per_step']:.1f}",
-                    "peak memory": f"{memory / 2**30:.2f} GiB" if memory else "–",
-                    "device": str(record["device"]),
-                }
-            )
+            row = {"method": name, "parameters": f"{record['parameters'] / 1e6:.2f} M", "steps": f"{record['steps']}"}
+            row |= {"time": _duration(record["seconds"]), "ms a step": f"{1e3 * record['seconds_per_step']:.1f}"}
+            row |= {"peak memory": f"{memory / 2**30:.2f} GiB" if memory else "–", "device": str(record["device"])}
+            rows.append(row)
     return rows
 
 
