@@ -1,4 +1,4 @@
-"""Calibration, coverage and ranking of the spread over samples, as table, and the data of its figure."""
+"""Table, findings and figure data of the uncertainty analysis: calibration, coverage and ranking."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ from resdm_suite.profiles import MIN_GROUP_SIZE, Config
 from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, number, span, with_interval
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
-"""Predictors as table and figure call them."""
+"""Names of the predictors in table and figure."""
 
 NOMINAL = 0.9
-"""The level that a region's row shows."""
+"""Level of the intervals by region."""
 
-_GAINED = {
-    1: "they tell more of the error", -1: "they tell less of the error", 0: "nothing measurable of the error",
-}  # fmt: skip
+_GAINED = {1: "they tell more of the error", -1: "they tell less of the error", 0: "nothing measurable of the error"}
 
-HELD = (0.85, 0.95)
-"""Coverage that the interval of level `NOMINAL` is held to."""
+ACCEPTED = (0.85, 0.95)
+"""Accepted coverage of the interval of level `NOMINAL`."""
 
 
-def uncertainty_table(config: Config, found: Uncertainty) -> Table:
-    """What the spread over samples says of the error.
+def uncertainty_table(config: Config, result: Uncertainty) -> Table:
+    """How well the spread over samples predicts the error.
 
     Parameters
     ----------
     config : Config
-    found : Uncertainty
+    result : Uncertainty
         From `resdm_suite.evaluation.uncertainty.evaluate_samples`.
 
     Returns
@@ -42,52 +40,50 @@ def uncertainty_table(config: Config, found: Uncertainty) -> Table:
         Frame: tracer, unit (``voxel``, ``regions``, a region, ``person``), predictor, measure, value, low, high (95 %),
         n (people).
     """
-    frame = _tidy(found)
+    frame = _tidy(result)
     tracers = [tracer for tracer in TRACERS if (frame["tracer"] == tracer).any()]
-    rank = found.ranking
     return Table(
         name="uncertainty",
         title="How far the spread over samples can be trusted",
         notice=config.notice,
         frame=frame,
         blocks=(
-            _coverage_block(found, tracers, "voxel", "Coverage of nominal intervals, voxels of the brain (%)"),
-            _coverage_block(found, tracers, "regions", "Coverage of nominal intervals, regional SUVR (%)"),
-            _likelihood_block(found, tracers),
-            _ranking_block(found, tracers),
-            _region_block(found, tracers),
+            _coverage_block(result, tracers, "voxel", "Coverage of nominal intervals, voxels of the brain (%)"),
+            _coverage_block(result, tracers, "regions", "Coverage of nominal intervals, regional SUVR (%)"),
+            _likelihood_block(result, tracers),
+            _ranking_block(result, tracers),
+            _region_block(result, tracers),
         ),
         notes=(
-            verdict(found),
-            *findings(found),
-            f"{config.uncertainty.samples} samples of {config.uncertainty.method} a session; mean m, standard "
-            "deviation s. Test people, people as unit, brackets: 95 % bootstrap over people; "
-            f"n = {span(rank['n'])}. SUVR, inside the brain.",
-            "Calibrated on validation people alone: σ² = a s² + b e², a, b ≥ 0 by least squares on squared errors, e "
-            "the root mean square error of validation people at the voxel (smoothed by "
-            f"{MAP_FWHM_MM:g} mm FWHM) or region. The interval of level p is m ± q(p) σ, q(p) the empirical "
-            "p-quantile of |real − m| / σ over validation voxels or regions, error maps made without the person's fold "
-            f"of {FOLDS}. Nothing guarantees the level; the coverage of test people is what is measured.",
+            verdict(result),
+            *findings(result),
+            f"{config.uncertainty.samples} samples of {config.uncertainty.method} per session; mean m, standard "
+            "deviation s. The unit is the test person. Brackets: 95 % bootstrap interval over people; "
+            f"n = {span(result.ranking['n'])}. SUVR, inside the brain.",
+            "Calibrated on validation people only: σ² = a s² + b e², with a, b ≥ 0 by least squares on squared errors. "
+            "e is the root mean square error of validation people at the voxel (smoothed by "
+            f"{MAP_FWHM_MM:g} mm FWHM) or region. The interval of level p is m ± q(p) σ. q(p) is the empirical "
+            "p-quantile of |real − m| / σ over validation voxels or regions; error maps leave out the person's fold "
+            f"of {FOLDS}. Nothing guarantees the level; coverage is measured on test people.",
             *(f"{TITLES[name]}: {text}." for name, text in PREDICTORS.items()),
-            "Likelihood: mean Gaussian negative log-likelihood a voxel or region, lower is better; gain: that of the "
-            "error map alone minus this one, above zero where it says more of the error than a map that knows nothing "
-            "of the person.",
-            "Ranking: Spearman's ρ of the person's score (root mean square σ) with their mean absolute error. Area "
-            "under the risk–coverage curve (AURC): mean error of the people kept, averaged over how many are kept; "
-            "random is a score that knows nothing, oracle the error itself; gain: the share of the way between them.",
+            "Likelihood: mean Gaussian negative log-likelihood per voxel or region; lower is better. Gain: that of the "
+            "error map alone minus this one; above zero, the predictor is better than one map for all people.",
+            "Ranking: Spearman's ρ of the person's score (root mean square σ) with their mean absolute error. AURC is "
+            "the area under the risk–coverage curve: mean error of the people kept, averaged over their number. "
+            "Random: an uninformative score. Oracle: the error itself. Gain: the share of the way between them.",
         ),
     )
 
 
-# ── what the numbers say ──────────────────────────────────────────────────────────────────────────
+# ── findings ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def verdict(found: Uncertainty) -> str:
-    """Whether the spread over samples adds to the error map in likelihood, voxel by voxel, for any tracer: a sentence.
+def verdict(result: Uncertainty) -> str:
+    """One sentence: whether the spread over samples adds to the error map, in likelihood per voxel, for any tracer.
 
-    It does for a tracer if the interval over people of the gain (predictor ``both`` over ``map``) lies above zero.
+    It does if the interval over people of the gain (predictor ``both`` over ``map``) lies above zero.
     """
-    gains = found.likelihood.query("unit == 'voxel' and predictor == 'both'").to_dict("records")
+    gains = result.likelihood.query("unit == 'voxel' and predictor == 'both'").to_dict("records")
     by_sign = {True: [], False: []}
     for row in gains:
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"], 3)
@@ -99,46 +95,48 @@ def verdict(found: Uncertainty) -> str:
 
 
 def _sign(row: Mapping[str, Any]) -> int:
-    """1 where samples tell more of the error than the map alone, −1 where less, 0 where the interval holds zero."""
+    """1 if the interval of the gain lies above zero, −1 if below, else 0."""
     return int(row["gain_low"] > 0) - int(row["gain_high"] < 0)
 
 
-def findings(found: Uncertainty) -> tuple[str, ...]:
-    """What the numbers say of coverage, of what samples add, and of ranking, in sentences: three a tracer.
+def findings(result: Uncertainty) -> tuple[str, ...]:
+    """Three sentences per tracer: on coverage, on the gain by samples, and on ranking.
 
-    An interval over people that holds zero is no finding, in either direction.
+    An interval over people that contains zero gives no finding.
     """
     lines = []
-    for tracer in [tracer for tracer in TRACERS if (found.ranking["tracer"] == tracer).any()]:
-        name, (low, high) = TRACER_NAMES[tracer], (f"{100 * end:g}" for end in HELD)
-        covered = _covered(found, tracer)
+    for tracer in [tracer for tracer in TRACERS if (result.ranking["tracer"] == tracer).any()]:
+        name, (low, high) = TRACER_NAMES[tracer], (f"{100 * end:g}" for end in ACCEPTED)
+        covered = _covered(result, tracer)
         regions = covered.drop(["voxel", "regions"], level="unit").xs("both", level="predictor")
-        left = regions[(regions["coverage"] < HELD[0]) | (regions["coverage"] > HELD[1])]
-        told = ", ".join(f"{region.replace('_', ' ')} {_percent(row)}" for region, row in left.iterrows())
+        left = regions[(regions["coverage"] < ACCEPTED[0]) | (regions["coverage"] > ACCEPTED[1])]
+        outside = ", ".join(f"{region.replace('_', ' ')} {_percent(row)}" for region, row in left.iterrows())
         pooled = [covered.loc[(unit, "both")] for unit in ("voxel", "regions")]
-        held = "both inside" if all(HELD[0] <= row["coverage"] <= HELD[1] for row in pooled) else "not both inside"
+        inside = (
+            "both inside" if all(ACCEPTED[0] <= row["coverage"] <= ACCEPTED[1] for row in pooled) else "not both inside"
+        )
         lines.append(
             f"{name}, coverage: the calibrated {100 * NOMINAL:g} % interval (both) holds {_percent(pooled[0])} % of "
-            f"voxels and {_percent(pooled[1])} % of regional SUVRs, {held} {low} to {high} %; uncalibrated it holds "
+            f"voxels and {_percent(pooled[1])} % of regional SUVRs, {inside} {low} to {high} %; uncalibrated it holds "
             f"{_percent(covered.loc[('voxel', 'raw')])} % of voxels. Of {len(regions)} regions "
-            + (f"{len(left)} leave {low} to {high} %: {told}." if len(left) else f"none leaves {low} to {high} %.")
+            + (f"{len(left)} leave {low} to {high} %: {outside}." if len(left) else f"none leaves {low} to {high} %.")
         )
-        gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["predictor"] == "both")]
-        said = "; ".join(
+        gains = result.likelihood[(result.likelihood["tracer"] == tracer) & (result.likelihood["predictor"] == "both")]
+        texts = "; ".join(
             f"{_GAINED[_sign(row)]} of a {'voxel' if row['unit'] == 'voxel' else 'region'} "
             f"({with_interval(row['gain'], row['gain_low'], row['gain_high'], 3)})"
             for row in gains.to_dict("records")
         )
-        lines.append(f"{name}, what samples add to the error map, in log-likelihood: {said}.")
-        ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
+        lines.append(f"{name}, what samples add to the error map, in log-likelihood: {texts}.")
+        ranking = result.ranking[result.ranking["tracer"] == tracer].set_index("predictor")
         rhos = "; ".join(f"{TITLES[score]} {_rho(ranking.loc[score])}" for score in ("raw", "both"))
         lines.append(f"{name}, ranking: {_ranked(ranking)} (ρ: {rhos}).")
     return tuple(lines)
 
 
-def _covered(found: Uncertainty, tracer: str) -> pd.DataFrame:
-    chosen = (found.coverage["tracer"] == tracer) & (found.coverage["nominal"] == NOMINAL)
-    return found.coverage[chosen].set_index(["unit", "predictor"])
+def _covered(result: Uncertainty, tracer: str) -> pd.DataFrame:
+    chosen = (result.coverage["tracer"] == tracer) & (result.coverage["nominal"] == NOMINAL)
+    return result.coverage[chosen].set_index(["unit", "predictor"])
 
 
 def _percent(row: pd.Series) -> str:
@@ -146,7 +144,7 @@ def _percent(row: pd.Series) -> str:
 
 
 def _ranked(ranking: pd.DataFrame) -> str:
-    """Whether any score puts people in the order of their error."""
+    """Names the scores that rank people by error."""
     good = [TITLES[name] for name in ("raw", "both") if ranking.loc[name, "rho_low"] > 0]
     return (
         f"{' and '.join(good)} rank{'s' * (len(good) == 1)} people by error"
@@ -161,38 +159,39 @@ def _rho(row: pd.Series) -> str:
     return with_interval(row["rho"], row["rho_low"], row["rho_high"])
 
 
-def short_findings(found: Uncertainty, tracer: str) -> str:
-    """`findings` of one tracer in a line."""
-    covered = _covered(found, tracer)
-    gains = found.likelihood[(found.likelihood["tracer"] == tracer) & (found.likelihood["unit"] == "voxel")]
+def short_findings(result: Uncertainty, tracer: str) -> str:
+    """`findings` of one tracer in one line."""
+    covered = _covered(result, tracer)
+    gains = result.likelihood[(result.likelihood["tracer"] == tracer) & (result.likelihood["unit"] == "voxel")]
     gain = gains.set_index("predictor").loc["both"]
     added = {1: "add to", -1: "take from", 0: "add nothing to"}[_sign(gain)]
-    ranking = found.ranking[found.ranking["tracer"] == tracer].set_index("predictor")
+    ranking = result.ranking[result.ranking["tracer"] == tracer].set_index("predictor")
     return (
         f"{100 * NOMINAL:g} % interval: {_percent(covered.loc[('voxel', 'both')])} % of voxels, uncalibrated "
         f"{number(100 * covered.loc[('voxel', 'raw'), 'coverage'], 0)} %; samples {added} the map; {_ranked(ranking)}."
     )
 
 
-def _tidy(found: Uncertainty) -> pd.DataFrame:
+def _tidy(result: Uncertainty) -> pd.DataFrame:
+    """All results in long form, one row per value."""
     rows = []
-    for row in found.calibration.to_dict("records"):
-        who = {key: row[key] for key in ("tracer", "unit", "predictor")}
-        rows += [who | {"measure": key, "value": row[key]} for key in row if key not in who]
-    for row in found.coverage.to_dict("records"):
-        who = {key: row[key] for key in ("tracer", "unit", "predictor", "n")}
+    for row in result.calibration.to_dict("records"):
+        keys = {key: row[key] for key in ("tracer", "unit", "predictor")}
+        rows += [keys | {"measure": key, "value": row[key]} for key in row if key not in keys]
+    for row in result.coverage.to_dict("records"):
+        keys = {key: row[key] for key in ("tracer", "unit", "predictor", "n")}
         level = f"{100 * row['nominal']:g}"
-        rows.append(who | {"measure": f"coverage_{level}", "value": row["coverage"]} | _ends(row))
-        rows.append(who | {"measure": f"width_{level}", "value": row["width"]})
-    for row in found.likelihood.to_dict("records"):
-        who = {key: row[key] for key in ("tracer", "unit", "predictor")}
-        rows.append(who | {"measure": "nll", "value": row["nll"]})
-        rows.append(who | {"measure": "nll_gain", "value": row["gain"]} | _ends(row, "gain_"))
-    for row in found.ranking.to_dict("records"):
-        who = {"tracer": row["tracer"], "unit": "person", "predictor": row["predictor"], "n": row["n"]}
-        rows.append(who | {"measure": "rho", "value": row["rho"]} | _ends(row, "rho_"))
+        rows.append(keys | {"measure": f"coverage_{level}", "value": row["coverage"]} | _ends(row))
+        rows.append(keys | {"measure": f"width_{level}", "value": row["width"]})
+    for row in result.likelihood.to_dict("records"):
+        keys = {key: row[key] for key in ("tracer", "unit", "predictor")}
+        rows.append(keys | {"measure": "nll", "value": row["nll"]})
+        rows.append(keys | {"measure": "nll_gain", "value": row["gain"]} | _ends(row, "gain_"))
+    for row in result.ranking.to_dict("records"):
+        keys = {"tracer": row["tracer"], "unit": "person", "predictor": row["predictor"], "n": row["n"]}
+        rows.append(keys | {"measure": "rho", "value": row["rho"]} | _ends(row, "rho_"))
         measures = ("aurc", "aurc_random", "aurc_oracle", "gain")
-        rows += [who | {"measure": key, "value": row[key]} for key in measures]
+        rows += [keys | {"measure": key, "value": row[key]} for key in measures]
     columns = ["tracer", "unit", "predictor", "measure", "value", "low", "high", "n"]
     return pd.DataFrame(rows)[columns].astype({"n": "Int64"})
 
@@ -201,8 +200,8 @@ def _ends(row: dict, prefix: str = "") -> dict[str, float]:
     return {"low": row[f"{prefix}low"], "high": row[f"{prefix}high"]}
 
 
-def _coverage_block(found: Uncertainty, tracers: list[str], unit: str, title: str) -> Block:
-    part = found.coverage[found.coverage["unit"] == unit].set_index(["tracer", "predictor", "nominal"])
+def _coverage_block(result: Uncertainty, tracers: list[str], unit: str, title: str) -> Block:
+    part = result.coverage[result.coverage["unit"] == unit].set_index(["tracer", "predictor", "nominal"])
     columns = [("", "Predictor"), *((TRACER_NAMES[t], f"{100 * p:g} %") for t in tracers for p in LEVELS)]
     rows = []
     for predictor, name in TITLES.items():
@@ -215,8 +214,8 @@ def _coverage_block(found: Uncertainty, tracers: list[str], unit: str, title: st
     return Block(title, tuple(columns), tuple(rows))
 
 
-def _likelihood_block(found: Uncertainty, tracers: list[str]) -> Block:
-    part = found.likelihood.set_index(["tracer", "unit", "predictor"])
+def _likelihood_block(result: Uncertainty, tracers: list[str]) -> Block:
+    part = result.likelihood.set_index(["tracer", "unit", "predictor"])
     columns = [("", "Predictor")]
     columns += [(f"{TRACER_NAMES[t]}, {u}", head) for t in tracers for u in ("voxel", "regions") for head in _HEADS]
     rows = []
@@ -235,8 +234,8 @@ def _likelihood_block(found: Uncertainty, tracers: list[str]) -> Block:
 _HEADS = ("NLL", "gain over map")
 
 
-def _ranking_block(found: Uncertainty, tracers: list[str]) -> Block:
-    part = found.ranking.set_index(["tracer", "predictor"])
+def _ranking_block(result: Uncertainty, tracers: list[str]) -> Block:
+    part = result.ranking.set_index(["tracer", "predictor"])
     heads = ("ρ", "AURC", "random", "oracle", "gain")
     columns = [("", "Score"), *((TRACER_NAMES[t], head) for t in tracers for head in heads)]
     rows = []
@@ -251,8 +250,8 @@ def _ranking_block(found: Uncertainty, tracers: list[str]) -> Block:
     return Block("Ranking people by their error", tuple(columns), tuple(rows))
 
 
-def _region_block(found: Uncertainty, tracers: list[str]) -> Block:
-    part = found.coverage[(found.coverage["predictor"] == "both") & (found.coverage["nominal"] == NOMINAL)]
+def _region_block(result: Uncertainty, tracers: list[str]) -> Block:
+    part = result.coverage[(result.coverage["predictor"] == "both") & (result.coverage["nominal"] == NOMINAL)]
     values = part.set_index(["tracer", "unit"])
     names = [unit for unit in dict.fromkeys(part["unit"]) if unit not in ("voxel", "regions")]
     columns = [("", "Region"), *((TRACER_NAMES[t], head) for t in tracers for head in ("coverage (%)", "width"))]
@@ -270,11 +269,11 @@ def _region_block(found: Uncertainty, tracers: list[str]) -> Block:
     return Block(f"Nominal {100 * NOMINAL:g} % interval by region, both (width in SUVR)", tuple(columns), tuple(rows))
 
 
-# ── what the figure may show ──────────────────────────────────────────────────────────────────────
+# ── data of the figure ────────────────────────────────────────────────────────────────────────────
 
 
 def uncertainty_points(config: Config, result: Uncertainty) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores against errors, and risk–coverage curves, under the privacy rule.
+    """Scores, errors and risk–coverage curves; groups only where single people may not be shown.
 
     Returns
     -------
