@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
@@ -29,7 +30,16 @@ from resdm_suite.reporting.slices import (
     slice_name,
     suvr_window,
 )
-from resdm_suite.reporting.style import ERROR_MAP, GREY, PET_MAP, T1_MAP, TRACER_TITLES, colour_bar
+from resdm_suite.reporting.style import (
+    ERROR_MAP,
+    GREY,
+    PET_MAP,
+    T1_MAP,
+    TRACER_TITLES,
+    colour_bar,
+    method_styles,
+    region_rows,
+)
 from resdm_suite.reporting.tables import REFERENCE_METHOD, present_methods
 
 
@@ -318,3 +328,45 @@ def regional_comparison(config: Config, methods: Iterable[str] | None = None) ->
     grouped = people[groups > 0].groupby([*rows, rank * groups // size])[["real", "synthetic"]]
     points = grouped.mean().join(grouped.std().add_suffix("_std")).droplevel(-1).reset_index()
     return points, regional_agreement(regional), texture_summary(textures)
+
+
+def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame, textures: pd.DataFrame) -> None:
+    """Draw `regional_comparison`: scatter of ResDM, texture, correlation and bias by region, one row per tracer."""
+    tracers, names = (list(dict.fromkeys(agreement[key])) for key in ("tracer", "method"))
+    method = REFERENCE_METHOD if REFERENCE_METHOD in names else names[0]
+    looks, dot, ticks = method_styles(names), {"markersize": 3, "markeredgewidth": 0}, np.arange(len(names))[::-1]
+    mosaic = [[f"{left} {t}", f"r {t}", f"bias {t}"] for t in tracers for left in ("summary", "texture")]
+    panels = figure.subplot_mosaic(mosaic, height_ratios=[1.6, 1] * len(tracers))
+    for tracer in tracers:
+        rows = agreement[agreement["tracer"] == tracer]
+        regions = rows["region"].unique()
+        scatter, part = panels[f"summary {tracer}"], points[(points["tracer"] == tracer) & (points["method"] == method)]
+        look = {"fmt": "o", "color": looks[method][0], "elinewidth": 0.7, **dot}
+        scatter.errorbar("real", "synthetic", "synthetic_std", "real_std", data=part, **look)
+        ends = sorted([*scatter.get_xlim(), *scatter.get_ylim()])[::3]
+        scatter.plot(ends, ends, color=GREY, linewidth=0.7, dashes=(3, 2))
+        scatter.set(xlim=ends, ylim=ends, box_aspect=1, xlabel="real (SUVR)", ylabel="synthetic (SUVR)")
+        one = rows[(rows["method"] == method) & (rows["region"] == "summary")].iloc[0]
+        text = f"r = {one['r']:.2f}\nICC = {one['icc']:.2f}\nn = {one['n']:.0f}".replace("-", "−")
+        scatter.text(0.04, 0.97, text, transform=scatter.transAxes, va="top", fontsize=6.5)
+        scatter.set_title(f"{TRACER_TITLES[tracer]}, cortical summary, {method}", loc="left")
+        texture, ratios = panels[f"texture {tracer}"], textures[textures["tracer"] == tracer].set_index("method")
+        for tick, (name, (colour, marker)) in zip(ticks, looks.items(), strict=True):
+            mean, std = ratios.loc[name, ["mean", "std"]]
+            texture.errorbar(mean, tick, xerr=std, fmt=marker, color=colour, elinewidth=0.7, **dot)
+        texture.axvline(1, color=GREY, linewidth=0.6)
+        texture.set_yticks(ticks, names, fontsize=5.5)
+        texture.set_xlim(left=0)
+        texture.locator_params(axis="x", nbins=4)
+        texture.set_title("texture", loc="left")
+        for column, title in {"r": "r over people", "bias": "bias: synthetic − real (SUVR)"}.items():
+            axis = panels[f"{column} {tracer}"]
+            places = region_rows(axis, regions, names=column == "r", rim=0.2)
+            for k, (name, (colour, marker)) in enumerate(looks.items()):
+                values = rows[rows["method"] == name].set_index("region").reindex(regions)
+                y = places + (0.5 - (k + 0.5) / len(names)) * 0.75
+                if column == "bias" and len(names) <= 4:
+                    axis.hlines(y, values["bias_low"], values["bias_high"], color=colour, linewidth=0.7)
+                axis.plot(values[column], y, marker, color=colour, label=name, **dot)
+            axis.set_title(title, loc="left")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower left", ncols=7)
