@@ -225,7 +225,7 @@ def test_a_killed_training_ends_in_the_same_bytes(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", BASELINES)
 def test_channels_last_changes_the_layout_and_no_value(kind, monkeypatch):
-    monkeypatch.setattr(base, "_REORDERED", 10**9)  # all of them
+    monkeypatch.setattr(base, "_MAX_REORDERED", 10**9)  # all of them
     results, batch = [], smooth_batch(1)
     for on in (False, True):
         method = make(kind)
