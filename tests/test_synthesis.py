@@ -94,7 +94,7 @@ def test_shuffles_give_everyone_the_values_of_another_person(people):
 
 
 def test_unknown_and_impossible_conditions():
-    with pytest.raises(ConfigError, match=r"'factul' \(did you mean 'factual'\?\); there are: factual, no_age"):
+    with pytest.raises(ConfigError, match=r"'factul' \(did you mean 'factual'\?\); expected one of factual, no_age"):
         condition_prior("factul", AGES, SEXES, 0)
     with pytest.raises(ConfigError, match="'age_400' is outside 18–110 years"):
         condition_prior("age_400", AGES, SEXES, 0)

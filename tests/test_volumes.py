@@ -247,7 +247,7 @@ def test_scans_outside_the_stated_space_are_named(cohort, aligned, tmp_path):
         affine[1, 3] += shift
         path = str(save(tmp_path / f"{name}.nii.gz", image.get_fdata(dtype=np.float32), affine))
         write_manifest(pd.DataFrame([aligned | {"t1w": path}]), config.manifest)
-        with pytest.raises(VolumeError, match=rf"{name}\.nii\.gz: the manifest says .*leave the space empty") as error:
+        with pytest.raises(VolumeError, match=rf"{name}\.nii\.gz: the manifest states .*leave the space") as error:
             preprocess(config, progress=False)
         assert info in str(error.value)
     pet = nib.load(aligned["tau"])
