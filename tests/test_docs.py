@@ -353,7 +353,7 @@ def test_a_users_data_reach_table_2_and_a_synthetic_pet(study, monkeypatch, tmp_
     config = load_config("mine")
     assert config.notice == "other data: not the paper's cohort"
     table = run_cells("04", config, without=PICTURES)["frame"]
-    assert set(table["method"]) == {"ResDM", "regression"}
+    assert set(table["method"]) == {"ResDM", "regression", "template"}
     assert table["n"].gt(1).all()
     assert (config.work / "report" / "index.html").is_file()
     image = nib.load(next((tmp_path / "out").rglob("*trc-18FAV45*_pet.nii.gz")))
