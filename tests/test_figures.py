@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_cells import draw, texts
+from notebook_cells import check_texts, draw, texts
 from PIL import Image
 from stored_cohort import GRID, RANGES, person
 
@@ -166,6 +166,7 @@ def test_the_regional_figure_has_a_row_of_panels_per_tracer():
     assert titles[0] == "Aβ-PET, cortical summary, ResDM"
     assert titles[4:] == ["tau-PET, cortical summary, ResDM", *titles[1:4]]
     assert [len(axes.lines) for axes in figure.axes[2:4]] == [3, 3]  # zero and two methods, r and bias
+    check_texts(figure)
 
 
 def test_slice_names():

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from notebook_cells import draw, texts
+from notebook_cells import check_texts, draw, texts
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 
 from resdm.io import sha256
@@ -271,6 +271,7 @@ def test_findings_follow_the_numbers(rng):
     assert "no score ranks people by error" in sentences[2]
     drawn = figure(blind)
     assert any("no score ranks people by error" in text and "samples add to" not in text for text in texts(drawn))
+    check_texts(drawn)
 
 
 def test_the_verdict_follows_the_likelihood_of_each_tracer(rng):

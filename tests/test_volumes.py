@@ -247,7 +247,8 @@ def test_scans_outside_the_stated_space_are_named(cohort, aligned, tmp_path):
         affine[1, 3] += shift
         path = str(save(tmp_path / f"{name}.nii.gz", image.get_fdata(dtype=np.float32), affine))
         write_manifest(pd.DataFrame([aligned | {"t1w": path}]), config.manifest)
-        with pytest.raises(VolumeError, match=rf"{name}\.nii\.gz: the manifest states .*leave the space") as error:
+        message = rf"{name}\.nii\.gz: the manifest states .*leave the space empty"
+        with pytest.raises(VolumeError, match=message) as error:
             preprocess(config, progress=False)
         assert info in str(error.value)
     pet = nib.load(aligned["tau"])
