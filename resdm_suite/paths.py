@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def stem(image: str | Path) -> str:
+    """Path of a NIfTI image without ``.nii`` or ``.nii.gz``."""
+    return str(image).removesuffix(".gz").removesuffix(".nii")
+
+
 def sidecar_path(image: str | Path) -> Path:
     """JSON sidecar beside a NIfTI image (``.nii`` or ``.nii.gz``)."""
-    return Path(str(image).removesuffix(".gz").removesuffix(".nii") + ".json")
+    return Path(stem(image) + ".json")
 
 
 def synthetic_name(prefix: str, label: str) -> str:

@@ -38,11 +38,6 @@ def images(paths: Iterable[Path]) -> list[Path]:
     return [path for path in visible(paths) if path.name.endswith((".nii", ".nii.gz"))]
 
 
-def stem(path: str | Path) -> str:
-    """Path of a NIfTI without ``.nii`` or ``.nii.gz``."""
-    return str(path).removesuffix(".gz").removesuffix(".nii")
-
-
 def read_table(path: Path, separator: str = ",", *, strict: bool = False, any_encoding: bool = False) -> pd.DataFrame:
     """Read a CSV or TSV as text.
 

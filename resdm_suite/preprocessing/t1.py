@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.cohorts.manifest import SPACE
+from resdm_suite.paths import stem
 from resdm_suite.preprocessing.measures import LIMITS, blur
 from resdm_suite.preprocessing.registration import Scan, register_affine, resample
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
@@ -56,7 +57,7 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
         The file cannot be read, is not a single volume, is too coarse, looks like a CT or a PET, or does not fit the
         MNI152 T1.
     """
-    suffix = Path(path).name.removesuffix(".gz").removesuffix(".nii").rpartition("_")[2].lower()
+    suffix = stem(Path(path).name).rpartition("_")[2].lower()
     if suffix in _OTHER_SCANS:
         raise VolumeError(f"{path}: {_OTHER_SCANS[suffix]} by its name; expected a T1-weighted MRI")
     scan = read_scan(path)

@@ -32,7 +32,7 @@ from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
 from resdm_suite.anatomy import Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import SPACE, ManifestError, read_manifest
-from resdm_suite.paths import sidecar_path
+from resdm_suite.paths import sidecar_path, stem
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
 from resdm_suite.preprocessing.registration import register_rigid
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
@@ -190,12 +190,12 @@ def _settings_digest(config: Config) -> str:
 
 def _outputs(row: Row) -> dict[str, str]:
     """The session's volumes, relative to ``volumes/``."""
-    folder, stem = f"{row['person']}/{row['session']}", f"{row['person']}_{row['session']}"
-    names = {"t1w": f"{folder}/anat/{stem}_space-{SPACE}_desc-preproc_T1w.nii.gz"}
+    folder, name = f"{row['person']}/{row['session']}", f"{row['person']}_{row['session']}"
+    names = {"t1w": f"{folder}/anat/{name}_space-{SPACE}_desc-preproc_T1w.nii.gz"}
     for tracer in TRACERS:
         if row[tracer]:
             label = row[f"{tracer}_tracer"]
-            names[tracer] = f"{folder}/pet/{stem}_trc-{label}_space-{SPACE}_desc-preproc_pet.nii.gz"
+            names[tracer] = f"{folder}/pet/{name}_trc-{label}_space-{SPACE}_desc-preproc_pet.nii.gz"
     return names
 
 
@@ -224,8 +224,7 @@ def _check_session(config: Config, row: Row) -> list[str]:
     """Problems of a session's scans that reading them shows."""
     problems, digests = [], {}
     for what, path in session_scans(row).items():
-        stem = Path(path).name.removesuffix(".gz").removesuffix(".nii")
-        if stem.endswith("_pet" if what == "t1w" else "_T1w"):
+        if stem(path).endswith("_pet" if what == "t1w" else "_T1w"):
             problems.append(f"{path}: by its name no {what} scan; put each scan in the correct column of the manifest")
             continue
         try:

@@ -20,7 +20,6 @@ from resdm_suite.cohorts.tables import (
     day_number,
     images,
     read_by_key,
-    stem,
     to_age,
     to_date,
     to_diagnosis,
@@ -28,6 +27,7 @@ from resdm_suite.cohorts.tables import (
     to_sex,
     visible,
 )
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
 # names of columns, in lower case; the first that exists and is filled is used
@@ -200,7 +200,7 @@ def _session_days(people: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[f
 
 def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
     """Read the JSON beside a scan: empty where there is none, None where it cannot be read."""
-    path = Path(f"{stem(scan)}.json")
+    path = sidecar_path(scan)
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError):
@@ -211,7 +211,7 @@ def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
 def _tracer(scan: Path, where: str, notes: list[str]) -> str:
     """Label of a PET by its file name, else by ``TracerName`` of its sidecar; empty where neither names one tracer."""
     entity, sidecar = re.search(r"_trc-([A-Za-z0-9]+)_", scan.name), read_sidecar(scan)
-    name = Path(stem(scan)).name + ".json"
+    name = sidecar_path(scan).name
     if entity is None:
         labels = tracer_labels((sidecar or {}).get("TracerName", ""))
         if len(labels) != 1:

@@ -32,7 +32,8 @@ from resdm_suite.cohorts.manifest import PATHS, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.readers.bids import conflicting_tracers, read_sidecar
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, address, fetch, list_bucket
-from resdm_suite.cohorts.tables import read_by_key, stem, to_number, to_sex, visible
+from resdm_suite.cohorts.tables import read_by_key, to_number, to_sex, visible
+from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
 DATASET = "ds004856"
@@ -152,7 +153,7 @@ def download(config: Config, root: str | Path, *, url: str = BUCKET, jobs: int =
     write_csv(root / FILES, table, separator="\t")
     frame = build_manifest(root, config).manifest
     wanted = [Path(cell).relative_to(root).as_posix() for column in PATHS for cell in frame[column] if cell]
-    sidecars = [f"{stem(path)}.json" for path in wanted]
+    sidecars = [sidecar_path(path).as_posix() for path in wanted]
     return count + fetch_paths(sorted(path for path in {*wanted, *sidecars} if path in sizes))
 
 
@@ -233,7 +234,7 @@ def _count_sidecar_faults(scans: pd.DataFrame) -> list[str]:
     faults: dict[str, list[str]] = defaultdict(list)
     count = 0
     for cell, label in scans.loc[scans["target"] != "t1w", ["path", "tracer"]].itertuples(index=False):
-        name, sidecar = f"{Path(stem(cell)).name}.json", read_sidecar(cell)
+        name, sidecar = sidecar_path(cell).name, read_sidecar(cell)
         if sidecar == {}:
             continue
         count += 1

@@ -23,7 +23,8 @@ import pandas as pd
 from resdm_suite.cohorts.leakage import LeakageError, check_leakage
 from resdm_suite.cohorts.manifest import PATHS, SPACE, SPLITS, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.tables import images, read_by_key, stem, to_diagnosis, to_number, to_sex
+from resdm_suite.cohorts.tables import images, read_by_key, to_diagnosis, to_number, to_sex
+from resdm_suite.paths import stem
 from resdm_suite.profiles import Config
 
 _FOLDERS = {"t1w": "whole_MRI", "amyloid": "whole_Abeta", "tau": "whole_Tau"}
