@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel as nib
 import pandas as pd
 from tqdm.auto import tqdm
 
-from resdm.io import atomic, write_csv, write_json
+from resdm.io import write_csv, write_json
 from resdm_suite.anatomy import Grid
-from resdm_suite.apps.prediction import LABELS
+from resdm_suite.apps.prediction import LABELS, save_image, synthetic_sidecar
 from resdm_suite.evaluation.image_quality import read_index, score_method
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.preprocessing import ceiling
@@ -43,18 +42,10 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
         for tracer, (pet, positive) in ceiling.expected_pet(config, row, population, truth).items():
             label = row[f"{tracer}_tracer"] if int(row[f"present_{tracer}"]) else LABELS[tracer]
             path = synthetic_path(out, row["person"], row["session"], label)
-            image = grid.image(pet)
-            image.header["descrip"] = NOTICE.encode("ascii")
-            with atomic(path) as temporary:
-                nib.save(image, temporary)
-            write_json(sidecar_path(path), {
-                "synthetic": True, "notice": NOTICE, "cohort_notice": config.notice, "method": "ceiling",
-                "tracer": tracer, "prompt": {"age": row["age"], "sex": row["sex"]}, "condition": "factual",
-                "space": "MNI152", "masked": config.preprocess.mask,
-                "intensity": {
-                    "kind": config.preprocess.intensity, "suvr_range": list(config.preprocess.suvr_range[tracer])
-                },
-            })  # fmt: skip
+            save_image(path, grid.image(pet), NOTICE)
+            prompt = row["age"], row["sex"]
+            sidecar = synthetic_sidecar(config, "ceiling", NOTICE, tracer, *prompt, condition="factual")
+            write_json(sidecar_path(path), sidecar)
             who = {"person": row["person"], "session": row["session"], "tracer": tracer}
             latent.append(who | {"positive": positive})
     write_csv(out / "latent.csv", pd.DataFrame(latent), "%.6g")

@@ -30,7 +30,7 @@ from resdm.cpu_runtime import set_up
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, TRACERS, MethodConfig, check_person, derive_seed
 from resdm_suite.apps.model_folder import check_model
-from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom
+from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom, save_image
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
@@ -147,7 +147,7 @@ class ExplorerModel:
         volumes = {f"trc-{t}_desc-{kind}_pet": by[t] for kind, by in kinds.items() for t in by} | {"T1w": scene.mri}
         for entity, volume in volumes.items():
             path = folder / f"{stem}_space-MNI152_{entity}.nii.gz"
-            self.model.save(path, scene.grid.image(volume.astype(np.float32)))
+            save_image(path, scene.grid.image(volume.astype(np.float32)), self.model.card.notice)
         with atomic(folder / "views.png") as temporary:
             temporary.write_bytes(picture)
         age, sex = self.factual_prompt(request.source)

@@ -31,8 +31,8 @@ from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.apps.shards import write_timing
-from resdm_suite.paths import sidecar_path, std_path, synthetic_name, synthetic_path
-from resdm_suite.profiles import check_condition
+from resdm_suite.paths import sidecar_path, std_path, stem, synthetic_name, synthetic_path
+from resdm_suite.profiles import Config, check_condition
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
 """BIDS labels of the tracers for a person without a real PET."""
@@ -177,31 +177,42 @@ class Model:
 
     def sidecar(self, tracer: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
         """The JSON sidecar of a synthetic volume."""
-        preprocess = self.card.config.preprocess
-        return {
-            "synthetic": True,
-            "notice": self.card.notice,
-            "cohort_notice": self.card.config.notice,
-            "method": self.card.name,
-            "model": {"sha256": self.card.digest, "profile": self.card.config.profile, "step": self.card.step},
-            "tracer": tracer,
-            "prompt": {"age": age, "sex": sex},
-            **extra,
-            "space": "MNI152",
-            "masked": preprocess.mask,
-            "intensity": {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])},
-        }
-
-    def save(self, path: Path, image: nib.Nifti1Image) -> None:
-        """An image with the card's notice in its header."""
-        image.header["descrip"] = self.card.notice.encode("ascii", "replace")[:79]
-        with atomic(path) as temporary:
-            nib.save(image, temporary)
+        card = self.card
+        model = {"sha256": card.digest, "profile": card.config.profile, "step": card.step}
+        return synthetic_sidecar(card.config, card.name, card.notice, tracer, age, sex, model, **extra)
 
     def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
         """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar: with the sidecar, both are complete."""
-        self.save(path, self.grid.image(pet.astype(np.float32)))
+        save_image(path, self.grid.image(pet.astype(np.float32)), self.card.notice)
         write_json(sidecar_path(path), sidecar)
+
+
+def synthetic_sidecar(
+    config: Config, method: str, notice: str, tracer: str, age: float | None, sex: str | None,
+    model: dict[str, Any] | None = None, **extra: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The JSON sidecar of a synthetic volume on the profile's grid."""
+    preprocess = config.preprocess
+    return {
+        "synthetic": True,
+        "notice": notice,
+        "cohort_notice": config.notice,
+        "method": method,
+        **({} if model is None else {"model": model}),
+        "tracer": tracer,
+        "prompt": {"age": age, "sex": sex},
+        **extra,
+        "space": "MNI152",
+        "masked": preprocess.mask,
+        "intensity": {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])},
+    }
+
+
+def save_image(path: Path, image: nib.Nifti1Image, notice: str) -> None:
+    """Write an image with a notice in its header, atomically."""
+    image.header["descrip"] = notice.encode("ascii", "replace")[:79]
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
 
 
 def sampling_steps(card: ModelCard, steps: int | None = None) -> int | None:
@@ -393,7 +404,7 @@ def bids_prefix(file: str | Path) -> str:
     >>> bids_prefix("sub-07_ses-M12_run-1_T1w.nii.gz"), bids_prefix("my scan.nii")
     ('sub-07_ses-M12_run-1', 'sub-myscan')
     """
-    name = Path(file).name.removesuffix(".gz").removesuffix(".nii")
+    name = stem(Path(file).name)
     if found := re.fullmatch(r"(sub-[a-zA-Z0-9]+(?:_[a-zA-Z]+-[a-zA-Z0-9]+)*)_T1w", name):
         return found[1]
     return f"sub-{re.sub('[^a-zA-Z0-9]', '', name.removesuffix('_T1w')) or '01'}"

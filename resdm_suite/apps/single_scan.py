@@ -30,7 +30,15 @@ from resdm.io import sha256, write_csv, write_json
 from resdm.settings import check_person
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import ModelCard, load_card
-from resdm_suite.apps.prediction import LABELS, Model, bids_prefix, check_phantom, sampling_steps, synthesise_mri
+from resdm_suite.apps.prediction import (
+    LABELS,
+    Model,
+    bids_prefix,
+    check_phantom,
+    sampling_steps,
+    save_image,
+    synthesise_mri,
+)
 from resdm_suite.evaluation.image_quality import read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.paths import sidecar_path
@@ -190,7 +198,7 @@ def _write_native(
         if preprocess.mask:
             volume = np.where(mni_map("brain", model.grid), volume, 0)
     path = mni.with_name(mni.name.replace("_space-MNI152_", "_space-T1w_"))
-    model.save(path, to_native(volume, model.grid, np.array(mni_to_t1), t1w))
+    save_image(path, to_native(volume, model.grid, np.array(mni_to_t1), t1w), model.card.notice)
     sidecar = json.loads(sidecar_path(mni).read_text(encoding="utf-8"))
     sidecar |= {"units": units, "space": "T1w", "interpolation": "linear, once, from the model's grid"}
     write_json(sidecar_path(path), sidecar)

@@ -77,14 +77,15 @@ class PreprocessedSession:
         """A stored volume (X, Y, Z), intensities in [0, 1]."""
         return read_stored(self.path(what), Grid.of(self.config.preprocess.grid))
 
-    def suvr(self, tracer: str) -> np.ndarray:
-        """A stored PET (X, Y, Z) in SUVR."""
+    def suvr(self, tracer: str, intensity: np.ndarray) -> np.ndarray:
+        """A stored PET's intensities in SUVR."""
         low, high = self.sidecar(tracer)["intensity"]["suvr_range"]
-        return low + (high - low) * self.volume(tracer)
+        return low + (high - low) * intensity
 
     def shown_volumes(self) -> dict[str, np.ndarray]:
         """T1 in [0, 1] and PETs in SUVR, as montages show them."""
-        return {what: self.volume(what) if what == "t1w" else self.suvr(what) for what in self.record["outputs"]}
+        volumes = {what: self.volume(what) for what in self.record["outputs"]}
+        return {what: volume if what == "t1w" else self.suvr(what, volume) for what, volume in volumes.items()}
 
 
 def sessions(config: Config) -> list[PreprocessedSession]:
@@ -132,7 +133,8 @@ def session_quality(session: PreprocessedSession) -> dict[str, Any]:
     for tracer in TRACERS:
         values: dict[str, float] = dict.fromkeys(_MEASURES, np.nan)
         if tracer in session.record["outputs"]:
-            pet, suvr = session.volume(tracer), session.suvr(tracer)
+            pet = session.volume(tracer)
+            suvr = session.suvr(tracer, pet)
             straight, mirrored = (
                 shared_information(blurred_t1, blur(volume, grid)[brain])
                 for volume in (pet, np.ascontiguousarray(pet[::-1]))
