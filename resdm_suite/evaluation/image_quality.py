@@ -32,7 +32,8 @@ from resdm_suite.profiles import Config
 METRICS = ("mae", "psnr", "ssim")
 """Columns of ``scores.csv``: MAE and SSIM as fractions, PSNR in dB."""
 
-HIGHER_IS_BETTER = {"mae": False, "psnr": True, "ssim": True}
+LOWER_IS_BETTER = ("mae", "brier")
+"""Metrics that are losses; of all others, more is better."""
 
 REGIONS = ("whole", "brain")
 

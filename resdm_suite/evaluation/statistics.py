@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from resdm.settings import TRACERS
-from resdm_suite.evaluation.image_quality import HIGHER_IS_BETTER, METRICS
+from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER, METRICS
 
 REPEATS = 10_000
 """Bootstrap resamples."""
@@ -264,7 +264,7 @@ def beats(
             part = people[people["tracer"] == tracer]
             for metric in metrics:
                 a, b = paired(part, method, other, metric)
-                if not HIGHER_IS_BETTER[metric]:
+                if metric in LOWER_IS_BETTER:
                     a, b = b, a  # a positive difference is an improvement
                 result = paired_test(a, b, seed=seed, alternative="greater")
                 rows.append(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resdm_suite.evaluation.image_quality import HIGHER_IS_BETTER
+from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER
 from resdm_suite.reporting.tables import VARIANTS, demographic, paper_file, read_paper, with_spread
 
 KINDS = ("value", "characteristic", "gain", "count", "setting", "best", "chain", "close", "words")
@@ -126,7 +126,7 @@ def pairs(row: dict[str, str]) -> list[Pair]:
 
 def sign(metric: str) -> int:
     """1 if higher is better, else −1."""
-    return 1 if HIGHER_IS_BETTER.get(metric, True) else -1
+    return -1 if metric in LOWER_IS_BETTER else 1
 
 
 def printed_gain(values: Printed, output: str, pair: Pair) -> float:
