@@ -27,6 +27,7 @@ from resdm_suite.reporting.slices import (
     draw_outline,
     error_window,
     show_slice,
+    slice_aspect,
     slice_name,
     suvr_window,
 )
@@ -36,8 +37,12 @@ from resdm_suite.reporting.style import (
     PET_MAP,
     T1_MAP,
     TRACER_TITLES,
+    WIDTH,
+    PaperFigure,
     colour_bar,
+    method_label,
     method_styles,
+    paper_figure,
     region_rows,
 )
 from resdm_suite.reporting.tables import REFERENCE_METHOD, present_methods
@@ -130,6 +135,22 @@ def _case(
     mri = _mean([config.volumes / path for path in rows["t1w"]], weights, grid)
     title = f"{TRACER_TITLES[tracer]}, {name} (n = {count})" if name else TRACER_TITLES[tracer]
     return Case(title, (GROUP_SLICES if name else SLICES)[tracer], mri, real, synthetic, quality)
+
+
+def case_page(
+    title: str, notice: str, caption: str, cases: Sequence[Case], methods: Sequence[str]
+) -> tuple[PaperFigure, list[tuple[Case, tuple[str, float], np.ndarray, np.ndarray]]]:
+    """The page of Figures 2 and 3, and for each slice its case, its cut, and two rows of axes for `draw_case`."""
+    strips = [(case, cut) for case in cases for cut in case.cuts]
+    ratios = [slice_aspect(cut) for _, cut in strips for _ in range(2)]
+    height = 0.7 + (WIDTH - 0.9) / (len(methods) + 1) * sum(ratios) + 0.35 * len(strips)  # inches
+    figure = paper_figure(height, title, notice, caption)
+    if not strips:
+        return figure, []
+    axes = figure.subplots(len(ratios), len(methods) + 1, height_ratios=ratios)
+    for axis, name in zip(axes[0], ["Real", *methods], strict=True):
+        axis.set_title(method_label(name), fontsize=6, fontweight="bold" if name == REFERENCE_METHOD else None)
+    return figure, [(case, cut, axes[2 * i], axes[2 * i + 1]) for i, (case, cut) in enumerate(strips)]
 
 
 def draw_case(images: Sequence[Axes], errors: Sequence[Axes], case: Case, cut: tuple[str, float], grid: Grid) -> None:

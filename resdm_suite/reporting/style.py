@@ -152,8 +152,6 @@ def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any])
     paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png", ".json")]
     with style():
         _freeze_layout(figure)
-        for axes in figure.axes:  # the layout's last digits differ between runs
-            axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
         for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=False):
             with atomic(path) as temporary:
                 figure.savefig(temporary, format=path.suffix[1:], metadata=metadata, dpi=_DPI[path.suffix])

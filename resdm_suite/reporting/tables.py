@@ -20,7 +20,8 @@ import pandas as pd
 from resdm.io import write_csv, write_json, write_text
 from resdm.settings import TRACERS
 from resdm_suite.cohorts.manifest import read_manifest
-from resdm_suite.evaluation.image_quality import HIGHER_IS_BETTER, read_index, read_scores
+from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER, read_index, read_scores
+from resdm_suite.evaluation.statistics import Comparison
 from resdm_suite.profiles import Config
 
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
@@ -57,6 +58,12 @@ QUALITY_COLUMNS = [
 
 COMPARISON = ["difference", "difference_low", "difference_high", "rank_biserial", "p"]
 """Columns of a paired comparison: mean difference, its 95 % interval, rank-biserial correlation, p (Holm)."""
+
+
+def comparison(test: Comparison, prefix: str = "") -> dict[str, float]:
+    """The values of a paired test under the names of `COMPARISON`."""
+    values = (test.difference, test.low, test.high, test.rank_biserial, test.p)
+    return {f"{prefix}{name}": value for name, value in zip(COMPARISON, values, strict=True)}
 
 
 # ── stored scores ─────────────────────────────────────────────────────────────────────────────────
@@ -277,8 +284,8 @@ def pivot(
 
 def is_best(frame: pd.DataFrame, by: Sequence[str], row: str = "method", without: Sequence[str] = ("ceiling",)):
     """Which rows have the best ``mean`` of their group, apart from some that are no competitors."""
-    higher = frame["metric"].map(lambda metric: HIGHER_IS_BETTER.get(metric, metric != "brier")).astype(bool)
-    score = frame["mean"].where(higher, -frame["mean"]).mask(frame[row].isin(list(without)))
+    score = frame["mean"].mask(frame["metric"].isin(LOWER_IS_BETTER), -frame["mean"])
+    score = score.mask(frame[row].isin(list(without)))
     return score >= score.groupby([frame[key] for key in by]).transform("max") - 1e-9
 
 
