@@ -17,18 +17,14 @@ from typing import Any, Literal
 TRACERS = ("amyloid", "tau")
 """The two PET targets, in channel order, everywhere."""
 
-
 SEXES = ("F", "M")
 """The sex codes of manifests, prompts and tables."""
-
 
 AGE_RANGE = (18.0, 110.0)
 """Plausible ages at scan, in years; others are treated as errors of entry."""
 
-
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 """Lightning Fabric's names. The mixed ones compute in half precision; weights, optimisers and EMA stay in 32 bits."""
-
 
 METHODS = {
     "residual_diffusion": "resdm.residual_diffusion:ResidualDiffusion",
