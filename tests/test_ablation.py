@@ -331,9 +331,16 @@ def test_the_shares_of_augmentation_and_y0_are_printed(single):
     assert "moved by up to 12 mm per axis here, in the released code by at most 3 mm" in notes
 
 
-def test_the_null_phantom_is_the_default_one_without_the_effects():
-    null, default = (load_config(ROOT / "configs" / f"{name}.yaml") for name in ("phantom_null", "phantom"))
-    nothing = {"age_effect": 0.0, "sex_effect": 0.0, "age_atrophy": 0.0}
-    assert null.cohort.phantom == dataclasses.replace(default.cohort.phantom, **nothing)
-    assert (null.seed, null.preprocess, null.training) == (default.seed, default.preprocess, default.training)
-    assert null.methods == {"ResDM": default.methods["ResDM"]}
+@pytest.mark.parametrize(
+    ("profile", "changed", "methods"),
+    [
+        ("phantom_null", {"age_effect": 0.0, "sex_effect": 0.0, "age_atrophy": 0.0}, ["ResDM"]),
+        ("phantom_uncoupled", {"coupling": 0.0}, ["ResDM", "regression", "linear", "demographics"]),
+    ],
+)
+def test_a_negative_control_is_the_default_phantom_without_an_effect(profile, changed, methods):
+    control, default = (load_config(ROOT / "configs" / f"{name}.yaml") for name in (profile, "phantom"))
+    assert control.cohort.phantom == dataclasses.replace(default.cohort.phantom, **changed)
+    assert (control.seed, control.preprocess, control.training) == (default.seed, default.preprocess, default.training)
+    assert control.evaluation == default.evaluation
+    assert control.methods == {name: default.methods[name] for name in methods}
