@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -48,6 +49,34 @@ def test_every_tracked_result_matches_its_profile():
     assert sidecars
     stale_results = [fault for sidecar in sidecars for fault in faults(sidecar)]
     assert not stale_results, "\n".join(stale_results)
+
+
+README_ROWS = {
+    "mean PET": "template",
+    "age and sex": "demographics",
+    "SC-GAN": "SC-GAN",
+    "ResDM as published": "as_published",
+    "linear": "linear",
+    "**ResDM**": "ResDM",
+    "regression": "regression",
+    "classifier on the MRI": "mri",
+    "ceiling": "ceiling",
+}
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_tracked_tables():
+    tables = [pd.read_csv(ROOT / "figures" / "phantom" / f"table{n}.csv") for n in (2, 3, 4)]
+    image = pd.concat(tables[:2]).query("region == 'brain' and metric == 'psnr'")
+    status = tables[2].query("target == 'planted' and metric == 'auc_mean_score'")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| (.+ / .+|–) \| (.+ / .+) \|$", readme, re.M)
+    names = {row: name for row, *_ in rows for start, name in README_ROWS.items() if row.startswith(start)}
+    assert len(names) == len(rows) == len(README_ROWS)
+    for row, psnr, auc in rows:
+        for cell, table, key, digits in ((psnr, image, "method", 1), (auc, status, "source", 0)):
+            means = table[table[key] == names[row]].drop_duplicates("tracer").set_index("tracer")["mean"]
+            expected = " / ".join(f"{means[tracer]:.{digits}f}" for tracer in ("amyloid", "tau")) if len(means) else "–"
+            assert cell.strip("*") == expected, row
 
 
 def test_every_tracked_result_has_a_sidecar():
