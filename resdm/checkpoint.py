@@ -26,6 +26,9 @@ ABSENT = "nothing"
 """Value of a key that one of two compared mappings lacks."""
 
 
+_METADATA = {"name", "method", "shape", "source", "step", "epoch", "score", "fingerprint"}
+
+
 class CheckpointError(ValueError):
     """A model folder or a training state that cannot be used: the fault, the expected content, the remedy."""
 
@@ -108,29 +111,42 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
             meta = json.loads(file.metadata()["resdm"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: not a model of resdm ({error}); delete it and train again") from error
-    if "method" not in meta:
+    if not (isinstance(meta, dict) and meta.keys() >= _METADATA):
         raise CheckpointError(f"{path}: not a model of this version of resdm; delete it and train again")
     return meta
 
 
-def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Method:
+def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_code: bool = False) -> Method:
     """A trained method, ready to synthesise, from ``model.safetensors`` alone.
+
+    Parameters
+    ----------
+    folder : path
+    device : torch.device or str
+    trust_code : bool
+        Whether to import a class of another package that the file names (``kind: module:Class``). Without it, such a
+        class is used only if the program has imported its module already.
 
     Raises
     ------
     CheckpointError
-        No model there, or weights whose names or shapes are not the network's. The message names them.
+        No model there, code that is not trusted, or weights whose names or shapes are not the network's.
     """
     meta, path = read_metadata(folder), Path(folder) / "model.safetensors"
     try:
-        settings = method_from_dict(meta["method"], str(path))
+        settings = method_from_dict(meta["method"], str(path), trust_code)
     except ConfigError as error:
-        raise CheckpointError(f"not a model of this version of resdm: {error}") from error
+        raise CheckpointError(f"not a model that this version of resdm can use: {error}") from error
     # The file holds every weight, so pretrained weights of the text tower need not be downloaded.
     prior = getattr(settings, "prior", None)
     blank = replace(settings, prior=replace(prior, weights="none")) if prior is not None else settings
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and discarded
-        method = build_method(blank, tuple(meta["shape"]))
+    try:
+        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and discarded
+            method = build_method(blank, tuple(meta["shape"]))
+    except Exception as error:  # types of stored settings are not checked, so anything may be raised
+        raise CheckpointError(
+            f"{path}: its settings do not build a method of this version of resdm ({error}); train it again"
+        ) from error
     method.config = settings
     with safe_open(path, "pt", device=str(device)) as file:
         values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import sys
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -129,19 +130,27 @@ class TrainingConfig:
         require(timed, "seconds", None, "a number of seconds, since budget is equal_time")
 
 
-def imported_method(kind: str, where: str) -> type:
-    """The class that a ``kind`` names, imported.
+def imported_method(kind: str, where: str, trust_code: bool = True) -> type:
+    """The class that a ``kind`` names, imported; ``where`` starts the message of an error.
+
+    Without ``trust_code`` no module is imported for a ``module:Class``. Its class is found only if the program has
+    imported the module already, as for a profile that names it.
 
     Raises
     ------
     ConfigError
-        No such module or class; ``where`` starts the message.
+        No such module or class, or code that is not trusted.
     """
     if kind not in METHODS and ":" not in str(kind):
         raise ConfigError(
             f"{where} is {kind!r}{suggest(str(kind), METHODS)}; expected one of {', '.join(METHODS)}, or module:Class"
         )
     module, _, name = METHODS.get(kind, kind).partition(":")
+    if not (trust_code or kind in METHODS or module in sys.modules):
+        raise ConfigError(
+            f"{where} is {kind!r}, code that would run on this machine, and is not imported; if you trust its source, "
+            "import it first, or allow it with trust_code=True (--trust-code)"
+        )
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -151,22 +160,22 @@ def imported_method(kind: str, where: str) -> type:
         ) from error
 
 
-def settings_class(kind: str, where: str = "kind") -> type[MethodConfig]:
+def settings_class(kind: str, where: str = "kind", trust_code: bool = True) -> type[MethodConfig]:
     """The settings of a method: the dataclass that its class annotates as ``config``."""
-    method = imported_method(kind, where)
+    method = imported_method(kind, where, trust_code)
     settings = typing.get_type_hints(method).get("config", MethodConfig) if isinstance(method, type) else None
     if not (isinstance(settings, type) and issubclass(settings, MethodConfig)):
         raise ConfigError(f"{where} is {kind!r}; expected a class with config: a dataclass derived from MethodConfig")
     return settings
 
 
-def method_from_dict(tree: dict[str, Any], where: str) -> MethodConfig:
+def method_from_dict(tree: dict[str, Any], where: str, trust_code: bool = True) -> MethodConfig:
     """Rebuild a method's settings from `to_dict`, as a model file holds them; types of values are not checked."""
     if not isinstance(tree, dict) or "kind" not in tree:
         raise ConfigError(f"{where}: a method needs a kind: one of {', '.join(METHODS)}")
     try:
-        return _build(settings_class(tree["kind"], "kind"), tree)
-    except (ConfigError, TypeError) as error:
+        return _build(settings_class(tree["kind"], "kind", trust_code), tree)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # of values of other types
         raise ConfigError(f"{where}: {error}") from error
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_methods import AdversarialConfig, PlainConfig, Sessions, build, collate, make_config, with_method
 
-from resdm.checkpoint import CheckpointError, differences, load_model, load_state, save_state, tensors
+from resdm.checkpoint import CheckpointError, differences, load_model, load_state, save_model, save_state, tensors
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.prior import PriorConfig
@@ -139,6 +142,49 @@ def test_a_broken_weights_file_is_named(saved):
     save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="not a model of resdm"):
         load_model(folder)
+
+
+def test_code_that_a_model_names_is_not_imported_unless_trusted(saved, tmp_path, monkeypatch):
+    """Of a module that the program has imported already, as a profile's, the class is used."""
+    folder, _, method = saved
+    (tmp_path / "others_net.py").write_text("from tiny_methods import Plain as Net\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    method.config = replace(method.config, kind="others_net:Net")
+    save_model(folder, method, name="Plain")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: kind is 'others_net:Net', code that.*--trust-code"):
+        load_model(folder)
+    assert "others_net" not in sys.modules
+    assert type(load_model(folder, trust_code=True)).__name__ == "Plain"
+    assert type(load_model(folder)).__name__ == "Plain"
+    del sys.modules["others_net"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_corrupted_model_file_is_named(saved, seed):
+    """Cut files, foreign bytes, lost keys and values of other types: one error that names the file, or none."""
+    folder, *_ = saved
+    path, draw = folder / "model.safetensors", random.Random(seed)
+    content, values = path.read_bytes(), load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()["resdm"]
+    for _ in range(60):
+        tree = json.loads(metadata)
+        part = draw.choice([tree, tree["method"]])
+        key = draw.choice(list(part))
+        damage = draw.choice(["cut", "bytes", "lost", "type"])
+        if damage == "cut":
+            path.write_bytes(content[: draw.randrange(len(content))])
+        elif damage == "bytes":
+            path.write_bytes(draw.randbytes(draw.randrange(200)))
+        else:
+            part.pop(key) if damage == "lost" else part.update({key: draw.choice([None, -1, "x", [], {"a": 1}, [[]]])})
+            save_file(values, path, metadata={"resdm": json.dumps(tree)})
+        try:
+            load_model(folder)
+        except CheckpointError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert damage in ("lost", "type")
 
 
 def test_weights_of_another_method_are_refused(saved, tmp_path):
