@@ -16,6 +16,9 @@ from resdm_suite.reporting.tables import VARIANTS, demographic, paper_file, read
 KINDS = ("value", "characteristic", "gain", "count", "setting", "best", "chain", "close", "words")
 """``best``: the first subject beats all others; ``chain``: each beats the next; ``words``: not measurable."""
 
+NUMBERS = ("value", "gain", "count", "setting")
+"""Kinds of `read_claims` that print one number."""
+
 SECTIONS = (
     "Abstract", "1", "3.1", "3.2", "4.1", "Table 1", "4.2", "Table 2", "4.3", "Table 3", "5.1", "5.2", "Table 4", "6",
 )  # fmt: skip
@@ -63,7 +66,7 @@ def read_claims(root: str | Path | None = None) -> pd.DataFrame:
         for column, allowed in (("kind", KINDS), ("section", SECTIONS)):
             if row[column] not in allowed:
                 raise ValueError(f"{path}, line {line}: {column} {row[column]!r}; expected {', '.join(allowed)}")
-        if row["kind"] in ("value", "gain", "count", "setting"):
+        if row["kind"] in NUMBERS:
             try:
                 float(row["printed"])
             except ValueError:
