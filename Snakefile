@@ -9,13 +9,15 @@
 #
 # `snakemake --lint` is clean but for the missing `conda:` of each rule: `make env` builds one environment for all.
 import json
+import os
+import sys
 
 from resdm.settings import METHODS as METHOD_CLASSES
 from resdm_suite.apps.dependencies import code_digest, modules
 from resdm_suite.cohorts.assembly import READERS
 from resdm_suite.profiles import load_config
 
-PROFILE = config.get("profile", "phantom")
+PROFILE = str(config.get("profile", "phantom"))
 SETTINGS = load_config(f"configs/{PROFILE}.yaml")
 WORK, FIGURES = f"work/{PROFILE}", f"figures/{PROFILE}"
 METHODS = list(SETTINGS.methods)
@@ -30,7 +32,12 @@ CEILING = [f"{WORK}/predictions/ceiling/factual/scores.csv"] * PHANTOM
 PROMPTED = expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=["factual", *CONDITIONS])
 TRAINING_THREADS = SETTINGS.training.threads or workflow.cores
 
-PAPERMILL = "papermill {params.notebook} {log.notebook} --cwd . --no-progress-bar -k python3 -p config {params.profile}"
+# Programs and the kernel are those of this interpreter's environment, whatever else is installed. The kernel's
+# specification names no interpreter, so papermill's own is taken; "python3" may be that of another environment.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+os.environ["JUPYTER_PATH"] = os.path.join(workflow.basedir, "configs", "jupyter")
+
+PAPERMILL = "papermill {params.notebook} {log.notebook} --cwd . --no-progress-bar -k resdm -r config {params.profile}"
 LOGGED = "2>&1 | tee {log}"
 DOCUMENTS = ("resdm_suite.reporting", "resdm_suite.apps.model_card")  # what draws and describes: it remakes no volume, no model
 
@@ -161,7 +168,7 @@ rule train:
     priority: 1  # long jobs first, so that the short ones fill the gaps
     threads: TRAINING_THREADS
     shell:
-        f"{PAPERMILL} -p method {{wildcards.method}}"
+        f"{PAPERMILL} -r method {{wildcards.method}}"
 
 
 rule synthesise:
@@ -176,7 +183,7 @@ rule synthesise:
         **notebook("03_synthesise", "privacy"),
     threads: TRAINING_THREADS
     shell:
-        f"{PAPERMILL} -p method {{wildcards.method}}"
+        f"{PAPERMILL} -r method {{wildcards.method}}"
 
 
 # All conditions in one job, since each job starts Python and loads the model.
@@ -193,7 +200,7 @@ rule conditions:
     priority: 1
     threads: TRAINING_THREADS
     shell:
-        f"{PAPERMILL} -p method ResDM -y 'conditions: {{params.conditions}}'"
+        f"{PAPERMILL} -r method ResDM -y 'conditions: {{params.conditions}}'"
 
 
 if PHANTOM:

@@ -30,6 +30,7 @@ from resdm.settings import (
     MethodConfig,
     Precision,
     TrainingConfig,
+    imported_method,
     require,
     settings_class,
     suggest,
@@ -65,6 +66,19 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=16)]
 VoxelSize = Annotated[float, Field(ge=0.5, le=8)]
+
+
+_NOT_NAMES = {"true", "false", "yes", "no", "on", "off", "none", "null", "na", "nan", "inf", "infinity"}
+
+
+def check_name(name: Any, where: str) -> None:
+    """Raise `ConfigError` unless a profile's or a method's name is safe in a path, a shell, YAML and a table."""
+    valid = re.fullmatch(r"\+?[A-Za-z][A-Za-z0-9_.+@-]{0,63}", str(name))
+    if not (isinstance(name, str) and valid and name.lstrip("+").lower() not in _NOT_NAMES):
+        raise ConfigError(
+            f"{where}: {name!r} cannot be a name; expected a letter, then letters, digits and _ . + - @ (no blank, "
+            "at most 64), and no word for true, false, missing or a number"
+        )
 
 
 def check_condition(name: str, where: str) -> None:
@@ -253,7 +267,7 @@ class UncertaintyConfig:
 @functools.cache
 def _validator(cls: type) -> TypeAdapter:
     """Validates a mapping of names to settings. JSON, since strict pydantic takes lists for tuples in JSON only."""
-    return TypeAdapter(dict[str, cls], config=ConfigDict(extra="forbid", strict=True))
+    return TypeAdapter(dict[str, cls], config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
 
 def _validated(cls: type, name: str, tree: Any) -> Any:
@@ -264,8 +278,11 @@ def _methods(tree: Any) -> dict[str, MethodConfig]:
     """Settings of each method, by the class that its ``kind`` names."""
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(" is empty; expected a mapping of names to methods")
-    methods = {}
+    methods: dict[str, MethodConfig] = {}
     for name, settings in tree.items():
+        check_name(name, "")
+        if str(name).lower() in map(str.lower, methods):
+            raise ConfigError(f": {name!r} differs from another method by capitals only; some file systems mix them up")
         if not isinstance(settings, dict) or "kind" not in settings:
             raise ConfigError(f"{name} needs a kind: one of {', '.join(METHODS)}")
         methods[name] = _validated(settings_class(settings["kind"], f"{name}.kind"), name, settings)
@@ -282,7 +299,7 @@ class Config:
     """One profile."""
 
     profile: str
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     cohort: CohortConfig = field(default_factory=CohortConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -380,8 +397,20 @@ class Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, which reads 1e-4 (without a dot) as text; here it is a number."""
+    """YAML 1.1, in which 1e-4 (without a dot) is a number, a key is text (``yes``, ``0012``) and stands once."""
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE]
+        for i, key in enumerate(keys):
+            key.tag = "tag:yaml.org,2002:str"
+            if key.value in [other.value for other in keys[:i]]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
@@ -402,15 +431,34 @@ def load_config(source: Config | str | Path) -> Config:
     """
     if isinstance(source, Config):
         return source
-    path = _find(source)
+    config = read_config(path := _find(source))
+    if config.profile != path.stem and not (path.parent / "model.safetensors").is_file():
+        raise ConfigError(
+            f"{path}: profile is {config.profile!r}, but the file's name is {path.stem!r}, and results go to the "
+            f"folder of the profile; write `profile: {path.stem}`, or leave the line out"
+        )
+    return config
+
+
+def read_config(path: Path, *, trust_code: bool = True) -> Config:
+    """Read the profile of a file, whatever its name: also ``config.yaml`` of a model folder.
+
+    Without ``trust_code``, a ``kind: module:Class`` whose module is not yet imported is a `ConfigError`: importing it
+    would run code.
+    """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
     tree = {"profile": path.stem} | tree
     try:
+        check_name(tree["profile"], "profile")
+        methods = tree.get("methods")
+        for name, settings in methods.items() if isinstance(methods, dict) and not trust_code else ():
+            if isinstance(settings, dict) and "kind" in settings:
+                imported_method(settings["kind"], f"methods.{name}.kind", trust_code)
         if "root" in tree:
             raise ConfigError("unknown key 'root'")
         config = _validated(Config, "", tree)
@@ -491,8 +539,17 @@ def _check_combinations(config: Config) -> None:
             f"training.clip_norm is not supported with {name}'s precision 16-mixed; set bf16-mixed, or clip_norm: null",
         )
     for name, method in config.methods.items():
-        taken = ("template", "ceiling", "posterior", "real", "mri", "age_sex", "majority", "")  # other table sources
-        demand("/" not in name and name not in taken, f"methods: {name!r} cannot be a method's name")
+        taken = (
+            "template",
+            "ceiling",
+            "posterior",
+            "real",
+            "mri",
+            "age_sex",
+            "majority",
+            "conditions",
+        )  # table sources
+        demand(name.lower() not in taken, f"methods: {name!r} cannot be a method's name: the suite uses it")
         linear = getattr(getattr(method, "network", None), "linear_path", False)
         demand(
             not (moved and linear),

@@ -22,7 +22,8 @@ def write(tmp_path):
     def write(tree, name="mine.yaml"):
         path = tmp_path / "configs" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree), encoding="utf-8")
+        text = yaml.safe_dump(tree, allow_unicode=True) if isinstance(tree, dict) else tree
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
 
     return write
@@ -71,7 +72,7 @@ def test_values_take_their_types(write):
 
 def test_a_profile_written_out_reads_back(write):
     config = load_config(write(MINIMAL | {"seed": 3}))
-    again = load_config(write(to_dict(config), "again.yaml"))
+    again = load_config(write(to_dict(config)))
     assert again == config
     assert again.digest() == config.digest()
     assert method_from_dict(to_dict(config.method("ResDM")), "test") == config.method("ResDM")
@@ -144,7 +145,17 @@ def test_the_digest_follows_the_settings_not_the_place(write):
     ("methods", {}, "methods is empty"),
     ("conditions", ["no_sexx"], "conditions[0]: no condition 'no_sexx' (did you mean 'no_sex'?)"),
     ("conditions", ["age_12"], "conditions[0]: 'age_12' is outside 18–110 years"),
-    *(("methods", {name: REGRESSION}, f"{name!r} cannot be a method's") for name in ("template", "age_sex", "a/b")),
+    *(("methods", {name: REGRESSION}, f"methods: {name!r} cannot be a method's name: the suite uses it") for name in
+      ("template", "age_sex", "Ceiling", "conditions")),
+    *(("methods", {name: REGRESSION}, f"methods: {name!r} cannot be a name; expected a letter, then") for name in
+      ("My Net", "U-Net (3D)", "a/b", "../x", "-rf", "it's", 'a"b', "Überblick", "x;ls", "$HOME", "{method}", "", "12",
+       "1e5", "+1", "nan", "+inf", "None", "yes", "null", "2024-01-31", "a\nb", "a" * 65)),
+    ("methods", {"Net": REGRESSION, "net": REGRESSION}, "methods: 'net' differs from another method by capitals only"),
+    *(("profile", name, f"profile: {name!r} cannot be a name") for name in ("", "a b", "../x", "0012", 12, True, None)),
+    ("profile", "phantom", "profile is 'phantom', but the file's name is 'mine', and results go to the folder of the"),
+    *(("seed", seed, f"seed is {seed}; expected") for seed in (-1, 2**63, 2**64, 1.0)),
+    ("methods.A", REGRESSION | {"seed": 2**63}, "methods.A.seed is 9223372036854775808; expected 0 or more, below 2⁶³"),
+    ("cohort.phantom.age_effect", float("nan"), "cohort.phantom.age_effect is nan; expected a finite number"),
     ("methods.A", REGRESSION | {"learning_rate": 0}, "methods.A.learning_rate is 0.0; expected more than 0"),
     ("methods.A", REGRESSION | {"ema": 1}, "methods.A.ema is 1.0; expected 0 (none) or a decay below 1"),
     ("methods.A", REGRESSION | {"batch_size": 0}, "methods.A.batch_size is 0; expected at least 1"),
@@ -182,6 +193,10 @@ def test_evaluators_keep_the_defaults_of_their_own_original(write):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("a: [1", "not a YAML file"),
+    ("seed: 1\nseed: 2\n", "(?s)not a YAML file: 'seed' stands twice.*line 2"),
+    ("methods: {no: {kind: regression}}", "methods: 'no' cannot be a name"),
+    ("profile: 0012\n", "profile: 10 cannot be a name"),
+    (b"\xff\xfe", "not a YAML file"),
     ("- 1\n- 2\n", "expected a mapping of settings, found list"),
     ("", "expected a mapping of settings, found NoneType"),
 ])  # fmt: skip

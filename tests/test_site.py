@@ -46,7 +46,9 @@ def config(tmp_path):
     figures.mkdir(parents=True)
     for suffix in ("csv", "tex", "json"):
         (figures / f"table1.{suffix}").write_text("a\n1\n")
-    table = f"## Table 1: Who ({NOTICE})\n\n| a | b |\n|---|--:|\n| x | 1 ± 2<br>p < 0.001 |\n\n- A note.\n"
+    table = (
+        f"## Table 1: Who ({NOTICE})\n\n| a | b |\n|---|--:|\n| <script>x</script> | 1 ± 2, p < 0.001 |\n\n- A note.\n"
+    )
     (figures / "table1.md").write_text(table)
     (figures / "figure2.png").write_bytes(b64decode(PIXEL))
     (figures / "figure2.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
@@ -55,6 +57,7 @@ def config(tmp_path):
     notebook(
         executed / "00_cohort.ipynb", "00 · Who is there?", new_output("display_data", {"image/png": PIXEL}),
         new_output("display_data", widget),
+        new_output("display_data", {"text/markdown": "| a |\n|---|\n| <script>1 < 2</script> |"}),
     )  # fmt: skip
     notebook(executed / "02_train_+A b.ipynb", "02 · Train", source="02_train", method="+A b", seconds=100.0)
     error = new_output("error", ename="ValueError", evalue="3 < 4 <b>people</b>", traceback=["ValueError"])
@@ -90,7 +93,7 @@ def test_every_file_and_notebook_is_linked_from_the_index(config):
     )  # a jump below it lands where it should
     assert tree.find(id="00_cohort").get_text() == "Who is there?"
     cells = [cell.get_text(" ") for cell in tree.find(id="table1").find_all("td")]
-    assert cells == ["x", "1 ± 2 p < 0.001"]
+    assert cells == ["<script>x</script>", "1 ± 2, p < 0.001"]
     assert NOTICE not in tree.find(id="table1").get_text()  # once, at the head of the page
     assert NOTICE[1:] in tree.find("header").get_text()
     assert "<b>" in tree.find(id="figure 9+").get_text()  # a cell's text, no tag
@@ -132,6 +135,7 @@ def test_notebooks_fold_their_code_and_drop_dead_widgets(config):
     assert not folded.has_attr("open")
     assert tree.find("img")["src"].startswith("data:image/png")
     assert "0%|bar|" not in tree.get_text()
+    assert "<script>1 < 2</script>" in tree.get_text()  # text of a table, no tag
     assert tree.find("nav").find_all("a")[0]["href"] == "../index.html"
 
 
@@ -153,7 +157,9 @@ def test_timings_are_those_of_the_records(config):
     records = config.root / ".snakemake" / "metadata"
     records.mkdir(parents=True)
     job = {"shellcmd": "resdm phantom tiny --jobs 2 2>&1 | tee log.txt", "starttime": 10.0, "endtime": 75.0}
-    others = {"shellcmd": "resdm phantom big", "starttime": 0, "endtime": 9}, {"shellcmd": None}, {"shellcmd": "resdm"}
+    job["log"] = ["work/tiny/logs/phantom.txt"]
+    foreign = job | {"shellcmd": "resdm tiny big", "log": ["work/big/logs/tiny.txt"]}  # a command of the profile's name
+    others = foreign, job | {"shellcmd": "resdm report tiny"}, {"shellcmd": None}, {"shellcmd": "resdm"}
     for i, record in enumerate((job, *others)):
         (records / b64encode(bytes([i])).decode()).write_text(json.dumps(record))
     (records / "torn").write_text('{"shellcmd": "resdm ')

@@ -15,7 +15,7 @@ from resdm.checkpoint import ABSENT, CheckpointError, describe, differences, rea
 from resdm.io import sha256, write_text
 from resdm.method import Method
 from resdm.settings import ConfigError, MethodConfig, to_dict
-from resdm_suite.profiles import Config, load_config
+from resdm_suite.profiles import Config, read_config
 
 SYNTHETIC = "synthetic, not for clinical use"
 """Notice of every synthetic volume and its sidecar."""
@@ -99,8 +99,8 @@ def save_profile_model(folder: str | Path, method: Method, config: Config, name:
     return save_model(folder, method, name=name, source=source_settings(config), **options)
 
 
-def load_card(folder: str | Path) -> ModelCard:
-    """A model folder's description, checked, without its weights.
+def load_card(folder: str | Path, *, trust_code: bool = False) -> ModelCard:
+    """A model folder's description, checked, without its weights; ``trust_code`` as in `load_model`.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def load_card(folder: str | Path) -> ModelCard:
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder}: no config.yaml there; train the method again: its weights are kept")
     try:
-        config = load_config((folder / "config.yaml").resolve())
+        config = read_config((folder / "config.yaml").resolve(), trust_code=trust_code)
     except ConfigError as error:
         raise CheckpointError(f"not a model of this version of resdm: {error}") from error
     name = meta["name"]

@@ -100,11 +100,11 @@ class Model:
     device: torch.device
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> Model:
-        """From a model folder; ``auto`` takes a GPU if there is one."""
+    def load(cls, folder: str | Path, device: str = "auto", *, trust_code: bool = False) -> Model:
+        """From a model folder; ``auto`` takes a GPU if there is one, ``trust_code`` is as in `load_model`."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        card, method = load_card(folder), load_model(folder, device)
+        card, method = load_card(folder, trust_code=trust_code), load_model(folder, device, trust_code=trust_code)
         method.adapt(card.config.training, torch.device(device))
         return cls(method, card, torch.device(device))
 

@@ -188,6 +188,9 @@ def _write_notebooks(pages: list[Page], folder: Path) -> None:
         for cell in notebook.cells:
             if "outputs" in cell:  # progress bars need a server
                 cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+            for data in (out.get("data", {}) for out in cell.get("outputs", [])):
+                if "text/markdown" in data:  # a table may hold text of the data, such as names of regions
+                    data["text/markdown"] = data["text/markdown"].replace("<", "&lt;")
         links = [("← All results", "../index.html")]
         for word, other in (("previous", pages[max(i - 1, 0) : i]), ("next", pages[i + 1 : i + 2])):
             links += [(f"{word}: {one.path.stem}", quote(f"{one.path.stem}.html")) for one in other]
@@ -265,7 +268,7 @@ def _table(path: Path, notice: str) -> tuple[str, str, str]:
 
 
 def _markdown(text: str) -> str:
-    html = str(mistune.create_markdown(escape=False, plugins=["table"])(text))
+    html = str(mistune.create_markdown(escape=True, plugins=["table"])(text))
     html = html.replace("<h3>", "<h4>").replace("</h3>", "</h4>")
     return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
 
@@ -338,9 +341,9 @@ def _commands(config: Config) -> list[tuple[str, float]]:
     for path in sorted((config.root / ".snakemake" / "metadata").rglob("*")):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             record = json.loads(path.read_text(encoding="utf-8"))
-            words = record["shellcmd"].split()
-            if words[0] == "resdm" and words[1] != "report" and config.profile in words:
-                command = record["shellcmd"].partition(" 2>&1")[0]  # without the redirection to the log
+            command = record["shellcmd"].partition(" 2>&1")[0]  # without the redirection to the log
+            own = any(log.startswith(f"work/{config.profile}/") for log in record["log"])
+            if own and command.startswith("resdm ") and not command.startswith("resdm report "):
                 found[command] = float(record["starttime"]), float(record["endtime"])
     return [(words, end - start) for words, (start, end) in sorted(found.items(), key=lambda item: item[1])]
 
