@@ -271,7 +271,7 @@ def _train(fabric: Fabric, job: _Job) -> None:
     if stored is not None:
         try:
             loop.restore(stored)
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{job.state_file}: the state of another version of {job.name!r} ({error}); delete it to start again"
             ) from error
