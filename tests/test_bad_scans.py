@@ -11,19 +11,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from native_scans import make_visit, save
 
 from resdm.io import WriteError, write_csv
 from resdm_suite.cohorts.manifest import EMPTY, ManifestError, read_manifest, write_manifest
 from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing.measures import LIMITS
-from resdm_suite.preprocessing.scans import VolumeError
+from resdm_suite.preprocessing.scans import VolumeError, form_difference, read_scan
 from resdm_suite.preprocessing.volumes import cohort_flow, preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
@@ -140,6 +144,20 @@ def complex_voxels(path, data, affine):
     nib.save(nib.Nifti1Image(data.astype(np.complex64), affine), path)
 
 
+def analyze(path, data, affine):
+    """Analyze 7.5 under the name of a NIfTI: without the magic, and the coordinates in the qform's place."""
+    image = nib.AnalyzeImage(data, None)
+    image.header.set_zooms((3.4, 3.4, 3.6))
+    image.to_filename(path.with_name("old.img"))
+    image = bytearray(path.with_name("old.hdr").read_bytes()) + bytes(4) + path.with_name("old.img").read_bytes()
+    path.write_bytes(gzip.compress(bytes(image)))
+
+
+def resized(change):
+    """Other bytes after the header, compressed again."""
+    return raw(lambda b: gzip.compress(change(gzip.decompress(b))))
+
+
 def without_cerebellum(path, data, affine):
     """Only the upper third of the field of view, as if the bed had stood too low."""
     axis = int(np.argmax(np.abs(affine[2, :3])))
@@ -179,6 +197,28 @@ BAD = {
     "sform far from qform": ("pet", far_qform, "put a corner 900 mm apart"),
     "singular affine": ("T1w", header(srow_x=[0, 0, 0, 0], qform_code=0), "its affine does not map to millimetres"),
     "affine of NaN": ("T1w", header(srow_x=[np.nan] * 4, qform_code=0), "its affine does not map to millimetres"),
+    "quaternion beyond 1": ("T1w", header(quatern_b=1.5), "its qform is no rotation; set its code to 0 if"),
+    "another quaternion a hair beyond 1": (
+        "T1w", header(quatern_b=0, quatern_c=0.707107, quatern_d=0.707108), "sform and qform"),
+    "unknown code": ("T1w", header(sform_code=7), "codes (7, 1) are not those of NIfTI"),
+    "negative code": ("T1w", header(sform_code=-1, qform_code=0), "codes (-1, 0) are not those of NIfTI"),
+    "unknown units": ("T1w", header(xyzt_units=7), "its header counts in no known unit, expected mm"),
+    "voxels of NaN": ("T1w", header(pixdim=[1, np.nan, 3, 3, 1, 1, 1, 1]), "voxels of nan × 3 × 3 mm"),
+    "infinite slope": ("pet", header(scl_slope=np.inf), "scl_slope is infinite"),
+    "intercept of NaN": ("pet", header(scl_slope=1, scl_inter=np.nan), "invalid intercept nan"),
+    "slope beyond float32": ("pet", header(scl_slope=3e38), "voxels are not finite"),
+    "negative axes": ("T1w", header(dim=[3, -58, -64, 60, 1, 1, 1, 1]), "found (-58, -64, 60) voxels, expected"),
+    "more voxels than the file": ("T1w", header(dim=[3, 1800, 1800, 1800, 1, 1, 1, 1]), "the file holds 891232"),
+    "fewer voxels than the file": ("T1w", header(dim=[3, 58, 64, 59, 1, 1, 1, 1]), "the file holds more"),
+    "offset beyond the file": ("pet", header(vox_offset=1e9), "its header states 1000537600 bytes"),
+    "offset of NaN": ("pet", header(vox_offset=np.nan), "cannot be read as NIfTI"),
+    "coloured": ("T1w", header(datatype=128, bitpix=24), "expected plain numbers"),
+    "unknown type": ("T1w", header(datatype=999), "data code 999 not recognized"),
+    "no magic": ("T1w", header(magic=b"abc"), "cannot be read as NIfTI"),
+    "Analyze 7.5": ("T1w", analyze, "cannot be read as NIfTI"),
+    "half of the voxels": ("T1w", resized(lambda b: b[: len(b) // 2]), "the file holds 445616"),
+    "twice the voxels": ("pet", resized(lambda b: b + b[352:]), "one of them is of another scan"),
+    "only a header": ("pet", resized(lambda b: b[:352]), "the file holds 352"),
     "negative PET": ("pet", stored(lambda d: -d), "empty, all voxels lie from"),
     "negative reference region": ("pet", stored(lambda d: d - 0.98 * d.max()), "reference region (cerebellum)"),
     "no cerebellum": ("pet", without_cerebellum, "does the scan cover the cerebellum"),
@@ -393,3 +433,115 @@ def test_flagged_sessions_are_left_out_by_option_only(config, monkeypatch):
     assert (excluded["person"], excluded["split"], excluded["step"]) == (high, "train", "flagged")
     assert excluded["reason"] == f"amyloid suvr max {spread.max():.2f}"
     assert cohort_flow(strict).to_numpy().tolist() == expected
+
+
+# ── formats, and headers at random ────────────────────────────────────────────────────────────────
+
+
+HEAD = np.random.default_rng(0).random((9, 10, 11), dtype=np.float32) + 0.1
+AFFINE = np.diag([4.0, 4, 4, 1])
+
+
+@pytest.mark.parametrize(("kind", "name", "good"), [
+    (nib.Nifti1Image, "a.nii.gz", True), (nib.Nifti1Image, "a.nii.bz2", True), (nib.Nifti2Image, "a.nii", True),
+    (nib.Nifti1Pair, "a.img", True), (nib.Nifti1Pair, "a.hdr", True), (nib.MGHImage, "a.mgz", True),
+    (nib.AnalyzeImage, "a.img", False), (nib.Spm99AnalyzeImage, "a.img", False), (nib.Spm2AnalyzeImage, "a.hdr", False),
+])  # fmt: skip
+def test_formats_that_do_not_state_left_and_right_are_refused(tmp_path, kind, name, good):
+    image = kind(HEAD, AFFINE)
+    if isinstance(image, nib.Nifti1Pair):
+        image.set_sform(AFFINE, code=1)
+    nib.save(image, tmp_path / name)
+    if good:
+        np.testing.assert_array_equal(read_scan(tmp_path / name).data, HEAD)
+    else:
+        with pytest.raises(VolumeError, match=r"a format that may not say which side is left.*convert it from DICOM"):
+            read_scan(tmp_path / name)
+
+
+@pytest.mark.parametrize("lost", ["a.img", "a.hdr"])
+def test_half_a_pair_and_mgh_without_orientation_are_refused(tmp_path, lost):
+    image = nib.Nifti1Pair(HEAD, AFFINE)
+    image.set_sform(AFFINE, code=1)
+    nib.save(image, tmp_path / "a.img")
+    (tmp_path / lost).unlink()
+    with pytest.raises(VolumeError, match=r"a\.(img|hdr): (no such file|cannot be read)"):
+        read_scan(tmp_path / ("a.img" if lost == "a.hdr" else "a.hdr"))
+    nib.save(nib.MGHImage(HEAD, AFFINE), tmp_path / "a.mgh")
+    content = bytearray((tmp_path / "a.mgh").read_bytes())
+    content[28:30] = bytes(2)  # goodRASFlag
+    (tmp_path / "a.mgh").write_bytes(bytes(content))
+    with pytest.raises(VolumeError, match="no orientation"):
+        read_scan(tmp_path / "a.mgh")
+
+
+def test_a_qform_that_rounding_left_a_hair_too_long_is_read(tmp_path):
+    """Squares of the quaternion that sum to 1 + 2e-6, as ANTs wrote them, beside a good sform; nibabel refuses it."""
+    affine = nib.affines.from_matvec([[-4.0, 0, 0], [0, 0, 4], [0, 4, 0]])
+    path = save(tmp_path / "a.nii.gz", HEAD, affine)
+    header(quatern_b=0, quatern_c=0.707107, quatern_d=0.707108)(path, None, None)
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nib.load(path).get_qform()
+    np.testing.assert_allclose(read_scan(path).affine, affine)
+    assert form_difference(nib.load(path)) < 0.01
+
+
+_FIELDS = {
+    "dim": st.lists(st.integers(-3, 30) | st.sampled_from([-32768, 1800, 32767]), min_size=8, max_size=8),
+    "pixdim": st.lists(st.floats(width=32), min_size=8, max_size=8),
+    "srow_x": st.lists(st.floats(width=32), min_size=4, max_size=4),
+    **{f"{form}_code": st.integers(-2, 9) for form in ("sform", "qform")},
+    **{f"quatern_{axis}": st.floats(width=32) for axis in "bcd"},
+    **{name: st.floats(width=32) for name in ("scl_slope", "scl_inter", "vox_offset", "qoffset_y")},
+    "datatype": st.sampled_from([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 1792, 2304, 77]),
+    **{name: st.integers(0, 255) for name in ("xyzt_units", "dim_info")},
+    "bitpix": st.integers(-8, 128), "sizeof_hdr": st.sampled_from([0, 348, 540, -1]), "magic": st.binary(max_size=4),
+}  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    fields=st.dictionaries(st.sampled_from(sorted(_FIELDS)), st.none(), max_size=4).flatmap(
+        lambda chosen: st.fixed_dictionaries({name: _FIELDS[name] for name in chosen})
+    ),
+    end=st.none() | st.integers(-4000, 4000), packed=st.booleans(), frames=st.booleans(),
+)  # fmt: skip
+def test_a_random_header_is_read_or_refused_in_one_line_with_no_more_memory_than_its_file(
+    tmp_path_factory, fields, end, packed, frames
+):
+    head = nib.Nifti1Image(HEAD, AFFINE)
+    head.set_sform(AFFINE, code=1)
+    content = bytearray(head.to_bytes())
+    start = nib.Nifti1Header(bytes(content[:348]), check=False)
+    for name, value in fields.items():
+        start[name] = value
+    content[:348] = start.binaryblock
+    content = bytes(content[:end] if end and end < 0 else content + bytes(end or 0))
+    path = tmp_path_factory.getbasetemp() / ("random.nii.gz" if packed else "random.nii")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    tracemalloc.start()
+    try:
+        scan, message = read_scan(path, frames=frames), ""
+    except VolumeError as error:
+        scan, message = None, str(error)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
+    if scan is None:
+        assert str(path) in message
+        assert "\n" not in message
+    else:
+        assert np.isfinite(scan.data).all()
+        assert np.isfinite(scan.affine).all()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(flips=st.dictionaries(st.integers(0, 4000), st.integers(1, 255), min_size=1, max_size=6))
+def test_flipped_bytes_of_a_compressed_scan_never_end_in_another_error(tmp_path_factory, flips):
+    path = tmp_path_factory.getbasetemp() / "flipped.nii.gz"
+    content = bytearray(gzip.compress(nib.Nifti1Image(HEAD, AFFINE).to_bytes()))
+    for place, bits in flips.items():
+        content[place % len(content)] ^= bits
+    path.write_bytes(bytes(content))
+    with suppress(VolumeError):
+        read_scan(path)

@@ -332,35 +332,117 @@ def test_frames_are_averaged(cohort):
     np.testing.assert_allclose(read_scan(path, frames=True).data, image.get_fdata().mean(3), rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize(("sidecar", "weights", "minutes", "info"), [
-    ({"FrameDuration": [60, 240, 300]}, [0.1, 0.4, 0.5], 10, "FrameDuration"),
-    ({"FrameDuration": [60000, 240000, 300000]}, [0.1, 0.4, 0.5], 10, "FrameDuration"),  # milliseconds
-    ({"FrameDuration": [300, 300, 300]}, None, 15, "FrameDuration"),
-    ({"FrameDuration": [300, 0, 300]}, None, None, "equal: FrameDuration has a frame of no duration"),
-    ({"FrameDuration": [300, None, 300]}, None, None, "equal: FrameDuration has a frame of no duration"),
-    ({"FrameDuration": [600, 300]}, None, None, "equal: FrameDuration has 2 frames, the file 3"),
-    ({"FrameDuration": 900}, None, None, "equal: FrameDuration has 1 frames, the file 3"),
-    ({"FrameDuration": "long"}, None, None, "equal: no FrameDuration beside the scan"),
-    ({}, None, None, "equal: no FrameDuration beside the scan"),
-    (None, None, None, "equal: no FrameDuration beside the scan"),
+RUN = [15] * 4 + [30] * 4 + [60] * 5 + [120] * 4 + [300] * 12  # seconds of 29 frames from injection on: 76 minutes
+FROM_INJECTION = {"FrameDuration": RUN, "FrameTimesStart": np.cumsum([0, *RUN[:-1]]).tolist(), "InjectionStart": 0}
+LATE = {"FrameDuration": [300] * 4, "FrameTimesStart": [0, 300, 600, 900], "ScanStart": 0}
+AV45, TAU, FBB = "18FAV45", "18FAV1451", "18FFBB"
+NO_TIMES = {"FrameDuration": [60, 240, 300]}
+
+
+@pytest.mark.parametrize(("tracer", "sidecar", "used", "minutes", "span"), [
+    (AV45, FROM_INJECTION, [24, 25, 26, 27], 20, [51, 71]),
+    (AV45, {key: (1000 * np.array(value)).tolist() for key, value in FROM_INJECTION.items()}, [24, 25, 26, 27], 20,
+     [51, 71]),  # milliseconds
+    (AV45, FROM_INJECTION | {"FrameTimesStart": [t / 60 for t in FROM_INJECTION["FrameTimesStart"]]},
+     [24, 25, 26, 27], 20, [51, 71]),  # minutes
+    (AV45, FROM_INJECTION | {"FrameDuration": None}, [24, 25, 26, 27], 20, [51, 71]),
+    (AV45, {"FrameDuration": RUN, "InjectionStart": 0, "ScanStart": 0}, [24, 25, 26, 27], 20, [51, 71]),
+    (AV45, FROM_INJECTION | {"InjectionStart": None}, [24, 25, 26, 27], 20, [51, 71]),
+    ("none", FROM_INJECTION, None, 76, [0, 76]),  # no window is known
+    (AV45, LATE | {"InjectionStart": -3000}, None, 20, [50, 70]),
+    (AV45, LATE | {"InjectionStart": 0, "ScanStart": 3000}, None, 20, [50, 70]),  # counted from the scan's start
+    (AV45, LATE | {"InjectionStart": 0}, None, 20, [0, 20]),
+    (AV45, LATE, None, 20, None),  # injection unknown
+    (AV45, LATE | {"InjectionStart": 3000}, None, 20, None),  # before the injection
+    (AV45, LATE | {"FrameTimesStart": [900, 600, 300, 0], "InjectionStart": -3000}, None, 20, None),
+    (AV45, LATE | {"FrameTimesStart": [0] * 4, "InjectionStart": -3000}, None, 20, None),
+    (FBB, {"FrameDuration": [600] * 6 + [300] * 4, "InjectionStart": 0,
+           "FrameTimesStart": [*range(0, 3600, 600), 5400, 5700, 6000, 6300]}, [6, 7, 8, 9], 20, [90, 110]),  # a break
+    (TAU, {"FrameDuration": [1200000, 0], "FrameTimesStart": [0, 1200000], "InjectionStart": -4800000}, None, 40,
+     [80, 120]),  # as in real sidecars
+    (AV45, NO_TIMES, None, 10, None),
+    (AV45, {"FrameDuration": [60000, 240000, 300000]}, None, 10, None),
+    (AV45, {"FrameDuration": [300, 300, 300]}, None, 15, None),
 ])  # fmt: skip
-def test_frames_are_weighted_by_their_duration(tmp_path, sidecar, weights, minutes, info):
-    data = np.random.default_rng(0).uniform(1, 9, (9, 9, 9, 3)).astype(np.float32)
-    path = tmp_path / "sub-1_pet.nii.gz"
-    nib.save(nib.Nifti1Image(data, np.diag([4, 4, 4, 1])), path)
-    if sidecar is not None:
-        (tmp_path / "sub-1_pet.json").write_text(json.dumps(sidecar))
-    scan = read_scan(path, frames=True)
-    assert scan.frames == {"number": 3, "weights": info} | ({"minutes": minutes} if minutes else {})
-    expected = data.mean(3) if weights is None else data.astype(np.float64) @ weights
-    np.testing.assert_allclose(scan.data, expected, rtol=0 if weights is None else 1e-6)
+def test_frames_of_the_window_are_averaged_by_duration(tmp_path, tracer, sidecar, used, minutes, span):
+    durations = np.array(sidecar["FrameDuration"] or RUN, float)
+    durations[durations == 0] = durations.max()
+    number = len(durations)
+    data = np.random.default_rng(0).uniform(1, 9, (9, 9, 9, number)).astype(np.float32)
+    scan = read_pet(tmp_path, data, sidecar, tracer)
+    assert (scan.frames.get("used"), scan.frames["minutes"]) == (used, minutes)
+    assert scan.frames.get("minutes_after_injection") == span
+    assert ("note" in scan.frames) == (span is None or tracer == "none")
+    used = range(number) if used is None else used
+    expected = np.average(data[..., used], axis=3, weights=durations[used])
+    np.testing.assert_allclose(scan.data, expected, rtol=1e-6)
     assert scan.data.dtype == np.float32
+
+
+@pytest.mark.parametrize(("sidecar", "fault"), [
+    ({"FrameDuration": [300, 0, 300]}, "FrameDuration has a frame of no duration"),
+    ({"FrameDuration": [300, None, 300]}, "FrameDuration has a frame of no duration"),
+    ({"FrameDuration": [-300, 300, 300]}, "FrameDuration has a frame of no duration"),
+    ({"FrameDuration": [600, 300]}, "FrameDuration has 2 frames, the file 3"),
+    ({"FrameDuration": 900}, "FrameDuration has 1 frames, the file 3"),
+    ({"FrameDuration": "long"}, "no FrameDuration beside the scan"),
+    ([300, 300, 300], "no FrameDuration beside the scan"),
+    (None, "no FrameDuration beside the scan"),
+])  # fmt: skip
+def test_frames_without_durations_count_alike_and_are_noted(tmp_path, sidecar, fault):
+    data = np.random.default_rng(0).uniform(1, 9, (9, 9, 9, 3)).astype(np.float32)
+    scan = read_pet(tmp_path, data, sidecar)
+    assert scan.frames["weights"] == f"equal: {fault}"
+    assert fault in scan.frames["note"]
+    np.testing.assert_array_equal(scan.data, data.mean(3))
+
+
+def test_frames_without_content_are_left_out(tmp_path):
+    """Empty or NaN frames do not count, nor does a hole in a frame outside the window; inside it is an error."""
+    data = np.random.default_rng(0).uniform(1, 9, (9, 9, 9, 29)).astype(np.float32)
+    data[..., 0], data[..., 25], data[4, 4, 4, 3] = 0, np.nan, np.nan
+    scan = read_pet(tmp_path, data, FROM_INJECTION)
+    assert (scan.frames["used"], scan.frames["empty"]) == ([24, 26, 27], [0, 25])
+    np.testing.assert_allclose(scan.data, data[..., [24, 26, 27]].mean(3), rtol=1e-6)
+    data[4, 4, 4, 26] = np.nan
+    with pytest.raises(VolumeError, match="1 of 729 voxels are not finite"):
+        read_pet(tmp_path, data, FROM_INJECTION)
+    with pytest.raises(VolumeError, match="empty"):
+        read_pet(tmp_path, 0 * data[..., :3], NO_TIMES)
+
+
+def test_scans_that_start_at_injection_are_refused_or_flagged(tmp_path):
+    data = np.random.default_rng(0).uniform(1, 9, (9, 9, 9, 29)).astype(np.float32)
+    for tracer in (TAU, FBB):
+        with pytest.raises(
+            VolumeError, match=f"frames from 0 to 76 min after injection, none in the window of {tracer}"
+        ):
+            read_pet(tmp_path, data, FROM_INJECTION, tracer)
+    flags = []
+    for duration, injection in ((5400, 0), (1200, 0), (1200, -3000)):  # static: a whole run, an early part, the window
+        sidecar = {"FrameDuration": [duration], "FrameTimesStart": [0], "InjectionStart": injection}
+        frames = read_pet(tmp_path, data[..., 0], sidecar).frames
+        names = {"minutes": "frame_minutes", "minutes_outside_window": "minutes_outside_window"}
+        flags.append(measure_flags({f"amyloid_{names[key]}": v for key, v in frames.items() if key in names}))
+    outside = "amyloid minutes outside window 50.00"
+    assert flags == [["amyloid frame minutes 90.00", outside], [outside], []]
+
+
+def read_pet(folder, data, sidecar, tracer=AV45):
+    """A PET written with its sidecar, and read again."""
+    path = folder / "sub-1_pet.nii.gz"
+    nib.save(nib.Nifti1Image(data, np.diag([4, 4, 4, 1])), path)
+    sidecar_path(path).write_text(json.dumps(sidecar)) if sidecar else sidecar_path(path).unlink(missing_ok=True)
+    return read_scan(path, frames=True, tracer=tracer)
 
 
 def test_the_sidecar_says_how_frames_were_averaged(cohort):
     config, index, _ = cohort
     pet = sidecar(config.volumes / index.query("present_tau == 1").iloc[0]["tau"])
-    assert pet["frames"] == {"number": 2, "weights": "FrameDuration", "minutes": 30}
+    assert pet["frames"] == {
+        "number": 2, "weights": "FrameDuration", "minutes": 30, "minutes_after_injection": [80, 110],
+        "minutes_outside_window": 5,
+    }  # fmt: skip
     assert "frames" not in sidecar(config.volumes / index.iloc[0]["t1w"])
 
 

@@ -170,7 +170,9 @@ def _preprocess(config: Config, **options: Any) -> str:
     from resdm_suite.preprocessing.volumes import preprocess
 
     index = preprocess(config, **options)
-    return f"{len(index)} sessions of {index['person'].nunique()} people in {config.volumes}"
+    text = f"{len(index)} sessions of {index['person'].nunique()} people in {config.volumes}"
+    unsure = len((config.volumes / "notes.txt").read_text(encoding="utf-8").splitlines())
+    return text + (f"; {unsure} notes on scans in notes.txt" if unsure else "")
 
 
 def _qc(config: Config, **options: Any) -> str:

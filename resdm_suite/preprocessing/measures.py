@@ -18,6 +18,7 @@ LIMITS = {
     "suvr_max": (1.1, 6.0),
     "clipped_percent": (-np.inf, 0.5),
     "frame_minutes": (-np.inf, 40.0),
+    "minutes_outside_window": (-np.inf, 20.0),
     # by quality control
     "t1w_error_mm": (-np.inf, 3.0),
     "pet_error_mm": (-np.inf, 2.0),

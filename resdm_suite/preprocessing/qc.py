@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.measures import blur, limits, measure_flags, shared_information
 from resdm_suite.preprocessing.registration import displacement
-from resdm_suite.preprocessing.scans import form_difference
+from resdm_suite.preprocessing.scans import VolumeError, form_difference, open_image
 from resdm_suite.preprocessing.volumes import read_stored, record_path, require_index, session_scans
 from resdm_suite.profiles import Config
 
@@ -195,8 +196,11 @@ def _torque(t1: np.ndarray, grid: Grid) -> float:
 
 
 def _stored_orientation(row: dict[str, Any]) -> dict[str, Any]:
-    """Axes and sform against qform of the scans, from their headers; deleted scans are skipped."""
-    images = [nib.load(path) for path in session_scans(row).values() if Path(path).is_file()]
+    """Axes and sform against qform of the scans, from their headers; scans that cannot be read now are skipped."""
+    images = []
+    for path in session_scans(row).values():
+        with suppress(VolumeError):
+            images.append(open_image(Path(path)))
     apart = [form_difference(image) for image in images if isinstance(image, nib.Nifti1Pair)]
     known = [mm for mm in apart if np.isfinite(mm)]
     axes = " ".join("".join(nib.aff2axcodes(image.affine)) for image in images)

@@ -1,40 +1,45 @@
-"""Reading scans: one NIfTI file → one volume, with every check that a scan of a head must pass."""
+"""Reading scans: one NIfTI or MGH file → one volume, with every check that a scan of a head must pass."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
+import math
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import SerializableImage
-from numpy.typing import ArrayLike
+from nibabel.openers import ImageOpener
+from nibabel.quaternions import quat2mat
 
-from resdm_suite.paths import sidecar_path
+from resdm_suite.preprocessing.frames import FrameError, average_frames
 from resdm_suite.preprocessing.registration import Scan, displacement
 
-_UNREADABLE = (
-    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, TypeError, ValueError,
-    OverflowError, MemoryError, zlib.error,
-)  # fmt: skip
+MAX_AXIS = 1024
+"""Voxels along an axis that a scan of a head has at most."""
+
+nib.imageglobals.logger.setLevel("CRITICAL")  # its remarks on headers: an error says all
+
+_CHUNK = 1 << 20  # bytes read at once
+_UNITS = {0: "mm", 1: "meter", 2: "mm", 3: "micron"}  # of NIfTI; 0: not stated
 
 
 class VolumeError(ValueError):
     """A scan that cannot be used: names the file, the fault, the expected content and the remedy."""
 
 
-def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
-    """Read a NIfTI and check that it can be a scan of a head.
+def read_scan(path: str | Path, *, frames: bool = False, tracer: str = "") -> Scan:
+    """Read a NIfTI or MGH file and check that it can be a scan of a head.
+
+    The header is checked first, then the size of the file against it, so that no more memory is taken than the file
+    fills. Other formats are refused: several of them, such as Analyze 7.5, do not say which side is left.
 
     Parameters
     ----------
     path : path
     frames : bool
-        Accept 4D too (PET) and average over time, weighted by the frames' durations in the sidecar.
+        Accept 4D too (PET) and average over time, see `resdm_suite.preprocessing.frames.average_frames`.
+    tracer : str
+        BIDS label of a PET's tracer, for the window of its frames.
 
     Returns
     -------
@@ -45,30 +50,20 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
     ------
     VolumeError
         Unreadable; wrong number of dimensions; no orientation, or two contradictory ones; voxel sizes that are not in
-        millimetres; voxels that are not finite, or all equal.
+        millimetres; voxels that are not finite, or all equal; frames without any in the tracer's window.
     """
     path = Path(path)
-    image, data = _load(path)
-    shape, averaging = data.shape, {}
-    if data.ndim == 4 and (frames or shape[3] == 1):
-        weights, description = _frame_weights(path, shape[3])
-        averaging = {"number": shape[3], **description} if shape[3] > 1 else {}
-        # NaN in any frame stays NaN
-        data = data.mean(axis=3) if weights is None else np.tensordot(data, weights.astype(np.float32), 1)
-    if data.ndim != 3:
-        expected = "3D, or 4D with frames" if frames else "one 3D volume"
-        raise VolumeError(
-            f"{path}: found {len(shape)} dimensions {shape}, expected {expected}; choose or average the volumes"
-        )
-    if min(data.shape) < 8:
-        raise VolumeError(
-            f"{path}: found {shape} voxels, expected a 3D scan of the whole head, 8 or more an axis; choose "
-            "the scan itself, not a part or a localiser"
-        )
-    affine = np.asarray(image.affine, dtype=np.float64)
+    image = open_image(path)
+    shape, affine = _check_shape(image, path, frames), np.asarray(image.affine, dtype=np.float64)
+    _check_affine(affine, path)
     if isinstance(image, nib.Nifti1Pair):
         _check_orientation(image, path)
-    _check_affine(affine, path)
+    data, averaging = image_data(image, path).reshape(shape), {}
+    if frames:
+        try:
+            data, averaging = average_frames(data.reshape(*shape[:3], -1), path, tracer)
+        except FrameError as error:
+            raise VolumeError(f"{path}: {error}") from None
     bad_voxels = int(np.count_nonzero(~np.isfinite(data)))
     if bad_voxels:
         raise VolumeError(
@@ -83,62 +78,93 @@ def read_scan(path: str | Path, *, frames: bool = False) -> Scan:
 
 
 def form_difference(image: nib.Nifti1Pair) -> float:
-    """Largest distance in mm between a scan's corners by sform and by qform; NaN if one is not set."""
+    """Largest distance in mm between a scan's corners by sform and by qform; NaN if one is not set or is none."""
     if image.header["sform_code"] == 0 or image.header["qform_code"] == 0:
         return np.nan
     ends = [(0, n - 1) for n in image.shape[:3]]
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
-    return float(displacement(image.get_sform(), image.get_qform(), corners).max())
+    return float(displacement(image.header.get_sform(), _qform(image.header), corners).max())
 
 
-def _load(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
-    """An image and its voxels as float32."""
+def open_image(path: Path) -> nib.spatialimages.SpatialImage:
+    """A NIfTI or MGH image whose file holds all voxels that its header states; no voxel is in memory yet.
+
+    Raises `VolumeError` if it is no such file.
+    """
     if path.is_dir():
         raise VolumeError(f"{path}: found a folder, expected a NIfTI file; name the file in it")
     try:
         image = nib.load(path)
+        if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
+            raise TypeError(f"found {type(image).__name__}, a format that may not say which side is left")
         if image.get_data_dtype().kind not in "buif":
             raise TypeError(f"voxels of type {image.get_data_dtype()}, expected plain numbers")
-        return image, np.asarray(_voxels(image, path), dtype=np.float32)
-    except FileNotFoundError:
-        raise VolumeError(f"{path}: no such file; correct its path in the manifest, or copy the scan there") from None
-    except _UNREADABLE as error:
-        raise VolumeError(f"{path}: cannot be read as NIfTI ({error}); copy or convert the scan again") from None
+        if isinstance(image, nib.MGHImage) and not _states_orientation(path):
+            raise TypeError("no orientation (goodRASFlag is 0)")
+        if isinstance(image, nib.Nifti1Pair) and np.isinf(_stored_header(image)["scl_slope"]):
+            raise TypeError("scl_slope is infinite")
+        _check_size(image)
+    except FileNotFoundError as error:
+        missing = Path(error.filename or path)
+        raise VolumeError(
+            f"{missing}: no such file; correct its path in the manifest, or copy the scan there"
+        ) from None
+    except Exception as error:  # a broken header raises whatever nibabel, numpy or zlib meet first
+        raise _unreadable(path, error) from None
+    return image
 
 
-def _voxels(image: nib.spatialimages.SpatialImage, path: Path) -> ArrayLike:
-    """Voxels of an image. A gzip file is read to its end, where its checksum is: nibabel stops at the last voxel."""
-    if path.suffix != ".gz":
-        return image.dataobj
-    with gzip.open(path) as stream:
-        content = stream.read()
-    one_file = isinstance(image, SerializableImage)
-    return type(image).from_bytes(content).dataobj if one_file else image.dataobj
-
-
-def _frame_weights(path: Path, number: int) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Each frame's share of the total duration, from a PET's sidecar, and a description with the minutes.
-
-    None means equal weights: the durations are equal, unknown, or not those of the frames.
-    """
+def image_data(image: nib.spatialimages.SpatialImage, path: Path) -> np.ndarray:
+    """All voxels of an image as float32, scaled; `VolumeError` if they cannot be read."""
     try:
-        sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-        durations = np.array(sidecar["FrameDuration"], dtype=np.float64)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, {"weights": "equal: no FrameDuration beside the scan"}
-    if durations.shape != (number,):
-        return None, {"weights": f"equal: FrameDuration has {durations.size} frames, the file {number}"}
-    if not (np.isfinite(durations).all() and durations.min() > 0):
-        return None, {"weights": "equal: FrameDuration has a frame of no duration"}
-    shares = durations / durations.sum() if np.ptp(durations) else None
-    per_minute = 60_000 if durations.max() > 10_000 else 60  # some converters write milliseconds
-    return shares, {"weights": "FrameDuration", "minutes": round(float(durations.sum()) / per_minute, 3)}
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is found there
+            return np.asarray(image.dataobj, dtype=np.float32)
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> VolumeError:
+    reason = " ".join(f"{error}".split()) or type(error).__name__
+    return VolumeError(f"{path}: cannot be read as NIfTI ({reason}); copy the scan or convert it from DICOM again")
+
+
+def _check_size(image: nib.spatialimages.SpatialImage) -> None:
+    """Compare the bytes in a file, decompressed, with those that its header states."""
+    proxy, file = image.dataobj, image.file_map["image"].filename
+    plane = math.prod(sorted(map(int, proxy.shape[:3]))[:2]) * proxy.dtype.itemsize
+    voxels = math.prod(map(int, proxy.shape)) * proxy.dtype.itemsize
+    expected, found = int(proxy.offset) + voxels, 0
+    with ImageOpener(file) as stream:  # to its end, where a gzip file has its checksum
+        while found - expected < plane and (chunk := stream.read(_CHUNK)):
+            found += len(chunk)
+    if not 0 <= expected <= found:
+        raise ValueError(f"its header states {expected} bytes, the file holds {found}")
+    if found - expected >= plane and isinstance(image, nib.Nifti1Pair):  # less is padding; MGH has entries at the end
+        raise ValueError(f"its header states {expected} bytes, the file holds more: one of them is of another scan")
+
+
+def _check_shape(image: nib.spatialimages.SpatialImage, path: Path, frames: bool) -> tuple[int, ...]:
+    """Shape of the scan, without axes of length 1 at its end."""
+    shape = tuple(map(int, image.shape))
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in ((3, 4) if frames else (3,)):
+        expected = "3D, or 4D with frames" if frames else "one 3D volume"
+        raise VolumeError(
+            f"{path}: found {len(shape)} dimensions {shape}, expected {expected}; choose or average the volumes"
+        )
+    if min(shape[:3]) < 8 or max(shape[:3]) > MAX_AXIS:
+        raise VolumeError(
+            f"{path}: found {shape} voxels, expected a 3D scan of the whole head, 8 or more an axis and at most "
+            f"{MAX_AXIS}; choose the scan itself, not a part or a localiser"
+        )
+    return shape
 
 
 def _check_affine(affine: np.ndarray, path: Path) -> None:
-    size = voxel_sizes(affine)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * size.prod():
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * voxel_sizes(affine).prod():
         raise VolumeError(f"{path}: its affine does not map to millimetres: {affine.tolist()}; convert the scan again")
+    size = voxel_sizes(affine)
     if size.min() < 0.2 or size.max() > 15:
         sizes = " × ".join(f"{mm:g}" for mm in size)
         raise VolumeError(f"{path}: voxels of {sizes} mm, expected 0.2 to 15 mm; are the units millimetres?")
@@ -150,23 +176,30 @@ def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
     With different codes (such as scanner and template) sform and qform may differ, and the sform is used. But left
     cannot be right in any space.
     """
-    header = image.header
-    codes = int(header["sform_code"]), int(header["qform_code"])
+    header, stored = image.header, _stored_header(image)
+    codes = int(stored["sform_code"]), int(stored["qform_code"])
     if codes == (0, 0):
         raise VolumeError(
             f"{path}: no orientation (sform and qform codes are 0), so left and right are unknown; "
             "convert the scan from DICOM again"
         )
-    units = header.get_xyzt_units()[0]
-    if units not in ("mm", "unknown"):
+    if not all(0 <= code <= 5 for code in codes):
+        raise VolumeError(f"{path}: sform and qform codes {codes} are not those of NIfTI (0 to 5); convert it again")
+    units = _UNITS.get(int(stored["xyzt_units"]) % 8, "no known unit")
+    if units != "mm":
         raise VolumeError(f"{path}: its header counts in {units}, expected mm; correct the header's units")
-    sizes = _stored_header(image)["pixdim"][1:4]
-    if codes[0] == 0 and not np.all(np.abs(sizes) > 0):
+    sizes = stored["pixdim"][1:4]
+    if codes[1] and not (np.isfinite(sizes).all() and np.all(np.abs(sizes) > 0)):
         shown = " × ".join(f"{mm:g}" for mm in sizes)
         raise VolumeError(f"{path}: voxels of {shown} mm in its header; convert the scan from DICOM again")
-    if 0 in codes:
+    if codes[1] == 0:
         return
-    if np.linalg.det(image.get_sform()[:3, :3]) * np.linalg.det(image.get_qform()[:3, :3]) < 0:
+    qform = _qform(header)
+    if not np.isfinite(qform).all():
+        raise VolumeError(f"{path}: its qform is no rotation; set its code to 0 if the sform is right")
+    if codes[0] == 0:
+        return
+    if np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
         raise VolumeError(
             f"{path}: sform and qform disagree on which side is left; find out which is right, and set the other's "
             "code to 0"
@@ -177,6 +210,31 @@ def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
             f"{path}: sform and qform (both of code {codes[0]}) put a corner {apart:.0f} mm apart; find out which is "
             "right, and set the other's code to 0"
         )
+
+
+def _qform(header: nib.Nifti1Header) -> np.ndarray:
+    """The qform (4, 4); NaN if its quaternion is no rotation.
+
+    As the NIfTI library does, a quaternion that rounding made a little longer than 1 is shortened to 1; nibabel refuses
+    it.
+    """
+    vector = np.array([header[f"quatern_{name}"] for name in "bcd"], dtype=np.float64)
+    length = float(vector @ vector)
+    if not length <= 1.01:
+        return np.full((4, 4), np.nan)
+    if length <= 1:
+        return header.get_qform()
+    affine = np.eye(4)
+    sides = header["pixdim"][1:4] * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
+    affine[:3, :3] = quat2mat([0, *vector / np.sqrt(length)]) * sides
+    affine[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
+    return affine
+
+
+def _states_orientation(path: Path) -> bool:
+    """Whether an MGH header has an orientation of its own: nibabel replaces a missing one by a usual one."""
+    with ImageOpener(path) as stream:
+        return any(stream.read(30)[28:])
 
 
 def _stored_header(image: nib.Nifti1Pair) -> nib.Nifti1Header:

@@ -59,9 +59,10 @@ def pet_on_grid(
         "clipped_percent": measured["clipped_percent"],
         "regional_suvr": regional,
     }
-    if pet.frames:  # a scan of more than 40 minutes began before the tracer's late window
+    if pet.frames:
         sidecar["frames"] = pet.frames
-        measured |= {"frame_minutes": pet.frames["minutes"]} if "minutes" in pet.frames else {}
+        names = {"minutes": "frame_minutes", "minutes_outside_window": "minutes_outside_window"}
+        measured |= {name: pet.frames[key] for key, name in names.items() if key in pet.frames}
     return array, sidecar, measured
 
 

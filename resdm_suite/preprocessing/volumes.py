@@ -8,7 +8,7 @@ session whose ``space`` is MNI152 is resampled by its headers, without registrat
 
 Finished sessions are not repeated: each leaves a record with the digests of its inputs and settings, written last. A
 killed call loses the sessions in work only. ``excluded.csv`` lists the sessions of the manifest that are not in
-``index.csv``, with the reason.
+``index.csv``, with the reason; ``notes.txt`` what is unsure of the scans that are used.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from joblib import Parallel, delayed, effective_n_jobs
 from nibabel.affines import voxel_sizes
 from tqdm.auto import tqdm
 
-from resdm.io import atomic, remove, sha256, write_csv, write_json, write_text
+from resdm.io import atomic, remove, sha256, write_json, write_text
 from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
 from resdm_suite.anatomy import Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import SPACE, ManifestError, read_manifest
 from resdm_suite.paths import sidecar_path, stem
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
-from resdm_suite.preprocessing.registration import register_rigid
-from resdm_suite.preprocessing.scans import VolumeError, read_scan
+from resdm_suite.preprocessing.registration import Scan, register_rigid
+from resdm_suite.preprocessing.scans import VolumeError, image_data, open_image, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.preprocessing.t1 import registration_errors, t1_on_grid
 from resdm_suite.profiles import Config
 
-REVISION = 5
+REVISION = 6
 """Raise it whenever the same scans and settings give other volumes, so that old ones are made again."""
 
 _INDEX_MEASURES = ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")
@@ -171,13 +171,13 @@ def read_record(config: Config, row: Row) -> dict[str, Any]:
 
 def read_stored(path: Path, grid: Grid) -> np.ndarray:
     """A preprocessed volume (X, Y, Z); `VolumeError` if it does not lie on the grid."""
-    image = nib.load(path)
+    image = open_image(path)
     if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
         raise VolumeError(
             f"{path}: volumes of unequal grid: found {image.shape} at {voxel_sizes(image.affine)[0]:g} mm, expected "
             f"{grid.shape} at {grid.voxel_mm:g} mm; delete the file and preprocess again"
         )
-    return image.get_fdata(dtype=np.float32)
+    return image_data(image, path)
 
 
 def _key(row: Row) -> tuple[str, str]:
@@ -228,7 +228,7 @@ def _check_session(config: Config, row: Row) -> list[str]:
             problems.append(f"{path}: by its name no {what} scan; put each scan in the correct column of the manifest")
             continue
         try:
-            read_scan(path, frames=what != "t1w")
+            _read(row, what)
         except VolumeError as error:
             problems.append(str(error))
             continue
@@ -236,6 +236,11 @@ def _check_session(config: Config, row: Row) -> list[str]:
         if twin != what:
             problems.append(f"{path}: the same bytes as the session's {twin}; correct the path in column {what}")
     return problems
+
+
+def _read(row: Row, what: str) -> Scan:
+    """One scan of a session: ``t1w``, or a tracer with its frames averaged."""
+    return read_scan(row[what]) if what == "t1w" else read_scan(row[what], frames=True, tracer=row[f"{what}_tracer"])
 
 
 def _try_session(config: Config, row: Row) -> list[str]:
@@ -254,7 +259,7 @@ def _write_session(config: Config, row: Row) -> None:
     for what, path in session_scans(row).items():
         status = os.stat(path)
         inputs[what] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
-        scans[what] = read_scan(path, frames=what != "t1w")
+        scans[what] = _read(row, what)
     outputs = _outputs(row)
     remove(record_path(config, row))
 
@@ -289,7 +294,9 @@ def _write_session(config: Config, row: Row) -> None:
     for stale in set(record_path(config, row).parent.glob("*/*_desc-preproc_*")) - written:
         stale.unlink()  # of a PET that the manifest no longer has
     record = {"settings": digest, "inputs": inputs, "outputs": outputs, "measured": measured}
-    write_json(record_path(config, row), record | ({"space": row["space"]} if row["space"] else {}))
+    record |= {"space": row["space"]} if row["space"] else {}
+    notes = [f"{row[what]}: {scan.frames['note']}" for what, scan in scans.items() if "note" in scan.frames]
+    write_json(record_path(config, row), record | ({"notes": notes} if notes else {}))
 
 
 # ── the cohort ────────────────────────────────────────────────────────────────────────────────────
@@ -337,7 +344,10 @@ def _pack(
     excluded += [(row.person, row.session, "flagged", row.flags) for row in index[left_out].itertuples()]
     if len(excluded) == len(frame):
         _refuse_empty(config, excluded)
-    _write_excluded(folder / "excluded.csv", excluded, frame)
+    table = pd.DataFrame(excluded, columns=["person", "session", "step", "reason"]).sort_values(["person", "session"])
+    table = table.merge(frame[["person", "session", "split"]])[_EXCLUDED]
+    _write_changed(folder / "excluded.csv", table.to_csv(index=False, lineterminator="\n"))
+    _write_changed(folder / "notes.txt", "".join(f"{note}\n" for record in records for note in record.get("notes", ())))
     records = [record for record, out in zip(records, left_out, strict=True) if not out]
     index = index[~left_out].reset_index(drop=True)
 
@@ -370,11 +380,9 @@ def _pack(
     return index
 
 
-def _write_excluded(path: Path, excluded: list[tuple[str, ...]], frame: pd.DataFrame) -> None:
-    table = pd.DataFrame(excluded, columns=["person", "session", "step", "reason"]).sort_values(["person", "session"])
-    table = table.merge(frame[["person", "session", "split"]])[_EXCLUDED]
-    if not path.is_file() or path.read_text(encoding="utf-8") != table.to_csv(index=False, lineterminator="\n"):
-        write_csv(path, table)
+def _write_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def _write_arrays(config: Config, index: pd.DataFrame, records: list[dict[str, Any]]) -> None:
