@@ -148,4 +148,4 @@ def test_an_upload_that_fails_is_reported_in_one_line(folder, remote, monkeypatc
 
     monkeypatch.setattr(hub.HfApi, "create_repo", refuse)
     assert cli.main(["model", "push", str(folder), "lab/resdm"]) == 2
-    assert capsys.readouterr().err == f"resdm model: lab/resdm: not uploaded ({reason})\n"
+    assert capsys.readouterr().err == f"resdm model push: lab/resdm: not uploaded ({reason})\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import nibabel as nib
@@ -21,7 +22,7 @@ from resdm_suite.apps import single_scan as scans
 from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
-from resdm_suite.evaluation.suvr import regional_means, to_suvr
+from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.scans import VolumeError
 
@@ -151,25 +152,29 @@ def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
     assert np.abs(draws[1] - draws[0]).max() > 0
     for channel, tracer in enumerate(("amyloid", "tau")):
         mean = nib.load(files[tracer]).get_fdata()
-        np.testing.assert_allclose(mean, np.mean([d[channel] for d in draws], axis=0), atol=1e-6)
+        np.testing.assert_allclose(mean, 3 * np.mean([d[channel] for d in draws], axis=0), atol=3e-6)  # SUVR of 0 to 3
         grid = loaded.grid
         native = nib.load(files[f"{tracer}_native"])
         assert files[f"{tracer}_native"].name.replace("T1w", "MNI152") == files[tracer].name
         assert native.shape == (20, 22, 18)
-        # SUVR of 0 to 3, so three times the intensity; where the MRI's voxel is well inside the brain
         centre = tuple(np.round(apply_affine(np.linalg.inv(native.affine), CENTRE_MM)).astype(int))
         place = apply_affine(np.linalg.inv(grid.affine), apply_affine(native.affine, centre))
-        there = 3 * ndimage.map_coordinates(mean, place[:, None], order=1)[0]
+        there = ndimage.map_coordinates(mean, place[:, None], order=1)[0]
         assert native.get_fdata()[centre] == pytest.approx(there, rel=1e-4)
     sidecar = json.loads(sidecar_path(files["tau_native"]).read_text())
-    assert (sidecar["units"], sidecar["space"], sidecar["statistic"]) == ("SUVR", "T1w", "mean over samples")
+    assert (sidecar["space"], sidecar["statistic"]) == ("T1w", "mean over samples")
     assert (sidecar["seed"], sidecar["samples"], sidecar["prompt"]) == (5, 3, {"age": 74, "sex": "F"})
     assert sidecar["source"]["sha256"] == sha256(t1w)
     assert sidecar["model"]["sha256"] == sha256(model / "model.safetensors")
     assert sidecar["source"]["versions"]["resdm"]
     assert sidecar["notice"] == "synthetic, not for clinical use"
-    units = json.loads(sidecar_path(files["tau"]).read_text())["units"]
-    assert units.startswith("intensity: SUVR = low + (high − low)")
+    units = {name: json.loads(sidecar_path(path).read_text())["Units"] for name, path in files.items()
+             if path.name.endswith(".nii.gz")}  # fmt: skip
+    assert units == dict.fromkeys(["amyloid", "tau", "amyloid_native", "tau_native"], "SUVR") | {
+        "mri": "1 (T1 scaled to [0, 1])"
+    }
+    with pytest.raises(ValueError, match=r"intensity is \{'kind': 'suvr'\}"):  # it is not to be scaled a second time
+        sidecar_range(files["tau"])
     table = pd.read_csv(files["suvr"])
     regional = [regional_means(to_suvr(d[1], (0.0, 3.0)), loaded.grid, "tau")["thalamus"] for d in draws]
     row = table.query("tracer == 'tau' and region == 'thalamus'").iloc[0]
@@ -187,11 +192,11 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
     torch.manual_seed(9)
     synthesise_scan(t1w, model, tmp_path / "b", age=74, sex="F", samples=2, seed=1, allow_phantom_model=True)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    assert len(digests(tmp_path / "a")) == 4 * 2 + 1 + 1 + 3 + 1  # PETs with sidecars, T1, SUVRs, picture, record
+    assert len(digests(tmp_path / "a")) == 5 * 2 + 1 + 3 + 1  # PETs and T1 with sidecars, SUVRs, picture, record
     synthesise_scan(t1w, model, tmp_path / "c", age=74, sex="F", samples=2, seed=2, allow_phantom_model=True)
     assert sha256(one["tau"]) != sha256(tmp_path / "c" / one["tau"].name)
     for path in (tmp_path / "a").iterdir():  # every file names its origin
-        if path.suffix in (".json", ".csv"):
+        if path.suffix in (".json", ".csv") and "preproc_T1w" not in path.name:
             assert "made by a phantom-trained model" in path.read_text(), path.name
         if path.suffix == ".gz" and "_pet" in path.name:
             assert b"made by a phantom-trained model" in bytes(nib.load(path).header["descrip"])
@@ -224,7 +229,39 @@ def test_a_single_sample_is_its_own_mean(tmp_path, t1w, registered, undrawn):
     model = folder(tmp_path)
     files = synthesise_scan(t1w, model, tmp_path / "out", samples=1)
     pet = Model.load(model).synthesise(Sessions()[0][0][0].numpy(), None, None, seed=0)
-    np.testing.assert_array_equal(nib.load(files["tau"]).get_fdata(dtype=np.float32), pet[1])
+    np.testing.assert_array_equal(nib.load(files["tau"]).get_fdata(dtype=np.float32), 3 * pet[1])
+
+
+def test_intensities_without_a_scale_have_no_suvr(tmp_path, t1w, registered, undrawn):
+    config = make_config(tmp_path)
+    config = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, intensity="minmax"))
+    model = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
+    files = synthesise_scan(t1w, model, tmp_path / "out", samples=1)
+    assert "suvr" not in files
+    for name in ("tau", "tau_native"):
+        assert nib.load(files[name]).get_fdata().max() <= 1
+        assert json.loads(sidecar_path(files[name]).read_text())["Units"] == "1 (each scan scaled to [0, 1]; no SUVR)"
+
+
+def test_two_mris_of_one_name_do_not_share_a_folder(tmp_path, t1w, registered, undrawn):
+    """One MRI at a time and by a table: the second is refused, and the first one's files stay."""
+    model, other = folder(tmp_path), save(tmp_path / "b" / t1w.name, np.zeros((9, 9, 9), np.float32), np.eye(4))
+    for scan in (t1w, other):
+        scan.rename(scan.with_name("T1.nii.gz"))
+    t1w, other = tmp_path / "T1.nii.gz", tmp_path / "b" / "T1.nii.gz"
+    synthesise_scan(t1w, model, tmp_path / "out", samples=1)
+    table = write_table(tmp_path, "sub-1,,T1.nii.gz,70,F,")
+    synthesise_scans(table, model, tmp_path / "out", samples=1)
+    before = digests(tmp_path / "out")
+    with pytest.raises(ScanError, match=r"b/T1\.nii\.gz: .*out holds the PETs of another MRI under the name sub-T1 "):
+        synthesise_scan(other, model, tmp_path / "out", samples=1)
+    write_table(tmp_path, "sub-1,,b/T1.nii.gz,70,F,")
+    (row,) = synthesise_scans(table, model, tmp_path / "out", samples=1).to_dict("records")
+    assert row["status"] == "failed"
+    assert "holds the PETs of another MRI" in row["message"]
+    assert digests(tmp_path / "out") == before
+    synthesise_scan(t1w, model, tmp_path / "out", age=80, samples=1)  # the same MRI again, with another prompt
+    assert digests(tmp_path / "out") != before
 
 
 def test_mean_and_std_by_recurrence():
@@ -260,6 +297,8 @@ def test_folders_without_a_model_are_refused(tmp_path, t1w, registered):
     ({"sex": ("F", "M")}, r"unknown sex \('F', 'M'\)"),
     ({"sex": "unknown"}, "unknown sex 'unknown'; expected one of F, M, or none"),
     ({"samples": 0}, "samples: 0; expected at least 1"),
+    ({"seed": -1}, "seed: -1; expected 0 or more"),
+    ({"seed": 2**63}, "seed: 9223372036854775808; expected 0 or more, below"),
 ])  # fmt: skip
 def test_impossible_prompts_are_refused(tmp_path, t1w, registered, prompt, message):
     with pytest.raises(ValueError, match=message):

@@ -130,6 +130,7 @@ def test_files_affine_and_sidecar(folder, people, tmp_path):
     assert sidecar["prompt"] == {"age": 65.0, "sex": "M"}
     assert sidecar["model"]["sha256"] == sha256(folder / "model.safetensors")
     assert sidecar["intensity"] == {"kind": "fixed", "suvr_range": [0.0, 3.0]}
+    assert sidecar["Units"] == "1 (SUVR = 3 × value)"
     assert (sidecar["seed"], sidecar["steps"]) == (0, None)
     timing = json.loads((out / "timing.json").read_text())
     assert timing["sessions"] == 5
@@ -283,7 +284,7 @@ def test_an_impossible_shard_is_refused(folder, people, tmp_path):
 
 
 def test_one_mri(folder, tmp_path):
-    files = synthesise_mri(
+    files, pets = synthesise_mri(
         Model.load(folder),
         mri(0),
         tmp_path / "out",
@@ -301,7 +302,8 @@ def test_one_mri(folder, tmp_path):
     pet = Model.load(folder).synthesise(mri(0), 74, "F", seed=4)
     for channel, tracer in enumerate(("amyloid", "tau")):
         image = nib.load(files[tracer])
-        np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), pet[channel])
+        np.testing.assert_array_equal(pets[channel], pet[channel])
+        np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), 3 * pet[channel])  # SUVR
         np.testing.assert_array_equal(image.affine, Grid(SHAPE, 12.0).affine)
     sidecar = json.loads(sidecar_path(files["tau"]).read_text())
     assert sidecar["prompt"] == {"age": 74, "sex": "F"}
@@ -314,7 +316,7 @@ def test_a_phantom_model_is_refused_unless_allowed_and_its_outputs_carry_a_notic
     model = Model.load(save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain"))
     with pytest.raises(SynthesisError, match=r"was trained on phantoms only.*--allow-phantom-model"):
         check_phantom(model.card, False)
-    files = synthesise_mri(model, mri(0), tmp_path / "out", age=74, sex="F", seed=0)
+    files, _ = synthesise_mri(model, mri(0), tmp_path / "out", age=74, sex="F", seed=0)
     for tracer in ("amyloid", "tau"):
         assert b"made by a phantom-trained model" in bytes(nib.load(files[tracer]).header["descrip"])
         sidecar = json.loads(sidecar_path(files[tracer]).read_text())

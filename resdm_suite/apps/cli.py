@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +27,8 @@ from resdm_suite.profiles import SOURCES, Config, load_config
 if TYPE_CHECKING:
     from resdm_suite.cohorts.matching import Cohort
 
-BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
-"""Exit codes other than 0; argparse uses 2 for the same."""
+BAD_INPUT, UNEXPECTED, INTERRUPTED, CLOSED_PIPE = 2, 1, 130, 141
+"""Exit codes other than 0; argparse uses 2 for the same, a shell 130 and 141 for the signals."""
 
 COMMANDS: dict[str, tuple[str, str, str | Callable[..., Any], tuple]] = {}
 """Name → help, example, what to run, arguments. What runs is a function, or the place of one to import on use."""
@@ -39,9 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done; 2: bad input, with one line on standard error; 1: an unexpected error, with its traceback.
     """
-    options = vars(_parser().parse_args(arguments))
+    try:
+        with suppress(AttributeError):  # a replaced or closed stream
+            sys.stdout.reconfigure(errors="replace")
+        try:
+            return _run(vars(_parser().parse_args(arguments)))
+        finally:
+            print(end="", flush=True)  # a closed pipe or a full disk is an error here, not at exit
+    except OSError as error:  # of standard output
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # such as `resdm check | head -1`
+            return CLOSED_PIPE
+        print(f"resdm: standard output: {error.strerror}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(options: dict[str, Any]) -> int:
     command, run = options.pop("command"), options.pop("run")
-    options.pop("action", None)
+    command += f" {options.pop('action')}" if "action" in options else ""
     try:
         if "profile" in options:
             options["config"] = load_config(options.pop("profile"))
@@ -54,9 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if _is_deliberate(error):
-            print(f"resdm {command}: {error}", file=sys.stderr)
+            print(f"resdm {command}: {_text(error)}", file=sys.stderr)
             return BAD_INPUT
         traceback.print_exc()
         return UNEXPECTED
@@ -65,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_deliberate(error: Exception) -> bool:
     """Whether this package raised an error on purpose, about its input."""
-    if type(error).__module__.startswith("resdm") or isinstance(error, FileNotFoundError):
+    if type(error).__module__.startswith("resdm") or isinstance(error, OSError | MemoryError):
         return True
     if not isinstance(error, ValueError):
         return False
@@ -73,6 +94,15 @@ def _is_deliberate(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
     return frame.f_globals.get("__name__", "").startswith("resdm") and line.startswith("raise")
+
+
+def _text(error: Exception) -> str:
+    """The error, with a remedy where the system raised it."""
+    if isinstance(error, OSError) and error.errno and error.filename:
+        return f"{error.filename}: {error.strerror}; correct this and run the same command again: finished files stay"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error}); use a smaller grid or fewer --jobs"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,11 +140,26 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+def _integer(low: int, *others: int) -> Callable[[str], int]:
+    """A type of arguments: ``low`` or more, or one of ``others``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not (low <= value < 2**63 or value in others):
+            words = "".join(f" or {other}" for other in others)
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} to below 2⁶³{words}")
+        return value
+
+    return parse
+
+
+def _repository(text: str) -> str:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text, flags=re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected user/name, as on the Hugging Face Hub")
+    return text
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -123,6 +168,8 @@ def _shard(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with 1 ≤ I ≤ N, such as 2/4")
     return int(part), int(parts)
 
+
+CODE = " (code of this module runs)"
 
 # ── commands of more than one call ────────────────────────────────────────────────────────────────
 
@@ -266,7 +313,7 @@ def _summary(config: Config) -> list[str]:
         f"profile {config.profile}, digest {config.digest()}: valid" + (f" ({config.notice})" if config.notice else ""),
         f"cohort {config.cohort.kind}, grid {shape} of {grid.voxel_mm:g} mm, seed {config.seed}",
         f"training {budget}, batch {training.batch_size}, {training.precision}",
-        *(f"method {name}: {method.kind}" for name, method in config.methods.items()),
+        *(f"method {name}: {method.kind}{CODE * (':' in method.kind)}" for name, method in config.methods.items()),
         *(f"{'there' if path.exists() else 'not there yet'}: {what}, {path}" for what, path in places.items()),
     ]
 
@@ -275,10 +322,11 @@ def _summary(config: Config) -> list[str]:
 
 PROFILE = _argument("profile", nargs="?", default="phantom", help="name or path of a YAML file (default: phantom)")
 METHODS = _argument("method", nargs="*", help="methods of the profile (default: all)")
-JOBS = _argument("--jobs", type=int, default=1, help="people at a time; -1: one per core (default: 1)")
+JOBS = _argument("--jobs", type=_integer(1, -1), default=1, help="people at a time; -1: one per core (default: 1)")
 QUIET = _argument("--quiet", dest="progress", action="store_false", help="show no progress bar")
 FOLDER = _argument("folder", type=Path, help="model folder")
-REPOSITORY = _argument("repository", metavar="user/name", help="repository of the Hugging Face Hub")
+REPOSITORY = _argument("repository", type=_repository, metavar="user/name", help="repository of the Hugging Face Hub")
+TRUST = _argument("--trust-code", action="store_true", help="run the code of a model whose kind is module:Class")
 
 # fmt: off
 _command("phantom", "generate the phantom cohort as a BIDS dataset", "smoke --jobs -1",
@@ -289,7 +337,7 @@ _command("manifest", "list the sessions of a source, with their split, in manife
          _argument("--tables", type=Path, metavar="FOLDER", help="adni: the study's tables (default: the profile's)"),
          _argument("--draw-split", action="store_true", help="csv, released: draw a split even if the source has one"),
          _argument("--download", action="store_true", help="openneuro: fetch the missing scans first"),
-         _argument("--jobs", type=_positive, default=4, help="parallel connections of the download (default: 4)"),
+         _argument("--jobs", type=_integer(1), default=4, help="parallel connections of the download (default: 4)"),
          _argument("--url", metavar="URL", help="mirror of the download's bucket"))
 _command("preprocess", "register and scale every scan of the manifest onto the profile's grid", "adni --jobs 8",
          _preprocess, PROFILE, JOBS, QUIET)
@@ -317,21 +365,21 @@ _command("synthesise", "synthesise both PETs of one person, or of a table, from 
          _argument("--sex", choices=SEXES, action=_Once, help="without it, the prompt has no sex"),
          _argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM"),
          _argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder"),
-         _argument("--samples", type=_positive, default=4, help="samples; their mean is written (default: 4)"),
-         _argument("--seed", type=int, help="seed of the noise (default: the model's)"),
-         _argument("--steps", type=_positive, help="sampling steps (default: the model's)"),
+         _argument("--samples", type=_integer(1), default=4, help="samples; their mean is written (default: 4)"),
+         _argument("--seed", type=_integer(0), help="seed of the noise (default: the model's)"),
+         _argument("--steps", type=_integer(1), help="sampling steps (default: the model's)"),
          _argument("--allow-phantom-model", action="store_true",
-                   help="use a model of phantoms for a real MRI; every output carries a notice"),
+                   help="use a model of phantoms for a real MRI; every output carries a notice"), TRUST,
          _argument("--quiet", action="store_true", help="print errors only"),
          _argument("--json", dest="as_json", action="store_true", help="print one JSON object, no progress bar"))
-_command("model show", "print the model card", "work/phantom/models/ResDM", "apps.model_card:show", FOLDER)
+_command("model show", "print the model card", "work/phantom/models/ResDM", "apps.model_card:show", FOLDER, TRUST)
 _command("model push", "upload a model to the Hugging Face Hub, with the token of `hf auth login`",
-         "work/phantom/models/ResDM user/resdm-phantom", "apps.hub:push", FOLDER, REPOSITORY,
+         "work/phantom/models/ResDM user/resdm-phantom", "apps.hub:push", FOLDER, REPOSITORY, TRUST,
          _argument("--public", dest="private", action="store_false", help="visible to everybody (default: private)"))
 _command("model pull", "download a model from the Hugging Face Hub", "user/resdm-phantom models/resdm", "apps.hub:pull",
-         REPOSITORY, FOLDER, _argument("--revision", help="branch, tag or commit (default: main)"))
+         REPOSITORY, FOLDER, TRUST, _argument("--revision", help="branch, tag or commit (default: main)"))
 _command("cost", "time a second of each kind of work, and estimate the time of `make reproduce`", "adni --cores 8",
-         _cost, PROFILE, _argument("--cores", type=_positive, help="cores for Snakemake (default: all)"))
+         _cost, PROFILE, _argument("--cores", type=_integer(1), help="cores for Snakemake (default: all)"))
 _command("report", "build web pages of all results of a profile", "phantom", "reporting.site:write_report", PROFILE)
 _command("check", "validate a profile, and list its settings and the files that exist", "mine",
          lambda config: "\n".join(_summary(config)), PROFILE)

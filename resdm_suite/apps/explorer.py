@@ -30,7 +30,7 @@ from resdm.cpu_runtime import set_up
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, TRACERS, MethodConfig, check_person, derive_seed
 from resdm_suite.apps.model_folder import check_model
-from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom, save_image
+from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
@@ -145,9 +145,6 @@ class ExplorerModel:
         folder = self.config.work / "explorer" / re.sub(r"[^\w.+-]", "", "_".join(parts))
         kinds = {"mean": scene.pet, "change": scene.change}
         volumes = {f"trc-{t}_desc-{kind}_pet": by[t] for kind, by in kinds.items() for t in by} | {"T1w": scene.mri}
-        for entity, volume in volumes.items():
-            path = folder / f"{stem}_space-MNI152_{entity}.nii.gz"
-            save_image(path, scene.grid.image(volume.astype(np.float32)), self.model.card.notice)
         with atomic(folder / "views.png") as temporary:
             temporary.write_bytes(picture)
         age, sex = self.factual_prompt(request.source)
@@ -161,8 +158,11 @@ class ExplorerModel:
             "request": asdict(request) | file,
             "factual_prompt": {"age": age, "sex": sex},
             "point_mm": list(point),
-            "units": {"pet": "SUVR", "T1w": "intensity in [0, 1]"},
         }
+        for entity, volume in volumes.items():
+            path = folder / f"{stem}_space-MNI152_{entity}.nii.gz"
+            units = "1 (T1 scaled to [0, 1])" if entity == "T1w" else "SUVR"
+            self.model.write(path, volume, settings | {"space": "MNI152", "Units": units})
         write_json(folder / "settings.json", settings)
         return folder
 

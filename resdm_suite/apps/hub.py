@@ -26,11 +26,11 @@ class HubError(RuntimeError):
     """The Hub cannot be used, or refuses."""
 
 
-def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
+def push(folder: str | Path, repository: str, *, private: bool = True, trust_code: bool = False) -> str:
     """Upload a trained model folder that has its card; returns the address of the commit.
 
     ``repository`` is ``user/name`` and is created if needed, private if ``private`` is set. Absolute paths of the
-    cohort and of atlases in ``config.yaml`` are not uploaded.
+    cohort and of atlases in ``config.yaml`` are not uploaded. ``trust_code`` is as in `resdm.load_model`.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
     HubError
         The Hub refuses, or cannot be reached.
     """
-    card = load_card(folder)
+    card = load_card(folder, trust_code=trust_code)
     names = sorted(str(path.relative_to(card.folder)) for path in card.folder.rglob("*") if not path.is_dir())
     other, missing = [name for name in names if name not in FILES], [name for name in REQUIRED if name not in names]
     if other or missing:
@@ -76,10 +76,11 @@ def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
     return str(getattr(commit, "commit_url", commit))
 
 
-def pull(repository: str, folder: str | Path, *, revision: str | None = None) -> Path:
+def pull(repository: str, folder: str | Path, *, revision: str | None = None, trust_code: bool = False) -> Path:
     """Download a model folder ``user/name``, and keep it only if its weights load.
 
-    ``folder`` must not exist, or be empty. ``revision`` is a branch, tag or commit.
+    ``folder`` must not exist, or be empty. ``revision`` is a branch, tag or commit. Without ``trust_code``, a model
+    that needs code of another package is refused.
 
     Raises
     ------
@@ -105,8 +106,8 @@ def pull(repository: str, folder: str | Path, *, revision: str | None = None) ->
             if (source / name).is_file():
                 shutil.copyfile(source / name, model / name)
         try:
-            load_card(model)
-            load_model(model)
+            load_card(model, trust_code=trust_code)
+            load_model(model, trust_code=trust_code)
         except CheckpointError as error:
             raise CheckpointError(f"{repository}: no model of resdm: {error}") from error
         if folder.is_dir():

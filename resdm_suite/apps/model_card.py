@@ -150,7 +150,7 @@ def _metrics(scores: pd.DataFrame | None) -> str:
     )
 
 
-def show(folder: str | Path) -> str:
+def show(folder: str | Path, *, trust_code: bool = False) -> str:
     """The card of a model folder, checked against its weights, or a new one where there is none.
 
     Raises
@@ -158,7 +158,7 @@ def show(folder: str | Path) -> str:
     CheckpointError
         No model folder.
     """
-    card = load_card(folder)
+    card = load_card(folder, trust_code=trust_code)
     path = card.folder / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else render(card)
     if card.digest not in text:

@@ -31,6 +31,7 @@ from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.apps.shards import write_timing
+from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import sidecar_path, std_path, stem, synthetic_name, synthetic_path
 from resdm_suite.profiles import Config, check_condition
 
@@ -175,6 +176,15 @@ class Model:
             return torch.autocast(self.device.type, torch.float16)
         return nullcontext()
 
+    def to_suvr(self, pet: np.ndarray, tracer: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """A PET (X, Y, Z) in [0, 1] turned to SUVR, if the model has a scale; and what its sidecar says of it."""
+        preprocess = self.card.config.preprocess
+        if preprocess.intensity != "fixed":
+            return pet, {}
+        suvr = to_suvr(pet, preprocess.suvr_range[tracer])
+        suvr = np.where(mni_map("brain", self.grid), suvr, 0) if preprocess.mask else suvr
+        return suvr.astype(np.float32), {"Units": "SUVR", "intensity": {"kind": "suvr"}}
+
     def sidecar(self, tracer: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
         """The JSON sidecar of a synthetic volume."""
         card = self.card
@@ -204,8 +214,17 @@ def synthetic_sidecar(
         **extra,
         "space": "MNI152",
         "masked": preprocess.mask,
+        "Units": units(config, tracer),
         "intensity": {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])},
     }
+
+
+def units(config: Config, tracer: str, *, difference: bool = False) -> str:
+    """``Units`` of a PET as the suite stores it, in [0, 1], or of differences and standard deviations of such PETs."""
+    low, high = config.preprocess.suvr_range[tracer]
+    if config.preprocess.intensity != "fixed":
+        return "1 (each scan scaled to [0, 1]; no SUVR)"
+    return f"1 (SUVR = {'' if difference or not low else f'{low:g} + '}{high - low:g} × value)"
 
 
 def save_image(path: Path, image: nib.Nifti1Image, notice: str) -> None:
@@ -294,7 +313,7 @@ def synthesise_people(
         who, prompt = (row["person"], row["session"]), (prior.age[i], prior.sex[i])
         files = [synthetic_path(out, *who, _label(row, tracer)) for tracer in TRACERS]
         sidecars = [model.sidecar(tracer, *prompt, **extra) for tracer in TRACERS]
-        if all(_is_done(file, sidecar, samples) for file, sidecar in zip(files, sidecars, strict=True)):
+        if all(_is_done(model, file, sidecar, samples) for file, sidecar in zip(files, sidecars, strict=True)):
             continue
         start = time.perf_counter()
         volume = mri(i)
@@ -328,27 +347,32 @@ def _write(
     values = pd.DataFrame([{} if measure is None else measure(draw, channel) for draw in draws])
     measured = {name: [float(values[name].mean()), float(values[name].std())] for name in values}
     model.write(file, mean, sidecar | {"statistic": "mean over samples"})
-    model.write(std_path(file), std, sidecar | {"measured": measured})
+    model.write(std_path(file), std, _std_sidecar(model, sidecar) | {"measured": measured})
 
 
-def _is_done(file: Path, sidecar: dict[str, Any], samples: int) -> bool:
+def _std_sidecar(model: Model, sidecar: dict[str, Any]) -> dict[str, Any]:
+    of_difference = units(model.card.config, sidecar["tracer"], difference=True)
+    return sidecar | {"statistic": "standard deviation over samples", "Units": of_difference}
+
+
+def _is_done(model: Model, file: Path, sidecar: dict[str, Any], samples: int) -> bool:
     """Whether a volume exists with exactly this sidecar."""
-    last = file if samples == 1 else std_path(file)
+    last, expected = (file, sidecar) if samples == 1 else (std_path(file), _std_sidecar(model, sidecar))
     if not all(path.is_file() for path in (file, last, sidecar_path(last))):
         return False
     try:
         stored = json.loads(sidecar_path(last).read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return False
-    return {key: value for key, value in stored.items() if key != "measured"} == sidecar
+    return {key: value for key, value in stored.items() if key != "measured"} == expected
 
 
 def synthesise_mri(
     model: Model, mri: np.ndarray, out: str | Path, *, age: float | None, sex: str | None, seed: int,
     steps: int | None = None, samples: int = 1, prefix: str = "sub-01", source: dict[str, Any] | None = None,
     each: Callable[[], None] | None = None,
-) -> dict[str, Path]:  # fmt: skip
-    """Both PETs of one real MRI, in MNI space: the mean over samples.
+) -> tuple[dict[str, Path], np.ndarray]:  # fmt: skip
+    """Both PETs of one real MRI, in MNI space, in SUVR where the model has its scale: the mean over samples.
 
     Parameters
     ----------
@@ -365,8 +389,10 @@ def synthesise_mri(
 
     Returns
     -------
-    dict of str to Path
-        ``amyloid`` and ``tau``: NIfTI with sidecars; ``mri``: the T1 on the same grid.
+    files : dict of str to Path
+        ``amyloid``, ``tau`` and ``mri``, the T1 on the same grid: NIfTI with sidecars.
+    pet : ndarray (2, X, Y, Z)
+        The PETs in [0, 1].
     """
 
     def draws() -> Iterator[np.ndarray]:
@@ -378,15 +404,17 @@ def synthesise_mri(
     pet, _ = mean_and_std(draws())
     out, files = Path(out), {}
     extra = {"condition": "factual", "seed": seed, "steps": sampling_steps(model.card, steps), "samples": samples}
-    extra |= {"source": source, "units": "intensity: SUVR = low + (high − low) × intensity, the range as below"}
+    extra |= {"source": source}
     for channel, tracer in enumerate(TRACERS):
         files[tracer] = out / synthetic_name(prefix, LABELS[tracer])
-        sidecar = model.sidecar(tracer, age, sex, **extra)
-        model.write(files[tracer], pet[channel], sidecar | {"statistic": "mean over samples"})
+        volume, entries = model.to_suvr(pet[channel], tracer)
+        sidecar = model.sidecar(tracer, age, sex, **extra) | {"statistic": "mean over samples"}
+        model.write(files[tracer], volume, sidecar | entries)
     files["mri"] = out / f"{prefix}_space-MNI152_desc-preproc_T1w.nii.gz"
     with atomic(files["mri"]) as temporary:
         nib.save(model.grid.image(np.asarray(mri, dtype=np.float32)), temporary)
-    return files
+    write_json(sidecar_path(files["mri"]), {"source": source, "space": "MNI152", "Units": "1 (T1 scaled to [0, 1])"})
+    return files, pet
 
 
 def check_phantom(card: ModelCard, allowed: bool) -> None:

@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 
 from resdm.batch import TRACERS
 from resdm.cpu_runtime import set_up
-from resdm.io import sha256, write_csv, write_json
+from resdm.io import remove, sha256, write_csv, write_json
 from resdm.settings import check_person
-from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.anatomy import Grid
 from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.apps.prediction import (
     LABELS,
@@ -39,7 +39,6 @@ from resdm_suite.apps.prediction import (
     save_image,
     synthesise_mri,
 )
-from resdm_suite.evaluation.image_quality import read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan, resample
@@ -75,6 +74,7 @@ def synthesise_scan(
     seed: int | None = None,
     steps: int | None = None,
     allow_phantom_model: bool = False,
+    trust_code: bool = False,
     progress: bool = False,
 ) -> dict[str, Path]:
     """Both PETs of one person from a T1-weighted MRI in its native space.
@@ -94,24 +94,28 @@ def synthesise_scan(
         The model's by default.
     allow_phantom_model : bool
         See `resdm_suite.apps.prediction.check_phantom`.
+    trust_code : bool
+        See `resdm.load_model`.
     progress : bool
         Show a bar.
 
     Returns
     -------
     dict of str to Path
-        ``amyloid``, ``tau`` (intensities) and ``mri`` in MNI152 space; ``amyloid_native``, ``tau_native`` (SUVR) with
-        shape, affine and orientation codes of ``t1w``; each PET with a sidecar. ``suvr``: CSV, one row per tracer and
+        ``amyloid``, ``tau`` and ``mri`` in MNI152 space; ``amyloid_native``, ``tau_native`` with shape, affine and
+        orientation codes of ``t1w``. PETs are in SUVR; each image has a sidecar with its ``Units``.
+        ``suvr``: CSV, one row per tracer and
         region; ``picture``: PNG; ``record``: JSON, written last.
 
     Raises
     ------
     ValueError, FileNotFoundError
         A model that cannot be used or is not allowed (`SynthesisError`, `CheckpointError`); an MRI that cannot be used
-        (`VolumeError`) or does not exist; an impossible age, sex or number of samples.
+        (`VolumeError`) or does not exist; ``out`` holds the PETs of another MRI of that name (`ScanError`); an
+        impossible age, sex, seed or number of samples.
     """
     check_person(age, sex, "prompt")
-    _, sampler = _prepare(model, samples, seed, steps, allow_phantom_model)
+    _, sampler = _prepare(model, samples, seed, steps, allow_phantom_model, trust_code)
     if not Path(t1w).is_file():
         raise FileNotFoundError(f"{t1w}: no such MRI")
     prompt = {"age": age, "sex": sex}
@@ -119,12 +123,14 @@ def synthesise_scan(
 
 
 def _prepare(
-    model: str | Path, samples: int, seed: int | None, steps: int | None, allow_phantom_model: bool
+    model: str | Path, samples: int, seed: int | None, steps: int | None, allow_phantom_model: bool, trust_code: bool
 ) -> tuple[ModelCard, dict[str, Any]]:
     """The model's card and the sampler's settings, with the model's values as defaults."""
     if samples < 1:
         raise ValueError(f"samples: {samples}; expected at least 1")
-    card = load_card(model)
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed: {seed}; expected 0 or more, below 2⁶³")
+    card = load_card(model, trust_code=trust_code)
     check_phantom(card, allow_phantom_model)
     seed = card.config.seed if seed is None else seed
     return card, {"seed": seed, "steps": sampling_steps(card, steps), "samples": samples}
@@ -135,17 +141,23 @@ def _synthesise(
 ) -> dict[str, Path]:
     """`synthesise_scan` with a loaded model and checked arguments."""
     card, config, samples = model.card, model.card.config, sampler["samples"]
-    record = out / f"{prefix}_desc-synth_record.json"
-    record.unlink(missing_ok=True)
+    record, inputs = out / f"{prefix}_desc-synth_record.json", _inputs(t1w, card, prompt, sampler)
+    stored = _read_record(record).get("scan", inputs["scan"])
+    if stored["sha256"] != inputs["scan"]["sha256"]:
+        raise ScanError(
+            f"{t1w}: {out} holds the PETs of another MRI under the name {prefix} (of {stored['file']}); give another "
+            "--out, or a name that only this MRI has (sub-<label>_T1w.nii.gz)"
+        )
+    remove(record)
     set_up(config.training)
     with tqdm(total=samples + 2, desc=prefix, unit="step", disable=not progress) as bar:
         mri, info = preprocess_mri(t1w, config)
         bar.update()
         source = {"file": t1w.name, "sha256": sha256(t1w), **info, "versions": versions()}
-        files = synthesise_mri(
+        files, pets = synthesise_mri(
             model, mri, out, **prompt, **sampler, prefix=prefix, source=source, each=bar.update,
         )  # fmt: skip
-        volumes = {tracer: read_volume(files[tracer], model.grid) for tracer in TRACERS}
+        volumes = dict(zip(TRACERS, pets, strict=True))
         for tracer, volume in volumes.items():
             files[f"{tracer}_native"] = _write_native(files[tracer], volume, tracer, t1w, info["transform"], model)
         if config.preprocess.intensity == "fixed":
@@ -165,7 +177,7 @@ def _synthesise(
         files["picture"] = next(path for path in images if path.suffix == ".png")
         bar.update()
     names = {what: path.name for what, path in files.items()}
-    write_json(record, _inputs(t1w, card, prompt, sampler) | {"files": names})
+    write_json(record, inputs | {"files": names})
     return files | {"record": record}
 
 
@@ -192,15 +204,11 @@ def _write_native(
     mni: Path, volume: np.ndarray, tracer: str, t1w: Path, mni_to_t1: list[list[float]], model: Model
 ) -> Path:
     """A PET on the voxels of the T1, in SUVR where the model's intensities allow it."""
-    preprocess, units = model.card.config.preprocess, "intensity in [0, 1]: the model's cohort was not scaled by SUVR"
-    if preprocess.intensity == "fixed":
-        volume, units = to_suvr(volume, preprocess.suvr_range[tracer]), "SUVR"
-        if preprocess.mask:
-            volume = np.where(mni_map("brain", model.grid), volume, 0)
+    volume, _ = model.to_suvr(volume, tracer)
     path = mni.with_name(mni.name.replace("_space-MNI152_", "_space-T1w_"))
     save_image(path, to_native(volume, model.grid, np.array(mni_to_t1), t1w), model.card.notice)
     sidecar = json.loads(sidecar_path(mni).read_text(encoding="utf-8"))
-    sidecar |= {"units": units, "space": "T1w", "interpolation": "linear, once, from the model's grid"}
+    sidecar |= {"space": "T1w", "interpolation": "linear, once, from the model's grid"}
     write_json(sidecar_path(path), sidecar)
     return path
 
@@ -237,6 +245,7 @@ def synthesise_scans(
     seed: int | None = None,
     steps: int | None = None,
     allow_phantom_model: bool = False,
+    trust_code: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
     """`synthesise_scan` of every row of a table; a row that fails does not stop the others.
@@ -249,7 +258,7 @@ def synthesise_scans(
     out : path
         Files are written to ``<person>/<session>/pet/`` below it. Existing results of the same scan, model, prompt,
         seed and samples stay.
-    model, samples, seed, steps, allow_phantom_model, progress
+    model, samples, seed, steps, allow_phantom_model, trust_code, progress
         As of `synthesise_scan`.
 
     Returns
@@ -262,7 +271,7 @@ def synthesise_scans(
     ScanError
         A file that is no table of scans; a fault of one row only fails that row.
     """
-    card, sampler = _prepare(model, samples, seed, steps, allow_phantom_model)
+    card, sampler = _prepare(model, samples, seed, steps, allow_phantom_model, trust_code)
     table, out = Path(table), Path(out)
     loaded, results = None, []
     for line, row in tqdm(_read_table(table).items(), desc="scans", unit="scan", disable=not progress):
@@ -338,12 +347,18 @@ def _inputs(t1w: Path, card: ModelCard, prompt: dict[str, Any], sampler: dict[st
     return {"notice": card.notice, "model": card.digest, "scan": scan, "prompt": prompt, **sampler}
 
 
-def _is_done(record: Path, inputs: dict[str, Any]) -> bool:
+def _read_record(record: Path) -> dict[str, Any]:
+    """The record of a finished scan; empty where there is none that can be read."""
     try:
         stored = json.loads(record.read_text(encoding="utf-8"))
-        files = stored.pop("files")
-    except (OSError, ValueError, KeyError):
-        return False
+        return stored if {"file", "sha256"} <= set(stored["scan"]) and isinstance(stored["files"], dict) else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def _is_done(record: Path, inputs: dict[str, Any]) -> bool:
+    stored = _read_record(record)
+    files = stored.pop("files", {})
     return stored == inputs and all((record.parent / name).is_file() for name in files.values())
 
 
