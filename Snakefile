@@ -20,6 +20,7 @@ from resdm_suite.profiles import load_config
 PROFILE = str(config.get("profile", "phantom"))
 SETTINGS = load_config(f"configs/{PROFILE}.yaml")
 WORK, FIGURES = f"work/{PROFILE}", f"figures/{PROFILE}"
+TEMPLATES = "resdm_suite/reporting/templates"
 METHODS = list(SETTINGS.methods)
 ABLATION = "Base +L_high +prior ResDM as_published".split()  # Table 3
 VARIANTS = [name for name in METHODS if name.partition("@")[0] in ABLATION]
@@ -138,6 +139,7 @@ rule qc:
     input:
         f"{WORK}/volumes/index.csv",
         modules("resdm_suite.reporting.qc"),
+        f"{TEMPLATES}/qc.html.j2",
     output:
         f"{WORK}/qc/qc.csv",
         f"{WORK}/qc/index.html",
@@ -247,6 +249,11 @@ def paper(*names):
     return expand("data_manifests/paper/{name}.csv", name=names)
 
 
+def notes(*tables):
+    """The notes below tables that have some."""
+    return [path for path in expand(f"{TEMPLATES}/notes_{{table}}.md", table=tables) if os.path.isfile(path)]
+
+
 def scores(methods):
     return [*CEILING, *expand(SCORES, method=methods)]
 
@@ -298,6 +305,7 @@ for name, (stem, sources, results, settings) in ANALYSES.items():
         input:
             sources,
             modules(f"notebooks/{stem}.ipynb"),
+            notes(*results),
         output:
             [f"{FIGURES}/{result}{suffix}" for result, suffixes in results.items() for suffix in suffixes],
             [f"{WORK}/evaluation/status.csv"] * (name == "table4"),
@@ -317,6 +325,7 @@ if SETTINGS.uncertainty.method in METHODS:
             f"{WORK}/models/{SETTINGS.uncertainty.method}/model.safetensors",
             method_modules(SETTINGS.uncertainty.method),
             modules("notebooks/14_uncertainty.ipynb"),
+            notes("uncertainty"),
         output:
             multiext(f"{FIGURES}/uncertainty", ".csv", ".md", ".tex", ".svg", ".png"),
             f"{WORK}/predictions/{SETTINGS.uncertainty.method}/samples/regional.csv",
@@ -335,7 +344,7 @@ rule report:
     input:
         [f"{FIGURES}/{name}" for name in RESULTS],
         modules("resdm_suite.reporting.site"),
-        expand("resdm_suite/reporting/templates/{name}", name=["index.html.j2", "notebook.html.j2", "notebook.css"]),
+        expand(f"{TEMPLATES}/{{name}}", name=["index.html.j2", "notebook.html.j2", "notebook.css"]),
     output:
         f"{WORK}/report/index.html",
     log:

@@ -102,7 +102,7 @@ def planned(tmp_path_factory):
         method = "ResDM" if rule in ("conditions", "uncertainty") else method
         number = re.search(r"/notebooks/(\d\d)_", fields.get("log", ""))
         notebook = next((ROOT / "notebooks").glob(f"{number[1]}_*.ipynb")).name if number else ""
-        rules[rule, method, notebook] = {path for path in fields["input"].split(", ") if path.endswith(".py")}
+        rules[rule, method, notebook] = {path for path in fields["input"].split(", ") if path.startswith("resdm")}
     return rules
 
 
@@ -114,6 +114,16 @@ def test_a_changed_module_reruns_exactly_the_rules_that_import_it(planned):
     for module in MODULES:
         reruns = {key for key, files in listed.items() if module in files}
         assert reruns == {key for key, files in importing.items() if module in files}, module
+
+
+def test_a_changed_template_reruns_its_page(planned):
+    rules = {"notes_table1.md": "cohort", "notes_suvr_fidelity.md": "fidelity", "qc.html.j2": "qc"}
+    for path in (ROOT / "resdm_suite" / "reporting" / "templates").iterdir():
+        if path.name in ("model_card.md", "notes_departures.md"):  # no page of this profile
+            continue
+        reruns = {rule for (rule, *_), files in planned.items() if path.relative_to(ROOT).as_posix() in files}
+        expected = path.stem.removeprefix("notes_") if path.stem.startswith("notes_") else "report"
+        assert reruns == {rules.get(path.name, expected)}, path.name
 
 
 def test_expensive_rules_depend_on_little(planned):

@@ -137,7 +137,7 @@ class TestNotebooks:
     def test_shows_its_analysis_in_few_lines_without_definitions(self, path):
         cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         lines = [line.strip() for cell in cells for line in cell.splitlines()]
-        assert len([line for line in lines if line and not line.startswith("#")]) <= 120  # target: 90
+        assert len([line for line in lines if line and not line.startswith("#")]) <= 90
         nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
         assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in nodes)
 

@@ -21,30 +21,7 @@ from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.statistics import person_weights, typical_session
 from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary, to_suvr
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
-from resdm_suite.reporting.slices import (
-    GROUP_SLICES,
-    SLICES,
-    draw_outline,
-    error_window,
-    show_slice,
-    slice_aspect,
-    slice_name,
-    suvr_window,
-)
-from resdm_suite.reporting.style import (
-    ERROR_MAP,
-    GREY,
-    PET_MAP,
-    T1_MAP,
-    TRACER_TITLES,
-    WIDTH,
-    PaperFigure,
-    colour_bar,
-    method_label,
-    method_styles,
-    paper_figure,
-    region_rows,
-)
+from resdm_suite.reporting import slices, style
 from resdm_suite.reporting.tables import REFERENCE_METHOD, present_methods
 
 
@@ -69,7 +46,7 @@ class Case:
     """
 
     title: str
-    cuts: tuple[tuple[str, float], ...]
+    cuts: tuple[slices.Cut, ...]
     mri: np.ndarray
     real: np.ndarray
     synthetic: dict[str, np.ndarray]
@@ -118,11 +95,8 @@ def _case(
     config: Config, scores: pd.DataFrame, methods: Sequence[str], tracer: str, name: str, rows: pd.DataFrame
 ) -> Case:
     """The mean over the people of some sessions, each person's sessions averaged first."""
-    grid, suvr_range, count = (
-        Grid.of(config.preprocess.grid),
-        config.preprocess.suvr_range[tracer],
-        rows["person"].nunique(),
-    )
+    grid, suvr_range = Grid.of(config.preprocess.grid), config.preprocess.suvr_range[tracer]
+    count = rows["person"].nunique()
     weights = (1 / rows.groupby("person")["session"].transform("size") / count).to_numpy()
     scored = scores.merge(rows[["person", "session"]]).query("tracer == @tracer and region == 'brain'")
     synthetic, quality = {}, {}
@@ -133,44 +107,50 @@ def _case(
         quality[method] = float(people["psnr"]), 100 * float(people["mae"])
     real = to_suvr(_mean([config.volumes / path for path in rows[tracer]], weights, grid), suvr_range)
     mri = _mean([config.volumes / path for path in rows["t1w"]], weights, grid)
-    title = f"{TRACER_TITLES[tracer]}, {name} (n = {count})" if name else TRACER_TITLES[tracer]
-    return Case(title, (GROUP_SLICES if name else SLICES)[tracer], mri, real, synthetic, quality)
+    title = f"{style.TRACER_TITLES[tracer]}, {name} (n = {count})" if name else style.TRACER_TITLES[tracer]
+    return Case(title, (slices.GROUP_SLICES if name else slices.SLICES)[tracer], mri, real, synthetic, quality)
 
 
-def case_page(
-    title: str, notice: str, caption: str, cases: Sequence[Case], methods: Sequence[str]
-) -> tuple[PaperFigure, list[tuple[Case, tuple[str, float], np.ndarray, np.ndarray]]]:
-    """The page of Figures 2 and 3, and for each slice its case, its cut, and two rows of axes for `draw_case`."""
+def case_figure(
+    title: str, config: Config, caption: str, cases: Sequence[Case], methods: Sequence[str]
+) -> style.PaperFigure:
+    """Figures 2 and 3: two rows for each slice of each case, a column for the real PET and for each method.
+
+    Above the real PET and the syntheses, below the T1 and the errors. ``caption`` and ``cases``: see `shown_cases`.
+    """
     strips = [(case, cut) for case in cases for cut in case.cuts]
-    ratios = [slice_aspect(cut) for _, cut in strips for _ in range(2)]
-    height = 0.7 + (WIDTH - 0.9) / (len(methods) + 1) * sum(ratios) + 0.35 * len(strips)  # inches
-    figure = paper_figure(height, title, notice, caption)
+    ratios = [slices.slice_aspect(cut) for _, cut in strips for _ in range(2)]
+    height = 0.7 + (style.WIDTH - 0.9) / (len(methods) + 1) * sum(ratios) + 0.35 * len(strips)  # inches
+    figure = style.paper_figure(height, title, config.notice, caption)
     if not strips:
-        return figure, []
+        return figure
     axes = figure.subplots(len(ratios), len(methods) + 1, height_ratios=ratios)
     for axis, name in zip(axes[0], ["Real", *methods], strict=True):
-        axis.set_title(method_label(name), fontsize=6, fontweight="bold" if name == REFERENCE_METHOD else None)
-    return figure, [(case, cut, axes[2 * i], axes[2 * i + 1]) for i, (case, cut) in enumerate(strips)]
+        weight = "bold" if name == REFERENCE_METHOD else None
+        axis.set_title(style.method_label(name), fontsize=6, fontweight=weight)
+    for (case, cut), images, errors in zip(strips, axes[::2], axes[1::2], strict=True):
+        _draw_case(images, errors, case, cut, Grid.of(config.preprocess.grid))
+    return figure
 
 
-def draw_case(images: Sequence[Axes], errors: Sequence[Axes], case: Case, cut: tuple[str, float], grid: Grid) -> None:
-    """One slice of a case: real PET and syntheses in a row of axes, T1 and errors in the row below, and colour bars."""
+def _draw_case(images: Sequence[Axes], errors: Sequence[Axes], case: Case, cut: slices.Cut, grid: Grid) -> None:
+    """One slice of a case, with colour bars."""
     brain = mni_map("brain", grid)
     differences = {method: volume - case.real for method, volume in case.synthetic.items()}
-    window, signed = suvr_window([case.real], brain), error_window(differences.values(), brain)
-    show_slice(images[0], case.real, grid, cut, window, PET_MAP, marks=True)
-    show_slice(errors[0], case.mri, grid, cut, Normalize(0, 1), T1_MAP)
-    images[0].set_ylabel(f"{case.title}\n{slice_name(cut)}", fontsize=6)
+    window, signed = slices.suvr_window([case.real], brain), slices.error_window(differences.values(), brain)
+    slices.show_slice(images[0], case.real, grid, cut, window, style.PET_MAP, marks=True)
+    slices.show_slice(errors[0], case.mri, grid, cut, Normalize(0, 1), style.T1_MAP)
+    images[0].set_ylabel(f"{case.title}\n{slices.slice_name(cut)}", fontsize=6)
     errors[0].set_ylabel("T1 and errors", fontsize=6)
     for method, image, error in zip(case.synthetic, images[1:], errors[1:], strict=True):
-        show_slice(image, case.synthetic[method], grid, cut, window, PET_MAP)
-        show_slice(error, differences[method], grid, cut, signed, ERROR_MAP)
-        draw_outline(error, brain, grid, cut, "#888888", 0.5)
+        slices.show_slice(image, case.synthetic[method], grid, cut, window, style.PET_MAP)
+        slices.show_slice(error, differences[method], grid, cut, signed, style.ERROR_MAP)
+        slices.draw_outline(error, brain, grid, cut, "#888888", 0.5)
         if cut == case.cuts[-1]:
             error.set_xlabel("{:.1f}\n{:.2f}".format(*case.quality[method]), fontsize=6)
-            errors[0].set_xlabel("PSNR (dB)\nMAE (%)", fontsize=6, color=GREY)
-    colour_bar(images, window, PET_MAP, "SUVR", extend="max")
-    colour_bar(errors, signed, ERROR_MAP, "error", extend="both")
+            errors[0].set_xlabel("PSNR (dB)\nMAE (%)", fontsize=6, color=style.GREY)
+    style.colour_bar(images, window, style.PET_MAP, "SUVR", extend="max")
+    style.colour_bar(errors, signed, style.ERROR_MAP, "error", extend="both")
 
 
 def _status_groups(rows: pd.DataFrame, tracer: str) -> dict[str, pd.DataFrame]:
@@ -238,7 +218,7 @@ def example_volumes(config: Config, method: str, condition: str = "factual") -> 
     for tracer in TRACERS:
         for i, name in ((3, "real"), (4, f"{method}, {condition}")):
             mean = _mean([pair[i] for pair in pairs if pair[2] == tracer], weights, grid)
-            volumes[f"{TRACER_TITLES[tracer]}, {name}{who}"] = to_suvr(mean, config.preprocess.suvr_range[tracer])
+            volumes[f"{style.TRACER_TITLES[tracer]}, {name}{who}"] = to_suvr(mean, config.preprocess.suvr_range[tracer])
     return volumes
 
 
@@ -300,21 +280,18 @@ def figure5_data(
             points.append(part[["years", "predicted", "spread"]].assign(tracer=tracer, condition=condition))
         sweep = age_sweep(age, method, tracer)
         if sweep.shape[1] > 1 and (config.individual or len(sweep) >= MIN_GROUP_SIZE):
-            tables = {"mean": pd.DataFrame({"predicted": sweep.mean(), "spread": sweep.std(ddof=1)})}
-            if config.individual:
-                single = {
-                    f"{i}": pd.DataFrame({"predicted": row, "spread": np.nan})
-                    for i, (_, row) in enumerate(sweep.iterrows())
-                }
-                tables = single | tables
+            people = sweep.to_numpy() if config.individual else []
+            curves = {str(i): (row, np.nan) for i, row in enumerate(people)} | {
+                "mean": (sweep.mean(), sweep.std(ddof=1))
+            }
             lines += [
-                table.rename_axis("years").reset_index().assign(tracer=tracer, line=name)
-                for name, table in tables.items()
+                pd.DataFrame(
+                    {"years": sweep.columns, "predicted": predicted, "spread": spread, "tracer": tracer, "line": name}
+                )
+                for name, (predicted, spread) in curves.items()
             ]
-    columns = ["tracer", "line", "years", "predicted", "spread"]
-    return pd.concat(points, ignore_index=True), pd.concat(lines, ignore_index=True) if lines else pd.DataFrame(
-        columns=columns
-    )
+    empty = pd.DataFrame(columns=["tracer", "line", "years", "predicted", "spread"])
+    return pd.concat(points, ignore_index=True), pd.concat(lines, ignore_index=True) if lines else empty
 
 
 def _five_years(part: pd.DataFrame) -> pd.DataFrame:
@@ -355,7 +332,7 @@ def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame,
     """Draw `regional_comparison`: scatter of ResDM, texture, correlation and bias by region, one row per tracer."""
     tracers, names = (list(dict.fromkeys(agreement[key])) for key in ("tracer", "method"))
     method = REFERENCE_METHOD if REFERENCE_METHOD in names else names[0]
-    looks, dot, ticks = method_styles(names), {"markersize": 3, "markeredgewidth": 0}, np.arange(len(names))[::-1]
+    looks, dot, ticks = style.method_styles(names), {"markersize": 3, "markeredgewidth": 0}, np.arange(len(names))[::-1]
     mosaic = [[f"{left} {t}", f"r {t}", f"bias {t}"] for t in tracers for left in ("summary", "texture")]
     panels = figure.subplot_mosaic(mosaic, height_ratios=[1.6, 1] * len(tracers))
     for tracer in tracers:
@@ -365,24 +342,24 @@ def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame,
         look = {"fmt": "o", "color": looks[method][0], "elinewidth": 0.7, **dot}
         scatter.errorbar("real", "synthetic", "synthetic_std", "real_std", data=part, **look)
         ends = sorted([*scatter.get_xlim(), *scatter.get_ylim()])[::3]
-        scatter.plot(ends, ends, color=GREY, linewidth=0.7, dashes=(3, 2))
+        scatter.plot(ends, ends, color=style.GREY, linewidth=0.7, dashes=(3, 2))
         scatter.set(xlim=ends, ylim=ends, box_aspect=1, xlabel="real (SUVR)", ylabel="synthetic (SUVR)")
         one = rows[(rows["method"] == method) & (rows["region"] == "summary")].iloc[0]
         text = f"r = {one['r']:.2f}\nICC = {one['icc']:.2f}\nn = {one['n']:.0f}".replace("-", "−")
         scatter.text(0.04, 0.97, text, transform=scatter.transAxes, va="top", fontsize=6.5)
-        scatter.set_title(f"{TRACER_TITLES[tracer]}, cortical summary, {method}", loc="left")
+        scatter.set_title(f"{style.TRACER_TITLES[tracer]}, cortical summary, {method}", loc="left")
         texture, ratios = panels[f"texture {tracer}"], textures[textures["tracer"] == tracer].set_index("method")
         for tick, (name, (colour, marker)) in zip(ticks, looks.items(), strict=True):
             mean, std = ratios.loc[name, ["mean", "std"]]
             texture.errorbar(mean, tick, xerr=std, fmt=marker, color=colour, elinewidth=0.7, **dot)
-        texture.axvline(1, color=GREY, linewidth=0.6)
+        texture.axvline(1, color=style.GREY, linewidth=0.6)
         texture.set_yticks(ticks, names, fontsize=5.5)
         texture.set_xlim(left=0)
         texture.locator_params(axis="x", nbins=4)
         texture.set_title("texture", loc="left")
         for column, title in {"r": "r over people", "bias": "bias: synthetic − real (SUVR)"}.items():
             axis = panels[f"{column} {tracer}"]
-            places = region_rows(axis, regions, names=column == "r", rim=0.2)
+            places = style.region_rows(axis, regions, names=column == "r", rim=0.2)
             for k, (name, (colour, marker)) in enumerate(looks.items()):
                 values = rows[rows["method"] == name].set_index("region").reindex(regions)
                 y = places + (0.5 - (k + 0.5) / len(names)) * 0.75

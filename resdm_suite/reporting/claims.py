@@ -1,7 +1,7 @@
 """The claims ledger: each number and comparison printed in the paper, our value, and a verdict.
 
 The claims are data (``data_manifests/paper/``); `KINDS` maps the kind of a claim to its rule. Our values come from the
-stored tables of a profile, without volumes or models. `RULES` defines the verdicts.
+stored tables of a profile, without volumes or models. ``templates/notes_claims.md`` states the rules.
 """
 
 from __future__ import annotations
@@ -37,31 +37,6 @@ BESIDE = "Beside the paper's claims"
 
 CONTROL_QUANTITIES = {"table2": "mae psnr ssim", "table4": "auc"}
 """Metrics of the comparisons with controls, by table."""
-
-RULES = (
-    f"A setting is {SAME} or {OTHER}. Settings are not results and are counted apart.",
-    f"{CONTRADICTED}: the paper prints two values of one quantity, or a sentence that its own table contradicts. This "
-    "is computed from the printed numbers, on any cohort, and decides before all other rules. Our value is still "
-    f"shown. A gain within {paper.GAIN_TOLERANCE} of the difference in its table agrees with it after rounding.",
-    f"An absolute number is {UNTESTABLE} unless the cohort is ADNI. MAE, PSNR and SSIM also need the paper's intensity "
-    "unit (preprocess.intensity: minmax, each volume scaled by its own range). A number held if the 95 % interval of "
-    "ours − printed contains 0, both treated as independent samples (Zou 2007, Psychological Methods 12:399). The "
-    "sampling error of a printed value is its std over the square root of n. n counts test sets for image quality, "
-    "folds for status, and the sets of a diagnosis in Table 1. Counts must be equal.",
-    "A comparison is tested on any cohort. Image quality is compared inside the brain. Predictions are 0 outside it, "
-    "so MAE over the whole grid differs by a constant factor and PSNR by a constant number of dB. A comparison held if "
-    "every part has the right direction and its test supports it. The test is the stored paired test (p < 0.05, "
-    "Holm-corrected as in its table), else the stored 95 % interval of the paired difference, else an interval "
-    "combined from the two sides as if they were independent (Zou 2007). This last interval is too wide for correlated "
-    f"scores of the same people, so it errs towards '{FAILED}'. One failing part is enough to fail.",
-    "In k of n trainings: k of n repeated trainings (methods X, X@seed1, …) have every mean difference in the right "
-    "direction, without a test. A method with one training is used in each of them.",
-    "Status is the label, as in the paper. On phantoms the same comparison by planted status is shown beside it.",
-    f"A comparison with a method that this profile does not run is {UNTESTABLE}, unless another part fails.",
-    "'Close' has no margin in the paper. It held if the upper end of our gap does not exceed the printed gap.",
-    f"{MISSING}: the file with our value, or with its test, does not exist.",
-)
-"""How a status is decided; printed below the table."""
 
 CODE = {
     "tokens": (77, "resdm/layers/clip.py", ()),
@@ -352,12 +327,14 @@ def claims(config: Config) -> Table:
     blocks += [_list(_title(section), frame[frame["section"] == section]) for section in SECTIONS]
     if len(controls := frame[frame["section"] == BESIDE]):
         blocks.append(_list(f"{BESIDE}: {REFERENCE_METHOD} against our controls", controls))
-    left_out = (
-        "Left out: numbers that are not results (years of citations, equation and grant numbers, addresses, indices), "
-        "and statements about other work."
-    )
     title = "Claims of the paper, and what became of them"
-    return Table("claims", title, config.notice, frame, tuple(blocks), (*RULES, left_out), WIDTHS)
+    return Table("claims", title, config.notice, frame, tuple(blocks), _rules(), WIDTHS)
+
+
+def _rules() -> tuple[str, ...]:
+    names = {"SAME": SAME, "OTHER": OTHER, "HELD": HELD, "FAILED": FAILED, "UNTESTABLE": UNTESTABLE}
+    names |= {"CONTRADICTED": CONTRADICTED, "MISSING": MISSING, "GAIN_TOLERANCE": paper.GAIN_TOLERANCE}
+    return tables.notes("claims", **names)
 
 
 def claim_inputs(config: Config) -> list[Path]:

@@ -11,7 +11,7 @@ from resdm.settings import TRACERS
 from resdm_suite.evaluation.fidelity import BUILT_IN, CALIBRATED, UNCALIBRATED
 from resdm_suite.profiles import MIN_GROUP_SIZE
 from resdm_suite.reporting.style import TRACER_TITLES
-from resdm_suite.reporting.tables import span
+from resdm_suite.reporting.tables import notes, span
 
 
 def shown_quantities(values: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -68,30 +68,8 @@ def draw_people(
     axes.locator_params(nbins=5)
 
 
-def fidelity_notes(frame: pd.DataFrame) -> list[str]:
-    """Notes below the table, from its frame."""
-    notes = [
-        f"Synthetic − real over test people (n = {span(frame['n'])}; sessions of one person averaged first), 95 % "
-        "intervals in brackets. Limits of agreement: bias ± 1.96 SD of the differences (Bland and Altman). ICC(2,1): "
-        "absolute agreement; ICC(3,1): consistency, which a bias does not lower (Shrout and Fleiss; intervals by "
-        "McGraw and Wong). CCC: Lin's concordance. Slope: of synthetic on real; below 1, people are drawn together. "
-        "Bold: best ICC(2,1). – cannot be estimated: the template is the same for everyone.",
-        "Built-in regions: ellipsoids in MNI mm cut with grey matter, no substitute for an atlas "
-        "(resdm_suite/anatomy.py). Summary of Aβ: frontal, cingulate, precuneus, parietal and lateral temporal over "
-        "whole cerebellum; of tau: medial, inferior and lateral temporal over inferior cerebellar grey.",
-    ]
-    if UNCALIBRATED in set(frame["region"]):
-        notes.append(
-            "Uncalibrated Centiloid estimate: the tracer's published equation for the standard volumes, applied to the "
-            "Aβ SUVR. The equation holds for the standard pipeline with non-linear registration; registration here is "
-            "affine and was not calibrated, so these numbers are no Centiloids. Each tracer has its own equation."
-        )
-    if CALIBRATED in set(frame["region"]):
-        notes.append(
-            "Centiloid: cortex over whole cerebellum by the profile's own calibration of this pipeline "
-            "(fidelity.centiloid.equations), whose registration is affine."
-        )
-    others = [name for name in dict.fromkeys(frame["regions"]) if name not in (BUILT_IN, "Centiloid VOIs")]
-    if others:
-        notes.append(f"Atlas {', '.join(others)}: every region is in the CSV; SUVR keep the built-in reference region.")
-    return notes
+def fidelity_notes(frame: pd.DataFrame, repeated: bool) -> tuple[str, ...]:
+    """Notes below the table, from its frame; ``repeated``: a method has several trainings."""
+    atlases = [name for name in dict.fromkeys(frame["regions"]) if name not in (BUILT_IN, "Centiloid VOIs")]
+    values = {"n": span(frame["n"]), "regions": set(frame["region"]), "atlases": atlases, "repeated": repeated}
+    return notes("suvr_fidelity", calibrated=CALIBRATED, uncalibrated=UNCALIBRATED, **values)

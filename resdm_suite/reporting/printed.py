@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER
-from resdm_suite.reporting.tables import VARIANTS, demographic, paper_file, read_paper, with_spread
+from resdm_suite.reporting.tables import VARIANTS, demographic, paper_file, printed_means, read_paper, with_spread
 
 KINDS = ("value", "characteristic", "gain", "count", "setting", "best", "chain", "close", "words")
 """``best``: the first subject beats all others; ``chain``: each beats the next; ``words``: not measurable."""
@@ -111,12 +111,11 @@ def _cells(table: int, frame: pd.DataFrame) -> list[dict[str, str]]:
 
 def printed_values(root: str | Path | None = None) -> Printed:
     """Means and standard deviations of the printed Tables 2–4; subjects are named as in our files."""
-    values = {}
-    for table, subject, tracer in ((2, "method", "tracer"), (3, "variant", "tracer"), (4, "method", "status")):
-        for row in read_paper(table, root).to_dict("records"):
-            name = _OURS[row[subject]] if table == 3 else row[subject]
-            values[f"table{table}", name, row[tracer], row["metric"]] = row["mean"], row["std"]
-    return values
+    return {
+        (f"table{table}", subject, tracer, metric): (mean, std)
+        for table in (2, 3, 4)
+        for subject, _, tracer, metric, mean, std in printed_means(table, root).itertuples(index=False)
+    }
 
 
 def pairs(row: dict[str, str]) -> list[Pair]:

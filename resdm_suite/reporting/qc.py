@@ -30,18 +30,9 @@ from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.preprocessing.measures import limits
 from resdm_suite.preprocessing.qc import PreprocessedSession, session_quality, sessions
 from resdm_suite.profiles import Config
+from resdm_suite.reporting import style
 from resdm_suite.reporting.provenance import provenance
-from resdm_suite.reporting.slices import FIELD_MM, SHOWN_AXES, SIDE_MARKS, plane, slice_name
-from resdm_suite.reporting.style import (
-    GREY,
-    PET_MAP,
-    T1_MAP,
-    TRACER_TITLES,
-    PaperFigure,
-    paper_figure,
-    save_figure,
-    style,
-)
+from resdm_suite.reporting.slices import FIELD_MM, SHOWN_AXES, SIDE_MARKS, Cut, plane, slice_name
 
 CUTS = (("x", 7.0), ("y", -58.0), ("z", -18.0))
 """Slices of the montages: each shows the cerebellum, where the reference regions lie."""
@@ -81,7 +72,7 @@ def montage(volumes: Mapping[str, np.ndarray], grid: Grid, title: str = "") -> I
     draw.text((4, 3), title, fill="white", font=_font(12))
     draw.text((width - 4, 4), ", ".join(slice_name(cut) for cut in CUTS), fill="#AAAAAA", font=_font(10), anchor="ra")
     for row, kind in enumerate(("t1w", *TRACERS)):
-        left, top, name = 0, HEAD + row * (height + GAP), TRACER_TITLES.get(kind, "T1")
+        left, top, name = 0, HEAD + row * (height + GAP), style.TRACER_TITLES.get(kind, "T1")
         for cut, (w, h) in zip(CUTS, sizes, strict=True):
             if kind in volumes:
                 page.paste(_slice_image(volumes[kind], grid, cut, kind), (left, top + (height - h) // 2))
@@ -92,8 +83,8 @@ def montage(volumes: Mapping[str, np.ndarray], grid: Grid, title: str = "") -> I
     return page
 
 
-def _slice_image(volume: np.ndarray, grid: Grid, cut: tuple[str, float], kind: str) -> Image.Image:
-    cmap, brightest = (T1_MAP, 1.0) if kind == "t1w" else (PET_MAP, MAX_SUVR)
+def _slice_image(volume: np.ndarray, grid: Grid, cut: Cut, kind: str) -> Image.Image:
+    cmap, brightest = (style.T1_MAP, 1.0) if kind == "t1w" else (style.PET_MAP, MAX_SUVR)
     section = np.clip(plane(volume, grid, cut, order=1) / brightest, 0, 1)
     picture = matplotlib.colormaps[cmap](section, bytes=True)[..., :3].copy()  # (up, right, 3)
     picture[_edge(grid, "brain", cut)] = BRAIN_COLOUR
@@ -108,7 +99,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 @functools.cache
-def _edge(grid: Grid, name: str, cut: tuple[str, float]) -> np.ndarray:
+def _edge(grid: Grid, name: str, cut: Cut) -> np.ndarray:
     mask = mni_map("brain", grid) if name == "brain" else regions(grid)[name]
     inside = plane(mask.astype(np.float32), grid, cut, order=1) > 0.5
     return inside & ~ndimage.binary_erosion(inside)
@@ -171,7 +162,7 @@ def _write_cohort(config: Config, table: pd.DataFrame) -> None:
     for name, text in texts.items():
         write_text(folder / name, text)
     figure = qc_distributions(table, notice=config.notice)
-    save_figure(figure, config.figures / "qc", provenance(config, [folder / "qc.csv"]))
+    style.save_figure(figure, config.figures / "qc", provenance(config, [folder / "qc.csv"]))
     with atomic(folder / "distributions.png") as temporary:
         temporary.write_bytes((config.figures / "qc.png").read_bytes())
 
@@ -250,8 +241,8 @@ _PANELS = {  # columns, {} is a tracer: title of the x axis
 }
 
 
-@style()
-def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -> PaperFigure:
+@style.style()
+def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -> style.PaperFigure:
     """Histograms of the measures of quality over sessions, with the limits beyond which a session is flagged.
 
     Parameters
@@ -264,7 +255,7 @@ def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -
     panels = [(_columns(table, name), title) for name, title in _PANELS.items()]
     panels = [(columns, title) for columns, title in panels if columns]
     flagged, rows = int((table["flags"] != "").sum()), -(-len(panels) // 3)
-    figure = paper_figure(0.7 + 1.48 * rows, "Quality of the preprocessed sessions", notice,
+    figure = style.paper_figure(0.7 + 1.48 * rows, "Quality of the preprocessed sessions", notice,
                           f"{len(table)} sessions of {table['person'].nunique()} people, {flagged} flagged. Grey: "
                           "beyond the limit, a session is flagged.")  # fmt: skip
     for i, (columns, title) in enumerate(panels):
@@ -277,14 +268,14 @@ def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -
         rim = 0.04 * (high - low) or 0.5
         edges = np.linspace(low - rim, high + rim, bins + 1)
         for kind, numbers in values.items():
-            colour, label = TRACER_COLOURS[kind], TRACER_TITLES.get(kind, "T1")
+            colour, label = TRACER_COLOURS[kind], style.TRACER_TITLES.get(kind, "T1")
             axes.hist(numbers, edges, histtype="stepfilled", alpha=0.25, color=colour, linewidth=0)
             axes.hist(numbers, edges, histtype="step", linewidth=1.0, color=colour, label=label)
         axes.set_xlim(edges[0], edges[-1])
         for limit, edge in zip(ends, edges[[0, -1]], strict=True):
             if limit in near:
-                axes.axvspan(min(limit, edge), max(limit, edge), color=GREY, alpha=0.18, linewidth=0)
-                axes.axvline(limit, color=GREY, linewidth=0.8, dashes=(3, 2))
+                axes.axvspan(min(limit, edge), max(limit, edge), color=style.GREY, alpha=0.18, linewidth=0)
+                axes.axvline(limit, color=style.GREY, linewidth=0.8, dashes=(3, 2))
         axes.set_xlabel(title, labelpad=2)
         axes.locator_params(axis="x", nbins=6)
         axes.locator_params(axis="y", nbins=4, integer=True)

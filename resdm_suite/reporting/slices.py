@@ -17,17 +17,10 @@ from scipy.ndimage import map_coordinates
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.evaluation.suvr import to_suvr
-from resdm_suite.reporting.style import (
-    GREY,
-    PET_MAP,
-    T1_MAP,
-    TRACER_TITLES,
-    WIDTH,
-    colour_bar,
-    paper_figure,
-    round_up,
-    style,
-)
+from resdm_suite.reporting import style
+
+Cut = tuple[str, float]
+"""Axis and MNI mm of a slice."""
 
 FIELD_MM = {"x": (-78.0, 78.0), "y": (-112.0, 78.0), "z": (-76.0, 88.0)}
 """What a slice shows, in MNI mm: the brain and a narrow rim."""
@@ -42,12 +35,12 @@ SHOWN_AXES = {"x": ("y", "z"), "y": ("x", "z"), "z": ("x", "y")}  # axis cut: ax
 SIDE_MARKS = {"x": ("P", "A"), "y": ("L", "R"), "z": ("L", "R")}
 
 
-def slice_name(cut: tuple[str, float]) -> str:
+def slice_name(cut: Cut) -> str:
     """``("z", -16)`` → ``z = −16 mm``."""
     return f"{cut[0]} = {cut[1]:+.0f} mm".replace("-", "−")
 
 
-def plane(volume: np.ndarray, grid: Grid, cut: tuple[str, float], order: int = 3) -> np.ndarray:
+def plane(volume: np.ndarray, grid: Grid, cut: Cut, order: int = 3) -> np.ndarray:
     """A slice of a volume at an MNI coordinate, sampled every millimetre over `FIELD_MM`.
 
     Parameters
@@ -80,22 +73,19 @@ def plane(volume: np.ndarray, grid: Grid, cut: tuple[str, float], order: int = 3
 
 
 def show_slice(
-    axes: Axes, volume: np.ndarray, grid: Grid, cut: tuple[str, float], norm: Normalize, cmap: str, marks: bool = False
-) -> None:
-    """Draw a slice (see `plane`) in MNI mm; ``marks`` adds the letters of the sides."""
-    extent = slice_extent(cut)
-    axes.imshow(plane(volume, grid, cut), cmap=cmap, norm=norm, origin="lower", extent=extent, interpolation="nearest")
+    axes: Axes, volume: np.ndarray, grid: Grid, cut: Cut, norm: Normalize, cmap: str, marks: bool = False,
+    order: int = 3, ink: str = "white",
+) -> None:  # fmt: skip
+    """Draw a slice (see `plane`) in MNI mm; ``marks`` adds the letters of the sides in the colour ``ink``."""
+    image, extent = plane(volume, grid, cut, order), slice_extent(cut)
+    axes.imshow(image, cmap=cmap, norm=norm, origin="lower", extent=extent, interpolation="nearest")
     axes.set_facecolor("black")
     hide_axes(axes)
-    if marks:
-        for x, mark in zip((0.03, 0.97), SIDE_MARKS[cut[0]], strict=True):
-            axes.text(x, 0.03, mark, transform=axes.transAxes, color="white", fontsize=5.5, va="bottom",
-                      ha="left" if x < 0.5 else "right")  # fmt: skip
+    for x, side, mark in zip((0.03, 0.97), ("left", "right"), SIDE_MARKS[cut[0]] if marks else (), strict=False):
+        axes.text(x, 0.03, mark, transform=axes.transAxes, color=ink, fontsize=5.5, va="bottom", ha=side)
 
 
-def draw_outline(
-    axes: Axes, mask: np.ndarray, grid: Grid, cut: tuple[str, float], colour: str, width: float = 0.6
-) -> None:
+def draw_outline(axes: Axes, mask: np.ndarray, grid: Grid, cut: Cut, colour: str, width: float = 0.6) -> None:
     """Draw the edge of a mask on a slice and keep the slice's limits."""
     section = plane(mask.astype(np.float32), grid, cut, order=1)
     if section.max() > 0.5:
@@ -107,13 +97,13 @@ def draw_outline(
     axes.set_ylim(slice_extent(cut)[2:])
 
 
-def slice_extent(cut: tuple[str, float]) -> tuple[float, float, float, float]:
+def slice_extent(cut: Cut) -> tuple[float, float, float, float]:
     """Left, right, bottom and top of a slice in MNI mm."""
     right, up = SHOWN_AXES[cut[0]]
     return (FIELD_MM[right][0] - 0.5, FIELD_MM[right][1] + 0.5, FIELD_MM[up][0] - 0.5, FIELD_MM[up][1] + 0.5)
 
 
-def slice_aspect(cut: tuple[str, float]) -> float:
+def slice_aspect(cut: Cut) -> float:
     """Height of a slice over its width."""
     left, right, bottom, top = slice_extent(cut)
     return (top - bottom) / (right - left)
@@ -129,7 +119,7 @@ def hide_axes(axes: Axes) -> None:
 
 def suvr_window(volumes: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
     """Colour scale of SUVR: 0 to the largest 99.9th percentile inside a mask; brighter voxels saturate."""
-    return Normalize(0, round_up([np.quantile(volume[mask], 0.999) for volume in volumes] or [1.0], 0.25))
+    return Normalize(0, style.round_up([np.quantile(volume[mask], 0.999) for volume in volumes] or [1.0], 0.25))
 
 
 def error_window(errors: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
@@ -138,14 +128,14 @@ def error_window(errors: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
     Larger errors saturate. The median keeps one poor method from fading all others.
     """
     limits = [np.quantile(np.abs(error[mask]), 0.995) for error in errors] or [0.1]
-    limit = round_up([float(np.median(limits))], 0.1)
+    limit = style.round_up([float(np.median(limits))], 0.1)
     return Normalize(-limit, limit)
 
 
 # ── one scan ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@style()
+@style.style()
 def scan_montage(
     mri: np.ndarray,
     volumes: Mapping[str, np.ndarray],
@@ -155,7 +145,7 @@ def scan_montage(
     notice: str = "",
     title: str = "Synthetic PET",
     detail: str = "",
-    cuts: Sequence[tuple[str, float]] = (("x", 7.0), ("y", -58.0), ("y", -20.0), ("z", -18.0), ("z", 24.0)),
+    cuts: Sequence[Cut] = (("x", 7.0), ("y", -58.0), ("y", -20.0), ("z", -18.0), ("z", 24.0)),
 ) -> Figure:
     """One person's T1 and synthetic PETs, in MNI space.
 
@@ -174,18 +164,18 @@ def scan_montage(
     brain = mni_map("brain", grid)
     pets = {tracer: to_suvr(volumes[tracer], suvr_range[tracer]) for tracer in TRACERS}
     norm = suvr_window(pets.values(), brain)
-    rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), T1_MAP, "intensity")]
-    rows += [(f"{TRACER_TITLES[tracer]}, mean", pets[tracer], norm, PET_MAP, "SUVR") for tracer in TRACERS]
+    rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), style.T1_MAP, "intensity")]
+    rows += [(f"{style.TRACER_TITLES[tracer]}, mean", pets[tracer], norm, style.PET_MAP, "SUVR") for tracer in TRACERS]
     widths = [1 / slice_aspect(cut) for cut in cuts]  # at height 1
     detail = f"{detail} Outline: MNI152 brain; left is left.".strip()
-    figure = paper_figure(0.8 + len(rows) * (WIDTH - 0.8) / sum(widths), title, notice, detail)
+    figure = style.paper_figure(0.8 + len(rows) * (style.WIDTH - 0.8) / sum(widths), title, notice, detail)
     panels = figure.subplots(len(rows), len(cuts), width_ratios=widths)
     for line, (label, volume, limits, cmap, unit) in zip(panels, rows, strict=True):
         for axes, cut in zip(line, cuts, strict=True):
             show_slice(axes, volume, grid, cut, limits, cmap, marks=label == "T1")
             draw_outline(axes, brain, grid, cut, "#35C9E8", 0.5)
         line[0].set_ylabel(label, fontweight="bold")
-        colour_bar(line, limits, cmap, unit)
+        style.colour_bar(line, limits, cmap, unit)
     for axes, cut in zip(panels[0], cuts, strict=True):
-        axes.set_title(slice_name(cut), fontsize=5.5, color=GREY)
+        axes.set_title(slice_name(cut), fontsize=5.5, color=style.GREY)
     return figure

@@ -11,17 +11,19 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import StrictUndefined, Template
 
 from resdm.io import write_csv, write_json, write_text
 from resdm.settings import TRACERS
 from resdm_suite.cohorts.manifest import read_manifest
-from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER, read_index, read_scores
-from resdm_suite.evaluation.statistics import Comparison
+from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER, METRICS, read_index, read_scores
+from resdm_suite.evaluation.statistics import Comparison, by_person
 from resdm_suite.profiles import Config
 
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
@@ -99,6 +101,16 @@ def read_trainings(config: Config, methods: Iterable[str], condition: str = "fac
     return scores
 
 
+def person_values(scores: pd.DataFrame) -> pd.DataFrame:
+    """Stored scores by person (sessions averaged) in the units of the tables.
+
+    Columns: method (a training), row (its method), tracer, region, person, metric and value.
+    """
+    people = by_person(scores).melt(["method", "tracer", "region", "person"], METRICS, "metric")
+    people["value"] *= people["metric"].map(METRIC_SCALES)
+    return people.assign(row=people["method"].str.partition("@")[0])
+
+
 def present_methods(config: Config, condition: str = "factual") -> list[str]:
     """Rows of Table 2 that have stored scores: the paper's methods in its order, the profile's others, the controls."""
     others = [m for m in config.methods if "@" not in m and m not in {*PAPER_METHODS, *CONTROLS, *VARIANTS}]
@@ -163,6 +175,18 @@ def read_paper(number: int, root: str | Path | None = None) -> pd.DataFrame:
     """The paper's printed Table 1–4, tidy."""
     path = paper_file(f"table{number}.csv", root)
     return pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "mean": [""], "std": [""]})
+
+
+def printed_means(number: int, root: str | Path | None = None) -> pd.DataFrame:
+    """The printed Table 2–4 under our names: keys of the stored table, ``paper`` and ``paper_std``."""
+    frame = read_paper(number, root).rename(columns={"mean": "paper", "std": "paper_std", "status": "tracer"})
+    if number == 4:
+        keys, frame = ["source", "target"], frame.rename(columns={"method": "source"}).assign(target="label")
+    else:
+        keys, names = ["method", "region"], {printed: name for name, printed in VARIANTS.items()}
+        frame["method"] = frame["variant"].map(names) if number == 3 else frame["method"]
+        frame["region"] = frame["metric"].map({"acc": "status"}).fillna("whole")
+    return frame[[*keys, "tracer", "metric", "paper", "paper_std"]]
 
 
 # ── text of a cell ────────────────────────────────────────────────────────────────────────────────
@@ -338,6 +362,13 @@ def cost_block(costs: pd.DataFrame) -> Block:
     texts = {title: [number(value * scale, decimals) for value in costs[name]]
              for name, (*_, title, scale, decimals) in COSTS.items()}  # fmt: skip
     return text_block({"Method": costs["method"], "input beside the MRI": costs["told"]} | texts, "Inputs and cost")
+
+
+def notes(name: str, **values: Any) -> tuple[str, ...]:
+    """The notes below a table: one per line of ``templates/notes_<name>.md``, filled with values."""
+    source = files("resdm_suite.reporting").joinpath(f"templates/notes_{name}.md").read_text(encoding="utf-8")
+    lines = Template(source, undefined=StrictUndefined).render(values).splitlines()
+    return tuple(line for line in lines if line.strip())
 
 
 def trainings_note(frame: pd.DataFrame) -> str:

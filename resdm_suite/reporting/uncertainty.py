@@ -11,7 +11,7 @@ import pandas as pd
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
-from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, number, span, with_interval
+from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, notes, number, span, with_interval
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
 """Names of the predictors in table and figure."""
@@ -54,23 +54,17 @@ def uncertainty_table(config: Config, result: Uncertainty) -> Table:
             _ranking_block(result, tracers),
             _region_block(result, tracers),
         ),
-        notes=(
-            verdict(result),
-            *findings(result),
-            f"{config.uncertainty.samples} samples of {config.uncertainty.method} per session; mean m, standard "
-            "deviation s. The unit is the test person. Brackets: 95 % bootstrap interval over people; "
-            f"n = {span(result.ranking['n'])}. SUVR, inside the brain.",
-            "Calibrated on validation people only: σ² = a s² + b e², with a, b ≥ 0 by least squares on squared errors. "
-            "e is the root mean square error of validation people at the voxel (smoothed by "
-            f"{MAP_FWHM_MM:g} mm FWHM) or region. The interval of level p is m ± q(p) σ. q(p) is the empirical "
-            "p-quantile of |real − m| / σ over validation voxels or regions; error maps leave out the person's fold "
-            f"of {FOLDS}. Nothing guarantees the level; coverage is measured on test people.",
-            *(f"{TITLES[name]}: {text}." for name, text in PREDICTORS.items()),
-            "Likelihood: mean Gaussian negative log-likelihood per voxel or region; lower is better. Gain: that of the "
-            "error map alone minus this one; above zero, the predictor is better than one map for all people.",
-            "Ranking: Spearman's ρ of the person's score (root mean square σ) with their mean absolute error. AURC is "
-            "the area under the risk–coverage curve: mean error of the people kept, averaged over their number. "
-            "Random: an uninformative score. Oracle: the error itself. Gain: the share of the way between them.",
+        notes=notes(
+            "uncertainty",
+            verdict=verdict(result),
+            findings=findings(result),
+            samples=config.uncertainty.samples,
+            method=config.uncertainty.method,
+            n=span(result.ranking["n"]),
+            fwhm_mm=MAP_FWHM_MM,
+            folds=FOLDS,
+            titles=TITLES,
+            predictors=PREDICTORS,
         ),
     )
 
