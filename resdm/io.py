@@ -36,17 +36,29 @@ _REMEDIES = {
 
 
 @contextmanager
+def writing(path: str | Path, *others: Path) -> Iterator[None]:
+    """Turn errors of writing a file into `WriteError`: a full disk, no right to write, a file in place of a folder."""
+    try:
+        yield
+    except OSError as error:
+        written = {None, *map(str, (path, *Path(path).parents, *others))}  # other files are read by the block
+        if error.errno not in _REMEDIES or error.filename not in written:
+            raise
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror}); {_REMEDIES[error.errno]} and run the same command again: "
+            "finished files stay"
+        ) from None
+
+
+@contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block succeeds; otherwise ``path`` does not change.
 
-    Raises
-    ------
-    WriteError
-        A full disk, a folder without the right to write, a file in place of a folder.
+    Raises `WriteError`, see `writing`.
     """
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers choose a format by its suffix
-    try:
+    with writing(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -54,28 +66,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):  # do not hide the block's error
                 temporary.unlink(missing_ok=True)
-    except OSError as error:
-        written = {None, *map(str, (temporary, path, *path.parents))}  # other files are read by the block
-        if error.errno not in _REMEDIES or error.filename not in written:
-            raise
-        raise _write_error(path, error) from None
 
 
 def remove(path: str | Path) -> None:
     """Remove a file if it exists; `WriteError` if that is not allowed."""
-    try:
+    with writing(path):
         Path(path).unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno not in _REMEDIES:
-            raise
-        raise _write_error(path, error) from None
-
-
-def _write_error(path: str | Path, error: OSError) -> WriteError:
-    return WriteError(
-        f"{path}: cannot be written ({error.strerror}); {_REMEDIES[error.errno]} and run the same command again: "
-        "finished files stay"
-    )
 
 
 def write_text(path: str | Path, text: str) -> Path:

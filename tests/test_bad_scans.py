@@ -377,7 +377,7 @@ def test_sigkill_loses_one_session_at_most(config):
     assert {path.parts[-3] for path in records} == {"sub-good", "sub-other"}
     assert len(preprocess(config, progress=False)) == 3
     assert all(path.stat().st_mtime_ns == time for path, time in records.items())
-    assert not list(config.volumes.rglob(".*"))
+    assert not list(config.volumes.rglob(".[0-9]*"))
 
 
 # ── excluding sessions ─────────────────────────────────────────────────────────────────────────

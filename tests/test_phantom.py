@@ -147,7 +147,7 @@ def test_second_call_writes_nothing_and_a_killed_one_continues(tmp_path, monkeyp
     monkeypatch.setattr(dataset, "_write_person", dies)
     with pytest.raises(KeyboardInterrupt):
         write_phantoms(config, progress=False)
-    assert not (config.work / "truth" / "stamp.json").exists()
+    assert not (config.work / "truth" / ".record.json").exists()
     monkeypatch.setattr(dataset, "_write_person", lambda *job: (real(*job), done.append(job[1])))
     write_phantoms(config, progress=False)
     assert done == [0, 1, 2]
@@ -232,7 +232,7 @@ def test_the_dataset_is_bids(cohort):
     assert description["DatasetType"] == "raw"
     assert {"Name", "BIDSVersion", "License"} <= set(description)
     assert "on purpose" in (root / "README").read_text()
-    top = {"dataset_description.json", "README", "participants.tsv", "participants.json"}
+    top = {".record.json", "dataset_description.json", "README", "participants.tsv", "participants.json"}
     stem = r"(sub-\d{4})/\1_sessions\.(tsv|json)"
     scan = (
         r"(sub-\d{4})/(ses-M\d{3})/("

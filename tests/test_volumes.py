@@ -31,8 +31,9 @@ from resdm_suite.preprocessing.registration import Scan, displacement, resample,
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.preprocessing.t1 import _MAX_FLUID, looks_like_pet, preprocess_mri, t1_on_grid, tissue_contrast
-from resdm_suite.preprocessing.volumes import preprocess
+from resdm_suite.preprocessing.volumes import preprocess, read_stored
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+from resdm_suite.records import RecordError, checked
 
 GRID = Grid((32, 32, 32), 6.0)
 PHANTOMS = PhantomConfig(
@@ -586,8 +587,8 @@ def test_only_changed_sessions_are_repeated(copy):
     index = preprocess(copy, progress=False)
     after = state(copy.volumes)
     assert {name for name in before if after[name] != before[name]} == {
-        "cohort.json", "cohort.npy", "index.csv", "dataset_description.json", "template_amyloid.nii.gz",
-        "template_tau.nii.gz",
+        ".record.json", "cohort.json", "cohort.npy", "index.csv", "dataset_description.json",
+        "template_amyloid.nii.gz", "template_tau.nii.gz",
     }  # fmt: skip
     assert set(index.loc[index["person"] == moved, "split"]) == {"test"}
 
@@ -693,16 +694,17 @@ def test_a_field_of_view_that_cuts_the_reference_region_does_not_raise_suvr(trac
     assert any("reference coverage" in flag for flag in measure_flags({f"{tracer}_{k}": v for k, v in part.items()}))
 
 
-def test_volumes_of_unequal_grid_are_refused(copy):
+def test_a_volume_that_is_not_what_was_written_is_refused_and_made_again(copy):
     index = pd.read_csv(copy.volumes / "index.csv")
-    path = copy.volumes / index["t1w"][0]
-    other = Grid((30, 32, 32), 6.0)
+    path, other = copy.volumes / index["t1w"][0], Grid((30, 32, 32), 6.0)
+    before = contents(copy.volumes)
     nib.save(other.image(np.zeros(other.shape, np.float32)), path)
-    (copy.volumes / "cohort.npy").unlink()
-    with pytest.raises(VolumeError, match="volumes of unequal grid") as error:
-        preprocess(copy, progress=False)
-    assert str(path) in str(error.value)
-    assert "(30, 32, 32)" in str(error.value)
+    with pytest.raises(VolumeError, match=rf"{path}: volumes of unequal grid: found \(30, 32, 32\)"):
+        read_stored(path, GRID)
+    with pytest.raises(RecordError, match=f"{path}: changed since `resdm preprocess tiny` wrote it"):
+        checked(path)
+    preprocess(copy, progress=False)
+    assert contents(copy.volumes) == before
 
 
 # ── one MRI ───────────────────────────────────────────────────────────────────────────────────────

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
@@ -14,6 +12,7 @@ from resdm.batch import PROMPT_FIELDS, Batch, Prior
 from resdm.settings import TRACERS, derive_seed, to_dict
 from resdm_suite.cohorts.manifest import SPLITS, check_leakage
 from resdm_suite.profiles import Config
+from resdm_suite.records import checked, read_csv, read_json, reading
 
 
 class CohortError(ValueError):
@@ -54,21 +53,23 @@ class CohortDataset(Dataset):
         folder, again = config.volumes, "run `resdm preprocess`"
         path, self._array_path = folder / "index.csv", folder / "cohort.npy"
         for required in (path, self._array_path, folder / "cohort.json"):
-            if not required.is_file():
+            if not checked(required).is_file():
                 raise CohortError(f"{required}: not there; {again}")
         text = {"person": str, "session": str, "sex": str}
-        index = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+        index = read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
         check_leakage(index, str(path))
         self._array: np.ndarray | None = None
-        card = json.loads((folder / "cohort.json").read_text(encoding="utf-8"))
-        grid = card["grid"]
-        expected, shape = to_dict(config.preprocess.grid), self._volumes().shape
+        card, expected = read_json(folder / "cohort.json"), to_dict(config.preprocess.grid)
+        with reading(folder / "cohort.json"):
+            grid, settings, voxel_mm = card["grid"], card["settings"], card["grid"]["voxel_mm"]
+        with reading(self._array_path):
+            shape = self._volumes().shape
         if grid != expected or list(shape[2:]) != expected["shape"]:
             raise CohortError(
-                f"{self._array_path}: volumes of unequal grid: found {list(shape[2:])} voxels ({grid['voxel_mm']:g} mm "
+                f"{self._array_path}: volumes of unequal grid: found {list(shape[2:])} voxels ({voxel_mm:g} mm "
                 f"by cohort.json), the profile's is {expected['shape']} of {expected['voxel_mm']:g} mm; {again}"
             )
-        if card["settings"] != config.digest("preprocess"):
+        if settings != config.digest("preprocess"):
             raise CohortError(
                 f"{self._array_path}: made under other settings of preprocess than the profile's; {again}"
             )

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +39,14 @@ from resdm_suite.preprocessing.scans import VolumeError, image_data, open_image,
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.preprocessing.t1 import registration_errors, t1_on_grid
 from resdm_suite.profiles import Config
+from resdm_suite.records import (
+    alone,
+    read_csv,
+    read_record,
+    state,
+    unchanged,
+    write_record,
+)
 
 REVISION = 6
 """Raise it whenever the same scans and settings give other volumes, so that old ones are made again."""
@@ -50,6 +58,7 @@ _EXCLUDED = ["person", "session", "split", "step", "reason"]
 Row = dict[str, Any]
 
 
+@alone("preprocess")
 def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.DataFrame:
     """Preprocess every unfinished session of the manifest, and pack all sessions into ``cohort.npy``.
 
@@ -109,7 +118,7 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
 
     run(_check_session, "checks")
     run(_try_session, "preprocessing")
-    records = [None if _key(row) in problems else read_record(config, row) for row in rows]
+    records = [None if _key(row) in problems else session_record(config, row) for row in rows]
     return _pack(config, frame, records, problems)
 
 
@@ -130,12 +139,12 @@ def cohort_flow(config: Config) -> pd.DataFrame:
     manifest, path = read_manifest(config.manifest, files=False), config.work / "flow.csv"
     excluded_path = config.volumes / "excluded.csv"
     text = {"person": str, "session": str}
-    included = pd.read_csv(require_index(config), dtype=text).assign(step="")
+    included = read_csv(require_index(config), dtype=text).assign(step="")
     if path.is_file():
-        flow = pd.read_csv(path)
+        flow = read_csv(path)
     else:  # a manifest written by hand
         flow = pd.DataFrame([("kept", manifest["person"].nunique(), len(manifest))], columns=_FLOW)
-    excluded = pd.read_csv(excluded_path, dtype=text) if excluded_path.is_file() else pd.DataFrame(columns=_EXCLUDED)
+    excluded = read_csv(excluded_path, dtype=text) if excluded_path.is_file() else pd.DataFrame(columns=_EXCLUDED)
     usable = pd.concat([included, excluded[excluded["step"] == "flagged"]])
     unflagged = included[included["flags"].isna()]
     steps = [(step, part["person"].nunique(), len(part)) for step, part in
@@ -164,7 +173,7 @@ def record_path(config: Config, row: Row) -> Path:
     return config.volumes / row["person"] / row["session"] / f"{row['person']}_{row['session']}_desc-preproc.json"
 
 
-def read_record(config: Config, row: Row) -> dict[str, Any]:
+def session_record(config: Config, row: Row) -> dict[str, Any]:
     """What preprocessing recorded of a session: settings, inputs, outputs, measures."""
     return json.loads(record_path(config, row).read_text(encoding="utf-8"))
 
@@ -201,23 +210,18 @@ def _outputs(row: Row) -> dict[str, str]:
 
 def _current_record(config: Config, row: Row, settings: str) -> dict[str, Any] | None:
     """The session's record, if its volumes were made from these scans under these settings (their digest)."""
-    try:
-        record = read_record(config, row)
-    except (OSError, ValueError):
-        return None
     scans = session_scans(row)
-    same = record.get("settings") == settings and record.get("outputs") == _outputs(row)
-    if not same or record.get("space", "") != row["space"] or set(record["inputs"]) != set(scans):
-        return None
-    if not all((config.volumes / path).is_file() for path in record["outputs"].values()):
-        return None
-    for what, path in scans.items():
-        known, status = record["inputs"][what], os.stat(path)
-        if status.st_size != known["bytes"]:
-            return None
-        if status.st_mtime_ns != known["mtime_ns"] and sha256(path) != known["sha256"]:
-            return None  # changed; a copy with the same bytes counts as unchanged
-    return record
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # no record, or a damaged one
+        record = session_record(config, row)
+        same = record["settings"] == settings and record["outputs"] == _outputs(row)
+        same = same and record.get("space", "") == row["space"] and set(record["inputs"]) == set(scans)
+        known = {scans[what]: record["inputs"][what] for what in scans} if same else {}
+        known |= {config.volumes / file: {"sha256": digest} for file, digest in record.get("files", {}).items()}
+        since = record_path(config, row).stat().st_mtime_ns
+        made = all((config.volumes / file).is_file() for file in record["outputs"].values())
+        if same and made and all(unchanged(path, value, since) for path, value in known.items()):
+            return record
+    return None
 
 
 def _check_session(config: Config, row: Row) -> list[str]:
@@ -257,8 +261,7 @@ def _write_session(config: Config, row: Row) -> None:
     settings, digest, grid = config.preprocess, _settings_digest(config), Grid.of(config.preprocess.grid)
     inputs, scans = {}, {}
     for what, path in session_scans(row).items():
-        status = os.stat(path)
-        inputs[what] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
+        inputs[what] = state(path) | {"mtime_ns": Path(path).stat().st_mtime_ns}
         scans[what] = _read(row, what)
     outputs = _outputs(row)
     remove(record_path(config, row))
@@ -294,6 +297,7 @@ def _write_session(config: Config, row: Row) -> None:
     for stale in set(record_path(config, row).parent.glob("*/*_desc-preproc_*")) - written:
         stale.unlink()  # of a PET that the manifest no longer has
     record = {"settings": digest, "inputs": inputs, "outputs": outputs, "measured": measured}
+    record["files"] = {path.relative_to(config.volumes).as_posix(): sha256(path) for path in sorted(written)}
     record |= {"space": row["space"]} if row["space"] else {}
     notes = [f"{row[what]}: {scan.frames['note']}" for what, scan in scans.items() if "note" in scan.frames]
     write_json(record_path(config, row), record | ({"notes": notes} if notes else {}))
@@ -359,24 +363,26 @@ def _pack(
     digest = hashlib.sha256(json.dumps([text, sources]).encode()).hexdigest()
     card = {"grid": to_dict(config.preprocess.grid), "settings": config.digest("preprocess"), "digest": digest}
     card_path, array_path, index_path = folder / "cohort.json", folder / "cohort.npy", folder / "index.csv"
-    try:
+    current = False
+    with suppress(OSError, ValueError):
         current = json.loads(card_path.read_text(encoding="utf-8")) == card and array_path.is_file()
-        if current and index_path.read_text(encoding="utf-8") == text:
-            return index
-    except (OSError, ValueError):
-        pass
-
-    card_path.unlink(missing_ok=True)
-    _write_arrays(config, index, records)
-    description = {
-        "Name": f"Preprocessed volumes of profile {config.profile}",
-        "BIDSVersion": "1.9.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "resdm preprocess"}],
-    }
-    write_json(folder / "dataset_description.json", description)
-    write_json(card_path, card)
-    write_text(index_path, text)
+        current = current and index_path.read_text(encoding="utf-8") == text and not read_record(folder)[1]
+    if not current:
+        card_path.unlink(missing_ok=True)
+        _write_arrays(config, index, records)
+        description = {
+            "Name": f"Preprocessed volumes of profile {config.profile}",
+            "BIDSVersion": "1.9.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "resdm preprocess"}],
+        }
+        write_json(folder / "dataset_description.json", description)
+        write_json(card_path, card)
+        write_text(index_path, text)
+    made = [array_path, card_path, index_path, folder / "excluded.csv", *folder.glob("template_*.nii.gz")]
+    made += [record_path(config, row) for row in index.to_dict("records")]
+    made += [folder / file for record in records for file in record.get("files", {})]
+    write_record(folder, f"resdm preprocess {config.profile}", made, [config.manifest])
     return index
 
 

@@ -26,6 +26,7 @@ from resdm_suite.cohorts.phantom.scanner import Acquisition, bids_text, make_vis
 from resdm_suite.cohorts.phantom.truth import write_truth
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
+from resdm_suite.records import alone, read_record, write_record
 
 GENERATOR = "resdm phantom"
 """Name in ``dataset_description.json`` that marks a dataset of this generator."""
@@ -38,6 +39,7 @@ class PhantomError(RuntimeError):
     """A folder that the generator must not write to: names it, its content and the remedy."""
 
 
+@alone("phantom")
 def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> Path:
     """Write the phantom cohort of a profile as a BIDS dataset, and its truth.
 
@@ -74,14 +76,12 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
     names = [person_name(index) for index in range(settings.people)]
     _prepare_folder(root, truth, digest, keep=set(names))
 
-    todo = [index for index, name in enumerate(names) if not _complete(truth / f"{name}.json", root, digest)]
-    stamp_path = truth / "stamp.json"
+    stage, stored = f"resdm phantom {config.profile}", [read_record(folder) for folder in (root, truth)]
     stamp = {"digest": digest, "people": settings.people, "tau_cutoff": config.cohort.tau_cutoff}
-    tables = [root / name for name in ("README", "participants.tsv", "participants.json")]
-    tables += [truth / name for name in ("truth.json", "people.csv", "regional.csv")]
-    if not todo and all(path.is_file() for path in tables) and _read(stamp_path) == stamp:
+    broken = set().union(*(paths for _, paths in stored))
+    todo = [index for index, name in enumerate(names) if not _complete(truth / f"{name}.json", root, digest, broken)]
+    if not (todo or broken) and all(stamp.items() <= record.items() for record, _ in stored):
         return root
-    stamp_path.unlink(missing_ok=True)
     work = Parallel(n_jobs=min(jobs, max(len(todo), 1)), return_as="generator_unordered")(
         delayed(_write_person)(config, index, digest) for index in todo
     )
@@ -90,7 +90,10 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
     people = [_read(truth / f"{name}.json") for name in names]
     _write_tables(root, people)
     write_truth(config, digest, people)
-    write_json(stamp_path, stamp)
+    files = [root / name for name in ("README", "participants.tsv", "participants.json", "dataset_description.json")]
+    write_record(root, stage, [*files, *(root / file for person in people for file in person["files"])], **stamp)
+    files = [truth / name for name in ("truth.json", "people.csv", "regional.csv")]
+    write_record(truth, stage, [*files, *(truth / f"{name}.json" for name in names)], **stamp)
     return root
 
 
@@ -132,9 +135,10 @@ def _prepare_folder(root: Path, truth: Path, digest: str, keep: set[str]) -> Non
         })  # fmt: skip
 
 
-def _complete(record: Path, root: Path, digest: str) -> bool:
+def _complete(record: Path, root: Path, digest: str, broken: set[Path]) -> bool:
     person = _read(record)
-    return person.get("digest") == digest and all((root / file).is_file() for file in person["files"])
+    files = [root / file for file in person.get("files", [])]
+    return person.get("digest") == digest and not broken & {record, *files} and all(map(Path.is_file, files))
 
 
 def _read(path: Path) -> dict[str, Any]:
