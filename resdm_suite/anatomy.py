@@ -7,8 +7,10 @@ comparisons within a cohort, but no substitute for an atlas.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -59,6 +61,32 @@ class Grid:
         image.set_qform(self.affine, code=4)
         image.header.set_xyzt_units("mm")
         return image
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """A volume (X, Y, Z), float32, that a stage stored on this grid.
+
+        Raises `FileNotFoundError`, or `ValueError` naming the file for an unreadable one or another grid.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such volume; run its stage first")
+        try:
+            image = nib.load(path)
+            fits = image.shape == self.shape and np.allclose(image.affine, self.affine, atol=1e-3)
+            volume = image.get_fdata(dtype=np.float32) if fits else None  # not what a faulty header claims
+        except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError,
+                OverflowError, MemoryError, zlib.error) as error:  # fmt: skip
+            raise ValueError(
+                f"{path}: cannot be read as NIfTI ({str(error).strip()}); delete it and run its stage again"
+            ) from None
+        if volume is None:
+            corners = ["({:.1f}, {:.1f}, {:.1f}) mm".format(*affine[:3, 3]) for affine in (image.affine, self.affine)]
+            raise ValueError(
+                f"{path}: volumes of unequal grid: found {image.shape} voxels from {corners[0]}, expected "
+                f"the profile's {self.shape} of {self.voxel_mm:g} mm from {corners[1]}; delete it and run its stage "
+                "again"
+            )
+        return volume
 
 
 _LOADERS = {  # of nilearn.datasets

@@ -479,7 +479,7 @@ def test_faults_of_the_cohort_are_named(tmp_path):
     sidecar = next(config.predictions("copy", "factual").rglob("*.json"))
     assert json.loads(sidecar.read_text())["prompt"]
     sidecar.unlink()
-    with pytest.raises(FileNotFoundError, match="its prompt is unknown"):
+    with pytest.raises(FileNotFoundError, match=r"no sidecar beside .*; make the image again"):
         evaluate_sex(config, progress=False)
     index = pd.read_csv(config.volumes / "index.csv")
     write_csv(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +25,7 @@ from resdm_suite.evaluation.image_quality import (
     ssim,
     synthetic_path,
 )
+from resdm_suite.evaluation.suvr import sidecar_range
 
 
 @pytest.fixture
@@ -101,8 +104,8 @@ def test_unequal_grid_and_bad_mask(pair):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v, a: (v[:, :-1], a), "expected the profile's grid"),
-        (lambda v, a: (v, a + np.diag([0.5, 0, 0, 0])), "expected the profile's grid"),
+        (lambda v, a: (v[:, :-1], a), r"found \(16, 15, 16\) voxels from .*, expected the profile's \(16, 16, 16\)"),
+        (lambda v, a: (v, a + np.diag([0.5, 0, 0, 0])), "expected the profile's"),
         (lambda v, a: (np.where(v == v.max(), np.nan, v), a), "1 of 4096 voxels are not finite"),
         (lambda v, a: (3 * v, a), r"from 0\.\d+ to \d\.\d+; expected \[0, 1\]"),
     ],
@@ -161,3 +164,55 @@ def test_missing_predictions_and_index_are_named(cohort, tmp_path):
     assert len(read_index(config, None)) == 9
     with pytest.raises(FileNotFoundError, match=r"Pix2Pix.*scores\.csv"):
         read_scores(config, ["Pix2Pix"])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (b"", "no CSV table"),
+    (b"person,session\xff", "no CSV table"),
+    (b"a,b\n1,2\n4,5,6\n", "no CSV table"),
+    (b"person,session,tracer,region,mae,psnr,ssim\nx,sub-1,ses-1,tau,whole,0,1,1\n", "rows are longer"),
+    (b"person,session,tracer,region,mae,psnr,ssim\n", "no row"),
+    ("psnr", "columns missing: psnr"),
+    (("mae", ""), "row 3: mae is 'nan', expected a number from 0 to 1.01"),
+    (("ssim", "high"), "row 3: ssim is 'high', expected a number"),
+    (("psnr", "-inf"), "row 3: psnr is '-inf', expected a number"),
+    (("tracer", "fdg"), "row 3: tracer is 'fdg', expected amyloid or tau"),
+    (("person", ""), "row 3: person is 'nan', expected text"),
+    (("region", "whole"), "row 3: sub-0000 ses-M000 amyloid whole twice"),
+])  # fmt: skip
+def test_faulty_scores_are_named_with_row_and_remedy(cohort, tmp_path, text, message):
+    config, _ = cohort
+    rows = pd.read_csv(score_method(config, "ResDM"), dtype=str)
+    match text:
+        case str():
+            text = rows.drop(columns=text).to_csv(index=False).encode()
+        case (column, value):
+            rows.loc[1, column] = value
+            text = rows.to_csv(index=False).encode()
+    other = dataclasses.replace(config, root=tmp_path)
+    path = other.predictions("ResDM") / "scores.csv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=rf"^{path}.*{message}.*; run the synthesis of 'ResDM' again$"):
+        read_scores(other, ["ResDM"])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"text", lambda b: b[:200] + b[300:]]
+)
+def test_an_unreadable_volume_is_named(tmp_path, damage):
+    path = save(tmp_path / "odd_pet.nii.gz", np.random.default_rng(0).random(GRID.shape))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"odd_pet\.nii\.gz: cannot be read as NIfTI .*run its stage again"):
+        read_volume(path, GRID)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "not a JSON object"), ("[1]", "not a JSON object"), ("{}", "intensity is not stated"),
+    ('{"intensity": {"kind": "fixed", "suvr_range": [0, "3"]}}', "a suvr_range of two numbers"),
+    ('{"intensity": {"kind": "fixed", "suvr_range": [3, 0]}}', "a suvr_range of two numbers"),
+])  # fmt: skip
+def test_a_faulty_sidecar_is_named(tmp_path, text, message):
+    (tmp_path / "pet.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"pet\.json: .*{message}"):
+        sidecar_range(tmp_path / "pet.nii.gz")

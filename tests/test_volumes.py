@@ -31,7 +31,7 @@ from resdm_suite.preprocessing.registration import Scan, displacement, resample,
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.preprocessing.t1 import _MAX_FLUID, looks_like_pet, preprocess_mri, t1_on_grid, tissue_contrast
-from resdm_suite.preprocessing.volumes import preprocess, read_stored
+from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm_suite.records import RecordError, checked
 
@@ -699,8 +699,8 @@ def test_a_volume_that_is_not_what_was_written_is_refused_and_made_again(copy):
     path, other = copy.volumes / index["t1w"][0], Grid((30, 32, 32), 6.0)
     before = contents(copy.volumes)
     nib.save(other.image(np.zeros(other.shape, np.float32)), path)
-    with pytest.raises(VolumeError, match=rf"{path}: volumes of unequal grid: found \(30, 32, 32\)"):
-        read_stored(path, GRID)
+    with pytest.raises(ValueError, match=rf"{path}: volumes of unequal grid: found \(30, 32, 32\)"):
+        GRID.read(path)
     with pytest.raises(RecordError, match=f"{path}: changed since `resdm preprocess tiny` wrote it"):
         checked(path)
     preprocess(copy, progress=False)

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from resdm_suite.anatomy import REFERENCE, Grid
-from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm_suite.evaluation.image_quality import read_index, volume_pairs
 from resdm_suite.evaluation.statistics import REPEATS, interval
+from resdm_suite.evaluation.stored import read_volume
 from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm_suite.profiles import Config
 

@@ -18,7 +18,6 @@ Validation people are not used, and nothing is chosen on the test people.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cache, partial
 from itertools import product
@@ -41,10 +40,11 @@ from resdm.settings import TRACERS, derive_seed
 from resdm_suite.anatomy import Grid
 from resdm_suite.cohorts.leakage import LeakageError
 from resdm_suite.evaluation.fitting import Evaluator, classifier, fit_evaluator
-from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm_suite.evaluation.image_quality import read_index, volume_pairs
 from resdm_suite.evaluation.planted import read_causes
 from resdm_suite.evaluation.readings import COLUMNS, SESSION, readings_path
 from resdm_suite.evaluation.statistics import person_weights
+from resdm_suite.evaluation.stored import Numbers, read_sidecar, read_table, read_volume
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
@@ -293,7 +293,8 @@ def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | 
     path = config.predictions("ceiling") / "latent.csv"
     if not path.is_file():
         return None
-    latent = pd.read_csv(path, dtype={"person": str, "session": str})
+    columns = {"person": str, "session": str, "tracer": TRACERS, "positive": Numbers(0, 1)}
+    latent = read_table(path, columns, [*SESSION, "tracer"], "posterior", f"`resdm ceiling {config.profile}`")
     rows = test[SESSION].merge(latent[latent["tracer"] == tracer], on=SESSION, how="left", validate="one_to_one")
     if rows["positive"].isna().any():
         who = " ".join(rows.loc[rows["positive"].isna(), SESSION].iloc[0])
@@ -338,15 +339,15 @@ def _read_prompted(config: Config, target: str, progress: bool) -> tuple[pd.Data
                     paths, prompts = _real(config, test, tracer), None
                 else:
                     paths = _synthetic(config, source, test, tracer, condition)
-                    prompts = [_prompt(path)[target] for path in paths]
+                    prompts = [_prompt(path, target) for path in paths]
                 scores = evaluator.answer(read_volumes(config, paths))
                 frames.append(who.assign(source=source, condition=condition, score=scores, prompt=prompts))
             folds.append({"tracer": tracer} | evaluator.card)
     return pd.concat(frames), pd.DataFrame(folds)
 
 
-def _prompt(path: Path) -> dict[str, Any]:
-    sidecar = sidecar_path(path)
-    if not sidecar.is_file():
-        raise FileNotFoundError(f"{sidecar}: no sidecar beside {path.name}, so its prompt is unknown; synthesise again")
-    return json.loads(sidecar.read_text(encoding="utf-8"))["prompt"]
+def _prompt(path: Path, target: str) -> Any:
+    prompt = read_sidecar(path).get("prompt")
+    if not isinstance(prompt, dict) or target not in prompt:
+        raise ValueError(f"{sidecar_path(path)}: no prompt with {target!r}; synthesise again")
+    return prompt[target]

@@ -8,7 +8,8 @@ import pandas as pd
 
 from resdm_suite.anatomy import REFERENCE, Grid
 from resdm_suite.evaluation.atlas import CENTILOID, FETCHED, centiloid, centiloid_regions, load_atlas
-from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm_suite.evaluation.image_quality import read_index, volume_pairs
+from resdm_suite.evaluation.stored import read_volume
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
 from resdm_suite.profiles import Config
 

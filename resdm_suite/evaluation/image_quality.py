@@ -14,18 +14,19 @@ Conventions, the same for every method:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from skimage.metrics import structural_similarity
 
 from resdm.io import write_csv
-from resdm.settings import TRACERS
+from resdm.settings import SEXES, TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.cohorts.leakage import check_leakage, check_tested
+from resdm_suite.evaluation.stored import SESSION, Numbers, read_table, read_volume
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import Config
 
@@ -36,6 +37,12 @@ LOWER_IS_BETTER = ("mae", "brier")
 """Metrics that are losses; of all others, more is better."""
 
 REGIONS = ("whole", "brain")
+
+_SCORES = {"person": str, "session": str, "tracer": TRACERS, "region": REGIONS}
+_SCORES |= {"mae": Numbers(0, 1.01), "psnr": Numbers(high=math.inf), "ssim": Numbers(-1.01, 1.01)}
+_INDEX = {"person": str, "session": str, "split": str} | {f"present_{t}": (0, 1) for t in TRACERS}
+_INDEX |= dict.fromkeys(name for t in TRACERS for name in (f"{t}_tracer", t))
+_PEOPLE = {"age": Numbers(0, 130), "sex": SEXES} | {f"{t}_status": (0, 1, math.nan) for t in TRACERS}
 
 
 def mae(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -81,52 +88,14 @@ def _checked(mask: np.ndarray, volume: np.ndarray) -> np.ndarray:
 # ── stored volumes ────────────────────────────────────────────────────────────────────────────────
 
 
-def read_volume(path: str | Path, grid: Grid) -> np.ndarray:
-    """A stored volume (X, Y, Z), float32, in [0, 1], on the profile's grid (RAS+, MNI152).
-
-    Raises `FileNotFoundError`, or `ValueError` naming the file for another grid, voxels that are not finite, or
-    intensities outside [0, 1].
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such volume")
-    image = nib.load(path)
-    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
-        raise ValueError(
-            f"{path}: expected the profile's grid, {grid.shape} voxels of {grid.voxel_mm} mm from "
-            f"{_point(grid.affine)}; found {image.shape} from {_point(image.affine)}. Make it again with this profile"
-        )
-    volume = image.get_fdata(dtype=np.float32)
-    broken = int(np.count_nonzero(~np.isfinite(volume)))
-    if broken:
-        raise ValueError(f"{path}: {broken} of {volume.size} voxels are not finite (NaN or infinite)")
-    low, high = float(volume.min()), float(volume.max())
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(
-            f"{path}: intensities run from {low:.3f} to {high:.3f}; expected [0, 1] (is this a volume in SUVR?)"
-        )
-    return volume
-
-
-def _point(affine: np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:.1f}" for value in affine[:3, 3]) + ") mm"
-
-
 def read_index(config: Config, split: str | None = "test") -> pd.DataFrame:
     """``volumes/index.csv`` of one split, or of all for ``None``: one row per session, identifiers as text.
 
-    Raises `FileNotFoundError` or `ValueError` (missing columns, nobody in the split), and `LeakageError` for a person
-    in more than one split.
+    Raises `FileNotFoundError` or `ValueError` (see `read_table`; nobody in the split), and `LeakageError` for a
+    person in more than one split.
     """
     path = config.volumes / "index.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no index of preprocessed volumes; run the preprocessing first")
-    index = pd.read_csv(path, dtype={"person": str, "session": str})
-    needed = ["person", "session", "split"]
-    needed += [column for t in TRACERS for column in (f"present_{t}", f"{t}_tracer", t)]
-    missing = [column for column in needed if column not in index]
-    if missing:
-        raise ValueError(f"{path}: columns missing: {', '.join(missing)}; run the preprocessing again")
+    index = read_table(path, _INDEX, SESSION, "index of preprocessed volumes", "the preprocessing", _PEOPLE)
     check_leakage(index, str(path))
     chosen = index if split is None else index[index["split"] == split]
     if chosen.empty:
@@ -211,18 +180,13 @@ def score_method(config: Config, method: str, index: pd.DataFrame | None = None,
 def read_scores(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:
     """The stored scores of several methods as one frame, with a first column ``method``.
 
-    Raises `FileNotFoundError` or `ValueError` naming a file that is missing or lacks columns, and `LeakageError` for
-    scores of people whom ``index.csv``, where it exists, does not test.
+    Raises `FileNotFoundError` or `ValueError` naming a file that is missing or faulty (see `read_table`), and
+    `LeakageError` for scores of people whom ``index.csv``, where it exists, does not test.
     """
     frames = []
     for method in methods:
         path = config.predictions(method, condition) / "scores.csv"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no scores of {method!r}; run its synthesis first")
-        frame = pd.read_csv(path, dtype={"person": str, "session": str})
-        missing = [c for c in ("person", "session", "tracer", "region", *METRICS) if c not in frame]
-        if missing:
-            raise ValueError(f"{path}: columns missing: {', '.join(missing)}; run the synthesis of {method!r} again")
+        frame = read_table(path, _SCORES, list(_SCORES)[:4], f"scores of {method!r}", f"the synthesis of {method!r}")
         check_people(frame, config, path)
         frame.insert(0, "method", method)
         frames.append(frame)

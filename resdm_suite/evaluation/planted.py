@@ -20,7 +20,6 @@ are trained on the planted status of training people.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -28,9 +27,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from resdm.settings import TRACERS
+from resdm.settings import SEXES, TRACERS
 from resdm_suite.anatomy import REFERENCE
 from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.evaluation.stored import SESSION, Numbers, read_json, read_table
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.profiles import Config
 
@@ -42,6 +42,8 @@ EVERY_REGION = "all"
 
 MIN_EFFECT = 0.03
 """SUVR: no ratio is taken to a smaller effect, as in pons or cerebellum: it would be noise over nearly nothing."""
+
+_MAKER = "truth of these phantoms", "`resdm phantom`"
 
 _KEYS = ["tracer", "region", "effect"]
 
@@ -68,7 +70,9 @@ def read_causes(config: Config) -> pd.DataFrame:
     severity, amyloid_positive, tau_positive (0/1: disease alone, without the effects of age and sex on uptake).
     """
     centre = _read_truth(config)["age_centre"]
-    people = pd.read_csv(config.work / "truth" / "people.csv", dtype={"person": str, "session": str})
+    columns = {"person": str, "session": str, "sex": SEXES, "age": Numbers(0, 130), "amyloid_tracer": str}
+    columns |= dict.fromkeys(("load", "stage", "severity"), Numbers()) | {f"{t}_positive": (0, 1) for t in TRACERS}
+    people = read_table(config.work / "truth" / "people.csv", columns, SESSION, *_MAKER)
     people = people.assign(
         woman=(people["sex"] == "F").astype(float),
         decades=(people["age"] - centre) / 10,
@@ -84,11 +88,10 @@ def _read_truth(config: Config) -> dict:
             f"profile {config.profile!r} has a cohort of kind {config.cohort.kind}: no truth is planted in real "
             "people; planted effects are known of phantoms alone"
         )
-    folder = config.work / "truth"
-    for name in ("truth.json", "people.csv", "regional.csv"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: no truth of these phantoms; run `resdm phantom` first")
-    return json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    path = config.work / "truth" / "truth.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no {_MAKER[0]}; run {_MAKER[1]} first")
+    return read_json(path, f"run {_MAKER[1]} again")
 
 
 # ── estimates ─────────────────────────────────────────────────────────────────────────────────────
@@ -103,7 +106,8 @@ def regional_sources(config: Config, methods: Mapping[str, Sequence[str]] | None
     """
     _read_truth(config)
     index = read_index(config)
-    truth = pd.read_csv(config.work / "truth" / "regional.csv", dtype={"person": str, "session": str})
+    keys = {"person": str, "session": str, "tracer": TRACERS, "region": str}
+    truth = read_table(config.work / "truth" / "regional.csv", keys | {"suvr": Numbers(0)}, list(keys), *_MAKER)
     truth = truth.merge(index[["person", "session"]])
     unknown = sorted(set(index["person"]) - set(truth["person"]))
     if unknown:

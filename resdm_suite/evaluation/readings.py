@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from resdm.settings import TRACERS
+from resdm.settings import SEXES, TRACERS
 from resdm_suite.evaluation.image_quality import check_people
+from resdm_suite.evaluation.stored import SESSION, Numbers, read_table
 from resdm_suite.profiles import Config
 
-COLUMNS = {
-    "status": (
-        "fold", "target", "source", "person", "session", "age", "sex", "tracer", "label", "score", "threshold",
-    ),
-    "status_folds": (
-        "fold", "target", "source", "tracer", "n_train", "n_held_out", "held_out_auc", "held_out_p", "threshold",
-    ),
-    "sex": ("source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"),
-    "sex_folds": ("tracer", "n_train", "n_held_out", "held_out_auc", "held_out_p", "threshold"),
-    "age": ("source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"),
-    "age_folds": ("tracer", "n_train", "n_held_out", "held_out_r", "held_out_p", "bias"),
-}  # fmt: skip
-"""Columns of the stored readings, by file; ``…_folds`` hold the evaluators' quality on held-out training people."""
+TARGETS = ("planted", "label")
+"""Kinds of status: planted in phantoms, or the label that a cut-off on the measured SUVR gives."""
 
-SESSION = ["person", "session"]
+_READING = {"source": str, "condition": str, "person": str, "session": str, "tracer": TRACERS}
+_CLASS = {"label": (0, 1), "score": Numbers(0, 1), "threshold": Numbers(0, 1)}
+_CARD = {"tracer": TRACERS, "n_train": Numbers(0), "n_held_out": Numbers(0)}
+_QUALITY = {"held_out_auc": Numbers(0, 1, True), "held_out_p": Numbers(0, 1, True), "threshold": Numbers(0, 1, True)}
+
+COLUMNS = {
+    "status": {"fold": Numbers(0), "target": TARGETS, "source": str, "person": str, "session": str}
+    | {"age": Numbers(0, 130), "sex": SEXES, "tracer": TRACERS} | _CLASS,
+    "status_folds": {"fold": Numbers(0), "target": TARGETS, "source": str} | _CARD | _QUALITY,
+    "sex": _READING | _CLASS | {"prompt": (*SEXES, math.nan)},
+    "sex_folds": _CARD | _QUALITY,
+    "age": _READING | {"age": Numbers(0, 130), "prompt_age": Numbers(0, 130, True), "predicted": Numbers()},
+    "age_folds": _CARD | {"held_out_r": Numbers(-1, 1, True), "held_out_p": Numbers(0, 1, True)}
+    | {"bias": Numbers(empty=True)},
+}  # fmt: skip
+"""Columns of the stored readings with their values, by file; ``…_folds`` hold the evaluators' quality on held-out
+training people, empty where these people define no evaluator."""
 
 
 def readings_path(config: Config, name: str) -> Path:
@@ -36,17 +43,12 @@ def readings_path(config: Config, name: str) -> Path:
 def read_readings(config: Config, name: str) -> pd.DataFrame:
     """The stored readings of one evaluator, identifiers as text.
 
-    Raises `FileNotFoundError` or `ValueError` (columns missing, no row), and `LeakageError` for readings of people whom
+    Raises `FileNotFoundError` or `ValueError` (see `read_table`), and `LeakageError` for readings of people whom
     ``index.csv``, where it exists, does not test.
     """
-    path = readings_path(config, name)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no stored readings; run the evaluators first")
-    frame = pd.read_csv(path, dtype={"person": str, "session": str, "source": str, "condition": str})
-    missing = [column for column in COLUMNS[name] if column not in frame]
-    if missing or frame.empty:
-        fault = f"columns missing: {', '.join(missing)}" if missing else "no row"
-        raise ValueError(f"{path}: {fault}; run the evaluators again")
+    path, columns = readings_path(config, name), COLUMNS[name]
+    keys = [key for key in ("fold", "target", "source", "condition", *SESSION, "tracer") if key in columns]
+    frame = read_table(path, columns, keys, "stored readings", "the evaluators")
     if "person" in frame:
         check_people(frame, config, path)
     return frame

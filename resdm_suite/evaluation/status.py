@@ -14,11 +14,8 @@ import pandas as pd
 
 from resdm.settings import TRACERS, derive_seed
 from resdm_suite.evaluation.classification import accuracy, adjusted_auc, auc, brier, f1, reliability, wilson
-from resdm_suite.evaluation.readings import SESSION, check_same_sessions, one_per_session
+from resdm_suite.evaluation.readings import SESSION, TARGETS, check_same_sessions, one_per_session
 from resdm_suite.evaluation.statistics import percentile_interval, person_resamples, person_weights, training_resamples
-
-TARGETS = ("planted", "label")
-"""Kinds of status: planted in phantoms, or the label that a cut-off on the measured SUVR gives."""
 
 CLASSIFICATION = ("auc", "acc", "f1")
 """Metrics of each fold."""

@@ -6,7 +6,6 @@ Intensities are scaled back to SUVR by the range in each volume's sidecar. Regio
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import pandas as pd
 
 from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm_suite.evaluation.agreement import intraclass, mean_interval, pearson
-from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm_suite.evaluation.image_quality import read_index, volume_pairs
+from resdm_suite.evaluation.stored import read_sidecar, read_volume
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
@@ -32,17 +32,14 @@ def sidecar_range(path: str | Path) -> tuple[float, float]:
     Raises `FileNotFoundError` without a sidecar, `ValueError` where no fixed range scaled the intensities: their SUVR
     is then lost.
     """
-    sidecar = sidecar_path(path)
-    if not sidecar.is_file():
-        raise FileNotFoundError(f"{sidecar}: no sidecar beside {Path(path).name}; its SUVR is unknown")
-    intensity = json.loads(sidecar.read_text(encoding="utf-8")).get("intensity", {})
-    if intensity.get("kind") != "fixed" or len(intensity.get("suvr_range", ())) != 2:
-        raise ValueError(
-            f"{sidecar}: intensity is {intensity or 'not stated'}; SUVR needs kind 'fixed' with a suvr_range "
-            "(preprocess.intensity: fixed)"
-        )
-    low, high = intensity["suvr_range"]
-    return float(low), float(high)
+    match read_sidecar(path).get("intensity"):
+        case {"kind": "fixed", "suvr_range": [int() | float() as low, int() | float() as high]} if low < high:
+            return float(low), float(high)
+        case intensity:
+            raise ValueError(
+                f"{sidecar_path(path)}: intensity is {intensity or 'not stated'}; SUVR needs kind 'fixed' with a "
+                "suvr_range of two numbers (preprocess.intensity: fixed)"
+            )
 
 
 def regional_means(volume: np.ndarray, grid: Grid, tracer: str) -> dict[str, float]:
@@ -57,8 +54,7 @@ def real_regional_means(path: str | Path, suvr: np.ndarray, grid: Grid, tracer: 
     They are ``regional_suvr`` in the sidecar beside ``path``. Without them ``suvr``, the clipped PET (X, Y, Z), is
     measured.
     """
-    sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-    return sidecar.get("regional_suvr") or regional_means(suvr, grid, tracer)
+    return read_sidecar(path).get("regional_suvr") or regional_means(suvr, grid, tracer)
 
 
 @cache

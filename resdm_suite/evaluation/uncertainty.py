@@ -32,8 +32,9 @@ from scipy.ndimage import gaussian_filter
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map
 from resdm_suite.evaluation.classification import reliability
-from resdm_suite.evaluation.image_quality import read_index, read_volume
+from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.statistics import REPEATS, interval, percentile_interval
+from resdm_suite.evaluation.stored import Numbers, read_table, read_volume
 from resdm_suite.evaluation.suvr import sidecar_range, to_suvr
 from resdm_suite.paths import std_path, synthetic_path
 from resdm_suite.profiles import Config
@@ -242,9 +243,9 @@ def read_regional(config: Config, method: str, tracer: str, split: str) -> Sampl
     The tracer's reference region is left out: it is 1 in every real PET.
     """
     path = config.predictions(method, "samples") / "regional.csv"
-    if not path.is_file():
-        raise UncertaintyError(f"{path}: no samples of {method!r} there; make them first: resdm sample")
-    frame = pd.read_csv(path, dtype={"person": str, "session": str})
+    keys = {"person": str, "session": str, "split": str, "tracer": TRACERS, "region": str}
+    columns = keys | {"mean": Numbers(), "std": Numbers(0), "real": Numbers()}
+    frame = read_table(path, columns, list(keys), f"samples of {method!r}", "`resdm sample`")
     frame = frame[(frame["tracer"] == tracer) & (frame["split"] == split) & (frame["region"] != REFERENCE[tracer])]
     columns = ["real", "mean", "std"]
     tables = [frame.pivot_table(column, ["person", "session"], "region", sort=False) for column in columns]

@@ -29,7 +29,7 @@ from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.measures import blur, limits, measure_flags, shared_information
 from resdm_suite.preprocessing.registration import displacement
 from resdm_suite.preprocessing.scans import VolumeError, form_difference, open_image
-from resdm_suite.preprocessing.volumes import read_stored, record_path, require_index, session_scans
+from resdm_suite.preprocessing.volumes import record_path, require_index, session_scans
 from resdm_suite.profiles import Config
 
 REVISION = 1
@@ -76,7 +76,7 @@ class PreprocessedSession:
 
     def volume(self, what: str) -> np.ndarray:
         """A stored volume (X, Y, Z), intensities in [0, 1]."""
-        return read_stored(self.path(what), Grid.of(self.config.preprocess.grid))
+        return Grid.of(self.config.preprocess.grid).read(self.path(what))
 
     def suvr(self, tracer: str, intensity: np.ndarray) -> np.ndarray:
         """A stored PET's intensities in SUVR."""

@@ -24,7 +24,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
-from nibabel.affines import voxel_sizes
 from tqdm.auto import tqdm
 
 from resdm.io import atomic, remove, sha256, write_json, write_text
@@ -35,7 +34,7 @@ from resdm_suite.cohorts.manifest import SPACE, ManifestError, read_manifest
 from resdm_suite.paths import sidecar_path, stem
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
 from resdm_suite.preprocessing.registration import Scan, register_rigid
-from resdm_suite.preprocessing.scans import VolumeError, image_data, open_image, read_scan
+from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.preprocessing.t1 import registration_errors, t1_on_grid
 from resdm_suite.profiles import Config
@@ -176,17 +175,6 @@ def record_path(config: Config, row: Row) -> Path:
 def session_record(config: Config, row: Row) -> dict[str, Any]:
     """What preprocessing recorded of a session: settings, inputs, outputs, measures."""
     return json.loads(record_path(config, row).read_text(encoding="utf-8"))
-
-
-def read_stored(path: Path, grid: Grid) -> np.ndarray:
-    """A preprocessed volume (X, Y, Z); `VolumeError` if it does not lie on the grid."""
-    image = open_image(path)
-    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
-        raise VolumeError(
-            f"{path}: volumes of unequal grid: found {image.shape} at {voxel_sizes(image.affine)[0]:g} mm, expected "
-            f"{grid.shape} at {grid.voxel_mm:g} mm; delete the file and preprocess again"
-        )
-    return image_data(image, path)
 
 
 def _key(row: Row) -> tuple[str, str]:
@@ -404,7 +392,7 @@ def _write_arrays(config: Config, index: pd.DataFrame, records: list[dict[str, A
             session = np.zeros(shape, "<f2")
             for channel, what in enumerate(("t1w", *TRACERS)):
                 if what in record["outputs"]:
-                    volume = read_stored(folder / record["outputs"][what], grid)
+                    volume = grid.read(folder / record["outputs"][what])
                     session[channel] = volume
                     if what in sums and split == "train":
                         sums[what] += volume
