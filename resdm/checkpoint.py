@@ -7,30 +7,25 @@ validation). Its metadata hold the method's settings and the grid's shape, so th
 
 from __future__ import annotations
 
-import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from resdm.io import atomic
 from resdm.method import Method, build_method
 from resdm.settings import ConfigError, method_from_dict, to_dict
+from resdm.weights import CheckpointError, read_weights, save_weights
 
 ABSENT = "nothing"
 """Value of a key that one of two compared mappings lacks."""
 
 
 _METADATA = {"name", "method", "shape", "source", "step", "epoch", "score", "fingerprint"}
-
-
-class CheckpointError(ValueError):
-    """A model folder or a training state that cannot be used: the fault, the expected content, the remedy."""
 
 
 def tensors(method: nn.Module) -> dict[str, Tensor]:
@@ -80,14 +75,10 @@ def save_model(
     fingerprint : dict, optional
         See `resdm.training.fingerprint`.
     """
-    # Clones: safetensors refuses tensors that share memory, and takes contiguous ones only. One metadata key: the order
-    # of several is not fixed, and the same training must give the same bytes.
     values = {key: (weights or {}).get(key, value) for key, value in tensors(method).items()}
-    values = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in values.items()}
     meta = {"name": name, "method": to_dict(method.config), "shape": list(method.shape), "source": dict(source or {})}
     meta |= {"step": step, "epoch": epoch, "score": score, "fingerprint": fingerprint}
-    with atomic(Path(folder) / "model.safetensors") as temporary:
-        save_file(values, temporary, metadata={"resdm": json.dumps(meta, sort_keys=True)})
+    save_weights(Path(folder) / "model.safetensors", values, meta)
     return Path(folder)
 
 
@@ -97,8 +88,12 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        No such folder or file, or not a model of this version.
+        No such folder or file, a damaged one, or not a model of this version.
     """
+    return _read(folder)[0]
+
+
+def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = Path(folder) / "model.safetensors"
     if not path.parent.is_dir():
         raise CheckpointError(f"{folder}: no such model folder; train the method first (resdm train), or name another")
@@ -106,14 +101,10 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         unfinished = (path.parent / "state.pt").is_file()
         remedy = "its training is unfinished: run it again to continue" if unfinished else "train the method first"
         raise CheckpointError(f"{folder}: no model.safetensors there; {remedy}")
-    try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()["resdm"])
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not a model of resdm ({error}); delete it and train again") from error
-    if not (isinstance(meta, dict) and meta.keys() >= _METADATA):
+    meta, values = read_weights(path, "a model", "train again")
+    if not meta.keys() >= _METADATA:
         raise CheckpointError(f"{path}: not a model of this version of resdm; delete it and train again")
-    return meta
+    return meta, values
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_code: bool = False) -> Method:
@@ -132,7 +123,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_
     CheckpointError
         No model there, code that is not trusted, or weights whose names or shapes are not the network's.
     """
-    meta, path = read_metadata(folder), Path(folder) / "model.safetensors"
+    (meta, values), path = _read(folder), Path(folder) / "model.safetensors"
     try:
         settings = method_from_dict(meta["method"], str(path), trust_code)
     except ConfigError as error:
@@ -148,8 +139,6 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_
             f"{path}: its settings do not build a method of this version of resdm ({error}); train it again"
         ) from error
     method.config = settings
-    with safe_open(path, "pt", device=str(device)) as file:
-        values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     stored = {key: tuple(value.shape) for key, value in values.items()}
     method.resize(stored)
     different = differences(stored, {key: tuple(value.shape) for key, value in tensors(method).items()})
@@ -185,6 +174,9 @@ def load_state(path: str | Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        with zipfile.ZipFile(path) as archive:  # torch reads damaged tensors as they are
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
         state = torch.load(path, map_location="cpu", weights_only=True)
         stored = state["fingerprint"]
     except Exception as error:  # a broken archive raises various errors

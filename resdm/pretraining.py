@@ -10,16 +10,15 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from resdm.batch import TRACERS
-from resdm.io import atomic
 from resdm.layers import clip
 from resdm.prior import PriorModule, prompt
 from resdm.settings import AGE_RANGE, SEXES
+from resdm.weights import read_weights, save_weights
 
-REVISION = 1
+REVISION = 2
 """Raise it when a change of this module changes its result: cached towers of an older revision are not used."""
 
 
@@ -36,11 +35,10 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         return float("nan")
     path = None if folder is None else folder / f"{_cache_key(prior, seed, batch)}.safetensors"
     if path is not None and path.is_file():
-        values = load_file(path, device=str(device))
-        correlation = values.pop("correlation").item()
+        meta, values = read_weights(path, "a pretrained text tower", "train again: it is pretrained anew")
         tower.load_state_dict(values)
         prior.clear_cache()
-        return correlation
+        return meta["correlation"]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         readout = nn.Linear(size.embed_dim, 4).to(device)
@@ -73,12 +71,10 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         weight.requires_grad_(before)
         weight.grad = None
     prior.clear_cache()
-    correlation = torch.corrcoef(torch.stack([torch.cat(ages), torch.cat(recovered)]))[0, 1]
+    correlation = float(torch.corrcoef(torch.stack([torch.cat(ages), torch.cat(recovered)]))[0, 1])
     if path is not None:
-        values = tower.state_dict() | {"correlation": correlation}
-        with atomic(path) as temporary:
-            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, temporary)
-    return float(correlation)
+        save_weights(path, tower.state_dict(), {"correlation": correlation})
+    return correlation
 
 
 def _cache_key(prior: PriorModule, seed: int, batch: int) -> str:

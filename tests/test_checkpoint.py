@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 from conftest import random_batch, tiny_regression, tiny_resdm
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_methods import AdversarialConfig, PlainConfig, Sessions, build, collate, make_config, with_method
 
@@ -19,6 +18,7 @@ from resdm.checkpoint import CheckpointError, differences, load_model, load_stat
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.prior import PriorConfig
+from resdm.weights import read_weights, save_weights
 from resdm_suite.apps import model_folder
 from resdm_suite.apps.model_folder import check_model, load_card, save_profile_model
 from resdm_suite.profiles import GridConfig, load_config
@@ -164,21 +164,22 @@ def test_a_corrupted_model_file_is_named(saved, seed):
     """Cut files, foreign bytes, lost keys and values of other types: one error that names the file, or none."""
     folder, *_ = saved
     path, draw = folder / "model.safetensors", random.Random(seed)
-    content, values = path.read_bytes(), load_file(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()["resdm"]
+    content, (meta, values) = path.read_bytes(), read_weights(path, "a model", "")
     for _ in range(60):
-        tree = json.loads(metadata)
+        tree = deepcopy(meta)
         part = draw.choice([tree, tree["method"]])
         key = draw.choice(list(part))
-        damage = draw.choice(["cut", "bytes", "lost", "type"])
+        damage = draw.choice(["cut", "flip", "bytes", "lost", "type"])
+        at = draw.randrange(len(content))
         if damage == "cut":
-            path.write_bytes(content[: draw.randrange(len(content))])
+            path.write_bytes(content[:at])
+        elif damage == "flip":
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :])
         elif damage == "bytes":
             path.write_bytes(draw.randbytes(draw.randrange(200)))
         else:
             part.pop(key) if damage == "lost" else part.update({key: draw.choice([None, -1, "x", [], {"a": 1}, [[]]])})
-            save_file(values, path, metadata={"resdm": json.dumps(tree)})
+            save_weights(path, values, tree)
         try:
             load_model(folder)
         except CheckpointError as error:
@@ -209,12 +210,10 @@ def test_weights_of_another_grid_are_refused_by_name(saved):
 def test_keys_and_shapes_that_do_not_fit_are_named(saved):
     folder, *_ = saved
     path = folder / "model.safetensors"
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    values = load_file(path)
+    meta, values = read_weights(path, "a model", "")
     values["prompt_weights"] = torch.zeros(3)
     values["extra"] = values.pop("net.0.bias")
-    save_file(values, path, metadata=metadata)
+    save_weights(path, values, meta)
     with pytest.raises(CheckpointError) as error:
         load_model(folder)
     message = str(error.value)
@@ -275,6 +274,17 @@ def test_a_state_is_restored_and_contains_plain_values_only(tmp_path):
     torch.save({"fingerprint": {"seed": 1}, "x": PlainConfig()}, path)  # a pickled object could run code
     with pytest.raises(CheckpointError, match="not a training state"):
         load_state(path, {"seed": 1})
+
+
+def test_a_flipped_bit_of_a_state_is_found(tmp_path):
+    path, draw = tmp_path / "state.pt", random.Random(0)
+    save_state(path, {"fingerprint": {}, "x": torch.randn(500)})
+    content = path.read_bytes()
+    start = content.index(load_state(path, {})["x"].numpy().tobytes())
+    for at in (start + draw.randrange(2000) for _ in range(20)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :])
+        with pytest.raises(CheckpointError, match=r"state\.pt: not a training state"):
+            load_state(path, {})
 
 
 def test_a_failed_save_leaves_the_state_before(tmp_path):

@@ -6,7 +6,6 @@ a killed run continues with the next evaluator. On a CPU the same seed gives the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from scipy.stats import mannwhitneyu, pearsonr
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from resdm.io import atomic, sha256
+from resdm.io import sha256
 from resdm.settings import derive_seed, to_dict
+from resdm.weights import read_weights, save_weights
 from resdm_suite.evaluation.agreement import pearson
 from resdm_suite.evaluation.networks import BrainAge, DSNet
 from resdm_suite.profiles import Config, EvaluatorConfig
@@ -199,10 +197,7 @@ def fit_evaluator(
         scores = predict(network, scans[held_out])
         if not np.isfinite(scores).all():
             raise ArithmeticError(f"{name} diverged; set a lower evaluation.{target}.learning_rate in the profile")
-        card = json.dumps({"made_of": made_of, "held_out": scores.tolist()}, sort_keys=True)
-        weights = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-        with atomic(path) as temporary:
-            save_file(weights, temporary, metadata={"resdm": card})  # one key: the order of several is not fixed
+        save_weights(path, network.state_dict(), {"made_of": made_of, "held_out": scores.tolist()})
     else:
         for _ in range(settings.epochs):
             on_epoch()
@@ -233,10 +228,9 @@ def _stored(path: Path, made_of: dict[str, Any], network: Network) -> np.ndarray
     """Load stored weights of the same inputs into the network; their held-out scores, or ``None``."""
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as file:
-        card = json.loads(file.metadata()["resdm"])
-        if card["made_of"] != made_of:
-            return None
-        network.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
+    card, values = read_weights(path, "an evaluator", "run `resdm evaluators` again")
+    if card.get("made_of") != made_of:
+        return None
+    network.load_state_dict(values)
     network.eval()
     return np.array(card["held_out"])
