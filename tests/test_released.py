@@ -10,27 +10,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_batch, step, tiny_prior
+from tiny_baselines import TINY
 from tiny_methods import Sessions, collate, make_config, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.baselines.released import ReleasedConfig, ReleasedUNet, load_released, shifted
-from resdm.batch import Batch, Prior
+from resdm.batch import Prior
 from resdm.checkpoint import load_model
 from resdm.layers import clip
 from resdm.method import build_method
 from resdm.prior import PriorConfig, PriorModule, prompt, prompt_tokens
-from resdm.settings import ConfigError
 from resdm.unet import Attention
 from resdm_suite.apps.model_folder import load_card, save_profile_model
-from resdm_suite.profiles import load_config
 
 SHAPE = (16, 16, 16)
 IDLE = ("middle_block.0.", "middle_block.1.", "middle_block.3.")
 
 
 def tiny(**changes) -> ReleasedConfig:
-    settings = {"width": 8, "mri_shift": 0, "ema": 0.9, "prior": tiny_prior(context="pooled", dim=64)}
-    return ReleasedConfig(**settings | changes)
+    return replace(TINY["released"], **changes)
 
 
 def build(config=None, seed=0, shape=SHAPE):
@@ -139,16 +137,6 @@ def test_7_48_of_29_2_million_weights_get_no_gradient(generator):
     assert all(weight.grad.any() for weight in weights.values() if weight.grad is not None)
 
 
-def test_idle_weights_change_nothing(generator):
-    torch.manual_seed(0)
-    net, x, text = ReleasedUNet(8), torch.randn((1, 1, *SHAPE), generator=generator), torch.randn((1, 1, 64))
-    before = net(x, torch.tensor([7]), text)
-    for part in (0, 1, 3):
-        for weight in net.middle_block[part].parameters():
-            torch.nn.init.normal_(weight)
-    assert torch.equal(net(x, torch.tensor([7]), text), before)
-
-
 def test_a_forward_pass_costs_2_86_tflop_at_128():
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         ReleasedUNet(32)(torch.empty(1, 1, 128, 128, 128), torch.empty(1), torch.empty(1, 1, 256))
@@ -198,21 +186,13 @@ def test_the_shift_moves_the_mri_alone():
     assert seen == {-2, -1, 0, 1, 2}
     assert shifted(mri, 0, None) is mri
 
-    class Seen(Exception):
-        pass
-
-    method, batch = build(tiny(mri_shift=2)), random_batch(1, SHAPE)
+    method, batch, x = build(tiny(mri_shift=2)), random_batch(1, SHAPE), []
     g = torch.Generator().manual_seed(3)
     t, noise = torch.randint(15, (1,), generator=g), torch.randn(batch.pet.shape, generator=g)
     expected = method.scheduler.add_noise(batch.pet, shifted(batch.mri, 2, g).expand_as(batch.pet), noise, t)
-
-    def catch(x_t, *_):
-        torch.testing.assert_close(x_t, expected)
-        raise Seen
-
-    method.predict = catch
-    with pytest.raises(Seen):
-        step(method, batch, seed=3)
+    method.predict = lambda x_t, *_: x.append(x_t) or batch.pet
+    step(method, batch, seed=3)
+    torch.testing.assert_close(x[0], expected)
 
 
 @pytest.mark.parametrize("steps", [None, 3])
@@ -233,31 +213,6 @@ def test_synthesis_follows_equation_3(steps):
                 deviation = 0.1 * (ratio * (etas[now] - etas[following])) ** 0.5
                 x = x + deviation * torch.randn(x.shape, generator=g)
     torch.testing.assert_close(out, x.clamp(0, 1), rtol=1e-4, atol=1e-5)
-
-
-def test_half_precision_ends_before_the_output():
-    method, batch = build(), random_batch(1, SHAPE)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(0), steps=2)
-    assert out.dtype == torch.float32
-    full = method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(0), steps=2)
-    assert 0 < (out - full).abs().max() < 0.05
-
-
-def test_overfits_one_person():
-    batch = random_batch(1, SHAPE)
-    smooth = [F.avg_pool3d(v, 7, 1, 3) for v in (batch.mri, batch.pet)]
-    batch = Batch(*[(v - v.min()) / (v.max() - v.min()) for v in smooth], batch.present, batch.prior)
-    method, g = build(tiny(learning_rate=3e-3)), torch.Generator().manual_seed(0)
-    optimiser, losses = method.optimisers()["model"], []
-    for _ in range(18):
-        ((_, loss),) = method.losses(batch, g)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    variance = batch.pet.var(dim=(0, 2, 3, 4), correction=0).sum().item()
-    assert sum(losses[-5:]) / 5 < 0.4 * 10 * variance  # that of predicting the mean
 
 
 def test_the_average_holds_the_unet_alone(tmp_path):
@@ -381,23 +336,6 @@ def test_other_files_are_refused(checkpoints, tmp_path):
         unet.write_bytes(content) if content else torch.save({"weights": {}}, unet)
         with pytest.raises(ValueError, match=r"Unet\.pth\.tar: not a checkpoint of the released code"):
             load_released(unet, text, tiny(), SHAPE)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("{ width: 8 }", r"methods\.it\.prior\.dim is 256; expected 64"),
-        ("{ prior: { weights: none } }", "prior.context is 'tokens'; expected pooled"),
-        ("{ mended: [everything] }", r"mended\[0\] is 'everything'"),
-        ("{ sampling_steps: 16 }", "sampling_steps is 16; expected 1 to T = 15"),
-    ],
-)
-def test_impossible_settings_are_refused(tmp_path, settings, message):
-    profile = tmp_path / "x.yaml"
-    settings = settings.replace("{", "{ kind: released,", 1)
-    profile.write_text(f"cohort: {{ kind: other }}\nmethods: {{ it: {settings} }}\n")
-    with pytest.raises(ConfigError, match=message):
-        load_config(profile)
 
 
 def test_grids_are_multiples_of_8():

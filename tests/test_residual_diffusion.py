@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import random_batch, step, tiny_network, tiny_prior, tiny_regression, tiny_resdm
+from conftest import random_batch, step, tiny_prior, tiny_regression, tiny_resdm
 
 from resdm.batch import Batch
 from resdm.losses import total_loss
@@ -22,21 +22,18 @@ def build(config=None, seed=0):
     return build_method(config or tiny_resdm(), SHAPE)
 
 
-def test_same_network_in_both():
-    sizes = [sum(w.numel() for w in build(c).parameters()) for c in (tiny_resdm(), tiny_regression())]
-    assert sizes[0] == sizes[1]
-
-
 @pytest.mark.parametrize("config", [tiny_resdm(), tiny_regression()], ids=["ResDM", "regression"])
 def test_every_trainable_weight_has_a_gradient_and_no_frozen_one(config):
     method = build(config)
     step(method, random_batch()).backward()
+    assert {*dict(method.named_parameters())} == {*dict(build().named_parameters())}  # the control has the same network
     for name, weight in method.named_parameters():
         assert (weight.grad is not None and bool(weight.grad.any())) == weight.requires_grad, name
 
 
 def test_loss_is_equation_7_of_the_predicted_pets():
     method, batch = build(tiny_resdm(lambda_high=0.3)), random_batch()
+    batch = replace(batch, present=torch.tensor([[True, True], [True, False]]))
     g = torch.Generator().manual_seed(4)
     t = torch.randint(15, (2,), generator=g)
     noise = torch.randn(batch.pet.shape, generator=g)
@@ -47,13 +44,12 @@ def test_loss_is_equation_7_of_the_predicted_pets():
     torch.testing.assert_close(step(method, batch, seed=4), expected)
 
 
-def test_more_draws_at_the_start_of_sampling_where_asked(monkeypatch):
+def test_more_draws_at_the_start_of_sampling_where_asked():
     batch = random_batch(8)
 
     def drawn(share):
         method, seen = build(tiny_resdm(start_share=share)), []
-        predict = method.predict
-        monkeypatch.setattr(method, "predict", lambda x, mri, t, *rest: seen.append(t) or predict(x, mri, t, *rest))
+        method.predict = lambda x_t, mri, t, *_: seen.append(t) or x_t
         generator = torch.Generator().manual_seed(0)
         for _ in range(25):
             list(method.losses(batch, generator))
@@ -74,17 +70,6 @@ def test_one_pass_for_both_tracers_equals_one_by_one():
     for i in range(2):
         alone = method.unet(batch.pet[:, i : i + 1], batch.mri, t, context[i::2])
         torch.testing.assert_close(both[:, i : i + 1], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_a_missing_pet_has_no_effect_whatever_its_values():
-    method, batch = build(), random_batch()
-    present = torch.tensor([[True, True], [True, False]])
-    losses = []
-    for fill in (0.0, 0.7):
-        pet = batch.pet.clone()
-        pet[1, 1] = fill
-        losses.append(step(method, replace(batch, pet=pet, present=present)))
-    torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_prompt_conditions_the_synthesis():
@@ -128,7 +113,7 @@ def test_regression_is_one_deterministic_pass():
 
 
 @pytest.mark.parametrize(
-    ("config", "bound"), [(tiny_resdm(learning_rate=5e-3), 0.35), (tiny_regression(learning_rate=5e-3), 0.2)],
+    ("config", "bound"), [(tiny_resdm(learning_rate=1e-2), 0.35), (tiny_regression(learning_rate=1e-2), 0.2)],
     ids=["ResDM", "regression"],
 )  # fmt: skip
 def test_overfits_two_people(config, bound):
@@ -139,7 +124,7 @@ def test_overfits_two_people(config, bound):
     method, g = build(config), torch.Generator().manual_seed(0)
     optimiser = method.optimisers()["model"]
     losses = []
-    for _ in range(150):
+    for _ in range(80):
         ((_, loss),) = method.losses(batch, g)
         optimiser.zero_grad()
         loss.backward()
@@ -169,9 +154,3 @@ def _after_forward(batch):
     g = torch.Generator().manual_seed(0)
     torch.randn(batch.pet.shape, generator=g)
     return g
-
-
-def test_haar_and_plain_stems_train_alike_in_shape():
-    for stem in ("haar", "none"):
-        method = build(tiny_resdm(network=tiny_network(stem=stem)))
-        assert torch.isfinite(step(method, random_batch()))

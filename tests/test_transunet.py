@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_baselines import TINY, make, seeded, smooth_batch
+from tiny_baselines import TINY, make
 from torch import nn
 
 from resdm.baselines.adversarial import ConditionalGAN, Conv3d
@@ -54,41 +54,6 @@ def test_all_convolutions_of_the_encoder_are_standardised_and_none_of_the_decode
     net = make("transunet").models["amyloid"].generator
     for part, kind in ((net.root, StandardisedConv3d), (net.stages, StandardisedConv3d), (net.decoder, Conv3d)):
         assert {type(m) for m in part.modules() if isinstance(m, nn.Conv3d)} == {kind}
-
-
-def test_positions_of_tokens_are_learned():
-    """They start at 0 and get a gradient."""
-    method = make("transunet")
-    positions = method.models["amyloid"].generator.embedding.positions
-    assert not positions.any()
-    for name, loss in method.losses(smooth_batch(), seeded()):
-        if name == "amyloid.generator":
-            loss.backward()
-            break
-    assert bool(positions.grad.any(-1).all())
-
-
-def test_transformer_reaches_across_the_volume():
-    """A far corner's voxel changes the opposite corner's output; without the transformer it cannot by convolution."""
-    torch.manual_seed(0)
-    net = TransUNetGenerator(TINY["transunet"], (64, 64, 64)).eval()
-    for module in net.modules():  # norms over the whole map would carry it as well
-        if isinstance(module, nn.GroupNorm | nn.InstanceNorm3d):
-            module.forward = lambda x: x
-    x = torch.rand(1, 1, 64, 64, 64)
-    y = x.clone()
-    y[..., :4, :4, :4] += 1
-    with torch.no_grad():
-        change = (net.bridge(self_map(net, x)) - net.bridge(self_map(net, y))).abs()
-        assert float(change[..., -1, -1, -1].max()) > 0
-        net.encoder = nn.Identity()
-        change = (net.bridge(self_map(net, x)) - net.bridge(self_map(net, y))).abs()
-        assert float(change[..., -1, -1, -1].max()) == 0
-
-
-def self_map(net, x):
-    features = net.stages[2](net.stages[1](net.stages[0](net.pool(net.root(x)))))
-    return net.encoder(net.embedding(features)).transpose(1, 2).unflatten(2, net.grid)
 
 
 def test_it_is_trained_like_pix2pix():

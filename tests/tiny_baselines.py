@@ -1,12 +1,14 @@
-"""The five competitors at a few thousand weights each, and what their tests share."""
+"""The five competitors and the released code at a few thousand weights each, and what their tests share."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from conftest import tiny_prior
 
 from resdm.baselines.ddpm import DDPMConfig
 from resdm.baselines.pix2pix import Pix2PixConfig
+from resdm.baselines.released import ReleasedConfig
 from resdm.baselines.resvit import ResViTConfig
 from resdm.baselines.scgan import SCGANConfig
 from resdm.baselines.transunet import TransUNetConfig
@@ -21,6 +23,7 @@ TINY = {
     "transunet": TransUNetConfig(width=8, units=(1, 1, 1), dim=16, layers=1, heads=2, discriminator_width=4),
     "resvit": ResViTConfig(width=4, middle=8, dim=16, layers=1, heads=2, discriminator_width=4),
     "ddpm": DDPMConfig(channels=(8, 16, 16), attention_levels=(), sampling_steps=2),
+    "released": ReleasedConfig(width=8, mri_shift=0, ema=0.9, prior=tiny_prior(context="pooled", dim=64)),
 }
 PHASES = {
     "pix2pix": [f"{t}.{p}" for t in ("amyloid", "tau") for p in ("discriminator", "generator")],
