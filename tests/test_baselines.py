@@ -208,7 +208,7 @@ def test_results_depend_on_seeds_only(kind):
     ],
 )
 def test_overfits_two_people(kind, steps, changes):
-    """At least a quarter nearer to each person's PETs than their mean is. SC-GAN, slower: losses by hand; DDPM: test_ddpm.py."""
+    """At least a quarter nearer to each person's PETs than their mean is."""
     method, batch = make(kind, **changes), smooth_batch()
     fit(method, batch, steps)
     pet = method.eval().synthesise(batch.mri, batch.prior, seeded())
