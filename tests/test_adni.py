@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from mock_adni import AV45, FBB, MK, SITE, TAU, make_people, write_caps, write_c
 
 from resdm_suite.cohorts.manifest import ManifestError, write_manifest
 from resdm_suite.cohorts.readers.adni import build_manifest
-from resdm_suite.cohorts.readers.adni_tables import read_tables, rid_of
+from resdm_suite.cohorts.readers.adni_tables import _date, read_tables, rid_of
 from resdm_suite.cohorts.tables import to_date
 from resdm_suite.preprocessing.scans import VolumeError
 from resdm_suite.preprocessing.volumes import preprocess
@@ -235,9 +236,14 @@ def test_forms_of_a_rid_and_of_a_date():
     assert {rid_of(text) for text in texts} == {74}
     assert [rid_of(text) for text in ("", "A74", "74.5", "-4")] == [None] * 4
     day = pd.Timestamp("2012-05-03")
-    assert [to_date(text) for text in ("2012-05-03", "05/03/2012", "5/3/2012", "2012-05-03 09:12:33.0")] == [day] * 4
+    iso = ("2012-05-03", "20120503", "2012-05-03 09:12:33.0", "2012-05-03T09:12", "2012-05-03T23:12:33.000000Z")
+    assert {to_date(text) for text in iso} == {day}
     assert all(to_date(text) is pd.NaT for text in ("", "n/a", "NA"))
-    assert [to_date(text) for text in ("23/05/2012", "2012-13-01", "05/03/12", "May 3")] == [None] * 4
+    other = ["14:05:33", "T12:04:14", "##-##-##T12:04:14", "2012", "2012-05", "05/03/2012", "2012-05-03x10",
+             "2012-05-03junk", "2012-05-03T25:00", "2012-13-01", "0000-00-00", "May 3", "1.5", "43952"]  # fmt: skip
+    assert [to_date(text) for text in other] == [None] * len(other)
+    assert [_date(text) for text in ("05/03/2012", "5/3/2012", "05/03/2012 09:12", "2012-05-03")] == [day] * 4
+    assert [_date(text) for text in ("23/05/2012", "05/03/12", "14:05")] == [None] * 3
 
 
 def tables(folder, **files):
@@ -323,31 +329,35 @@ def test_files_are_found_by_stem_and_the_newest_is_read(tmp_path):
     assert found.notes[0].startswith(f"{AMY}_15Nov2024 (1).csv is the newest of 4 files")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        (AMY, HEAD + "I1,7,2012-01-01,2,FBP,1.2,1,0\n\nI2,7,23/01/2013,2,FBP,1.2,1,0\n",
-         "row 4, SCANDATE: found '23/01/2013', expected a date, YYYY-MM-DD or MM/DD/YYYY; correct"),
-        (AMY, HEAD + 'I1,7,2012-01-01,2,FBP,"1,2",1,0\n', "row 2, SUMMARY_SUVR: found '1,2', expected a number"),
-        (AMY, HEAD + "I1,7,2012-01-01,2,FBP,12,1,0\n", "row 2, SUMMARY_SUVR: found '12', expected a number from 0.2"),
-        (AMY, HEAD + "I1,7,2012-01-01,2,XYZ,1.2,1,0\n", "row 2, TRACER: found 'XYZ', expected FBP, AV45, FBB, NAV"),
-        (AMY, HEAD + "I1,seven,2012-01-01,2,FBP,1.2,1,0\n", "row 2, RID: found 'seven', expected a RID such as"),
-        (AMY, HEAD.replace("SUMMARY_SUVR,", ""), "no column SUMMARY_SUVR or SUMMARYSUVR_WHOLECEREBNORM; download"),
-        (AMY, HEAD.replace(",", ";"), "columns are separated by semicolons or tabs"),
-        (AMY, "", "empty; expected a header"),
-        ("UCBERKELEY_TAU_6MM", "RID,SCANDATE,TRACER,META_TEMPORAL_SUVR\n", "no column INFERIORCEREBELLUM_SUVR or"),
-        ("PTDEMOG", "RID,PTGENDER,PTDOB,PTEDUCAT\n7,3,05/1940,12\n", "row 2, PTGENDER: found '3', expected Male"),
-        ("PTDEMOG", "RID,PTGENDER,PTDOB,PTEDUCAT\n7,1,1940,12\n", "row 2, PTDOB: found '1940', expected MM/YYYY"),
-        ("PTDEMOG", f"RID,PTID,PTGENDER,PTDOB\n8,{SITE}_S_0007,1,05/1940\n", "expected the person of RID 8"),
-        ("ADNIMERGE", "RID,EXAMDATE,EXAMDATE_bl,AGE\n7,2012-01-01,2012-01-01,400\n", "row 2, AGE: found '400', exp"),
-        ("MMSE", "RID,VISDATE,MMSCORE\n7,2012-01-01,31\n", "row 2, MMSCORE: found '31', expected a number from 0"),
-    ],
-)  # fmt: skip
-def test_invalid_table_cells_are_named(tmp_path, name, text, message):
+@pytest.mark.parametrize(("name", "text", "message"), [
+    (AMY, HEAD + "I1,7,2012-01-01,2,FBP,1.2,1,0\n\nI2,7,23/01/2013,2,FBP,1.2,1,0\n",
+     "row 4, SCANDATE: found '23/01/2013', expected a date, YYYY-MM-DD or MM/DD/YYYY; 1 such cells are taken"),
+    (AMY, HEAD + 'I1,7,2012-01-01,2,FBP,"1,2",1,0\n', "row 2, SUMMARY_SUVR: found '1,2', expected a number"),
+    (AMY, HEAD + "I1,7,2012-01-01,2,FBP,12,1,0\n", "row 2, SUMMARY_SUVR: found '12', expected a number from 0.2"),
+    (AMY, HEAD + "I1,7,2012-01-01,2,XYZ,1.2,1,0\n", "row 2, TRACER: found 'XYZ', expected FBP, AV45, FBB, NAV"),
+    (AMY, HEAD + "I1,seven,2012-01-01,2,FBP,1.2,1,0\n", "row 2: RID 'seven' name no person or two, expected a RID"),
+    (AMY, HEAD + "I1,7,2012-01-01,2,FBP,1.2,1,0,5\n", "row 2: found 9 cells, expected 8 as in the header; the row is"),
+    ("PTDEMOG", "RID,PTGENDER,PTDOB,PTEDUCAT\n7,3,05/1940,12\n", "row 2, PTGENDER: found '3', expected Male"),
+    ("PTDEMOG", "RID,PTGENDER,PTDOB,PTEDUCAT\n7,1,1940,12\n", "row 2, PTDOB: found '1940', expected MM/YYYY"),
+    ("PTDEMOG", f"RID,PTID,PTGENDER,PTDOB\n8,{SITE}_S_0007,1,05/1940\n", "name no person or two, expected a RID"),
+    ("ADNIMERGE", "RID,EXAMDATE,EXAMDATE_bl,AGE\n7,2012-01-01,2012-01-01,400\n", "row 2, AGE: found '400', exp"),
+    ("MMSE", "RID,VISDATE,MMSCORE\n7,2012-01-01,31\n", "row 2, MMSCORE: found '31', expected a number from 0"),
+])  # fmt: skip
+def test_a_cell_that_is_none_is_taken_as_missing_and_noted(tmp_path, name, text, message):
+    (note,) = tables(tmp_path, **{name: text}).notes
+    assert note.startswith(f"{tmp_path / name}.csv: row ")
+    assert message in note
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (HEAD.replace("SUMMARY_SUVR,", ""), "no column SUMMARY_SUVR or SUMMARYSUVR_WHOLECEREBNORM; download"),
+    (HEAD.replace(",", ";"), "columns are separated by semicolons or tabs"),
+    ("", "empty; expected a header"), ("SITE,VISCODE\n1,bl\n", "no column RID or PTID; found SITE, VISCODE"),
+])  # fmt: skip
+def test_a_table_that_is_none_is_refused(tmp_path, text, message):
     with pytest.raises(ManifestError) as error:
-        tables(tmp_path, **{name: text})
-    assert message in str(error.value)
-    assert str(tmp_path / f"{name}.csv") in str(error.value)
+        tables(tmp_path, **{AMY: text})
+    assert f"{tmp_path / AMY}.csv: {message}" in str(error.value)
 
 
 def test_other_encodings_and_flags_in_words_are_read(tmp_path):
@@ -359,18 +369,71 @@ def test_other_encodings_and_flags_in_words_are_read(tmp_path):
     assert [found.pet(rid, AV45, pd.Timestamp("2012-01-01"))["qc"] for rid in (7, 8)] == [2, 0]
 
 
-def test_loni_without_attenuation_correction_or_with_appledouble_files(tmp_path, config):
+def loni_folder(mock, number, what):
+    """The folder of a scan's date, and of its sequence's."""
+    path = next(path for path in mock.files if what in str(path) and mock.people[number].ptid in str(path))
+    return path.parents[1], path.parents[2]
+
+
+NEVER = (
+    "AV45_NAC_Coreg", "ADNI_Brain_NAC_3D_AV45", "AV45_Non-AC", "PET_AV45_without_Attenuation_Correction", "AV45_CTAC",
+    "CT_AV45", "AV45_MuMap", "AV45_Attenuation_Map", "AV45_uMAP", "AV45_Brain_Mask", "MPRAGE_Masked", "T1_Map",
+    "AV45_Transmission", "AV45_MRAC",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("sequence", NEVER)
+def test_maps_masks_and_pet_without_attenuation_correction_are_never_taken(tmp_path, config, sequence):
     mock = write_loni(tmp_path, people=2, images=False)
-    pet = next(path for path in mock.files if "AV45" in str(path) and mock.people[1].ptid in str(path))
-    other = pet.parents[2].with_name("AV45_NAC_Coreg,_Avg,_Standardized_Image_and_Voxel_Size")
-    (other / pet.parent.parent.name / "I1").mkdir(parents=True)
-    (other / pet.parent.parent.name / "I1" / "scan.nii").touch()
+    for what in ("FSPGR", "AV45"):
+        date, folder = loni_folder(mock, 1, what)
+        (folder.with_name(sequence) / date.name / "I1").mkdir(parents=True, exist_ok=True)
+        (folder.with_name(sequence) / date.name / "I1" / "scan.nii").touch()
+    for folder in tmp_path.glob(f"ADNI/{mock.people[1].ptid}/AV45_Co*"):
+        shutil.rmtree(folder)
+    frame, _, _, notes = build_manifest(tmp_path, config)
+    assert frame["t1w"].str.contains("FSPGR").all()
+    assert frame["amyloid_tracer"].tolist() == [AV45, ""]
+    assert any(f" images of {sequence}: without attenuation corr" in note for note in notes)
+
+
+def test_loni_with_names_that_begin_with_a_dot(tmp_path, config):
+    write_loni(tmp_path, people=2, images=False)
+    before = build_manifest(tmp_path, config)
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
         path.with_name("._" + path.name).write_bytes(b"\x00\x05\x16\x07\xb0")
+        path.with_name(".DS_Store").touch()
+    after = build_manifest(tmp_path, config)
+    pd.testing.assert_frame_equal(after.manifest, before.manifest)
+    assert after.notes == before.notes
+
+
+@pytest.mark.parametrize(("sequence", "image", "days", "found"), [
+    ("ADNI_Brain_AC_3D_Tau", "I5", 0, TAU), ("ADNI_Brain_PET__Raw_Tau", "I5", 0, TAU),
+    ("ADNI_Brain_PET__Raw", "I5", 0, TAU),
+    ("Brain_AC_3D_Tau", "I5", 3, ""), ("Brain_AC_3D_Amyloid", "I5", 0, ""), ("FDG_Brain_AC", "I5", 0, ""),
+    ("Coreg,_Avg,_Standardized_Image_and_Voxel_Size", "I5", 0, ""), ("Brain_AC", "I77", 9, AV45),
+])  # fmt: skip
+def test_a_tracer_that_the_name_omits_is_that_of_the_table(tmp_path, config, sequence, image, days, found):
+    mock = write_loni(tmp_path, people=2, images=False)
+    person = mock.people[1]
+    for folder in tmp_path.glob(f"ADNI/{person.ptid}/AV*"):
+        shutil.rmtree(folder)
+    table = next(tmp_path.glob("tables/*AMY*Nov2024.csv"))
+    table.write_text(table.read_text().replace('"I1"', '"I77"'))
+    day = f"{person.day(0, 30 + days)}_09_12_33.0"
+    place = tmp_path / "ADNI" / person.ptid / sequence / day / image
+    place.mkdir(parents=True)
+    (place / "scan.nii").touch()
     frame, _, _, notes = build_manifest(tmp_path, config)
-    assert len(frame) == 2
-    assert "NAC" not in "".join(frame["amyloid"])
-    assert any(": 2 18FAV45; " in note for note in notes)
+    labels = frame.loc[frame["person"] == person.name, ["amyloid_tracer", "tau_tracer"]].to_numpy().ravel()
+    assert {*labels} - {""} == {found} - {""}
+    note = (
+        f"{sequence} names no tracer; by UC Berkeley's table it is {found}"
+        if found
+        else f" images of {sequence}: no T1,"
+    )
+    assert any(note in one for one in notes)
 
 
 # ── layouts ───────────────────────────────────────────────────────────────────────────────────────
@@ -393,13 +456,14 @@ def test_folders_without_a_download_are_named(tmp_path, config):
         build_manifest(tmp_path, config)
 
 
-def test_loni_as_dicom_or_with_a_renamed_folder(tmp_path, config):
+def test_loni_as_dicom_or_with_a_renamed_folder(tmp_path, config, caplog):
     mock = write_loni(tmp_path, people=1, images=False)
     t1 = next(path for path in mock.files if "FSPGR" in str(path))
     renamed = t1.parent.parent.with_name("day one")
     t1.parent.parent.rename(renamed)
-    with pytest.raises(ManifestError, match=r"found 'day one' as date and time, expected 2012-05-03_09_12_33.0"):
+    with pytest.raises(ManifestError, match=r"the first is .*: no T1"):
         build_manifest(tmp_path, config)
+    assert "found 'day one' as date and time, expected 2012-05-03_09_12_33.0 or the like; not read" in caplog.text
     renamed.rename(t1.parent.parent)
     for path in mock.files:
         path.rename(path.with_name("1.dcm"))
@@ -407,20 +471,26 @@ def test_loni_as_dicom_or_with_a_renamed_folder(tmp_path, config):
         build_manifest(tmp_path, config)
 
 
-def test_invalid_clinica_entries_are_named(tmp_path, config):
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("\tF\t", "\tX\t", "sex: found 'X', expected F, M"),
+    ("\t60.5", "\t6O.5", "age: found '6O.5000', expected a number"),
+    ("\t30\t", "\t99\t", "mmse: found '99', expected a number from 0 to 30; left empty"),
+    ("2012-01", "2012-31", "examination_date: found '2012-31-10', expected a date, YYYY-MM-DD; taken as missing"),
+    ("2012-01-10", "10:12:31", "examination_date: found '10:12:31', expected a date"),
+    ("ses-M000", "ses-M001", "1 rows of sessions.tsv have no folder: sub-ADNI999S0007 ses-M001"),
+])  # fmt: skip
+def test_one_entry_of_clinica_stops_nobody_else(tmp_path, config, old, new, message):
     write_clinica_bids(tmp_path, people=2, tables="none", images=False)
-    table = tmp_path / "participants.tsv"
-    whole = table.read_text()
-    table.write_text(whole.replace("\tF\t", "\tX\t"))
-    with pytest.raises(ManifestError, match=r"participants\.tsv: unknown sex 'X'"):
-        build_manifest(tmp_path, config)
-    table.write_text(whole)
-    visits = tmp_path / NAMED[0] / f"{NAMED[0]}_sessions.tsv"
-    text = visits.read_text()
-    for old, new, message in (
-        ("60.5", "6O.5", "age: found '6O.5000'"),
-        ("2012-01", "2012-31", "date: found '2012-31-10'"),
-    ):
-        visits.write_text(text.replace(old, new))
-        with pytest.raises(ManifestError, match=message):
-            build_manifest(tmp_path, config)
+    for table in (tmp_path / "participants.tsv", tmp_path / NAMED[0] / f"{NAMED[0]}_sessions.tsv"):
+        table.write_text(table.read_text().replace(old, new))
+    frame, _, left_out, notes = build_manifest(tmp_path, config)
+    assert NAMED[1] in set(frame["person"])
+    assert message in "\n".join([*notes, *left_out["reason"]])
+
+
+def test_a_folder_without_a_ptid_is_not_used(tmp_path, config):
+    write_clinica_bids(tmp_path, people=2, tables="none", images=False)
+    (tmp_path / "sub-copy" / "ses-M000" / "anat").mkdir(parents=True)
+    found = build_manifest(tmp_path, config)
+    assert len(found.manifest) == 2
+    assert "sub-copy: a name without PTID, expected Clinica's sub-ADNI, site, S and RID; not used" in found.notes

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
@@ -89,7 +91,7 @@ def test_the_flow_lists_who_is_left_out(dataset, config):
         "has amyloid and tau": (1, 1), "has amyloid or tau": (4, 4), "in window": (4, 4),
         "amyloid and tau in window": (1, 1), "has age and sex": (2, 2), "kept": (2, 2),
     }  # fmt: skip
-    assert frame[["person", "session", "sex", "age"]].values.tolist() == [
+    assert frame[["person", "session", "sex", "age"]].to_numpy().tolist() == [
         ["sub-1", "ses-1", "M", 70.0],
         ["sub-2", "ses-1", "F", 71.0],
     ]
@@ -106,7 +108,7 @@ def test_sessions_tsv_precedes_participants_tsv_and_later_ages_follow(dataset, c
         {"sub-1": "session_id\tage\tdiagnosis\tMMSE\nM000\t70.2\tMCI\t28\nses-M018\t71.8\tAD\tn/a\n"},
     )  # fmt: skip
     frame, flow, *_ = build_manifest(root, config)
-    assert frame[["session", "age", "sex", "diagnosis", "education"]].values.tolist() == [
+    assert frame[["session", "age", "sex", "diagnosis", "education"]].to_numpy().tolist() == [
         ["ses-M000", 70.2, "F", "MCI", 12.0],
         ["ses-M018", 71.8, "F", "AD", 12.0],
         ["ses-M000", 64.5, "M", "AD", 16.0],
@@ -124,7 +126,7 @@ def test_sessions_tsv_precedes_participants_tsv_and_later_ages_follow(dataset, c
 
 def test_people_without_sessions_are_read(dataset, config):
     frame, *_ = build_manifest(dataset(ONE, {"sub-1": [T1, FBB]}), config)
-    assert frame[["session", "amyloid_tracer"]].values.tolist() == [["ses-1", "18FFBB"]]
+    assert frame[["session", "amyloid_tracer"]].to_numpy().tolist() == [["ses-1", "18FFBB"]]
     assert frame["amyloid"][0].endswith("sub-1/pet/sub-1_trc-18FFBB_pet.nii.gz")
 
 
@@ -161,14 +163,9 @@ def test_tracers_are_an_option(dataset, config):
 @pytest.mark.parametrize(
     ("participants", "scans", "message"),
     [
-        (ONE.replace("\tF\t", "\tx\t"), {"sub-1/ses-1": [T1, TAU]}, "sub-1 ses-1: unknown sex 'x'"),
-        (
-            ONE.replace("70", "7O"),
-            {"sub-1/ses-1": [T1, TAU]},
-            "sub-1 ses-1: age: found '7O', expected a number",
-        ),
-        (ONE.replace("70", "400"), {"sub-1/ses-1": [T1, TAU]}, "age: found 400.0, expected a number from 18 to 110"),
-        (ONE + "sub-1\tF\t71\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: sub-1 has more than one row"),
+        (ONE.replace("\tF\t", "\tx\t"), {"sub-1/ses-1": [T1, TAU]}, "sub-1 ses-1: sex: found 'x', expected F, M"),
+        (ONE.replace("70", "7O"), {"sub-1/ses-1": [T1, TAU]}, "age: found '7O', expected a number from 18 to 110"),
+        (ONE.replace("70", "400"), {"sub-1/ses-1": [T1, TAU]}, "age: found '400', expected a number from 18 to 110"),
         ("person\tsex\n1\tF\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: no column participant_id"),
         ("", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: empty; expected a header"),
         (ONE, {}, "no sub-* folder"),
@@ -227,39 +224,139 @@ def test_days_come_from_the_dates_of_scans(dataset, config):
     assert "has no date for pet/sub-1_ses-1_trc-18FAV1451_pet.nii.gz: 'soon'" in notes[0]
 
 
-def test_appledouble_files_are_ignored(dataset, config):
-    root = dataset(ONE, {"sub-1/ses-1": [T1, AV45]}, {"sub-1": "session_id\tage\nses-1\t71\n"})
-    (root / "sub-1/ses-1/sub-1_ses-1_scans.tsv").write_text("filename\tacq_time\n")
+def test_names_that_begin_with_a_dot_are_passed_over(dataset, config):
+    root = dataset(ONE + "._sub-1\tM\t20\n", {"sub-1/ses-1": [T1, AV45]}, {"sub-1": "session_id\tage\nses-1\t71\n"})
+    table = "filename\tacq_time\nanat/._sub-1_ses-1_T1w.nii.gz\tnever\nanat/.DS_Store\t\n"
+    (root / "sub-1/ses-1/sub-1_ses-1_scans.tsv").write_text(table)
     for path in [path for path in root.rglob("*") if path.is_file()]:
         path.with_name("._" + path.name).write_bytes(b"\x00\x05\x16\x07\xb0")
+    (root / "sub-1/ses-1/anat/.sub-1_ses-1_acq-a_T1w.nii.gz").touch()
+    (root / "sub-1/.ses-0/anat").mkdir(parents=True)
     frame, _, _, notes = build_manifest(root, config)
-    assert ("._" in frame["t1w"][0], frame["age"].tolist(), notes) == (False, [71.0], [])
+    assert (Path(frame["t1w"][0]).name, frame["age"].tolist(), notes) == ("sub-1_ses-1_T1w.nii.gz", [71.0], [])
+
+
+# ── the tracer ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("name", "label"), [
-    ("[18F]Florbetapir", "18FAV45"), ("FBB", "18FFBB"), ("FDG", None), ("AV45 or AV1451", None), (None, None),
+    ("[18F]Florbetapir", "18FAV45"), ("F18-AV-45", "18FAV45"), ("FBB", "18FFBB"), ("Neuraceq", "18FFBB"),
+    ("AV-1451 (T807)", "18FAV1451"), ("FTP", "18FAV1451"), ("11C-PiB", ""), ("FDG", ""), ("AV45 or AV1451", ""),
+    ("", ""),
 ])  # fmt: skip
 def test_without_trc_the_sidecar_names_the_tracer(dataset, config, name, label):
-    root = dataset(ONE, {"sub-1/ses-1": [T1, TAU, "pet/pet.nii.gz"]})
-    if name:
-        sidecar = root / "sub-1/ses-1/pet/sub-1_ses-1_pet.json"
-        sidecar.write_text(json.dumps({"TracerName": name}))
+    root = dataset(ONE, {"sub-1/ses-1": [T1, AV45, "pet/trc-18FFBB_pet.nii.gz"], "sub-1/ses-2": [T1, "pet/pet.nii.gz"]})
+    (root / "sub-1/ses-2/pet/sub-1_ses-2_pet.json").write_text(json.dumps({"TracerName": name} if name else {}))
     frame, _, _, notes = build_manifest(root, config)
-    assert frame["amyloid_tracer"].tolist() == [label or ""]
-    message = [f"sub-1 ses-1: sub-1_ses-1_pet.nii.gz has no trc-; its sidecar's TracerName is {label}"]
-    assert notes == (message if label else [])
+    second = frame[frame["session"] == "ses-2"]
+    assert [cell for row in second[["amyloid_tracer", "tau_tracer"]].to_numpy() for cell in row if cell] == [
+        label
+    ] * bool(label)
+    if label:
+        assert f"sub-1 ses-2: sub-1_ses-2_pet.nii.gz has no trc-; its sidecar's TracerName is {label}" in notes
+    else:
+        unread = "11CPIB" if "PiB" in name else "no known tracer, by trc- or TracerName"
+        assert f"1 PET of {unread}: not read" in notes
 
 
-def test_ages_above_89_are_read_as_89(dataset, config):
-    frame, _, _, notes = build_manifest(dataset(ONE.replace("70", "89+"), {"sub-1/ses-1": [T1, TAU]}), config)
-    assert frame["age"].tolist() == [89.0]
-    assert notes == ["sub-1 ses-1: age '89+' is read as 89"]
+@pytest.mark.parametrize("place", ["pet.json", "sub-1/sub-1_pet.json", "sub-1/ses-1/sub-1_ses-1_pet.json"])
+def test_a_sidecar_may_stand_in_a_folder_above(dataset, config, place):
+    root = dataset(ONE, {"sub-1/ses-1": [T1, "pet/run-1_pet.nii.gz"]})
+    (root / "pet.json").write_text('{"TracerName": "FDG"}')
+    (root / place).write_text('{"TracerName": "Amyvid"}')
+    (root / "sub-1_ses-2_pet.json").write_text('{"TracerName": "FBB"}')  # of other scans
+    assert build_manifest(root, config).manifest["amyloid_tracer"].tolist() == ["18FAV45"]
+
+
+def test_other_spellings_of_trc_and_scans_that_are_never_taken(dataset, config):
+    files = [T1, "pet/trc-AV1451_pet.nii.gz", "pet/trc-18FAV45_rec-nacstat_pet.nii.gz", "pet/trc-18FFDG_pet.nii.gz"]
+    root = dataset(ONE, {"sub-1/ses-1": files, "sub-1/ses-2": [T1]})
+    for name in ("sub-2_ses-1", "sub-1_ses-2"):  # copied into the wrong folder
+        (root / f"sub-1/ses-1/pet/{name}_trc-18FFBB_pet.nii.gz").touch()
+    frame, _, _, notes = build_manifest(root, config)
+    assert frame[["amyloid", "tau_tracer"]].to_numpy().tolist() == [["", "18FAV1451"]]
+    assert [note.removeprefix("sub-1 ses-1: ") for note in notes[:4]] == [
+        "sub-1_ses-1_trc-18FAV45_rec-nacstat_pet.nii.gz has no attenuation correction; not used",
+        "sub-1_ses-1_trc-AV1451_pet.nii.gz: trc-AV1451 is read as 18FAV1451",
+        "sub-1_ses-2_trc-18FFBB_pet.nii.gz is named for sub-1_ses-2; not used",
+        "sub-2_ses-1_trc-18FFBB_pet.nii.gz is named for sub-2_ses-1; not used",
+    ]
+    assert "1 PET of 18FFDG: not read" in notes
+
+
+# ── ages ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("text", "age"), [
+    ("89+", 89), (">89", 89), (">= 90", 90), ("072Y", 72), ("72.5 years", 72.5), ("18-38", None), ("XX", None),
+    ("<18", None), ("12", None), ("n/a", None), ("840", None), ("71,5", None), ("inf", None),
+    ("1e2", 100), ("7_0", None),
+])  # fmt: skip
+def test_one_age_leaves_out_one_person_at_most(dataset, config, text, age):
+    root = dataset(ONE + f"sub-2\tM\t{text}\n", {f"sub-{i}/ses-1": [T1, TAU] for i in (1, 2)})
+    frame, _, left_out, notes = build_manifest(root, config)
+    assert frame["age"].tolist() == [70] + [age] * (age is not None)
+    assert notes == ([] if text == "1e2" or age is None else [f"sub-2 ses-1: age {text!r} is read as {age:g}"])
+    reason = "no age, or no sex" if text == "n/a" else f"age: found {text!r}, expected a number from 18 to 110"
+    assert left_out["reason"].tolist() == ([reason] if age is None else [])
+
+
+@pytest.mark.parametrize(("column", "text", "fault"), [
+    ("sex", "O", None), ("sex", "<b>F</b>", None), ("diagnosis", "Parkinson's", "CN, MCI, AD or nothing"),
+    ("diagnosis", "<script>alert(1)</script>", "CN, MCI, AD or nothing"), ("mmse", "31", "a number from 0 to 30"),
+    ("mmse", "28/30", "a number from 0 to 30"), ("education", "college", "a number from 0 to 40"),
+])  # fmt: skip
+def test_one_cell_of_any_column_stops_nobody_else(dataset, config, column, text, fault):
+    head = "participant_id\tsex\tage\tdiagnosis\tmmse\teducation\n"
+    cells = {"sex": "M", "age": "71", "diagnosis": "CN", "mmse": "29", "education": "12"}
+    line = "\t".join((cells | {column: text}).values())
+    root = dataset(head + "sub-1\tF\t70\tCN\t30\t11\n" + f"sub-2\t{line}\n",
+                   {f"sub-{i}/ses-1": [T1, TAU] for i in (1, 2)})  # fmt: skip
+    frame, _, left_out, notes = build_manifest(root, config)
+    if fault is None:
+        assert left_out.to_numpy().tolist() == [["sub-2", "ses-1", f"sex: found {text!r}, expected F, M"]]
+    else:
+        assert notes == [f"sub-2 ses-1: {column}: found {text!r}, expected {fault}; left empty"]
+        assert pd.isna(frame[column][1]) or frame[column][1] == ""
+
+
+@pytest.mark.parametrize(
+    "place", ["sub-a_b/ses-1", "sub-1/ses-2012-05", "sub-<b>x/ses-1", "sub-.. /ses-1", "sub-/ses-1"]
+)
+def test_labels_that_are_none_leave_out_their_session(dataset, config, place):
+    root = dataset(ONE, {"sub-1/ses-1": [T1, TAU], place: [T1, TAU]})
+    frame, _, left_out, _ = build_manifest(root, config)
+    assert frame[["person", "session"]].to_numpy().tolist() == [["sub-1", "ses-1"]]
+    assert " and then letters and digits, as in BIDS" in left_out["reason"][0]
+
+
+def test_rows_that_do_not_fit_are_noted(dataset, config):
+    table = ONE + "sub-2\tM\t71\nsub-2\tM\t72\n\tF\t60\nsub-3\tF\t66\tx\nsub-4\tF\t5\nsub-1\tF\t70\n"
+    root = dataset(table, {f"sub-{i}/ses-1": [T1, TAU] for i in (1, 2, 3)})
+    frame, _, left_out, notes = build_manifest(root, config)
+    assert frame["person"].tolist() == ["sub-1"]
+    assert left_out["reason"].tolist() == ["no age, or no sex"] * 2
+    for note in (
+        "row 6: found 4 cells, expected 3 as in the header; the row is not used",
+        "row 5: participant_id is empty",
+        "sub-2 has more than one row, and they differ; none is used",
+        "1 people of participants.tsv have no folder",
+        "sub-3: not in participants.tsv",
+    ):
+        assert any(note in one for one in notes)
 
 
 @pytest.mark.parametrize(("labels", "dates", "ages", "note"), [
     (("M000", "M048"), ("n/a", "n/a"), [70, 74], "plus 4.0 years since the first session"),
+    (("bl", "48mo"), ("n/a", "n/a"), [70, 74], "plus 4.0 years since the first session"),
+    (("M024", "y4"), ("n/a", "n/a"), [70, 72], "plus 2.0 years since the first session"),
+    (("M12", "M6"), ("n/a", "n/a"), [70.5, 70], "plus 0.5 years since the first session"),
+    (("20120503", "20160503"), ("n/a", "n/a"), [70, 74], "plus 4.0 years since the first session"),
     (("a", "b"), ("2012-05-03", "2016-05-03"), [70, 74], "plus 4.0 years since the first session"),
+    (("M000", "M012"), ("2012-05-03", "2014-05-03"), [70, 72], "plus 2.0 years since the first session"),
+    (("M000", "M048"), ("1900-01-01", "1900-01-01"), [70, 74], "plus 4.0 years since the first session"),
     (("a", "b"), ("14:05:33", "##-##-##T12:04:14"), [70, 70], "which may be that of another session"),
+    (("a", "b"), ("03/05/2012", "2016"), [70, 70], "which may be that of another session"),
 ])  # fmt: skip
 def test_one_age_per_person_is_that_of_the_first_session(dataset, config, labels, dates, ages, note):
     root = dataset(ONE, {f"sub-1/ses-{label}": [T1, AV45] for label in labels})
@@ -267,9 +364,20 @@ def test_one_age_per_person_is_that_of_the_first_session(dataset, config, labels
         table = f"filename\tacq_time\nanat/sub-1_ses-{label}_T1w.nii.gz\t{date}\n"
         (root / f"sub-1/ses-{label}/sub-1_ses-{label}_scans.tsv").write_text(table)
     frame, _, _, notes = build_manifest(root, config)
-    assert frame["age"].round(2).tolist() == ages
-    assert note in notes[-1]
+    assert frame.set_index("session").loc[[f"ses-{label}" for label in labels], "age"].round(2).tolist() == ages
+    assert any(note in one for one in notes)
+    assert sum("has no date for" in one for one in notes) == (2 if {"14:05:33", "2016"} & set(dates) else 0)
+    assert ("one date" in "".join(notes)) == ("1900-01-01" in dates)
     assert frame["amyloid_days"].isna().all()  # no date of the PET, and a time of day is no date
+
+
+def test_ages_in_months_and_sessions_without_a_folder(dataset, config):
+    root = dataset(ONE.replace("70", "840"), {"sub-1/ses-1": [T1, AV45]}, {"sub-1": "session_id\tage\nses-2\t71\n"})
+    (root / "participants.json").write_text('{"age": {"Units": "months"}, "sex": 3}')
+    frame, _, _, notes = build_manifest(root, config)
+    assert frame["age"].tolist() == [70.0]
+    assert notes == ["participants.json: ages are in months; they are changed to years",
+                     "sub-1: ses-2 of sub-1_sessions.tsv has no folder"]  # fmt: skip
 
 
 # ── across sessions ───────────────────────────────────────────────────────────────────────────────

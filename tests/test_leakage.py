@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from notebook_cells import run_cells
-from stored_cohort import GRID, make_cohort
+from stored_cohort import GRID, make_cohort, save
 from stored_readings import make_age, make_status
 
 from resdm.io import write_csv, write_json
 from resdm_suite.apps import synthesis
 from resdm_suite.apps.training import train_method
 from resdm_suite.cohorts import assembly
-from resdm_suite.cohorts.leakage import LeakageError, check_tested
-from resdm_suite.cohorts.manifest import EMPTY, SPLITS, read_manifest
+from resdm_suite.cohorts.leakage import LeakageError, check_shared_scans, check_tested
+from resdm_suite.cohorts.manifest import EMPTY, SPLITS, read_manifest, write_manifest
 from resdm_suite.cohorts.matching import Cohort
 from resdm_suite.cohorts.readers import bids
 from resdm_suite.evaluation.conditioning import prompt_scores
@@ -170,3 +173,58 @@ def test_many_are_counted():
     with pytest.raises(LeakageError, match=r"s\.csv: 8 people .*sub-4 in validation … and 3 more\. Tables are of test"):
         check_tested(index, index, "s.csv")
     check_tested(index.assign(person="sub-99"), index, "s.csv")  # of nobody in the index: stale, no leak
+
+
+# ── one scan, two people ──────────────────────────────────────────────────────────────────────────
+
+
+def _same(folder, kind):
+    """Scans of two people, and what makes them one."""
+    one, two = folder / "a.nii.gz", folder / ("b.nii" if kind == "unpacked" else "b.nii.gz")
+    data = bytes(range(256)) * 40
+    one.write_bytes(gzip.compress(data, mtime=0))
+    if kind == "path":
+        return one, folder / ".." / folder.name / "a.nii.gz"
+    if kind in ("symbolic link", "hard link"):
+        (two.symlink_to if kind == "symbolic link" else two.hardlink_to)(one)
+    elif kind == "compressed again":
+        two.write_bytes(gzip.compress(data, 1, mtime=9))
+    else:
+        two.write_bytes({"copy": one.read_bytes(), "unpacked": data, "other": gzip.compress(data[::-1], mtime=0)}[kind])
+    return one, two
+
+
+@pytest.mark.parametrize("kind", ["path", "symbolic link", "hard link", "copy", "compressed again", "unpacked", "other"])
+@pytest.mark.parametrize("column", ["t1w", "tau"])
+def test_a_scan_of_two_people(tmp_path, kind, column):
+    frame = pd.DataFrame([EMPTY | {"person": f"sub-{i}", "session": "ses-1", "age": 70.0, "sex": "F"} for i in (1, 2, 3)])
+    frame["tau_tracer"], frame["split"] = "18FAV1451", "train"
+    for name in ("t1w", "tau"):
+        frame[name] = [str(tmp_path / f"{name}{i}.nii") for i in range(3)]
+        for number, path in enumerate(frame[name]):
+            Path(path).write_bytes(f"{name}{number}".encode() * 2000)
+    frame.loc[[0, 2], column] = [str(path) for path in _same(tmp_path, kind)]
+    message = rf"1 scan is shared by two people: .* of sub-1 ses-1 and .* of sub-3 ses-1\. A scan belongs to one person"
+    if kind == "other":
+        check_shared_scans(frame, "here", contents=True)
+        return
+    with pytest.raises(LeakageError, match="here: " + message):
+        check_shared_scans(frame, "here", contents=True)
+    if kind in ("path", "symbolic link", "hard link"):
+        with pytest.raises(LeakageError, match=rf"m\.csv: {message}"):
+            write_manifest(frame, tmp_path / "m.csv")
+    else:
+        write_manifest(frame, tmp_path / "m.csv")
+    assert (frame.assign(person="sub-1").pipe(check_shared_scans, "here", contents=True)) is None  # of one person
+
+
+def test_preprocessing_refuses_a_scan_of_two_people(config):
+    _manifest(config, ["train"])
+    rows = pd.read_csv(config.manifest, dtype=str, keep_default_na=False)
+    other = rows.assign(person="sub-2", t1w="t1b.nii.gz", tau="tau2.nii.gz")
+    for number, name in enumerate(("t1.nii.gz", "tau.nii.gz", "tau2.nii.gz")):
+        save(config.work / name, np.random.default_rng(number).random(GRID.shape))
+    shutil.copy(config.work / "t1.nii.gz", config.work / "t1b.nii.gz")
+    write_csv(config.manifest, pd.concat([rows, other]))
+    with pytest.raises(LeakageError, match=r"manifest\.csv: 1 scan is .*t1\.nii\.gz of sub-1 ses-0 and .*t1b\.nii\.gz of sub-2"):
+        volumes.preprocess(config, progress=False)

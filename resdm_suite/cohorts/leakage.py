@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import gzip
+import hashlib
+import os
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sized
 
 import pandas as pd
 
+from resdm.settings import TRACERS
+
 _SHOWN = 5  # people that one error names
+
+Scan = tuple[str, str, str]  # person, session, path
 
 
 class LeakageError(ValueError):
@@ -22,10 +32,80 @@ def check_leakage(frame: pd.DataFrame, where: str) -> None:
     both = splits[splits.map(len) > 1]
     if len(both):
         raise LeakageError(
-            f"{where}: {_count(both, 'is', 'are')} in more than one split: "
+            f"{where}: {_count(both, 'person is', 'people are')} in more than one split: "
             f"{_named(f'{person} in ' + ' and '.join(sorted(map(str, names))) for person, names in both.items())}. "
             "All sessions of a person belong in one; draw the split again by person"
         )
+
+
+def check_shared_scans(frame: pd.DataFrame, where: str, *, contents: bool = False) -> None:
+    """Raise `LeakageError` where two people (``person``, ``session``, ``t1w`` and tracers) share a scan.
+
+    They share it by one path, by links to one file or, with ``contents``, by the same bytes, compressed or not. Whole
+    files are read only where the size is the same, and gzip files only where the checksum is the same too.
+    """
+    scans = [(row["person"], row["session"], row[what])
+             for row in frame.to_dict("records") for what in ("t1w", *TRACERS) if row[what]]  # fmt: skip
+    groups = _grouped(scans, _identity)
+    if contents and not groups:
+        groups = _grouped([scan for scan in scans if os.path.getsize(scan[2])], _length)
+        for key in (_checksum, _digest):
+            groups = [shared for group in groups for shared in _grouped(group, key)]
+    if groups:
+        pairs = [(group[0], next(scan for scan in group if scan[0] != group[0][0])) for group in groups]
+        raise LeakageError(
+            f"{where}: {_count(pairs, 'scan is', 'scans are')} shared by two people: "
+            f"{_named(f'{one[2]} of {one[0]} {one[1]} and {two[2]} of {two[0]} {two[1]}' for one, two in pairs)}. "
+            "A scan belongs to one person; correct the path, leave one out, or give both rows one person"
+        )
+
+
+def _grouped(scans: Iterable[Scan], key: Callable[[str], object]) -> list[list[Scan]]:
+    """Groups of scans whose files have one key, and which are of two people or more."""
+    groups: dict[object, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        groups[key(scan[2])].append(scan)
+    return [group for group in groups.values() if len({person for person, *_ in group}) > 1]
+
+
+def _identity(path: str) -> object:
+    """Identify a file by its place on disk, which links share; one that is absent by its path."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.normpath(path)
+    return status.st_dev, status.st_ino
+
+
+def _length(path: str) -> int:
+    """Bytes of an image; of a gzip file by its last four bytes."""
+    return _trailer(path)[1] if path.endswith(".gz") else os.path.getsize(path)
+
+
+def _checksum(path: str) -> int:
+    """CRC-32 of an image; of a gzip file as stored there."""
+    if path.endswith(".gz"):
+        return _trailer(path)[0]
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _trailer(path: str) -> tuple[int, int]:
+    """The last eight bytes of a gzip file: checksum and length of its content."""
+    with open(path, "rb") as file:
+        file.seek(max(os.path.getsize(path) - 8, 0))
+        return struct.unpack("<II", file.read().rjust(8))
+
+
+def _digest(path: str) -> object:
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (OSError, EOFError, zlib.error):
+        return path  # broken: preprocessing names it
 
 
 def check_tested(frame: pd.DataFrame, index: pd.DataFrame, where: str) -> None:
@@ -34,14 +114,14 @@ def check_tested(frame: pd.DataFrame, index: pd.DataFrame, where: str) -> None:
     others = splits[splits["split"] != "test"]
     if len(others):
         raise LeakageError(
-            f"{where}: {_count(others, 'is', 'are')} not of the test split of index.csv: "
+            f"{where}: {_count(others, 'person is', 'people are')} not of the test split of index.csv: "
             f"{_named(f'{person} in {split}' for person, split in others.itertuples(index=False))}. Tables are of test "
             "people; synthesise, score and read the test people again"
         )
 
 
-def _count(people: pd.Series | pd.DataFrame, one: str, many: str) -> str:
-    return f"1 person {one}" if len(people) == 1 else f"{len(people)} people {many}"
+def _count(things: Sized, one: str, many: str) -> str:
+    return f"1 {one}" if len(things) == 1 else f"{len(things)} {many}"
 
 
 def _named(people: Iterable[str]) -> str:

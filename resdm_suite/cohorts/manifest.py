@@ -17,7 +17,7 @@ import pandera.pandas as pa
 
 from resdm.io import write_csv
 from resdm.settings import AGE_RANGE, SEXES, TRACERS
-from resdm_suite.cohorts.leakage import LeakageError, check_leakage  # noqa: F401 - imported from here elsewhere
+from resdm_suite.cohorts.leakage import LeakageError, check_leakage, check_shared_scans  # noqa: F401 - for other modules
 from resdm_suite.cohorts.tables import ManifestError, read_table
 
 SPLITS = ("train", "validation", "test")
@@ -137,7 +137,7 @@ def read_manifest(
     ManifestError
         A table, column or cell that does not fit; the first few problems are spelled out and the rest counted.
     LeakageError
-        A person in two splits.
+        A person in two splits, or a scan of two people.
     """
     path = Path(path)
     if path.is_dir():
@@ -146,7 +146,7 @@ def read_manifest(
         raise ManifestError(f"{path}: a link that leads nowhere or in a circle; link to the table, or put it here")
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest; make one with `resdm manifest`")
-    frame = read_table(path, strict=True)
+    frame = read_table(path)
     lines = frame.index
     _check_columns(path, list(frame.columns))
     frame = frame.reset_index(drop=True)
@@ -162,11 +162,11 @@ def read_manifest(
                 problems.append((row, name, cells[row], column.checks[0].error + remedy))
             frame[name] = pd.Series(values, dtype=float).astype("Int64" if whole else float)
     _raise(path, problems, frame, lines)
+    for column in PATHS:
+        frame[column] = [str(path.parent.absolute() / cell) if cell else "" for cell in frame[column]]
     frame = check_manifest(frame[list(COLUMNS)], path, lines)
     if tracers is not None:
         _check_tracers(frame, tracers, path, lines)
-    for column in PATHS:
-        frame[column] = [str(path.parent.absolute() / cell) if cell else "" for cell in frame[column]]
     if files:
         problems = [
             (row, column, cell, "a file; correct the path or leave the session out")
@@ -179,7 +179,7 @@ def read_manifest(
 
 
 def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] | None = None) -> pd.DataFrame:
-    """Check every cell of a manifest in memory, and that nobody is in two splits; return it with the schema's types.
+    """Check every cell of a manifest in memory, its splits and shared scans; return it with the schema's types.
 
     ``where`` starts the messages. ``lines`` are the rows' lines in their file, by default as `write_manifest` writes.
     """
@@ -209,6 +209,7 @@ def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] 
         problems.append((row, "amyloid, tau", "", "at least one PET; leave the session out"))
     _raise(where, problems, frame, lines)
     check_leakage(frame, str(where))
+    check_shared_scans(frame, str(where))
     return frame
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from resdm.settings import TRACERS
-from resdm_suite.cohorts.manifest import COLUMNS, EMPTY, ManifestError, check_manifest
+from resdm_suite.cohorts.manifest import COLUMNS, EMPTY, PATHS, SCHEMA, ManifestError, check_manifest
+from resdm_suite.cohorts.tables import to_age, to_diagnosis, to_number, to_sex
 from resdm_suite.profiles import Config, MatchConfig
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ _LOGGED = 5  # notes that are logged one by one
 _SCAN = {"person": "", "session": "", "target": "", "tracer": "", "path": "", "space": "", "day": np.nan,
          "visit_day": np.nan, "by_age": False, "suvr": np.nan, "status": np.nan, "centiloid": np.nan}  # fmt: skip
 _KEY = ["person", "session"]
+_NEEDED = (*_KEY, "age", "sex")
+_MEANINGS = {"age": to_age, "sex": to_sex, "diagnosis": to_diagnosis}
 
 
 class Cohort(NamedTuple):
@@ -62,7 +65,8 @@ def assemble_manifest(
         on a calendar of the person); visit_day (day of the visit, used where ``day`` is NaN and sessions are paired),
         by_age (``visit_day`` comes from ages); suvr, status, centiloid (measured by the study).
     people : DataFrame or list of dict
-        One row per session: person, session and any of age (years), sex, diagnosis, education, mmse, split.
+        One row per session: person, session and any of age (years), sex, diagnosis, education, mmse, split; as values,
+        or as the source's text.
     config : Config
         Its ``cohort.match`` and ``cohort.tracers`` (labels, the preferred first).
     where : str or path
@@ -77,7 +81,7 @@ def assemble_manifest(
     Raises
     ------
     ManifestError
-        No usable session, or an impossible value.
+        No usable session.
     """
     match, labels, notes = config.cohort.match, list(config.cohort.tracers), list(notes)
     scans = _scan_table(scans)
@@ -104,10 +108,11 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
 
     ``candidates`` has the manifest's columns, one row per visit, absolute paths, empty cells where unknown. Days are
     NaN where both scans belong to one visit without dates. An optional column ``reason`` states why a visit has no PET.
+    A session with an impossible age, sex or label is left out; other impossible cells are emptied, with a note.
     For the other arguments and errors see `assemble_manifest`.
     """
     match, notes = config.cohort.match, list(notes)
-    frame = candidates.reset_index(drop=True)[list(COLUMNS)].copy()
+    frame, faults = _read_cells(candidates.reset_index(drop=True)[list(COLUMNS)], notes)
     has_t1 = frame["t1w"] != ""
     has = {tracer: has_t1 & (frame[tracer] != "") for tracer in TRACERS}
     for tracer in TRACERS:
@@ -118,7 +123,7 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
     has_both, near_both = (present["amyloid"] & present["tau"] for present in (has, near))
     both = match.require == "both"
     enough, in_window = (has_both, near_both) if both else (p["amyloid"] | p["tau"] for p in (has, near))
-    known = in_window & frame["age"].notna() & (frame["sex"] != "")
+    known = in_window & frame["age"].notna() & (frame["sex"] != "") & (faults == "")
     selected = known & frame.index.isin(_select_visits(frame[known], match.per_person))
     scans = "amyloid and tau" if both else "amyloid or tau"
     steps = {
@@ -140,6 +145,7 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
     reason = pd.Series("", index=frame.index)
     for mask, text in steps.values():
         reason[(reason == "") & ~mask & (text != "")] = text
+    reason = faults.where((faults != "") & in_window, reason)
     if "reason" in candidates:
         given = candidates["reason"].reset_index(drop=True)
         reason = given.where((given != "") & has_t1 & ~in_window, reason)
@@ -154,10 +160,39 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
             f"{where}: no session can be used: of {len(frame)} found, {int(has_t1.sum())} have a T1w, "
             f"{int(enough.sum())} {scans} PET too (trc- {', '.join(config.cohort.tracers)}), {int(in_window.sum())} in "
             f"the window of {match.window_days:g} days, {int(known.sum())} also age and sex; look at cohort.tracers, "
-            "cohort.match and the tables of the source"
+            f"cohort.match and the tables of the source; the first is {' '.join(frame.loc[0, _KEY])}: {reason[0]}"
         )
     frame = frame[selected].sort_values(_KEY)
     return Cohort(check_manifest(frame, where), flow, left_out, notes)
+
+
+def _read_cells(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd.Series]:
+    """Give cells their meaning by the schema: the table, and the fault of each row that cannot be used."""
+    faults, columns = pd.Series("", index=frame.index), {}
+    for name, column in SCHEMA.columns.items():
+        if name in PATHS or name == "split":
+            columns[name] = frame[name]
+            continue
+        meaning, check = _MEANINGS.get(name, to_number if column.coerce else str), column.checks[0]
+        cells = frame[name].astype(object).where(frame[name].notna(), EMPTY[name])
+        values = {row: meaning(cell) if isinstance(cell, str) else cell for row, cell in cells.items()}
+        absent = [EMPTY[name] if value is None else value for value in values.values()]
+        columns[name] = pd.Series(absent, index=frame.index, dtype=float if column.coerce else str)
+        refused = {row for row, value in values.items() if value is None}
+        cases = check(columns[name]).failure_cases
+        refused |= set() if cases is None else set(cases.index) - set(cells.index[cells == ""])
+        for row in sorted(refused):
+            fault = f"{name}: found {frame[name][row]!r}, expected {check.error}"
+            if name in _NEEDED:
+                faults[row] = faults[row] or fault
+            else:
+                columns[name][row] = EMPTY[name]
+                where = f"{frame['person'][row]} {frame['session'][row]}"
+                notes += [f"{where}: {fault}; left empty"] if frame["t1w"][row] else []
+        for row, value in columns["age"].items() if name == "age" else ():
+            if isinstance(text := frame["age"][row], str) and value > 0 and to_number(text) is None:
+                notes.append(f"{frame['person'][row]} {frame['session'][row]}: age {text!r} is read as {value:g}")
+    return pd.DataFrame(columns), faults
 
 
 def _select_visits(frame: pd.DataFrame, rule: str) -> pd.Index:

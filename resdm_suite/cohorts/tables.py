@@ -6,8 +6,8 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 
 import numpy as np
@@ -24,29 +24,37 @@ DIAGNOSIS_WORDS = {
 }
 
 
+NIFTI = (".nii", ".nii.gz")
+
+
 class ManifestError(ValueError):
     """A table or data set that cannot be used; the message names file, row, column, value and remedy."""
 
 
-def visible(paths: Iterable[Path]) -> list[Path]:
-    """Sorted paths without the ``._`` twins (AppleDouble) that a Mac writes on foreign disks."""
-    return sorted(path for path in paths if not path.name.startswith("._"))
+def visible(root: Path, pattern: str) -> list[Path]:
+    """Sorted paths below a folder. Names that begin with a dot are passed over: ``._`` twins of a Mac, ``.git``."""
+    return sorted(
+        path for path in root.glob(pattern) if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
 
 
-def images(paths: Iterable[Path]) -> list[Path]:
-    """Sorted NIfTI files."""
-    return [path for path in visible(paths) if path.name.endswith((".nii", ".nii.gz"))]
+def images(root: Path, *patterns: str) -> list[Path]:
+    """Sorted NIfTI files below a folder."""
+    return sorted(path for pattern in patterns for path in visible(root, pattern) if path.name.endswith(NIFTI))
 
 
-def read_table(path: Path, separator: str = ",", *, strict: bool = False, any_encoding: bool = False) -> pd.DataFrame:
+def read_table(
+    path: Path, separator: str = ",", *, notes: list[str] | None = None, any_encoding: bool = False
+) -> pd.DataFrame:
     """Read a CSV or TSV as text.
 
     Parameters
     ----------
     path : Path
     separator : str
-    strict : bool
-        Refuse rows shorter than the header, loose quotes and repeated columns.
+    notes : list of str, optional
+        Rows that do not fit the header are passed over, with a note here, and a repeated column is ignored. Without
+        it they are errors.
     any_encoding : bool
         Read UTF-16, and Latin-1 where the file is not UTF-8.
 
@@ -69,94 +77,107 @@ def read_table(path: Path, separator: str = ",", *, strict: bool = False, any_en
             line, byte = raw[: error.start].count(b"\n") + 1, error.object[error.start]
             raise ManifestError(f"{path}: row {line}: not UTF-8 (byte 0x{byte:02x}); save it as {kind} UTF-8") from None
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-16" if utf16 else "latin-1")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
-    rows, lines = [], []
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-16" if utf16 else "latin-1", "replace")
+    # BIDS knows no quotes in TSV: a lone one must not join rows
+    quoting = csv.QUOTE_NONE if separator == "\t" and text.count('"') % 2 else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=notes is None, quoting=quoting)
+    rows: dict[int, list[str]] = {}
     try:
         for row in reader:
-            cells = [cell.strip() for cell in row]
-            if any(cells):
-                rows.append(cells)
-                lines.append(reader.line_num)
+            if any(cells := [cell.strip() for cell in row]):
+                rows[reader.line_num] = ["" if cell.lower() in MISSING else cell for cell in cells]
     except csv.Error as error:
         raise ManifestError(f"{path}: row {reader.line_num}: not {kind}: {error}; save it as {kind} UTF-8") from None
     if not rows:
         raise ManifestError(f"{path}: empty; expected a header and one row for each session")
-    header, *rows = rows
+    header = rows.pop(next(iter(rows)))
     if separator == "," and len(header) == 1 and re.search("[;\t]", header[0]):
         raise ManifestError(f"{path}: columns are separated by semicolons or tabs; save the table with commas")
-    for number, (cells, line) in enumerate(zip(rows, lines[1:], strict=True)):
-        if len(cells) != len(header) and (strict or any(cells[len(header) :])):
-            raise ManifestError(
-                f"{path}: row {line}: found {len(cells)} cells, expected {len(header)} as in the header; "
-                "write decimals with a point, and quote cells that hold a comma"
-            )
-        cells = (cells + [""] * len(header))[: len(header)]
-        rows[number] = ["" if cell.lower() in MISSING else cell for cell in cells]
-    frame = pd.DataFrame(rows, columns=header, index=lines[1:], dtype=str)
-    return frame if strict else frame.loc[:, ~frame.columns.duplicated()]
+    for line, cells in list(rows.items()):
+        if len(cells) != len(header) and (notes is None or any(cells[len(header) :])):
+            fault = f"{path}: row {line}: found {len(cells)} cells, expected {len(header)} as in the header; "
+            if notes is None:
+                raise ManifestError(fault + "write decimals with a point, and quote cells that hold a comma")
+            notes.append(fault + "the row is not used")
+            del rows[line]
+        else:
+            rows[line] = (cells + [""] * len(header))[: len(header)]
+    frame = pd.DataFrame(list(rows.values()), columns=header, index=list(rows), dtype=str)
+    return frame if notes is None else frame.loc[:, ~frame.columns.duplicated()]
 
 
 def read_by_key(
-    path: Path, key: str, prefix: str = "", separator: str = "\t", *, any_encoding: bool = False
-) -> pd.DataFrame | None:
-    """Read a table by its key column, whose cells get a prefix; column names in lower case. None without a file."""
+    path: Path,
+    key: str,
+    prefix: str = "",
+    separator: str = "\t",
+    *,
+    notes: list[str],
+    needed: Sequence[str] = (),
+    any_encoding: bool = False,
+) -> dict[str, dict[str, str]]:
+    """Read a table by its key column, whose cells get a prefix: key → cells by lower-case column.
+
+    Empty without a file. Keys whose file name begins with a dot are passed over. A key of several different rows is
+    not used; every fault of a row is noted.
+    """
     if not path.is_file():
-        return None
-    table = read_table(path, separator, any_encoding=any_encoding)
+        return {}
+    table = read_table(path, separator, notes=notes, any_encoding=any_encoding)
     table.columns = table.columns.str.lower()
-    if key not in table:
-        raise ManifestError(f"{path}: no column {key}; found {', '.join(table.columns)}")
-    table[key] = [name if name.startswith(prefix) else prefix + name for name in table[key]]
-    repeated = table[key][table[key].duplicated()]
-    if len(repeated):
-        raise ManifestError(f"{path}: {repeated.iloc[0]} has more than one row; keep one ({len(repeated)} such rows)")
-    return table.set_index(key)
+    absent = [name for name in (key, *needed) if name not in table]
+    if absent:
+        raise ManifestError(f"{path}: no column {', '.join(absent)}; found {', '.join(table.columns)}")
+    rows: dict[str, dict[str, str]] = {}
+    repeated = set()
+    for line, row in table.to_dict("index").items():
+        name = row.pop(key)
+        if not name:
+            notes.append(f"{path}: row {line}: {key} is empty; the row is not used")
+        elif not Path(name).name.startswith("."):
+            name = name if name.startswith(prefix) else prefix + name
+            if rows.setdefault(name, row) != row:
+                repeated.add(name)
+    for name in sorted(repeated):
+        notes.append(f"{path}: {name} has more than one row, and they differ; none is used; keep one")
+        del rows[name]
+    return rows
 
 
-def to_number(text: str, where: str, column: str, low: float = -np.inf, high: float = np.inf) -> float:
-    """Read a cell as a number, NaN where it is empty; `ManifestError` where it is none or out of range."""
-    try:
-        value = float(text) if text else np.nan
-    except ValueError:
-        value = None
-    if value is None or value < low or value > high:
-        limits = f" from {low:g} to {high:g}" if np.isfinite(low) else ""
-        raise ManifestError(f"{where}: {column}: found {text!r}, expected a number{limits}; correct the cell")
-    return value
+def to_number(text: str) -> float | None:
+    """Read a number: NaN where the cell is empty, None where it holds none."""
+    if not text:
+        return np.nan
+    return float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) else None
 
 
-def to_age(text: str, where: str, notes: list[str]) -> float:
-    """Read an age in years; ``89+``, as BIDS writes ages above 89, is read as 89 and noted."""
-    if re.fullmatch(r"\d+\+", text):
-        notes.append(f"{where}: age {text!r} is read as {text[:-1]}")
-    return to_number(text.removesuffix("+"), where, "age")
+def to_age(text: str) -> float | None:
+    """Read an age in years, likewise; ``89+`` and ``>89`` (above a limit) are 89, ``072Y`` is 72."""
+    match = re.fullmatch(r"[>≥]?=? ?([0-9.]+) ?(\+|y|yrs?|years?)?", text, re.IGNORECASE)
+    return to_number(match[1] if match else text)
 
 
-def to_sex(text: str, where: str) -> str:
-    """Read F or M, empty where the cell is; `ManifestError` for other words."""
-    if text and text.lower() not in SEX_WORDS:
-        raise ManifestError(f"{where}: unknown sex {text!r}; expected {', '.join(SEX_WORDS)} or n/a")
-    return SEX_WORDS.get(text.lower(), "")
+def to_sex(text: str) -> str | None:
+    """Read F or M, empty where the cell is; None for other words."""
+    return SEX_WORDS.get(text.lower()) if text else ""
 
 
-def to_diagnosis(text: str, where: str, notes: list[str]) -> str:
-    """Read CN, MCI or AD; other words are noted and left empty."""
-    if text and text.lower() not in DIAGNOSIS_WORDS:
-        notes.append(f"{where}: diagnosis {text!r} is none of CN, MCI, AD; left empty")
-    return DIAGNOSIS_WORDS.get(text.lower(), "")
+def to_diagnosis(text: str) -> str | None:
+    """Read CN, MCI or AD, likewise; of a change (``MCI to Dementia``) the outcome."""
+    return DIAGNOSIS_WORDS.get(text.lower().rpartition(" to ")[2]) if text else ""
 
 
 def to_date(text: str) -> pd.Timestamp | None:
-    """Read a date without its time of day: NaT where it is missing, None where the cell holds no date."""
+    """Read an ISO 8601 date, without its time of day: NaT where the cell is empty, None where it holds no such date."""
     if text.lower() in MISSING:
         return pd.NaT
-    for form, length in (("%Y-%m-%d", 10), ("%m/%d/%Y", None), ("%Y%m%d", 8)):
-        try:
-            return pd.Timestamp(datetime.strptime(re.split("[ T]", text)[0][:length], form))
-        except ValueError:
-            continue
-    return None
+    day, *times = re.split("[T ]", text, maxsplit=1)
+    try:
+        for part in times:
+            time.fromisoformat(part)
+        return pd.Timestamp(date.fromisoformat(day)).as_unit("s")
+    except ValueError:
+        return None
 
 
 def day_number(date: pd.Timestamp | None) -> float:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from resdm.settings import AGE_RANGE
 from resdm_suite.cohorts.manifest import SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.readers.adni_tables import (
@@ -28,11 +27,10 @@ from resdm_suite.cohorts.readers.adni_tables import (
     PASSED,
     TAU_LABELS,
     StudyTables,
-    diagnosis_of,
     read_tables,
     rid_of,
 )
-from resdm_suite.cohorts.tables import day_number, images, read_by_key, to_date, to_number, to_sex, visible
+from resdm_suite.cohorts.tables import day_number, images, read_by_key, to_age, to_date, visible
 from resdm_suite.profiles import Config
 
 _T1 = re.compile(r"\bmp ?rage|\bmpr\b|spgr|\bmt1\b|\bt1w?\b")
@@ -45,6 +43,14 @@ _PET = {
     "18FMK6240": r"mk ?6240",
     "18FPI2620": r"pi ?2620",
 }
+_UNUSED = re.compile(  # PET without attenuation correction, CT, maps, masks
+    r"nac(?![a-z])|\bno[nt]? ?ac\b|uncorrected|(no[nt]?|without|un) ?attenuation|attenuation(?! ?corr)|transmission"
+    r"|\bac ?ct|\bct|\bmr ?ac\b|map\b|mask|segmentation"
+)
+_MRI = re.compile(  # sequences that are neither T1 nor PET
+    r"flair|\bt2|\bpd\b|dti|dwi|diffusion|fmri|bold|\brest|asl\b|perfusion|cbf|locali[sz]er|\bloc\b|scout|survey|plane"
+    r"|\bb[01]\b|field|\bgre\b|gradient|swi\b|hippo|calibration|\bepi\b|\btse\b|\bfse\b|haste|adc\b|phantom"
+)
 _LEVELS = {  # words of a sequence's name → `CohortConfig.pet_level`; else raw
     "co registered dynamic": "dynamic",
     "co registered averaged": "averaged",
@@ -92,12 +98,13 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     given = root if cohort.tables is None else config.work / cohort.tables
     if not given.is_dir():
         raise ManifestError(f"{given}: no such folder of tables; correct cohort.tables")
-    tables, clinica = read_tables(given), _read_clinica([folder, given])
-    notes = list(tables.notes)
+    tables, notes = read_tables(given), []
+    clinica = _read_clinica([folder, given], notes)
+    notes = [*tables.notes, *notes]
     if layout == "LONI" and cohort.match.same_visit:
         raise ManifestError(f"{root}: LONI's tree files scans by day, not by visit; set match.same_visit: false")
     if layout == "LONI":
-        files = _loni_scans(folder, config, notes)
+        files = _loni_scans(folder, config, tables, notes)
     else:
         files = _clinica_scans(folder, layout, config, tables, clinica, notes)
     if layout == "CAPS":
@@ -142,7 +149,7 @@ def _layout(root: Path) -> tuple[str, Path]:
         return folder.is_dir() and any(p.is_dir() and re.fullmatch(pattern, p.name) for p in folder.iterdir())
 
     places = [("BIDS", root, "sub-.+"), ("CAPS", root / "subjects", "sub-.+")]
-    places += [("LONI", folder, _PTID.pattern) for folder in [root, *visible(p for p in root.iterdir() if p.is_dir())]]
+    places += [("LONI", folder, _PTID.pattern) for folder in [root, *visible(root, "*")]]
     layouts = [(name, folder) for name, folder, pattern in places if holds(folder, pattern)]
     if len(layouts) == 1:
         return layouts[0]
@@ -161,12 +168,14 @@ def _clinica_scans(
     """List the scans of Clinica's BIDS or CAPS."""
     t1, pet = ("anat", "pet") if layout == "BIDS" else ("t1_linear", "pet_linear")
     scans = []
-    for visit in visible(path for path in folder.glob("sub-*/ses-*") if path.is_dir()):
+    for visit in visible(folder, "sub-*/ses-*"):
         person, session = visit.parent.name, visit.name
-        rid = _rid(person)
-        date = _day(clinica.sessions.get((rid, session), {}).get("examination_date", ""),
-                    f"{person} {session}: examination_date")  # fmt: skip
-        month = _month(session)
+        rid, month = rid_of(person), _month(session)
+        if rid is None:
+            notes.append(f"{person}: a name without PTID, expected Clinica's sub-ADNI, site, S and RID; not used")
+            continue
+        where = f"{person} {session}: examination_date"
+        date = _day(clinica.sessions.get((rid, session), {}).get("examination_date", ""), where, notes)
         if pd.isna(date) and month is not None:
             date = tables.visits.get((rid, month), pd.NaT)
             start = tables.people.get(rid, {}).get("baseline", pd.NaT)
@@ -174,7 +183,10 @@ def _clinica_scans(
                 date = start + pd.Timedelta(days=round(month * 365.25 / 12))
                 notes.append(f"{person} {session}: no day of the visit; {month} months after baseline are taken")
         by_kind: dict[str, list[Path]] = {}
-        for path in images([*visit.glob(f"{t1}/*_T1w.nii*"), *visit.glob(f"{pet}/*_pet.nii*")]):
+        for path in images(visit, f"{t1}/*_T1w.nii*", f"{pet}/*_pet.nii*"):
+            if "_rec-nac" in path.name.lower():
+                notes.append(f"{person} {session}: {path.name} has no attenuation correction; not used")
+                continue
             label = re.search(r"_trc-([A-Za-z0-9]+)_", path.name)
             kind = "T1w" if path.parent.name == t1 else label and label[1]
             if kind:
@@ -192,32 +204,51 @@ def _clinica_scans(
     return scans
 
 
-def _loni_scans(folder: Path, config: Config, notes: list[str]) -> list[Scan]:
-    """List the scans of LONI's tree: PTID, sequence, date and time, image number, files."""
-    images_of: dict[tuple[str, pd.Timestamp, str], dict[str, list[tuple[str, Path]]]] = {}
+_Images = dict[tuple[str, pd.Timestamp, str], dict[str, list[tuple[str, Path]]]]  # of a scan, by level
+
+
+def _loni_images(folder: Path, tables: StudyTables, notes: list[str]) -> tuple[_Images, int]:
+    """List the images of LONI's tree: PTID, sequence, date and time, image number, files; count those of DICOM only."""
+    named: _Images = {}
+    by_table: _Images = {}
+    unread: Counter[str] = Counter()
     dicom = 0
-    for place in visible(path for path in folder.glob("*/*/*/*") if path.is_dir() and _PTID.fullmatch(path.parts[-4])):
+    for place in [path for path in visible(folder, "*/*/*/*") if path.is_dir() and _PTID.fullmatch(path.parts[-4])]:
         ptid, sequence, stamp, image = place.parts[-4:]
         words = re.sub(r"[^a-z0-9]+", " ", sequence.lower())
-        what = next((label for label, pattern in _PET.items() if re.search(pattern, words)), None)
-        what = what or ("T1w" if _T1.search(words) else None)
-        if what is None:
-            continue
-        date = to_date(stamp[:10])
-        if date is None or pd.isna(date):
-            raise ManifestError(
-                f"{place}: found {stamp!r} as date and time, expected 2012-05-03_09_12_33.0 or the like; "
-                "restore the folder's name"
-            )
-        files = images(place.iterdir())
+        files = images(place, "*")
+        date = to_date(stamp.partition("_")[0])
         if not files:
-            dicom += any(path.suffix.lower() in (".dcm", ".ima") for path in visible(place.iterdir()))
+            dicom += any(path.suffix.lower() in (".dcm", ".ima") for path in visible(place, "*"))
             continue
-        if len(files) > 1:
-            notes.append(f"{ptid} {image}: {len(files)} images; {files[0].name} is used")
+        if _UNUSED.search(words):
+            unread[f"{sequence}: without attenuation correction, or a CT, map or mask"] += 1
+            continue
+        if date is None or pd.isna(date):
+            notes.append(f"{place}: found {stamp!r} as date and time, expected 2012-05-03_09_12_33.0 or the like; "
+                         "not read; restore the folder's name")  # fmt: skip
+            continue
         level = next((level for name, level in _LEVELS.items() if name in words), "raw")
-        by_level = images_of.setdefault((ptid, date, what), {})
-        by_level.setdefault("T1w" if what == "T1w" else level, []).append((image, files[0]))
+        what = next((label for label, pattern in _PET.items() if re.search(pattern, words)), "")
+        what, found = what or ("T1w" if _T1.search(words) else ""), named
+        if not what and not _MRI.search(words):
+            what, found = tables.tracer(rid_of(ptid), date, image.lstrip("IiDd"), words, level == "raw"), by_table
+            if what:
+                notes.append(f"{ptid} {image}: {sequence} names no tracer; by UC Berkeley's table it is {what}")
+            else:
+                unread[f"{sequence}: no T1, and no tracer by its name or UC Berkeley's table"] += 1
+        if what:
+            if len(files) > 1:
+                notes.append(f"{ptid} {image}: {len(files)} images; {files[0].name} is used")
+            by_level = found.setdefault((ptid, date, what), {})
+            by_level.setdefault("T1w" if what == "T1w" else level, []).append((image, files[0]))
+    notes += [f"{count} images of {reason}; not read" for reason, count in sorted(unread.items())]
+    return by_table | named, dicom  # a PET without a named tracer beside one with it may be FDG
+
+
+def _loni_scans(folder: Path, config: Config, tables: StudyTables, notes: list[str]) -> list[Scan]:
+    """List the scans of LONI's tree, one of each kind and day, by level and number."""
+    images_of, dicom = _loni_images(folder, tables, notes)
     if dicom:
         notes.append(f"{dicom} image folders hold DICOM only and are not read; convert them with dcm2niix")
     if not images_of:
@@ -230,8 +261,8 @@ def _loni_scans(folder: Path, config: Config, notes: list[str]) -> list[Scan]:
     order = ["T1w", wanted, *(level for level in _ORDER if level != wanted)]
     for (ptid, date, what), by_level in images_of.items():
         level = min(by_level, key=order.index)
-        # later numbers come second too
-        ranked = sorted(by_level[level], key=lambda i: (_is_second(i[1].parts[-4]), len(i[0]), i[0]))
+        # repeats and later numbers come second
+        ranked = sorted(by_level[level], key=lambda i: ("repeat" in i[1].parts[-4].lower(), len(i[0]), i[0]))
         image, path = ranked[0]
         if len(ranked) > 1:
             notes.append(f"{ptid} {date:%Y-%m-%d}: {len(ranked)} {what}; {image} is used")
@@ -245,11 +276,6 @@ def _loni_scans(folder: Path, config: Config, notes: list[str]) -> list[Scan]:
     return scans
 
 
-def _is_second(sequence: str) -> bool:
-    """Whether a sequence is a repeat, or a PET without attenuation correction."""
-    return re.search(r"repeat|(?<![a-z])nac(?![a-z])", sequence.lower()) is not None
-
-
 # ── Clinica's tables ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -261,35 +287,31 @@ class _Clinica(NamedTuple):
     acquired: dict[tuple[str, str, str], pd.Timestamp]
 
 
-def _read_clinica(folders: list[Path]) -> _Clinica:
-    clinica = _Clinica({}, {}, {})
+def _read_clinica(folders: list[Path], notes: list[str]) -> _Clinica:
+    clinica, absent = _Clinica({}, {}, {}), []
     for folder in dict.fromkeys(folders):
-        table = read_by_key(folder / "participants.tsv", "participant_id", "sub-")
-        for person, row in () if table is None else table.iterrows():
-            clinica.people.setdefault(_rid(person), row)
-        for path in visible(folder.glob("sub-*/*_sessions.tsv")):
-            for session, row in read_by_key(path, "session_id", "ses-").iterrows():
-                clinica.sessions.setdefault((_rid(path.parent.name), session), row)
-        for path in visible(folder.glob("sub-*/ses-*/*_scans.tsv")):
-            for name, row in read_by_key(path, "filename").iterrows():
-                date = _day(row.get("acq_time", ""), f"{path}: acq_time of {name}")
+        for person, row in read_by_key(folder / "participants.tsv", "participant_id", "sub-", notes=notes).items():
+            clinica.people.setdefault(rid_of(person), row)
+        for path in visible(folder, "sub-*/*_sessions.tsv"):
+            for session, row in read_by_key(path, "session_id", "ses-", notes=notes).items():
+                clinica.sessions.setdefault((rid_of(path.parent.name), session), row)
+                absent += [] if (path.parent / session).is_dir() else [f"{path.parent.name} {session}"]
+        for path in visible(folder, "sub-*/ses-*/*_scans.tsv"):
+            for name, row in read_by_key(path, "filename", notes=notes).items():
+                date = _day(row.get("acq_time", ""), f"{path}: acq_time of {name}", notes)
                 if pd.notna(date):
                     clinica.acquired[path.parent.parent.name, path.parent.name, Path(name).name] = date
+    if absent:
+        notes.append(f"{len(absent)} rows of sessions.tsv have no folder: {', '.join(absent)}")
     return clinica
 
 
-def _day(text: str, where: str) -> pd.Timestamp:
+def _day(text: str, where: str, notes: list[str]) -> pd.Timestamp:
+    """Read a date; what is none is noted, and NaT."""
     date = to_date(text)
     if date is None:
-        raise ManifestError(f"{where}: found {text!r}, expected a date, YYYY-MM-DD; correct the cell")
-    return date
-
-
-def _rid(person: str) -> int:
-    rid = rid_of(person)
-    if rid is None:
-        raise ManifestError(f"{person}: found a name without PTID, expected Clinica's sub-ADNI, site, S and RID")
-    return rid
+        notes.append(f"{where}: found {text!r}, expected a date, YYYY-MM-DD; taken as missing")
+    return pd.NaT if date is None else date
 
 
 def _month(session: str) -> int | None:
@@ -302,7 +324,7 @@ def _month(session: str) -> int | None:
 
 def _measured(scan: Scan, tables: StudyTables, config: Config, notes: list[str]) -> tuple[pd.Timestamp, dict[str, Any]]:
     """The day of a PET, and the measurements in its row of UC Berkeley's table."""
-    row = tables.pet(_rid(scan.person), scan.what, scan.date, scan.image)
+    row = tables.pet(rid_of(scan.person), scan.what, scan.date, scan.image)
     if row is None:
         return scan.date, {}
     target = config.cohort.tracers[scan.what]
@@ -322,27 +344,25 @@ def _measured(scan: Scan, tables: StudyTables, config: Config, notes: list[str])
 
 def _person(scan: Scan, tables: StudyTables, clinica: _Clinica) -> dict[str, Any]:
     """Age, sex, diagnosis, education and MMSE at a T1 scan, from the study's tables, else from Clinica's."""
-    rid, where = _rid(scan.person), f"{scan.person} {scan.session}"
+    rid = rid_of(scan.person)
     study, participant = tables.people.get(rid, {}), clinica.people.get(rid, {})
     visit, month = clinica.sessions.get((rid, scan.session), {}), _month(scan.session)
     baseline = participant if month == 0 else {}
 
-    def first(*values: float) -> float:
-        return next((value for value in values if not np.isnan(value)), np.nan)
+    def first(*values: float | str) -> float | str:
+        return next((value for value in values if not pd.isna(value) and value != ""), np.nan)
 
-    def number(row: Any, name: str, low: float, high: float) -> float:
-        return to_number(row.get(name, ""), where, name, low, high)
-
-    age = first(tables.age(rid, scan.date), number(visit, "age", *AGE_RANGE))
-    if np.isnan(age) and month is not None:
-        age = number(participant, "age_bl", *AGE_RANGE) + month / 12
+    later = to_age(participant.get("age_bl", "")) if month else None
+    at_baseline = participant.get("age_bl", "") if month is not None else ""
     diagnosis = visit.get("diagnosis") or baseline.get("diagnosis_sc", "")
     return {
         "person": scan.person,
         "session": scan.session,
-        "age": age,
-        "sex": study.get("sex") or to_sex(participant.get("sex", ""), f"{where}: participants.tsv"),
-        "diagnosis": tables.diagnosis(rid, scan.date) or diagnosis_of(diagnosis) or "",
-        "education": study.get("education", number(participant, "education_level", 0, 40)),
-        "mmse": first(tables.score(rid, scan.date), number(visit, "mmse", 0, 30), number(baseline, "mmse_bl", 0, 30)),
+        "age": first(
+            tables.age(rid, scan.date), visit.get("age", ""), at_baseline if later is None else later + month / 12
+        ),
+        "sex": first(study.get("sex", ""), participant.get("sex", "")),
+        "diagnosis": first(tables.diagnosis(rid, scan.date), diagnosis),
+        "education": study.get("education", participant.get("education_level", "")),
+        "mmse": first(tables.score(rid, scan.date), visit.get("mmse", ""), baseline.get("mmse_bl", "")),
     }

@@ -21,7 +21,7 @@ import pandas as pd
 
 from resdm.settings import AGE_RANGE
 from resdm_suite.cohorts.manifest import ManifestError
-from resdm_suite.cohorts.tables import DIAGNOSIS_WORDS, SEX_WORDS, read_table, to_date, visible
+from resdm_suite.cohorts.tables import DIAGNOSIS_WORDS, SEX_WORDS, read_table, to_date, to_number, visible
 
 AMYLOID_LABELS = {"FBP": "18FAV45", "AV45": "18FAV45", "FBB": "18FFBB", "NAV": "18FNAV4694", "NAV4694": "18FNAV4694"}
 TAU_LABELS = {"FTP": "18FAV1451", "AV1451": "18FAV1451", "MK6240": "18FMK6240", "PI2620": "18FPI2620"}
@@ -78,6 +78,20 @@ class StudyTables(NamedTuple):
         row = _nearest(self.mmse[self.mmse["rid"] == rid], date, VISIT_DAYS)
         return np.nan if row is None else row["value"]
 
+    def tracer(self, rid: int, date: pd.Timestamp, image: str, words: str, by_date: bool) -> str:
+        """Label of a PET by LONI's number of the image, else the one tracer of that person and day; empty if none.
+
+        ``words`` of its sequence may name the target; an FDG has no row. Without ``by_date``, numbers alone count.
+        """
+        rows = self.pets[(self.pets["rid"] == rid) & ("fdg" not in words)]
+        same = rows[(rows["image"] == image) & (image != "")]
+        if same.empty and by_date:
+            same = rows[rows["date"] == date]
+            for word, labels in (("amyloid", AMYLOID_LABELS), ("tau", TAU_LABELS)):
+                same = same[same["tracer"].isin(labels.values()) | (word not in words.split())]
+        labels = same["tracer"].unique()
+        return labels[0] if len(labels) == 1 else ""
+
     def pet(self, rid: int, tracer: str, date: pd.Timestamp, image: str = "") -> pd.Series | None:
         """The row of a PET: by LONI's number of the image, or the nearest of that tracer within `ROW_DAYS`."""
         rows = self.pets[(self.pets["rid"] == rid) & (self.pets["tracer"] == tracer)]
@@ -102,14 +116,14 @@ def read_tables(folder: Path) -> StudyTables:
     Raises
     ------
     ManifestError
-        A table without a needed column, or an impossible cell: the message names file, row, column and remedy.
+        A table without a needed column, or no table. Impossible cells are taken as missing, with a note.
     """
     notes: list[str] = []
-    files = visible([*folder.glob("*.csv"), *folder.glob("*/*.csv")])
+    files = [*visible(folder, "*.csv"), *visible(folder, "*/*.csv")]
 
     def read(*stems: str) -> Table | None:
         path = next((path for stem in stems if (path := _newest(files, stem, notes))), None)
-        return None if path is None else Table.read(path)
+        return None if path is None else Table.read(path, notes)
 
     pets = [_amyloid_rows(table, label) for stem, label in _AMYLOID.items() if (table := read(stem))]
     pets += [_tau_rows(table, label) for stem, label in _TAU.items() if (table := read(stem))]
@@ -147,11 +161,12 @@ class Table(NamedTuple):
     path: Path
     cells: pd.DataFrame
     rids: pd.Series
+    notes: list[str]
 
     @classmethod
-    def read(cls, path: Path) -> Table:
+    def read(cls, path: Path, notes: list[str]) -> Table:
         """Read a table and the person of each row; rows without RID and PTID are skipped."""
-        cells = read_table(path, any_encoding=True)
+        cells = read_table(path, notes=notes, any_encoding=True)
         cells.columns = cells.columns.str.upper()
         keys = [key for key in ("RID", "PTID") if key in cells]
         if not keys:
@@ -162,23 +177,13 @@ class Table(NamedTuple):
         cells = cells[(cells[keys] != "").any(axis=1)]
         if "QC_FLAG" in cells:
             cells = cells.assign(QC_FLAG=[_QC.get(text.lower(), text) for text in cells["QC_FLAG"]])
-        table = cls(path, cells, pd.Series(-1, index=cells.index))
-        for key in keys:
-            for line, text in cells[key][cells[key] != ""].items():
-                rid = rid_of(text)
-                if rid is None:
-                    raise table.error(line, key, text, "a RID such as 74 or 0074, or a PTID")
-                if table.rids[line] not in (-1, rid):
-                    raise table.error(line, key, text, f"the person of RID {table.rids[line]}")
-                table.rids[line] = rid
-        return table
-
-    def error(self, line: int, column: str, found: str, expected: str) -> ManifestError:
-        """Name a faulty cell."""
-        return ManifestError(
-            f"{self.path}: row {line}, {column}: found {found!r}, expected {expected}; correct the cell, or download "
-            "the table again and do not save it from a spreadsheet"
-        )
+        rids = {line: {rid_of(text) for text in row if text} for line, *row in cells[keys].itertuples(name=None)}
+        for line in (line for line, found in rids.items() if len(found) != 1 or None in found):
+            names = " and ".join(f"{key} {cells[key][line]!r}" for key in keys)
+            notes.append(f"{path}: row {line}: {names} name no person or two, expected a RID such as 74 or 0074, or a "
+                         "PTID; the row is not used")  # fmt: skip
+            cells = cells.drop(line)
+        return cls(path, cells, pd.Series({line: rids[line].pop() for line in cells.index}, dtype=int), notes)
 
     def column(self, *names: str, needed: bool = False) -> pd.Series:
         """Text of the first column that exists, under its name; empty where none does."""
@@ -188,12 +193,15 @@ class Table(NamedTuple):
         return pd.Series("", index=self.cells.index, name=names[0]) if name is None else self.cells[name]
 
     def convert(self, cells: pd.Series, meaning: Callable[[str], Any], expected: str, dtype: Any = object) -> pd.Series:
-        """Convert cells, or raise the error of the first that means None."""
-        values = [meaning(text) for text in cells]
-        for line, text, value in zip(cells.index, cells, values, strict=True):
-            if value is None:
-                raise self.error(line, cells.name, text, expected)
-        return pd.Series(values, index=cells.index, dtype=dtype)
+        """Convert cells; those that mean None are taken as missing, with one note."""
+        values = pd.Series([meaning(text) for text in cells], index=cells.index, dtype=object)
+        refused = [line for line, value in values.items() if value is None]
+        if refused:
+            self.notes.append(
+                f"{self.path}: row {refused[0]}, {cells.name}: found {cells[refused[0]]!r}, expected {expected}; "
+                f"{len(refused)} such cells are taken as missing"
+            )
+        return values.where(values.notna(), np.nan).astype(dtype)
 
     def numbers(
         self, *names: str, limits: tuple[float, float] = (-np.inf, np.inf), codes: bool = True, needed: bool = False
@@ -202,12 +210,10 @@ class Table(NamedTuple):
         low, high = limits
 
         def number(text: str) -> float | None:
-            if text in ("", ".") or (codes and text in _CODES):
+            if text == "." or (codes and text in _CODES):
                 return np.nan
-            try:
-                return float(text) if low <= float(text) <= high else None
-            except ValueError:
-                return None
+            value = to_number(text)
+            return None if value is None or value < low or value > high else value
 
         expected = f"a number{f' from {low:g} to {high:g}' if np.isfinite(low) else ''}, with a decimal point"
         return self.convert(self.column(*names, needed=needed), number, expected, float)
@@ -215,7 +221,7 @@ class Table(NamedTuple):
     def dates(self, *names: str) -> pd.Series:
         """A column of dates, NaT where missing."""
         column = self.column(*names, needed=True)
-        return self.convert(column, _date, "a date, YYYY-MM-DD or MM/DD/YYYY", "datetime64[ns]")
+        return self.convert(column, _date, "a date, YYYY-MM-DD or MM/DD/YYYY", "datetime64[s]")
 
     def words(self, meaning: Callable[[str], str | None], *names: str) -> pd.Series:
         """A column of codes by their meaning; NaN for others."""
@@ -243,6 +249,10 @@ class Table(NamedTuple):
 
 
 def _date(text: str) -> pd.Timestamp | None:
+    """Read a date of ADNI's tables, which are ISO 8601 or American."""
+    american = re.fullmatch(r"(\d{1,2})/(\d{1,2})/(\d{4})( [\d:.]+)?", text)
+    if american:
+        text = "{2}-{0:>02}-{1:>02}".format(*american.groups())
     return pd.NaT if text in _CODES or text == "." else to_date(text)
 
 
@@ -282,7 +292,7 @@ def _pet_rows(table: Table, label: str | None, labels: dict[str, str], **columns
             **columns,
         }
     )
-    return frame.dropna(subset=["date"])
+    return frame.dropna(subset=["date", "tracer"])
 
 
 def _amyloid_rows(table: Table, label: str | None) -> pd.DataFrame:
@@ -340,4 +350,4 @@ def _born(table: Table) -> pd.Series:
         month, year = (table.column(name).str.removesuffix(".0") for name in ("PTDOBMM", "PTDOBYY"))
         cells = (month + "/" + year).where((month != "") & (year != "") & ~year.isin(_CODES), "").rename("PTDOB")
     cells = cells.str.replace(r"^(\d{1,2})/(\d{4})$", r"\1/15/\2", regex=True)
-    return table.convert(cells, _date, "MM/YYYY, MM/DD/YYYY or YYYY-MM-DD", "datetime64[ns]")
+    return table.convert(cells, _date, "MM/YYYY, MM/DD/YYYY or YYYY-MM-DD", "datetime64[s]")

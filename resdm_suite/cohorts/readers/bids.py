@@ -1,13 +1,16 @@
 """A BIDS data set with T1w and PET.
 
-The reader uses file names, ``participants.tsv``, ``sub-*_sessions.tsv``, ``sub-*_scans.tsv`` and the JSON beside each
-PET; it opens no image.
+The reader uses file names, ``participants.tsv``, ``sub-*_sessions.tsv``, ``sub-*_scans.tsv`` and the JSON of each PET,
+which may stand in a folder above it (BIDS inheritance). It opens no image.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +19,8 @@ import pandas as pd
 
 from resdm_suite.cohorts.manifest import SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.tables import (
-    day_number,
-    images,
-    read_by_key,
-    to_age,
-    to_date,
-    to_diagnosis,
-    to_number,
-    to_sex,
-    visible,
-)
-from resdm_suite.paths import sidecar_path
+from resdm_suite.cohorts.tables import NIFTI, day_number, images, read_by_key, to_age, to_date, visible
+from resdm_suite.paths import stem
 from resdm_suite.profiles import Config
 
 # names of columns, in lower case; the first that exists and is filled is used
@@ -38,22 +31,33 @@ _NAMES = {
     "education": ("education", "education_level", "education_years", "years_education"),
     "mmse": ("mmse", "mmse_bl", "mmse_total"),
 }
-_BASELINE = {"age_bl", "diagnosis_sc", "diagnosis_bl", "mmse_bl"}  # true of the first session only
+_BASELINE = {"diagnosis_sc", "diagnosis_bl", "mmse_bl"}  # true of the first session only
 _NATIVE = {"T1w", "orig", "individual", "native", "scanner"}  # entities space- of scans as acquired
-_TRACER_WORDS = {  # words of a sidecar that belong to one label alone
-    "18FAV45": ("florbetapir", "av45", "amyvid"),
+_TRACER_WORDS = {  # words that belong to one label alone
+    "18FAV45": ("florbetapir", "av45", "amyvid", "fbp"),
     "18FFBB": ("florbetaben", "fbb", "neuraceq"),
-    "18FAV1451": ("flortaucipir", "av1451", "t807", "tauvid"),
+    "18FFMM": ("flutemetamol", "vizamyl"),
+    "18FNAV4694": ("nav4694", "azd4694", "flutafuranol"),
+    "11CPIB": ("pib", "pittsburghcompound"),
+    "18FAV1451": ("flortaucipir", "av1451", "t807", "tauvid", "ftp"),
+    "18FMK6240": ("mk6240", "florquinitau"),
+    "18FPI2620": ("pi2620",),
 }
+_UNITS = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # in years, by the first letter
+_UNIT = "(d|days?|w|weeks?|m|mo|months?|y|yrs?|years?)"
+_BASELINE_LABELS = {"bl", "baseline", "sc", "screening"}
+
+Row = dict[str, Any]
 
 
 def build_manifest(root: str | Path, config: Config) -> Cohort:
     """Find the sessions of a BIDS data set that have a T1w and at least one PET of a known tracer.
 
     Age, diagnosis and MMSE come from ``sub-*_sessions.tsv``, else from ``participants.tsv``. An age there is that of
-    the first session; later ones add the months in their labels (``ses-M012``), else the days between. Of several T1w
+    the first session; later ones add the years between, by dates, else by labels (``ses-M012``). Of several T1w
     or several PETs of one tracer in a session, the first by name is used. The tracer is the file name's ``trc-``
-    entity, even if the sidecar differs; without it, the sidecar's ``TracerName``. Scans of one session come from one
+    entity, even if the sidecar differs; without it, the sidecar's ``TracerName``. PETs without attenuation correction
+    (``rec-nac…``) and files named for another person or session are not used. Scans of one session come from one
     space: native, else ``space-MNI…``. Each such choice is noted.
 
     Days between scans come from ``acq_time`` in ``scans.tsv``. Across sessions (`assemble_manifest`), a scan without it
@@ -61,128 +65,164 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
 
     ``root`` holds ``participants.tsv`` and ``sub-*``. Faults raise `ManifestError`, which names file, person and value.
     """
-    root = Path(root).absolute()
+    root, notes = Path(root).absolute(), []
+    expected = "expected a BIDS dataset (cohort.folder, or the given folder)"
     if not root.is_dir():
-        raise ManifestError(f"{root}: no such folder; expected a BIDS dataset (cohort.folder, or the given folder)")
-    table = read_by_key(root / "participants.tsv", "participant_id", "sub-")
-    empty = pd.Series(dtype=str)
-    notes: list[str] = []
-    scans: list[dict[str, Any]] = []
-    people: list[dict[str, Any]] = []
-    for subject in visible(folder for folder in root.glob("sub-*") if folder.is_dir()):
-        person = subject.name
-        if table is not None and person not in table.index:
-            notes.append(f"{person}: not in participants.tsv")
-        participant = table.loc[person] if table is not None and person in table.index else empty
-        sessions = read_by_key(subject / f"{person}_sessions.tsv", "session_id", "ses-")
-        first = None
-        for folder in visible(folder for folder in subject.glob("ses-*") if folder.is_dir()) or [subject]:
-            session = folder.name if folder != subject else "ses-1"
-            visit = sessions.loc[session] if sessions is not None and session in sessions.index else empty
-            key = {"person": person, "session": session}
-            scan_days = _scan_days(folder, f"{person} {session}", notes)
-            listed = _scans(folder, key, scan_days, config, notes)
-            day = to_date(visit.get("acq_time") or visit.get("examination_date") or "")
-            if day is None:
-                text = visit.get("acq_time") or visit["examination_date"]
-                notes.append(f"{person} {session}: no date in {person}_sessions.tsv: {text!r}")
-            visit_day = min(scan_days.values(), default=np.nan) if pd.isna(day) else day_number(day)
-            months = re.fullmatch(r"ses-M0*(\d+)", session)
-            time = {"visit_day": visit_day, "months": int(months[1]) if months else np.nan}
-            years = 0.0 if first is None else _years_between(first, time)
-            has_t1w = any(scan["target"] == "t1w" for scan in listed)  # else nothing of the person is used
-            row = _person(key, participant, visit, years, first is None, notes if has_t1w else [])
-            people.append(key | time | row)
-            scans += listed
-            first = first or time
+        raise ManifestError(f"{root}: no such folder; {expected}")
+    table = read_by_key(root / "participants.tsv", "participant_id", "sub-", notes=notes)
+    scales = [_age_scale(root / name, notes) for name in ("sessions.json", "participants.json")]
+    scans: list[Row] = []
+    people: list[Row] = []
+    for subject in (folder for folder in visible(root, "sub-*") if folder.is_dir()):
+        if table and subject.name not in table:
+            notes.append(f"{subject.name}: not in participants.tsv")
+        visits, listed = _visits(subject, config, notes)
+        scans += listed
+        with_t1w = {scan["session"] for scan in listed if scan["target"] == "t1w"}  # nothing else is used
+        for visit in visits:
+            noted = notes if visit["session"] in with_t1w else []
+            people.append(visit | _person(visit, visits, table.get(subject.name, {}), scales, noted))
     if not people:
-        raise ManifestError(f"{root}: no sub-* folder; expected a BIDS dataset (cohort.folder, or the given folder)")
+        raise ManifestError(f"{root}: no sub-* folder; {expected}")
+    absent = sorted(table.keys() - {row["person"] for row in people})
+    if absent:
+        notes.append(f"{len(absent)} people of participants.tsv have no folder ({absent[0]} …)")
+    for label, count in sorted(Counter(scan["tracer"] for scan in scans if not scan["target"]).items()):
+        notes.append(f"{count} PET of {label or 'no known tracer, by trc- or TracerName'}: not read")
     days = _session_days(people)
     for scan in scans:
         scan["visit_day"], scan["by_age"] = days[scan["person"], scan["session"]]
-    return assemble_manifest(scans, people, config, root, notes, "session, then day")
+    return assemble_manifest([s for s in scans if s["target"]], people, config, root, notes, "session, then day")
 
 
-def _scans(
-    folder: Path, key: dict[str, str], days: dict[str, float], config: Config, notes: list[str]
-) -> list[dict[str, Any]]:
-    """List the T1w and the PETs of one session, by name."""
+def _visits(subject: Path, config: Config, notes: list[str]) -> tuple[list[Row], list[Row]]:
+    """List a person's sessions, with their times and their row of ``sessions.tsv``, and the scans."""
+    person = subject.name
+    table = read_by_key(subject / f"{person}_sessions.tsv", "session_id", "ses-", notes=notes)
+    visits: list[Row] = []
+    scans: list[Row] = []
+    for folder in [folder for folder in visible(subject, "ses-*") if folder.is_dir()] or [subject]:
+        session = folder.name if folder != subject else "ses-1"
+        where, cells = f"{person} {session}", table.pop(session, {})
+        days = _scan_days(folder, where, notes)
+        text = cells.get("acq_time") or cells.get("examination_date") or ""
+        day = to_date(text)
+        if day is None:
+            notes.append(f"{where}: no date in {person}_sessions.tsv: {text!r}")
+        if day is None or pd.isna(day):
+            by_label = day_number(to_date(session.removeprefix("ses-")))  # as ses-20120503
+            visit_day = min(days.values(), default=by_label)
+        else:
+            visit_day = day_number(day)
+        key = {"person": person, "session": session}
+        visits.append(key | {"cells": cells, "visit_day": visit_day, "years": _years_of(session)})
+        scans += _scans(folder, key, days, config, notes)
+    notes += [f"{person}: {session} of {person}_sessions.tsv has no folder" for session in table]
+    if any(a["visit_day"] == b["visit_day"] and abs(a["years"] - b["years"]) > 0 for a, b in combinations(visits, 2)):
+        notes.append(f"{person}: sessions of different times have one date; the dates are not used")
+        for row in visits + scans:
+            row |= {name: np.nan for name in ("visit_day", "day") if name in row}
+    return visits, scans
+
+
+def _years_of(session: str) -> float:
+    """Years after baseline by a session's label (``ses-M012``, ``ses-2yr``, ``ses-bl``); NaN for other labels."""
+    label = session.removeprefix("ses-").lower()
+    match = re.fullmatch(rf"{_UNIT}(\d+)|(\d+){_UNIT}", label)
+    if match:
+        return int(match[2] or match[3]) * _UNITS[(match[1] or match[4])[0]]
+    return 0.0 if label in _BASELINE_LABELS else np.nan
+
+
+def _scans(folder: Path, key: dict[str, str], days: dict[str, float], config: Config, notes: list[str]) -> list[Row]:
+    """List the T1w and the PETs of one session, by name; an unread PET has no target."""
     where = " ".join(key.values())
     scans = []
-    for path in images([*folder.glob("anat/*_T1w.nii*"), *folder.glob("pet/*pet.nii*")]):
-        space = re.search(r"_space-([A-Za-z0-9]+)_", path.name)
-        label = _tracer(path, where, notes) if path.parent.name == "pet" else ""
-        target = config.cohort.tracers.get(label) if path.parent.name == "pet" else "t1w"
-        if target is None:
-            continue
-        if space and space[1] not in _NATIVE and not space[1].startswith("MNI"):
-            notes.append(f"{where}: {path.name} is in space {space[1]}; not used")
-            continue
-        scan = {"target": target, "tracer": label, "path": str(path), "day": days.get(str(path), np.nan)}
-        scans.append(key | scan | {"space": SPACE if space and space[1] not in _NATIVE else ""})
+    for path in images(folder, "anat/*_T1w.nii*", "pet/*pet.nii*"):
+        name, is_pet = path.name, path.parent.name == "pet"
+        space = re.search(r"_space-([A-Za-z0-9]+)_", name)
+        owner = re.match(r"sub-[^_]+(_ses-[^_]+)?_", name)
+        labels = "_".join([key["person"], *([folder.name] if folder.name == key["session"] else [])]) + "_"
+        if owner and not (labels.startswith(owner[0]) or owner[0].startswith(labels)):
+            notes.append(f"{where}: {name} is named for {owner[0][:-1]}; not used")
+        elif re.search("_rec-nac", name, re.IGNORECASE):
+            notes.append(f"{where}: {name} has no attenuation correction; not used")
+        elif space and space[1] not in _NATIVE and not space[1].startswith("MNI"):
+            notes.append(f"{where}: {name} is in space {space[1]}; not used")
+        else:
+            label = _tracer(path, where, config, notes) if is_pet else ""
+            target = config.cohort.tracers.get(label, "") if is_pet else "t1w"
+            scan = {"target": target, "tracer": label, "path": str(path), "day": days.get(name, np.nan)}
+            scans.append(key | scan | {"space": SPACE if space and space[1] not in _NATIVE else ""})
     return scans
 
 
 def _scan_days(folder: Path, where: str, notes: list[str]) -> dict[str, float]:
-    """Read the days in a session's ``scans.tsv``, by the scan's path."""
-    path = next(iter(visible(folder.glob("*_scans.tsv"))), None)
-    table = read_by_key(path, "filename") if path else None
-    days = {}
-    for name, text in () if table is None or "acq_time" not in table else table["acq_time"].items():
-        date = to_date(text)
-        if date is None:
-            notes.append(f"{where}: {path.name} has no date for {name}: {text!r}")
-        elif not pd.isna(date):
-            days[str(folder / name)] = day_number(date)
+    """Read the days in a session's ``scans.tsv``, by the scan's file name."""
+    days, present = {}, {path.name for path in folder.glob("*/*")}
+    for path in visible(folder, "*_scans.tsv")[:1]:
+        for scan, cells in read_by_key(path, "filename", notes=notes).items():
+            day, name = to_date(cells.get("acq_time", "")), Path(scan).name
+            if day is None:
+                notes.append(f"{where}: {path.name} has no date for {scan}: {cells['acq_time']!r}")
+            elif not pd.isna(day):
+                days[name] = day_number(day)
+            if re.search(r"_(T1w|pet)\.nii", name) and name not in present:
+                notes.append(f"{where}: {scan} of {path.name} is not there")
     return days
 
 
-def _years_between(first: dict[str, float], time: dict[str, float]) -> float:
-    """Years from the first session to a later one, by the months in their labels, else by their days; or NaN."""
-    if not np.isnan(time["months"]):
-        return (time["months"] - np.nan_to_num(first["months"])) / 12
-    return (time["visit_day"] - first["visit_day"]) / 365.25
+def _age_scale(path: Path, notes: list[str]) -> float:
+    """Years in one unit of a table's ages, by the ``Units`` of its JSON."""
+    for name, entry in (_read_json(path) or {}).items():
+        unit = str(entry.get("Units", "")).lower() if isinstance(entry, dict) else ""
+        if name.lower() in _NAMES["age"] and re.fullmatch(_UNIT, unit) and unit[0] != "y":
+            notes.append(f"{path.name}: ages are in {unit}; they are changed to years")
+            return _UNITS[unit[0]]
+    return 1.0
 
 
-def _person(
-    key: dict[str, str], participant: pd.Series, visit: pd.Series, years: float, first: bool, notes: list[str]
-) -> dict[str, float | str]:
-    """Read age, sex, diagnosis, education and MMSE, ``years`` after the first session.
+def _person(visit: Row, visits: list[Row], participant: dict[str, str], scales: list[float], notes: list[str]) -> Row:
+    """Read age, sex, diagnosis, education and MMSE; unreadable cells stay text.
 
     ``age_of_visit`` is NaN where the age may be that of another session.
     """
-    where = " ".join(key.values())
-    cells: dict[str, str] = {}
-    age, of_visit = np.nan, False
+    where, row = f"{visit['person']} {visit['session']}", {"age_of_visit": np.nan}
+    dated = not any(np.isnan(other["visit_day"]) for other in visits)
+    first = min(visits, key=lambda other: np.nan_to_num(other["visit_day"] if dated else other["years"], nan=np.inf))
     for column, names in _NAMES.items():
-        for source in (visit, participant):
-            name = next((name for name in names if source.get(name)), None)
-            later = name in _BASELINE and source is participant and not first
-            if name is None or (later and column != "age"):
+        for cells, scale in zip((visit["cells"], participant), scales, strict=True):
+            name = next((name for name in names if cells.get(name)), None)
+            if name is None or (name in _BASELINE and cells is participant and visit is not first):
                 continue
-            cells[column] = source[name]
-            if column == "age":
-                of_visit = source is visit or name in _BASELINE
-                age = to_age(source[name], where, notes)
-                if later:
-                    age += years
-                elif source is participant and years > 0:
-                    age += years
-                    notes.append(f"{where}: age of participants.tsv plus {years:.1f} years since the first session")
-                elif source is participant and np.isnan(years):
-                    notes.append(f"{where}: age of participants.tsv, which may be that of another session")
+            row[column] = cells[name]
+            age = to_age(cells[name]) if column == "age" else None
+            if age is None:
+                break
+            years = _years_between(first, visit) if cells is participant else 0.0
+            if name == "age_bl" and cells is participant:
+                years += np.nan_to_num(first["years"])
+            elif np.isnan(years):
+                years = 0.0
+                notes.append(f"{where}: age of participants.tsv, which may be that of another session")
+            if years > 0:
+                notes.append(f"{where}: age of participants.tsv plus {years:.1f} years since the first session")
+            row["age"] = cells[name] if scale == 1 and years == 0 else age * scale + years
+            if cells is not participant or name == "age_bl":
+                row["age_of_visit"] = age * scale + years
             break
-    return {
-        "age": age,
-        "education": to_number(cells.get("education", ""), where, "education"),
-        "mmse": to_number(cells.get("mmse", ""), where, "mmse"),
-        "sex": to_sex(cells.get("sex", ""), where),
-        "diagnosis": to_diagnosis(cells.get("diagnosis", ""), where, notes),
-        "age_of_visit": age if of_visit else np.nan,
-    }
+    return row
 
 
-def _session_days(people: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, bool]]:
+def _years_between(first: Row, visit: Row) -> float:
+    """Years from the first session to a later one, by their days, else by their labels; or NaN."""
+    if visit is first:
+        return 0.0
+    by_day = (visit["visit_day"] - first["visit_day"]) / 365.25
+    return visit["years"] - np.nan_to_num(first["years"]) if np.isnan(by_day) else by_day
+
+
+def _session_days(people: list[Row]) -> dict[tuple[str, str], tuple[float, bool]]:
     """Day of every session, and whether it comes from ages (365.25 days a year) because there is no date."""
     days = {}
     for _, visits in pd.DataFrame(people).groupby("person"):
@@ -199,45 +239,63 @@ def _session_days(people: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[f
 
 
 def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
-    """Read the JSON beside a scan: empty where there is none, None where it cannot be read."""
-    path = sidecar_path(scan)
+    """Read the JSON of a scan, with the entries that folders above it up to the data set's state (BIDS inheritance).
+
+    Empty where there is none, None where one cannot be read.
+    """
+    entities, parents = stem(Path(scan).name).split("_"), list(Path(scan).parents)
+    subject = next((n for n, folder in enumerate(parents) if folder.name.startswith("sub-")), -1)
+    content: dict[str, Any] = {}
+    for folder in reversed(parents[: subject + 2]):
+        for path in sorted(visible(folder, f"*{entities[-1]}.json"), key=lambda path: path.name.count("_")):
+            another = path.stem != "_".join(entities) and any(path.with_suffix(end).exists() for end in NIFTI)
+            if set(path.stem.split("_")) <= set(entities) and not another:
+                stated = _read_json(path)
+                if stated is None:
+                    return None
+                content |= stated
+    return content
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object: empty without a file, None where it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
-def _tracer(scan: Path, where: str, notes: list[str]) -> str:
+def _tracer(scan: Path, where: str, config: Config, notes: list[str]) -> str:
     """Label of a PET by its file name, else by ``TracerName`` of its sidecar; empty where neither names one tracer."""
     entity, sidecar = re.search(r"_trc-([A-Za-z0-9]+)_", scan.name), read_sidecar(scan)
-    name = sidecar_path(scan).name
-    if entity is None:
-        labels = tracer_labels((sidecar or {}).get("TracerName", ""))
-        if len(labels) != 1:
-            return ""
-        notes.append(f"{where}: {scan.name} has no trc-; its sidecar's TracerName is {labels[0]}")
-        return labels[0]
-    used = f"the file name's tracer {entity[1]} is used"
     if sidecar is None:
-        notes.append(f"{where}: {name} cannot be read as JSON; {used}")
-    for key, value in conflicting_tracers(sidecar or {}, entity[1]):
-        notes.append(f"{where}: {name} has {key} {value!r}; {used}")
+        notes.append(f"{where}: the sidecar of {scan.name} cannot be read as JSON; it is not used")
+    known, sidecar = config.cohort.tracers, sidecar or {}
+    if entity is None or entity[1] not in known:
+        text = entity[1] if entity else sidecar.get("TracerName", "")
+        labels = tracer_labels(text, known)
+        if len(labels) != 1:
+            return entity[1] if entity else ""
+        notes.append(
+            f"{where}: {scan.name}: trc-{text} is read as {labels[0]}"
+            if entity
+            else f"{where}: {scan.name} has no trc-; its sidecar's TracerName is {labels[0]}"
+        )
+        return labels[0]
+    for key, value in conflicting_tracers(sidecar, entity[1]):
+        notes.append(f"{where}: sidecar of {scan.name} has {key} {value!r}; the file name's tracer {entity[1]} is used")
     return entity[1]
 
 
 def conflicting_tracers(sidecar: dict[str, Any], label: str) -> list[tuple[str, object]]:
     """Entries (key, value) of a PET's sidecar that name another tracer than ``label``."""
-    conflicts = []
-    for key in ("TracerName", "Radiopharmaceutical"):
-        value = sidecar.get(key, "")
-        labels = tracer_labels(value)
-        if labels and label not in labels:
-            conflicts.append((key, value))
-    return conflicts
+    entries = [(key, sidecar.get(key, "")) for key in ("TracerName", "Radiopharmaceutical")]
+    return [(key, value) for key, value in entries if (labels := tracer_labels(value)) and label not in labels]
 
 
-def tracer_labels(text: object) -> list[str]:
-    """BIDS labels of the tracers that a sidecar's text names."""
+def tracer_labels(text: object, known: Iterable[str] = ()) -> list[str]:
+    """BIDS labels of the tracers that a text names; of tracers in ``known`` also by the label without its isotope."""
     words = re.sub(r"[^a-z0-9]", "", str(text).lower())
-    return [label for label, names in _TRACER_WORDS.items() if any(name in words for name in names)]
+    names = {label: (re.sub(r"^\d+[A-Z]", "", label).lower(),) for label in known} | _TRACER_WORDS
+    return [label for label, its in names.items() if any(name in words for name in its)]

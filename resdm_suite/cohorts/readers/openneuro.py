@@ -32,7 +32,7 @@ from resdm_suite.cohorts.manifest import PATHS, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.readers.bids import conflicting_tracers, read_sidecar
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, address, fetch, list_bucket
-from resdm_suite.cohorts.tables import read_by_key, to_number, to_sex, visible
+from resdm_suite.cohorts.tables import images, read_by_key, to_age
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
@@ -64,26 +64,27 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     file, person and value.
     """
     root = Path(root).absolute()
-    table = _participants(root, config)
-    on_disk = (path.relative_to(root).as_posix() for path in visible(root.glob("sub-*/ses-wave*/*/*.nii*")))
+    notes: list[str] = []
+    table = _participants(root, config, notes)
+    on_disk = (path.relative_to(root).as_posix() for path in images(root, "sub-*/ses-wave*/*/*.nii*"))
     matches = [match for path in sorted({*_listed(root), *on_disk}) if (match := _SCAN.fullmatch(path))]
     if not matches:
         raise ManifestError(f"{root}: no T1w and no PET, on disk or in {FILES}; {remedy(config)}")
     waves: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)  # path, suffix
     for match in matches:
         waves[match.group(1, 2, 3)].append(match.group(0, 5))
-    notes: list[str] = []
     scans: list[dict[str, Any]] = []
     people: list[dict[str, Any]] = []
     repeated = []
     for (person, session, wave), files in sorted(waves.items()):
         key, where = {"person": person, "session": session}, f"{person} {session}"
-        if person in table.index:
-            row, ages = _person(table.loc[person], wave, f"{root / 'participants.tsv'}: {where}")
-        else:
+        if person not in table:
             notes.append(f"{where}: not in participants.tsv")
-            row, ages = {"age": np.nan, "sex": ""}, dict.fromkeys(_AGES, np.nan)
-        people.append(key | row)
+        cells = table.get(person, {})
+        texts = {target: cells.get(f"{column}{wave}", "") for target, column in _AGES.items()}
+        ages = {target: np.nan if (age := to_age(text)) is None else age for target, text in texts.items()}
+        measures = {"education": cells.get("eduyrsestcap", ""), "mmse": cells.get(f"mmse_w{wave}", "")}
+        people.append(key | {"age": texts["t1w"], "sex": cells.get("sex", "")} | measures)
         t1ws = [path for path, suffix in files if suffix == "T1w"]
         repeated += [where] if len(t1ws) > 1 else []
         found = [("t1w", "", path) for path in t1ws[-1:]]  # by name, so by run
@@ -96,7 +97,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
                 notes.append(f"{where}: {path} is of no tracer in cohort.tracers ({known}); not used")
                 continue
             found.append((target, label, path))
-            if t1ws and person in table.index and np.isnan(ages[target]):
+            if t1ws and cells and np.isnan(ages[target]):
                 notes.append(f"{where}: no age at the {target} PET; taken to be in the window, as of the same wave")
         for target, label, path in found:
             scan = {"target": target, "tracer": label, "path": str(root / path), "day": DAYS_A_YEAR * ages[target]}
@@ -157,41 +158,22 @@ def download(config: Config, root: str | Path, *, url: str = BUCKET, jobs: int =
     return count + fetch_paths(sorted(path for path in {*wanted, *sidecars} if path in sizes))
 
 
-def _participants(root: Path, config: Config) -> pd.DataFrame:
-    table = read_by_key(root / "participants.tsv", "participant_id", "sub-")
-    if table is None:
+def _participants(root: Path, config: Config, notes: list[str]) -> dict[str, dict[str, str]]:
+    if not (root / "participants.tsv").is_file():
         raise ManifestError(f"{root}: no participants.tsv; {remedy(config)}")
     needed = ["sex", *(f"{age}{wave}" for age in ("agemri_w", "agepetamy_w") for wave in "123")]
-    absent = [column for column in needed if column not in table]
-    if absent:
-        raise ManifestError(
-            f"{root / 'participants.tsv'}: no column {', '.join(absent)}; expected that of {DATASET}. For another data "
-            "set use `resdm manifest bids`"
-        )
-    return table.replace(_NOT_SEEN, "")
+    try:
+        table = read_by_key(root / "participants.tsv", "participant_id", "sub-", notes=notes, needed=needed)
+    except ManifestError as error:
+        raise ManifestError(f"{error}; for another data set than {DATASET} use `resdm manifest bids`") from None
+    return {person: {name: "" if cell == _NOT_SEEN else cell for name, cell in cells.items()}
+            for person, cells in table.items()}  # fmt: skip
 
 
 def _listed(root: Path) -> dict[str, int | None]:
     """Read `FILES`: path → bytes; empty without the file."""
-    table = read_by_key(root / FILES, "path")
-    if table is None:
-        return {}
-    if "bytes" not in table:
-        raise ManifestError(f"{root / FILES}: no column bytes; found {', '.join(table.columns)}")
-    return {
-        path: int(to_number(size, f"{root / FILES}: {path}", "bytes")) if size else None
-        for path, size in table["bytes"].items()
-    }
-
-
-def _person(cells: pd.Series, wave: str, where: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Read the table's entries of a person in a wave, and the age at each scan."""
-    ages = {target: to_number(cells.get(f"{column}{wave}", ""), where, f"{column}{wave}")
-            for target, column in _AGES.items()}  # fmt: skip
-    row = {"sex": to_sex(cells["sex"], where), "age": ages["t1w"]}
-    row["education"] = to_number(cells.get("eduyrsestcap", ""), where, "EduYrsEstCap")
-    row["mmse"] = to_number(cells.get(f"mmse_w{wave}", ""), where, f"MMSE_W{wave}")
-    return row, ages
+    table = read_by_key(root / FILES, "path", needed=("bytes",), notes=[])
+    return {path: int(cells["bytes"]) if cells["bytes"].isdecimal() else None for path, cells in table.items()}
 
 
 # ── notes ─────────────────────────────────────────────────────────────────────────────────────────
@@ -211,8 +193,9 @@ def _triplets(scans: pd.DataFrame, config: Config) -> str:
     )
 
 
-def _table_faults(people: pd.DataFrame) -> Iterator[str]:
+def _table_faults(table: dict[str, dict[str, str]]) -> Iterator[str]:
     """Find intervals between waves that contradict the ages: with ages in whole years, a year or more."""
+    people = pd.DataFrame.from_dict(table, orient="index")
     for name, age in _INTERVALS.items():
         for one, other in (("1", "2"), ("2", "3"), ("1", "3")):
             column = f"{name}w{one}tow{other}"

@@ -23,7 +23,7 @@ import pandas as pd
 from resdm_suite.cohorts.leakage import LeakageError, check_leakage
 from resdm_suite.cohorts.manifest import PATHS, SPACE, SPLITS, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.tables import images, read_by_key, to_diagnosis, to_number, to_sex
+from resdm_suite.cohorts.tables import images, read_by_key
 from resdm_suite.paths import stem
 from resdm_suite.profiles import Config
 
@@ -50,8 +50,8 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
                 f"{root}: no folder {folder}; expected the released layout: data/whole_{{MRI,Abeta,Tau}} and data_info"
             )
     notes: list[str] = []
-    table, participants = _participants(root / "data_info")
-    volumes = {target: {stem(path.name): path for path in images((root / "data" / folder).glob("*"))}
+    participants = _participants(root / "data_info", notes)
+    volumes = {target: {stem(path.name): path for path in images(root / "data" / folder, "*")}
                for target, folder in _FOLDERS.items()}  # fmt: skip
     splits = {} if draw else _splits(root / "data_info")
     unlisted = sorted(set(volumes["t1w"]) - set(splits)) if splits else []
@@ -73,15 +73,11 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
             if not label and target != "t1w":
                 raise ManifestError(f"cohort.tracers names no {target} tracer; the released layout holds {target} PET")
             scans.append(key | {"target": target, "tracer": label, "path": str(path), "space": space})
-        row = key | {"split": splits.get(name, ""), "sex": ""}
-        if name in participants.index:
-            cells, where = participants.loc[name], f"{table}: {name}"
-            label = next((cells[column] for column in _LABELS if cells.get(column)), "")
-            row |= {"age": to_number(cells["age"], where, "Age"), "sex": to_sex(cells["sex"], where)}
-            row |= {"diagnosis": to_diagnosis(label, name, notes)}
-        else:
-            notes.append(f"{name}: not in {table.name}")
-        people.append({"diagnosis": "", "age": np.nan} | row)
+        if name not in participants:
+            notes.append(f"{name}: not in {_TABLES[0]}")
+        cells = participants.get(name, {})
+        row = key | {"split": splits.get(name, ""), "age": cells.get("age", ""), "sex": cells.get("sex", "")}
+        people.append(row | {"diagnosis": next((cells[column] for column in _LABELS if cells.get(column)), "")})
     try:
         check_leakage(pd.DataFrame(people), str(root / "data_info"))
     except LeakageError as error:
@@ -111,18 +107,12 @@ def _splits(folder: Path) -> dict[str, str]:
     return splits
 
 
-def _participants(folder: Path) -> tuple[Path, pd.DataFrame]:
+def _participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
     """Read ``data_info.csv`` by ID, in Latin-1 as the released code does where it is not UTF-8."""
     path = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
     if path is None:
         raise ManifestError(f"{folder}: no {_TABLES[0]}; expected a table with columns ID, Age, Sex")
-    table = read_by_key(path, "id", separator=",", any_encoding=True)
-    absent = [column for column in ("age", "sex") if column not in table]
-    if absent:
-        raise ManifestError(
-            f"{path}: no column {', '.join(absent)}; found {', '.join(['id', *table.columns])}, expected ID, Age, Sex"
-        )
-    return path, table
+    return read_by_key(path, "id", separator=",", needed=("age", "sex"), notes=notes, any_encoding=True)
 
 
 def _in_mni(path: Path) -> bool:
