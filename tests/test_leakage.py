@@ -194,17 +194,21 @@ def _same(folder, kind):
     return one, two
 
 
-@pytest.mark.parametrize("kind", ["path", "symbolic link", "hard link", "copy", "compressed again", "unpacked", "other"])
+@pytest.mark.parametrize(
+    "kind", ["path", "symbolic link", "hard link", "copy", "compressed again", "unpacked", "other"]
+)
 @pytest.mark.parametrize("column", ["t1w", "tau"])
 def test_a_scan_of_two_people(tmp_path, kind, column):
-    frame = pd.DataFrame([EMPTY | {"person": f"sub-{i}", "session": "ses-1", "age": 70.0, "sex": "F"} for i in (1, 2, 3)])
+    frame = pd.DataFrame(
+        [EMPTY | {"person": f"sub-{i}", "session": "ses-1", "age": 70.0, "sex": "F"} for i in (1, 2, 3)]
+    )
     frame["tau_tracer"], frame["split"] = "18FAV1451", "train"
     for name in ("t1w", "tau"):
         frame[name] = [str(tmp_path / f"{name}{i}.nii") for i in range(3)]
         for number, path in enumerate(frame[name]):
             Path(path).write_bytes(f"{name}{number}".encode() * 2000)
     frame.loc[[0, 2], column] = [str(path) for path in _same(tmp_path, kind)]
-    message = rf"1 scan is shared by two people: .* of sub-1 ses-1 and .* of sub-3 ses-1\. A scan belongs to one person"
+    message = r"1 scan is shared by two people: .* of sub-1 ses-1 and .* of sub-3 ses-1\. A scan belongs to one person"
     if kind == "other":
         check_shared_scans(frame, "here", contents=True)
         return
@@ -226,5 +230,7 @@ def test_preprocessing_refuses_a_scan_of_two_people(config):
         save(config.work / name, np.random.default_rng(number).random(GRID.shape))
     shutil.copy(config.work / "t1.nii.gz", config.work / "t1b.nii.gz")
     write_csv(config.manifest, pd.concat([rows, other]))
-    with pytest.raises(LeakageError, match=r"manifest\.csv: 1 scan is .*t1\.nii\.gz of sub-1 ses-0 and .*t1b\.nii\.gz of sub-2"):
+    with pytest.raises(
+        LeakageError, match=r"manifest\.csv: 1 scan is .*t1\.nii\.gz of sub-1 ses-0 and .*t1b\.nii\.gz of sub-2"
+    ):
         volumes.preprocess(config, progress=False)

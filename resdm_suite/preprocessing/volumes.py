@@ -30,6 +30,7 @@ from resdm.io import atomic, remove, sha256, write_json, write_text
 from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
 from resdm_suite.anatomy import Grid, mni_map, regions
+from resdm_suite.cohorts.leakage import check_shared_scans
 from resdm_suite.cohorts.manifest import SPACE, ManifestError, read_manifest
 from resdm_suite.paths import sidecar_path, stem
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
@@ -82,7 +83,7 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
     Raises
     ------
     ManifestError, LeakageError
-        A manifest that cannot be used.
+        A manifest that cannot be used, or one scan of two people.
     VolumeError
         Scans that cannot be used, each named; or every session left out.
     """
@@ -116,6 +117,9 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
             raise VolumeError("\n".join(lines) + (f"\n{len(lines)} scans{remedy}" if len(lines) > 1 else ""))
 
     run(_check_session, "checks")
+    if todo:
+        usable = frame[[_key(row) not in problems for row in rows]]
+        check_shared_scans(usable, str(config.manifest), contents=True)
     run(_try_session, "preprocessing")
     records = [None if _key(row) in problems else session_record(config, row) for row in rows]
     return _pack(config, frame, records, problems)
