@@ -59,7 +59,7 @@ def read_claims(root: str | Path | None = None) -> pd.DataFrame:
     path = paper_file("claims.csv", root)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     expected = ["id", "section", "kind", "output", "subjects", "tracers", "quantities", "printed", "unit"]
-    expected += ["statement", "note"]
+    expected += ["statement", "quote", "note"]
     if list(frame) != expected:
         raise ValueError(f"{path}: columns {', '.join(frame)}; expected {', '.join(expected)}")
     for line, row in enumerate(frame.to_dict("records"), start=2):
