@@ -481,7 +481,7 @@ def _find(source: str | Path) -> Path:
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    known = sorted({p.stem for folder in folders for p in (folder / "configs").glob("*.yaml")})
+    known = sorted({p.stem for folder in folders for p in (folder / "configs").glob("*.yaml") if p.is_file()})
     raise ConfigError(f"no profile {text!r}: looked for {here / name}; there are: {', '.join(known) or 'none'}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -124,14 +125,69 @@ def test_an_unknown_method_is_refused(profile, command, capsys):
     assert "no method 'Plane' (did you mean 'Plain'?)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "-2", "many", "1.5", "", "18446744073709551616"])
+@pytest.mark.parametrize(("words", "known"), [
+    ("phantom --jobs", "1 -1"), ("preprocess --jobs", "1 -1"), ("manifest bids --jobs", "1"), ("cost --cores", "1"),
+    ("synthesise x.nii --model m --out o --samples", "1"), ("synthesise x.nii --model m --out o --steps", "1"),
+    ("synthesise x.nii --model m --out o --seed", "0 9223372036854775807"),
+])  # fmt: skip
+def test_numbers_have_a_range(words, known, value, capsys):
+    for good in known.split():
+        cli._parser().parse_args([*words.split(), good])
+    if value not in known.split():
+        with pytest.raises(SystemExit):
+            cli.main([*words.split(), value])
+        assert f"{value!r}: expected a whole number from {known[0]} to below" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["resdm", "a/b/c", "/b", "a/", "a b/c", "https://hub/a/b", "../x"])
+def test_a_repository_has_a_user_and_a_name(name, capsys):
+    for words in (["model", "push", "folder", name], ["model", "pull", name, "folder"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert f"{name!r}: expected user/name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: No space left on device; correct this and run"),
+    (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied; correct this and run"),
+    (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+    (MemoryError("17 GiB"), "not enough memory (17 GiB); use a smaller grid or fewer --jobs"),
+])  # fmt: skip
+def test_an_error_of_the_system_is_one_line(profile, monkeypatch, capsys, error, message):
+    def refuse(config):
+        raise error
+
+    monkeypatch.setattr(cli, "_summary", refuse)
+    assert cli.main(["check", str(profile)]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("resdm check: ")
+    assert message in text
+    assert text.count("\n") == 1
+
+
+def test_output_that_nobody_reads_or_a_full_disk_takes(profile):
+    """As `resdm check | true` and `resdm check > /dev/full`; at exit Python would complain of both."""
+    profile.write_text("cohort: {kind: phantom, phantom: {}}\n")
+    command = f"{sys.executable} -m resdm_suite.apps.cli check {profile}"
+    options = {"shell": True, "executable": "/bin/bash", "capture_output": True, "text": True}
+    options["env"] = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(f"{command} | true; echo ${{PIPESTATUS[0]}}", **options)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+    if Path("/dev/full").exists():
+        done = subprocess.run(f"{command} > /dev/full", **options)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("words", [
-    "", "dance", "manifest dicom", "preprocess --jobs many", "predict --split tests",
+    "", "dance", "manifest dicom", "predict --split tests",
     "synthesise x.nii.gz", "synthesise x.nii.gz --model m --out o --age old",
     "synthesise x.nii.gz --model m --out o --sex F --sex M", "synthesise x.nii.gz --model m --out o --sex FM",
-    "synthesise x.nii.gz --model m --out o --samples 0", "model", "model show", "model push folder",
+    "model", "model show", "model push folder",
     "predict small --shard 0/2", "predict small --shard 3/2", "predict small --shard 2", "predict small --shard -1/2",
     "predict small --shard 1/2/3", "predict small --shard a/b",
-    "synthesise x.nii.gz --model m --out o --sex female", "synthesise x.nii.gz --model m --out o --steps 0",
 ])  # fmt: skip
 def test_arguments_that_make_no_sense(words):
     with pytest.raises(SystemExit) as error:
@@ -166,7 +222,7 @@ def test_an_unexpected_error_shows_its_traceback(profile, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_summary", lambda config: check_person(1.0, None, "x"))
     assert cli.main(["check", str(profile)]) == 2
     assert capsys.readouterr().err.endswith("resdm check: x: age 1.0 is outside 18–110 years\n")
-    monkeypatch.setattr(cli, "_summary", lambda config: cli._positive("12a"))  # int() inside this package
+    monkeypatch.setattr(cli, "_summary", lambda config: int("12a"))  # not raised on purpose
     assert cli.main(["check", str(profile)]) == 1
     monkeypatch.setattr(cli, "_summary", lambda config: json.loads("{"))
     assert cli.main(["check", str(profile)]) == 1

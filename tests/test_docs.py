@@ -358,3 +358,53 @@ def test_a_users_data_reach_table_2_and_a_synthetic_pet(study, monkeypatch, tmp_
     assert (config.work / "report" / "index.html").is_file()
     image = nib.load(next((tmp_path / "out").rglob("*trc-18FAV45*_pet.nii.gz")))
     assert np.isfinite(image.get_fdata()).all()
+
+
+# ── the Makefile and the workflow ─────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("fails", "profile", "expected"), [
+    ("0", "smoke", ["Done. Open the report:", "  {folder}/work/smoke/report/index.html"]),
+    ("1", "smoke", ["report of smoke", "Correct the cause and type the same command again: finished work stays."]),
+    ("1", "missing", ["no profile"]),
+])  # fmt: skip
+def test_make_reproduce_ends_with_the_report_or_the_remedy(tmp_path, fails, profile, expected):
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    programs = {
+        "snakemake": f"echo jobs; exit {fails}",
+        "resdm": "echo $1 of $2; test $2 = smoke || { echo no profile >&2; exit 2; }",
+    }
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name, text in programs.items():
+        (tmp_path / ".venv" / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/.ready"):
+        (tmp_path / name).touch()
+    command = ["make", "reproduce", f"PROFILE={profile}", "CORES=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode == 0) == (fails == "0")
+    assert ("jobs" in done.stdout) == (profile == "smoke")  # a profile that cannot be read starts nothing
+    lines = (done.stdout if profile == "smoke" else done.stderr).splitlines()
+    last = [line.format(folder=tmp_path) for line in expected]
+    found = [next((i for i, line in enumerate(lines) if line.startswith(text)), -1) for text in last]
+    assert -1 not in found
+    assert found == sorted(found)
+
+
+def test_notebooks_run_in_the_environment_of_the_workflow(tmp_path):
+    """Another environment's python3 kernel stands before ours, as modules of a cluster set it."""
+    foreign = tmp_path / "share" / "jupyter"
+    (foreign / "kernels" / "python3").mkdir(parents=True)
+    spec = {"argv": ["/usr/bin/false", "{connection_file}"], "display_name": "site", "language": "python"}
+    (foreign / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    text = (ROOT / "Snakefile").read_text(encoding="utf-8")
+    (lines,) = re.findall(r'(?m)^os\.environ\["PATH"\].*\nos\.environ\["JUPYTER_PATH"\].*\n', text)
+    assert "-k resdm -r config" in text
+    code = f"import os, sys, types; workflow = types.SimpleNamespace(basedir={str(ROOT)!r})\n{lines}"
+    code += "from jupyter_client import KernelManager; import shutil\n"
+    code += "print(KernelManager(kernel_name='resdm').format_kernel_cmd()[0], shutil.which('papermill'))"
+    environment = os.environ | {"JUPYTER_PATH": str(foreign), "PATH": "/usr/bin:/bin"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout.split() == [sys.executable, str(Path(sys.executable).parent / "papermill")], run.stderr

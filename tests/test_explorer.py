@@ -147,6 +147,8 @@ def test_export_writes_what_is_shown(explorer):
         image = nib.load(folder / f"{stem}_space-MNI152_{entity}.nii.gz")
         np.testing.assert_allclose(image.affine, explorer.scene.grid.affine)
         np.testing.assert_allclose(image.get_fdata(), volume, atol=1e-6)
+        sidecar = json.loads((folder / f"{stem}_space-MNI152_{entity}.json").read_text())
+        assert sidecar["Units"] == ("1 (T1 scaled to [0, 1])" if entity == "T1w" else "SUVR")
 
 
 def test_errors_are_shown_below_the_picture(explorer, tmp_path):
@@ -220,11 +222,13 @@ def test_views_read_the_voxel_under_the_cross_hairs_and_show_no_spread(model):
 def test_runs_headless_by_papermill(clone):
     out = clone / "explored.ipynb"
     run = subprocess.run(
-        [BIN / "papermill", clone / "notebooks" / "explore.ipynb", out, "--cwd", clone, "-k", "python3",
-         "--no-progress-bar", "-p", "config", "smoke"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        [BIN / "papermill", clone / "notebooks" / "explore.ipynb", out, "--cwd", clone, "-k", "resdm",
+         "--no-progress-bar", "-r", "config", "smoke"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_PATH": str(ROOT / "configs" / "jupyter")},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
+    assert "encryption" not in run.stderr
     shown = [o for cell in nbformat.read(out, as_version=4).cells for o in cell.get("outputs", [])]
     assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in shown)
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import shutil
+import sys
 from types import SimpleNamespace
 
+import open_clip
 import pytest
 import torch
 import yaml
 from huggingface_hub.errors import HFValidationError
-from tiny_methods import build, make_config
+from tiny_methods import PlainConfig, build, make_config
 
-from resdm.checkpoint import CheckpointError
+from resdm.checkpoint import CheckpointError, load_model
 from resdm.io import sha256
+from resdm.layers.clip import text_tower
+from resdm.settings import to_dict
 from resdm_suite.apps import cli, hub
 from resdm_suite.apps.hub import FILES, HubError, pull, push
 from resdm_suite.apps.model_card import render
@@ -131,6 +135,61 @@ def test_a_download_must_be_a_model(folder, remote, tmp_path):
     assert not list(tmp_path.glob(".pull-*"))
     with pytest.raises(CheckpointError, match="one: exists already"):
         pull("lab/resdm", tmp_path / "one")
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """A model whose method is in a module that is not imported; importing it leaves a file."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "foreign_net.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nfrom tiny_methods import Plain, PlainConfig\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "foreign_net", raising=False)
+    config = make_config(tmp_path, methods={"Plain": PlainConfig(kind="foreign_net:Plain")})
+    made = save_profile_model(tmp_path / "foreign", build(config, "Plain"), config, "Plain")
+    (made / "README.md").write_text("card")
+    (tmp_path / "ran").unlink()
+    del sys.modules["foreign_net"]
+    return made
+
+
+def test_a_models_code_is_run_only_where_it_is_trusted(foreign, remote, tmp_path, capsys):
+    shutil.copytree(foreign, remote.root / "lab" / "net")
+    calls = ["model pull lab/net {}/pulled", "model show {}/foreign", "model push {}/foreign lab/other",
+             "synthesise {}/x.nii.gz --model {}/foreign --out {}/out"]  # fmt: skip
+    for call in calls:
+        words = call.replace("{}", str(tmp_path)).split()
+        assert cli.main(words) == 2
+        error = capsys.readouterr().err
+        assert "kind is 'foreign_net:Plain', code that would run on this machine" in error
+        assert "--trust-code" in error
+        with pytest.raises(CheckpointError, match="trust_code"):
+            load_model(foreign)
+        assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "pulled").exists()
+    assert cli.main([*calls[0].replace("{}", str(tmp_path)).split(), "--trust-code"]) == 0
+    assert (tmp_path / "ran").exists()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text(
+        yaml.safe_dump(to_dict(load_card(foreign).config) | {"profile": "mine"})
+    )
+    capsys.readouterr()
+    assert cli.main(["check", str(tmp_path / "configs" / "mine.yaml")]) == 0
+    assert "method Plain: foreign_net:Plain (code of this module runs)\n" in capsys.readouterr().out
+
+
+def test_clip_weights_that_cannot_be_downloaded_are_reported_in_one_line(tmp_path, monkeypatch, capsys):
+    def create_model(*args, **options):
+        raise RuntimeError("Failed to download weights\nmore")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    monkeypatch.setattr(cli, "_summary", lambda config: text_tower("openai", torch.arange(3)))
+    (tmp_path / "mine.yaml").write_text("cohort: {kind: phantom, phantom: {}}\n")
+    assert cli.main(["check", str(tmp_path / "mine.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("resdm check: CLIP's weights cannot be downloaded (Failed to download weights); connect")
+    assert error.count("\n") == 1
 
 
 class ConnectError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from crawl import broken_links, fetched_from_a_network
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from stored_cohort import make_config
 
-from resdm.io import write_json
+from resdm.io import WriteError, write_json
 from resdm_suite.apps import cli
 from resdm_suite.reporting import site
 
@@ -202,6 +203,41 @@ def test_written_anew_or_not_at_all(config, monkeypatch):
     monkeypatch.undo()
     site.write_report(config)
     assert not (index.parent / "old.html").exists()
+    assert [path.name for path in config.work.iterdir() if "report" in path.name] == ["report"]
+
+
+def test_damaged_files_are_named_and_the_rest_is_reported(config):
+    executed = config.work / "notebooks"
+    whole = (executed / "00_cohort.ipynb").read_text()
+    for name, content in {"half": whole[:200], "empty": "", "list": "[]", "hollow": '{"cells": []}'}.items():
+        (executed / f"{name}.ipynb").write_text(content)
+    (executed / "folder.ipynb").mkdir()
+    (config.figures / "table1.md").write_bytes(b"## Table 1\n\xff\xfe\n")
+    (config.figures / "figure2.png").write_bytes(b"\x89PNG")
+    (config.model("ResDM") / "timing.json").write_text("{")
+    for place in (config.figures / "empty.csv", config.work / "qc" / "qc.csv", config.volumes / "index.csv"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("")
+    (config.work / "qc" / "index.html").write_text("<p>montages</p>")
+    said = text(site.write_report(config))
+    for name in ("half", "empty", "list", "hollow", "folder"):
+        assert f"{name}: cannot be read; run it again" in said
+    assert "empty.csv cannot be read; make it again" in said
+    assert "Its table cannot be read" in said
+    assert "Who is there?" in said
+
+
+def test_a_full_disk_leaves_the_last_report(config, monkeypatch, capsys):
+    index = site.write_report(config)
+    before = index.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(site.shutil, "copyfile", full)
+    with pytest.raises(WriteError, match=r"report: cannot be written \(No space left on device\); free space there"):
+        site.write_report(config)
+    assert index.read_bytes() == before
     assert [path.name for path in config.work.iterdir() if "report" in path.name] == ["report"]
 
 

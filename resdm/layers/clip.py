@@ -52,7 +52,13 @@ def text_tower(weights: str, known: Tensor, **size: int) -> TextTransformer:
     if weights == "openai":
         import open_clip
 
-        model = open_clip.create_model("ViT-B-32-quickgelu", pretrained="openai")
+        try:
+            model = open_clip.create_model("ViT-B-32-quickgelu", pretrained="openai")
+        except RuntimeError as error:  # in several lines
+            raise ConnectionError(
+                f"CLIP's weights cannot be downloaded ({str(error).splitlines()[0]}); connect to the internet once, or "
+                "name a file of these weights in prior.weights"
+            ) from error
         _copy_text_part(tower, model.state_dict(), known, weights)
     elif weights != "none":
         _copy_text_part(tower, _read(weights), known, weights)

@@ -42,20 +42,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done; 2: bad input, with one line on standard error; 1: an unexpected error, with its traceback.
     """
+    with suppress(AttributeError):  # a replaced or closed stream
+        sys.stdout.reconfigure(errors="replace")
     try:
-        with suppress(AttributeError):  # a replaced or closed stream
-            sys.stdout.reconfigure(errors="replace")
-        try:
-            return _run(vars(_parser().parse_args(arguments)))
-        finally:
-            print(end="", flush=True)  # a closed pipe or a full disk is an error here, not at exit
-    except OSError as error:  # of standard output
+        options = vars(_parser().parse_args(arguments))
+    except SystemExit:
+        _flush()
+        raise
+    code = _run(options)
+    closed = _flush()
+    if closed == BAD_INPUT and not code:
+        print("resdm: standard output cannot be written: is the disk full?", file=sys.stderr)
+    return code or closed
+
+
+def _flush() -> int:
+    """Write what is printed, and discard what cannot be written: Python's exit would complain of it."""
+    try:
+        print(end="", flush=True)
+    except OSError as error:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # such as `resdm check | head -1`
-            return CLOSED_PIPE
-        print(f"resdm: standard output: {error.strerror}", file=sys.stderr)
-        return BAD_INPUT
+        return CLOSED_PIPE if isinstance(error, BrokenPipeError) else BAD_INPUT
+    return 0
 
 
 def _run(options: dict[str, Any]) -> int:
@@ -73,8 +82,8 @@ def _run(options: dict[str, Any]) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError:  # such as `resdm check | head -1`
+        return CLOSED_PIPE
     except Exception as error:
         if _is_deliberate(error):
             print(f"resdm {command}: {_text(error)}", file=sys.stderr)

@@ -25,6 +25,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
+from resdm.io import writing
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.provenance import provenance
 
@@ -75,6 +76,9 @@ SECTIONS = (
 """In the order of the index; other files follow in a section \"More\"."""
 
 LONG = 100  # lines; longer tables show their first block and fold the rest
+
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)
+"""Errors of a missing or damaged record of a job, which is then not listed."""
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -138,12 +142,13 @@ def write_report(config: Config) -> Path:
 def _replaced(folder: Path) -> Iterator[Path]:
     """A new folder that replaces ``folder`` when the block ends without an error."""
     new, old = (folder.with_name(f".{os.getpid()}.{word}.{folder.name}") for word in ("new", "old"))
-    new.mkdir(parents=True)
     try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        with writing(folder, new):
+            new.mkdir(parents=True)
+            yield new
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -152,14 +157,23 @@ def _replaced(folder: Path) -> Iterator[Path]:
 # ── notebooks ─────────────────────────────────────────────────────────────────────────────────────
 
 
+def _read(path: Path) -> nbformat.NotebookNode:
+    """A notebook; a damaged one has no cells."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception:  # of JSON, of its schema, of a folder
+        return nbformat.v4.new_notebook()
+
+
 def _page(path: Path) -> Page:
-    notebook = nbformat.read(path, as_version=4)
+    notebook = _read(path)
     run = notebook.metadata.get("papermill", {})
     errors = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
     if errors:
         status = f"failed: {errors[0].ename}: {errors[0].evalue}"[:300]
     else:
         status = "done" if run.get("duration") is not None else "not finished"
+        status = status if notebook.cells else "cannot be read; run it again"
     parameters = run.get("parameters", {})
     title = [_heading(path), *(str(parameters[name]) for name in parameters if name == "method")]
     title += ["other prompts"] * ("conditions" in parameters)
@@ -168,7 +182,7 @@ def _page(path: Path) -> Page:
 
 def _heading(path: Path) -> str:
     """Title of a notebook: the first line of its first text cell."""
-    cells = nbformat.read(path, as_version=4).cells
+    cells = _read(path).cells
     found = re.match(r"#\s+(.+)", next((cell.source for cell in cells if cell.cell_type == "markdown"), ""))
     return found[1].strip() if found else path.stem
 
@@ -183,7 +197,7 @@ def _write_notebooks(pages: list[Page], folder: Path) -> None:
     style = "\n".join(loader.get_source(exporter.environment, name)[0] for name in styles)
     (folder / "notebook.css").write_text(style, encoding="utf-8", newline="\n")
     for i, page in enumerate(pages):
-        notebook = nbformat.read(page.path, as_version=4)
+        notebook = _read(page.path)
         notebook.metadata.pop("widgets", None)
         for cell in notebook.cells:
             if "outputs" in cell:  # progress bars need a server
@@ -230,7 +244,7 @@ def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
     if "md" in by_suffix:
         title, shown, rest = _table(config.figures / by_suffix["md"], config.notice)
     elif "csv" in by_suffix:
-        frame = pd.read_csv(config.figures / by_suffix["csv"])
+        frame = _csv(config.figures / by_suffix["csv"])
         title, shown = stem.replace("_", " ").capitalize(), _frame(frame)
         if "png" in by_suffix:
             title, shown, rest = "", "", shown  # the figure contains its title
@@ -259,7 +273,7 @@ def _size(path: Path) -> tuple[int, int] | None:
 
 def _table(path: Path, notice: str) -> tuple[str, str, str]:
     """Title (without the notice), first block and rest of a table in Markdown."""
-    first, _, body = path.read_text(encoding="utf-8").partition("\n")
+    first, _, body = path.read_text(encoding="utf-8", errors="replace").partition("\n")
     title = first.lstrip("# ").replace(f"({notice})", "").strip()
     blocks = re.split(r"(?m)^(?=### )", body.strip())
     fold = body.count("\n") > LONG and len(blocks) > 1
@@ -271,6 +285,14 @@ def _markdown(text: str) -> str:
     html = str(mistune.create_markdown(escape=True, plugins=["table"])(text))
     html = html.replace("<h3>", "<h4>").replace("</h3>", "</h4>")
     return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+
+
+def _csv(path: Path, **options: Any) -> pd.DataFrame:
+    """A table; of a damaged one, a note."""
+    try:
+        return pd.read_csv(path, **options)
+    except (ValueError, OSError):
+        return pd.DataFrame({path.name: ["cannot be read; make it again"]})
 
 
 def _frame(frame: pd.DataFrame) -> str:
@@ -305,7 +327,8 @@ def _facts(config: Config) -> list[tuple[str, str]]:
     facts = [("Grid", f"{' × '.join(map(str, grid.shape))} voxels of {grid.voxel_mm:g} mm")]
     index = config.volumes / "index.csv"
     if index.is_file():
-        people = pd.read_csv(index, dtype=str).drop_duplicates("person")["split"].value_counts()
+        table = _csv(index, dtype=str).reindex(columns=["person", "split"])
+        people = table.drop_duplicates("person")["split"].value_counts()
         parts = ", ".join(f"{people.get(name, 0)} {name}" for name in ("train", "validation", "test"))
         facts.insert(0, ("People", f"{people.sum()}: {parts}"))
     return [*facts, ("Methods", str(len(config.methods))), ("Seed", str(config.seed)), ("Settings", config.digest())]
@@ -319,8 +342,11 @@ def _quality(config: Config) -> dict[str, Any] | None:
     text = "A montage, measures and flags of every session."
     files = [("Look through every session", "../qc/index.html")]
     if (source / "qc.csv").is_file():
-        flags = pd.read_csv(source / "qc.csv", dtype=str, keep_default_na=False).get("flags", pd.Series(dtype=str))
-        text += f" {(flags != '').sum()} of {len(flags)} are flagged."
+        table = _csv(source / "qc.csv", dtype=str, keep_default_na=False)
+        known = "flags" in table
+        text += (
+            f" {(table['flags'] != '').sum()} of {len(table)} are flagged." if known else " Its table cannot be read."
+        )
         files.append(("QC table (CSV)", "../qc/qc.csv"))
     return {"text": text, "files": files}
 
@@ -339,7 +365,7 @@ def _commands(config: Config) -> list[tuple[str, float]]:
     """Commands and their seconds from Snakemake's records; empty without readable records."""
     found = {}
     for path in sorted((config.root / ".snakemake" / "metadata").rglob("*")):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        with contextlib.suppress(*DAMAGED):
             record = json.loads(path.read_text(encoding="utf-8"))
             command = record["shellcmd"].partition(" 2>&1")[0]  # without the redirection to the log
             own = any(log.startswith(f"work/{config.profile}/") for log in record["log"])
@@ -358,7 +384,7 @@ def _trainings(config: Config) -> list[dict[str, str]]:
     rows = []
     for name in config.methods:
         path = config.model(name) / "timing.json"
-        if path.is_file():
+        with contextlib.suppress(*DAMAGED):
             record = json.loads(path.read_text(encoding="utf-8"))
             memory = record.get("peak_memory_bytes")
             row = {"method": name, "parameters": f"{record['parameters'] / 1e6:.2f} M", "steps": f"{record['steps']}"}
