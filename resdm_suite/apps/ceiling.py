@@ -43,8 +43,8 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
             label = row[f"{tracer}_tracer"] if int(row[f"present_{tracer}"]) else LABELS[tracer]
             path = synthetic_path(out, row["person"], row["session"], label)
             save_image(path, grid.image(pet), NOTICE)
-            prompt = row["age"], row["sex"]
-            sidecar = synthetic_sidecar(config, "ceiling", NOTICE, tracer, *prompt, condition="factual")
+            prompt = {"age": row["age"], "sex": row["sex"]}
+            sidecar = synthetic_sidecar(config, "ceiling", NOTICE, tracer, prompt, condition="factual")
             write_json(sidecar_path(path), sidecar)
             who = {"person": row["person"], "session": row["session"], "tracer": tracer}
             latent.append(who | {"positive": positive})

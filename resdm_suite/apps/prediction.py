@@ -189,7 +189,8 @@ class Model:
         """The JSON sidecar of a synthetic volume."""
         card = self.card
         model = {"sha256": card.digest, "profile": card.config.profile, "step": card.step}
-        return synthetic_sidecar(card.config, card.name, card.notice, tracer, age, sex, model, **extra)
+        prompt = {"age": age, "sex": sex}
+        return synthetic_sidecar(card.config, card.name, card.notice, tracer, prompt, model, **extra)
 
     def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
         """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar: with the sidecar, both are complete."""
@@ -198,7 +199,7 @@ class Model:
 
 
 def synthetic_sidecar(
-    config: Config, method: str, notice: str, tracer: str, age: float | None, sex: str | None,
+    config: Config, method: str, notice: str, tracer: str, prompt: dict[str, Any],
     model: dict[str, Any] | None = None, **extra: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The JSON sidecar of a synthetic volume on the profile's grid."""
@@ -210,7 +211,7 @@ def synthetic_sidecar(
         "method": method,
         **({} if model is None else {"model": model}),
         "tracer": tracer,
-        "prompt": {"age": age, "sex": sex},
+        "prompt": prompt,
         **extra,
         "space": "MNI152",
         "masked": preprocess.mask,
