@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache, wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from resdm.io import sha256, write_json, writing
+from resdm_suite.profiles import Config, load_config
 
 NAME = ".record.json"
 
@@ -175,36 +178,40 @@ def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
         return pd.read_csv(path, **options)
 
 
-@contextmanager
-def at_work(work: Path, name: str) -> Iterator[None]:
-    """Wait until no other process does the same work of a profile; a killed one leaves no lock behind."""
-    path = work / ".locks" / f"{name.replace('/', '_')}.lock"
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock: Any = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{name}: another process is at work on it in {work}; waiting until it ends", file=sys.stderr)
-            lock.acquire()
-        except NotImplementedError:  # a file system without locks
-            lock = nullcontext()
-    with lock:
-        yield
-
-
 def alone(name: str) -> Callable[[Callable], Callable]:
-    """Decorator of a stage whose first argument is the profile: `at_work` under a name."""
+    """Decorator of a stage, ``stage(config, …)``: it waits until no other process does the same work of a profile.
+
+    ``name`` tells the works of a profile apart, by arguments of the stage: ``train {name}``. The lock is the system's,
+    so a killed process leaves none behind.
+    """
 
     def decorate(stage: Callable) -> Callable:
         @wraps(stage)
-        def run(config: Any, *arguments: Any, **options: Any) -> Any:
-            with at_work(config.work, name):
-                return stage(config, *arguments, **options)
+        def run(config: Config | str | Path, *arguments: Any, **options: Any) -> Any:
+            given = signature(stage).bind(config := load_config(config), *arguments, **options)
+            given.apply_defaults()
+            with _lock(config.work, name.format(**given.arguments)):
+                return stage(*given.args, **given.kwargs)
 
         return run
 
     return decorate
+
+
+def _lock(work: Path, name: str) -> AbstractContextManager:
+    if int(os.environ.get("LOCAL_RANK", 0)):  # a further process of one training
+        return nullcontext()
+    path = work / ".locks" / f"{re.sub('[^A-Za-z0-9@+._-]', '_', name)}.lock"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{name}: another process is at work on it in {work}; waiting until it ends", file=sys.stderr)
+            return lock.acquire()
+        except NotImplementedError:  # a file system without locks
+            return nullcontext()
 
 
 def _relative(path: str | Path, folder: Path) -> str:

@@ -24,6 +24,7 @@ from resdm_suite.cohorts.splits import split_people
 from resdm_suite.preprocessing.qc import brain_points, session_quality, sessions
 from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+from resdm_suite.records import NAME
 from resdm_suite.reporting import qc as qc_page
 from resdm_suite.reporting.qc import montage, qc_distributions, write_qc
 from resdm_suite.reporting.slices import FIELD_MM
@@ -51,7 +52,9 @@ def copy(cohort, tmp_path):
     """A copy of the cohort to modify; file times are kept."""
     config = cohort[0]
     shutil.copytree(config.root, tmp_path, dirs_exist_ok=True)
-    return dataclasses.replace(config, root=tmp_path)
+    config = dataclasses.replace(config, root=tmp_path)
+    (config.volumes / NAME).unlink()  # volumes are changed by hand
+    return config
 
 
 def session(config, number=0):

@@ -7,17 +7,19 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from resdm.io import write_csv, write_json
+from resdm.io import remove, write_csv, write_json
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.prediction import LABELS, save_image, synthetic_sidecar
 from resdm_suite.evaluation.image_quality import read_index, score_method
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.preprocessing import ceiling
 from resdm_suite.profiles import Config, load_config
+from resdm_suite.records import NAME, alone
 
 NOTICE = "uses the phantom's truth: no method can"
 
 
+@alone("ceiling")
 def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) -> Path:
     """Estimate and score the test participants' PET from MRI, prompt and truth; see `preprocessing.ceiling`.
 
@@ -38,6 +40,7 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
     truth = ceiling.read_truth(config)
     people, out, grid = read_index(config), config.predictions("ceiling"), Grid.of(config.preprocess.grid)
     population, latent = ceiling.draw_population(config.seed), []
+    remove(out / NAME)  # written again at the end
     for row in tqdm(people.to_dict("records"), desc="ceiling", unit="session", disable=not progress):
         for tracer, (pet, positive) in ceiling.expected_pet(config, row, population, truth).items():
             label = row[f"{tracer}_tracer"] if int(row[f"present_{tracer}"]) else LABELS[tracer]

@@ -5,7 +5,6 @@ Training writes it, and scoring writes it again. It describes the cohort in aggr
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.evaluation.image_quality import REGIONS, read_index, read_scores
 from resdm_suite.evaluation.statistics import by_person
 from resdm_suite.profiles import Config
+from resdm_suite.records import read_json
 
 CARD = "README.md"
 
@@ -52,7 +52,7 @@ def write_card(config: Config, name: str) -> Path:
         scores = read_scores(config, [name])
         scores = scores[scores["person"].isin(test)]
     timing = card.folder / "timing.json"
-    cost = json.loads(timing.read_text(encoding="utf-8")) if timing.is_file() else {}
+    cost = read_json(timing) if timing.is_file() else {}
     return write_text(card.folder / CARD, render(card, read_index(config, "train"), scores, cost))
 
 

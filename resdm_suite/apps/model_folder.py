@@ -16,6 +16,7 @@ from resdm.io import sha256, write_text
 from resdm.method import Method
 from resdm.settings import ConfigError, MethodConfig, to_dict
 from resdm_suite.profiles import Config, read_config
+from resdm_suite.records import checked, read_record
 
 SYNTHETIC = "synthetic, not for clinical use"
 """Notice of every synthetic volume and its sidecar."""
@@ -109,6 +110,9 @@ def load_card(folder: str | Path, *, trust_code: bool = False) -> ModelCard:
     """
     folder = Path(folder)
     meta = read_metadata(folder)
+    for path in read_record(folder)[1] & {folder / "model.safetensors", folder / "config.yaml"}:
+        if path.is_file():
+            raise CheckpointError(f"{path}: changed since the training wrote it; delete it and train again")
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder}: no config.yaml there; train the method again: its weights are kept")
     try:
@@ -135,7 +139,8 @@ def load_card(folder: str | Path, *, trust_code: bool = False) -> ModelCard:
 
 
 def check_model(card: ModelCard, config: Config, name: str) -> None:
-    """Raise `CheckpointError` if a model does not fit the profile; the message lists the differences."""
+    """Raise `CheckpointError` if a model does not fit the profile, `RecordError` if it is not of its volumes."""
+    checked(card.folder / "model.safetensors")
     stored, expected = (
         {"grid": to_dict(c.preprocess.grid), f"methods.{name}": to_dict(settings)}
         for c, settings in ((card.config, card.settings), (config, config.method(name)))

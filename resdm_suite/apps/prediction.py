@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from resdm.batch import TRACERS, Prior
 from resdm.checkpoint import load_model
 from resdm.cpu_runtime import computes_bf16
-from resdm.io import atomic, write_json
+from resdm.io import atomic, sha256, write_json
 from resdm.method import Method
 from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
@@ -195,7 +195,7 @@ class Model:
     def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
         """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar: with the sidecar, both are complete."""
         save_image(path, self.grid.image(pet.astype(np.float32)), self.card.notice)
-        write_json(sidecar_path(path), sidecar)
+        write_json(sidecar_path(path), sidecar | {"sha256": sha256(path)})
 
 
 def synthetic_sidecar(
@@ -358,14 +358,17 @@ def _std_sidecar(model: Model, sidecar: dict[str, Any]) -> dict[str, Any]:
 
 def _is_done(model: Model, file: Path, sidecar: dict[str, Any], samples: int) -> bool:
     """Whether a volume exists with exactly this sidecar."""
-    last, expected = (file, sidecar) if samples == 1 else (std_path(file), _std_sidecar(model, sidecar))
-    if not all(path.is_file() for path in (file, last, sidecar_path(last))):
-        return False
-    try:
-        stored = json.loads(sidecar_path(last).read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return False
-    return {key: value for key, value in stored.items() if key != "measured"} == expected
+    expected = {file: sidecar}
+    if samples > 1:
+        expected = {file: sidecar | {"statistic": "mean over samples"}, std_path(file): _std_sidecar(model, sidecar)}
+    for path, entries in expected.items():
+        stored: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # missing or damaged
+            stored = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
+            entries = entries | {"sha256": sha256(path)}
+        if {key: value for key, value in stored.items() if key != "measured"} != entries:
+            return False
+    return True
 
 
 def synthesise_mri(

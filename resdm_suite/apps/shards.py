@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from resdm.batch import TRACERS
 from resdm.io import write_json
+from resdm_suite.records import read_json
 
 
 def write_timing(
@@ -42,7 +42,7 @@ def _join_timings(out: Path, sessions: int) -> dict[str, Any] | None:
     for parts in sorted({n for _, n in files}):
         # with more parts than sessions, some have nothing to make, and no file
         names = [(part, parts) for part in range(1, min(parts, sessions) + 1)]
-        costs = [json.loads(files[name].read_text(encoding="utf-8")) for name in names if name in files]
+        costs = [read_json(files[name]) for name in names if name in files]
         same = {tuple(cost[key] for key in ("gflop_per_volume", "device", "steps")) for cost in costs}
         counts = [cost["sessions"] for cost in costs]
         if len(costs) == len(names) and sum(counts) == sessions and len(same) == 1:

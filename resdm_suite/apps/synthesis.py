@@ -11,19 +11,21 @@ import numpy as np
 import pandas as pd
 
 from resdm.cpu_runtime import set_up
-from resdm.io import write_csv
+from resdm.io import remove, write_csv
 from resdm.settings import TRACERS
 from resdm_suite.apps.model_card import write_card
 from resdm_suite.apps.model_folder import check_model, load_card
 from resdm_suite.apps.prediction import Model, synthesise_people
 from resdm_suite.apps.trace import write_trace
-from resdm_suite.evaluation.image_quality import read_index, read_volume, score_method
+from resdm_suite.evaluation.image_quality import read_index, read_volume, record_predictions, score_method
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path, std_path, synthetic_path
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import Config, load_config
+from resdm_suite.records import NAME, alone, read_csv
 
 
+@alone("predict {name} {condition} {shard}")
 def synthesise_method(
     config: Config | str | Path,
     name: str,
@@ -61,12 +63,14 @@ def synthesise_method(
     set_up(config.training)
     people = read_index(config, split)
     data = CohortDataset(config, split)
-    model = Model.load(config.model(name))
-    out = synthesise_people(
+    model, out = Model.load(config.model(name)), config.predictions(name, condition)
+    for outdated in (NAME, "scores.csv"):
+        remove(out / outdated)  # written again when all volumes are made
+    synthesise_people(
         model,
         people,
         data.mri,
-        config.predictions(name, condition),
+        out,
         condition=condition,
         seed=config.seeded(name).seed,
         steps=steps or getattr(settings, "sampling_steps", None),
@@ -83,6 +87,7 @@ def synthesise_method(
     return out
 
 
+@alone("sample {name}")
 def sample_method(
     config: Config | str | Path, name: str | None = None, *, samples: int | None = None, progress: bool = True
 ) -> Path:
@@ -108,6 +113,8 @@ def sample_method(
     check_model(load_card(config.model(name)), config, name)
     set_up(config.training)
     model, out = Model.load(config.model(name)), config.predictions(name, "samples")
+    for outdated in (NAME, "regional.csv"):
+        remove(out / outdated)
     ranges = config.preprocess.suvr_range
 
     def measure(pet: np.ndarray, channel: int) -> dict[str, float]:
@@ -131,6 +138,7 @@ def sample_method(
         for row in people.to_dict("records"):
             rows += _regional_rows(config, row, out, model)
     write_csv(out / "regional.csv", pd.DataFrame(rows), "%.9g")
+    record_predictions(config, out, name, f"resdm sample {config.profile}")
     return out
 
 
@@ -157,7 +165,7 @@ def synthesise_conditions(
     """`synthesise_method` under several conditions; returns their scores, with a first column ``condition``."""
     frames = []
     for condition in conditions:
-        frame = pd.read_csv(synthesise_method(config, name, condition, **options) / "scores.csv")
+        frame = read_csv(synthesise_method(config, name, condition, **options) / "scores.csv")
         frame.insert(0, "condition", condition)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from resdm_suite.apps.model_folder import training_options, write_config
 from resdm_suite.evaluation.image_quality import psnr, ssim
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import Config, load_config
+from resdm_suite.records import RecordError, alone, read_json, read_record, write_record
 from resdm_suite.reporting.provenance import provenance
 
 
@@ -31,6 +31,7 @@ def validation_score(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray |
     return psnr(real, synthetic) + 10 * ssim(real, synthetic)
 
 
+@alone("train {name}")
 def train_method(config: Config | str | Path, name: str, *, progress: bool = True) -> Path:
     """Train a method of a profile, or continue an interrupted training.
 
@@ -44,19 +45,23 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     config = load_config(config)
     settings = config.method(name)
     seeded = config.seeded(name)
+    folder, results = config.model(name), ("model.safetensors", "history.csv", "timing.json")
+    for path in read_record(folder)[1] & {folder / file for file in results} if (folder / results[0]).is_file() else ():
+        if path.is_file():
+            raise RecordError(f"{path}: changed since the training wrote it; delete it and train again")
     validation_set = CohortDataset(seeded, "validation")  # first: faults of the data show before weights load
     set_up(config.training)
     torch.manual_seed(seeded.seed)  # of the initial weights
     method = build_method(settings, config.preprocess.grid.shape)
     train_set = CohortDataset(seeded, "train", augment=not method.closed_form)
-    digest = json.loads((config.volumes / "cohort.json").read_text(encoding="utf-8"))["digest"]
+    digest = read_json(config.volumes / "cohort.json")["digest"]
     mask = mni_map("brain", Grid.of(config.preprocess.grid)) if config.preprocess.mask else None
-    folder = train(
+    train(
         method,
         train_set=train_set,
         validation_set=validation_set,
         collate=collate,
-        folder=config.model(name),
+        folder=folder,
         data_digest=digest,
         score=partial(validation_score, mask=mask),
         progress=progress,
@@ -65,4 +70,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     write_config(folder, config, name)
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
     write_card(config, name)
+    files = (*results, "config.yaml", "provenance.json")
+    volumes = [config.volumes / file for file in ("index.csv", "cohort.json")]
+    write_record(folder, f"resdm train {config.profile} {name}", [folder / file for file in files], volumes)
     return folder

@@ -47,6 +47,7 @@ from resdm_suite.evaluation.statistics import person_weights
 from resdm_suite.evaluation.stored import Numbers, read_sidecar, read_table, read_volume
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
+from resdm_suite.records import NAME, alone, write_record
 
 Fold = tuple[np.ndarray, np.ndarray]
 """Rows to train on, rows held out."""
@@ -213,6 +214,7 @@ def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
     return tqdm(total=total, desc=f"evaluators: {', '.join(targets)}", unit="epoch", disable=not shown)
 
 
+@alone("evaluators")
 def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
     """Fit every evaluator and store it below ``evaluation/models``, which is returned.
 
@@ -285,6 +287,14 @@ def _write(config: Config, name: str, frame: pd.DataFrame, folds: pd.DataFrame) 
     """Store readings and their evaluators with the columns of `COLUMNS`; the path of the readings."""
     for file, table in ((f"{name}_folds", folds), (name, frame)):
         path = write_csv(readings_path(config, file), table[list(COLUMNS[file])], "%.9g")
+    notebook = {"status": "06_table4_diagnosis", "sex": "07_figure4_gender", "age": "08_figure5_age"}[name]
+    methods = (*config.methods, "ceiling")
+    inputs = [config.volumes / file for file in ("index.csv", "cohort.json")]
+    inputs += [
+        config.predictions(method, one) / "scores.csv" for method in methods for one in conditions(config, method)
+    ]
+    made = [path, readings_path(config, f"{name}_folds")]
+    write_record(path.parent, f"notebooks/{notebook}.ipynb", made, inputs, name=f".{name}{NAME}")
     return path
 
 

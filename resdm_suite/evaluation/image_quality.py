@@ -29,6 +29,7 @@ from resdm_suite.cohorts.leakage import check_leakage, check_tested
 from resdm_suite.evaluation.stored import SESSION, Numbers, read_table, read_volume
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import Config
+from resdm_suite.records import write_record
 
 METRICS = ("mae", "psnr", "ssim")
 """Columns of ``scores.csv``: MAE and SSIM as fractions, PSNR in dB."""
@@ -173,8 +174,19 @@ def score_people(
 
 def score_method(config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual") -> Path:
     """Write `score_people` as ``predictions/<method>/<condition>/scores.csv``, also of ``template``; its path."""
-    scores = score_people(config, method, index, condition)
-    return write_csv(config.predictions(method, condition) / "scores.csv", scores, "%.9g")
+    folder, scores = config.predictions(method, condition), score_people(config, method, index, condition)
+    path = write_csv(folder / "scores.csv", scores, "%.9g")
+    own = {"template": "notebooks/04_table2_comparison.ipynb", "ceiling": f"resdm ceiling {config.profile}"}
+    prompt = "" if condition == "factual" else f" --condition {condition}"
+    record_predictions(config, folder, method, own.get(method, f"resdm predict {config.profile} {method}{prompt}"))
+    return path
+
+
+def record_predictions(config: Config, folder: Path, method: str, stage: str) -> None:
+    """The record of a folder of predictions: all files in it, made of the volumes by a model."""
+    made = [path for path in folder.rglob("*") if not path.name.startswith(".")]
+    inputs = [config.model(method) / "model.safetensors", config.volumes / "index.csv", config.volumes / "cohort.json"]
+    write_record(folder, stage, made, inputs)
 
 
 def read_scores(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:

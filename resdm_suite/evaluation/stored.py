@@ -12,6 +12,7 @@ import pandas as pd
 
 from resdm_suite.anatomy import Grid
 from resdm_suite.paths import sidecar_path
+from resdm_suite.records import RecordError, checked
 
 SESSION = ["person", "session"]
 
@@ -42,7 +43,7 @@ def read_table(
     rules = {**columns, **also}
     text = {name: str for name, rule in rules.items() if rule in (None, str) or isinstance(rule[0], str)}
     try:
-        frame = pd.read_csv(path, dtype=text)
+        frame = pd.read_csv(checked(path), dtype=text)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no CSV table ({str(error).strip()}); run {stage} again") from None
     missing = ", ".join(name for name in columns if name not in frame)
@@ -82,7 +83,9 @@ def read_sidecar(image: str | Path) -> dict[str, Any]:
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """A JSON object; `ValueError` naming the file and the remedy where it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(checked(path).read_text(encoding="utf-8"))
+    except RecordError:
+        raise
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -96,7 +99,7 @@ def read_volume(path: str | Path, grid: Grid) -> np.ndarray:
     Raises `FileNotFoundError`, or `ValueError` naming the file for an unreadable one, another grid, voxels that are not
     finite, or intensities outside [0, 1].
     """
-    volume = grid.read(path)
+    volume = grid.read(checked(path))
     broken = int(np.count_nonzero(~np.isfinite(volume)))
     if broken:
         raise ValueError(f"{path}: {broken} of {volume.size} voxels are not finite (NaN or infinite)")

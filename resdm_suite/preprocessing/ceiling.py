@@ -16,7 +16,6 @@ Nothing is trained, chosen or tuned by it, and no model sees it.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.profiles import Config
+from resdm_suite.records import read_json
 
 DRAWS = 200_000
 """Number of latent people that represent the population."""
@@ -120,7 +120,7 @@ def expected_pet(
     status = {"amyloid": population["positive"], "tau": causes["stage"] > truth["stage_cut"]}
 
     t1 = config.volumes / row["t1w"]
-    mni_to_t1 = np.array(json.loads(sidecar_path(t1).read_text())["transform"])
+    mni_to_t1 = np.array(read_json(sidecar_path(t1))["transform"])
     names = [(tracer, name, share) for tracer in TRACERS for name, share in _LABELS[tracer].items()]
     maps = [visit.uptake(tracer, name, **expected) for tracer, name, _ in names]
     scans = _scanned(visit, maps, np.array(record["scans"]["t1w"]["world_to_mni"]))
@@ -161,8 +161,8 @@ def read_truth(config: Config, name: str = "truth") -> dict[str, Any]:
     path, run = config.work / "truth" / f"{name}.json", f"run `resdm phantom {config.profile}`"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no truth of these phantoms; {run} first")
-    truth = json.loads(path.read_text(encoding="utf-8"))
-    if truth["digest"] != settings_digest(config):
+    truth = read_json(path)
+    if truth.get("digest") != settings_digest(config):
         raise ValueError(
             f"{path}: the truth of phantoms of other settings or of another revision; {run}, then preprocess them again"
         )

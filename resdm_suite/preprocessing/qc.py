@@ -31,6 +31,7 @@ from resdm_suite.preprocessing.registration import displacement
 from resdm_suite.preprocessing.scans import VolumeError, form_difference, open_image
 from resdm_suite.preprocessing.volumes import record_path, require_index, session_scans
 from resdm_suite.profiles import Config
+from resdm_suite.records import checked, parsing, read_json
 
 REVISION = 1
 """Raise it whenever the same volumes give other measures or montages, so that old ones are made again."""
@@ -72,11 +73,11 @@ class PreprocessedSession:
 
     def sidecar(self, what: str) -> dict[str, Any]:
         """The sidecar of a volume."""
-        return json.loads(sidecar_path(self.path(what)).read_text(encoding="utf-8"))
+        return read_json(sidecar_path(self.path(what)))
 
     def volume(self, what: str) -> np.ndarray:
         """A stored volume (X, Y, Z), intensities in [0, 1]."""
-        return Grid.of(self.config.preprocess.grid).read(self.path(what))
+        return Grid.of(self.config.preprocess.grid).read(checked(self.path(what)))
 
     def suvr(self, tracer: str, intensity: np.ndarray) -> np.ndarray:
         """A stored PET's intensities in SUVR."""
@@ -102,11 +103,16 @@ def sessions(config: Config) -> list[PreprocessedSession]:
     for row in read_manifest(config.manifest, files=False).to_dict("records"):
         path, truth_path = record_path(config, row), config.work / "truth" / f"{row['person']}.json"
         if path.is_file():
-            record, truth = path.read_bytes(), truth_path.read_bytes() if truth_path.is_file() else b"{}"
+            record, truth = checked(path).read_bytes(), b"{}"
+            if truth_path.is_file():
+                truth = checked(truth_path).read_bytes()
             digest = hashlib.sha256(b"%d" % REVISION + hashlib.sha256(record).digest() + truth).hexdigest()[:16]
-            visits = {visit["session"]: visit["scans"] for visit in json.loads(truth).get("sessions", [])}
-            true_scans = visits.get(row["session"], {})
-            preprocessed.append(PreprocessedSession(config, row, json.loads(record), true_scans, digest))
+            with parsing(truth_path if truth_path.is_file() else path):
+                visits = {visit["session"]: visit["scans"] for visit in json.loads(truth).get("sessions", [])}
+            with parsing(path):
+                stored = json.loads(record)
+                _ = stored["outputs"], stored["measured"]
+            preprocessed.append(PreprocessedSession(config, row, stored, visits.get(row["session"], {}), digest))
     return preprocessed
 
 

@@ -24,12 +24,13 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from resdm.io import atomic, write_json, write_text
+from resdm.io import atomic, remove, write_json, write_text
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.preprocessing.measures import limits
 from resdm_suite.preprocessing.qc import PreprocessedSession, session_quality, sessions
 from resdm_suite.profiles import Config
+from resdm_suite.records import alone, read_csv, read_record, write_record
 from resdm_suite.reporting import style
 from resdm_suite.reporting.provenance import provenance
 from resdm_suite.reporting.slices import FIELD_MM, SHOWN_AXES, SIDE_MARKS, Cut, plane, slice_name
@@ -108,6 +109,7 @@ def _edge(grid: Grid, name: str, cut: Cut) -> np.ndarray:
 # ── the cohort ────────────────────────────────────────────────────────────────────────────────────
 
 
+@alone("qc")
 def write_qc(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.DataFrame:
     """Measure and draw every preprocessed session that is not done yet, and write the table, the page and the figure.
 
@@ -127,13 +129,15 @@ def write_qc(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Data
         of ``index.csv``.
     """
     folder, preprocessed = config.work / "qc", sessions(config)
+    for path in read_record(folder)[1]:
+        remove(path)  # damaged; it is made again
     todo = [session for session in preprocessed if _stored_measures(folder, session) is None]
     work = Parallel(n_jobs=min(effective_n_jobs(jobs), max(len(todo), 1)), return_as="generator_unordered")(
         delayed(_write_session)(folder, session) for session in todo
     )
     for _ in tqdm(work, total=len(todo), desc="qc", unit="session", disable=not progress or not todo):
         pass
-    index = pd.read_csv(config.volumes / "index.csv", dtype={"person": str, "session": str})
+    index = read_csv(config.volumes / "index.csv", dtype={"person": str, "session": str})
     included = set(zip(index["person"], index["session"], strict=True))
     table = pd.DataFrame([_stored_measures(folder, session) for session in preprocessed])
     flags = table.pop("flags")
@@ -144,12 +148,14 @@ def write_qc(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Data
         if path.stem not in names:  # of a session that left the manifest
             path.unlink()
     _write_cohort(config, table)
+    made = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    write_record(folder, f"resdm qc {config.profile}", made, [config.volumes / "index.csv"])
     return table
 
 
 def _write_cohort(config: Config, table: pd.DataFrame) -> None:
     folder, excluded_path = config.work / "qc", config.volumes / "excluded.csv"
-    excluded = pd.read_csv(excluded_path, dtype=str) if excluded_path.is_file() else pd.DataFrame(columns=["step"])
+    excluded = read_csv(excluded_path, dtype=str) if excluded_path.is_file() else pd.DataFrame(columns=["step"])
     texts = {
         "qc.csv": table.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
         "index.html": page(config, table, excluded[excluded["step"] == "unusable"]),
@@ -172,11 +178,11 @@ def _stored_measures(folder: Path, session: PreprocessedSession) -> dict[str, An
     path = folder / f"{session.name}.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if stored["digest"] != session.digest or not path.with_suffix(".png").is_file():
+            return None
+        measures = {name: np.nan if value is None else value for name, value in stored["measures"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    if stored["digest"] != session.digest or not path.with_suffix(".png").is_file():
-        return None
-    measures = {name: np.nan if value is None else value for name, value in stored["measures"].items()}
     return measures | {"split": session.row["split"]}
 
 

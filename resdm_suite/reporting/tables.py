@@ -6,7 +6,6 @@ Every cell is one line. Formats are fixed, so the same scores give the same byte
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER, METRICS, read_index, read_scores
 from resdm_suite.evaluation.statistics import Comparison, by_person
 from resdm_suite.profiles import Config
+from resdm_suite.records import read_json
 
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
 """Methods of the paper's Table 2, in its order."""
@@ -146,7 +146,7 @@ def costs(config: Config, methods: Iterable[str], condition: str = "factual") ->
         folders = {"model": config.model(method), "predictions": config.predictions(method, condition)}
         for name, (place, key, scale, *_) in COSTS.items():
             path = folders[place] / "timing.json"
-            measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            measured = read_json(path) if path.is_file() else {}
             row[name] = math.nan if measured.get(key) is None else float(measured[key]) * scale
         rows.append(row)
     return pd.DataFrame(rows, columns=["method", *COSTS])
