@@ -67,7 +67,8 @@ def test_scores_are_added_and_weights_are_unchanged(config):
     assert f"n = {scores['person'].nunique()}." in text
     assert sha256(weights) == before == load_card(config.model("Plain")).digest
     assert before in text
-    trained = scores.assign(person="sub-0006", psnr=99.0)  # a training person
+    one = scores["person"] == scores["person"].iloc[0]
+    trained = scores[one].assign(person="sub-0006", psnr=99.0)  # a training person
     write_csv(config.predictions("Plain") / "scores.csv", pd.concat([scores, trained]))
     with pytest.raises(LeakageError, match="sub-0006 in train"):
         write_card(config, "Plain")

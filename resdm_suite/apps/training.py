@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from resdm.cpu_runtime import set_up
-from resdm.io import write_json
+from resdm.io import remove, write_json
 from resdm.method import build_method
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_card import write_card
@@ -17,7 +17,7 @@ from resdm_suite.apps.model_folder import training_options, write_config
 from resdm_suite.evaluation.image_quality import psnr, ssim
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import Config, load_config
-from resdm_suite.records import RecordError, alone, read_json, read_record, write_record
+from resdm_suite.records import NAME, RecordError, alone, read_json, read_record, write_record
 from resdm_suite.reporting.provenance import provenance
 
 
@@ -46,7 +46,9 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     settings = config.method(name)
     seeded = config.seeded(name)
     folder, results = config.model(name), ("model.safetensors", "history.csv", "timing.json")
-    for path in read_record(folder)[1] & {folder / file for file in results} if (folder / results[0]).is_file() else ():
+    if not (folder / results[0]).is_file():
+        remove(folder / NAME)  # of an earlier training
+    for path in read_record(folder)[1] & {folder / file for file in results}:
         if path.is_file():
             raise RecordError(f"{path}: changed since the training wrote it; delete it and train again")
     validation_set = CohortDataset(seeded, "validation")  # first: faults of the data show before weights load
@@ -69,8 +71,8 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     )
     write_config(folder, config, name)
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
-    write_card(config, name)
     files = (*results, "config.yaml", "provenance.json")
     volumes = [config.volumes / file for file in ("index.csv", "cohort.json")]
     write_record(folder, f"resdm train {config.profile} {name}", [folder / file for file in files], volumes)
+    write_card(config, name)
     return folder
