@@ -78,6 +78,11 @@ def read_table(
             raise ManifestError(f"{path}: row {line}: not UTF-8 (byte 0x{byte:02x}); save it as {kind} UTF-8") from None
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-16" if utf16 else "latin-1", "replace")
+    if "\0" in text and notes is None:
+        raise ManifestError(
+            f"{path}: row {text[: text.index(chr(0))].count(chr(10)) + 1}: not {kind}: it holds a zero byte"
+        )
+    text = text.replace("\0", "")
     # BIDS knows no quotes in TSV: a lone one must not join rows
     quoting = csv.QUOTE_NONE if separator == "\t" and text.count('"') % 2 else csv.QUOTE_MINIMAL
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=notes is None, quoting=quoting)
