@@ -11,7 +11,7 @@ import pandas as pd
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
-from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, notes, number, span, with_interval
+from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, notes, number, pivot, span, with_interval
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
 """Names of the predictors in table and figure."""
@@ -40,20 +40,12 @@ def uncertainty_table(config: Config, result: Uncertainty) -> Table:
         Frame: tracer, unit (``voxel``, ``regions``, a region, ``person``), predictor, measure, value, low, high (95 %),
         n (people).
     """
-    frame = _tidy(result)
-    tracers = [tracer for tracer in TRACERS if (frame["tracer"] == tracer).any()]
     return Table(
         name="uncertainty",
         title="How far the spread over samples can be trusted",
         notice=config.notice,
-        frame=frame,
-        blocks=(
-            _coverage_block(result, tracers, "voxel", "Coverage of nominal intervals, voxels of the brain (%)"),
-            _coverage_block(result, tracers, "regions", "Coverage of nominal intervals, regional SUVR (%)"),
-            _likelihood_block(result, tracers),
-            _ranking_block(result, tracers),
-            _region_block(result, tracers),
-        ),
+        frame=_tidy(result),
+        blocks=_blocks(result),
         notes=notes(
             "uncertainty",
             verdict=verdict(result),
@@ -133,8 +125,8 @@ def _covered(result: Uncertainty, tracer: str) -> pd.DataFrame:
     return result.coverage[chosen].set_index(["unit", "predictor"])
 
 
-def _percent(row: pd.Series) -> str:
-    return with_interval(100 * row["coverage"], 100 * row["low"], 100 * row["high"], 0)
+def _percent(row: pd.Series, decimals: int = 0) -> str:
+    return with_interval(100 * row["coverage"], 100 * row["low"], 100 * row["high"], decimals)
 
 
 def _ranked(ranking: pd.DataFrame) -> str:
@@ -168,99 +160,59 @@ def short_findings(result: Uncertainty, tracer: str) -> str:
 
 def _tidy(result: Uncertainty) -> pd.DataFrame:
     """All results in long form, one row per value."""
-    rows = []
+    rows, measures = [], ["a", "b", *(f"q{100 * level:g}" for level in LEVELS)]
     for row in result.calibration.to_dict("records"):
-        keys = {key: row[key] for key in ("tracer", "unit", "predictor")}
-        rows += [keys | {"measure": key, "value": row[key]} for key in row if key not in keys]
+        rows += [_value(row, name, name) for name in measures]
     for row in result.coverage.to_dict("records"):
-        keys = {key: row[key] for key in ("tracer", "unit", "predictor", "n")}
         level = f"{100 * row['nominal']:g}"
-        rows.append(keys | {"measure": f"coverage_{level}", "value": row["coverage"]} | _ends(row))
-        rows.append(keys | {"measure": f"width_{level}", "value": row["width"]})
-    for row in result.likelihood.to_dict("records"):
-        keys = {key: row[key] for key in ("tracer", "unit", "predictor")}
-        rows.append(keys | {"measure": "nll", "value": row["nll"]})
-        rows.append(keys | {"measure": "nll_gain", "value": row["gain"]} | _ends(row, "gain_"))
-    for row in result.ranking.to_dict("records"):
-        keys = {"tracer": row["tracer"], "unit": "person", "predictor": row["predictor"], "n": row["n"]}
-        rows.append(keys | {"measure": "rho", "value": row["rho"]} | _ends(row, "rho_"))
-        measures = ("aurc", "aurc_random", "aurc_oracle", "gain")
-        rows += [keys | {"measure": key, "value": row[key]} for key in measures]
-    columns = ["tracer", "unit", "predictor", "measure", "value", "low", "high", "n"]
-    return pd.DataFrame(rows)[columns].astype({"n": "Int64"})
+        rows += [_value(row, f"coverage_{level}", "coverage", ""), _value(row, f"width_{level}", "width")]
+    for row in result.likelihood.drop(columns="n", errors="ignore").to_dict("records"):
+        rows += [_value(row, "nll", "nll"), _value(row, "nll_gain", "gain", "gain_")]
+    for row in result.ranking.assign(unit="person").to_dict("records"):
+        rows.append(_value(row, "rho", "rho", "rho_"))
+        rows += [_value(row, name, name) for name in ("aurc", "aurc_random", "aurc_oracle", "gain")]
+    return pd.DataFrame(rows).astype({"n": "Int64"})
 
 
-def _ends(row: dict, prefix: str = "") -> dict[str, float]:
-    return {"low": row[f"{prefix}low"], "high": row[f"{prefix}high"]}
+def _value(row: Mapping[str, Any], measure: str, name: str, ends: str | None = None) -> dict[str, Any]:
+    """One value of a result, with its interval where ``ends`` is the prefix of the columns low and high."""
+    low, high = (np.nan if ends is None else row[f"{ends}{end}"] for end in ("low", "high"))
+    keys = {key: row[key] for key in ("tracer", "unit", "predictor")}
+    return keys | {"measure": measure, "value": row[name], "low": low, "high": high, "n": row.get("n", np.nan)}
 
 
-def _coverage_block(result: Uncertainty, tracers: list[str], unit: str, title: str) -> Block:
-    part = result.coverage[result.coverage["unit"] == unit].set_index(["tracer", "predictor", "nominal"])
-    columns = [("", "Predictor"), *((TRACER_NAMES[t], f"{100 * p:g} %") for t in tracers for p in LEVELS)]
-    rows = []
-    for predictor, name in TITLES.items():
-        row: list = [name]
-        for tracer in tracers:
-            for level in LEVELS:
-                one = part.loc[(tracer, predictor, level)]
-                row.append(with_interval(100 * one["coverage"], 100 * one["low"], 100 * one["high"], 1))
-        rows.append(tuple(row))
-    return Block(title, tuple(columns), tuple(rows))
-
-
-def _likelihood_block(result: Uncertainty, tracers: list[str]) -> Block:
-    part = result.likelihood.set_index(["tracer", "unit", "predictor"])
-    columns = [("", "Predictor")]
-    columns += [(f"{TRACER_NAMES[t]}, {u}", head) for t in tracers for u in ("voxel", "regions") for head in _HEADS]
-    rows = []
-    for predictor, name in TITLES.items():
-        row: list = [name]
-        for tracer in tracers:
-            for unit in ("voxel", "regions"):
-                one = part.loc[(tracer, unit, predictor)]
-                row.append(number(one["nll"], 2))
-                gain = with_interval(one["gain"], one["gain_low"], one["gain_high"])
-                row.append(gain if predictor != "map" else "–")
-        rows.append(tuple(row))
-    return Block("Likelihood", tuple(columns), tuple(rows))
-
-
-_HEADS = ("NLL", "gain over map")
-
-
-def _ranking_block(result: Uncertainty, tracers: list[str]) -> Block:
-    part = result.ranking.set_index(["tracer", "predictor"])
-    heads = ("ρ", "AURC", "random", "oracle", "gain")
-    columns = [("", "Score"), *((TRACER_NAMES[t], head) for t in tracers for head in heads)]
-    rows = []
-    for predictor, name in TITLES.items():
-        row: list = [name]
-        for tracer in tracers:
-            one = part.loc[(tracer, predictor)]
-            row.append(with_interval(one["rho"], one["rho_low"], one["rho_high"]))
-            row += [number(one[key], 4) for key in ("aurc", "aurc_random", "aurc_oracle")]
-            row.append(number(one["gain"], 2))
-        rows.append(tuple(row))
-    return Block("Ranking people by their error", tuple(columns), tuple(rows))
-
-
-def _region_block(result: Uncertainty, tracers: list[str]) -> Block:
-    part = result.coverage[(result.coverage["predictor"] == "both") & (result.coverage["nominal"] == NOMINAL)]
-    values = part.set_index(["tracer", "unit"])
-    names = [unit for unit in dict.fromkeys(part["unit"]) if unit not in ("voxel", "regions")]
-    columns = [("", "Region"), *((TRACER_NAMES[t], head) for t in tracers for head in ("coverage (%)", "width"))]
-    rows = []
-    for name in names:
-        row: list = [name.replace("_", " ")]
-        for tracer in tracers:
-            if (tracer, name) not in values.index:  # the tracer's reference region
-                row += ["–", "–"]
-                continue
-            one = values.loc[(tracer, name)]
-            row.append(with_interval(100 * one["coverage"], 100 * one["low"], 100 * one["high"], 0))
-            row.append(number(one["width"], 3))
-        rows.append(tuple(row))
-    return Block(f"Nominal {100 * NOMINAL:g} % interval by region, both (width in SUVR)", tuple(columns), tuple(rows))
+def _blocks(result: Uncertainty) -> tuple[Block, ...]:
+    """Coverage of voxels and of regions, likelihood, ranking, and the coverage of each region."""
+    covered = result.coverage.assign(level=[f"{100 * level:g} %" for level in result.coverage["nominal"]], one="")
+    covered["text"] = [_percent(row, 1) for _, row in covered.iterrows()]
+    titles = {"voxel": "voxels of the brain (%)", "regions": "regional SUVR (%)"}
+    blocks = [
+        pivot(covered[covered["unit"] == unit], "predictor", ["tracer", "level"], {"{}": "text"}, head="Predictor",
+              title=f"Coverage of nominal intervals, {title}", names=TITLES)
+        for unit, title in titles.items()
+    ]  # fmt: skip
+    shown = result.likelihood.assign(one="", nll=[number(value, 2) for value in result.likelihood["nll"]])
+    shown["place"] = shown["tracer"].map(TRACER_NAMES) + ", " + shown["unit"]
+    gains = [with_interval(*row) for row in shown[["gain", "gain_low", "gain_high"]].to_numpy()]
+    shown["gain"] = pd.Series(gains, shown.index).where(shown["predictor"] != "map", "–")
+    cells = {"NLL": "nll", "gain over map": "gain"}
+    blocks.append(
+        pivot(shown, "predictor", ["place", "one"], cells, title="Likelihood", head="Predictor", names=TITLES)
+    )
+    ranked = result.ranking.assign(one="")
+    ranked["ρ"] = [with_interval(*row) for row in ranked[["rho", "rho_low", "rho_high"]].to_numpy()]
+    cells = {"ρ": "ρ", "AURC": "aurc", "random": "aurc_random", "oracle": "aurc_oracle", "gain": "gain"}
+    for name in list(cells)[1:]:
+        ranked[cells[name]] = [number(value, 2 if name == "gain" else 4) for value in ranked[cells[name]]]
+    title = "Ranking people by their error"
+    blocks.append(pivot(ranked, "predictor", ["tracer", "one"], cells, title=title, head="Score", names=TITLES))
+    both = covered[(covered["predictor"] == "both") & (covered["nominal"] == NOMINAL)]
+    both = both[~both["unit"].isin(titles)].assign(row=both["unit"].str.replace("_", " "))
+    both["text"] = [_percent(row) for _, row in both.iterrows()]
+    both["width"] = [number(value, 3) for value in both["width"]]
+    title = f"Nominal {100 * NOMINAL:g} % interval by region, both (width in SUVR)"
+    cells = {"coverage (%)": "text", "width": "width"}
+    return (*blocks, pivot(both, "row", ["tracer", "one"], cells, title=title, head="Region"))
 
 
 # ── data of the figure ────────────────────────────────────────────────────────────────────────────
