@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 from unittest.mock import patch
 
 import nbformat
+import numpy as np
 from conftest import ROOT
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -47,6 +49,36 @@ def draw(notebook: str, **names: Any) -> Figure:
         variables |= names
         exec(figure, variables)
     return variables["figure"]
+
+
+def check_latex(text: str) -> None:
+    """LaTeX that compiles, as far as a script can tell, with one block in each float and none wider than the page."""
+    assert text.isascii()
+    opened = []
+    for kind, name in re.findall(r"\\(begin|end)\{([a-z*]+)\}", text):
+        opened.append(name) if kind == "begin" else None
+        assert kind == "begin" or opened.pop() == name
+    assert opened == []
+    braces = re.findall(r"(?<!\\)[{}]", text.replace("\\\\", ""))
+    depths = np.cumsum([1 if brace == "{" else -1 for brace in braces])
+    assert depths.min() >= 0
+    assert depths[-1] == 0
+    blocks = re.findall(r"\\begin\{(tabular|longtable)\}\{([^\n]*)\}\n(.*?)\\end\{\1\}", text, flags=re.DOTALL)
+    for kind, preamble, body in blocks:
+        widths = [float(width) for width in re.findall(r"p\{([\d.]+)\\linewidth\}", preamble)]
+        columns = len(preamble) if kind == "tabular" else len(widths)
+        assert sum(widths) <= 1
+        rows = [line.removesuffix("\\\\") for line in body.splitlines() if line.endswith("\\\\")]
+        assert len(rows) > 1
+        for row in rows:
+            spanned = sum(int(number) - 1 for number in re.findall(r"\\multicolumn\{(\d+)\}", row))
+            assert len(re.findall(r"(?<!\\)&", row)) + 1 + spanned == columns, row
+            assert not row.lstrip().startswith("[")  # \\ would take it for its argument
+            assert not re.search(r"(?<!\\)[%#_~]|(?<![$\\])\^", row.replace("$^", "")), row
+            assert len(re.findall(r"(?<!\\)\$", row)) % 2 == 0, row
+    floats = text.count("\\begin{table*}")
+    assert floats == text.count("\\begin{adjustbox}{max width=\\linewidth}\n\\begin{tabular}")
+    assert len(blocks) == floats or floats == 0
 
 
 def texts(figure: Figure) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from types import SimpleNamespace
-from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_cells import check_texts, draw, run_cells, texts
+from notebook_cells import check_latex, check_texts, draw, run_cells, texts
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings
 
@@ -19,7 +18,6 @@ from resdm_suite.evaluation.conditioning import age_effects, age_summary, sex_ef
 from resdm_suite.evaluation.status import status_summary
 from resdm_suite.reporting.cases import figure5_data
 from resdm_suite.reporting.diagnosis import status_sources
-from resdm_suite.reporting.style import save_figure
 from resdm_suite.reporting.tables import number, read_paper, with_interval, with_spread
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
@@ -98,13 +96,9 @@ def test_values_are_of_the_readings_in_percent(config, status, fourth):
 
 
 def test_paper_values_stand_where_the_paper_has_them(fourth):
-    printed, frame = read_paper(4).set_index(["method", "status", "metric"]), fourth.frame
+    frame = fourth.frame
     has = frame["source"].isin(["DDPM", "ResDM", "real"]) & frame["metric"].isin(["auc", "acc", "f1"])
-    has &= frame["target"] == "label"
-    assert (frame["paper"].notna() == has).all()
-    for row in frame[has].to_dict("records"):
-        values = printed.loc[(row["source"], row["tracer"], row["metric"])]
-        assert (row["paper"], row["paper_std"]) == (values["mean"], values["std"])
+    assert (frame["paper"].notna() == (has & (frame["target"] == "label"))).all()
 
 
 def test_print(fourth):
@@ -149,7 +143,7 @@ def test_markdown_latex_and_bytes(config, fourth, drawn):
     assert NOTICE in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
         assert len({line.count("|") for line in table.splitlines()}) == 1
-    assert fourth.latex().isascii()
+    check_latex(fourth.latex())
     assert NOTICE in texts(drawn["figure"])
     check_texts(drawn["figure"])
 
@@ -197,20 +191,10 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_same_bytes_twice_whatever_the_users_settings(name, tmp_path):
+def test_no_text_leaves_the_page_and_none_hides_another(name):
     figure = DRAWN[name]()
     assert NOTICE in texts(figure)
-    save_figure(figure, tmp_path / "a" / name, {})
-    with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "other", "axes.facecolor": "red"}):
-        paths = save_figure(DRAWN[name](), tmp_path / "b" / name, {})
-    for path in paths:
-        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
-    ElementTree.fromstring(paths[0].read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_no_text_leaves_the_page_and_none_hides_another(name):
-    check_texts(DRAWN[name]())
+    check_texts(figure)
 
 
 def test_figure4_draws_its_numbers():

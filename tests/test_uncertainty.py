@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from notebook_cells import check_texts, draw, texts
+from notebook_cells import check_latex, check_texts, draw, texts
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 
-from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
@@ -41,7 +40,6 @@ from resdm_suite.evaluation.uncertainty import (
     smooth_map,
 )
 from resdm_suite.profiles import UncertaintyConfig, load_config
-from resdm_suite.reporting.style import save_figure
 from resdm_suite.reporting.uncertainty import findings, uncertainty_points, uncertainty_table, verdict
 
 N, V = 40, 2000
@@ -346,11 +344,10 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
     assert table.notes[0] == verdict(found)
     assert table.notes[1:7] == findings(found)
     assert "guarantees" in " ".join(table.notes)
-    assert table.latex().isascii()
+    check_latex(table.latex())
     assert set(table.frame["measure"]) >= {"coverage_90", "width_90", "nll_gain", "rho", "aurc", "q95", "a"}
     for individual in (True, False):
-        paths = [save_figure(figure(found, individual), tmp_path / name, {})[1] for name in ("figure", "again")]
-        assert sha256(paths[0]) == sha256(paths[1])
+        figure(found, individual).canvas.draw()
 
 
 def test_a_profile_needs_two_samples(tmp_path):

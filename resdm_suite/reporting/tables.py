@@ -430,7 +430,7 @@ class Table:
         return "\n".join(lines).rstrip() + "\n"
 
     def latex(self) -> str:
-        """LaTeX in plain ASCII, for any engine: a ``table*``, or with ``widths`` a ``longtable`` per block."""
+        """LaTeX in plain ASCII, for any engine: per block a ``table*``, or with ``widths`` a ``longtable``."""
         caption = _tex(re.sub(r"^Table [0-9]+: ", "", self.heading))  # LaTeX numbers it
         if self.widths is not None:
             out = ["% needs \\usepackage{booktabs,longtable}", "{\\footnotesize\\setlength{\\tabcolsep}{2pt}"]
@@ -438,18 +438,22 @@ class Table:
             for block in self.blocks:
                 out += self._long(block)
             return "\n".join([*out, *(f"\\noindent {_tex(note)}\\par" for note in self.notes), "}"]) + "\n"
-        out = ["% needs \\usepackage{booktabs}", "\\begin{table*}[t]", "\\centering", "\\small"]
-        out += [f"\\caption{{{caption}.}}", f"\\label{{tab:{self.name}}}"]
-        for place, block in enumerate(self.blocks):
-            out += ["\\par\\medskip"] * bool(place)
+        out, heading = (
+            ["% needs \\usepackage{adjustbox,booktabs}"],
+            f"\\caption{{{caption}.}}\\label{{tab:{self.name}}}",
+        )
+        for block in self.blocks:
+            out += ["\\begin{table*}[t]", "\\centering\\small", *([heading] if block is self.blocks[0] else [])]
             out += [f"\\textbf{{{_tex(block.title)}}}\\par\\smallskip"] * bool(block.title)
+            out += ["\\begin{adjustbox}{max width=\\linewidth}"]
             out += [f"\\begin{{tabular}}{{l{'r' * (len(block.columns) - 1)}}}", "\\toprule", *_group_heading(block)]
             out += [" & ".join(_tex(label) for _, label in block.columns) + " \\\\", "\\midrule"]
-            out += [*_tex_rows(block), "\\bottomrule", "\\end{tabular}"]
-        if self.notes:
-            out.append("\\par\\smallskip\\begin{minipage}{\\linewidth}\\footnotesize")
-            out += [*(f"{_tex(note)}\\par" for note in self.notes), "\\end{minipage}"]
-        return "\n".join([*out, "\\end{table*}"]) + "\n"
+            out += [*_tex_rows(block), "\\bottomrule", "\\end{tabular}", "\\end{adjustbox}"]
+            if self.notes and block is self.blocks[-1]:
+                out.append("\\par\\smallskip\\begin{minipage}{\\linewidth}\\footnotesize")
+                out += [*(f"{_tex(note)}\\par" for note in self.notes), "\\end{minipage}"]
+            out.append("\\end{table*}")
+        return "\n".join(out) + "\n"
 
     def _long(self, block: Block) -> list[str]:
         labels = [f"{group} {label}".strip() for group, label in block.columns]
