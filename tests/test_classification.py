@@ -115,6 +115,7 @@ def test_undefined_statistics_are_nan():
     one = np.ones(3)
     assert np.isnan(auc(one, np.arange(3.0), one))
     assert np.isnan(f1(np.zeros(3), np.zeros(3), one))
+    assert np.isnan(f1(np.zeros(3), np.ones(3), one))
     assert f1(np.ones(3), np.zeros(3), one) == 0
     assert np.isnan(weighted_pearson(np.arange(3.0), np.full(3, 70.1), one))
     assert np.isnan(weighted_slope(np.zeros(3), np.arange(3.0), one))

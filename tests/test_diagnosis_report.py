@@ -69,6 +69,23 @@ def cells(block, row: str) -> dict[str, str]:
     return {f"{group} {label}".strip(): cell for (group, label), cell in zip(block.columns, found, strict=True)}
 
 
+@pytest.mark.parametrize(("label", "note"), [
+    (0, "AUC and F1 without a value: not defined, test people of one class"),
+    (None, "Cut-off label, tau status: not defined, one class only"),
+])  # fmt: skip
+def test_what_is_not_defined_is_said(tmp_path, label, note):
+    """Test people of one class, and a tracer without a classifier."""
+    config, (status, folds) = make_config(tmp_path), make_status({"ResDM": 2.0, "real": 4.0, "mri": 1.0}, people=12)
+    if label is None:
+        gone = {"fold": 0, "target": "label", "source": "real", "tracer": "tau", "n_train": 0, "n_held_out": 0}
+        status, folds = (frame[frame["tracer"] == "amyloid"] for frame in (status, folds))
+        folds = pd.concat([folds, pd.DataFrame([gone])])
+    else:
+        status["label"] = label
+    store_readings(config, status=status, status_folds=folds)
+    assert note in fourth_cells(config)["table"].markdown()
+
+
 def test_rows_are_the_papers_then_the_controls(status, fourth):
     planted = [*ROWS[:7], "posterior", *ROWS[7:]]
     assert status_sources(status["source"], read_paper(4)["method"]) == planted  # and trainings are one row

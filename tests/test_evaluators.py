@@ -21,6 +21,7 @@ from resdm_suite.anatomy import SUMMARY, mni_map, regions
 from resdm_suite.evaluation import downstream, fitting
 from resdm_suite.evaluation.downstream import (
     LeakageError,
+    UndefinedError,
     check_folds,
     draw_folds,
     evaluate_age,
@@ -32,7 +33,7 @@ from resdm_suite.evaluation.downstream import (
 from resdm_suite.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.networks import BrainAge, DSNet, spatial_cosine
-from resdm_suite.evaluation.readings import COLUMNS
+from resdm_suite.evaluation.readings import COLUMNS, read_readings
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.profiles import BrainAgeConfig, CohortConfig, EvaluationConfig, EvaluatorConfig
 
@@ -471,6 +472,26 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
         again(config, scans=None)
 
 
+@pytest.mark.parametrize(("columns", "protocols", "message"), [
+    ({"tau_status": 0}, (evaluate_status,), "13 and 0 training people of the two classes are one class only"),
+    ({"present_tau": 0}, (evaluate_status, evaluate_sex, evaluate_age), "session has both tau PET and "),
+])  # fmt: skip
+def test_a_tracer_that_these_people_do_not_define_is_left_out(tmp_path, capsys, columns, protocols, message):
+    config = dataclasses.replace(make_people(tmp_path), cohort=CohortConfig(kind="csv"))
+    path = config.volumes / "index.csv"
+    write_csv(path, pd.read_csv(path).assign(**columns))
+    for protocol in protocols:
+        assert set(pd.read_csv(protocol(config, progress=False))["tracer"]) == {"amyloid"}
+        assert message in capsys.readouterr().out
+    folds = read_readings(config, "status_folds").set_index("tracer")
+    assert folds["held_out_auc"].isna().groupby("tracer").sum().to_dict() == {"amyloid": 0, "tau": 1}
+    write_csv(path, pd.read_csv(path).assign(amyloid_status=0, sex="M"))
+    for protocol in (evaluate_status, evaluate_sex):
+        with pytest.raises(UndefinedError, match=r"amyloid.* one class only; take people of both"):
+            protocol(config, progress=False)
+    fit_evaluators(config, progress=False)  # of age
+
+
 def test_faults_of_the_cohort_are_named(tmp_path):
     config = make_people(tmp_path)
     many = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, folds=9))
@@ -482,11 +503,9 @@ def test_faults_of_the_cohort_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no sidecar beside .*; make the image again"):
         evaluate_sex(config, progress=False)
     index = pd.read_csv(config.volumes / "index.csv")
-    write_csv(
-        config.volumes / "index.csv", index.assign(tau_status=index["tau_status"].where(index["split"] != "test"))
-    )
-    with pytest.raises(ValueError, match=r"index\.csv: no test session has both tau PET and tau_status"):
-        evaluate_status(config, progress=False)
+    write_csv(config.volumes / "index.csv", index.assign(tau_status=np.nan))
+    with pytest.raises(UndefinedError, match=r"index\.csv: no test session has both tau PET and tau_status"):
+        labelled(config, "test", "tau", "label")
     write_csv(config.volumes / "index.csv", index.drop(columns="tau_status"))
     with pytest.raises(ValueError, match=r"index\.csv: columns missing: tau_status"):
         evaluate_status(config, progress=False)

@@ -66,6 +66,7 @@ def test_intervals_of_too_few_or_infinite_values_are_nan():
         assert np.isnan(interval(values, seed=0)).all()
     assert np.isnan(percentile_interval(np.array([np.nan, np.nan, np.nan, 1.0, 2.0]))).all()
     assert percentile_interval(np.array([np.nan, 1.0, 2.0, 3.0]), 0.5) == (1.5, 2.5)
+    assert np.isnan(person_resamples(["a", "a"], seed=0)).all(), "of one person all resamples are equal"
 
 
 def test_resamples_draw_people_with_all_sessions():

@@ -57,11 +57,11 @@ def accuracy(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.n
 
 
 def f1(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN) of the positive class, of several calls (k, n) the mean; NaN without any positive."""
+    """2 TP / (2 TP + FP + FN) of the positive class, of several calls (k, n) the mean; NaN without a positive label."""
     positive, calls = np.asarray(label) == 1, np.atleast_2d(called).T == 1  # (n,), (n, k)
     hit = weights @ (positive[:, None] & calls).astype(float)
     either = (weights @ positive.astype(float))[..., None] + weights @ calls.astype(float)
-    return _ratio(2 * hit, either).mean(axis=-1)
+    return _ratio(2 * hit, either * positive.any()).mean(axis=-1)
 
 
 def brier(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:

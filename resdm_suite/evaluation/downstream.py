@@ -18,7 +18,7 @@ Validation people are not used, and nothing is chosen on the test people.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -48,6 +48,14 @@ from resdm_suite.evaluation.stored import Numbers, read_sidecar, read_table, rea
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 from resdm_suite.records import NAME, alone, write_record
+
+
+class UndefinedError(ValueError):
+    """A target that these people do not define, of one class or without a scan: names the file and the remedy."""
+
+
+_CARD = {"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"}
+"""`Evaluator.card` → columns of a classifier."""
 
 Fold = tuple[np.ndarray, np.ndarray]
 """Rows to train on, rows held out."""
@@ -80,7 +88,7 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
         raise ValueError(f"{path}: columns missing: {', '.join(missing)}; run the preprocessing again")
     rows = index[(index[f"present_{tracer}"] == 1) & index[column].notna()].reset_index(drop=True)
     if rows.empty:
-        raise ValueError(
+        raise UndefinedError(
             f"{path}: no {split} session has both {tracer} PET and {column}; "
             f"fill in {column} in the manifest, or the SUVR that it is made of"
         )
@@ -100,11 +108,12 @@ def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
     where = f"{config.volumes / 'index.csv'}: {name}: {people[0]} and {people[1]} training people of the two classes"
     remedy = "set a smaller evaluation.folds, or take more people"
     if min(people) < n:
-        raise ValueError(f"{where} are too few for {n} folds; {remedy}")
+        fault = f"are too few for {n} folds; {remedy}" if min(people) else "are one class only; take people of both"
+        raise UndefinedError(f"{where} {fault}")
     seed = derive_seed(config.seed, "evaluation", "folds", name) % 2**32  # scikit-learn's largest
     folds = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(classes, classes, train["person"]))
     if any(len(set(classes[part])) < 2 for fold in folds for part in fold):
-        raise ValueError(f"{where}: a fold has one class only; {remedy}")
+        raise UndefinedError(f"{where}: a fold has one class only; {remedy}")
     check_folds(train, folds, read_index(config, None))
     return folds
 
@@ -221,11 +230,15 @@ def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
     No prediction is needed, so evaluators can be fitted while the methods train.
     """
     with _progress(config, ("status", "sex", "age"), progress) as bar:
-        for tracer in TRACERS:
-            for target, source in product(_targets(config), ("real", "mri")):
+        cases = [*product(_targets(config), TRACERS, ("real", "mri")), *product(("sex", "age"), TRACERS)]
+        _defined(
+            cases,
+            lambda target, tracer, source="": (
                 _status_evaluators(config, tracer, target, source, bar)
-            for target in ("sex", "age"):
-                _prior_evaluator(config, tracer, target, bar)
+                if source
+                else _prior_evaluator(config, tracer, target, bar)
+            ),
+        )
     return config.evaluation_folder / "models"
 
 
@@ -241,38 +254,60 @@ def evaluate_status(config: Config, *, progress: bool = True) -> Path:
 
     Columns are those of `COLUMNS`; target is ``label``, in phantoms also ``planted``. Beside it ``status_folds.csv``
     holds the quality of each fold's evaluators: n_train, n_held_out (sessions), held_out_auc, held_out_p (one-sided,
-    against chance, over people). Raises `LeakageError` (see `check_folds`), and `ValueError` or `FileNotFoundError` for
-    too few people, a missing or broken volume, or a session without posterior.
+    against chance, over people). A target and tracer that these people do not define (one class, too few people) has no
+    reading and one row of it, without a quality. Raises `LeakageError` (see `check_folds`), `UndefinedError` where no
+    status is defined, and `ValueError` or `FileNotFoundError` for a broken volume or a session without posterior.
     """
-    scores, folds = [], []
     with _progress(config, ("status",), progress) as bar:
-        for target, tracer in product(_targets(config), TRACERS):
-            test = labelled(config, "test", tracer, target)
-            who = test[[*SESSION, "age", "sex"]].assign(target=target, tracer=tracer, label=test["label"].astype(int))
-            for fitted_on, sources in _status_inputs(config, test, tracer).items():
-                evaluators = _status_evaluators(config, tracer, target, fitted_on, bar)
-                head = {"target": target, "source": fitted_on, "tracer": tracer}
-                folds += [{"fold": k} | head | one.card for k, one in enumerate(evaluators)]
-                for source, paths in sources.items():
-                    # The template is one volume: in batches of other sizes its score would differ in the last digits.
-                    inputs = _age_and_sex(test) if paths is None else read_volumes(config, dict.fromkeys(paths))
-                    scores += [
-                        who.assign(
-                            fold=k, source=source, score=np.broadcast_to(one.answer(inputs), len(test)),
-                            threshold=one.offset,
-                        )
-                        for k, one in enumerate(evaluators)
-                    ]  # fmt: skip
-            stated: dict[str, list] = {"majority": _shares(config, tracer, target)}  # by fold, without an evaluator
-            if target == "planted" and (posterior := _posterior(config, test, tracer)) is not None:
-                stated["posterior"] = [posterior] * config.evaluation.folds
-            scores += [
-                who.assign(fold=k, source=source, score=score, threshold=0.5)
-                for source, by_fold in stated.items()
-                for k, score in enumerate(by_fold)
-            ]
-    folds = pd.DataFrame(folds).rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
-    return _write(config, "status", pd.concat(scores), folds)
+        cases = list(product(_targets(config), TRACERS))
+        defined = _defined(cases, lambda target, tracer: _read_status(config, target, tracer, bar))
+    left_out = [{"fold": 0, "target": target, "source": "real", "tracer": tracer, "n_train": 0, "n_held_out": 0}
+                for target, tracer in cases if (target, tracer) not in defined]  # fmt: skip
+    folds = pd.DataFrame([row for _, rows in defined.values() for row in rows] + left_out).rename(columns=_CARD)
+    return _write(config, "status", pd.concat([part for parts, _ in defined.values() for part in parts]), folds)
+
+
+def _defined(cases: Iterable[tuple[str, ...]], work: Callable[..., Any]) -> dict[tuple[str, ...], Any]:
+    """Results by case of a function of each case, without those that the people do not define: these are printed.
+
+    Raises `UndefinedError` where none is left.
+    """
+    done, reasons = {}, []
+    for case in cases:
+        try:
+            done[case] = work(*case)
+        except UndefinedError as error:
+            reasons.append(str(error))
+    if not done:
+        raise UndefinedError("; ".join(dict.fromkeys(reasons)))
+    for reason in dict.fromkeys(reasons):
+        tqdm.write(f"not evaluated: {reason}")
+    return done
+
+
+def _read_status(
+    config: Config, target: str, tracer: str, bar: tqdm
+) -> tuple[list[pd.DataFrame], list[dict[str, Any]]]:
+    """Scores of the test sessions from every source, and the quality of the evaluators."""
+    scores, folds = [], []
+    test = labelled(config, "test", tracer, target)
+    who = test[[*SESSION, "age", "sex"]].assign(target=target, tracer=tracer, label=test["label"].astype(int))
+    for fitted_on, sources in _status_inputs(config, test, tracer).items():
+        evaluators = _status_evaluators(config, tracer, target, fitted_on, bar)
+        head = {"target": target, "source": fitted_on, "tracer": tracer}
+        folds += [{"fold": k} | head | one.card for k, one in enumerate(evaluators)]
+        for source, paths in sources.items():
+            # The template is one volume: in batches of other sizes its score would differ in the last digits.
+            inputs = _age_and_sex(test) if paths is None else read_volumes(config, dict.fromkeys(paths))
+            for k, one in enumerate(evaluators):
+                score = np.broadcast_to(one.answer(inputs), len(test))
+                scores.append(who.assign(fold=k, source=source, score=score, threshold=one.offset))
+    stated: dict[str, list] = {"majority": _shares(config, tracer, target)}  # by fold, without an evaluator
+    if target == "planted" and (posterior := _posterior(config, test, tracer)) is not None:
+        stated["posterior"] = [posterior] * config.evaluation.folds
+    for source, by_fold in stated.items():
+        scores += [who.assign(fold=k, source=source, score=one, threshold=0.5) for k, one in enumerate(by_fold)]
+    return scores, folds
 
 
 def _status_inputs(config: Config, test: pd.DataFrame, tracer: str) -> dict[str, dict[str, list[Path] | None]]:
@@ -319,8 +354,7 @@ def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
     ``sex_folds.csv``.
     """
     frame, folds = _read_prompted(config, "sex", progress)
-    folds = folds.rename(columns={"quality": "held_out_auc", "p": "held_out_p", "offset": "threshold"})
-    return _write(config, "sex", frame.astype({"label": int}), folds)
+    return _write(config, "sex", frame.astype({"label": int}), folds.rename(columns=_CARD))
 
 
 def evaluate_age(config: Config, *, progress: bool = True) -> Path:
@@ -338,22 +372,24 @@ def evaluate_age(config: Config, *, progress: bool = True) -> Path:
 def _read_prompted(config: Config, target: str, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of real PET and of every method's finished conditions by the evaluator of ``target``; the evaluators."""
     pairs = [(method, condition) for method in config.methods for condition in conditions(config, method)]
-    frames, folds = [], []
+
+    def read(tracer: str) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+        test = labelled(config, "test", tracer, target)
+        evaluator = _prior_evaluator(config, tracer, target, bar)
+        who, frames = test[[*SESSION, "label"]].assign(tracer=tracer, threshold=evaluator.offset), []
+        for source, condition in [("real", "real"), *pairs]:
+            if source == "real":
+                paths, prompts = _real(config, test, tracer), None
+            else:
+                paths = _synthetic(config, source, test, tracer, condition)
+                prompts = [_prompt(path, target) for path in paths]
+            scores = evaluator.answer(read_volumes(config, paths))
+            frames.append(who.assign(source=source, condition=condition, score=scores, prompt=prompts))
+        return frames, {"tracer": tracer} | evaluator.card
+
     with _progress(config, (target,), progress) as bar:
-        for tracer in TRACERS:
-            test = labelled(config, "test", tracer, target)
-            evaluator = _prior_evaluator(config, tracer, target, bar)
-            who = test[[*SESSION, "label"]].assign(tracer=tracer, threshold=evaluator.offset)
-            for source, condition in [("real", "real"), *pairs]:
-                if source == "real":
-                    paths, prompts = _real(config, test, tracer), None
-                else:
-                    paths = _synthetic(config, source, test, tracer, condition)
-                    prompts = [_prompt(path, target) for path in paths]
-                scores = evaluator.answer(read_volumes(config, paths))
-                frames.append(who.assign(source=source, condition=condition, score=scores, prompt=prompts))
-            folds.append({"tracer": tracer} | evaluator.card)
-    return pd.concat(frames), pd.DataFrame(folds)
+        parts, cards = zip(*_defined([(tracer,) for tracer in TRACERS], read).values(), strict=True)
+    return pd.concat([frame for frames in parts for frame in frames]), pd.DataFrame(cards)
 
 
 def _prompt(path: Path, target: str) -> Any:

@@ -152,11 +152,12 @@ def person_weights(people: Iterable[str]) -> np.ndarray:
 def person_resamples(people: Iterable[str], *, seed: int, repeats: int = REPEATS) -> np.ndarray:
     """Session weights of bootstrap resamples of people (repeats, n): `person_weights` × how often each was drawn.
 
-    The same seed and people draw the same resamples, so statistics computed on them are paired.
+    The same seed and people draw the same resamples, so statistics computed on them are paired. NaN for fewer than two
+    people, whose resamples would be equal.
     """
     names, which, counts = np.unique(np.asarray(list(people), dtype=str), return_inverse=True, return_counts=True)
-    if len(names) == 0:
-        return np.empty((repeats, 0))
+    if len(names) < 2:
+        return np.full((repeats, len(which)), np.nan)
     times = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=repeats)
     return (times / counts)[:, which]
 

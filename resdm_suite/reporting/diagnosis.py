@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,13 @@ def status_sources(read: Iterable[str], printed: Iterable[str]) -> list[str]:
     controls = [*CONTROLS, "posterior", "mri", "age_sex", "majority"]
     others = [name for name in rows if name not in controls]
     return [name for name in dict.fromkeys([*printed, *others, *controls]) if name in rows]
+
+
+def status_limits(frame: pd.DataFrame, folds: pd.DataFrame, cohort: str) -> dict[str, Any]:
+    """What the notes of Table 4 say is not defined, and whether the status is a mere cut-off of regional uptake."""
+    names = folds[folds["held_out_auc"].isna()].replace({"target": TARGET_NAMES, "tracer": NAMES})
+    one_class = frame.loc[frame["metric"] == "auc", "mean"].hasnans
+    return {"undefined": names[["target", "tracer"]].to_numpy(), "one_class": one_class, "uptake": cohort == "dlbs"}
 
 
 def status_pages(frame: pd.DataFrame, folds: pd.DataFrame, bases: Sequence[str]) -> list[Block]:
