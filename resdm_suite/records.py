@@ -22,13 +22,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache, wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
 from resdm.io import sha256, write_json, writing
 from resdm_suite.profiles import Config, load_config
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAME = ".record.json"
 
@@ -174,6 +176,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
     """A `checked` table; ``options`` as in `pandas.read_csv`."""
+    import pandas as pd  # here: `resdm check` does without
+
     with reading(path):
         return pd.read_csv(path, **options)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from resdm import __version__
 from resdm.settings import SEXES, ConfigError
+from resdm_suite import records
 from resdm_suite.profiles import SOURCES, Config, load_config
 
 if TYPE_CHECKING:
@@ -312,6 +313,12 @@ def _cost(config: Config, cores: int | None) -> str:
     return report(list(stages(config, cores)), f"{on_this_machine(device_of(config))}, {cores} core{'s' * (cores > 1)}")
 
 
+def _check(config: Config, deep: bool) -> str:
+    if faults := records.faults(config.work, deep=deep):
+        raise records.RecordError("\n".join(faults))
+    return "\n".join(_summary(config))
+
+
 def _summary(config: Config) -> list[str]:
     grid, training = config.preprocess.grid, config.training
     shape = " x ".join(map(str, grid.shape))
@@ -390,8 +397,9 @@ _command("model pull", "download a model from the Hugging Face Hub", "user/resdm
 _command("cost", "time a second of each kind of work, and estimate the time of `make reproduce`", "adni --cores 8",
          _cost, PROFILE, _argument("--cores", type=_integer(1), help="cores for Snakemake (default: all)"))
 _command("report", "build web pages of all results of a profile", "phantom", "reporting.site:write_report", PROFILE)
-_command("check", "validate a profile, and list its settings and the files that exist", "mine",
-         lambda config: "\n".join(_summary(config)), PROFILE)
+_command("check", "validate a profile, list its settings and files, and compare these with their records",
+         "mine --deep", _check, PROFILE,
+         _argument("--deep", action="store_true", help="read every file, also where its time has not changed"))
 _command("version", "print the version", "", lambda: __version__)
 # fmt: on
 

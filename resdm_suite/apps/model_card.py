@@ -5,6 +5,7 @@ Training writes it, and scoring writes it again. It describes the cohort in aggr
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.evaluation.image_quality import REGIONS, read_index, read_scores
 from resdm_suite.evaluation.statistics import by_person
 from resdm_suite.profiles import Config
-from resdm_suite.records import read_json
+from resdm_suite.records import RecordError, read_json
 
 CARD = "README.md"
 
@@ -49,8 +50,9 @@ def write_card(config: Config, name: str) -> Path:
     scores = None
     if (config.predictions(name) / "scores.csv").is_file():
         test = read_index(config, None).query("split == 'test'")["person"]
-        scores = read_scores(config, [name])
-        scores = scores[scores["person"].isin(test)]
+        with suppress(RecordError):  # of another training
+            scores = read_scores(config, [name])
+            scores = scores[scores["person"].isin(test)]
     timing = card.folder / "timing.json"
     cost = read_json(timing) if timing.is_file() else {}
     return write_text(card.folder / CARD, render(card, read_index(config, "train"), scores, cost))

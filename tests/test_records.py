@@ -1,0 +1,288 @@
+"""Damaged intermediates: an error names the file and the stage to run again; nothing damaged is used in silence."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stored_cohort import make_config, write_volumes
+from tiny_methods import PlainConfig
+
+from resdm.settings import TrainingConfig
+from resdm.weights import CheckpointError
+from resdm_suite.apps.synthesis import synthesise_method
+from resdm_suite.apps.training import train_method
+from resdm_suite.evaluation.image_quality import read_scores, score_people
+from resdm_suite.preprocessing.dataset import CohortDataset
+from resdm_suite.records import NAME, RecordError, checked, faults, read_csv, read_json, reading, write_record
+
+SPLITS = ["train"] * 3 + ["validation"] + ["test"] * 2
+FILES = {  # of the pipeline below: who reads it, and what its error tells to do
+    "volumes/index.csv": "resdm preprocess tiny",
+    "volumes/cohort.json": "resdm preprocess tiny",
+    "volumes/cohort.npy": "resdm preprocess tiny",
+    "volumes/sub-0004/tau.nii.gz": "resdm preprocess tiny",
+    "models/Plain/model.safetensors": "train again",
+    "models/Plain/config.yaml": "train again",
+    "predictions/Plain/factual/scores.csv": "resdm predict tiny Plain",
+    "predictions/Plain/factual/sub-0004/ses-M000/pet/"
+    "sub-0004_ses-M000_trc-18FAV45_space-MNI152_desc-synth_pet.nii.gz": "resdm predict tiny Plain",
+}
+
+
+def run(config) -> None:
+    """Train, synthesise and score."""
+    train_method(config, "Plain", progress=False)
+    synthesise_method(config, "Plain", progress=False)
+
+
+def use(config) -> None:
+    """Read everything as later stages do."""
+    CohortDataset(config, "train")
+    score_people(config, "Plain")
+    read_scores(config, ["Plain"])
+    synthesise_method(replace(config, profile="tiny"), "Plain", "no_age", progress=False)
+
+
+def make_profile(root):
+    """A tiny profile whose volumes have a record, as preprocessing leaves one."""
+    training = TrainingConfig(epochs=1, batch_size=2, accelerator="cpu", threads=1)
+    config = make_config(root, training=training, methods={"Plain": PlainConfig()})
+    write_volumes(config, SPLITS)
+    config.manifest.write_text("person\n")
+    volumes = [path for path in config.volumes.rglob("*") if path.is_file()]
+    write_record(config.volumes, "resdm preprocess tiny", volumes, [config.manifest])
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = make_profile(tmp_path_factory.mktemp("finished"))
+    run(config)
+    use(config)
+    return config
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy with other times: as good as the original."""
+    shutil.copytree(finished.work, tmp_path / "work" / "tiny", copy_function=shutil.copyfile)
+    return replace(finished, root=tmp_path)
+
+
+def damage(kind: str, content: bytes, other: bytes, at: float) -> bytes:
+    place = int(at * len(content))
+    return {
+        "flipped": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
+        "cut": content[:place],
+        "empty": b"",
+        "longer": content + content[: place + 1],
+        "another": other,
+    }[kind]
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from(sorted(FILES)),
+    kind=st.sampled_from(["flipped", "cut", "empty", "longer", "another"]),
+    at=st.floats(0, 1, exclude_max=True),
+)
+def test_no_damaged_file_is_used(finished, name, kind, at):
+    """500 damaged files, each read by the functions that read it in a run."""
+    path = finished.work / name
+    content, times = path.read_bytes(), path.stat()
+    other = content[::-1]
+    try:
+        path.write_bytes(damage(kind, content, other, at))
+        with pytest.raises((RecordError, CheckpointError)) as error:
+            reader(finished, path)
+        assert str(path) in str(error.value)
+        assert FILES[name] in str(error.value)
+        assert "\n" not in str(error.value)
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def reader(config, path):
+    if "models" in path.parts:
+        from resdm_suite.apps.prediction import Model
+
+        return Model.load(config.model("Plain"))
+    if path.name == "scores.csv":
+        return read_scores(config, ["Plain"])
+    if path.suffix == ".gz":
+        return score_people(config, "Plain")
+    return CohortDataset(config, "train")
+
+
+def edited(change):
+    def write(path):
+        change(frame := pd.read_csv(path, dtype=str, keep_default_na=False))
+        frame.to_csv(path, index=False)
+
+    return write
+
+
+def permuted(path):
+    array = np.load(path)
+    np.save(path, array[::-1])
+
+
+def swapped(frame):
+    frame.iloc[[0, 1]] = frame.iloc[[1, 0]].to_numpy()
+
+
+INDEX, SCORES = "volumes/index.csv", "predictions/Plain/factual/scores.csv"
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("volumes/cohort.npy", permuted),
+    (INDEX, edited(swapped)),
+    *[(INDEX, edited(lambda frame, column=column, value=value: frame.__setitem__(column, value)))
+      for column, value in (("age", "70"), ("sex", "F"), ("present_tau", "0"), ("split", "test"))],
+    (SCORES, edited(lambda frame: frame.__setitem__("psnr", "40"))),
+    (SCORES, edited(lambda frame: frame.__setitem__("person", frame["person"].iloc[0]))),
+    ("manifest.csv", lambda path: path.write_text("person\nsub-1\n")),
+], ids=lambda value: value if isinstance(value, str) else None)  # fmt: skip
+def test_an_edit_is_found_by_every_later_stage(copy, name, change):
+    use(copy)
+    change(copy.work / name)
+    with pytest.raises(RecordError, match=f"{Path(name).name}.*run `resdm .* tiny"):
+        use(copy)
+    assert any(Path(name).name in line for line in faults(copy.work))
+
+
+def test_a_kept_time_is_no_proof(copy):
+    """`deep` reads what size, time and place call unchanged: a disk may lose a bit by itself."""
+    path = copy.volumes / "cohort.npy"
+    write_record(copy.volumes, "resdm preprocess tiny", [path])
+    time.sleep(0.01)
+    record = copy.volumes / NAME
+    os.utime(record, ns=(time.time_ns() + 10**9,) * 2)  # everything below is older
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    checked(path)
+    with pytest.raises(RecordError, match=r"cohort\.npy: changed since `resdm preprocess tiny` wrote it"):
+        checked(path, deep=True)
+
+
+def test_a_later_input_makes_a_result_outdated(copy):
+    (copy.model("Plain") / "model.safetensors").unlink()
+    config = replace(copy, seed=1)
+    train_method(config, "Plain", progress=False)
+    with pytest.raises(RecordError, match=r"scores\.csv: made before .*model\.safetensors changed; run `resdm predict"):
+        read_scores(config, ["Plain"])
+    synthesise_method(config, "Plain", progress=False)
+    assert len(read_scores(config, ["Plain"]))
+
+
+def test_stages_make_again_what_is_damaged(copy):
+    before = (copy.work / SCORES).read_bytes()
+    for name in list(FILES)[-2:]:
+        path = copy.work / name
+        path.write_bytes(path.read_bytes()[:-9])
+    synthesise_method(copy, "Plain", progress=False)
+    assert (copy.work / SCORES).read_bytes() == before
+    assert faults(copy.work, deep=True) == [] or all("no_age" in line for line in faults(copy.work, deep=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
+def test_unreadable_files_without_a_record_are_named(tmp_path, content):
+    path = tmp_path / "qc" / "x.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"x\.json: damaged \(.*\); delete it and run `resdm qc` again"):
+        read_json(path)
+    if content in (b"", b"\xff\xfe"):
+        with pytest.raises(RecordError, match="damaged"):
+            read_csv(path)
+    with pytest.raises(RecordError, match="damaged"), reading(path):
+        np.load(path)
+    with pytest.raises(FileNotFoundError, match="run `resdm qc` first"), reading(tmp_path / "qc" / "y.json"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"stage": "x"}', '{"stage": "x", "inputs": {}, "outputs": {"a": 1}}']
+)
+def test_a_damaged_record_is_named(tmp_path, content):
+    write_record(tmp_path, "resdm qc tiny", [tmp_path / "a"])
+    (tmp_path / "a").touch()
+    (tmp_path / NAME).write_text(content)
+    with pytest.raises(RecordError, match=r"\.record\.json: damaged; delete it and run the stage again"):
+        checked(tmp_path / "a")
+    assert len(faults(tmp_path)) == 1
+    write_record(tmp_path, "resdm qc tiny", [tmp_path / "a"])
+    assert faults(tmp_path) == []
+
+
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def start(config) -> int:
+    """The pipeline in a process of its own; the process's number."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        run(config)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def contents(config) -> dict[str, bytes]:
+    """Results: all but clock times, and the card that states them."""
+    paths = (path for name in ("models", "predictions") for path in sorted((config.work / name).rglob("*")))
+    paths = [path for path in paths if path.is_file() and path.name not in ("timing.json", "README.md", NAME)]
+    return {path.relative_to(config.work).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_kills_at_random_moments_end_in_the_same_bytes(tmp_path):
+    """SIGKILL at 20 moments; tests/kill_at_random.py does the same to the smoke profile."""
+    config, draw = make_profile(tmp_path / "killed"), random.Random(0)
+    begin = time.perf_counter()
+    reference = make_profile(tmp_path / "whole")
+    run(reference)
+    seconds, killed = time.perf_counter() - begin, 0
+    while killed < 20:
+        child = start(config)
+        time.sleep(draw.uniform(0, seconds))
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        if ended(child) == 0:  # it was faster: begin again
+            shutil.rmtree(config.work / "models")
+            shutil.rmtree(config.work / "predictions")
+        else:
+            killed += 1
+    run(config)
+    assert contents(config) == contents(reference)
+    assert faults(config.work, deep=True) == []
+
+
+def test_two_runs_at_once_wait_for_each_other(tmp_path, capfd):
+    config, reference = make_profile(tmp_path / "twice"), make_profile(tmp_path / "whole")
+    run(reference)
+    children = [start(config) for _ in range(2)]
+    assert [ended(child) for child in children] == [0, 0]
+    assert contents(config) == contents(reference)
+    assert "train Plain: another process is at work on it" in capfd.readouterr().err
