@@ -19,8 +19,9 @@ from mock_sources import write_dlbs
 from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import ManifestError
 from resdm_suite.cohorts.readers import download as transfer
+from resdm_suite.cohorts.readers.bids import conflicting_tracers
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, fetch, list_bucket
-from resdm_suite.cohorts.readers.openneuro import FILES, build_manifest, download, not_downloaded, sidecar_faults
+from resdm_suite.cohorts.readers.openneuro import FILES, build_manifest, download, not_downloaded
 from resdm_suite.profiles import CohortConfig, Config, MatchConfig, load_config
 
 
@@ -83,21 +84,10 @@ def test_the_profile_on_the_real_metadata(real_dlbs):
 
 
 def test_the_real_sidecars(real_dlbs):
-    examples = {
-        label: json.loads(next((real_dlbs / "json_examples").glob(f"*trc-{label}_*.json")).read_text())
-        for label in ("18FAV45", "18FAV1451")
-    }
-    message = {label: "\n".join(sidecar_faults(sidecar, label)) for label, sidecar in examples.items()}
-    assert "Radiopharmaceutical '[18F]Florbetaben' is not 18FAV1451" in message["18FAV1451"]
-    assert "a frame of no duration" in message["18FAV1451"]
-    assert "AcquisitionMode dynamic, but one frame" in message["18FAV1451"]
-    assert "SliceTiming" in message["18FAV45"]
-    assert "back-projection, with iterations" in message["18FAV45"]
-    assert "is not 18FAV45" not in message["18FAV45"]
-    for text in message.values():
-        assert "milliseconds" in text
-        assert "InjectedRadioactivityUnits 'mSV'" in text
-        assert "InjectedMassUnits 'approximate mCi'" in text
+    (path,) = (real_dlbs / "json_examples").glob("*trc-18FAV1451_*.json")
+    assert conflicting_tracers(json.loads(path.read_text()), "18FAV1451") == [
+        ("Radiopharmaceutical", "[18F]Florbetaben")
+    ]
 
 
 # ── a mock of it ──────────────────────────────────────────────────────────────────────────────────
@@ -119,22 +109,6 @@ def test_who_is_in_the_mock_and_who_is_not(mock, tmp_path):
     assert found.manifest.set_index("person").loc["sub-9009", "t1w"].endswith("run-2_T1w.nii.gz")
     notes = "\n".join(found.notes)
     assert "sidecars of 8 of 32 PETs: Radiopharmaceutical '[18F]Florbetaben' is not 18FAV1451" in notes
-    assert "sidecars of 32 of 32 PETs: FrameDuration, FrameTimesStart and InjectionStart in milliseconds" in notes
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"FrameDuration": [300, 300], "FrameTimesStart": [0, 300]}, []),
-    ({"FrameDuration": [300, 300], "FrameTimesStart": [0]}, ["FrameDuration and FrameTimesStart of unequal length"]),
-    ({"FrameDuration": [300, 300], "FrameTimesStart": [0, 200]}, ["FrameTimesStart is not the running sum"]),
-    ({"FrameDuration": [300], "FrameTimesStart": [0]}, ["FrameDuration has 1 frames, the file 2"]),
-    ({"FrameDuration": 300}, []),
-    ({"TracerName": "florbetapir"}, ["TracerName 'florbetapir' is not 18FAV1451"]),
-    ({"InjectedRadioactivityUnits": "MBq", "InjectedMassUnits": "ug"}, []),
-])  # fmt: skip
-def test_faults_of_a_sidecar(change, message):
-    found = sidecar_faults(change, "18FAV1451", frames=2)
-    assert len(found) == len(message)
-    assert all(fault.startswith(start) for fault, start in zip(found, message, strict=True))
 
 
 def test_impossible_ages_and_intervals(mock, tmp_path):

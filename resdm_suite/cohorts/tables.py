@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from datetime import date, time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from resdm_suite.paths import stem
 
 MISSING = {"", "n/a", "na", "nan", "none", "null"}
 """Cells without a value, in lower case."""
@@ -147,6 +151,34 @@ def read_by_key(
         notes.append(f"{path}: {name} has more than one row, and they differ; none is used; keep one")
         del rows[name]
     return rows
+
+
+def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
+    """Read the JSON of a scan, with the entries that folders above it up to the data set's state (BIDS inheritance).
+
+    Empty where there is none, None where one cannot be read.
+    """
+    entities, parents = stem(Path(scan).name).split("_"), list(Path(scan).parents)
+    subject = next((n for n, folder in enumerate(parents) if folder.name.startswith("sub-")), -1)
+    content: dict[str, Any] = {}
+    for folder in reversed(parents[: subject + 2]):
+        for path in sorted(visible(folder, f"*{entities[-1]}.json"), key=lambda path: path.name.count("_")):
+            another = path.stem != "_".join(entities) and any(path.with_suffix(end).exists() for end in NIFTI)
+            if set(path.stem.split("_")) <= set(entities) and not another:
+                stated = read_json(path)
+                if stated is None:
+                    return None
+                content |= stated
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object: empty without a file, None where it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def to_number(text: str) -> float | None:

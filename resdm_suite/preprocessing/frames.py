@@ -7,13 +7,12 @@ times that count from the scan's start, entries that do not fit the file, frames
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resdm_suite.paths import sidecar_path
+from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.preprocessing.measures import LIMITS
 
 WINDOWS = {
@@ -39,7 +38,7 @@ def average_frames(data: np.ndarray, path: Path, tracer: str) -> tuple[np.ndarra
     ----------
     data : ndarray (X, Y, Z, T)
     path : path
-        Of the scan; the times are in the sidecar beside it.
+        Of the scan; the times are in its BIDS sidecar, beside it or in a folder above.
     tracer : str
         BIDS label.
 
@@ -102,10 +101,7 @@ def average_frames(data: np.ndarray, path: Path, tracer: str) -> tuple[np.ndarra
 
 def _frame_times(path: Path, number: int) -> tuple[np.ndarray | None, np.ndarray | None, str]:
     """Durations and starts after injection of each frame in minutes, where known, and what the weights follow."""
-    try:
-        sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        sidecar = {}
+    sidecar = read_sidecar(path) or {}
     durations, starts = (_numbers(sidecar, key) for key in ("FrameDuration", "FrameTimesStart"))
     if durations.size != number and np.count_nonzero(durations) == number:
         starts = starts[durations != 0] if starts.size == durations.size else starts  # entries without a frame

@@ -6,7 +6,6 @@ which may stand in a folder above it (BIDS inheritance). It opens no image.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -19,8 +18,16 @@ import pandas as pd
 
 from resdm_suite.cohorts.manifest import SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.tables import NIFTI, day_number, images, read_by_key, to_age, to_date, visible
-from resdm_suite.paths import stem
+from resdm_suite.cohorts.tables import (
+    day_number,
+    images,
+    read_by_key,
+    read_json,
+    read_sidecar,
+    to_age,
+    to_date,
+    visible,
+)
 from resdm_suite.profiles import Config
 
 # names of columns, in lower case; the first that exists and is filled is used
@@ -174,7 +181,7 @@ def _scan_days(folder: Path, where: str, notes: list[str]) -> dict[str, float]:
 
 def _age_scale(path: Path, notes: list[str]) -> float:
     """Years in one unit of a table's ages, by the ``Units`` of its JSON."""
-    for name, entry in (_read_json(path) or {}).items():
+    for name, entry in (read_json(path) or {}).items():
         unit = str(entry.get("Units", "")).lower() if isinstance(entry, dict) else ""
         if name.lower() in _NAMES["age"] and re.fullmatch(_UNIT, unit) and unit[0] != "y":
             notes.append(f"{path.name}: ages are in {unit}; they are changed to years")
@@ -236,34 +243,6 @@ def _session_days(people: list[Row]) -> dict[tuple[str, str], tuple[float, bool]
                 day += start["visit_day"] if dated.any() else 0.0
             days[visit.person, visit.session] = day, by_age
     return days
-
-
-def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
-    """Read the JSON of a scan, with the entries that folders above it up to the data set's state (BIDS inheritance).
-
-    Empty where there is none, None where one cannot be read.
-    """
-    entities, parents = stem(Path(scan).name).split("_"), list(Path(scan).parents)
-    subject = next((n for n, folder in enumerate(parents) if folder.name.startswith("sub-")), -1)
-    content: dict[str, Any] = {}
-    for folder in reversed(parents[: subject + 2]):
-        for path in sorted(visible(folder, f"*{entities[-1]}.json"), key=lambda path: path.name.count("_")):
-            another = path.stem != "_".join(entities) and any(path.with_suffix(end).exists() for end in NIFTI)
-            if set(path.stem.split("_")) <= set(entities) and not another:
-                stated = _read_json(path)
-                if stated is None:
-                    return None
-                content |= stated
-    return content
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object: empty without a file, None where it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _tracer(scan: Path, where: str, config: Config, notes: list[str]) -> str:

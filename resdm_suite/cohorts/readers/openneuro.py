@@ -7,10 +7,6 @@ is downloaded, and only scans of the manifest are downloaded.
 a T1 and a PET are 365.25 × the difference of two such ages: 0 means less than a year apart, 365.25 less than two years.
 A window ``cohort.match.window_days`` of 366 is thus "at most one year by ages".
 
-**Frames are averaged with equal weights**. Durations of the sidecars are not used: they are in milliseconds where BIDS
-requires seconds, and the second of two frames may have 0 ms. For equal frames, as florbetapir's two of five minutes,
-the average is exact; an empty last frame scales the whole volume, and SUVR, a ratio, does not change.
-
 **The tracer is the file name's** ``trc-`` entity: sidecars of tau PET name florbetaben. The notes count such faults.
 """
 
@@ -22,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
@@ -30,9 +25,9 @@ from resdm.io import write_csv
 from resdm.settings import TRACERS
 from resdm_suite.cohorts.manifest import PATHS, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.readers.bids import conflicting_tracers, read_sidecar
+from resdm_suite.cohorts.readers.bids import conflicting_tracers
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, address, fetch, list_bucket
-from resdm_suite.cohorts.tables import images, read_by_key, to_age
+from resdm_suite.cohorts.tables import images, read_by_key, read_sidecar, to_age
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 
@@ -106,7 +101,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     first = [_triplets(frame, config)]
     if repeated:
         first.append(f"{len(repeated)} waves have a T1w taken twice ({repeated[0]} …); the last run is used (README)")
-    notes = [*first, *_table_faults(table), *notes, *_count_sidecar_faults(frame)]
+    notes = [*first, *_table_faults(table), *notes, *_sidecar_faults(frame)]
     return assemble_manifest(scans, people, config, root, notes, "session")
 
 
@@ -212,76 +207,17 @@ def _table_faults(table: dict[str, dict[str, str]]) -> Iterator[str]:
                 yield f"{person}: participants.tsv has {column} {years[person]:g}, but no age at one of the two waves"
 
 
-def _count_sidecar_faults(scans: pd.DataFrame) -> list[str]:
+def _sidecar_faults(scans: pd.DataFrame) -> list[str]:
     """State each fault once, with the number of sidecars and the first of them."""
     faults: dict[str, list[str]] = defaultdict(list)
-    count = 0
-    for cell, label in scans.loc[scans["target"] != "t1w", ["path", "tracer"]].itertuples(index=False):
-        name, sidecar = sidecar_path(cell).name, read_sidecar(cell)
-        if sidecar == {}:
-            continue
-        count += 1
+    pets = scans[scans["target"] != "t1w"]
+    for cell, label in pets[["path", "tracer"]].itertuples(index=False):
+        sidecar, name = read_sidecar(cell), sidecar_path(cell).name
         if sidecar is None:
             faults["cannot be read as JSON"].append(name)
-            continue
-        for fault in sidecar_faults(sidecar, label, _frames(Path(cell))):
-            faults[fault].append(name)
+        for key, value in conflicting_tracers(sidecar or {}, label):
+            faults[f"{key} {value!r} is not {label}; the file name's tracer is used"].append(name)
     return [
-        f"sidecars of {len(names)} of {count} PETs: {fault} (as {min(names)})"
+        f"sidecars of {len(names)} of {len(pets)} PETs: {fault} (as {min(names)})"
         for fault, names in sorted(faults.items())
     ]
-
-
-def _frames(path: Path) -> int | None:
-    """Count frames by a PET's header; None for a file that is absent or broken, which preprocessing will name."""
-    try:
-        shape = nib.load(path).shape
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
-        return None
-    return shape[3] if len(shape) == 4 else 1
-
-
-def sidecar_faults(sidecar: dict[str, Any], label: str, frames: int | None = None) -> list[str]:
-    """List faults of a PET's sidecar, given the file name's tracer and the file's frames, and the replacement."""
-    durations, starts = (_floats(sidecar.get(key)) for key in ("FrameDuration", "FrameTimesStart"))
-    milliseconds = str(sidecar.get("FrameDurationUnits", "")).lower() == "ms" or max(durations, default=0) > 10_000
-    equal_length = len(starts) == len(durations)
-    iterative = "iterations" in (sidecar.get("ReconMethodParameterLabels") or [])
-    faults = {
-        f"{key} {value!r} is not {label}; the file name's tracer is used": True
-        for key, value in conflicting_tracers(sidecar, label)
-    } | {
-        "FrameDuration, FrameTimesStart and InjectionStart in milliseconds, BIDS wants seconds; not used": (
-            durations and milliseconds
-        ),
-        "a frame of no duration; frames are averaged with equal weights": any(d <= 0 for d in durations),
-        "FrameDuration and FrameTimesStart of unequal length; not used": durations and not equal_length,
-        "FrameTimesStart is not the running sum of FrameDuration; not used": (
-            equal_length and not np.allclose(starts, np.cumsum([0, *durations])[:-1])
-        ),
-        f"FrameDuration has {len(durations)} frames, the file {frames}; the file's number is used": (
-            durations and frames not in (None, len(durations))
-        ),
-        "AcquisitionMode dynamic, but one frame; averaging one frame changes nothing": (
-            sidecar.get("AcquisitionMode") == "dynamic" and sum(d > 0 for d in durations) == 1
-        ),
-        "SliceTiming or MultibandAccelerationFactor, which are MRI's, in a PET; not used": (
-            "SliceTiming" in sidecar or "MultibandAccelerationFactor" in sidecar
-        ),
-        "ReconMethodName back-projection, with iterations and subsets; not used": (
-            iterative and "back-projection" in str(sidecar.get("ReconMethodName", "")).lower()
-        ),
-    }
-    for key, valid, quantity in (
-        ("InjectedRadioactivityUnits", r"[kMG]?Bq|[mu]?Ci|n/a", "an activity"),
-        ("InjectedMassUnits", r"[nu]?g|[nu]?mol|n/a", "a mass"),
-    ):
-        unit = str(sidecar.get(key, "n/a"))
-        faults[f"{key} {unit!r} is not a unit of {quantity}; the dose is not used, SUVR needs none"] = (
-            not re.fullmatch(valid, unit)
-        )  # fmt: skip
-    return [fault for fault, present in faults.items() if present]
-
-
-def _floats(value: object) -> list[float]:
-    return [float(v) for v in value if isinstance(v, int | float)] if isinstance(value, list) else []
