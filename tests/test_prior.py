@@ -152,12 +152,6 @@ print(memory - anonymous())
     assert int(run.stdout) > 50 * 2**20
 
 
-def test_a_tower_of_the_papers_size_has_the_same_states_in_another_process():
-    torch.manual_seed(0)
-    prior = PriorModule(PriorConfig(weights="none"))
-    assert torch.equal(prior(TEXTS, cached=False), pickle.loads(pickle.dumps(prior))(TEXTS))
-
-
 def test_fields_of_the_prompt_and_dropout():
     people = Prior((70.0,) * 400, ("F",) * 400)
     assert module(fields=()).mask_fields(people) == people.without("age", "sex")

@@ -433,9 +433,13 @@ def test_a_weight_that_is_not_finite_is_found_before_it_is_stored(tmp_path):
     assert not (config.model("Plain") / "state.pt").exists()
 
 
-def test_nobody_to_train_on(tmp_path):
-    with pytest.raises(ValueError, match="nobody to train on"):
-        run(make_config(tmp_path), n=0)
+@pytest.mark.parametrize(
+    ("n", "settings", "message"),
+    [(0, {}, "nobody to train on"), (7, {"batch_size": 3, "devices": 2}, r"multiple of training\.devices")],
+)
+def test_impossible_batches_are_refused(tmp_path, n, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(make_config(tmp_path, **settings), n=n)
 
 
 # ── budget, precision, processes ──────────────────────────────────────────────────────────────────
@@ -519,8 +523,3 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
             torch.testing.assert_close(other[key], weights[key], msg=key, rtol=tolerance, atol=tolerance / 100)
         if method != "Two":
             pd.testing.assert_frame_equal(*(pd.read_csv(f / "history.csv") for f in (one, two)), rtol=1e-4)
-
-
-def test_uneven_batches_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"multiple of training\.devices"):
-        run(make_config(tmp_path, batch_size=3, devices=2))

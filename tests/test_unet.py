@@ -9,7 +9,6 @@ from conftest import tiny_network
 
 from resdm.layers.wavelet import haar, inverse_haar
 from resdm.unet import Attention, NetworkConfig, UNet
-from resdm_suite.apps.trace import attention_map
 
 
 def test_haar_is_orthonormal_and_exactly_inverted(generator):
@@ -94,12 +93,3 @@ def test_size_is_the_released_networks():
     with torch.device("meta"):
         net = UNet(NetworkConfig(), context_dim=256)
     assert sum(weight.numel() for weight in net.parameters()) == pytest.approx(29.2e6, rel=0.01)
-
-
-def test_attention_map_is_a_distribution_over_tokens(generator):
-    torch.manual_seed(0)
-    net = UNet(tiny_network(), context_dim=12)
-    x = torch.randn((1, 1, 8, 8, 8), generator=generator)
-    weights = attention_map(net, x, x, torch.tensor([0]), torch.randn((1, 5, 12), generator=generator))
-    assert weights.shape == (1, 5, 4, 4, 4)
-    torch.testing.assert_close(weights.sum(1), torch.ones(1, 4, 4, 4))
