@@ -286,7 +286,7 @@ def write_released(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bo
         t1, pets = _visit(10 * i, seed)
         code = 1
         if i % 2:  # in one space, as the released code has them
-            code, t1 = 4, (mni_map("t1", grid), grid.affine)
+            code, t1 = 4, (mni_map("t1", grid) ** (1 + i / 100), grid.affine)  # nobody has the same as another
             rng = np.random.default_rng(seed + i)
             uptake = gaussian_filter(rng.uniform(1.1, 1.5) * mni_map("gm", grid) + 0.9 * mni_map("wm", grid), 0.7)
             pets = _two_tracers(uptake, grid.affine)
