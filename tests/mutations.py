@@ -43,7 +43,7 @@ FAULTS = [  # file, right code, faulty code, test
      "test_bids.py::test_other_spellings_of_trc_and_scans_that_are_never_taken"),
     ("resdm_suite/cohorts/splits.py", "for person in members[name]}))",
      "for person in members[name]}).sample(frac=1, random_state=0).to_numpy())",
-     "test_manifest.py::test_the_split_is_a_function_of_people_and_seed_alone"),
+     "test_manifest.py::test_a_split_is_by_person_in_the_shares_of_the_profile"),
 ]  # fmt: skip
 
 

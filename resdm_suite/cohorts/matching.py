@@ -7,6 +7,7 @@ all sources.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -85,6 +86,9 @@ def assemble_manifest(
     """
     match, labels, notes = config.cohort.match, list(config.cohort.tracers), list(notes)
     scans = _scan_table(scans)
+    outside = [path for path in scans["path"] if not os.path.realpath(path).startswith(os.path.realpath(where))]
+    if outside:
+        notes.append(f"{len(outside)} scans are links to files outside {where} ({outside[0]} …)")
     if pairing == "day":
         rows = match_scans(scans, match, labels).to_dict("records")
     else:
