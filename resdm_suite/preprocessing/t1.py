@@ -12,11 +12,11 @@ import SimpleITK as sitk  # noqa: N813 - its users call it so
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
 from resdm_suite.cohorts.manifest import SPACE
 from resdm_suite.paths import stem
 from resdm_suite.preprocessing.measures import LIMITS, blur
-from resdm_suite.preprocessing.registration import Scan, register_affine, resample
+from resdm_suite.preprocessing.registration import Scan, register_affine, resample, smooth
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.profiles import Config, PreprocessConfig
 
@@ -24,8 +24,11 @@ MIN_TEMPLATE_CORRELATION = 0.3
 """Correlation with the MNI152 T1 below which a scan cannot be in MNI152, regardless of the manifest."""
 
 _MAX_T1_VOXEL_MM = 4.5  # as coarse as the coarsest phantoms
-_CONTRAST_GRID = Grid((48, 56, 48), 4.0)  # of `tissue_contrast`
-_MAX_FLUID, _MAX_FLUID_BETWEEN, _MAX_DEPTH = 0.56, 0.5, 0.5  # see `looks_like_pet`
+_CONTRAST_GRID = Grid((64, 72, 64), 3.0)  # of `tissue_contrast`
+_MAX_FLUID = 0.65  # brightness of fluid relative to white matter; T1: 0.34 to 0.58, most PET: more
+# Detail of true T1 by voxel size (mm), with a margin: real ones have 0.7 to 1.2, of 4 mm or blurred by 4 mm 0.58,
+# phantoms 0.49; PET of 7 mm FWHM has 0.3 to 0.48, mean PET of a population 0.2 to 0.3.
+_LEAST_DETAIL = (2.0, 3.4), (0.55, 0.475)
 
 _OTHER_SCANS = {
     "pet": "a PET", "ct": "a CT", "t2w": "a T2-weighted MRI", "flair": "a FLAIR MRI", "t2star": "a T2*-weighted MRI",
@@ -49,14 +52,22 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
         Intensities in [0, 1].
     info : dict
         ``transform`` (4, 4) as lists: MNI mm → T1 mm; ``t1_correlation``: with the MNI152 T1 inside the brain;
-        ``fluid``, ``depth``: see `tissue_contrast`; ``bias_field``, ``intensity``.
+        ``fluid``, ``depth``, ``detail``: see `tissue_contrast`; ``bias_field``, ``intensity``.
 
     Raises
     ------
     VolumeError
-        The file cannot be read, is not a single volume, is too coarse, looks like a CT or a PET, or does not fit the
-        MNI152 T1.
+        The file cannot be read, is not a single volume, is too coarse, has another contrast than a T1, or does not fit
+        the MNI152 T1.
     """
+    scan = read_t1(path)
+    array, mni_to_t1, info = t1_on_grid(scan, config.preprocess, path)
+    contrast = check_contrast(scan, mni_to_t1, info["t1_correlation"], path)
+    return array, {"transform": mni_to_t1.tolist()} | contrast | info
+
+
+def read_t1(path: str | Path) -> Scan:
+    """Read a T1-weighted MRI; `VolumeError` if its name, its air or its voxels are those of another scan."""
     suffix = stem(Path(path).name).rpartition("_")[2].lower()
     if suffix in _OTHER_SCANS:
         raise VolumeError(f"{path}: {_OTHER_SCANS[suffix]} by its name; expected a T1-weighted MRI")
@@ -67,51 +78,78 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
             f"{path}: {100 * air:.0f} % of its voxels lie near −1000, as air does in a CT (Hounsfield units); expected "
             "a T1-weighted MRI"
         )
-    mean_mm = float(np.prod(voxel_sizes(scan.affine)) ** (1 / 3))
-    if mean_mm > _MAX_T1_VOXEL_MM:
+    if _mean_voxel_mm(scan) > _MAX_T1_VOXEL_MM:
         raise VolumeError(
-            f"{path}: voxels of {mean_mm:.1f} mm (mean of the three axes), expected {_MAX_T1_VOXEL_MM:g} or less: it "
-            "shows too little anatomy to tell a T1 from a PET; take the scan before it was resampled"
+            f"{path}: voxels of {_mean_voxel_mm(scan):.1f} mm (mean of the three axes), expected {_MAX_T1_VOXEL_MM:g} "
+            "or less: it shows too little anatomy to tell a T1 from a PET; take the scan before it was resampled"
         )
-    array, mni_to_t1, info = t1_on_grid(scan, config.preprocess, path)
+    return scan
+
+
+def _mean_voxel_mm(scan: Scan) -> float:
+    return float(np.prod(voxel_sizes(scan.affine)) ** (1 / 3))
+
+
+def check_contrast(scan: Scan, mni_to_t1: np.ndarray, correlation: float, path: str | Path) -> dict[str, float]:
+    """`tissue_contrast` of a registered scan; `VolumeError` if it is not that of a T1.
+
+    In a T1 white matter is brightest and fluid is dark. In T2, FLAIR and CT, and in PET of tau, glucose or much
+    amyloid, grey matter is brighter. A PET without amyloid has the contrast of a T1, but the scanner blurs it.
+    """
     least = LIMITS["correlation"][0]
-    if info["t1_correlation"] < least:
+    if correlation < least:
         raise VolumeError(
-            f"{path}: does not fit the MNI152 T1 (correlation {info['t1_correlation']:.2f} inside the brain, expected "
+            f"{path}: does not fit the MNI152 T1 (correlation {correlation:.2f} inside the brain, expected "
             f"{least} or more); is it a T1-weighted MRI of a head, with its orientation right?"
         )
-    fluid, depth = tissue_contrast(scan, mni_to_t1)
-    if looks_like_pet(fluid, depth):
+    contrast = tissue_contrast(scan, mni_to_t1)
+    detail = float(np.interp(_mean_voxel_mm(scan), *_LEAST_DETAIL))
+    if not contrast["depth"] > 0:
         raise VolumeError(
-            f"{path}: looks like a PET, not a T1-weighted MRI: fluid is {fluid:.2f} times as bright as white matter, "
-            f"and grey matter {100 * depth:.0f} % of the way down to it (expected {_MAX_FLUID} or less, and "
-            f"{100 * _MAX_DEPTH:.0f} % or less where fluid is above {_MAX_FLUID_BETWEEN})"
+            f"{path}: grey matter or fluid is as bright as white matter, as in a PET, CT, T2 or FLAIR; expected a "
+            "T1-weighted MRI"
         )
-    return array, {"transform": mni_to_t1.tolist(), "fluid": fluid, "depth": depth} | info
+    if contrast["fluid"] > _MAX_FLUID or contrast["detail"] < detail:
+        raise VolumeError(
+            f"{path}: looks like a PET, not a T1-weighted MRI: fluid is {contrast['fluid']:.2f} times as bright as "
+            f"white matter (expected {_MAX_FLUID} or less), and detail below 6 mm has {contrast['detail']:.2f} times "
+            f"the contrast of coarse structure (expected {detail:.2f} or more)"
+        )
+    return contrast
 
 
-def tissue_contrast(scan: Scan, mni_to_t1: np.ndarray) -> tuple[float, float]:
-    """Brightness of fluid relative to white matter, and position of grey matter between white (0) and fluid (1).
+def tissue_contrast(scan: Scan, mni_to_t1: np.ndarray) -> dict[str, float]:
+    """Contrast of the tissues, and sharpness, of a scan without its bias field.
 
-    Tissue means by least squares on the tissue maps, on a grid of 4 mm.
+    Returns
+    -------
+    dict
+        ``fluid``: brightness relative to white matter; ``depth``: position of grey matter between white (0) and fluid
+        (1), −1 if white matter is not brighter than fluid; ``detail``: SD of structure below 6 mm, relative to that of
+        12 to 24 mm. Tissue means are least squares on the MNI152 tissue maps. The field is a quadratic, fitted in turn.
     """
-    gm, wm = (mni_map(name, _CONTRAST_GRID) for name in ("gm", "wm"))
-    inside = ndimage.binary_erosion(mni_map("brain", _CONTRAST_GRID), iterations=2)
-    values = resample(scan, _CONTRAST_GRID.affine, _CONTRAST_GRID.shape, mni_to_t1)[inside]
-    maps = np.column_stack([gm[inside], wm[inside], np.clip(1 - gm - wm, 0, 1)[inside]])
-    grey, white, fluid = np.linalg.lstsq(maps, values)[0]
-    if not white > fluid:
-        return np.inf, 0.0
-    return float(fluid / white), float((white - grey) / (white - fluid))
-
-
-def looks_like_pet(fluid: float, depth: float) -> bool:
-    """Whether a `tissue_contrast` is that of a PET.
-
-    In a T1 fluid is dark. In a PET all tissues take up tracer and the scanner blurs them. Where white matter binds
-    most, as in amyloid PET without amyloid, grey matter is nearly as dark as fluid.
-    """
-    return fluid > _MAX_FLUID or (fluid > _MAX_FLUID_BETWEEN and depth > _MAX_DEPTH)
+    grid = _CONTRAST_GRID
+    inside = ndimage.binary_erosion(mni_map("brain", grid), iterations=2)
+    gm, wm = (mni_map(name, grid)[inside] for name in ("gm", "wm"))
+    tissues = np.column_stack([gm, wm, np.clip(1 - gm - wm, 0, 1)])
+    x, y, z = ((grid.mm() - np.reshape(CENTRE_MM, (3, 1, 1, 1))) / 80).reshape(3, -1)
+    terms = np.column_stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
+    image, here = resample(scan, grid.affine, grid.shape, mni_to_t1), terms[inside.ravel()]
+    values, field = image[inside], np.zeros(terms.shape[1])
+    for _ in range(4):
+        grey, white, fluid = means = np.linalg.lstsq(tissues, values / np.exp(here @ field))[0]
+        expected = tissues @ means
+        used = (values > 0) & (expected > 0)
+        weight = np.sqrt(expected[used, None])
+        ratio = np.log(values[used] / expected[used])
+        field = np.linalg.lstsq(here[used] * weight, ratio * weight[:, 0])[0]
+    log_bias = np.clip(terms @ field, (here @ field).min(), (here @ field).max()).reshape(grid.shape)
+    flat = Scan(image / np.exp(log_bias), grid.affine)
+    blurred = [flat.data, *(smooth(flat, fwhm).data for fwhm in (6, 12, 24))]
+    fine, coarse = ((blurred[i] - blurred[i + 1])[inside].std() for i in (0, 2))
+    depth = (white - grey) / (white - fluid) if white > max(fluid, 0) else -1.0
+    ratio = fluid / white if white > 0 else np.inf
+    return {"fluid": float(ratio), "depth": float(depth), "detail": float(fine / max(coarse, 1e-9))}
 
 
 @contextmanager

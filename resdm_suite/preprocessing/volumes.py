@@ -37,7 +37,7 @@ from resdm_suite.preprocessing.measures import blur, measure_flags, shared_infor
 from resdm_suite.preprocessing.registration import Scan, register_rigid
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
-from resdm_suite.preprocessing.t1 import registration_errors, t1_on_grid
+from resdm_suite.preprocessing.t1 import check_contrast, read_t1, registration_errors, t1_on_grid
 from resdm_suite.profiles import Config
 from resdm_suite.records import (
     alone,
@@ -236,7 +236,7 @@ def _check_session(config: Config, row: Row) -> list[str]:
 
 def _read(row: Row, what: str) -> Scan:
     """One scan of a session: ``t1w``, or a tracer with its frames averaged."""
-    return read_scan(row[what]) if what == "t1w" else read_scan(row[what], frames=True, tracer=row[f"{what}_tracer"])
+    return read_t1(row[what]) if what == "t1w" else read_scan(row[what], frames=True, tracer=row[f"{what}_tracer"])
 
 
 def _try_session(config: Config, row: Row) -> list[str]:
@@ -270,6 +270,7 @@ def _write_session(config: Config, row: Row) -> None:
     brain = mni_map("brain", grid)
     t1, mni_to_t1, sidecar = t1_on_grid(scans["t1w"], settings, row["t1w"], row["space"])
     measured = {"t1_correlation": sidecar.pop("t1_correlation")}
+    check_contrast(scans["t1w"], mni_to_t1, measured["t1_correlation"], row["t1w"])
     write("t1w", t1, mni_to_t1, measured["t1_correlation"], sidecar)
     blurred = blur(t1, grid)[brain]
     for tracer in [tracer for tracer in TRACERS if tracer in scans]:
