@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_scans import make_visit, save
+from scipy import ndimage
 
 from resdm.io import WriteError, write_csv
 from resdm_suite.cohorts.manifest import EMPTY, ManifestError, read_manifest, write_manifest
@@ -219,6 +220,10 @@ BAD = {
     "half of the voxels": ("T1w", resized(lambda b: b[: len(b) // 2]), "the file holds 445616"),
     "twice the voxels": ("pet", resized(lambda b: b + b[352:]), "one of them is of another scan"),
     "only a header": ("pet", resized(lambda b: b[:352]), "the file holds 352"),
+    "T1 as blurred as a PET": ("T1w", stored(lambda d: ndimage.gaussian_filter(d, 1.2)), "looks like a PET, not a T1"),
+    "T1 turned into its negative": (
+        "T1w", stored(lambda d: (d > 0.1 * d.max()) * (1.2 * d.max() - d)), "fluid is as bright|does not fit"),
+    "CT": ("T1w", stored(lambda d: np.where(d > 80, 40, -1000)), "as air does in a CT"),
     "negative PET": ("pet", stored(lambda d: -d), "empty, all voxels lie from"),
     "negative reference region": ("pet", stored(lambda d: d - 0.98 * d.max()), "reference region (cerebellum)"),
     "no cerebellum": ("pet", without_cerebellum, "does the scan cover the cerebellum"),
@@ -239,7 +244,7 @@ def test_a_bad_scan_is_named_and_results_stay(config, name):
         preprocess(config, progress=False)
     text = str(error.value)
     assert str(path) in text
-    assert message in text
+    assert any(part in text for part in message.split("|"))
     assert any(mark in text for mark in (";", "?")), "states the remedy"
     assert contents(config.volumes).items() >= made.items()
 

@@ -17,7 +17,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm_suite.anatomy import CENTRE_MM, REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
@@ -30,7 +30,7 @@ from resdm_suite.preprocessing.qc import brain_points
 from resdm_suite.preprocessing.registration import Scan, displacement, resample, smooth
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
-from resdm_suite.preprocessing.t1 import _MAX_FLUID, looks_like_pet, preprocess_mri, t1_on_grid, tissue_contrast
+from resdm_suite.preprocessing.t1 import check_contrast, preprocess_mri, t1_on_grid
 from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm_suite.records import RecordError, checked
@@ -767,30 +767,44 @@ def test_a_real_persons_left_stays_left(real_t1, tmp_path):
     assert np.linalg.norm(found - expected) < GRID.voxel_mm
 
 
-def averaged(pet, path):
-    """A PET under the name of a T1, its frames averaged."""
-    image = nib.load(pet)
-    data = np.asarray(image.dataobj, np.float32)
-    return save(path, data.mean(axis=3) if data.ndim == 4 else data, image.affine)
-
-
-def test_a_pet_is_recognised_by_its_contrast(cohort, tmp_path):
+def test_phantoms_are_told_apart_by_their_contrast(cohort):
     """With the registration of each phantom, so that only the contrast is tested."""
     config, index, _ = cohort
-    frame = read_manifest(config.manifest)
-    for i, row in frame.iterrows():
+    for i, row in read_manifest(config.manifest).iterrows():
         for what in ("t1w", *TRACERS):
-            if not row[what]:
-                continue
-            transform = np.array(sidecar(config.volumes / index[what][i])["transform"])
-            fluid, depth = tissue_contrast(read_scan(row[what], frames=True), transform)
-            assert looks_like_pet(fluid, depth) == (what != "t1w"), (row["person"], what, fluid, depth)
-    for tracer in TRACERS:
-        pet = averaged(next(path for path in frame[tracer] if path), tmp_path / f"{tracer}_T1w.nii.gz")
-        with pytest.raises(
-            VolumeError, match=r"looks like a PET, not a T1-weighted MRI: fluid is|does not fit the MNI"
-        ):
-            preprocess_mri(pet, config)
+            if row[what]:
+                transform = np.array(sidecar(config.volumes / index[what][i])["transform"])
+                assert is_t1(read_scan(row[what], frames=True), transform) == (what == "t1w"), (row["person"], what)
+
+
+def is_t1(scan, mni_to_scan):
+    try:
+        return bool(check_contrast(scan, mni_to_scan, 1.0, "x.nii.gz"))
+    except VolumeError:
+        return False
+
+
+FINE = Grid((80, 96, 80), 2.0)
+GREY_WHITE_FLUID = {  # levels of tissues, and resolution in mm: PET relative to the cerebellum
+    "T1": (0.65, 1.0, 0.25, 2), "T1 of little contrast": (0.9, 1.0, 0.4, 2), "T1 smoothed": (0.65, 1.0, 0.25, 4),
+    "T2": (0.7, 0.5, 1.0, 2), "FLAIR": (0.9, 0.7, 0.15, 2), "proton density": (0.95, 0.8, 1.0, 2),
+    "CT": (0.38, 0.3, 0.1, 2), "amyloid-negative": (1.05, 1.75, 0.3, 7), "amyloid-positive": (1.5, 1.8, 0.3, 7),
+    "PIB-positive": (2.2, 1.8, 0.4, 6), "tau": (1.05, 0.95, 0.4, 7), "FDG": (1.3, 0.7, 0.2, 5),
+    "mean amyloid PET of a population": (1.05, 1.75, 0.15, 10), "mean tau PET": (1.2, 1.0, 0.3, 10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREY_WHITE_FLUID)
+@pytest.mark.parametrize("bias", [0.0, 1.5], ids=["flat", "biased"])
+def test_the_contrast_of_a_t1_is_recognised_under_any_smooth_bias(name, bias):
+    """``bias`` 1.5: bright in the middle as at 7 T, and 5 times as bright on one side as on the other."""
+    *levels, fwhm = GREY_WHITE_FLUID[name]
+    gm, wm, brain = (mni_map(tissue, FINE) for tissue in ("gm", "wm", "brain"))
+    image = sum(level * tissue for level, tissue in zip(levels, (gm, wm, brain * (1 - gm - wm)), strict=True))
+    x, y, z = (FINE.mm() - np.reshape(CENTRE_MM, (3, 1, 1, 1))) / 80
+    image = image.clip(0) * np.exp(-bias * (x**2 + y**2 + z**2 / 2 + 0.6 * y))
+    scan = smooth(Scan(image.astype(np.float32), FINE.affine), np.sqrt(max(fwhm**2 - 1.6**2, 0)))
+    assert is_t1(scan, np.eye(4)) == name.startswith("T1")
 
 
 def test_a_real_t1_is_accepted_whole_or_stripped(real_t1, tmp_path):
@@ -806,11 +820,17 @@ def test_a_real_t1_is_accepted_whole_or_stripped(real_t1, tmp_path):
     inside = ndimage.binary_erosion(mni_map("brain", GRID), iterations=2)
     assert np.corrcoef(whole[inside], alone[inside])[0, 1] > 0.98
     for contrast in (info, stripped_info):
-        assert contrast["fluid"] < _MAX_FLUID - 0.02
-        assert contrast["depth"] < 0.4
-    affine = scan.affine @ np.diag([6.25, 6.25, 6.25, 1])  # 0.8 mm → 5 mm
-    shape = tuple(int(n / 6.25) for n in scan.data.shape)
-    coarse = save(tmp_path / "coarse_T1w.nii.gz", resample(scan, affine, shape), affine)
+        assert contrast["fluid"] < 0.52
+        assert 0.2 < contrast["depth"] < 0.4
+        assert contrast["detail"] > 0.8
+
+    def coarser(mm):
+        affine = scan.affine @ np.diag([*[mm / 0.8] * 3, 1])
+        return Scan(resample(scan, affine, tuple((0.8 * np.array(scan.data.shape) / mm).astype(int))), affine)
+
+    for low in (coarser(4.5), smooth(scan, (0, 0, 6)), smooth(scan, (0, 6, 0)), smooth(scan, 4)):
+        assert is_t1(low, np.array(info["transform"]))
+    coarse = save(tmp_path / "coarse_T1w.nii.gz", coarser(5).data, coarser(5).affine)
     with pytest.raises(VolumeError, match=r"voxels of 5\.0 mm \(mean of the three axes\), expected 4\.5 or less"):
         preprocess_mri(coarse, config)
     ct = np.where(scan.data > 0.1 * scan.data.max(), 40, -1000).astype(np.int16)

@@ -26,9 +26,10 @@ MIN_TEMPLATE_CORRELATION = 0.3
 _MAX_T1_VOXEL_MM = 4.5  # as coarse as the coarsest phantoms
 _CONTRAST_GRID = Grid((64, 72, 64), 3.0)  # of `tissue_contrast`
 _MAX_FLUID = 0.65  # brightness of fluid relative to white matter; T1: 0.34 to 0.58, most PET: more
-# Detail of true T1 by voxel size (mm), with a margin: real ones have 0.7 to 1.2, of 4 mm or blurred by 4 mm 0.58,
-# phantoms 0.49; PET of 7 mm FWHM has 0.3 to 0.48, mean PET of a population 0.2 to 0.3.
-_LEAST_DETAIL = (2.0, 3.4), (0.55, 0.475)
+# Least detail of a T1 by voxel size (mm). A real T1 has 0.89, of 4 mm voxels or smoothed by 4 mm 0.51, of 4.5 mm 0.45,
+# phantoms 0.50 or more. PET of 6 mm FWHM made from the tissues of a real T1 has 0.48, of 7 mm 0.42, a population's mean
+# PET 0.24, phantoms 0.41 or less.
+_LEAST_DETAIL = (2.0, 4.0), (0.495, 0.435)
 
 _OTHER_SCANS = {
     "pet": "a PET", "ct": "a CT", "t2w": "a T2-weighted MRI", "flair": "a FLAIR MRI", "t2star": "a T2*-weighted MRI",
@@ -75,8 +76,8 @@ def read_t1(path: str | Path) -> Scan:
     air = float(np.mean((scan.data < -700) & (scan.data > -1300)))
     if air > 0.05:  # a large part of any CT is air at −1000, and no MRI is that negative
         raise VolumeError(
-            f"{path}: {100 * air:.0f} % of its voxels lie near −1000, as air does in a CT (Hounsfield units); expected "
-            "a T1-weighted MRI"
+            f"{path}: {100 * air:.0f} % of its voxels lie near −1000, as air does in a CT (Hounsfield units); give a "
+            "T1-weighted MRI"
         )
     if _mean_voxel_mm(scan) > _MAX_T1_VOXEL_MM:
         raise VolumeError(
@@ -106,14 +107,14 @@ def check_contrast(scan: Scan, mni_to_t1: np.ndarray, correlation: float, path: 
     detail = float(np.interp(_mean_voxel_mm(scan), *_LEAST_DETAIL))
     if not contrast["depth"] > 0:
         raise VolumeError(
-            f"{path}: grey matter or fluid is as bright as white matter, as in a PET, CT, T2 or FLAIR; expected a "
+            f"{path}: grey matter or fluid is as bright as white matter, as in a PET, CT, T2 or FLAIR; give a "
             "T1-weighted MRI"
         )
     if contrast["fluid"] > _MAX_FLUID or contrast["detail"] < detail:
         raise VolumeError(
             f"{path}: looks like a PET, not a T1-weighted MRI: fluid is {contrast['fluid']:.2f} times as bright as "
             f"white matter (expected {_MAX_FLUID} or less), and detail below 6 mm has {contrast['detail']:.2f} times "
-            f"the contrast of coarse structure (expected {detail:.2f} or more)"
+            f"the contrast of coarse structure (expected {detail:.2f} or more); give the T1 before any smoothing"
         )
     return contrast
 
