@@ -26,10 +26,10 @@ MIN_TEMPLATE_CORRELATION = 0.3
 _MAX_T1_VOXEL_MM = 4.5  # as coarse as the coarsest phantoms
 _CONTRAST_GRID = Grid((64, 72, 64), 3.0)  # of `tissue_contrast`
 _MAX_FLUID = 0.65  # brightness of fluid relative to white matter; T1: 0.34 to 0.58, most PET: more
-# Least detail of a T1 by voxel size (mm). A real T1 has 0.89, of 4 mm voxels or smoothed by 4 mm 0.51, of 4.5 mm 0.45,
-# phantoms 0.50 or more. PET of 6 mm FWHM made from the tissues of a real T1 has 0.48, of 7 mm 0.42, a population's mean
-# PET 0.24, phantoms 0.41 or less.
-_LEAST_DETAIL = (2.0, 4.0), (0.495, 0.435)
+# Least detail of a T1 by voxel size (mm). A real T1 has 0.89, of 4 mm voxels or smoothed by 4 mm 0.51, of 4.5 mm 0.45;
+# phantoms 0.50, resampled once more 0.45. PET of 6 mm FWHM made from the tissues of a real T1 has 0.48, of 7 mm 0.42,
+# the mean PET of a population 0.24, phantoms 0.41 or less.
+_LEAST_DETAIL = (2.0, 3.0), (0.495, 0.435)
 
 _OTHER_SCANS = {
     "pet": "a PET", "ct": "a CT", "t2w": "a T2-weighted MRI", "flair": "a FLAIR MRI", "t2star": "a T2*-weighted MRI",
