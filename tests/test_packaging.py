@@ -43,13 +43,31 @@ def test_the_wheel_holds_every_module_template_and_profile(wheel):
     assert not any(name.startswith(("tests/", "configs/", "notebooks/")) for name in names)
 
 
+PROFILE = """
+cohort: { kind: phantom, phantom: { people: 1, anatomy_mm: 4, t1_voxel_mm: [4, 4, 4], pet_voxel_mm: [6, 6, 6] } }
+preprocess: { grid: { shape: [16, 16, 16], voxel_mm: 12 }, registration_mm: 8, n4: false }
+evaluation: { status: { pool: 1 } }
+methods: { linear: { kind: linear } }
+"""
+
+
 def test_an_installed_package_works_in_an_empty_folder(wheel, tmp_path):
+    """Check, phantoms, a synthesis with a model and a report: profiles and templates are found in the package."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     here = tmp_path / "empty"
     here.mkdir()
+    (here / "mini.yaml").write_text(PROFILE)
     code = (
         "import resdm_suite; from resdm_suite.apps.cli import main; print(resdm_suite.__file__)\n"
-        "print(main(['check', 'phantom']), main(['check', 'fantom']))"
+        "from pathlib import Path; from resdm.method import build_method\n"
+        "from resdm_suite.apps.model_folder import save_profile_model; from resdm_suite.profiles import load_config\n"
+        "config = load_config('mini.yaml'); linear = build_method(config.method('linear'), (16, 16, 16))\n"
+        "model = str(save_profile_model(config.model('linear'), linear, config, 'linear'))\n"
+        "codes = main(['check', 'phantom']), main(['check', 'fantom']), main(['phantom', 'mini.yaml', '--quiet'])\n"
+        "t1 = str(next(config.source_root.rglob('*_T1w.nii.gz')))\n"
+        "options = ['--model', model, '--out', 'out', '--allow-phantom-model', '--samples', '1', '--quiet']\n"
+        "codes += main(['synthesise', t1, *options]), main(['report', 'mini.yaml']), main(['model', 'show', model])\n"
+        "print(*codes)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True)
@@ -57,5 +75,7 @@ def test_an_installed_package_works_in_an_empty_folder(wheel, tmp_path):
     assert first.startswith(str(tmp_path)), done.stderr
     assert f"digest {load_config(ROOT / 'configs' / 'phantom.yaml').digest()}: valid" in done.stdout
     assert f"not there yet: manifest, {here / 'work' / 'phantom' / 'manifest.csv'}" in lines
-    assert lines[-1] == "0 2"
+    assert lines[-1] == "0 2 0 0 0 0", done.stderr
+    assert len(list((here / "out").glob("*_pet.nii.gz"))) == 4
+    assert (here / "work" / "mini" / "report" / "index.html").is_file()
     assert "there are: adni, dlbs, phantom" in done.stderr

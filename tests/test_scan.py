@@ -22,6 +22,7 @@ from resdm_suite.apps import single_scan as scans
 from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
+from resdm_suite.cohorts.tables import ManifestError
 from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.scans import VolumeError
@@ -360,16 +361,19 @@ def test_a_failed_row_does_not_stop_the_others(tmp_path, t1w, registered, undraw
 
 @pytest.mark.parametrize(("text", "message"), [
     ("who,t1w\nsub-1,x\n", "no column person; found who, t1w, expected person, t1w"),
-    ("", "cannot be read as CSV"),
-    ("person,t1w\nsub-1,x,y,z\nsub-2,x\n", "cannot be read as CSV"),
+    ("", r"table\.csv: empty"),
+    ("person,t1w\nsub-1,x,y,z\nsub-2,x\n", "row 2: found 4 cells, expected 2 as in the header"),
+    ("person,t1w\nsub-1,sub-é\n".encode("latin-1"), "row 2: not UTF-8"),
+    ("person;t1w\nsub-1;x\n", "columns are separated by semicolons"),
+    ("person,person,t1w\nsub-1,sub-2,x\n", "two columns person; found person, person, t1w"),
     ("person,t1w\n", "no row; expected one per scan"),
     ("person,t1w\n\n../x,y\n", r"line 3: person '\.\./x'"),
     ("person,session,t1w\nsub-1,ses-1,x\nsub-1,ses-1,y\n", "line 3: sub-1 ses-1 is also on line 2"),
 ])  # fmt: skip
 def test_unreadable_tables_are_refused(tmp_path, text, message):
     path = tmp_path / "table.csv"
-    path.write_text(text)
-    with pytest.raises(ScanError, match=message):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises((ScanError, ManifestError), match=message):
         synthesise_scans(path, folder(tmp_path), tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="no such table"):
+    with pytest.raises(FileNotFoundError, match="gone"):
         synthesise_scans(tmp_path / "gone.csv", folder(tmp_path), tmp_path / "out")

@@ -185,15 +185,7 @@ CODE = " (code of this module runs)"
 
 
 def _manifest(
-    config: Config,
-    source: str,
-    root: Path | None,
-    tables: Path | None,
-    draw_split: bool,
-    download: bool,
-    jobs: int,
-    url: str | None,
-    progress: bool,
+    config: Config, source: str, root: Path | None, tables: Path | None, draw_split: bool, download: bool, **fetch: Any
 ) -> Path:
     if download and source != "openneuro":
         raise ConfigError(f"--download fetches openneuro's data only; the source is {source}")
@@ -202,10 +194,10 @@ def _manifest(
     from resdm_suite.cohorts.assembly import find_sessions, make_manifest
 
     if download:
-        from resdm_suite.cohorts.readers.openneuro import download as fetch
+        from resdm_suite.cohorts.readers.openneuro import download as download_scans
 
-        folder, mirror = root or config.source_root, {"url": url} if url else {}
-        print(f"{fetch(config, folder, jobs=jobs, progress=progress, **mirror)} files downloaded to {folder}")
+        folder, options = root or config.source_root, {key: value for key, value in fetch.items() if value is not None}
+        print(f"{download_scans(config, folder, **options)} files downloaded to {folder}")
     cohort = find_sessions(config, root, source, draw=draw_split)
     print("\n".join(_flow(cohort)))
     make_manifest(config, root, source, cohort=cohort)
@@ -265,8 +257,6 @@ def _synthesise(
     manifest: Path | None,
     age: float | None,
     sex: str | None,
-    model: Path,
-    out: Path,
     quiet: bool,
     as_json: bool,
     **options: Any,
@@ -282,14 +272,14 @@ def _synthesise(
     options["progress"] = not (quiet or as_json)
     rows: list[dict[str, Any]] = []
     if manifest is not None:
-        rows = synthesise_scans(manifest, model, out, **options).to_dict("records")
+        rows = synthesise_scans(manifest, **options).to_dict("records")
         results: dict[str, Any] = {"scans": rows}
         lines = [f"{row['status']}: {row['person']} {row['session']}".rstrip() for row in rows]
     else:
-        files = synthesise_scan(t1w, model, out, age=age, sex=sex, **options)
+        files = synthesise_scan(t1w, age=age, sex=sex, **options)
         results = {"files": {name: str(path) for name, path in files.items()}}
         lines = [f"{name}: {path}" for name, path in files.items()]
-    notice, memory, seconds = load_card(model).notice, peak_memory_bytes(), time.perf_counter() - start
+    notice, memory, seconds = load_card(options["model"]).notice, peak_memory_bytes(), time.perf_counter() - start
     if as_json:
         record = {"notice": notice, **results, "seconds": round(seconds, 1), "peak_memory_bytes": memory}
         print(json.dumps(record, indent=2, ensure_ascii=False))

@@ -5,6 +5,7 @@ Training writes it, and scoring writes it again. It describes the cohort in aggr
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -78,18 +79,13 @@ def render(
     )  # fmt: skip
     return _TEMPLATE.read_text(encoding="utf-8").format(
         head=yaml.safe_dump(head, sort_keys=False).rstrip(),
-        name=card.name,
+        card=card,
+        config=config,
+        grid=grid,
         notice=_capital(card.notice),
         cohort_notice=f" {_capital(config.notice)}." if config.notice else "",
-        kind=card.settings.kind,
-        profile=config.profile,
-        seed=config.seed,
         settings=config.digest(),
-        step=card.step,
-        epoch=card.epoch,
         shape=" × ".join(map(str, grid.shape)),
-        voxel_mm=grid.voxel_mm,
-        digest=card.digest,
         cost=size,
         cohort=_cohort(kind, index),
         phantom_limit=_PHANTOM * card.phantom,
@@ -131,18 +127,13 @@ def _cohort(kind: str, index: pd.DataFrame | None) -> str:
 def _metrics(scores: pd.DataFrame | None) -> str:
     if scores is None or scores.empty:
         return "Its predictions are not scored yet."
+    metrics = ["mae", "psnr", "ssim"]
     people = by_person(scores).assign(mae=lambda frame: 100 * frame["mae"], ssim=lambda frame: 100 * frame["ssim"])
-    table = people.groupby(["tracer", "region"])[["mae", "psnr", "ssim"]].agg(["mean", "std"])
+    table = people.groupby(["tracer", "region"])[metrics].agg(["mean", "std"])
+    order = [key for key in itertools.product(TRACERS, REGIONS) if key in table.index]
     rows = [
-        (
-            tracer,
-            region,
-            *(f"{row[metric, 'mean']:.2f} ± {row[metric, 'std']:.2f}" for metric in ("mae", "psnr", "ssim")),
-        )
-        for tracer in TRACERS
-        for region in REGIONS
-        if (tracer, region) in table.index
-        for row in [table.loc[tracer, region]]
+        (*key, *(f"{row[metric, 'mean']:.2f} ± {row[metric, 'std']:.2f}" for metric in metrics))
+        for key, row in table.loc[order].iterrows()
     ]
     header = ("tracer", "region", "MAE (%)", "PSNR (dB)", "SSIM (%)")
     count = people["person"].nunique()

@@ -39,6 +39,7 @@ from resdm_suite.apps.prediction import (
     save_image,
     synthesise_mri,
 )
+from resdm_suite.cohorts.tables import read_table
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan, resample
@@ -70,12 +71,8 @@ def synthesise_scan(
     *,
     age: float | None = None,
     sex: str | None = None,
-    samples: int = SAMPLES,
-    seed: int | None = None,
-    steps: int | None = None,
-    allow_phantom_model: bool = False,
-    trust_code: bool = False,
     progress: bool = False,
+    **sampling: Any,
 ) -> dict[str, Path]:
     """Both PETs of one person from a T1-weighted MRI in its native space.
 
@@ -88,16 +85,12 @@ def synthesise_scan(
     out : path
     age, sex
         Prior information in the prompt; left out where ``None``.
-    samples : int
-        Number of samples; the PETs are their mean. The first is that of ``samples=1``.
-    seed, steps : int, optional
-        The model's by default.
-    allow_phantom_model : bool
-        See `resdm_suite.apps.prediction.check_phantom`.
-    trust_code : bool
-        See `resdm.load_model`.
     progress : bool
         Show a bar.
+    **sampling
+        ``samples`` (int): the PETs are the mean of so many, `SAMPLES` by default; the first is that of ``samples=1``.
+        ``seed``, ``steps`` (int): the model's by default. ``allow_phantom_model`` (bool): see
+        `resdm_suite.apps.prediction.check_phantom`. ``trust_code`` (bool): see `resdm.load_model`.
 
     Returns
     -------
@@ -115,7 +108,7 @@ def synthesise_scan(
         impossible age, sex, seed or number of samples.
     """
     check_person(age, sex, "prompt")
-    _, sampler = _prepare(model, samples, seed, steps, allow_phantom_model, trust_code)
+    _, sampler = _prepare(model, **sampling)
     if not Path(t1w).is_file():
         raise FileNotFoundError(f"{t1w}: no such MRI")
     prompt = {"age": age, "sex": sex}
@@ -123,7 +116,12 @@ def synthesise_scan(
 
 
 def _prepare(
-    model: str | Path, samples: int, seed: int | None, steps: int | None, allow_phantom_model: bool, trust_code: bool
+    model: str | Path,
+    samples: int = SAMPLES,
+    seed: int | None = None,
+    steps: int | None = None,
+    allow_phantom_model: bool = False,
+    trust_code: bool = False,
 ) -> tuple[ModelCard, dict[str, Any]]:
     """The model's card and the sampler's settings, with the model's values as defaults."""
     if samples < 1:
@@ -241,12 +239,8 @@ def synthesise_scans(
     model: str | Path,
     out: str | Path,
     *,
-    samples: int = SAMPLES,
-    seed: int | None = None,
-    steps: int | None = None,
-    allow_phantom_model: bool = False,
-    trust_code: bool = False,
     progress: bool = False,
+    **sampling: Any,
 ) -> pd.DataFrame:
     """`synthesise_scan` of every row of a table; a row that fails does not stop the others.
 
@@ -258,7 +252,7 @@ def synthesise_scans(
     out : path
         Files are written to ``<person>/<session>/pet/`` below it. Existing results of the same scan, model, prompt,
         seed and samples stay.
-    model, samples, seed, steps, allow_phantom_model, trust_code, progress
+    model, progress, **sampling
         As of `synthesise_scan`.
 
     Returns
@@ -271,7 +265,7 @@ def synthesise_scans(
     ScanError
         A file that is no table of scans; a fault of one row only fails that row.
     """
-    card, sampler = _prepare(model, samples, seed, steps, allow_phantom_model, trust_code)
+    card, sampler = _prepare(model, **sampling)
     table, out = Path(table), Path(out)
     loaded, results = None, []
     for line, row in tqdm(_read_table(table).items(), desc="scans", unit="scan", disable=not progress):
@@ -298,22 +292,15 @@ def synthesise_scans(
 
 def _read_table(path: Path) -> dict[int, dict[str, str]]:
     """Line number → row, cells stripped; columns that are missing are empty."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table of scans")
-    options = {"header": None, "dtype": str, "na_filter": False, "skip_blank_lines": False}
-    try:
-        cells = pd.read_csv(path, encoding="utf-8-sig", **options).map(str.strip)
-    except ValueError as error:  # not UTF-8, empty, or a row longer than the header
-        raise ScanError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8 text") from None
-    frame = cells[1:].set_axis(cells.index[1:] + 1).set_axis(cells.loc[0], axis=1)
-    missing = [name for name in ("person", "t1w") if name not in frame]
-    if missing:
+    frame, known = read_table(path), ["person", "session", "t1w", "age", "sex"]
+    wrong = [f"no column {name}" for name in ("person", "t1w") if name not in frame]
+    wrong += [f"two columns {name}" for name in known if list(frame).count(name) > 1]
+    if wrong:
         raise ScanError(
-            f"{path}: no column {' and no column '.join(missing)}; found {', '.join(frame)}, expected person, t1w and, "
-            "where known, session, age, sex"
+            f"{path}: {' and '.join(wrong)}; found {', '.join(frame)}, expected person, t1w and, where known, session, "
+            "age, sex"
         )
-    frame = frame.reindex(columns=["person", "session", "t1w", "age", "sex"], fill_value="")
-    frame = frame[frame.ne("").any(axis=1)]
+    frame = frame.reindex(columns=known, fill_value="")
     for line, (person, session) in frame[["person", "session"]].iterrows():
         if not re.fullmatch("sub-[a-zA-Z0-9]+", person) or not re.fullmatch("(ses-[a-zA-Z0-9]+)?", session):
             raise ScanError(
