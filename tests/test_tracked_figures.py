@@ -19,7 +19,7 @@ from stored_cohort import make_config
 from resdm.io import write_json
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.profiles import PreprocessConfig, load_config
-from resdm_suite.reporting.provenance import provenance, stale
+from resdm_suite.reporting.provenance import outdated, provenance, stale
 
 
 def tracked(suffix: str) -> list[Path]:
@@ -135,6 +135,19 @@ def test_a_changed_setting_is_named_with_the_remedy(stored):
     assert fault.endswith("run make reproduce PROFILE=smoke")
     path.unlink()
     assert faults(sidecar, config.root)[0].endswith("remove figures/smoke")
+
+
+def test_the_report_tells_results_of_this_run_from_others(stored):
+    config, sidecar = stored
+    scores = config.predictions("DDPM") / "scores.csv"
+    assert outdated(config, "table9") == outdated(config, "table9_effects") == outdated(config, "table1") == ""
+    assert outdated(replace(config, seed=3), "table9") == "made with other settings: seed"
+    scores.write_text("psnr\n27\n")
+    assert outdated(config, "table9") == "made of another work/smoke/predictions/DDPM/factual/scores.csv"
+    scores.unlink()
+    assert outdated(config, "table9").startswith("made of a missing work/smoke")
+    sidecar.write_text("{")
+    assert outdated(config, "table9") == "table9.json is damaged"
 
 
 def test_a_result_depends_on_what_its_inputs_depend_on(stored):

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_info
 from resdm.io import sha256
 from resdm_suite.cohorts.splits import split_digest
 from resdm_suite.profiles import Config
+from resdm_suite.records import RecordError, read_json, unchanged
 
 PACKAGES = (
     "resdm", "numpy", "scipy", "pandas", "scikit-image", "matplotlib", "nibabel", "nilearn", "SimpleITK",
@@ -117,6 +118,29 @@ def stale(config: Config, record: Mapping[str, Any]) -> list[str]:
 
     settings = record.get("settings", {})
     return [part for part, stored in settings.items() if digest(part) != stored] if settings else ["all"]
+
+
+def outdated(config: Config, stem: str) -> str:
+    """Why a stored result is not one of this run: other settings, or inputs that are not there or have changed.
+
+    Empty where it is one, or where no sidecar belongs to it; ``figure4_effects`` has that of ``figure4``.
+    """
+    parts = stem.split("_")
+    sidecars = [config.figures / f"{'_'.join(parts[:n])}.json" for n in range(len(parts), 0, -1)]
+    sidecar = next((path for path in sidecars if path.is_file()), None)
+    if sidecar is None:
+        return ""
+    try:
+        record = read_json(sidecar)
+        if settings := stale(config, record):
+            return f"made with other settings: {', '.join(settings)}"
+        for name, digest in record["inputs"].items():
+            path = config.root / name
+            if "/" in name and not unchanged(path, {"sha256": digest}):
+                return f"made of {'another' if path.is_file() else 'a missing'} {name}"
+    except (RecordError, LookupError, TypeError, AttributeError):
+        return f"{sidecar.name} is damaged"
+    return ""
 
 
 def processor() -> dict[str, str]:

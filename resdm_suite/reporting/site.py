@@ -27,7 +27,7 @@ from nbconvert import HTMLExporter
 
 from resdm.io import writing
 from resdm_suite.profiles import Config
-from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.provenance import outdated, provenance
 
 
 @dataclass(frozen=True)
@@ -260,6 +260,7 @@ def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
         "table": Markup(shown),
         "rest": Markup(rest),
         "long": stem == "claims",
+        "outdated": outdated(config, stem),
         "files": [(suffix.upper(), quote(f"files/{name}")) for suffix, name in sorted(by_suffix.items())],
     }
 
@@ -316,6 +317,8 @@ def _missing(config: Config, pages: list[Page]) -> list[str]:
         for stem in section.outputs if section.needed(config) else ():
             if not any(config.figures.glob(f"{stem}.*")):
                 lines.append(f"{stem}, which notebook {section.notebook} makes")
+            elif reason := outdated(config, stem):
+                lines.append(f"{stem} of this run; the one below is {reason}")
     return lines
 
 
