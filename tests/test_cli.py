@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 from tiny_methods import SHAPE, Sessions, build, make_config
 
 import resdm
@@ -25,7 +26,7 @@ from resdm_suite.apps.model_folder import load_card, save_profile_model
 from resdm_suite.cohorts.readers import download
 from resdm_suite.profiles import load_config
 
-REPOSITORY = Path(__file__).parents[1]
+FILES = ["amyloid", "tau", "mri", "amyloid_native", "tau_native", "suvr", "picture", "record"]
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_version_and_check_start_without_heavy_packages(profile):
         "print(codes, heavy)"
     )
     profile.with_name("plain.yaml").write_text("cohort: {kind: phantom, phantom: {people: 12}}\n")
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert lines[0] == resdm.__version__
@@ -171,7 +172,7 @@ def test_output_that_nobody_reads_or_a_full_disk_takes(profile):
     profile.write_text("cohort: {kind: phantom, phantom: {}}\n")
     command = f"{sys.executable} -m resdm_suite.apps.cli check {profile}"
     options = {"shell": True, "executable": "/bin/bash", "capture_output": True, "text": True}
-    options["env"] = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    options["env"] = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(f"{command} | true; echo ${{PIPESTATUS[0]}}", **options)
     assert (done.stdout, done.stderr) == ("141\n", "")
     if Path("/dev/full").exists():
@@ -193,20 +194,6 @@ def test_arguments_that_make_no_sense(words):
     with pytest.raises(SystemExit) as error:
         cli.main(words.split())
     assert error.value.code == 2
-
-
-@pytest.mark.parametrize(("words", "shard"), [([], (1, 1)), (["--shard", "2/3"], (2, 3))])
-def test_predict_passes_the_shard(profile, monkeypatch, capsys, words, shard):
-    asked = []
-
-    def synthesise_method(config, name, condition, **chosen):
-        asked.append((name, condition, chosen))
-        return "made"
-
-    monkeypatch.setattr("resdm_suite.apps.synthesis.synthesise_method", synthesise_method)
-    assert cli.main(["predict", str(profile), "Plain", "--quiet", *words]) == 0
-    assert asked == [("Plain", "factual", {"split": "test", "shard": shard, "progress": False})]
-    assert capsys.readouterr().out == "made\n"
 
 
 def test_an_unexpected_error_shows_its_traceback(profile, monkeypatch, capsys):
@@ -240,11 +227,13 @@ def test_methods_and_conditions_reach_the_pipeline(profile, monkeypatch, capsys)
     assert cli.main(["train", str(profile)]) == 0
     assert cli.main(["train", str(profile), "GAN", "--quiet"]) == 0
     both = ["--condition", "no_age", "--condition", "factual"]
-    assert cli.main(["predict", str(profile), "GAN", *both, "--split", "validation"]) == 0
+    assert cli.main(["predict", str(profile), "GAN", *both, "--split", "validation", "--shard", "2/3"]) == 0
+    assert cli.main(["predict", str(profile), "Plain", "--quiet"]) == 0
     assert calls == [
         ("Plain", {"progress": True}), ("GAN", {"progress": True}), ("GAN", {"progress": False}),
-        ("GAN", "no_age", {"split": "validation", "shard": (1, 1), "progress": True}),
-        ("GAN", "factual", {"split": "validation", "shard": (1, 1), "progress": True}),
+        ("GAN", "no_age", {"split": "validation", "shard": (2, 3), "progress": True}),
+        ("GAN", "factual", {"split": "validation", "shard": (2, 3), "progress": True}),
+        ("Plain", "factual", {"split": "test", "shard": (1, 1), "progress": False}),
     ]  # fmt: skip
     capsys.readouterr()
 
@@ -274,7 +263,7 @@ def test_synthesise_one_mri(model, scan, preprocessed, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("synthetic, not for clinical use\n")
     written = dict(re.findall(r"^(\w+): (.*)$", out, flags=re.MULTILINE))
-    assert list(written) == ["amyloid", "tau", "mri", "amyloid_native", "tau_native", "suvr", "picture", "record"]
+    assert list(written) == FILES
     assert re.search(r"\n\d+ s, peak memory \d\.\d\d GiB\n$", out)
     image = nib.load(written["amyloid"])
     assert image.shape == SHAPE
@@ -332,16 +321,7 @@ def test_quiet_and_json(model, scan, preprocessed, tmp_path, capsys):
     output = json.loads(out)
     assert error == ""
     assert output["notice"].endswith("made by a phantom-trained model")
-    assert list(output["files"]) == [
-        "amyloid",
-        "tau",
-        "mri",
-        "amyloid_native",
-        "tau_native",
-        "suvr",
-        "picture",
-        "record",
-    ]
+    assert list(output["files"]) == FILES
     assert output["peak_memory_bytes"] > 1e7
 
 

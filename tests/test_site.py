@@ -11,6 +11,7 @@ import subprocess
 import sys
 from base64 import b64decode, b64encode
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -82,16 +83,11 @@ def test_every_file_and_notebook_is_linked_from_the_index(config):
     links = {tag["href"] for tag in tree.find_all("a")}
     names = {path.name for path in config.figures.iterdir()}
     assert {path.name for path in (index.parent / "files").iterdir()} == names
-    assert {
-        link.partition("/")[2].replace("%20", " ").replace("%2B", "+") for link in links if "files/" in link
-    } == names
+    assert {unquote(link.partition("/")[2]) for link in links if "files/" in link} == names
     assert len([link for link in links if link.startswith("notebooks/")]) == 4
     assert tree.find("img")["src"] == "files/figure2.png"
     assert tree.find("img").parent["href"] == "files/figure2.svg"
-    assert (tree.find("img")["width"], tree.find("img")["height"]) == (
-        "1",
-        "1",
-    )  # a jump below it lands where it should
+    assert [tree.find("img")[side] for side in ("width", "height")] == ["1", "1"]  # a jump below it lands right
     assert tree.find(id="00_cohort").get_text() == "Who is there?"
     cells = [cell.get_text(" ") for cell in tree.find(id="table1").find_all("td")]
     assert cells == ["<script>x</script>", "1 ± 2, p < 0.001"]

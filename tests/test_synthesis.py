@@ -284,16 +284,8 @@ def test_an_impossible_shard_is_refused(folder, people, tmp_path):
 
 
 def test_one_mri(folder, tmp_path):
-    files, pets = synthesise_mri(
-        Model.load(folder),
-        mri(0),
-        tmp_path / "out",
-        age=74,
-        sex="F",
-        prefix="sub-07_ses-1",
-        seed=4,
-        source={"file": "x.nii.gz"},
-    )
+    prompt, named = {"age": 74, "sex": "F"}, {"prefix": "sub-07_ses-1", "source": {"file": "x.nii.gz"}}
+    files, pets = synthesise_mri(Model.load(folder), mri(0), tmp_path / "out", **prompt, **named, seed=4)
     assert [files[key].name for key in ("amyloid", "tau", "mri")] == [
         "sub-07_ses-1_trc-18FAV45_space-MNI152_desc-synth_pet.nii.gz",
         "sub-07_ses-1_trc-18FAV1451_space-MNI152_desc-synth_pet.nii.gz",
