@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.baselines.released import Released, ReleasedConfig, ReleasedUNet
 from resdm.batch import TRACERS, Batch, Prior
-from resdm.cpu_runtime import computes_bf16, keep_memory
+from resdm.cpu_runtime import computes_bf16, keep_memory, peak_memory
 from resdm.layers import upsampling as upsample
 from resdm.layers import wavelet as haar
 from resdm.loop import update_average
@@ -254,7 +252,7 @@ def high_water() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return peak_memory(torch.device("cpu"))
 
 
 def reset_high_water() -> None:

@@ -414,7 +414,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path)
     assert all(value.isfinite().all() for value in state["weights"].values())
     assert not (folder / "model.safetensors").exists()
     assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == [1]
-    # Going on from the good state without the fault ends as if it had never been.
+    # From the good state, without the fault, training ends as if there had been none.
     sound = with_method(config, "GAN", poison=6)
     method = build(sound, "GAN")
     method.steps = 100

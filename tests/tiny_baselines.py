@@ -46,7 +46,7 @@ def seeded(seed=0):
 
 
 def smooth_batch(n=2, shape=SHAPE, seed=0):
-    """People who differ in smooth MRI and PET that have nothing to do with each other: fitted only by heart."""
+    """People who differ in smooth MRI and PET that are unrelated, so they can only be memorised."""
     g = seeded(seed)
     fields = F.interpolate(torch.rand((n, 3, 3, 3, 3), generator=g), shape, mode="trilinear", align_corners=True)
     low, high = fields.amin((2, 3, 4), keepdim=True), fields.amax((2, 3, 4), keepdim=True)

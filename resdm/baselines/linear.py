@@ -121,7 +121,9 @@ class Demographics(Method):
     def _fit(self, tracer: str, train: _Sessions, validation: _Sessions | None) -> list[dict[str, Any]]:
         model = self.maps[tracer]
         model.pet = _least_squares(train.design, train.pet)
-        score = math.nan if validation is None else _psnr(validation.pet - validation.design @ model.pet)
+        score = math.nan
+        if validation is not None:
+            score = _psnr((validation.pet - validation.design @ model.pet).square().mean(1))
         return [{"fit": "age and sex", "validation": score}]
 
     def _stack(self, people: Dataset | None, collate: Collate, channel: int) -> _Sessions | None:
@@ -200,12 +202,13 @@ class Linear(Demographics):
                     q = min(pet_count or gain.shape[1], gain.shape[1])
                     error = (new_pet.square().sum(1) - gain[:, q - 1]) / new_pet.shape[1]
                     rows.append({"fit": "components", "mri_components": min(count or len(power), len(power)),
-                                 "pet_components": q, "penalty": penalty, "validation": _decibel(error)})  # fmt: skip
+                                 "pet_components": q, "penalty": penalty, "validation": _psnr(error)})  # fmt: skip
                     fits.append((None, axes[:, k] @ ridge[:, :q], basis[:, :q]))
         products, squares = (mri * pet).sum(0), mri.square().sum(0)
         for penalty in config.penalties:
             slope = products / (squares + penalty * squares.mean())
-            rows.append({"fit": "voxelwise", "penalty": penalty, "validation": _psnr(new_pet - slope * new_mri)})
+            error = (new_pet - slope * new_mri).square().mean(1)
+            rows.append({"fit": "voxelwise", "penalty": penalty, "validation": _psnr(error)})
             fits.append((slope, None, None))
         slope, reads, writes = fits[max(range(len(rows)), key=lambda i: rows[i]["validation"])]
         if slope is not None:
@@ -233,10 +236,6 @@ def _principal_axes(rows: Tensor) -> Tensor:
     return (vectors[:, above_rounding] / power[above_rounding].sqrt()).flip(1).to(rows)
 
 
-def _psnr(error: Tensor) -> float:
-    return _decibel(error.square().mean(1))
-
-
-def _decibel(mse: Tensor) -> float:
+def _psnr(mse: Tensor) -> float:
     """PSNR (data range 1) of each session's mean squared error, averaged over sessions."""
     return float((-10 * mse.double().log10()).mean())
