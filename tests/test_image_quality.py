@@ -13,6 +13,7 @@ from monai.metrics.regression import SSIMMetric
 from skimage import metrics
 from stored_cohort import GRID, make_cohort, save
 
+from resdm.io import write_csv
 from resdm_suite.anatomy import mni_map
 from resdm_suite.evaluation.image_quality import (
     mae,
@@ -172,6 +173,7 @@ def test_missing_predictions_and_index_are_named(cohort, tmp_path):
     (b"a,b\n1,2\n4,5,6\n", "no CSV table"),
     (b"person,session,tracer,region,mae,psnr,ssim\nx,sub-1,ses-1,tau,whole,0,1,1\n", "rows are longer"),
     (b"person,session,tracer,region,mae,psnr,ssim\n", "no row"),
+    (b"person,session,tracer,region,mae,psnr,ssim\nsub-1,ses-1,tau,whole,0.1,2", "cut short"),
     ("psnr", "columns missing: psnr"),
     (("mae", ""), "row 3: mae is 'nan', expected a number from 0 to 1.01"),
     (("ssim", "high"), "row 3: ssim is 'high', expected a number"),
@@ -216,3 +218,23 @@ def test_a_faulty_sidecar_is_named(tmp_path, text, message):
     (tmp_path / "pet.json").write_text(text)
     with pytest.raises(ValueError, match=rf"pet\.json: .*{message}"):
         sidecar_range(tmp_path / "pet.nii.gz")
+
+
+@pytest.mark.parametrize(("table", "column", "value", "message"), [
+    ("scores", "person", "sub-9999", "row 3: sub-9999 ses-M000 is not in index.csv"),
+    ("index", "split", "tset", "row 3: split is 'tset', expected train or validation or test"),
+    ("index", "amyloid", "", "row 3: amyloid PET without a path or tracer"),
+    ("index", "amyloid_status", "0.5", "row 3: amyloid_status is '0.5', expected 0 or 1 or nothing"),
+    ("index", "age", "700", "row 3: age is '700.0', expected a number from 0 to 130"),
+])  # fmt: skip
+def test_faulty_people_are_named(cohort, tmp_path, table, column, value, message):
+    config, other = cohort[0], dataclasses.replace(cohort[0], root=tmp_path)
+    scores = (score_method(config, "ResDM"), other.predictions("ResDM") / "scores.csv")
+    index = (config.volumes / "index.csv", other.volumes / "index.csv")
+    for name, (source, path) in {"index": index, "scores": scores}.items():
+        rows = pd.read_csv(source, dtype=str)
+        if name == table:
+            rows.loc[1, column] = value
+        write_csv(path, rows)
+    with pytest.raises(ValueError, match=message):
+        read_scores(other, ["ResDM"])

@@ -41,9 +41,10 @@ REGIONS = ("whole", "brain")
 
 _SCORES = {"person": str, "session": str, "tracer": TRACERS, "region": REGIONS}
 _SCORES |= {"mae": Numbers(0, 1.01), "psnr": Numbers(high=math.inf), "ssim": Numbers(-1.01, 1.01)}
-_INDEX = {"person": str, "session": str, "split": str} | {f"present_{t}": (0, 1) for t in TRACERS}
+_INDEX = {"person": str, "session": str, "split": ("train", "validation", "test")}
+_INDEX |= {f"present_{t}": (0, 1) for t in TRACERS}
 _INDEX |= dict.fromkeys(name for t in TRACERS for name in (f"{t}_tracer", t))
-_PEOPLE = {"age": Numbers(0, 130), "sex": SEXES} | {f"{t}_status": (0, 1, math.nan) for t in TRACERS}
+_PEOPLE = {"age": Numbers(0, 130), "sex": SEXES, "t1w": str} | {f"{t}_status": (0, 1, math.nan) for t in TRACERS}
 
 
 def mae(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -97,6 +98,11 @@ def read_index(config: Config, split: str | None = "test") -> pd.DataFrame:
     """
     path = config.volumes / "index.csv"
     index = read_table(path, _INDEX, SESSION, "index of preprocessed volumes", "the preprocessing", _PEOPLE)
+    for tracer in TRACERS:
+        nameless = (index[f"present_{tracer}"] == 1) & index[[f"{tracer}_tracer", tracer]].isna().any(axis=1)
+        if nameless.any():
+            row = nameless.argmax() + 2
+            raise ValueError(f"{path}, row {row}: {tracer} PET without a path or tracer; run the preprocessing again")
     check_leakage(index, str(path))
     chosen = index if split is None else index[index["split"] == split]
     if chosen.empty:
@@ -106,12 +112,17 @@ def read_index(config: Config, split: str | None = "test") -> pd.DataFrame:
 
 
 def check_people(frame: pd.DataFrame, config: Config, path: Path) -> None:
-    """Raise `LeakageError` where a stored table (at ``path``) holds people whom ``index.csv`` does not test.
+    """Raise where a stored table (at ``path``) holds people whom ``index.csv`` does not test, or does not hold.
 
     Without an index nothing is checked: tables can be made from stored scores alone.
     """
     if (config.volumes / "index.csv").is_file():
-        check_tested(frame, read_index(config, None), str(path))
+        index = read_index(config, None)
+        check_tested(frame, index, str(path))
+        unknown = ~pd.MultiIndex.from_frame(frame[SESSION]).isin(pd.MultiIndex.from_frame(index[SESSION]))
+        if unknown.any():
+            who, row = " ".join(frame.loc[unknown, SESSION].iloc[0]), unknown.argmax() + 2
+            raise ValueError(f"{path}, row {row}: {who} is not in index.csv; make this table again")
 
 
 def volume_pairs(

@@ -91,7 +91,10 @@ def _read_truth(config: Config) -> dict:
     path = config.work / "truth" / "truth.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no {_MAKER[0]}; run {_MAKER[1]} first")
-    return read_json(path, f"run {_MAKER[1]} again")
+    match truth := read_json(path, f"run {_MAKER[1]} again"):
+        case {"planted": {"amyloid": dict(), "tau": dict()}, "age_centre": int() | float()}:
+            return truth
+    raise ValueError(f"{path}: no planted effects or age_centre; run {_MAKER[1]} again")
 
 
 # ── estimates ─────────────────────────────────────────────────────────────────────────────────────

@@ -48,6 +48,7 @@ def read_table(
         raise ValueError(f"{path}: no CSV table ({str(error).strip()}); run {stage} again") from None
     missing = ", ".join(name for name in columns if name not in frame)
     fault = f"columns missing: {missing}" if missing else "no row" if frame.empty else ""
+    fault = fault or "" if path.read_bytes().endswith(b"\n") else "cut short, the last line has no end"
     if fault or not isinstance(frame.index, pd.RangeIndex):  # pandas takes one cell too many for an index
         raise ValueError(f"{path}: {fault or 'rows are longer than the header'}; run {stage} again")
     for name, rule in rules.items():
