@@ -86,7 +86,8 @@ def assemble_manifest(
     """
     match, labels, notes = config.cohort.match, list(config.cohort.tracers), list(notes)
     scans = _scan_table(scans)
-    outside = [path for path in scans["path"] if not os.path.realpath(path).startswith(os.path.realpath(where))]
+    inside = os.path.join(os.path.realpath(where), "")
+    outside = [path for path in scans["path"] if not os.path.realpath(path).startswith(inside)]
     if outside:
         notes.append(f"{len(outside)} scans are links to files outside {where} ({outside[0]} …)")
     if pairing == "day":
@@ -186,7 +187,9 @@ def _read_cells(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd
         cases = check(columns[name]).failure_cases
         refused |= set() if cases is None else set(cases.index) - set(cells.index[cells == ""])
         for row in sorted(refused):
-            fault = f"{name}: found {frame[name][row]!r}, expected {check.error}"
+            cell = cells[row]
+            found = repr(cell) if isinstance(cell, str) else f"{cell:g}"
+            fault = f"{name}: found {found}, expected {check.error}"
             if name in _NEEDED:
                 faults[row] = faults[row] or fault
             else:
