@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -325,14 +324,6 @@ def test_templates_are_means_of_the_training_set(cohort):
         np.testing.assert_allclose(template.affine, GRID.affine)
 
 
-def test_frames_are_averaged(cohort):
-    config, _, _ = cohort
-    path = next(path for path in read_manifest(config.manifest)["tau"] if path)
-    image = nib.load(path)
-    assert image.shape[3] == 2
-    np.testing.assert_allclose(read_scan(path, frames=True).data, image.get_fdata().mean(3), rtol=1e-4, atol=1e-2)
-
-
 RUN = [15] * 4 + [30] * 4 + [60] * 5 + [120] * 4 + [300] * 12  # seconds of 29 frames from injection on: 76 minutes
 FROM_INJECTION = {"FrameDuration": RUN, "FrameTimesStart": np.cumsum([0, *RUN[:-1]]).tolist(), "InjectionStart": 0}
 LATE = {"FrameDuration": [300] * 4, "FrameTimesStart": [0, 300, 600, 900], "ScanStart": 0}
@@ -625,26 +616,6 @@ def head(shape=(20, 20, 20)):
     return np.random.default_rng(0).random(shape, dtype=np.float32) + 0.1
 
 
-def test_one_frame_is_a_volume(tmp_path):
-    path = save(tmp_path / "one.nii.gz", head((20, 20, 20, 1)))
-    assert read_scan(path).data.shape == read_scan(path, frames=True).data.shape == (20, 20, 20)
-
-
-def test_all_bad_scans_are_named_before_any_work(copy):
-    shutil.rmtree(copy.volumes)
-    frame = read_manifest(copy.manifest)
-    t1, pet = frame["t1w"].iloc[-1], next(path for path in frame["amyloid"] if path)
-    for path in (t1, pet):
-        save(Path(path), np.zeros((20, 20, 20), np.float32))
-    with pytest.raises(VolumeError) as error:
-        preprocess(copy, progress=False)
-    assert all(f"{path}: empty" in str(error.value) for path in (t1, pet))
-    assert len(str(error.value).splitlines()) == 3
-    assert not copy.volumes.exists()
-    with pytest.raises(VolumeError, match="no such file"):
-        read_scan(copy.root / "nobody.nii.gz")
-
-
 def test_an_unusable_manifest_stops_before_any_work(copy):
     shutil.rmtree(copy.volumes)
     frame = read_manifest(copy.manifest)
@@ -661,13 +632,6 @@ def test_an_unusable_manifest_stops_before_any_work(copy):
     with pytest.raises(ValueError, match="holds no voxel of region"):
         preprocess(coarse, progress=False)
     assert not copy.volumes.exists()
-
-
-def test_a_pet_without_cerebellum_is_named():
-    visit = make_visit(5)
-    empty = dataclasses.replace(visit.pet, data=np.zeros_like(visit.pet.data))
-    with pytest.raises(VolumeError, match=r"^pet\.nii\.gz: the reference region \(inferior_cerebellum\) holds a mean"):
-        pet_on_grid(empty, np.eye(4), "tau", make_config(None).preprocess, "pet.nii.gz")
 
 
 @pytest.mark.parametrize("tracer", TRACERS)
