@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from resdm.io import remove, write_csv, write_json
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.prediction import LABELS, save_image, synthetic_sidecar
-from resdm_suite.evaluation.image_quality import read_index, score_method
+from resdm_suite.evaluation.image_quality import read_index, record_predictions, score_method
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.preprocessing import ceiling
 from resdm_suite.profiles import Config, load_config
@@ -53,4 +53,5 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
             latent.append(who | {"positive": positive})
     write_csv(out / "latent.csv", pd.DataFrame(latent), "%.6g")
     score_method(config, "ceiling", people)
+    record_predictions(config, out, "ceiling", f"resdm ceiling {config.profile}")
     return out

@@ -82,6 +82,8 @@ def synthesise_method(
     if condition == "factual":
         write_trace(model, data, out, individual=config.individual)
     score_method(config, name, people, condition)
+    prompt = "" if condition == "factual" else f" --condition {condition}"
+    record_predictions(config, out, name, f"resdm predict {config.profile} {name}{prompt}")
     if condition == "factual" and split == "test":
         write_card(config, name)  # its metrics
     return out

@@ -185,12 +185,8 @@ def score_people(
 
 def score_method(config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual") -> Path:
     """Write `score_people` as ``predictions/<method>/<condition>/scores.csv``, also of ``template``; its path."""
-    folder, scores = config.predictions(method, condition), score_people(config, method, index, condition)
-    path = write_csv(folder / "scores.csv", scores, "%.9g")
-    own = {"template": "notebooks/04_table2_comparison.ipynb", "ceiling": f"resdm ceiling {config.profile}"}
-    prompt = "" if condition == "factual" else f" --condition {condition}"
-    record_predictions(config, folder, method, own.get(method, f"resdm predict {config.profile} {method}{prompt}"))
-    return path
+    scores = score_people(config, method, index, condition)
+    return write_csv(config.predictions(method, condition) / "scores.csv", scores, "%.9g")
 
 
 def record_predictions(config: Config, folder: Path, method: str, stage: str) -> None:
