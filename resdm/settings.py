@@ -141,7 +141,7 @@ def imported_method(kind: str, where: str, trust_code: bool = True) -> type:
     ConfigError
         No such module or class, or code that is not trusted.
     """
-    if kind not in METHODS and ":" not in str(kind):
+    if not isinstance(kind, str) or (kind not in METHODS and ":" not in kind):
         raise ConfigError(
             f"{where} is {kind!r}{suggest(str(kind), METHODS)}; expected one of {', '.join(METHODS)}, or module:Class"
         )
@@ -153,7 +153,7 @@ def imported_method(kind: str, where: str, trust_code: bool = True) -> type:
         )
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{where} is {kind!r}, which cannot be imported: {error}; expected module:Class of an installed package, "
             "or of a file in a folder on PYTHONPATH"

@@ -448,8 +448,9 @@ def read_config(path: Path, *, trust_code: bool = True) -> Config:
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        json.dumps(tree, default=str)  # refuses an alias inside its own anchor
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
     tree = {"profile": path.stem} | tree
@@ -531,6 +532,7 @@ def _check_combinations(config: Config) -> None:
         pool = getattr(config.evaluation, name).pool
         coarse = f"evaluation.{name}.pool is {pool}; expected 8 voxels per axis or more after pooling a grid of {shape}"
         demand(min(shape) // pool >= 8, coarse)
+    demand(len({*config.conditions}) == len(config.conditions), "conditions: one of them stands twice")
     moved = training.shift_voxels > 0 or training.flip
     for name in ("training", *config.methods):
         precision = training.precision if name == "training" else config.methods[name].precision

@@ -143,6 +143,9 @@ def test_the_digest_follows_the_settings_not_the_place(write):
     ("evaluation.age.pool", 17, "evaluation.age.pool is 17; expected 8 voxels per axis or more"),
     ("evaluation.status.shift_voxels", -1, "evaluation.status.shift_voxels is -1; expected at least 0"),
     ("methods", {}, "methods is empty"),
+    ("methods.A.kind", ["ddpm"], "methods.A.kind is ['ddpm'] (did you mean 'ddpm'?); expected one of"),
+    ("methods.A.kind", "../x:Net", "methods.A.kind is '../x:Net', which cannot be imported"),
+    ("conditions", ["no_age", "no_age"], "conditions: one of them stands twice"),
     ("conditions", ["no_sexx"], "conditions[0]: no condition 'no_sexx' (did you mean 'no_sex'?)"),
     ("conditions", ["age_12"], "conditions[0]: 'age_12' is outside 18–110 years"),
     *(("methods", {name: REGRESSION}, f"methods: {name!r} cannot be a method's name: the suite uses it") for name in
@@ -197,6 +200,8 @@ def test_evaluators_keep_the_defaults_of_their_own_original(write):
     ("methods: {no: {kind: regression}}", "methods: 'no' cannot be a name"),
     ("profile: 0012\n", "profile: 10 cannot be a name"),
     (b"\xff\xfe", "not a YAML file"),
+    ("seed: &a [*a]", "not a YAML file: Circular reference"),
+    ("[" * 3000, "not a YAML file: maximum recursion depth"),
     ("- 1\n- 2\n", "expected a mapping of settings, found list"),
     ("", "expected a mapping of settings, found NoneType"),
 ])  # fmt: skip
