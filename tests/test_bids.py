@@ -253,7 +253,7 @@ def test_links_that_lead_out_of_the_dataset_are_noted(dataset, config, tmp_path)
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_cell_stops_the_others_or_ends_in_a_traceback(dataset, config, data):
     cells = st.text(st.characters(exclude_characters="\t\n\r", codec="utf-8"), max_size=9) | st.sampled_from(
         ["89+", "2012-13-01", "14:05", "../../x", "<script>", '"', "-1", "1e999", "M", "CN", "sub-2", "n/a", "\x85",
