@@ -64,6 +64,10 @@ def test_an_atlas_that_cannot_be_used_says_why(tmp_path):
     nib.save(far, tmp_path / "far.nii.gz")
     with pytest.raises(AtlasError, match="MNI152 space"):
         load_atlas(str(tmp_path / "far.nii.gz"), GRID)
+    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "gm.nii.gz").read_bytes()[:200])
+    for damaged in (lambda path: load_atlas(str(path), GRID), lambda path: centiloid_regions(path, path, GRID)):
+        with pytest.raises(ValueError, match=r"cut\.nii\.gz: cannot be read as NIfTI"):
+            damaged(tmp_path / "cut.nii.gz")
     wrong = tmp_path / "wrong.tsv"
     wrong.write_text("id\tregion\n1\tleft\n")
     with pytest.raises(AtlasError, match="columns index and name"):

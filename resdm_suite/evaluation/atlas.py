@@ -17,6 +17,7 @@ from nilearn import datasets
 from nilearn.image import resample_img
 
 from resdm_suite.anatomy import Grid
+from resdm_suite.preprocessing.scans import image_data, open_image
 
 MIN_VOXELS = 4
 """Smallest region on the grid: the mean of fewer voxels depends on the grid more than on the region."""
@@ -98,8 +99,8 @@ def _on_grid(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
 def _label_image(path: Path) -> nib.Nifti1Image:
     if not path.is_file():
         raise AtlasError(f"{path}: no such label image; expected a path, or one of {', '.join(FETCHED)}")
-    image = nib.load(path)
-    data = image.get_fdata()
+    image = open_image(path)
+    data = image_data(image, path)
     if data.ndim != 3 or not np.isfinite(data).all() or np.abs(data - np.rint(data)).max() > 1e-3:
         raise AtlasError(f"{path}: expected a 3D image of whole numbers (labels); found shape {data.shape}")
     return image
@@ -146,8 +147,8 @@ def centiloid_regions(cortex: str | Path, reference: str | Path, grid: Grid) -> 
                 f"{path}: no such Centiloid {name} mask; the volumes are published by GAAIN (voi_ctx_2mm.nii and "
                 "voi_WhlCbl_2mm.nii), see fidelity.centiloid"
             )
-        image = nib.load(path)
-        mask = nib.Nifti1Image((image.get_fdata() > 0.5).astype(np.uint8), image.affine)
+        image = open_image(Path(path))
+        mask = nib.Nifti1Image((image_data(image, Path(path)) > 0.5).astype(np.uint8), image.affine)
         masks[name] = _on_grid(mask, grid) > 0.5
         if masks[name].sum() < MIN_VOXELS:
             raise AtlasError(f"{path}: {int(masks[name].sum())} voxels on the grid; is it a mask in MNI152 space?")
