@@ -160,7 +160,8 @@ def make_status(sources, folds=2) -> pd.DataFrame:
             for place, who in enumerate(("a1", "a2", "b", "c", "d")):
                 label = place % 2
                 right = who not in wrong.get((source, fold), ())
-                row = {"fold": fold, "source": source, "person": who[0], "session": who, "tracer": "amyloid"}
+                person, session = f"sub-000{'abcd'.index(who[0])}", "ses-M012" if who == "a2" else "ses-M000"
+                row = {"fold": fold, "source": source, "person": person, "session": session, "tracer": "amyloid"}
                 row |= {"target": "label", "age": 70, "sex": "F", "label": label, "threshold": 0.4}
                 rows.append(row | {"score": 0.3 + 0.1 * (label == right)})
     return pd.DataFrame(rows)
