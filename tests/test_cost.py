@@ -78,17 +78,18 @@ def test_stages_add_up(config, monkeypatch):
     monkeypatch.setattr(cost, "_evaluator_seconds", lambda config, target: 0.1)
     monkeypatch.setattr(cost, "_scan_stages", lambda config, n, cores: iter([Stage("scans", 0.5, n, "s", cores)]))
     monkeypatch.setattr(cost, "seconds_of", lambda work: 4.0)
-    methods = {name: config.methods[name] for name in ("ResDM", "regression", "Base")}
+    methods = {name: config.methods[name] for name in ("ResDM", "regression", "Base", "linear")}
     config = dataclasses.replace(config, methods=methods)
     first = {stage.name: stage for stage in stages(config, cores=2)}
-    assert timed_methods == ["ResDM", "regression"]  # Base has ResDM's network, timed once
+    assert timed_methods == ["ResDM", "regression"]  # Base has ResDM's network; linear is fitted in closed form
+    assert not any(name.endswith(" linear") for name in first)
     assert first["scans"].total == 0.5 * 336 / 2
     assert first["training Base"].total == 2.0 * 3 * 235 / 2  # two at a time, one thread each
     assert first["synthesis Base"].units == 3 * 34 + 67
     conditions, samples = len(config.conditions), config.uncertainty.samples
     assert first["synthesis ResDM"].units == 3 * 34 + 67 * (1 + conditions) + samples * (34 + 67)
     assert first["evaluators of status"].total == pytest.approx(0.1 * 7680 / 2)
-    assert (first["starts of jobs"].units, first["starts of jobs"].seconds) == (16 + 2 * 3, 4.0)
+    assert (first["starts of jobs"].units, first["starts of jobs"].seconds) == (16 + 2 * 4, 4.0)
     for place in (config.model("regression") / "model.safetensors", config.predictions("Base") / "scores.csv"):
         place.parent.mkdir(parents=True)
         place.touch()
@@ -96,7 +97,7 @@ def test_stages_add_up(config, monkeypatch):
     assert later["training regression"].units == 0
     assert later["synthesis regression"].units == 67
     assert "training Base" not in later
-    assert later["starts of jobs"].units == 16 + 2 + 1
+    assert later["starts of jobs"].units == 16 + 2 + 1 + 2
     run = dataclasses.replace(config.training, budget="equal_time", seconds=180.0, threads=None)
     timed = {stage.name: stage for stage in stages(dataclasses.replace(config, training=run), cores=2)}
     assert timed["training ResDM"].total == 180.0

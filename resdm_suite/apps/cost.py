@@ -20,6 +20,7 @@ import torch
 from resdm.batch import Batch, Prior
 from resdm.cpu_runtime import set_up
 from resdm.method import build_method
+from resdm.settings import imported_method
 from resdm.timing import about
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
@@ -103,6 +104,8 @@ def stages(config: Config, cores: int) -> Iterator[Stage]:
             continue
         untrained = not (config.model(name) / "model.safetensors").is_file()
         jobs += 1 + untrained
+        if imported_method(settings.kind, name).closed_form:  # fitted in about a second
+            continue
         key = settings.kind, settings.batch_size, getattr(settings, "network", None)
         timed[key] = step, volume = timed.get(key) or _method_seconds(small, name)
         each, units = scale * step, training_steps(config, name, sessions["train"])
