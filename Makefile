@@ -21,9 +21,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 reproduce: env   ## run everything, from raw scans to tables and figures; continue an interrupted run
-	@resdm check $(PROFILE) > /dev/null
+	@resdm check $(PROFILE) --settings > /dev/null
 	-@resdm cost $(PROFILE) $(if $(filter all,$(CORES)),,--cores $(CORES))
-	@$(SNAKEMAKE) && echo 'Done. Open the report:' && echo '  $(CURDIR)/work/$(PROFILE)/report/index.html' || { \
+	@$(SNAKEMAKE) && echo 'Done. Open the report:' && echo '  $(abspath work/$(PROFILE)/report/index.html)' || { \
 	  echo 'Failed. The first error above names the job and its log. The report of what exists, and of what is missing:'; \
 	  resdm report $(PROFILE); \
 	  echo 'Correct the cause and type the same command again: finished work stays. If the folder is locked: make unlock'; \

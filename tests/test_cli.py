@@ -19,6 +19,7 @@ from tiny_methods import SHAPE, Sessions, build, make_config
 
 import resdm
 from resdm.settings import check_person, to_dict
+from resdm_suite import records
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps import cli
 from resdm_suite.apps import single_scan as scans
@@ -165,6 +166,20 @@ def test_an_error_of_the_system_is_one_line(profile, monkeypatch, capsys, error,
     assert text.startswith("resdm check: ")
     assert message in text
     assert text.count("\n") == 1
+
+
+def test_settings_alone_are_valid_where_a_changed_input_made_files_stale(profile, capsys):
+    """`make reproduce` starts with them: the workflow makes the files again, so they must not stop it."""
+    config = load_config(profile)
+    made = config.volumes / "index.csv"
+    made.parent.mkdir(parents=True)
+    made.write_text("person\n")
+    config.manifest.write_text("person\n")
+    records.write_record(config.volumes, "resdm preprocess small", [made], [config.manifest])
+    config.manifest.write_text("person\nsub-1\n")
+    assert cli.main(["check", str(profile)]) == 2
+    assert "run `resdm preprocess small` again" in capsys.readouterr().err
+    assert cli.main(["check", str(profile), "--settings"]) == 0
 
 
 def test_output_that_nobody_reads_or_a_full_disk_takes(profile):

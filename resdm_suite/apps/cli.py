@@ -303,8 +303,8 @@ def _cost(config: Config, cores: int | None) -> str:
     return report(list(stages(config, cores)), f"{on_this_machine(device_of(config))}, {cores} core{'s' * (cores > 1)}")
 
 
-def _check(config: Config, deep: bool) -> str:
-    if faults := records.faults(config.work, deep=deep):
+def _check(config: Config, deep: bool, settings: bool) -> str:
+    if not settings and (faults := records.faults(config.work, deep=deep)):
         raise records.RecordError("\n".join(faults))
     return "\n".join(_summary(config))
 
@@ -389,7 +389,8 @@ _command("cost", "time a second of each kind of work, and estimate the time of `
 _command("report", "build web pages of all results of a profile", "phantom", "reporting.site:write_report", PROFILE)
 _command("check", "validate a profile, list its settings and files, and compare these with their records",
          "mine --deep", _check, PROFILE,
-         _argument("--deep", action="store_true", help="read every file, also where its time has not changed"))
+         _argument("--deep", action="store_true", help="read every file, also where its time has not changed"),
+         _argument("--settings", action="store_true", help="validate the profile only; the workflow repairs files"))
 _command("version", "print the version", "", lambda: __version__)
 # fmt: on
 
