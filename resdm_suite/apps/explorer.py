@@ -30,7 +30,7 @@ from resdm.cpu_runtime import set_up
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, TRACERS, MethodConfig, check_person, derive_seed
 from resdm_suite.apps.model_folder import check_model
-from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom
+from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
@@ -161,7 +161,7 @@ class ExplorerModel:
         }
         for entity, volume in volumes.items():
             path = folder / f"{stem}_space-MNI152_{entity}.nii.gz"
-            units = "1 (T1 scaled to [0, 1])" if entity == "T1w" else "SUVR"
+            units = T1_UNITS if entity == "T1w" else "SUVR"
             self.model.write(path, volume, settings | {"space": "MNI152", "Units": units})
         write_json(folder / "settings.json", settings)
         return folder

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,7 @@ def load_card(folder: str | Path, *, trust_code: bool = False) -> ModelCard:
     """
     folder = Path(folder)
     meta = read_metadata(folder)
-    for path in read_record(folder)[1] & {folder / "model.safetensors", folder / "config.yaml"}:
-        if path.is_file():
-            raise CheckpointError(f"{path}: changed since the training wrote it; delete it and train again")
+    check_unchanged(folder, ("model.safetensors", "config.yaml"))
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder}: no config.yaml there; train the method again: its weights are kept")
     try:
@@ -136,6 +135,13 @@ def load_card(folder: str | Path, *, trust_code: bool = False) -> ModelCard:
         )
     digest = sha256(folder / "model.safetensors")
     return ModelCard(folder, name, config, digest, meta["step"], meta["epoch"], meta["score"])
+
+
+def check_unchanged(folder: Path, names: Iterable[str]) -> None:
+    """Raise `CheckpointError` where a file of a model folder is no longer as its training wrote it."""
+    for path in sorted(read_record(folder)[1] & {folder / name for name in names}):
+        if path.is_file():
+            raise CheckpointError(f"{path}: changed since the training wrote it; delete it and train again")
 
 
 def check_model(card: ModelCard, config: Config, name: str) -> None:

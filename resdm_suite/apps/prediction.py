@@ -35,6 +35,9 @@ from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import sidecar_path, std_path, stem, synthetic_name, synthetic_path
 from resdm_suite.profiles import Config, check_condition
 
+T1_UNITS = "1 (T1 scaled to [0, 1])"
+"""``Units`` of a preprocessed T1."""
+
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
 """BIDS labels of the tracers for a person without a real PET."""
 
@@ -417,7 +420,7 @@ def synthesise_mri(
     files["mri"] = out / f"{prefix}_space-MNI152_desc-preproc_T1w.nii.gz"
     with atomic(files["mri"]) as temporary:
         nib.save(model.grid.image(np.asarray(mri, dtype=np.float32)), temporary)
-    write_json(sidecar_path(files["mri"]), {"source": source, "space": "MNI152", "Units": "1 (T1 scaled to [0, 1])"})
+    write_json(sidecar_path(files["mri"]), {"source": source, "space": "MNI152", "Units": T1_UNITS})
     return files, pet
 
 

@@ -96,9 +96,8 @@ def synthesise_scan(
     -------
     dict of str to Path
         ``amyloid``, ``tau`` and ``mri`` in MNI152 space; ``amyloid_native``, ``tau_native`` with shape, affine and
-        orientation codes of ``t1w``. PETs are in SUVR; each image has a sidecar with its ``Units``.
-        ``suvr``: CSV, one row per tracer and
-        region; ``picture``: PNG; ``record``: JSON, written last.
+        orientation codes of ``t1w``. PETs are in SUVR; each image has a sidecar with its ``Units``. ``suvr``: CSV, one
+        row per tracer and region; ``picture``: PNG; ``record``: JSON, written last.
 
     Raises
     ------

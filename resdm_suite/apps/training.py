@@ -13,11 +13,11 @@ from resdm.io import remove, write_json
 from resdm.method import build_method
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_card import write_card
-from resdm_suite.apps.model_folder import training_options, write_config
+from resdm_suite.apps.model_folder import check_unchanged, training_options, write_config
 from resdm_suite.evaluation.image_quality import psnr, ssim
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import Config, load_config
-from resdm_suite.records import NAME, RecordError, alone, read_json, read_record, write_record
+from resdm_suite.records import NAME, alone, read_json, write_record
 from resdm_suite.reporting.provenance import provenance
 
 
@@ -48,9 +48,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     folder, results = config.model(name), ("model.safetensors", "history.csv", "timing.json")
     if not (folder / results[0]).is_file():
         remove(folder / NAME)  # of an earlier training
-    for path in read_record(folder)[1] & {folder / file for file in results}:
-        if path.is_file():
-            raise RecordError(f"{path}: changed since the training wrote it; delete it and train again")
+    check_unchanged(folder, results)
     validation_set = CohortDataset(seeded, "validation")  # first: faults of the data show before weights load
     set_up(config.training)
     torch.manual_seed(seeded.seed)  # of the initial weights
