@@ -196,9 +196,11 @@ def _read_cells(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd
                 columns[name][row] = EMPTY[name]
                 where = f"{frame['person'][row]} {frame['session'][row]}"
                 notes += [f"{where}: {fault}; left empty"] if frame["t1w"][row] else []
-        for row, value in columns["age"].items() if name == "age" else ():
-            if isinstance(text := frame["age"][row], str) and value > 0 and to_number(text) is None:
-                notes.append(f"{frame['person'][row]} {frame['session'][row]}: age {text!r} is read as {value:g}")
+        if name == "age":
+            for row, text in frame["age"].items():
+                if isinstance(text, str) and columns["age"][row] > 0 and to_number(text) is None:
+                    where = f"{frame['person'][row]} {frame['session'][row]}"
+                    notes.append(f"{where}: age {text!r} is read as {columns['age'][row]:g}")
     return pd.DataFrame(columns), faults
 
 

@@ -206,7 +206,7 @@ def _stored_orientation(row: dict[str, Any]) -> dict[str, Any]:
     images = []
     for path in session_scans(row).values():
         with suppress(VolumeError):
-            images.append(open_image(Path(path)))
+            images.append(open_image(Path(path), header_only=True))
     apart = [form_difference(image) for image in images if isinstance(image, nib.Nifti1Pair)]
     known = [mm for mm in apart if np.isfinite(mm)]
     axes = " ".join("".join(nib.aff2axcodes(image.affine)) for image in images)

@@ -86,10 +86,10 @@ def form_difference(image: nib.Nifti1Pair) -> float:
     return float(displacement(image.header.get_sform(), _qform(image.header), corners).max())
 
 
-def open_image(path: Path) -> nib.spatialimages.SpatialImage:
+def open_image(path: Path, *, header_only: bool = False) -> nib.spatialimages.SpatialImage:
     """A NIfTI or MGH image whose file holds all voxels that its header states; no voxel is in memory yet.
 
-    Raises `VolumeError` if it is no such file.
+    The file is read to its end, unless ``header_only``. Raises `VolumeError` if it is no such file.
     """
     if path.is_dir():
         raise VolumeError(f"{path}: found a folder, expected a NIfTI file; name the file in it")
@@ -103,7 +103,8 @@ def open_image(path: Path) -> nib.spatialimages.SpatialImage:
             raise TypeError("no orientation (goodRASFlag is 0)")
         if isinstance(image, nib.Nifti1Pair) and np.isinf(_stored_header(image)["scl_slope"]):
             raise TypeError("scl_slope is infinite")
-        _check_size(image)
+        if not header_only:
+            _check_size(image)
     except FileNotFoundError as error:
         missing = Path(error.filename or path)
         raise VolumeError(
