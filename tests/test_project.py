@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -40,6 +42,17 @@ def test_every_dependency_is_pinned_inside_its_range():
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} is not in constraints.txt"
         assert pins[name] in requirement.specifier, f"constraints.txt pins {name} {pins[name]} outside {requirement}"
+
+
+def test_pinned_versions_install_on_the_oldest_python():
+    """A release that needs a later 3.11 made `pip install` fail with a conflict of versions, on Debian 12."""
+    oldest = Requirement(f"python{PROJECT['requires-python']}").specifier
+    (oldest,) = (Version(one.version) for one in oldest if one.operator == ">=")
+    pins = pinned()
+    for package in metadata.distributions():
+        name, needed = canonicalize_name(package.name), package.metadata["Requires-Python"]
+        if needed and str(pins.get(name)) == package.version:
+            assert oldest in SpecifierSet(needed), f"{name} {package.version} needs Python {needed}"
 
 
 def test_make_conda_and_docker_install_the_same_environment():
