@@ -3,8 +3,7 @@
 ``.record.json`` names the stage (the command or notebook to run again), the files that it wrote and those that they
 follow from, with size and SHA-256. A reader opens a file through `checked`. Sizes are compared first. The digest is
 compared where a file is newer than the record, by its content or by its place, so a copy of a folder is as good as the
-folder, and an unchanged one costs no reading. A file that no record lists is taken as it is: tables may be written by
-hand.
+folder, and an unchanged one is not read. A file that no record lists is accepted: tables may be written by hand.
 
 The name begins with a dot, so BIDS tools pass it over.
 """

@@ -36,7 +36,7 @@ class ManifestError(ValueError):
 
 
 def visible(root: Path, pattern: str) -> list[Path]:
-    """Sorted paths below a folder. Names that begin with a dot are passed over: ``._`` twins of a Mac, ``.git``."""
+    """Sorted paths below a folder. Names that begin with a dot are ignored: ``._`` copies of macOS, ``.git``."""
     return sorted(
         path for path in root.glob(pattern) if not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
@@ -57,7 +57,7 @@ def read_table(
     path : Path
     separator : str
     notes : list of str, optional
-        Rows that do not fit the header are passed over, with a note here, and a repeated column is ignored. Without
+        Rows that do not fit the header are ignored, with a note here, and a repeated column is ignored. Without
         it they are errors.
     any_encoding : bool
         Read UTF-16, and Latin-1 where the file is not UTF-8.
@@ -127,7 +127,7 @@ def read_by_key(
 ) -> dict[str, dict[str, str]]:
     """Read a table by its key column, whose cells get a prefix: key → cells by lower-case column.
 
-    Empty without a file. Keys whose file name begins with a dot are passed over. A key of several different rows is
+    Empty without a file. Keys whose file name begins with a dot are ignored. A key of several different rows is
     not used; every fault of a row is noted.
     """
     if not path.is_file():
@@ -173,7 +173,7 @@ def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object: empty without a file, None where it is none."""
+    """Read a JSON object: empty without a file, None where the file holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
@@ -182,30 +182,30 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def to_number(text: str) -> float | None:
-    """Read a number: NaN where the cell is empty, None where it holds none."""
+    """Read a number: NaN for an empty cell, None for other text."""
     if not text:
         return np.nan
     return float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) else None
 
 
 def to_age(text: str) -> float | None:
-    """Read an age in years, likewise; ``89+`` and ``>89`` (above a limit) are 89, ``072Y`` is 72."""
+    """Read an age in years as `to_number` does; ``89+`` and ``>89`` (above a limit) are 89, ``072Y`` is 72."""
     match = re.fullmatch(r"[>≥]?=? ?([0-9.]+) ?(\+|y|yrs?|years?)?", text, re.IGNORECASE)
     return to_number(match[1] if match else text)
 
 
 def to_sex(text: str) -> str | None:
-    """Read F or M, empty where the cell is; None for other words."""
+    """Read F or M: empty for an empty cell, None for other words."""
     return SEX_WORDS.get(text.lower()) if text else ""
 
 
 def to_diagnosis(text: str) -> str | None:
-    """Read CN, MCI or AD, likewise; of a change (``MCI to Dementia``) the outcome."""
+    """Read CN, MCI or AD as `to_sex` does; of a change (``MCI to Dementia``) the outcome."""
     return DIAGNOSIS_WORDS.get(text.lower().rpartition(" to ")[2]) if text else ""
 
 
 def to_date(text: str) -> pd.Timestamp | None:
-    """Read an ISO 8601 date, without its time of day: NaT where the cell is empty, None where it holds no such date."""
+    """Read an ISO 8601 date, without its time of day: NaT for an empty cell, None for other text."""
     if text.lower() in MISSING:
         return pd.NaT
     day, *times = re.split("[T ]", text, maxsplit=1)

@@ -17,7 +17,7 @@ from resdm_suite.preprocessing.registration import Scan, displacement
 MAX_AXIS = 1024
 """Voxels along an axis that a scan of a head has at most."""
 
-nib.imageglobals.logger.setLevel("CRITICAL")  # its remarks on headers: an error says all
+nib.imageglobals.logger.setLevel("CRITICAL")  # its warnings on headers: our errors name the fault
 
 _CHUNK = 1 << 20  # bytes read at once
 _UNITS = {0: "mm", 1: "meter", 2: "mm", 3: "micron"}  # of NIfTI; 0: not stated

@@ -307,7 +307,7 @@ def _read_clinica(folders: list[Path], notes: list[str]) -> _Clinica:
 
 
 def _day(text: str, where: str, notes: list[str]) -> pd.Timestamp:
-    """Read a date; what is none is noted, and NaT."""
+    """Read a date; other text is noted, and gives NaT."""
     date = to_date(text)
     if date is None:
         notes.append(f"{where}: found {text!r}, expected a date, YYYY-MM-DD; taken as missing")
