@@ -131,14 +131,20 @@ def checked(path: str | Path, *, deep: bool = False) -> Path:
     return Path(path)
 
 
+def check_folder(folder: str | Path, *, name: str = NAME, deep: bool = False) -> None:
+    """Raise `RecordError` or `FileNotFoundError` for the first file of a folder's record that changed or is missing."""
+    record = Path(os.path.abspath(folder)) / name
+    for file in _load(record)[1]["outputs"]:
+        with reading(record.parent / file, deep=deep):
+            pass
+
+
 def faults(folder: str | Path, *, deep: bool = False) -> list[str]:
-    """Every recorded file below a folder that has changed or is missing, one line each."""
+    """The first fault of every record below a folder, see `check_folder`; one line each."""
     lines = {}
     for record in sorted(Path(folder).rglob(f"*{NAME}")):
         try:
-            for name in _load(record)[1]["outputs"]:
-                with reading(record.parent / name, deep=deep):
-                    pass
+            check_folder(record.parent, name=record.name, deep=deep)
         except (RecordError, FileNotFoundError) as error:
             lines[str(error)] = None
     return list(lines)

@@ -15,12 +15,15 @@ from scipy import ndimage, stats
 from resdm.io import sha256
 from resdm.settings import ConfigError
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm_suite.cohorts.assembly import find_sessions
 from resdm_suite.cohorts.phantom import PhantomError, dataset, displacement, write_phantoms
 from resdm_suite.cohorts.phantom import anatomy as phantom_anatomy
 from resdm_suite.cohorts.phantom.people import AGE_CENTRE, draw_person
 from resdm_suite.cohorts.phantom.truth import average_regions
 from resdm_suite.paths import sidecar_path
+from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, PhantomConfig, load_config
+from resdm_suite.records import RecordError
 
 GRID = Grid((32, 32, 32), 6.0)
 
@@ -194,6 +197,25 @@ def test_files_are_those_of_their_revision(tmp_path):
     assert [session[key] for key in ("load", "stage", "severity")] == pytest.approx(
         [0.00848505, 1.45070545, 0.40442992], rel=1e-6
     )
+
+
+@pytest.mark.parametrize("stage", [find_sessions, preprocess])
+def test_later_stages_read_phantoms_as_they_were_written(tmp_path, stage):
+    """One byte of a scan, an age or a date edited, or a table lost, and the remedy."""
+    config = write(tmp_path, people=1, t1_voxel_mm=(8.0,) * 3, pet_voxel_mm=(8.0,) * 3)
+    before = digests(config.source_root)
+    for name in ("*_T1w.nii.gz", "*_pet.nii.gz", "*_pet.json", "*_scans.tsv", "*_sessions.tsv", "participants.tsv"):
+        path = next(config.source_root.rglob(name))
+        content = bytearray(path.read_bytes())
+        content[-2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(RecordError, match=rf"{path.name}: changed since `resdm phantom test` wrote it"):
+            stage(config)
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{path.name}: no such file; run `resdm phantom test` first"):
+            stage(config)
+        write_phantoms(config, progress=False)
+        assert digests(config.source_root) == before
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):

@@ -12,6 +12,7 @@ from resdm_suite.cohorts.manifest import PATHS, SPLITS, ManifestError, check_lea
 from resdm_suite.cohorts.matching import Cohort
 from resdm_suite.cohorts.splits import split_card, split_people
 from resdm_suite.profiles import Config, load_config
+from resdm_suite.records import check_folder
 
 READERS = {
     "bids": "resdm_suite.cohorts.readers.bids",
@@ -40,12 +41,18 @@ def find_sessions(
         A key of `READERS`; the profile's by default.
     draw : bool
         Ignore the split of a source of `WITH_SPLIT`.
+
+    Raises
+    ------
+    RecordError
+        A file of phantoms that is not as `resdm phantom` wrote it.
     """
     config = load_config(config)
     source = source or config.cohort.source
     options = {"draw": True} if draw and source in WITH_SPLIT else {}
-    reader = importlib.import_module(READERS[source])
-    return reader.build_manifest(Path(root or config.source_root), config, **options)
+    reader, root = importlib.import_module(READERS[source]), Path(root or config.source_root)
+    check_folder(root)
+    return reader.build_manifest(root, config, **options)
 
 
 def make_manifest(

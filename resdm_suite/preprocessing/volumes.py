@@ -39,14 +39,7 @@ from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.preprocessing.t1 import check_contrast, read_t1, registration_errors, t1_on_grid
 from resdm_suite.profiles import Config
-from resdm_suite.records import (
-    alone,
-    read_csv,
-    read_record,
-    state,
-    unchanged,
-    write_record,
-)
+from resdm_suite.records import alone, check_folder, read_csv, read_record, state, unchanged, write_record
 
 REVISION = 6
 """Raise it whenever the same scans and settings give other volumes, so that old ones are made again."""
@@ -84,9 +77,12 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
     ------
     ManifestError, LeakageError
         A manifest that cannot be used, or one scan of two people.
+    RecordError
+        A file of the phantoms that is not as `resdm phantom` wrote it.
     VolumeError
         Scans that cannot be used, each named; or every session left out.
     """
+    check_folder(config.source_root)
     frame = read_manifest(config.manifest)
     if (frame["split"] == "").any():
         row = frame[frame["split"] == ""].iloc[0]
