@@ -28,11 +28,12 @@ from resdm.layers import clip
 from resdm.prior import PriorModule
 from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm_suite.profiles import CohortConfig
+from resdm_suite.records import RecordError, write_record
 from resdm_suite.reporting import claims
 from resdm_suite.reporting.claims import CONTRADICTED, FAILED, HELD, MISSING, OTHER, SAME, STATUSES, UNTESTABLE
 from resdm_suite.reporting.printed import contradictions, printed_claims, read_claims
-from resdm_suite.reporting.provenance import provenance
-from resdm_suite.reporting.stored import Comparison, Estimate, compare_estimates, mover, read_output
+from resdm_suite.reporting.provenance import provenance, write_sidecar
+from resdm_suite.reporting.stored import Comparison, Estimate, compare_estimates, mover, place, read_output
 from resdm_suite.reporting.tables import PAPER_METHODS, read_paper, save_table
 
 PAPER = ROOT / "data_manifests" / "paper"
@@ -479,6 +480,20 @@ def test_a_file_that_cannot_be_used_is_named(config, name, spoil, message):
     path = config.figures / f"{name}.csv"
     write_csv(path, spoil(pd.read_csv(path)))
     with pytest.raises(ValueError, match=message):
+        claims.claims(config)
+
+
+@pytest.mark.parametrize("name", ["table2", "figure4", "status_folds"])
+def test_an_edited_cell_is_no_result(config, name):
+    """The digest stands in the sidecar, of the evaluators' readings in their record."""
+    path = config.root / place(config, name)[0]
+    if name == "status_folds":
+        write_record(path.parent, "notebooks/06_table4_diagnosis.ipynb", [path], name=".status.record.json")
+    else:
+        write_sidecar(path.with_suffix(""), {})
+    assert len(read_output(config, name))
+    path.write_text(path.read_text().replace(",tau", ",amyloid", 1))
+    with pytest.raises(RecordError, match=rf"{name}\.csv: changed since \S*notebooks/0\S+\.ipynb`? wrote it; .*run"):
         claims.claims(config)
 
 

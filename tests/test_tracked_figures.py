@@ -16,10 +16,10 @@ import pytest
 from conftest import ROOT
 from stored_cohort import make_config
 
-from resdm.io import write_json
+from resdm.io import sha256, write_json
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.profiles import PreprocessConfig, load_config
-from resdm_suite.reporting.provenance import outdated, provenance, stale
+from resdm_suite.reporting.provenance import outdated, provenance, stale, write_sidecar
 
 
 def tracked(suffix: str) -> list[Path]:
@@ -86,6 +86,14 @@ def test_every_tracked_result_has_a_sidecar():
         assert path.with_name(stem) in names, f"{path.relative_to(ROOT)}: no sidecar records its inputs"
 
 
+def test_every_tracked_table_is_the_one_that_its_sidecar_lists():
+    listed = {sidecar: json.loads(sidecar.read_text(encoding="utf-8")).get("files", {}) for sidecar in tracked(".json")}
+    assert sum(map(len, listed.values())) >= 10
+    for sidecar, files in listed.items():
+        changed = [name for name, digest in files.items() if sha256(sidecar.with_name(name)) != digest]
+        assert not changed, f"{changed}: not of {sidecar.name}; run make reproduce PROFILE={sidecar.parent.name}"
+
+
 def image_tables() -> list[Path]:
     """Tracked tables of image quality by method, of profiles whose volumes are 0 outside the brain."""
     columns = {"method", "tracer", "region", "metric", "mean"}
@@ -147,6 +155,23 @@ def test_the_report_tells_results_of_this_run_from_others(stored):
     scores.unlink()
     assert outdated(config, "table9").startswith("made of a missing work/smoke")
     sidecar.write_text("{")
+    assert outdated(config, "table9") == "table9.json is damaged"
+
+
+def test_an_edited_table_is_none_of_this_run(stored):
+    """Of CSV, Markdown and LaTeX; a table that the sidecar does not list may be anybody's."""
+    config, sidecar = stored
+    for name in ("table9.csv", "table9_folds.csv", "table9.md", "table99.csv"):
+        sidecar.with_name(name).write_text("psnr\n26\n")
+    write_sidecar(sidecar.with_suffix(""), provenance(config))
+    assert list(json.loads(sidecar.read_text())["files"]) == ["table9.csv", "table9.md", "table9_folds.csv"]
+    assert outdated(config, "table9") == outdated(config, "table9_folds") == ""
+    for name in ("table9.md", "table9_folds.csv"):
+        sidecar.with_name(name).write_text("psnr\n62\n")
+        assert outdated(config, name.partition(".")[0]) == f"changed after it was made: {name}"
+    sidecar.with_name("table9.md").unlink()
+    assert outdated(config, "table9") == "changed after it was made: table9.md"
+    write_json(sidecar, {"files": [1]})
     assert outdated(config, "table9") == "table9.json is damaged"
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 from threadpoolctl import threadpool_info
 
-from resdm.io import sha256
+from resdm.io import sha256, write_json
 from resdm_suite.cohorts.splits import split_digest
 from resdm_suite.profiles import Config
-from resdm_suite.records import RecordError, read_json, unchanged
+from resdm_suite.records import RecordError, parsing, read_json, unchanged
 
 PACKAGES = (
     "resdm", "numpy", "scipy", "pandas", "scikit-image", "matplotlib", "nibabel", "nilearn", "SimpleITK",
@@ -82,6 +82,38 @@ def provenance(
     }
 
 
+def write_sidecar(stem: str | Path, provenance: Mapping[str, Any]) -> Path:
+    """Write ``<stem>.json`` with `provenance` and the digests of the result's tables, which are written before it.
+
+    They are ``<stem>`` and ``<stem>_…`` as CSV, Markdown and LaTeX, under ``files``.
+    """
+    stem = Path(stem)
+    tables = sorted(path for path in stem.parent.glob("*.*") if path.suffix in (".csv", ".md", ".tex"))
+    digests = {path.name: sha256(path) for path in tables if f"{path.stem}_".startswith(f"{stem.name}_")}
+    entry = dict(provenance) | ({"files": digests} if digests else {})
+    return write_json(stem.with_name(f"{stem.name}.json"), entry)
+
+
+def altered(folder: Path, stem: str) -> list[str]:
+    """Tables of a stored result that are not those of its sidecar, see `write_sidecar`.
+
+    ``figure4_effects`` belongs to the sidecar of ``figure4``. Raises `RecordError` for a damaged sidecar.
+    """
+    sidecar = _sidecar(folder, stem)
+    if sidecar is None:
+        return []
+    with parsing(sidecar):
+        files = dict(read_json(sidecar).get("files", {}))
+        mine = {name: digest for name, digest in files.items() if name.partition(".")[0] == stem}
+        return [name for name, digest in mine.items() if not unchanged(folder / name, {"sha256": digest})]
+
+
+def _sidecar(folder: Path, stem: str) -> Path | None:
+    parts = stem.split("_")
+    paths = (folder / f"{'_'.join(parts[:n])}.json" for n in range(len(parts), 0, -1))
+    return next((path for path in paths if path.is_file()), None)
+
+
 def depends_on(config: Config, inputs: Iterable[Path]) -> set[str]:
     """Parts of the configuration that decide a result, from the places of its inputs.
 
@@ -121,17 +153,17 @@ def stale(config: Config, record: Mapping[str, Any]) -> list[str]:
 
 
 def outdated(config: Config, stem: str) -> str:
-    """Why a stored result is not one of this run: other settings, or inputs that are not there or have changed.
+    """Why a stored result is not one of this run: edited, other settings, or inputs that are missing or have changed.
 
-    Empty where it is one, or where no sidecar belongs to it; ``figure4_effects`` has that of ``figure4``.
+    Empty where it is one, or where no sidecar belongs to it; see `altered`.
     """
-    parts = stem.split("_")
-    sidecars = [config.figures / f"{'_'.join(parts[:n])}.json" for n in range(len(parts), 0, -1)]
-    sidecar = next((path for path in sidecars if path.is_file()), None)
+    sidecar = _sidecar(config.figures, stem)
     if sidecar is None:
         return ""
     try:
         record = read_json(sidecar)
+        if edited := altered(config.figures, stem):
+            return f"changed after it was made: {', '.join(edited)}"
         if settings := stale(config, record):
             return f"made with other settings: {', '.join(settings)}"
         for name, digest in record["inputs"].items():

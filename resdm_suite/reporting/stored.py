@@ -14,8 +14,10 @@ from resdm_suite.evaluation.image_quality import METRICS, read_scores
 from resdm_suite.evaluation.readings import read_readings
 from resdm_suite.evaluation.statistics import by_person
 from resdm_suite.profiles import Config
+from resdm_suite.records import RecordError, checked
 from resdm_suite.reporting import tables
 from resdm_suite.reporting.printed import NAMES, OUTPUTS, Pair, pairs, printed_values, read_claims, sign
+from resdm_suite.reporting.provenance import altered
 from resdm_suite.reporting.tables import REFERENCE_METHOD, number
 
 Row = dict[str, str]
@@ -82,6 +84,8 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
     path, remedy = config.root / shown, f"run {notebook} again"
     if not path.is_file():
         return None
+    if checked(path).name in altered(path.parent, path.stem):
+        raise RecordError(f"{path}: changed since {notebook} wrote it; {remedy}")
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:

@@ -23,8 +23,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.transforms import Bbox
 
-from resdm.io import atomic, write_json
+from resdm.io import atomic
 from resdm_suite.profiles import Config
+from resdm_suite.reporting.provenance import write_sidecar
 
 WIDTH = 7.2
 """Width of a full-page figure, in inches (183 mm)."""
@@ -155,7 +156,7 @@ def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any])
         for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=False):
             with atomic(path) as temporary:
                 figure.savefig(temporary, format=path.suffix[1:], metadata=metadata, dpi=_DPI[path.suffix])
-    write_json(paths[2], dict(provenance))
+    write_sidecar(stem, provenance)
     return paths
 
 

@@ -18,13 +18,14 @@ from typing import Any
 import pandas as pd
 from jinja2 import StrictUndefined, Template
 
-from resdm.io import write_csv, write_json, write_text
+from resdm.io import write_csv, write_text
 from resdm.settings import TRACERS
 from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER, METRICS, read_index, read_scores
 from resdm_suite.evaluation.statistics import Comparison, by_person
 from resdm_suite.profiles import Config
 from resdm_suite.records import read_json
+from resdm_suite.reporting.provenance import write_sidecar
 
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
 """Methods of the paper's Table 2, in its order."""
@@ -474,7 +475,7 @@ def save_table(table: Table, folder: str | Path, provenance: Mapping[str, Any]) 
         write_csv(stem.with_suffix(".csv"), table.frame, "%.6g"),
         write_text(stem.with_suffix(".md"), table.markdown()),
         write_text(stem.with_suffix(".tex"), table.latex()),
-        write_json(stem.with_suffix(".json"), dict(provenance)),
+        write_sidecar(stem, provenance),
     ]
 
 
