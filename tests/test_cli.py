@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from filelock import FileLock
 from tiny_methods import SHAPE, Sessions, build, make_config
 
 import resdm
@@ -395,6 +396,16 @@ def test_manifest_prints_who_is_left_out_and_why(profile, tmp_path, capsys):
     (tmp_path / "a_0.nii").unlink()
     assert cli.main(["manifest", "csv", str(profile), "--root", str(table)]) == 2
     assert "a_0.nii" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "work"), [(["report"], "report"), (["manifest", "bids"], "manifest")])
+def test_report_and_manifest_wait_for_another_process(profile, monkeypatch, words, work):
+    lock, said = FileLock(load_config(profile).work / ".locks" / f"{work}.lock"), []
+    Path(lock.lock_file).parent.mkdir(parents=True)
+    lock.acquire()
+    monkeypatch.setattr(records, "print", lambda text, file: (said.append(text), lock.release()), raising=False)
+    assert cli.main([*words, str(profile)]) == 2  # there is nothing to list or to report
+    assert [text.partition(" in ")[0] for text in said] == [f"{work}: another process is at work on it"]
 
 
 def test_only_openneuro_is_downloaded(profile, capsys):

@@ -184,6 +184,7 @@ CODE = " (code of this module runs)"
 # ── commands of more than one call ────────────────────────────────────────────────────────────────
 
 
+@records.alone("manifest")
 def _manifest(
     config: Config, source: str, root: Path | None, tables: Path | None, draw_split: bool, download: bool, **fetch: Any
 ) -> Path:

@@ -27,6 +27,7 @@ from nbconvert import HTMLExporter
 
 from resdm.io import writing
 from resdm_suite.profiles import Config
+from resdm_suite.records import alone
 from resdm_suite.reporting.provenance import outdated, provenance
 
 
@@ -99,6 +100,7 @@ class Page:
         return quote(f"notebooks/{self.path.stem}.html")
 
 
+@alone("report")
 def write_report(config: Config) -> Path:
     """Write ``work/<profile>/report/`` anew and return its ``index.html``.
 
@@ -109,7 +111,7 @@ def write_report(config: Config) -> Path:
     FileNotFoundError
         The profile has no results yet.
     """
-    if not (config.work.is_dir() or config.figures.is_dir()):
+    if not (any(config.work.glob("[!.]*")) or config.figures.is_dir()):
         raise FileNotFoundError(f"{config.work}: nothing there to report; make reproduce PROFILE={config.profile}")
     pages = [_page(path) for path in sorted((config.work / "notebooks").glob("*.ipynb"))]
     with _replaced(config.work / "report") as folder:
