@@ -15,9 +15,10 @@ import sys
 from resdm.settings import METHODS as METHOD_CLASSES
 from resdm_suite.apps.dependencies import code_digest, modules
 from resdm_suite.cohorts.assembly import READERS
-from resdm_suite.profiles import load_config
+from resdm_suite.profiles import check_name, load_config
 
-PROFILE = str(config.get("profile", "phantom"))
+PROFILE = config.get("profile", "phantom")  # Snakemake reads 0012 as a number
+check_name(PROFILE, "--config profile")
 SETTINGS = load_config(f"configs/{PROFILE}.yaml")
 WORK, FIGURES = f"work/{PROFILE}", f"figures/{PROFILE}"
 TEMPLATES = "resdm_suite/reporting/templates"

@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 from notebook_cells import check_texts, draw, texts
 from PIL import Image
-from stored_cohort import GRID, RANGES, person
+from stored_cohort import GRID, RANGES, make_config, person
 
 from resdm_suite.anatomy import regions
 from resdm_suite.evaluation.suvr import regional_agreement
 from resdm_suite.reporting.slices import FIELD_MM, plane, slice_name
-from resdm_suite.reporting.style import save_figure
+from resdm_suite.reporting.style import heading, save_figure
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
 
@@ -61,6 +61,17 @@ def draw_regional():
     points = frame[frame["region"] == "summary"].assign(real_std=0.1, synthetic_std=np.nan)
     names = {"points": points, "agreement": regional_agreement(frame), "textures": textures}
     return draw("04_table2_comparison", profile=SimpleNamespace(notice=NOTICE, individual=True), **names)
+
+
+def test_a_kernel_of_another_environment_is_named(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    own = tmp_path / ".venv"
+    assert "kernel" not in heading(config)  # an installation without `make env`
+    own.mkdir()
+    assert f"kernel of `{sys.prefix}`, not of `{own}`" in heading(config)
+    (tmp_path / "link").symlink_to(own)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "link"))
+    assert "kernel" not in heading(config)
 
 
 DRAWN = {"figure1": draw_figure1, "curves": draw_curves, "regional": draw_regional}

@@ -199,6 +199,16 @@ def _outputs(text: str, rule: str) -> str:
     return "\n".join(line for block in blocks for line in block.splitlines() if "output" in line)
 
 
+@pytest.mark.parametrize("profile", ["0012", "null"])
+def test_a_profile_that_yaml_reads_as_another_value_is_refused(profile, tmp_path):
+    command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run", "--config", f"profile={profile}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode
+    (line,) = [line for line in run.stdout.splitlines() if "cannot be a name" in line]
+    assert line.startswith("--config profile: ")
+
+
 @pytest.mark.parametrize("profile", ["adni", "dlbs"])
 def test_profiles_of_real_cohorts_plan_the_whole_dag(profile, tmp_path):
     """Without any file or data, every table, figure and training is planned."""

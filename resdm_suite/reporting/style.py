@@ -7,6 +7,7 @@ depends on pyplot or on the user's settings, so the same input gives the same by
 from __future__ import annotations
 
 import io
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,10 +105,14 @@ class _Markdown(str):
 
 
 def heading(config: Config) -> _Markdown:
-    """The line below a notebook's title: notice, profile, seed and digest of the settings."""
-    return _Markdown(
+    """The line below a notebook's title: notice, profile, seed, digest of the settings; and a kernel from elsewhere."""
+    text = (
         f"**{config.notice or 'ADNI'}** · profile `{config.profile}`, seed {config.seed}, settings `{config.digest()}`"
     )
+    environment = config.root / ".venv"
+    if environment.is_dir() and environment.resolve() != Path(sys.prefix).resolve():
+        text += f" · **kernel of `{sys.prefix}`, not of `{environment}`: start JupyterLab as the README says**"
+    return _Markdown(text)
 
 
 def paper_figure(height: float, title: str, notice: str = "", detail: str = "", width: float = WIDTH) -> PaperFigure:
