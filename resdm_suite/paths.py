@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+INPUT_CHECK = "input_check.safetensors"
+"""In a model folder: what T1s the model was trained on (`resdm_suite.preprocessing.input_check`)."""
+
 
 def stem(image: str | Path) -> str:
     """Path of a NIfTI image without ``.nii`` or ``.nii.gz``."""

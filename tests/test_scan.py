@@ -18,6 +18,7 @@ from tiny_methods import SHAPE, Sessions, build, make_config
 from resdm.checkpoint import CheckpointError
 from resdm.io import sha256
 from resdm_suite.anatomy import CENTRE_MM, Grid
+from resdm_suite.apps import cli
 from resdm_suite.apps import single_scan as scans
 from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
@@ -25,6 +26,7 @@ from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_
 from resdm_suite.cohorts.tables import ManifestError
 from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path
+from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.scans import VolumeError
 
 GRID = Grid((48, 56, 48), 4.0)
@@ -59,7 +61,7 @@ def registered(monkeypatch):
 
     def preprocess_mri(path, config):
         seen.append(path)
-        return Sessions()[0][0][0].numpy(), {"transform": np.eye(4).tolist()}
+        return Sessions()[0][0][0].numpy(), {"transform": np.eye(4).tolist(), "t1_correlation": 0.9}
 
     monkeypatch.setattr(scans, "preprocess_mri", preprocess_mri)
     return seen
@@ -317,6 +319,65 @@ def test_volumes_are_checked(tmp_path):
         with pytest.raises(VolumeError, match=message):
             synthesise_scan(path, model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ── a T1 that is unlike the training people's ─────────────────────────────────────────────────────
+
+
+def plant_check(model, brightness):
+    """An input check that expects fluid of this brightness, ±0.01."""
+    grid = Model.load(model).grid
+    brain, blocks = input_check._brain(grid)
+    arrays = (
+        torch.arange(int(brain.sum())).remainder(3).to(torch.uint8),
+        torch.zeros(101),
+        torch.zeros(int(blocks.sum())),
+    )
+    training = {"brightness of fluid": [brightness, [0.01, 0.01], brightness - 0.02, brightness + 0.02]}
+    parts = torch.zeros(1, int(blocks.sum())), torch.ones(1)
+    input_check.InputCheck(grid, *arrays, *parts, training, threshold=4.0, held_out=30).save(model)
+
+
+@pytest.mark.parametrize(("kind", "away", "refused", "passed"), [
+    ("other", 0.01, False, True), ("other", 0.06, True, False), ("phantom", 0.06, False, False),
+    ("phantom", 0.12, True, False),
+])  # fmt: skip
+def test_unlike_the_training_people(tmp_path, t1w, registered, undrawn, capsys, kind, away, refused, passed):
+    """Refused with the reason; a model of phantoms takes twice the distance, with a warning; --force takes all."""
+    model, mri = folder(tmp_path, kind=kind), Sessions()[0][0][0].numpy()
+    fluid = float(mri[input_check._brain(Grid(SHAPE, 12.0))[0]][::3].mean())
+    plant_check(model, fluid + away)
+    call = ["synthesise", str(t1w), "--model", str(model), "--out", str(tmp_path / "out"), "--allow-phantom-model"]
+    assert cli.main(call) == (2 if refused else 0)
+    text = f"this T1 is unlike the training people's: brightness of fluid {fluid:.3g} (training people "
+    printed = capsys.readouterr()
+    assert (f"resdm synthesise: {t1w}: {text}" in printed.err) == refused
+    assert (text in printed.out) == (not refused and not passed)
+    assert list(tmp_path.glob("out/*_pet.nii.gz")) == [] or not refused
+    assert cli.main([*call, "--force"]) == 0
+    for path in tmp_path.glob("out/*.json"):
+        stored = json.loads(path.read_text())
+        found = stored.get("input_check") or stored["source"]["input_check"]
+        assert found["passed"] is passed
+        assert found["text"].startswith(text) == (not passed)
+
+
+def test_forced_results_are_not_kept_without_force(tmp_path, t1w, registered, undrawn):
+    model = folder(tmp_path)
+    plant_check(model, 0.9)
+    table = write_table(tmp_path, f"sub-1,,{t1w.name},70,F,")
+    runs = [synthesise_scans(table, model, tmp_path / "out", samples=1, force=force) for force in (True, True, False)]
+    assert [frame["status"][0] for frame in runs] == ["done", "kept", "failed"]
+    assert all("this T1 is unlike the training people's" in frame["message"][0] for frame in runs)
+
+
+def test_a_model_without_input_check_says_so(tmp_path, t1w, registered, undrawn, capsys):
+    model = folder(tmp_path)
+    call = ["synthesise", str(t1w), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert cli.main(call) == 0
+    assert f"not checked whether this T1 is like the training people's: {model} has no" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out/sub-07_ses-1_desc-synth_record.json").read_text())
+    assert record["input_check"]["passed"] is None
 
 
 # ── many scans ────────────────────────────────────────────────────────────────────────────────────

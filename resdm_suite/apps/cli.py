@@ -267,7 +267,13 @@ def _synthesise(
     if manifest is not None and (age is not None or sex is not None):
         raise ConfigError("--age and --sex are of one MRI; with --manifest they are columns of the table")
     from resdm_suite.apps.model_folder import load_card
-    from resdm_suite.apps.single_scan import ScanError, peak_memory_bytes, synthesise_scan, synthesise_scans
+    from resdm_suite.apps.single_scan import (
+        ScanError,
+        input_check_text,
+        peak_memory_bytes,
+        synthesise_scan,
+        synthesise_scans,
+    )
 
     start = time.perf_counter()
     options["progress"] = not (quiet or as_json)
@@ -276,10 +282,12 @@ def _synthesise(
         rows = synthesise_scans(manifest, **options).to_dict("records")
         results: dict[str, Any] = {"scans": rows}
         lines = [f"{row['status']}: {row['person']} {row['session']}".rstrip() for row in rows]
+        lines += [f"{row['person']}: {row['message']}" for row in rows if row["message"] and row["status"] != "failed"]
     else:
         files = synthesise_scan(t1w, age=age, sex=sex, **options)
-        results = {"files": {name: str(path) for name, path in files.items()}}
-        lines = [f"{name}: {path}" for name, path in files.items()]
+        found = input_check_text(files["record"])
+        results = {"files": {name: str(path) for name, path in files.items()}, "input_check": found}
+        lines = [*filter(None, [found]), *(f"{name}: {path}" for name, path in files.items())]
     notice, memory, seconds = load_card(options["model"]).notice, peak_memory_bytes(), time.perf_counter() - start
     if as_json:
         record = {"notice": notice, **results, "seconds": round(seconds, 1), "peak_memory_bytes": memory}
@@ -376,7 +384,9 @@ _command("synthesise", "synthesise both PETs of one person, or of a table, from 
          _argument("--seed", type=_integer(0), help="seed of the noise (default: the model's)"),
          _argument("--steps", type=_integer(1), help="sampling steps (default: the model's)"),
          _argument("--allow-phantom-model", action="store_true",
-                   help="use a model of phantoms for a real MRI; every output carries a notice"), TRUST,
+                   help="use a model of phantoms for a real MRI; every output carries a notice"),
+         _argument("--force", action="store_true",
+                   help="use a T1 that is unlike those of the training people; every output says so"), TRUST,
          _argument("--quiet", action="store_true", help="print errors only"),
          _argument("--json", dest="as_json", action="store_true", help="print one JSON object, no progress bar"))
 _command("model show", "print the model card", "work/phantom/models/ResDM", "apps.model_card:show", FOLDER, TRUST)

@@ -15,10 +15,11 @@ from resdm.checkpoint import CheckpointError, load_model
 from resdm.io import write_text
 from resdm.settings import to_dict
 from resdm_suite.apps.model_folder import load_card
+from resdm_suite.paths import INPUT_CHECK
 from resdm_suite.profiles import FidelityConfig
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
-FILES = (*REQUIRED, "history.csv", "timing.json", "provenance.json")
+FILES = (*REQUIRED, "history.csv", "timing.json", "provenance.json", INPUT_CHECK)
 """Files of a shared model folder. A pickle such as ``state.pt`` is not allowed: reading it could run code."""
 
 

@@ -16,6 +16,7 @@ from resdm.checkpoint import ABSENT, CheckpointError, describe, differences, rea
 from resdm.io import sha256, write_text
 from resdm.method import Method
 from resdm.settings import ConfigError, MethodConfig, to_dict
+from resdm_suite.paths import INPUT_CHECK
 from resdm_suite.profiles import Config, read_config
 from resdm_suite.records import checked, read_record
 
@@ -111,7 +112,7 @@ def load_card(folder: str | Path, *, trust_code: bool = False) -> ModelCard:
     """
     folder = Path(folder)
     meta = read_metadata(folder)
-    check_unchanged(folder, ("model.safetensors", "config.yaml"))
+    check_unchanged(folder, ("model.safetensors", "config.yaml", INPUT_CHECK))
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder}: no config.yaml there; train the method again: its weights are kept")
     try:

@@ -41,7 +41,8 @@ from resdm_suite.apps.prediction import (
 )
 from resdm_suite.cohorts.tables import read_table
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
-from resdm_suite.paths import sidecar_path
+from resdm_suite.paths import INPUT_CHECK, sidecar_path
+from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.registration import Scan, resample
 from resdm_suite.preprocessing.t1 import preprocess_mri
 from resdm_suite.reporting.provenance import provenance, versions
@@ -90,7 +91,8 @@ def synthesise_scan(
     **sampling
         ``samples`` (int): the PETs are the mean of so many, `SAMPLES` by default; the first is that of ``samples=1``.
         ``seed``, ``steps`` (int): the model's by default. ``allow_phantom_model`` (bool): see
-        `resdm_suite.apps.prediction.check_phantom`. ``trust_code`` (bool): see `resdm.load_model`.
+        `resdm_suite.apps.prediction.check_phantom`. ``trust_code`` (bool): see `resdm.load_model`. ``force`` (bool):
+        whether to use a T1 that is unlike the training people's; every sidecar and the record then say so.
 
     Returns
     -------
@@ -103,15 +105,15 @@ def synthesise_scan(
     ------
     ValueError, FileNotFoundError
         A model that cannot be used or is not allowed (`SynthesisError`, `CheckpointError`); an MRI that cannot be used
-        (`VolumeError`) or does not exist; ``out`` holds the PETs of another MRI of that name (`ScanError`); an
-        impossible age, sex, seed or number of samples.
+        (`VolumeError`) or does not exist; a T1 unlike the training people's, or ``out`` holds the PETs of another MRI
+        of that name (`ScanError`); an impossible age, sex, seed or number of samples.
     """
     check_person(age, sex, "prompt")
-    _, sampler = _prepare(model, **sampling)
+    _, sampler, force = _prepare(model, **sampling)
     if not Path(t1w).is_file():
         raise FileNotFoundError(f"{t1w}: no such MRI")
     prompt = {"age": age, "sex": sex}
-    return _synthesise(Path(t1w), Model.load(model), Path(out), bids_prefix(t1w), prompt, sampler, progress)
+    return _synthesise(Path(t1w), Model.load(model), Path(out), bids_prefix(t1w), prompt, sampler, force, progress)
 
 
 def _prepare(
@@ -121,8 +123,9 @@ def _prepare(
     steps: int | None = None,
     allow_phantom_model: bool = False,
     trust_code: bool = False,
-) -> tuple[ModelCard, dict[str, Any]]:
-    """The model's card and the sampler's settings, with the model's values as defaults."""
+    force: bool = False,
+) -> tuple[ModelCard, dict[str, Any], bool]:
+    """The model's card, the sampler's settings with the model's values as defaults, and ``force``."""
     if samples < 1:
         raise ValueError(f"samples: {samples}; expected at least 1")
     if seed is not None and not 0 <= seed < 2**63:
@@ -130,12 +133,13 @@ def _prepare(
     card = load_card(model, trust_code=trust_code)
     check_phantom(card, allow_phantom_model)
     seed = card.config.seed if seed is None else seed
-    return card, {"seed": seed, "steps": sampling_steps(card, steps), "samples": samples}
+    return card, {"seed": seed, "steps": sampling_steps(card, steps), "samples": samples}, force
 
 
 def _synthesise(
-    t1w: Path, model: Model, out: Path, prefix: str, prompt: dict[str, Any], sampler: dict[str, Any], progress: bool
-) -> dict[str, Path]:
+    t1w: Path, model: Model, out: Path, prefix: str, prompt: dict[str, Any], sampler: dict[str, Any], force: bool,
+    progress: bool,
+) -> dict[str, Path]:  # fmt: skip
     """`synthesise_scan` with a loaded model and checked arguments."""
     card, config, samples = model.card, model.card.config, sampler["samples"]
     record, inputs = out / f"{prefix}_desc-synth_record.json", _inputs(t1w, card, prompt, sampler)
@@ -149,8 +153,9 @@ def _synthesise(
     set_up(config.training)
     with tqdm(total=samples + 2, desc=prefix, unit="step", disable=not progress) as bar:
         mri, info = preprocess_mri(t1w, config)
+        found = _check_input(t1w, mri, info, card, force)
         bar.update()
-        source = {"file": t1w.name, "sha256": sha256(t1w), **info, "versions": versions()}
+        source = {"file": t1w.name, "sha256": sha256(t1w), **info, "input_check": found, "versions": versions()}
         files, pets = synthesise_mri(
             model, mri, out, **prompt, **sampler, prefix=prefix, source=source, each=bar.update,
         )  # fmt: skip
@@ -174,8 +179,25 @@ def _synthesise(
         files["picture"] = next(path for path in images if path.suffix == ".png")
         bar.update()
     names = {what: path.name for what, path in files.items()}
-    write_json(record, inputs | {"files": names})
+    write_json(record, inputs | {"input_check": found, "files": names})
     return files | {"record": record}
+
+
+def _check_input(t1w: Path, mri: np.ndarray, info: dict[str, Any], card: ModelCard, force: bool) -> dict[str, Any]:
+    """Whether a preprocessed T1 is like the training people's: ``passed`` (None: unknown), and ``text`` if not.
+
+    Raises `ScanError` for one that is not, without ``force``. A model of phantoms takes more, with the text.
+    """
+    check = input_check.InputCheck.read(card.folder)
+    if check is None:
+        text = f"not checked whether this T1 is like the training people's: {card.folder} has no {INPUT_CHECK}"
+        return {"passed": None, "text": f"{text} (trained by an earlier version, or on too few people)"}
+    measured = check.measure(mri, info["transform"], info["t1_correlation"])
+    fault = check.fault(measured)
+    text = f"this T1 is unlike the training people's: {fault}" if fault else ""
+    if check.fault(measured, input_check.PHANTOM_TOLERANCE if card.phantom else 1) and not force:
+        raise ScanError(f"{t1w}: {text}; give another scan, or --force: every output then states this")
+    return {"passed": not fault, "text": text}
 
 
 def prompt_text(age: float | None, sex: str | None) -> str:
@@ -257,14 +279,15 @@ def synthesise_scans(
     Returns
     -------
     DataFrame
-        person, session, t1w, status (``done``, ``kept``, ``failed``), message (reason of a failure), record (path).
+        person, session, t1w, status (``done``, ``kept``, ``failed``), message (reason of a failure, or what the input
+        check found), record (path).
 
     Raises
     ------
     ScanError
         A file that is no table of scans; a fault of one row only fails that row.
     """
-    card, sampler = _prepare(model, **sampling)
+    card, sampler, force = _prepare(model, **sampling)
     table, out = Path(table), Path(out)
     loaded, results = None, []
     for line, row in tqdm(_read_table(table).items(), desc="scans", unit="scan", disable=not progress):
@@ -277,10 +300,11 @@ def synthesise_scans(
             if not t1w.is_file():
                 raise FileNotFoundError(f"{table}, line {line}: {t1w}: no such MRI")
             status = "kept"
-            if not _is_done(record, _inputs(t1w, card, prompt, sampler)):
+            if not _is_done(record, _inputs(t1w, card, prompt, sampler), force):
                 loaded = loaded or Model.load(model)
-                _synthesise(t1w, loaded, folder, prefix, prompt, sampler, progress)
+                _synthesise(t1w, loaded, folder, prefix, prompt, sampler, force, progress)
                 status = "done"
+            message = input_check_text(record)
         except Exception as error:  # any error belongs to this row
             status, message = "failed", f"{type(error).__name__}: {error}"
         results.append([person, session, str(t1w), status, message, str(record)])
@@ -342,10 +366,16 @@ def _read_record(record: Path) -> dict[str, Any]:
         return {}
 
 
-def _is_done(record: Path, inputs: dict[str, Any]) -> bool:
+def input_check_text(record: Path) -> str:
+    """What the input check found of a finished scan, by its record; empty where it passed."""
+    return _read_record(record).get("input_check", {}).get("text", "")
+
+
+def _is_done(record: Path, inputs: dict[str, Any], force: bool) -> bool:
     stored = _read_record(record)
-    files = stored.pop("files", {})
-    return stored == inputs and all((record.parent / name).is_file() for name in files.values())
+    files, found = stored.pop("files", {}), stored.pop("input_check", {})
+    allowed = force or found.get("passed") is not False
+    return allowed and stored == inputs and all((record.parent / name).is_file() for name in files.values())
 
 
 def peak_memory_bytes() -> int:

@@ -15,6 +15,8 @@ from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_card import write_card
 from resdm_suite.apps.model_folder import check_unchanged, training_options, write_config
 from resdm_suite.evaluation.image_quality import psnr, ssim
+from resdm_suite.paths import INPUT_CHECK
+from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import Config, load_config
 from resdm_suite.records import NAME, alone, read_json, write_record
@@ -38,7 +40,8 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     Returns
     -------
     Path
-        The model folder, see `resdm.training.train`, with ``provenance.json`` and the model card ``README.md``.
+        The model folder, see `resdm.training.train`, with ``provenance.json``, ``input_check.safetensors`` (where the
+        cohort is large enough) and the model card ``README.md``.
     """
     from resdm.training import train  # here: Lightning Fabric needs two seconds
 
@@ -68,8 +71,11 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
         **training_options(config, name),
     )
     write_config(folder, config, name)
+    remove(folder / INPUT_CHECK)  # of other people
+    if check := input_check.fit(config):
+        check.save(folder)
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
-    files = (*results, "config.yaml", "provenance.json")
+    files = (*results, "config.yaml", "provenance.json", INPUT_CHECK)
     volumes = [config.volumes / file for file in ("index.csv", "cohort.json")]
     write_record(folder, f"resdm train {config.profile} {name}", [folder / file for file in files], volumes)
     write_card(config, name)
