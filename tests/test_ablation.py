@@ -25,7 +25,7 @@ from resdm_suite.apps.model_folder import load_card, source_settings
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.image_quality import read_scores, score_method
-from resdm_suite.evaluation.readings import readings_path
+from resdm_suite.evaluation.readings import COLUMNS, readings_path
 from resdm_suite.evaluation.statistics import holm, paired_test
 from resdm_suite.profiles import Config, load_config
 from resdm_suite.reporting.tables import (
@@ -201,6 +201,14 @@ def test_any_part_of_the_variants(single, tmp_path):
     assert "Without stored scores: Base, +L_high, as published (no global, no linear path)." in table.markdown()
     with pytest.raises(ValueError, match="no method has scores"):
         run_cells("05", make_config(tmp_path))
+
+
+def test_no_defined_status_leaves_accuracy_out(single, third):
+    write_csv(readings_path(single, "status"), pd.DataFrame(columns=list(COLUMNS["status"])))
+    try:
+        pd.testing.assert_frame_equal(table3(single).frame, third.frame)
+    finally:
+        readings_path(single, "status").unlink()
 
 
 def test_figure3_is_figure2_with_the_variants(single):

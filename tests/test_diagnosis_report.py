@@ -71,19 +71,21 @@ def cells(block, row: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("label", "note"), [
     (0, "AUC and F1 without a value: not defined, test people of one class"),
-    (None, "Cut-off label, tau status: not defined, one class only"),
+    ("amyloid", "Cut-off label, tau status: not defined: no label, one class only"),
+    ("", "Cut-off label, tau status: not defined: no label, one class only"),
 ])  # fmt: skip
 def test_what_is_not_defined_is_said(tmp_path, label, note):
-    """Test people of one class, and a tracer without a classifier."""
+    """Test people of one class, one tracer without a classifier, and both."""
     config, (status, folds) = make_config(tmp_path), make_status({"ResDM": 2.0, "real": 4.0, "mri": 1.0}, people=12)
-    if label is None:
+    if label != 0:
         gone = {"fold": 0, "target": "label", "source": "real", "tracer": "tau", "n_train": 0, "n_held_out": 0}
-        status, folds = (frame[frame["tracer"] == "amyloid"] for frame in (status, folds))
+        status, folds = (frame[frame["tracer"] == label] for frame in (status, folds))
         folds = pd.concat([folds, pd.DataFrame([gone])])
     else:
         status["label"] = label
     store_readings(config, status=status, status_folds=folds)
-    assert note in fourth_cells(config)["table"].markdown()
+    assert note in run_cells("06", config, without=("06-04",))["table"].markdown()
+    assert (config.figures / "table4_roc.png").is_file()
 
 
 def test_rows_are_the_papers_then_the_controls(status, fourth):

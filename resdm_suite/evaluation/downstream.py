@@ -255,22 +255,26 @@ def evaluate_status(config: Config, *, progress: bool = True) -> Path:
     Columns are those of `COLUMNS`; target is ``label``, in phantoms also ``planted``. Beside it ``status_folds.csv``
     holds the quality of each fold's evaluators: n_train, n_held_out (sessions), held_out_auc, held_out_p (one-sided,
     against chance, over people). A target and tracer that these people do not define (one class, too few people) has no
-    reading and one row of it, without a quality. Raises `LeakageError` (see `check_folds`), `UndefinedError` where no
-    status is defined, and `ValueError` or `FileNotFoundError` for a broken volume or a session without posterior.
+    reading and one row of it, without a quality; where none is defined, ``status.csv`` has no row. Raises
+    `LeakageError` (see `check_folds`), and `ValueError` or `FileNotFoundError` for a broken volume or a session without
+    posterior.
     """
     with _progress(config, ("status",), progress) as bar:
         cases = list(product(_targets(config), TRACERS))
-        defined = _defined(cases, lambda target, tracer: _read_status(config, target, tracer, bar))
+        defined = _defined(cases, lambda target, tracer: _read_status(config, target, tracer, bar), required=False)
     left_out = [{"fold": 0, "target": target, "source": "real", "tracer": tracer, "n_train": 0, "n_held_out": 0}
                 for target, tracer in cases if (target, tracer) not in defined]  # fmt: skip
     folds = pd.DataFrame([row for _, rows in defined.values() for row in rows] + left_out).rename(columns=_CARD)
-    return _write(config, "status", pd.concat([part for parts, _ in defined.values() for part in parts]), folds)
+    readings = [part for parts, _ in defined.values() for part in parts] or [pd.DataFrame()]
+    return _write(config, "status", pd.concat(readings), folds)
 
 
-def _defined(cases: Iterable[tuple[str, ...]], work: Callable[..., Any]) -> dict[tuple[str, ...], Any]:
+def _defined(
+    cases: Iterable[tuple[str, ...]], work: Callable[..., Any], *, required: bool = True
+) -> dict[tuple[str, ...], Any]:
     """Results by case of a function of each case, without those that the people do not define: these are printed.
 
-    Raises `UndefinedError` where none is left.
+    Raises `UndefinedError` where none is left, if one is ``required``.
     """
     done, reasons = {}, []
     for case in cases:
@@ -278,7 +282,7 @@ def _defined(cases: Iterable[tuple[str, ...]], work: Callable[..., Any]) -> dict
             done[case] = work(*case)
         except UndefinedError as error:
             reasons.append(str(error))
-    if not done:
+    if required and not done:
         raise UndefinedError("; ".join(dict.fromkeys(reasons)))
     for reason in dict.fromkeys(reasons):
         tqdm.write(f"not evaluated: {reason}")
@@ -321,7 +325,7 @@ def _status_inputs(config: Config, test: pd.DataFrame, tracer: str) -> dict[str,
 def _write(config: Config, name: str, frame: pd.DataFrame, folds: pd.DataFrame) -> Path:
     """Store readings and their evaluators with the columns of `COLUMNS`; the path of the readings."""
     for file, table in ((f"{name}_folds", folds), (name, frame)):
-        path = write_csv(readings_path(config, file), table[list(COLUMNS[file])], "%.9g")
+        path = write_csv(readings_path(config, file), table.reindex(columns=list(COLUMNS[file])), "%.9g")
     notebook = {"status": "06_table4_diagnosis", "sex": "07_figure4_gender", "age": "08_figure5_age"}[name]
     methods = (*config.methods, "ceiling")
     inputs = [config.volumes / file for file in ("index.csv", "cohort.json")]

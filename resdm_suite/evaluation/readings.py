@@ -48,7 +48,7 @@ def read_readings(config: Config, name: str) -> pd.DataFrame:
     """
     path, columns = readings_path(config, name), COLUMNS[name]
     keys = [key for key in ("fold", "target", "source", "condition", *SESSION, "tracer") if key in columns]
-    frame = read_table(path, columns, keys, "stored readings", "the evaluators")
+    frame = read_table(path, columns, keys, "stored readings", "the evaluators", empty=name == "status")
     if "person" in frame:
         check_people(frame, config, path)
     return frame

@@ -30,13 +30,14 @@ Rule = Numbers | tuple | type[str] | None
 
 
 def read_table(
-    path: Path, columns: Mapping[str, Rule], keys: Sequence[str], what: str, stage: str, also: Mapping[str, Rule] = {}
-) -> pd.DataFrame:
+    path: Path, columns: Mapping[str, Rule], keys: Sequence[str], what: str, stage: str, also: Mapping[str, Rule] = {},
+    *, empty: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """A CSV table with ``columns`` that a stage wrote; columns with a `Numbers` rule are numbers, others as they are.
 
     ``keys`` identify a row, ``what`` and ``stage`` name the table and the stage to run. Columns of ``also`` may be
-    absent. Raises `FileNotFoundError`, or `ValueError` for no table, missing columns, a value that is not permitted, or
-    a row that occurs twice.
+    absent; ``empty`` permits a table without rows. Raises `FileNotFoundError`, or `ValueError` for no table, missing
+    columns, a value that is not permitted, or a row that occurs twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no {what}; run {stage} first")
@@ -47,7 +48,7 @@ def read_table(
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no CSV table ({str(error).strip()}); run {stage} again") from None
     missing = ", ".join(name for name in columns if name not in frame)
-    fault = f"columns missing: {missing}" if missing else "no row" if frame.empty else ""
+    fault = f"columns missing: {missing}" if missing else "no row" if frame.empty and not empty else ""
     fault = fault or "" if path.read_bytes().endswith(b"\n") else "cut short, the last line has no end"
     if fault or not isinstance(frame.index, pd.RangeIndex):  # pandas takes one cell too many for an index
         raise ValueError(f"{path}: {fault or 'rows are longer than the header'}; run {stage} again")
