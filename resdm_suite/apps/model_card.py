@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from jinja2 import Environment, PackageLoader
 
 from resdm.batch import TRACERS
 from resdm.io import write_text
 from resdm.settings import SEXES
 from resdm_suite.apps.model_folder import ModelCard, load_card
-from resdm_suite.evaluation.image_quality import REGIONS, read_index, read_scores
+from resdm_suite.evaluation.image_quality import METRICS, REGIONS, read_index, read_scores
 from resdm_suite.evaluation.statistics import by_person
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, read_json
 
 CARD = "README.md"
 
-_TEMPLATE = files("resdm_suite.reporting").joinpath("templates/model_card.md")
-_PHANTOM = "- It was trained on phantoms only: its output for a real MRI has no meaning for the person.\n"
+_TEMPLATE = Environment(
+    loader=PackageLoader("resdm_suite.reporting"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+).get_template("model_card.md")
 
 _LICENCES: dict[str, dict[str, str]] = {
     "phantom": {"license": "mit"},
@@ -67,47 +68,26 @@ def render(
 ) -> str:
     """A card's text, from the training sessions of ``index.csv``, test scores and ``timing.json``, as available."""
     config = card.config
-    kind, grid = config.cohort.kind, config.preprocess.grid
+    kind = config.cohort.kind
     head = _LICENCES.get(kind, {"license": "other", "license_name": "see-the-cohort", "license_link": "LICENSE"}) | {
         "library_name": "resdm",
         "pipeline_tag": "image-to-image",
         "tags": ["medical", "neuroimaging", "mri", "pet", "amyloid", "tau", "synthetic", *["phantom"] * card.phantom],
     }
-    size = "" if not cost else (
-        f"\n{cost['parameters'] / 1e6:.2f} M parameters, {cost['trainable_parameters'] / 1e6:.2f} M of them trained, "
-        f"in {cost['steps']} steps ({cost['epochs']:g} epochs).\n"
-    )  # fmt: skip
-    return _TEMPLATE.read_text(encoding="utf-8").format(
+    return _TEMPLATE.render(
         head=yaml.safe_dump(head, sort_keys=False).rstrip(),
         card=card,
         config=config,
-        grid=grid,
-        notice=_capital(card.notice),
-        cohort_notice=f" {_capital(config.notice)}." if config.notice else "",
-        settings=config.digest(),
-        shape=" × ".join(map(str, grid.shape)),
-        cost=size,
-        cohort=_cohort(kind, index),
-        phantom_limit=_PHANTOM * card.phantom,
-        metrics=_metrics(scores),
-        use_option=" --allow-phantom-model" * card.phantom,
+        grid=config.preprocess.grid,
+        cost=cost,
+        cohort=_COHORTS.get(kind, kind),
+        people=None if index is None else _people(index),
+        scores=None if scores is None or scores.empty else _metrics(scores),
     )
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int) -> str:
-    """A Markdown table whose first ``left`` columns are aligned left, the others right."""
-    rule = ("---",) * left + ("--:",) * (len(header) - left)
-    return "\n".join("|" + "|".join(f" {cell} " for cell in row) + "|" for row in (header, rule, *rows))
-
-
-def _cohort(kind: str, index: pd.DataFrame | None) -> str:
-    line = f"Cohort: {_COHORTS.get(kind, kind)}."
-    if index is None:
-        return f"{line}\n\nIts people are not described here."
+def _people(index: pd.DataFrame) -> list[tuple[str, str]]:
+    """Rows of the table of training people: what, and its value."""
     people = index.drop_duplicates("person")  # first session: each person counts once
     sexes = [f"{(people['sex'] == sex).sum()} {sex}" for sex in SEXES]
     sexes += [f"{unknown} unknown"] if (unknown := people["sex"].isna().sum()) else []
@@ -121,26 +101,22 @@ def _cohort(kind: str, index: pd.DataFrame | None) -> str:
         labels = index.loc[index[f"present_{tracer}"] == 1, f"{tracer}_tracer"]
         named = ", ".join(f"{count} {label}" for label, count in labels.value_counts().sort_index().items())
         rows.append((f"sessions with {tracer} PET", f"{len(labels)}" + (f" ({named})" if named else "")))
-    return f"{line}\n\n{_table(('training people', ''), rows, 1)}"
+    return rows
 
 
-def _metrics(scores: pd.DataFrame | None) -> str:
-    if scores is None or scores.empty:
-        return "Its predictions are not scored yet."
-    metrics = ["mae", "psnr", "ssim"]
+def _metrics(scores: pd.DataFrame) -> dict[str, Any]:
+    """Number of people, and rows of the table of metrics."""
     people = by_person(scores).assign(mae=lambda frame: 100 * frame["mae"], ssim=lambda frame: 100 * frame["ssim"])
-    table = people.groupby(["tracer", "region"])[metrics].agg(["mean", "std"])
-    order = [key for key in itertools.product(TRACERS, REGIONS) if key in table.index]
+    table = people.groupby(["tracer", "region"])[list(METRICS)].agg(["mean", "std"])
     rows = [
-        (*key, *(f"{row[metric, 'mean']:.2f} ± {row[metric, 'std']:.2f}" for metric in metrics))
-        for key, row in table.loc[order].iterrows()
+        (
+            *key,
+            *(f"{table.loc[key, (metric, 'mean')]:.2f} ± {table.loc[key, (metric, 'std')]:.2f}" for metric in METRICS),
+        )
+        for key in itertools.product(TRACERS, REGIONS)
+        if key in table.index
     ]
-    header = ("tracer", "region", "MAE (%)", "PSNR (dB)", "SSIM (%)")
-    count = people["person"].nunique()
-    return (
-        f"Test people, mean ± standard deviation over people; intensities in [0, 1], n = {count}.\n\n"
-        f"{_table(header, rows, 2)}"
-    )
+    return {"people": people["person"].nunique(), "rows": rows}
 
 
 def show(folder: str | Path, *, trust_code: bool = False) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resdm.settings import TRACERS
+from resdm.settings import to_dict
+from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
 from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, notes, number, pivot, span, with_interval
@@ -40,25 +41,11 @@ def uncertainty_table(config: Config, result: Uncertainty) -> Table:
         Frame: tracer, unit (``voxel``, ``regions``, a region, ``person``), predictor, measure, value, low, high (95 %),
         n (people).
     """
-    return Table(
-        name="uncertainty",
-        title="How far the spread over samples can be trusted",
-        notice=config.notice,
-        frame=_tidy(result),
-        blocks=_blocks(result),
-        notes=notes(
-            "uncertainty",
-            verdict=verdict(result),
-            findings=findings(result),
-            samples=config.uncertainty.samples,
-            method=config.uncertainty.method,
-            n=span(result.ranking["n"]),
-            fwhm_mm=MAP_FWHM_MM,
-            folds=FOLDS,
-            titles=TITLES,
-            predictors=PREDICTORS,
-        ),
-    )
+    found = {"verdict": verdict(result), "findings": findings(result), "n": span(result.ranking["n"])}
+    constants = {"fwhm_mm": MAP_FWHM_MM, "folds": FOLDS, "titles": TITLES, "predictors": PREDICTORS}
+    lines = notes("uncertainty", **found, **constants, **to_dict(config.uncertainty))
+    title = "How far the spread over samples can be trusted"
+    return Table("uncertainty", title, config.notice, _tidy(result), _blocks(result), lines)
 
 
 # ── findings ──────────────────────────────────────────────────────────────────────────────────────
@@ -69,15 +56,17 @@ def verdict(result: Uncertainty) -> str:
 
     It does if the interval over people of the gain (predictor ``both`` over ``map``) lies above zero.
     """
-    gains = result.likelihood.query("unit == 'voxel' and predictor == 'both'").to_dict("records")
     by_sign = {True: [], False: []}
-    for row in gains:
-        gain = with_interval(row["gain"], row["gain_low"], row["gain_high"], 3)
-        by_sign[_sign(row) > 0].append(f"{TRACER_NAMES[row['tracer']]} (gain {gain} per voxel)")
+    for row in result.likelihood.query("unit == 'voxel' and predictor == 'both'").to_dict("records"):
+        by_sign[_sign(row) > 0].append(f"{TRACER_NAMES[row['tracer']]} (gain {_gain(row)} per voxel)")
     yes, no = (" and ".join(by_sign[added]) for added in (True, False))
     if not yes:
         return f"Verdict: the spread over samples adds nothing to the error map, for {no}: it is no error bar."
     return f"Verdict: the spread over samples adds to the error map for {yes}{f', not for {no}' if no else ''}."
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    return with_interval(row["gain"], row["gain_low"], row["gain_high"], 3)
 
 
 def _sign(row: Mapping[str, Any]) -> int:
@@ -91,38 +80,37 @@ def findings(result: Uncertainty) -> tuple[str, ...]:
     An interval over people that contains zero gives no finding.
     """
     lines = []
-    for tracer in [tracer for tracer in TRACERS if (result.ranking["tracer"] == tracer).any()]:
-        name, (low, high) = TRACER_NAMES[tracer], (f"{100 * end:g}" for end in ACCEPTED)
-        covered = _covered(result, tracer)
+    for tracer in present_tracers(result.ranking):
+        name, accepted = TRACER_NAMES[tracer], "{:g} to {:g} %".format(*(100 * end for end in ACCEPTED))
+        covered, gains, ranking = _of_tracer(result, tracer)
         regions = covered.drop(["voxel", "regions"], level="unit").xs("both", level="predictor")
-        left = regions[(regions["coverage"] < ACCEPTED[0]) | (regions["coverage"] > ACCEPTED[1])]
+        left = regions[~regions["coverage"].between(*ACCEPTED)]
         outside = ", ".join(f"{region.replace('_', ' ')} {_percent(row)}" for region, row in left.iterrows())
-        pooled = [covered.loc[(unit, "both")] for unit in ("voxel", "regions")]
-        inside = (
-            "both inside" if all(ACCEPTED[0] <= row["coverage"] <= ACCEPTED[1] for row in pooled) else "not both inside"
-        )
+        voxel, pooled = (covered.loc[(unit, "both")] for unit in ("voxel", "regions"))
+        inside = pd.Series([voxel["coverage"], pooled["coverage"]]).between(*ACCEPTED).all()
         lines.append(
-            f"{name}, coverage: the calibrated {100 * NOMINAL:g} % interval (both) holds {_percent(pooled[0])} % of "
-            f"voxels and {_percent(pooled[1])} % of regional SUVRs, {inside} {low} to {high} %; uncalibrated it holds "
-            f"{_percent(covered.loc[('voxel', 'raw')])} % of voxels. Of {len(regions)} regions "
-            + (f"{len(left)} leave {low} to {high} %: {outside}." if len(left) else f"none leaves {low} to {high} %.")
+            f"{name}, coverage: the calibrated {100 * NOMINAL:g} % interval (both) holds {_percent(voxel)} % of "
+            f"voxels and {_percent(pooled)} % of regional SUVRs, {'' if inside else 'not '}both inside {accepted}; "
+            f"uncalibrated it holds {_percent(covered.loc[('voxel', 'raw')])} % of voxels. Of {len(regions)} regions "
+            + (f"{len(left)} leave {accepted}: {outside}." if len(left) else f"none leaves {accepted}.")
         )
-        gains = result.likelihood[(result.likelihood["tracer"] == tracer) & (result.likelihood["predictor"] == "both")]
-        texts = "; ".join(
-            f"{_GAINED[_sign(row)]} of a {'voxel' if row['unit'] == 'voxel' else 'region'} "
-            f"({with_interval(row['gain'], row['gain_low'], row['gain_high'], 3)})"
-            for row in gains.to_dict("records")
-        )
-        lines.append(f"{name}, what samples add to the error map, in log-likelihood: {texts}.")
-        ranking = result.ranking[result.ranking["tracer"] == tracer].set_index("predictor")
+        texts = [
+            f"{_GAINED[_sign(row)]} of a {unit.removesuffix('s')} ({_gain(row)})" for unit, row in gains.iterrows()
+        ]
+        lines.append(f"{name}, what samples add to the error map, in log-likelihood: {'; '.join(texts)}.")
         rhos = "; ".join(f"{TITLES[score]} {_rho(ranking.loc[score])}" for score in ("raw", "both"))
         lines.append(f"{name}, ranking: {_ranked(ranking)} (ρ: {rhos}).")
     return tuple(lines)
 
 
-def _covered(result: Uncertainty, tracer: str) -> pd.DataFrame:
-    chosen = (result.coverage["tracer"] == tracer) & (result.coverage["nominal"] == NOMINAL)
-    return result.coverage[chosen].set_index(["unit", "predictor"])
+def _of_tracer(result: Uncertainty, tracer: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Coverage at level `NOMINAL` by unit and predictor, gains of ``both`` by unit, and ranking by predictor."""
+    coverage, likelihood, ranking = (
+        frame[frame["tracer"] == tracer] for frame in (result.coverage, result.likelihood, result.ranking)
+    )
+    covered = coverage[coverage["nominal"] == NOMINAL].set_index(["unit", "predictor"])
+    gains = likelihood[likelihood["predictor"] == "both"].set_index("unit")
+    return covered, gains, ranking.set_index("predictor")
 
 
 def _percent(row: pd.Series, decimals: int = 0) -> str:
@@ -132,11 +120,8 @@ def _percent(row: pd.Series, decimals: int = 0) -> str:
 def _ranked(ranking: pd.DataFrame) -> str:
     """Names the scores that rank people by error."""
     good = [TITLES[name] for name in ("raw", "both") if ranking.loc[name, "rho_low"] > 0]
-    return (
-        f"{' and '.join(good)} rank{'s' * (len(good) == 1)} people by error"
-        if good
-        else "no score ranks people by error"
-    )
+    names = " and ".join(good) or "no score"
+    return f"{names} rank{'' if len(good) > 1 else 's'} people by error"
 
 
 def _rho(row: pd.Series) -> str:
@@ -147,11 +132,8 @@ def _rho(row: pd.Series) -> str:
 
 def short_findings(result: Uncertainty, tracer: str) -> str:
     """`findings` of one tracer in one line."""
-    covered = _covered(result, tracer)
-    gains = result.likelihood[(result.likelihood["tracer"] == tracer) & (result.likelihood["unit"] == "voxel")]
-    gain = gains.set_index("predictor").loc["both"]
-    added = {1: "add to", -1: "take from", 0: "add nothing to"}[_sign(gain)]
-    ranking = result.ranking[result.ranking["tracer"] == tracer].set_index("predictor")
+    covered, gains, ranking = _of_tracer(result, tracer)
+    added = {1: "add to", -1: "take from", 0: "add nothing to"}[_sign(gains.loc["voxel"])]
     return (
         f"{100 * NOMINAL:g} % interval: {_percent(covered.loc[('voxel', 'both')])} % of voxels, uncalibrated "
         f"{number(100 * covered.loc[('voxel', 'raw'), 'coverage'], 0)} %; samples {added} the map; {_ranked(ranking)}."
@@ -237,11 +219,8 @@ def uncertainty_points(config: Config, result: Uncertainty) -> tuple[pd.DataFram
         if not config.individual:
             groups = min(5, len(people) // MIN_GROUP_SIZE)
             ranked = ranked.groupby(steps * groups // len(people)).mean() if groups else ranked[:0]
-            # two means that differ by one person reveal that person
-            steps = np.append(
-                steps[MIN_GROUP_SIZE - 1 : len(people) - MIN_GROUP_SIZE : MIN_GROUP_SIZE],
-                steps[MIN_GROUP_SIZE - 1 :][-1:],
-            )
+            large = steps[MIN_GROUP_SIZE - 1 :]  # two means that differ by one person reveal that person
+            steps = np.append(large[:-MIN_GROUP_SIZE:MIN_GROUP_SIZE], large[-1:])
         points.append(ranked.rename(columns={"both": "score"}).assign(tracer=tracer))
         scores = {"oracle": error} | {name: people[name].to_numpy() for name in ("raw", "both")}
         for name, score in scores.items():
