@@ -120,19 +120,16 @@ def write_report(config: Config) -> Path:
         (folder / "files").mkdir()
         for path in files:
             shutil.copyfile(path, folder / "files" / path.name)
-        timings, total = _timings(config, pages)
         templates = Environment(loader=PackageLoader("resdm_suite.reporting"), autoescape=True, trim_blocks=True)
+        templates.filters["duration"] = _duration
         text = templates.get_template("index.html.j2").render(
-            profile=config.profile,
-            notice=config.notice,
-            private=config.cohort.kind != "phantom",
+            config=config,
             facts=_facts(config),
             missing=_missing(config, pages),
             sections=_sections(config, pages, [path.name for path in files]),
             qc=_quality(config),
             pages=pages,
-            timings=timings,
-            total=total,
+            jobs=[*_commands(config), *(page for page in pages if page.seconds is not None)],
             trainings=_trainings(config),
             environment=_environment(config),
         )
@@ -252,19 +249,9 @@ def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
             title, shown, rest = "", "", shown  # the figure contains its title
         elif len(frame) > LONG:
             shown, rest = "", shown
-    return {
-        "stem": stem,
-        "title": title,
-        "alt": f"{stem.replace('_', ' ')}, {config.notice}".strip(", "),
-        "image": quote(f"files/{by_suffix['png']}") if "png" in by_suffix else None,
-        "size": _size(config.figures / by_suffix["png"]) if "png" in by_suffix else None,
-        "large": quote(f"files/{by_suffix.get('svg', by_suffix.get('png'))}") if "png" in by_suffix else None,
-        "table": Markup(shown),
-        "rest": Markup(rest),
-        "long": stem == "claims",
-        "outdated": outdated(config, stem),
-        "files": [(suffix.upper(), quote(f"files/{name}")) for suffix, name in sorted(by_suffix.items())],
-    }
+    size = _size(config.figures / by_suffix["png"]) if "png" in by_suffix else None
+    item = {"stem": stem, "title": title, "table": Markup(shown), "rest": Markup(rest)}
+    return item | {"size": size, "files": by_suffix, "outdated": outdated(config, stem)}
 
 
 def _size(path: Path) -> tuple[int, int] | None:
@@ -339,35 +326,19 @@ def _facts(config: Config) -> list[tuple[str, str]]:
     return [*facts, ("Methods", str(len(config.methods))), ("Seed", str(config.seed)), ("Settings", config.digest())]
 
 
-def _quality(config: Config) -> dict[str, Any] | None:
-    """Links to the pages of `resdm qc`. They are not copied: one montage per session is too large."""
-    source = config.work / "qc"
-    if not (source / "index.html").is_file():
-        return None
-    text = "A montage, measures and flags of every session."
-    files = [("Look through every session", "../qc/index.html")]
-    if (source / "qc.csv").is_file():
-        table = _csv(source / "qc.csv", dtype=str, keep_default_na=False)
-        known = "flags" in table
-        text += (
-            f" {(table['flags'] != '').sum()} of {len(table)} are flagged." if known else " Its table cannot be read."
-        )
-        files.append(("QC table (CSV)", "../qc/qc.csv"))
-    return {"text": text, "files": files}
+def _quality(config: Config) -> dict[str, Any]:
+    """Whether there are pages of `resdm qc` (one montage per session is too large to copy), and the flags of its table.
+
+    ``flags`` is empty for a table that cannot be read, and None without one.
+    """
+    page, path, flags = config.work / "qc" / "index.html", config.work / "qc" / "qc.csv", None
+    if path.is_file():
+        flags = list(_csv(path, dtype=str, keep_default_na=False).get("flags", ()))
+    return {"there": page.is_file(), "flags": flags}
 
 
-def _timings(config: Config, pages: list[Page]) -> tuple[list[dict[str, Any]], str]:
-    """One row per job: commands from Snakemake's records, then notebooks from papermill's."""
-    rows = [{"name": words, "href": None, "seconds": seconds} for words, seconds in _commands(config)]
-    rows += [{"name": p.title, "href": p.href, "seconds": p.seconds} for p in pages if p.seconds is not None]
-    longest = max((row["seconds"] for row in rows), default=0.0)
-    for row in rows:
-        row |= {"share": 100 * row["seconds"] / longest if longest else 0.0, "duration": _duration(row["seconds"])}
-    return rows, _duration(sum(row["seconds"] for row in rows))
-
-
-def _commands(config: Config) -> list[tuple[str, float]]:
-    """Commands and their seconds from Snakemake's records; empty without readable records."""
+def _commands(config: Config) -> list[dict[str, Any]]:
+    """Commands (title) and their seconds from Snakemake's records; empty without readable records."""
     found = {}
     for path in sorted((config.root / ".snakemake" / "metadata").rglob("*")):
         with contextlib.suppress(*DAMAGED):
@@ -376,7 +347,8 @@ def _commands(config: Config) -> list[tuple[str, float]]:
             own = any(log.startswith(f"work/{config.profile}/") for log in record["log"])
             if own and command.startswith("resdm ") and not command.startswith("resdm report "):
                 found[command] = float(record["starttime"]), float(record["endtime"])
-    return [(words, end - start) for words, (start, end) in sorted(found.items(), key=lambda item: item[1])]
+    ordered = sorted(found.items(), key=lambda item: item[1])
+    return [{"title": words, "seconds": end - start} for words, (start, end) in ordered]
 
 
 def _duration(seconds: float) -> str:
