@@ -250,9 +250,11 @@ def paper(*names):
     return expand("data_manifests/paper/{name}.csv", name=names)
 
 
-def notes(*tables):
-    """The notes below tables that have some."""
-    return [path for path in expand(f"{TEMPLATES}/notes_{{table}}.md", table=tables) if os.path.isfile(path)]
+def templates(results):
+    """Templates of results: the LaTeX of tables, and the notes below those that have some."""
+    paths = expand(f"{TEMPLATES}/notes_{{table}}.md", table=results)
+    paths += [f"{TEMPLATES}/table.tex.j2"] * any(".tex" in suffixes for suffixes in results.values())
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def scores(methods):
@@ -306,7 +308,7 @@ for name, (stem, sources, results, settings) in ANALYSES.items():
         input:
             sources,
             modules(f"notebooks/{stem}.ipynb"),
-            notes(*results),
+            templates(results),
         output:
             [f"{FIGURES}/{result}{suffix}" for result, suffixes in results.items() for suffix in suffixes],
             [f"{WORK}/evaluation/status.csv"] * (name == "table4"),
@@ -326,7 +328,7 @@ if SETTINGS.uncertainty.method in METHODS:
             f"{WORK}/models/{SETTINGS.uncertainty.method}/model.safetensors",
             method_modules(SETTINGS.uncertainty.method),
             modules("notebooks/14_uncertainty.ipynb"),
-            notes("uncertainty"),
+            templates({"uncertainty": TABLE}),
         output:
             multiext(f"{FIGURES}/uncertainty", ".csv", ".md", ".tex", ".svg", ".png"),
             f"{WORK}/predictions/{SETTINGS.uncertainty.method}/samples/regional.csv",

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from resdm.io import write_csv, write_text
 from resdm.settings import TRACERS
@@ -266,6 +265,18 @@ class Block:
     rows: tuple[tuple[str, ...], ...]
     best: frozenset[tuple[int, int]] = frozenset()
 
+    @property
+    def labels(self) -> list[str]:
+        """Group and label of each column in one."""
+        return [f"{group} {label}".strip() for group, label in self.columns]
+
+    def marked(self, style: str, text: Callable[[str], str]) -> list[list[str]]:
+        """Cells as ``text`` gives them, those of ``best`` in a style."""
+        return [
+            [style.format(text(cell)) if (i, j) in self.best else text(cell) for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+
 
 def pivot(
     frame: pd.DataFrame, row: str, columns: Sequence[str], cells: Mapping[str, str], *, title: str = "",
@@ -336,20 +347,17 @@ def quality_blocks(frame: pd.DataFrame, changes: Mapping[str, str], head: str = 
     frame = frame.assign(**texts)
     brain, whole = frame[frame["region"] != "whole"], frame[frame["region"] == "whole"]
     repeated, printed = brain[brain["trainings"] > 1], frame[frame["paper"].notna()]
-    cells = {"{}": "mean", **{label: label for label in changes}}
-    blocks = [
-        pivot(
-            part, "method", ["metric"], cells, title=f"Inside the brain: {TRACER_NAMES[tracer]}", head=head, best="best"
-        )
-        for tracer, part in brain.groupby("tracer")
-    ]
-    both = ["tracer", "metric"]
+    cells, both = {"{}": "mean"} | {label: label for label in changes}, ["tracer", "metric"]
+    blocks = []
+    for tracer, part in brain.groupby("tracer"):
+        title = f"Inside the brain: {TRACER_NAMES[tracer]}"
+        blocks.append(pivot(part, "method", ["metric"], cells, title=title, head=head, best="best"))
     blocks.append(pivot(whole, "method", both, {"{}": "mean"}, title=TITLES["whole"], head=head, best="best"))
-    blocks += [pivot(printed, "method", both, {"{}": "printed"}, title="Printed in the paper", head=head)] * bool(
-        len(printed)
-    )
     title = "Inside the brain: standard deviation of the mean between trainings"
-    return blocks + [pivot(repeated, "method", both, {"{}": "trained"}, title=title, head=head)] * bool(len(repeated))
+    for part, text, title in ((printed, "printed", "Printed in the paper"), (repeated, "trained", title)):
+        if len(part):
+            blocks.append(pivot(part, "method", both, {"{}": text}, title=title, head=head))
+    return blocks
 
 
 def text_block(columns: Mapping[str, Sequence[str]], title: str = "", best: Iterable[tuple[int, int]] = ()) -> Block:
@@ -367,8 +375,8 @@ def cost_block(costs: pd.DataFrame) -> Block:
 
 def notes(name: str, **values: Any) -> tuple[str, ...]:
     """The notes below a table: one per line of ``templates/notes_<name>.md``, filled with values."""
-    source = files("resdm_suite.reporting").joinpath(f"templates/notes_{name}.md").read_text(encoding="utf-8")
-    lines = Template(source, undefined=StrictUndefined).render(values).splitlines()
+    environment = Environment(loader=PackageLoader("resdm_suite.reporting"), undefined=StrictUndefined)
+    lines = environment.get_template(f"notes_{name}.md").render(values).splitlines()
     return tuple(line for line in lines if line.strip())
 
 
@@ -422,47 +430,17 @@ class Table:
         for block in self.blocks:
             if block.title:
                 lines += [f"### {block.title}", ""]
-            lines.append("| " + " | ".join(f"{group} {label}".strip() for group, label in block.columns) + " |")
+            lines.append("| " + " | ".join(block.labels) + " |")
             lines.append("|" + "|".join(["---"] + [aligned] * (len(block.columns) - 1)) + "|")
-            for row in _marked(block, "**{}**"):
-                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-            lines.append("")
+            cells = block.marked("**{}**", lambda cell: cell.replace("|", "\\|"))
+            lines += [*("| " + " | ".join(row) + " |" for row in cells), ""]
         lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
     def latex(self) -> str:
         """LaTeX in plain ASCII, for any engine: per block a ``table*``, or with ``widths`` a ``longtable``."""
         caption = _tex(re.sub(r"^Table [0-9]+: ", "", self.heading))  # LaTeX numbers it
-        if self.widths is not None:
-            out = ["% needs \\usepackage{booktabs,longtable}", "{\\footnotesize\\setlength{\\tabcolsep}{2pt}"]
-            out.append(f"\\noindent\\textbf{{{caption}}}\\label{{tab:{self.name}}}\\par")
-            for block in self.blocks:
-                out += self._long(block)
-            return "\n".join([*out, *(f"\\noindent {_tex(note)}\\par" for note in self.notes), "}"]) + "\n"
-        out, heading = (
-            ["% needs \\usepackage{adjustbox,booktabs}"],
-            f"\\caption{{{caption}.}}\\label{{tab:{self.name}}}",
-        )
-        for block in self.blocks:
-            out += ["\\begin{table*}[t]", "\\centering\\small", *([heading] if block is self.blocks[0] else [])]
-            out += [f"\\textbf{{{_tex(block.title)}}}\\par\\smallskip"] * bool(block.title)
-            out += ["\\begin{adjustbox}{max width=\\linewidth}"]
-            out += [f"\\begin{{tabular}}{{l{'r' * (len(block.columns) - 1)}}}", "\\toprule", *_group_heading(block)]
-            out += [" & ".join(_tex(label) for _, label in block.columns) + " \\\\", "\\midrule"]
-            out += [*_tex_rows(block), "\\bottomrule", "\\end{tabular}", "\\end{adjustbox}"]
-            if self.notes and block is self.blocks[-1]:
-                out.append("\\par\\smallskip\\begin{minipage}{\\linewidth}\\footnotesize")
-                out += [*(f"{_tex(note)}\\par" for note in self.notes), "\\end{minipage}"]
-            out.append("\\end{table*}")
-        return "\n".join(out) + "\n"
-
-    def _long(self, block: Block) -> list[str]:
-        labels = [f"{group} {label}".strip() for group, label in block.columns]
-        even = 0.88 / len(labels)
-        widths = "".join(f"p{{{self.widths.get(label, even):.3g}\\linewidth}}" for label in labels)
-        title = f"\\multicolumn{{{len(labels)}}}{{p{{0.9\\linewidth}}}}{{{_tex(block.title)}}} \\\\"
-        head = [f"\\begin{{longtable}}{{{widths}}}", title, "\\toprule", " & ".join(map(_tex, labels)) + " \\\\"]
-        return [*head, "\\midrule", "\\endhead", *_tex_rows(block), "\\bottomrule", "\\end{longtable}"]
+        return _LATEX.get_template("table.tex.j2").render(table=self, caption=caption)
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
@@ -477,18 +455,6 @@ def save_table(table: Table, folder: str | Path, provenance: Mapping[str, Any]) 
         write_text(stem.with_suffix(".tex"), table.latex()),
         write_sidecar(stem, provenance),
     ]
-
-
-def _marked(block: Block, style: str, text=str) -> list[list[str]]:
-    """Cells as text, those of `Block.best` in a style."""
-    return [
-        [style.format(text(cell)) if (i, j) in block.best else text(cell) for j, cell in enumerate(row)]
-        for i, row in enumerate(block.rows)
-    ]
-
-
-def _tex_rows(block: Block) -> list[str]:
-    return [" & ".join(row) + " \\\\" for row in _marked(block, "\\textbf{{{}}}", _tex)]
 
 
 def _group_heading(block: Block) -> list[str]:
@@ -519,3 +485,11 @@ def _tex(text: str) -> str:
         unknown = sorted({character for character in out if not character.isascii()})
         raise ValueError(f"no LaTeX for {unknown} in {text!r}; add it to the map of characters")
     return f"{{}}{out}" if out.startswith("[") else out  # after \\ a bracket would be read as its argument
+
+
+_LATEX = Environment(  # braces are LaTeX's own
+    loader=PackageLoader("resdm_suite.reporting"), undefined=StrictUndefined, trim_blocks=True,
+    keep_trailing_newline=True, block_start_string="<%", block_end_string="%>", variable_start_string="<<",
+    variable_end_string=">>", comment_start_string="<#", comment_end_string="#>",
+)  # fmt: skip
+_LATEX.filters |= {"tex": _tex, "groups": _group_heading, "cells": lambda block: block.marked("\\textbf{{{}}}", _tex)}
