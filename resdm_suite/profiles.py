@@ -14,6 +14,7 @@ import json
 import operator
 import re
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,8 +82,8 @@ def check_name(name: Any, where: str) -> None:
         )
 
 
-def check_condition(name: str, where: str) -> None:
-    """Raise `ConfigError` if a name is not a condition, see `CONDITIONS`."""
+def check_condition(name: str, where: str = "") -> str:
+    """The name of a condition, see `CONDITIONS`; `ConfigError` for another name."""
     age, sex = re.fullmatch(r"age_(\d+(?:\.\d+)?)", name), re.fullmatch(f"sex_({'|'.join(SEXES)})", name)
     if age and not AGE_RANGE[0] <= float(age[1]) <= AGE_RANGE[1]:
         raise ConfigError(f"{where}: {name!r} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
@@ -91,6 +92,7 @@ def check_condition(name: str, where: str) -> None:
             f"{where}: no condition {name!r}{suggest(name, CONDITIONS)}; expected one of {', '.join(CONDITIONS)}, "
             f"age_<years>, {', '.join(f'sex_{value}' for value in SEXES)}"
         )
+    return name
 
 
 # ── the cohort ────────────────────────────────────────────────────────────────────────────────────
@@ -141,8 +143,8 @@ class SplitConfig:
     def __post_init__(self) -> None:
         test = self.test if self.folds is None else 1 / self.folds
         enough = 0 < test < 1 and 0 < self.validation < 1 and test + self.validation < 1
-        fractions = "a fraction that leaves people to train on"
-        require(enough, "test", test, f"{fractions}, with validation {self.validation}")
+        expected = f"a fraction that leaves people to train on, with validation {self.validation}"
+        require(enough, "test", test, expected)
         require(self.folds is None or 0 <= self.fold < self.folds, "fold", self.fold, f"0 or more, below {self.folds}")
 
 
@@ -289,11 +291,6 @@ def _methods(tree: Any) -> dict[str, MethodConfig]:
     return methods
 
 
-def _condition(name: str) -> str:
-    check_condition(name, "")
-    return name
-
-
 @dataclass(frozen=True)
 class Config:
     """One profile."""
@@ -309,7 +306,7 @@ class Config:
     methods: Annotated[dict[str, MethodConfig], PlainValidator(_methods)] = field(
         default_factory=lambda: {"ResDM": settings_class("residual_diffusion")()}
     )
-    conditions: tuple[Annotated[str, AfterValidator(_condition)], ...] = (  # prompts of ResDM, without the factual one
+    conditions: tuple[Annotated[str, AfterValidator(check_condition)], ...] = (  # of ResDM, without the factual one
         "no_age", "no_sex", "wrong_sex", "shuffled_age", "tracer_only", "shuffled", "age_55", "age_65", "age_75",
         "age_85",
     )  # fmt: skip
@@ -376,10 +373,8 @@ class Config:
     @property
     def notice(self) -> str:
         """Note for every title and table where the cohort is not the paper's; empty on ADNI."""
-        return {
-            "adni": "",
-            "phantom": "phantom data: not a reproduction of the paper's numbers",
-        }.get(self.cohort.kind, f"{self.cohort.kind} data: not the paper's cohort")
+        notices = {"adni": "", "phantom": "phantom data: not a reproduction of the paper's numbers"}
+        return notices.get(self.cohort.kind, f"{self.cohort.kind} data: not the paper's cohort")
 
     @property
     def individual(self) -> bool:
@@ -463,7 +458,9 @@ def read_config(path: Path, *, trust_code: bool = True) -> Config:
         if "root" in tree:
             raise ConfigError("unknown key 'root'")
         config = _validated(Config, "", tree)
-        _check_combinations(config)
+        for holds, message in _combinations(config):
+            if not holds:
+                raise ConfigError(message)
     except ValidationError as errors:
         lines = [_message(error, tree) for error in errors.errors()]
         raise ConfigError(f"{path}: " + "\n".join(lines)) from None
@@ -500,9 +497,8 @@ def _message(error: Any, tree: dict[str, Any]) -> str:
         text = str(error["ctx"]["error"])
         return f"{at}{text if text.startswith((':', ' ')) else f'.{text}'}" if at else text
     expected = error["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
-    expected = {"dataclass_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list"}.get(
-        error["type"], expected
-    )
+    types = {"dataclass_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list"}
+    expected = types.get(error["type"], expected)
     return f"{at} is {error['input']!r}; expected {expected}"
 
 
@@ -518,43 +514,29 @@ def _section(keys: tuple, tree: dict[str, Any]) -> type:
     return cls
 
 
-def _check_combinations(config: Config) -> None:
-    """Raise `ConfigError` for settings that exclude each other."""
+_TAKEN = ("template", "ceiling", "posterior", "real", "mri", "age_sex", "majority", "conditions")  # sources of tables
 
-    def demand(holds: bool, message: str) -> None:
-        if not holds:
-            raise ConfigError(message)
 
+def _combinations(config: Config) -> Iterator[tuple[bool, str]]:
+    """Whether settings agree with each other, and the message where they do not."""
     training, shape = config.training, config.preprocess.grid.shape
     phantom = config.cohort.kind != "phantom" or config.cohort.phantom is not None
-    demand(phantom, "cohort.kind is phantom, but cohort.phantom is missing")
+    yield phantom, "cohort.kind is phantom, but cohort.phantom is missing"
     for name in ("status", "sex", "age"):
         pool = getattr(config.evaluation, name).pool
-        coarse = f"evaluation.{name}.pool is {pool}; expected 8 voxels per axis or more after pooling a grid of {shape}"
-        demand(min(shape) // pool >= 8, coarse)
-    demand(len({*config.conditions}) == len(config.conditions), "conditions: one of them stands twice")
-    moved = training.shift_voxels > 0 or training.flip
-    for name in ("training", *config.methods):
-        precision = training.precision if name == "training" else config.methods[name].precision
-        demand(
-            training.clip_norm is None or precision != "16-mixed",
-            f"training.clip_norm is not supported with {name}'s precision 16-mixed; set bf16-mixed, or clip_norm: null",
-        )
+        expected = f"8 voxels per axis or more after pooling a grid of {shape}"
+        yield min(shape) // pool >= 8, f"evaluation.{name}.pool is {pool}; expected {expected}"
+    yield len({*config.conditions}) == len(config.conditions), "conditions: one of them stands twice"
+    precisions = {"training": training.precision} | {name: method.precision for name, method in config.methods.items()}
+    for name, precision in precisions.items():
+        remedy = "set bf16-mixed, or clip_norm: null"
+        fault = f"training.clip_norm is not supported with {name}'s precision 16-mixed; {remedy}"
+        yield training.clip_norm is None or precision != "16-mixed", fault
     for name, method in config.methods.items():
-        taken = (
-            "template",
-            "ceiling",
-            "posterior",
-            "real",
-            "mri",
-            "age_sex",
-            "majority",
-            "conditions",
-        )  # table sources
-        demand(name.lower() not in taken, f"methods: {name!r} cannot be a method's name: the suite uses it")
+        yield name.lower() not in _TAKEN, f"methods: {name!r} cannot be a method's name: the suite uses it"
         linear = getattr(getattr(method, "network", None), "linear_path", False)
-        demand(
-            not (moved and linear),
+        yield (
+            not (linear and (training.shift_voxels > 0 or training.flip)),
             f"methods.{name}.network.linear_path is fitted on images as they are stored; set training.shift_voxels: 0 "
             "and flip: false",
         )
@@ -562,7 +544,7 @@ def _check_combinations(config: Config) -> None:
         if not mark or base not in config.methods:  # the profile of a model folder has one method
             continue
         same = dataclasses.replace(method, seed=None) == dataclasses.replace(config.methods[base], seed=None)
-        demand(same, f"methods.{name} repeats methods.{base}: only its seed may differ")
+        yield same, f"methods.{name} repeats methods.{base}: only its seed may differ"
         others = [other for other in config.methods if other != name and other.partition("@")[0] == base]
         equal = [other for other in others if config.seeded(other).seed == config.seeded(name).seed]
-        demand(not equal, f"methods.{name} has the seed of methods.{', '.join(equal)}; give each another seed")
+        yield not equal, f"methods.{name} has the seed of methods.{', '.join(equal)}; give each another seed"

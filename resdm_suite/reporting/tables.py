@@ -353,8 +353,8 @@ def quality_blocks(frame: pd.DataFrame, changes: Mapping[str, str], head: str = 
         title = f"Inside the brain: {TRACER_NAMES[tracer]}"
         blocks.append(pivot(part, "method", ["metric"], cells, title=title, head=head, best="best"))
     blocks.append(pivot(whole, "method", both, {"{}": "mean"}, title=TITLES["whole"], head=head, best="best"))
-    title = "Inside the brain: standard deviation of the mean between trainings"
-    for part, text, title in ((printed, "printed", "Printed in the paper"), (repeated, "trained", title)):
+    spread = "Inside the brain: standard deviation of the mean between trainings"
+    for part, text, title in ((printed, "printed", "Printed in the paper"), (repeated, "trained", spread)):
         if len(part):
             blocks.append(pivot(part, "method", both, {"{}": text}, title=title, head=head))
     return blocks
