@@ -27,6 +27,7 @@ ABLATION = "Base +L_high +prior ResDM as_published".split()  # Table 3
 VARIANTS = [name for name in METHODS if name.partition("@")[0] in ABLATION]
 COMPARED = [name for name in METHODS if name.partition("@")[0] == "ResDM" or name not in VARIANTS]  # Table 2
 RELEASED = [name for name in METHODS if SETTINGS.method(name).kind == "released"]
+SAMPLED = [name for name in METHODS if name.partition("@")[0] == SETTINGS.uncertainty.method]
 PHANTOM = SETTINGS.cohort.kind == "phantom"
 CONDITIONS = SETTINGS.conditions
 SCORES = f"{WORK}/predictions/{{method}}/factual/scores.csv"
@@ -325,13 +326,14 @@ if SETTINGS.uncertainty.method in METHODS:
 
     rule uncertainty:
         input:
-            f"{WORK}/models/{SETTINGS.uncertainty.method}/model.safetensors",
+            expand(f"{WORK}/models/{{method}}/model.safetensors", method=SAMPLED),
             method_modules(SETTINGS.uncertainty.method),
             modules("notebooks/14_uncertainty.ipynb"),
             templates({"uncertainty": TABLE}),
         output:
             multiext(f"{FIGURES}/uncertainty", ".csv", ".md", ".tex", ".svg", ".png"),
             f"{WORK}/predictions/{SETTINGS.uncertainty.method}/samples/regional.csv",
+            f"{WORK}/models/{SETTINGS.uncertainty.method}/calibration.json",
         log:
             notebook=f"{WORK}/notebooks/14_uncertainty.ipynb",
         params:

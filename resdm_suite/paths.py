@@ -7,6 +7,9 @@ from pathlib import Path
 INPUT_CHECK = "input_check.safetensors"
 """In a model folder: what T1s the model was trained on (`resdm_suite.preprocessing.input_check`)."""
 
+CALIBRATION = "calibration.json"
+"""In a model folder: intervals of regional SUVR (`resdm_suite.evaluation.intervals`)."""
+
 
 def stem(image: str | Path) -> str:
     """Path of a NIfTI image without ``.nii`` or ``.nii.gz``."""

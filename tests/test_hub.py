@@ -24,6 +24,7 @@ from resdm_suite.apps.hub import FILES, HubError, pull, push
 from resdm_suite.apps.model_card import render
 from resdm_suite.apps.model_folder import load_card, save_profile_model
 from resdm_suite.profiles import CentiloidConfig
+from resdm_suite.records import write_record
 
 
 @pytest.fixture
@@ -31,7 +32,10 @@ def folder(tmp_path):
     config = make_config(tmp_path)
     made = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
     (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
-    (made / "history.csv").write_text("epoch\n1\n")
+    for name in ("history.csv", "input_check.safetensors", "calibration.json"):
+        (made / name).write_text("epoch\n1\n")
+    for name in (".record.json", ".calibration.record.json"):  # as training and sampling leave them
+        write_record(made, "resdm train tiny Plain", [made / "model.safetensors"], name=name)
     return made
 
 
@@ -71,7 +75,8 @@ def test_upload_and_download(folder, remote, tmp_path, capsys):
     assert remote.private is True
     there = remote.root / "lab" / "resdm"
     names = sorted(path.name for path in there.iterdir())
-    assert names == ["README.md", "config.yaml", "history.csv", "model.safetensors"]
+    files = ["README.md", "calibration.json", "config.yaml", "history.csv", "input_check.safetensors"]
+    assert names == [*files, "model.safetensors"]  # no record of this machine
     assert cli.main(["model", "pull", "lab/resdm", str(tmp_path / "back")]) == 0
     for path in there.iterdir():
         assert sha256(tmp_path / "back" / path.name) == sha256(folder / path.name)

@@ -16,16 +16,16 @@ from scipy import ndimage
 from tiny_methods import SHAPE, Sessions, build, make_config
 
 from resdm.checkpoint import CheckpointError
-from resdm.io import sha256
+from resdm.io import sha256, write_json
 from resdm_suite.anatomy import CENTRE_MM, Grid
 from resdm_suite.apps import cli
 from resdm_suite.apps import single_scan as scans
-from resdm_suite.apps.model_folder import save_profile_model
+from resdm_suite.apps.model_folder import load_card, save_profile_model
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm_suite.cohorts.tables import ManifestError
 from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
-from resdm_suite.paths import sidecar_path
+from resdm_suite.paths import CALIBRATION, sidecar_path
 from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.scans import VolumeError
 
@@ -183,8 +183,11 @@ def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
     row = table.query("tracer == 'tau' and region == 'thalamus'").iloc[0]
     assert row["mean"] == pytest.approx(np.mean(regional), rel=1e-5)
     assert row["samples"] == 3
-    # neither a spread over samples nor a status: neither was shown to be valid for a person
-    assert list(table) == ["tracer", "label", "region", "mean", "samples", "notice"]
+    # no spread over samples: it was not shown to be valid for a person; and without a calibration no interval
+    columns = ["tracer", "label", "region", "unit", "mean", "low", "high", "status", "interval", "samples", "notice"]
+    assert list(table) == columns
+    assert table[["low", "high", "status"]].isna().all(axis=None)
+    assert set(table["interval"]) == {"none: no calibration is stored with the model (resdm sample)"}
     assert not [path.name for path in (tmp_path / "out").iterdir() if "std" in path.name]
     assert files["picture"].read_bytes()[:4] == b"\x89PNG"
 
@@ -378,6 +381,37 @@ def test_a_model_without_input_check_says_so(tmp_path, t1w, registered, undrawn,
     assert f"not checked whether this T1 is like the training people's: {model} has no" in capsys.readouterr().out
     record = json.loads((tmp_path / "out/sub-07_ses-1_desc-synth_record.json").read_text())
     assert record["input_check"]["passed"] is None
+
+
+# ── intervals ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_calibrated_intervals_status_and_centiloid(tmp_path, t1w, registered, undrawn):
+    """Undetermined where the interval spans the cut-off; another calibration makes the files again."""
+    model, out = folder(tmp_path), tmp_path / "out"
+    plain = pd.read_csv(synthesise_scan(t1w, model, out, samples=1)["suvr"]).set_index(["tracer", "region"])["mean"]
+    mean, table = plain["amyloid", "summary"], write_table(tmp_path, f"sub-1,,{t1w.name},70,F,")
+    cutoff = load_card(model).config.cohort.amyloid_cutoff["18FAV45"]
+    digest = sha256(model / "model.safetensors")
+    for half, expected in ((abs(mean - cutoff) / 2, "positive" if mean > cutoff else "negative"),
+                           (2 * abs(mean - cutoff), "undetermined")):  # fmt: skip
+        tracers = {"amyloid": {"people": 30, "half_width": {"summary": half, "frontal": 0.3}}}
+        write_json(model / CALIBRATION, {"model": digest, "tracers": tracers})
+        files = synthesise_scan(t1w, model, out, samples=1)
+        rows = pd.read_csv(files["suvr"], keep_default_na=False).set_index(["tracer", "region"])
+        row, scale = rows.loc["amyloid", "summary"], rows.loc["amyloid", "uncalibrated Centiloid estimate"]
+        assert row["status"] == expected
+        assert row["interval"] == "90 %, by the errors of 30 validation people"
+        np.testing.assert_allclose(row[["low", "high"]].astype(float), [mean - half, mean + half], rtol=1e-5)
+        assert scale["unit"] == "CL"
+        ends = scale[["mean", "low", "high"]].astype(float)
+        np.testing.assert_allclose(ends, [175.4 * s - 182.3 for s in (mean, mean - half, mean + half)], rtol=1e-4)
+        assert rows.loc[("amyloid", "precuneus"), "low"] == ""  # no calibration of this region, and none of this tracer
+        assert (rows.loc["tau", "status"] == "").all()
+        record = json.loads(files["record"].read_text())
+        assert [one["status"] for one in record["regional"] if one["region"] == "summary"] == [expected, ""]
+        statuses = [synthesise_scans(table, model, out, samples=1)["status"][0] for _ in range(2)]
+        assert statuses == ["done", "kept"]
 
 
 # ── many scans ────────────────────────────────────────────────────────────────────────────────────

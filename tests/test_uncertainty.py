@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from conftest import tiny_resdm
 from notebook_cells import check_latex, check_texts, draw, texts
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 
+from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
@@ -321,6 +323,9 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
     assert out == config.predictions("ResDM", "samples")
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
     assert len(made) == 8 * 2 * 2  # people, tracers, mean and deviation; also where no real PET is
+    calibration = json.loads((config.model("ResDM") / "calibration.json").read_text())
+    assert calibration["model"] == sha256(config.model("ResDM") / "model.safetensors")
+    assert calibration["tracers"] == {}  # of four validation people no tracer has an interval
     sample_method(config, progress=False)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")} == made
     # by hand, one person

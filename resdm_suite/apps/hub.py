@@ -15,11 +15,12 @@ from resdm.checkpoint import CheckpointError, load_model
 from resdm.io import write_text
 from resdm.settings import to_dict
 from resdm_suite.apps.model_folder import load_card
-from resdm_suite.paths import INPUT_CHECK
+from resdm_suite.paths import CALIBRATION, INPUT_CHECK
 from resdm_suite.profiles import FidelityConfig
+from resdm_suite.records import NAME
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
-FILES = (*REQUIRED, "history.csv", "timing.json", "provenance.json", INPUT_CHECK)
+FILES = (*REQUIRED, "history.csv", "timing.json", "provenance.json", INPUT_CHECK, CALIBRATION)
 """Files of a shared model folder. A pickle such as ``state.pt`` is not allowed: reading it could run code."""
 
 
@@ -41,7 +42,8 @@ def push(folder: str | Path, repository: str, *, private: bool = True, trust_cod
         The Hub refuses, or cannot be reached.
     """
     card = load_card(folder, trust_code=trust_code)
-    names = sorted(str(path.relative_to(card.folder)) for path in card.folder.rglob("*") if not path.is_dir())
+    paths = (path for path in card.folder.rglob("*") if not path.is_dir() and not path.name.endswith(NAME))
+    names = sorted(str(path.relative_to(card.folder)) for path in paths)  # records are of this machine's folders
     other, missing = [name for name in names if name not in FILES], [name for name in REQUIRED if name not in names]
     if other or missing:
         problems = [f"beside them {', '.join(other)}"] * bool(other) + [f"no {', no '.join(missing)}"] * bool(missing)

@@ -4,10 +4,10 @@ A T1 is registered to the model's grid (`preprocessing.t1`) and several samples 
 the T1's voxels by the inverse of the same affine, in one interpolation. No file holds a date or a duration: the same
 scan, model, prompt and seed give the same bytes.
 
-Neither the spread over samples nor an amyloid or tau status is written. The spread is not an error: uncalibrated, its
-nominal 90 % interval holds far fewer real voxels, and calibrated it is no better than a map of the average error
-(notebook 14). A status would need a threshold, calibrated on the model's cohort, that separates people better than age
-and sex do (Table 4).
+The spread over samples is not written. It is no error: uncalibrated, its nominal 90 % interval holds far fewer real
+values, and calibrated it is no better than the average error (notebook 14). The intervals of the regional SUVR are that
+average error of validation people, where `resdm sample` has stored it with the model. A status is stated only where
+the whole interval lies on one side of the cohort's cut-off.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ from resdm_suite.apps.prediction import (
     synthesise_mri,
 )
 from resdm_suite.cohorts.tables import read_table
+from resdm_suite.evaluation.atlas import CENTILOID, centiloid
+from resdm_suite.evaluation.fidelity import UNCALIBRATED
+from resdm_suite.evaluation.intervals import LEVEL, read_calibration, status
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
-from resdm_suite.paths import INPUT_CHECK, sidecar_path
+from resdm_suite.paths import CALIBRATION, INPUT_CHECK, sidecar_path
 from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.registration import Scan, resample
 from resdm_suite.preprocessing.t1 import preprocess_mri
@@ -154,6 +157,7 @@ def _synthesise(
     with tqdm(total=samples + 2, desc=prefix, unit="step", disable=not progress) as bar:
         mri, info = preprocess_mri(t1w, config)
         found = _check_input(t1w, mri, info, card, force)
+        outcome: dict[str, Any] = {"input_check": found}
         bar.update()
         source = {"file": t1w.name, "sha256": sha256(t1w), **info, "input_check": found, "versions": versions()}
         files, pets = synthesise_mri(
@@ -165,6 +169,7 @@ def _synthesise(
         if config.preprocess.intensity == "fixed":
             table = _suvr_table(volumes, model, samples)
             files["suvr"] = write_csv(out / f"{prefix}_desc-synth_suvr.csv", table, "%.6g")
+            outcome["regional"] = json.loads(table.drop(columns=["samples", "notice"]).to_json(orient="records"))
         picture = scan_montage(
             mri,
             volumes,
@@ -179,7 +184,7 @@ def _synthesise(
         files["picture"] = next(path for path in images if path.suffix == ".png")
         bar.update()
     names = {what: path.name for what, path in files.items()}
-    write_json(record, inputs | {"input_check": found, "files": names})
+    write_json(record, inputs | outcome | {"files": names})
     return files | {"record": record}
 
 
@@ -206,14 +211,31 @@ def prompt_text(age: float | None, sex: str | None) -> str:
 
 
 def _suvr_table(pets: dict[str, np.ndarray], model: Model, samples: int) -> pd.DataFrame:
-    """Regional SUVR of mean PETs (X, Y, Z) in [0, 1]: tracer, label, region, mean, samples, notice."""
-    ranges = model.card.config.preprocess.suvr_range
-    rows = [
-        {"tracer": tracer, "label": LABELS[tracer], "region": region, "mean": mean, "samples": samples}
-        for tracer, pet in pets.items()
-        for region, mean in regional_means(to_suvr(pet, ranges[tracer]), model.grid, tracer).items()
-    ]
-    return pd.DataFrame(rows).assign(notice=model.card.notice)
+    """Regional SUVR of mean PETs (X, Y, Z) in [0, 1], with intervals and status where the model has a calibration.
+
+    Columns are tracer, label, region, unit, mean, low, high, status, interval (what low and high are), samples, notice.
+    The ``summary`` has a status. A row of unit CL follows it where the tracer has an equation.
+    """
+    card, rows = model.card, []
+    cohort, calibration = card.config.cohort, read_calibration(card.folder, card.digest)
+    cutoffs = {"amyloid": cohort.amyloid_cutoff.get(LABELS["amyloid"], np.nan), "tau": cohort.tau_cutoff}
+    for tracer, pet in pets.items():
+        head, known = {"tracer": tracer, "label": LABELS[tracer]}, calibration.get(tracer)
+        text = "none: no calibration is stored with the model (resdm sample)"
+        if known:
+            text = f"{100 * LEVEL:g} %, by the errors of {known['people']} validation people"
+        suvr = to_suvr(pet, card.config.preprocess.suvr_range[tracer])
+        for region, mean in regional_means(suvr, model.grid, tracer).items():
+            half = known["half_width"].get(region, np.nan) if known else np.nan
+            ends = {"mean": mean, "low": mean - half, "high": mean + half}
+            row = head | {"region": region, "unit": "SUVR", **ends, "status": "", "interval": text}
+            if region == "summary" and np.isfinite(half + cutoffs[tracer]):
+                row["status"] = status(ends["low"], ends["high"], cutoffs[tracer])
+            rows.append(row)
+            if region == "summary" and LABELS[tracer] in CENTILOID:
+                scale = {name: centiloid(value, LABELS[tracer]) for name, value in ends.items()}
+                rows.append(row | scale | {"region": UNCALIBRATED, "unit": "CL", "status": ""})
+    return pd.DataFrame(rows).assign(samples=samples, notice=card.notice)
 
 
 # ── back to native space ──────────────────────────────────────────────────────────────────────────
@@ -354,7 +376,9 @@ def _prompt(row: dict[str, str], where: str) -> dict[str, Any]:
 def _inputs(t1w: Path, card: ModelCard, prompt: dict[str, Any], sampler: dict[str, Any]) -> dict[str, Any]:
     """All inputs on which the files of a scan depend."""
     scan = {"file": t1w.name, "sha256": sha256(t1w)}
-    return {"notice": card.notice, "model": card.digest, "scan": scan, "prompt": prompt, **sampler}
+    calibration = card.folder / CALIBRATION
+    known = {"calibration": sha256(calibration)} if calibration.is_file() else {}
+    return {"notice": card.notice, "model": card.digest, **known, "scan": scan, "prompt": prompt, **sampler}
 
 
 def _read_record(record: Path) -> dict[str, Any]:
@@ -373,7 +397,7 @@ def input_check_text(record: Path) -> str:
 
 def _is_done(record: Path, inputs: dict[str, Any], force: bool) -> bool:
     stored = _read_record(record)
-    files, found = stored.pop("files", {}), stored.pop("input_check", {})
+    files, found, _ = (stored.pop(name, {}) for name in ("files", "input_check", "regional"))
     allowed = force or found.get("passed") is not False
     return allowed and stored == inputs and all((record.parent / name).is_file() for name in files.values())
 

@@ -18,11 +18,12 @@ from resdm_suite.apps.model_folder import check_model, load_card
 from resdm_suite.apps.prediction import Model, synthesise_people
 from resdm_suite.apps.trace import write_trace
 from resdm_suite.evaluation.image_quality import read_index, read_volume, record_predictions, score_method
+from resdm_suite.evaluation.intervals import write_calibration
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path, std_path, synthetic_path
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import Config, load_config
-from resdm_suite.records import NAME, alone, read_csv
+from resdm_suite.records import NAME, alone, read_csv, write_record
 
 
 @alone("predict {name} {condition} {shard}")
@@ -107,7 +108,8 @@ def sample_method(
     -------
     Path
         ``predictions/<name>/samples``: mean and standard deviation as volumes, and ``regional.csv``: person, session,
-        split, tracer, region, mean, std (over samples) and real, SUVR, of tracers that were acquired.
+        split, tracer, region, mean, std (over samples) and real, SUVR, of tracers that were acquired. The model folder
+        gets ``calibration.json``, the intervals of `resdm synthesise`.
     """
     config = load_config(config)
     name = config.uncertainty.method if name is None else name
@@ -140,7 +142,10 @@ def sample_method(
         for row in people.to_dict("records"):
             rows += _regional_rows(config, row, out, model)
     write_csv(out / "regional.csv", pd.DataFrame(rows), "%.9g")
-    record_predictions(config, out, name, f"resdm sample {config.profile}")
+    stage = f"resdm sample {config.profile}"
+    record_predictions(config, out, name, stage)
+    calibration = write_calibration(config, name, model.card.digest, model.card.folder)
+    write_record(calibration.parent, stage, [calibration], [out / "regional.csv"], name=f".{calibration.stem}{NAME}")
     return out
 
 

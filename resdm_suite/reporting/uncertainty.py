@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from resdm.settings import to_dict
+from resdm_suite.evaluation.intervals import PREDICTORS as INTERVAL_PREDICTORS
 from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
@@ -16,6 +18,11 @@ from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, notes, numb
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
 """Names of the predictors in table and figure."""
+
+INTERVAL_TITLES = {
+    "map": "map", "person_shift": "centre by person", "person_scale": "width by person", "ensemble": "trainings",
+}  # fmt: skip
+"""Names of the predictors of one person's interval."""
 
 NOMINAL = 0.9
 """Level of the intervals by region."""
@@ -46,6 +53,50 @@ def uncertainty_table(config: Config, result: Uncertainty) -> Table:
     lines = notes("uncertainty", **found, **constants, **to_dict(config.uncertainty))
     title = "How far the spread over samples can be trusted"
     return Table("uncertainty", title, config.notice, _tidy(result), _blocks(result), lines)
+
+
+def with_intervals(table: Table, intervals: pd.DataFrame) -> Table:
+    """The table with a block on intervals of one person's regional SUVR, from `compare_intervals`, and its finding."""
+    if intervals.empty:
+        return table
+    rows = intervals.assign(place=intervals["tracer"].map(TRACER_NAMES) + ", " + intervals["unit"], one="")
+    rows["coverage (%)"] = [
+        with_interval(*(100 * row)) for row in rows[["coverage", "coverage_low", "coverage_high"]].to_numpy(float)
+    ]
+    rows["width"] = [number(value, 3) for value in rows["width"]]
+    gains = [with_interval(*row, 3) for row in rows[["gain", "gain_low", "gain_high"]].to_numpy(float)]
+    rows["gain"] = pd.Series(gains, rows.index).where(rows["predictor"] != "map", "–")
+    cells = {"coverage (%)": "coverage (%)", "width": "width", "gain on validation": "gain"}
+    title = f"{100 * NOMINAL:g} % intervals of one person's regional SUVR: does the person narrow them?"
+    block = pivot(rows, "predictor", ["place", "one"], cells, title=title, head="Predictor", names=INTERVAL_TITLES)
+    values = [
+        {"tracer": row["tracer"], "unit": f"person, {row['unit']}", "predictor": row["predictor"], "measure": measure,
+         "value": row[name], "low": row.get(f"{name}_low"), "high": row.get(f"{name}_high"), "n": row["n"]}
+        for row in intervals.to_dict("records")
+        for measure, name in (("coverage_90", "coverage"), ("width_90", "width"), ("score_gain", "gain"))
+    ]  # fmt: skip
+    frame = pd.concat([table.frame, pd.DataFrame(values).astype({"n": "Int64"})], ignore_index=True)
+    text = "; ".join(f"{INTERVAL_TITLES[name]}: {text}" for name, text in INTERVAL_PREDICTORS.items())
+    lines = (interval_finding(intervals), f"Intervals of one person. {text[:1].upper()}{text[1:]}.")
+    return replace(table, frame=frame, blocks=(*table.blocks, block), notes=(*table.notes, *lines))
+
+
+def interval_finding(intervals: pd.DataFrame) -> str:
+    """Which predictors beat the map over regions, on validation people, and what their width is on test people."""
+    regions = intervals[intervals["unit"] == "regions"]
+    parts = []
+    for tracer, part in regions.groupby("tracer", sort=False):
+        width = part.set_index("predictor")["width"]
+        better = part[part["gain_low"] > 0]
+        names = " and ".join(
+            f"{INTERVAL_TITLES[name]} ({100 * (width[name] / width['map'] - 1):+.0f} % wide on test people)"
+            for name in better["predictor"]
+        )
+        parts.append(f"{TRACER_NAMES[tracer]}: {names or 'none'}")
+    return (
+        f"Predictors whose interval has a better score than the map, on validation people (95 % interval above zero): "
+        f"{'; '.join(parts)}. `resdm synthesise` states the map."
+    )
 
 
 # ── findings ──────────────────────────────────────────────────────────────────────────────────────
