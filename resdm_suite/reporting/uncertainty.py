@@ -61,7 +61,7 @@ def with_intervals(table: Table, intervals: pd.DataFrame) -> Table:
         return table
     rows = intervals.assign(place=intervals["tracer"].map(TRACER_NAMES) + ", " + intervals["unit"], one="")
     rows["coverage (%)"] = [
-        with_interval(*(100 * row)) for row in rows[["coverage", "coverage_low", "coverage_high"]].to_numpy(float)
+        with_interval(*(100 * row), 0) for row in rows[["coverage", "coverage_low", "coverage_high"]].to_numpy(float)
     ]
     rows["width"] = [number(value, 3) for value in rows["width"]]
     gains = [with_interval(*row, 3) for row in rows[["gain", "gain_low", "gain_high"]].to_numpy(float)]
