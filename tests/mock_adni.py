@@ -35,61 +35,24 @@ class Person:
     scans: tuple[tuple[str, int, int], ...]
     left_out: tuple[tuple[int, str], ...] = ()  # month of the visit, reason
 
-    @property
-    def rid(self) -> int:
-        return 7 + self.number  # as 0007: padded in some tables and not in others
-
-    @property
-    def ptid(self) -> str:
-        return f"{SITE:03d}_S_{self.rid:04d}"
-
-    @property
-    def name(self) -> str:
-        return f"sub-ADNI{SITE:03d}S{self.rid:04d}"
-
-    @property
-    def months(self) -> list[int]:
-        return sorted({month for _, month, _ in self.scans} | {0})
-
-    @property
-    def sex(self) -> str:
-        return "FM"[self.number % 2]
-
-    @property
-    def diagnosis(self) -> str:
-        return ("CN", "MCI", "AD")[self.number % 3]
-
-    @property
-    def age(self) -> float:
-        return 60.5 + self.number % 30
-
-    @property
-    def education(self) -> int:
-        return 10 + self.number % 9
-
-    @property
-    def mmse(self) -> int:
-        return 30 - self.number % 10
+    rid = property(lambda p: 7 + p.number)  # as 0007: padded in some tables and not in others
+    ptid = property(lambda p: f"{SITE:03d}_S_{p.rid:04d}")
+    name = property(lambda p: f"sub-ADNI{SITE:03d}S{p.rid:04d}")
+    months = property(lambda p: sorted({month for _, month, _ in p.scans} | {0}))
+    sex = property(lambda p: "FM"[p.number % 2])
+    diagnosis = property(lambda p: ("CN", "MCI", "AD")[p.number % 3])
+    age = property(lambda p: 60.5 + p.number % 30)
+    education = property(lambda p: 10 + p.number % 9)
+    mmse = property(lambda p: 30 - p.number % 10)
+    amyloid = property(lambda p: round(0.9 + 0.05 * (p.number % 20), 3))
+    tau = property(lambda p: round(1.1 + 0.04 * (p.number % 20), 3))
+    reference = property(lambda p: 1.0 if p.number % 2 else 0.8)
+    # -4: a value, no code for missing
+    centiloid = property(lambda p: -4 if p.number == 1 else round(180 * (p.amyloid - 1.0)))
 
     def day(self, month: int, after: int = 0) -> np.datetime64:
         baseline = np.datetime64("2012-01-10") + 31 * (self.number % 60)
         return baseline + round(month * 365.25 / 12) + after
-
-    @property
-    def amyloid(self) -> float:
-        return round(0.9 + 0.05 * (self.number % 20), 3)
-
-    @property
-    def centiloid(self) -> int:
-        return -4 if self.number == 1 else round(180 * (self.amyloid - 1.0))  # -4: a value, no code for missing
-
-    @property
-    def tau(self) -> float:
-        return round(1.1 + 0.04 * (self.number % 20), 3)
-
-    @property
-    def reference(self) -> float:
-        return 1.0 if self.number % 2 else 0.8
 
 
 @dataclass(frozen=True)
@@ -103,9 +66,7 @@ class Mock:
     corrupt: Path | None = None
     files: list[Path] = field(default_factory=list)
 
-    @property
-    def kept_people(self) -> set[str]:
-        return {name for name, _ in self.kept}
+    kept_people = property(lambda mock: {name for name, _ in mock.kept})
 
 
 def make_people(people: int = 14) -> tuple[Person, ...]:
@@ -169,13 +130,10 @@ def write_caps(
         at = folder / "subjects" / p.name / session
         crops = {1: ("", "_desc-Crop"), 2: ("_desc-Crop",)}.get(p.number, ("",))
         suvr = "pons2" if what in (TAU, MK) else "cerebellumPons2"
-        names = (
-            f"t1_linear/{stem}_{space}{crop}_res-1x1x1_T1w"
-            if what == T1
-            else f"pet_linear/{stem}_trc-{what}_{space}{crop}_res-1x1x1_suvr-{suvr}_pet"
-            for crop in crops
-        )
-        return [at / f"{name}.nii.gz" for name in names]
+        name = f"t1_linear/{stem}_{space}{{}}_res-1x1x1_T1w"
+        if what != T1:
+            name = f"pet_linear/{stem}_trc-{what}_{space}{{}}_res-1x1x1_suvr-{suvr}_pet"
+        return [at / f"{name.format(crop)}.nii.gz" for crop in crops]
 
     return _write(folder, made, seed, place, tables, images, corrupt, standard=True)
 
@@ -209,14 +167,10 @@ def write_loni(
         return [image(p, f"{_LONI[what]}_{level}", day, suffix) for level in levels]
 
     mock = _write(folder, made, seed, place, tables, images, corrupt)
-    for p in made:
-        path = image(p, _STANDARD, p.day(0, 40), ".nii")  # FDG: no tracer in its name
+    others = [image(p, _STANDARD, p.day(0, 40), ".nii") for p in made]  # FDG: no tracer in its name
+    for path in [*others, *(image(p, "MPRAGE", p.day(36), ".dcm") for p in made if p.number == 2)]:
         path.parent.mkdir(parents=True)
         path.touch()
-        if p.number == 2:
-            path = image(p, "MPRAGE", p.day(36), ".dcm")
-            path.parent.mkdir(parents=True)
-            path.touch()
     return mock
 
 
@@ -224,15 +178,9 @@ def write_loni(
 
 
 def _write(
-    folder: Path,
-    made: tuple[Person, ...],
-    seed: int,
-    place: Callable[..., list[Path]],
-    tables: str,
-    images: bool,
-    corrupt: bool,
-    standard: bool = False,
-) -> Mock:
+    folder: Path, made: tuple[Person, ...], seed: int, place: Callable[..., list[Path]], tables: str, images: bool,
+    corrupt: bool, standard: bool = False,
+) -> Mock:  # fmt: skip
     files, broken = [], None
     for p in made:
         rng = np.random.default_rng([seed, p.number])
@@ -354,9 +302,8 @@ def _new_tables(folder: Path, made: tuple[Person, ...]) -> None:
     visits = [(p, m, "bl" if m == 0 else f"m{m:02d}") for p in known for m in p.months]
     rows = [[f"{p.rid}.0", viscode, _american(p.day(m)), code[p.diagnosis]] for p, m, viscode in visits]
     _csv(folder / "DXSUM_15Nov2024.csv", ["RID", "VISCODE2", "EXAMDATE", "DIAGNOSIS"], rows, crlf=True)
-    rows = [[p.rid, viscode, p.day(m), p.mmse] for p, m, viscode in visits] + [
-        [known[0].rid, "m03", known[0].day(3), -1]
-    ]
+    rows = [[p.rid, viscode, p.day(m), p.mmse] for p, m, viscode in visits]
+    rows.append([known[0].rid, "m03", known[0].day(3), -1])
     _csv(folder / "MMSE_15Nov2024.csv", ["RID", "VISCODE2", "VISDATE", "MMSCORE"], rows)
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest, write_manifest
-from resdm_suite.cohorts.phantom import write_phantoms
+from resdm_suite.cohorts.manifest import LeakageError, ManifestError
 from resdm_suite.cohorts.readers.bids import build_manifest
-from resdm_suite.cohorts.splits import split_people
-from resdm_suite.profiles import CohortConfig, Config, MatchConfig, PhantomConfig, SplitConfig
+from resdm_suite.profiles import CohortConfig, Config, MatchConfig
 
 
 @pytest.fixture
@@ -47,35 +44,24 @@ def dataset(tmp_path):
     return make
 
 
+@pytest.fixture
+def dated(dataset):
+    """``dated({"sub-1/ses-a": {T1: "2011-03-01"}}, sessions, participants)``: scans with dates, "" for none."""
+
+    def make(scans, sessions=None, participants=ONE):
+        root = dataset(participants, {place: list(files) for place, files in scans.items()}, sessions)
+        for place, files in scans.items():
+            stem = place.replace("/", "_")
+            lines = [f"{file.replace('/', f'/{stem}_', 1)}\t{date or 'n/a'}\n" for file, date in files.items()]
+            (root / place / f"{stem}_scans.tsv").write_text("filename\tacq_time\n" + "".join(lines))
+        return root
+
+    return make
+
+
 T1 = "anat/T1w.nii.gz"
 AV45, FBB, TAU = (f"pet/trc-{label}_pet.nii.gz" for label in ("18FAV45", "18FFBB", "18FAV1451"))
 ONE = "participant_id\tsex\tage\nsub-1\tF\t70\n"
-
-
-def test_phantoms_are_read_like_any_dataset(tmp_path):
-    cohort = PhantomConfig(
-        people=12, anatomy_mm=6.0, t1_voxel_mm=(8, 8, 8), pet_voxel_mm=(8, 8, 8), single_pet=0.3, repeat_visits=0.3
-    )
-    config = Config(profile="tiny", cohort=CohortConfig(phantom=cohort), root=tmp_path)
-    root = write_phantoms(config, progress=False)
-    frame, flow, _, notes = build_manifest(root, config)
-    flow = flow.set_index("step")
-    assert flow.loc["found", "people"] == flow.loc["kept", "people"] == 12
-    assert flow.loc[["has amyloid", "has tau"], "people"].sum() < 24  # some have one PET only
-    assert flow.loc["kept", "sessions"] == len(frame) > 12
-    columns = ("t1w", "amyloid", "tau")
-    files = sorted(str(path) for path in root.glob("sub-*/ses-*/*/*.nii.gz"))
-    assert sorted(cell for name in columns for cell in frame[name] if cell) == files
-    own = frame["person"] + "/" + frame["session"]
-    assert all(key in cell for name in columns for key, cell in zip(own, frame[name], strict=True) if cell)
-    assert frame["age"].between(50, 100).all()
-    assert frame["mmse"].notna().all()
-    first = frame.drop_duplicates("person").set_index("person")["age"]
-    later = frame[frame["session"] != "ses-M000"]
-    assert (later["age"].to_numpy() > first[later["person"]].to_numpy()).all()
-    assert notes == []
-    write_manifest(split_people(frame, SplitConfig(), 0), config.manifest)
-    assert len(read_manifest(config.manifest)) == len(frame)
 
 
 def test_the_flow_lists_who_is_left_out(dataset, config):
@@ -93,10 +79,8 @@ def test_the_flow_lists_who_is_left_out(dataset, config):
         "has amyloid and tau": (1, 1), "has amyloid or tau": (4, 4), "in window": (4, 4),
         "amyloid and tau in window": (1, 1), "has age and sex": (2, 2), "kept": (2, 2),
     }  # fmt: skip
-    assert frame[["person", "session", "sex", "age"]].to_numpy().tolist() == [
-        ["sub-1", "ses-1", "M", 70.0],
-        ["sub-2", "ses-1", "F", 71.0],
-    ]
+    kept = frame[["person", "session", "sex", "age"]].to_numpy().tolist()
+    assert kept == [["sub-1", "ses-1", "M", 70.0], ["sub-2", "ses-1", "F", 71.0]]
 
 
 def test_sessions_tsv_precedes_participants_tsv_and_later_ages_follow(dataset, config):
@@ -114,13 +98,8 @@ def test_sessions_tsv_precedes_participants_tsv_and_later_ages_follow(dataset, c
         ["ses-M000", 70.2, "F", "MCI", 12.0],
         ["ses-M018", 71.8, "F", "AD", 12.0],
         ["ses-M000", 64.5, "M", "AD", 16.0],
-        [
-            "ses-M030",
-            67.0,
-            "M",
-            "",
-            16.0,
-        ],  # age by the months in the label; other baseline values are not used
+        # age by the months in the label; other baseline values are not used
+        ["ses-M030", 67.0, "M", "", 16.0],
     ]
     assert frame["mmse"].fillna(-1).tolist() == [28, -1, 22, -1]
     assert flow.set_index("step")["sessions"]["has age and sex"] == 4  # ses-later has no age
@@ -133,19 +112,14 @@ def test_people_without_sessions_are_read(dataset, config):
 
 
 def test_choices_are_noted_and_the_file_name_precedes_the_sidecar(dataset, config, caplog):
-    root = dataset(
-        ONE,
-        {"sub-1/ses-1": [T1, "anat/acq-b_T1w.nii.gz", AV45, FBB, TAU, "pet/trc-18FAV1451_run-2_pet.nii.gz"]},
-    )
-    pet = root / "sub-1/ses-1/pet"
-    sidecar = {"TracerName": "AV-1451 flortaucipir", "Radiopharmaceutical": "[18F]Florbetaben"}  # as DLBS has it
-    (pet / "sub-1_ses-1_trc-18FAV1451_pet.json").write_text(json.dumps(sidecar))
-    (pet / "sub-1_ses-1_trc-18FAV1451_run-2_pet.json").write_text(json.dumps(sidecar))
-    (pet / "sub-1_ses-1_trc-18FAV45_pet.json").write_text(json.dumps({"TracerName": "AV45"}))
+    files = [T1, "anat/acq-b_T1w.nii.gz", AV45, FBB, TAU, "pet/trc-18FAV1451_run-2_pet.nii.gz"]
+    root = dataset(ONE, {"sub-1/ses-1": files})
+    odd = {"TracerName": "AV-1451 flortaucipir", "Radiopharmaceutical": "[18F]Florbetaben"}  # as DLBS has it
+    for tracer, sidecar in (("18FAV1451", odd), ("18FAV1451_run-2", odd), ("18FAV45", {"TracerName": "AV45"})):
+        (root / f"sub-1/ses-1/pet/sub-1_ses-1_trc-{tracer}_pet.json").write_text(json.dumps(sidecar))
     frame, _, _, notes = build_manifest(root, config)
     row = frame.iloc[0]
     assert (row["amyloid_tracer"], row["tau_tracer"]) == ("18FAV45", "18FAV1451")
-    assert row["t1w"].endswith("_T1w.nii.gz")
     notes = "\n".join(notes)
     assert "2 T1w; sub-1_ses-1_T1w.nii.gz is used" in notes
     assert "18FAV45 and 18FFBB; 18FAV45 is used" in notes
@@ -162,31 +136,18 @@ def test_tracers_are_an_option(dataset, config):
     assert frame["amyloid_tracer"].tolist() == ["11CPIB"]
 
 
-@pytest.mark.parametrize(
-    ("participants", "scans", "message"),
-    [
-        (ONE.replace("\tF\t", "\tx\t"), {"sub-1/ses-1": [T1, TAU]}, "sub-1 ses-1: sex: found 'x', expected F, M"),
-        ("person\tsex\n1\tF\n", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: no column participant_id"),
-        ("", {"sub-1/ses-1": [T1, TAU]}, "participants.tsv: empty; expected a header"),
-        (ONE, {}, "no sub-* folder"),
-        (ONE, {"sub-1/ses-1": []}, "no session can be used: of 1 found, 0 have a T1w"),
-        (ONE, {"sub-1/ses-1": [T1]}, "no session can be used: of 1 found, 1 have a T1w, 0 amyloid or tau PET too"),
-        (
-            None,
-            {"sub-1/ses-1": [T1, TAU]},
-            "1 amyloid or tau PET too (trc- 18FAV45, 18FFBB, 18FAV1451), 1 in the window of 365 days, 0 also age",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("participants", "scans", "message"), [
+    (ONE.replace("\tF\t", "\tx\t"), [T1, TAU], "sub-1 ses-1: sex: found 'x', expected F, M"),
+    ("person\tsex\n1\tF\n", [T1, TAU], "participants.tsv: no column participant_id"),
+    ("", [T1, TAU], "participants.tsv: empty; expected a header"),
+    (ONE, None, "no sub-* folder"), (None, None, "bids: no such folder; expected a BIDS dataset"),
+    (ONE, [], "no session can be used: of 1 found, 0 have a T1w"),
+    (ONE, [T1], "no session can be used: of 1 found, 1 have a T1w, 0 amyloid or tau PET too"),
+    (None, [T1, TAU], "1 amyloid or tau PET too (trc- 18FAV45, 18FFBB, 18FAV1451), 1 in the window of 365 days, 0 als"),
+])  # fmt: skip
 def test_unreadable_values_are_named(dataset, config, participants, scans, message):
-    with pytest.raises(ManifestError) as error:
-        build_manifest(dataset(participants, scans), config)
-    assert message in str(error.value)
-
-
-def test_a_missing_dataset_is_named(config, tmp_path):
-    with pytest.raises(ManifestError, match="nowhere: no such folder; expected a BIDS dataset"):
-        build_manifest(tmp_path / "nowhere", config)
+    with pytest.raises(ManifestError, match=re.escape(message)):
+        build_manifest(dataset(participants, {} if scans is None else {"sub-1/ses-1": scans}), config)
 
 
 MNI = "space-MNI152NLin2009cSym"
@@ -206,22 +167,17 @@ def test_scans_of_a_session_come_from_one_space(dataset, config, files, space, t
     assert len(notes) == (1 if any("1451" in file for file in files) else 0)
 
 
-def test_days_come_from_the_dates_of_scans(dataset, config):
-    root = dataset(ONE, {"sub-1/ses-1": [T1, AV45, TAU]})
-    table = root / "sub-1" / "ses-1" / "sub-1_ses-1_scans.tsv"
-    line = "{}\t{}\n"
-    names = ("anat/sub-1_ses-1_T1w", "pet/sub-1_ses-1_trc-18FAV45_pet", "pet/sub-1_ses-1_trc-18FAV1451_pet")
-    dates = ("2011-03-01T23:10:00", "2011-02-26T08:00:00", "2012-12-01T08:00:00")
-    rows = "".join(line.format(f"{name}.nii.gz", date) for name, date in zip(names, dates, strict=True))
-    table.write_text("filename\tacq_time\n" + rows)
-    frame, flow, *_ = build_manifest(root, config)
+def test_days_come_from_the_dates_of_scans(dated, config):
+    dates = {T1: "2011-03-01T23:10:00", AV45: "2011-02-26T08:00:00", TAU: "2012-12-01T08:00:00"}
+    frame, flow, *_ = build_manifest(dated({"sub-1/ses-1": dates}), config)
     assert frame["amyloid_days"].tolist() == [-3.0]
     assert frame["tau"].tolist() == [""]  # 641 days
     assert flow.set_index("step")["sessions"]["has tau"] == 1
-    table.write_text("filename\tacq_time\n" + rows.replace(dates[2], "soon"))
-    frame, _, _, notes = build_manifest(root, config)
+    sessions = {"sub-1": "session_id\tacq_time\nses-1\tlater\n"}
+    frame, _, _, notes = build_manifest(dated({"sub-1/ses-1": dates | {TAU: "soon"}}, sessions), config)
     assert frame["tau_days"].isna().all()
     assert "has no date for pet/sub-1_ses-1_trc-18FAV1451_pet.nii.gz: 'soon'" in notes[0]
+    assert "no date in sub-1_sessions.tsv: 'later'" in notes[1]
 
 
 def test_names_that_begin_with_a_dot_are_passed_over(dataset, config):
@@ -252,32 +208,6 @@ def test_links_that_lead_out_of_the_dataset_are_noted(dataset, config, tmp_path)
         build_manifest(root, config)
 
 
-@given(st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_no_cell_stops_the_others_or_ends_in_a_traceback(dataset, config, data):
-    cells = st.text(st.characters(exclude_characters="\t\n\r", codec="utf-8"), max_size=9) | st.sampled_from(
-        ["89+", "2012-13-01", "14:05", "../../x", "<script>", '"', "-1", "1e999", "M", "CN", "sub-2", "n/a", "\x85",
-         "\u2028"]
-    )  # fmt: skip
-    tables = {
-        "participants.tsv": [["participant_id", "sex", "age", "diagnosis", "mmse"], ["sub-1", "F", "70", "CN", "29"],
-                             ["sub-2", "M", "71", "MCI", "25"]],
-        "sub-2/sub-2_sessions.tsv": [["session_id", "acq_time", "age"], ["ses-1", "2012-05-03", "71"]],
-        "sub-2/ses-1/sub-2_ses-1_scans.tsv": [["filename", "acq_time"], ["anat/sub-2_ses-1_T1w.nii.gz", "2012-05-03"]],
-    }  # fmt: skip
-    root = dataset("", {f"sub-{i}/ses-1": [T1, AV45] for i in (1, 2)})
-    name = data.draw(st.sampled_from(sorted(tables)))
-    row = data.draw(st.integers(1, len(tables[name]) - 1)) if name != "participants.tsv" else 2
-    tables[name][row][data.draw(st.integers(0, len(tables[name][row]) - 1))] = data.draw(
-        cells.filter(lambda text: text.strip() not in ("1", "sub-1"))  # its rows would differ
-    )
-    for path, rows in tables.items():
-        (root / path).write_text("".join("\t".join(cells) + "\n" for cells in rows), "utf-8", newline="")
-    frame, _, left_out, _ = build_manifest(root, config)
-    assert frame["person"].tolist() + left_out["person"].tolist() == ["sub-1", "sub-2"]
-    assert frame.loc[0, ["age", "sex", "mmse"]].tolist() == [70, "F", 29]
-
-
 # ── the tracer ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -291,9 +221,7 @@ def test_without_trc_the_sidecar_names_the_tracer(dataset, config, name, label):
     (root / "sub-1/ses-2/pet/sub-1_ses-2_pet.json").write_text(json.dumps({"TracerName": name} if name else {}))
     frame, _, _, notes = build_manifest(root, config)
     second = frame[frame["session"] == "ses-2"]
-    assert [cell for row in second[["amyloid_tracer", "tau_tracer"]].to_numpy() for cell in row if cell] == [
-        label
-    ] * bool(label)
+    assert {*second[["amyloid_tracer", "tau_tracer"]].to_numpy().flat} - {""} == {label} - {""}
     if label:
         assert f"sub-1 ses-2: sub-1_ses-2_pet.nii.gz has no trc-; its sidecar's TracerName is {label}" in notes
     else:
@@ -332,21 +260,22 @@ def test_other_spellings_of_trc_and_scans_that_are_never_taken(dataset, config):
 @pytest.mark.parametrize(("text", "age"), [
     ("89+", 89), (">89", 89), (">= 90", 90), ("072Y", 72), ("72.5 years", 72.5), ("18-38", None), ("XX", None),
     ("<18", None), ("12", None), ("n/a", None), ("840", None), ("71,5", None), ("inf", None),
-    ("1e2", 100), ("7_0", None),
+    ("1e2", 100), ("7_0", None), ("1e999", None), ("-1", None), ('"', None), ("\u2028", None), ("14:05", None),
 ])  # fmt: skip
 def test_one_age_leaves_out_one_person_at_most(dataset, config, text, age):
     root = dataset(ONE + f"sub-2\tM\t{text}\n", {f"sub-{i}/ses-1": [T1, TAU] for i in (1, 2)})
     frame, _, left_out, notes = build_manifest(root, config)
     assert frame["age"].tolist() == [70] + [age] * (age is not None)
     assert notes == ([] if text == "1e2" or age is None else [f"sub-2 ses-1: age {text!r} is read as {age:g}"])
-    reason = "no age, or no sex" if text == "n/a" else f"age: found {text!r}, expected a number from 18 to 110"
-    assert left_out["reason"].tolist() == ([reason] if age is None else [])
+    reason = "no age, or no sex" if text in ("n/a", "\u2028") else f"age: found {text!r}, expected a number from 18"
+    assert [one[: len(reason)] for one in left_out["reason"]] == ([reason] if age is None else [])
 
 
 @pytest.mark.parametrize(("column", "text", "fault"), [
     ("sex", "O", None), ("sex", "<b>F</b>", None), ("diagnosis", "Parkinson's", "CN, MCI, AD or nothing"),
     ("diagnosis", "<script>alert(1)</script>", "CN, MCI, AD or nothing"), ("mmse", "31", "a number from 0 to 30"),
     ("mmse", "28/30", "a number from 0 to 30"), ("education", "college", "a number from 0 to 40"),
+    ("sex", "../../x", None), ("mmse", "1e999", "a number from 0 to 30"), ("diagnosis", '"', "CN, MCI, AD or nothing"),
 ])  # fmt: skip
 def test_one_cell_of_any_column_stops_nobody_else(dataset, config, column, text, fault):
     head = "participant_id\tsex\tage\tdiagnosis\tmmse\teducation\n"
@@ -400,12 +329,9 @@ def test_rows_that_do_not_fit_are_noted(dataset, config):
     (("a", "b"), ("14:05:33", "##-##-##T12:04:14"), [70, 70], "which may be that of another session"),
     (("a", "b"), ("03/05/2012", "2016"), [70, 70], "which may be that of another session"),
 ])  # fmt: skip
-def test_one_age_per_person_is_that_of_the_first_session(dataset, config, labels, dates, ages, note):
-    root = dataset(ONE, {f"sub-1/ses-{label}": [T1, AV45] for label in labels})
-    for label, date in zip(labels, dates, strict=True):
-        table = f"filename\tacq_time\nanat/sub-1_ses-{label}_T1w.nii.gz\t{date}\n"
-        (root / f"sub-1/ses-{label}/sub-1_ses-{label}_scans.tsv").write_text(table)
-    frame, _, _, notes = build_manifest(root, config)
+def test_one_age_per_person_is_that_of_the_first_session(dated, config, labels, dates, ages, note):
+    scans = {f"sub-1/ses-{label}": {T1: date, AV45: "n/a"} for label, date in zip(labels, dates, strict=True)}
+    frame, _, _, notes = build_manifest(dated(scans), config)
     assert frame.set_index("session").loc[[f"ses-{label}" for label in labels], "age"].round(2).tolist() == ages
     assert any(note in one for one in notes)
     assert sum("has no date for" in one for one in notes) == (2 if {"14:05:33", "2016"} & set(dates) else 0)
@@ -423,21 +349,6 @@ def test_ages_in_months_and_sessions_without_a_folder(dataset, config):
 
 
 # ── across sessions ───────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def dated(dataset):
-    """``dated({"sub-1/ses-a": {T1: "2011-03-01"}}, sessions, participants)``: scans with dates, "" for none."""
-
-    def make(scans, sessions=None, participants=ONE):
-        root = dataset(participants, {place: list(files) for place, files in scans.items()}, sessions)
-        for place, files in scans.items():
-            stem = place.replace("/", "_")
-            lines = [f"{file.replace('/', f'/{stem}_', 1)}\t{date or 'n/a'}\n" for file, date in files.items()]
-            (root / place / f"{stem}_scans.tsv").write_text("filename\tacq_time\n" + "".join(lines))
-        return root
-
-    return make
 
 
 def found_in(frame):
@@ -469,9 +380,7 @@ def test_t1_and_pet_of_different_sessions_are_matched_by_date(dated, config):
     ]
     with pytest.raises(ManifestError, match=r"of 4 found, 2 have a T1w, 0 amyloid or tau PET too"):
         build_manifest(root, with_match(config, same_visit=True))
-    with pytest.raises(
-        ManifestError, match=r"of 4 found, 2 have a T1w, 2 amyloid or tau PET too .* 0 in the window of 9"
-    ):
+    with pytest.raises(ManifestError, match=r"of 4 found, 2 have a T1w, 2 amyloid .* too .* 0 in the window of 9"):
         build_manifest(root, with_match(config, window_days=9))
 
 
