@@ -17,13 +17,11 @@ from stored_cohort import sessions
 from resdm_suite.cohorts.manifest import (
     COLUMNS,
     DIAGNOSES,
-    EMPTY,
     SCHEMA,
     SPLITS,
     LeakageError,
     ManifestError,
     check_leakage,
-    check_manifest,
     read_manifest,
     write_manifest,
 )
@@ -44,30 +42,10 @@ def test_a_manifest_survives_writing_and_reading(table):
     assert path.read_bytes() == before
     assert frame["amyloid_status"].isna().all()
     assert frame["age"].dtype == float
-
-
-LABEL = st.text("abzAZ019", min_size=1, max_size=8)
-LIMITS = {"education": (0, 40), "mmse": (0, 30), "amyloid_days": (-7305, 7305), "tau_suvr": (0.2, 10), "age": (18, 110)}
-NUMBERS = {name: st.floats(*limits).map(lambda value: round(value, 4)) for name, limits in LIMITS.items()}
-ROW = st.fixed_dictionaries({
-    "sex": st.sampled_from("FM"), "diagnosis": st.sampled_from([*DIAGNOSES, ""]),
-    "space": st.sampled_from(["MNI152", ""]),
-    "t1w": st.text(' ,;"é<b>#%日a', min_size=1, max_size=9), "tau_status": st.sampled_from([np.nan, 0, 1]),
-    **{name: number if name == "age" else number | st.just(np.nan) for name, number in NUMBERS.items()},
-})  # fmt: skip
-
-
-@given(st.dictionaries(LABEL, st.tuples(st.sampled_from(SPLITS), st.dictionaries(LABEL, ROW, min_size=1, max_size=2)),
-                       min_size=1, max_size=5))  # fmt: skip
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_valid_manifest_is_read_as_it_was_written(tmp_path, people):
-    rows = [
-        EMPTY | {"person": f"sub-{person}", "session": f"ses-{session}", "split": split, "tau_tracer": "18FAV1451"}
-        | row | {"t1w": f"/{person}/{session}/{row['t1w'].strip()}.nii", "tau": f"/d/{person}-{session}.nii"}
-        for person, (split, visits) in people.items() for session, row in visits.items()
-    ]  # fmt: skip
-    frame = check_manifest(pd.DataFrame(rows).sort_values(["person", "session"])[list(COLUMNS)], "here")
-    again = read_manifest(write_manifest(frame, tmp_path / "m.csv"), files=False)
+    odd = {"t1w": '/a ,;"é<b>#%日.nii', "mmse": np.nan, "education": 0.1234, "amyloid_days": -7305, "tau_suvr": 9.9999}
+    odd |= {"space": "MNI152", "tau_status": 1, "age": 109.9999, "split": "test"}
+    frame.loc[frame["person"] == frame["person"][0], list(odd)] = list(odd.values())
+    again = read_manifest(write_manifest(frame, path), files=False)
     pd.testing.assert_frame_equal(again, frame, check_exact=True)
 
 
@@ -78,7 +56,7 @@ CELLS = st.text(max_size=12) | st.sampled_from([
 
 
 @given(st.data())
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_cell_and_no_byte_ends_in_a_traceback(table, tmp_path, data):
     """A damaged table is read or refused; labels of people are safe as names of folders."""
     text = table().read_text()
@@ -99,14 +77,10 @@ def test_no_cell_and_no_byte_ends_in_a_traceback(table, tmp_path, data):
         assert frame["age"].between(18, 110).all()
 
 
-def test_a_hand_written_table_may_leave_optional_columns_out(table, tmp_path):
+def test_a_hand_written_table_may_leave_optional_columns_out(table):
     first = read_manifest(table()).iloc[0]
-    path = tmp_path / "own.csv"
-    path.write_bytes(
-        "\ufeffperson,session,age,sex,t1w,tau,tau_tracer\r\n"
-        f"sub-1,ses-1, 71.5 ,F,{first['t1w']},{first['t1w']},18FAV1451\r\n\r\n".encode()
-    )
-    frame = read_manifest(path)
+    head = "\ufeffperson,session,age,sex,t1w,tau,tau_tracer\r\n"
+    frame = read_manifest(table(text=f"{head}sub-1,ses-1, 71.5 ,F,{first['t1w']},{first['t1w']},18FAV1451\r\n\r\n"))
     assert frame.loc[0, ["age", "sex", "diagnosis", "amyloid", "split"]].tolist() == [71.5, "F", "", "", ""]
     assert np.isnan(frame.loc[0, "mmse"])
 
@@ -151,7 +125,7 @@ def test_the_dictionary_of_columns_is_that_of_the_schema():
              min_size=12, max_size=90),
     st.integers(0, 2**64 - 1), st.floats(0.1, 0.4), st.floats(0.1, 0.3), st.integers(3, 6), st.randoms(),
 )  # fmt: skip
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_split_is_by_person_in_the_shares_of_the_profile(people, seed, test, validation, folds, random):
     frame = pd.DataFrame([
         {"person": f"sub-{number}", "session": f"ses-{visit}", "diagnosis": diagnosis, "sex": sex,
@@ -214,9 +188,8 @@ def test_the_card_of_a_split_counts_and_names_nobody():
     assert sum(sum(row.values()) for row in card["strata"].values()) == 60
     assert all(stratum.split()[1] in ("++", "+-", "-+") for stratum in card["strata"])
     assert "sub-" not in json.dumps(card)
-    lines = "".join(
-        f"{p}\t{s}\n" for p, s in sorted(set(frame[["person", "split"]].itertuples(index=False, name=None)))
-    )
+    people = frame[["person", "split"]].drop_duplicates().sort_values("person")
+    lines = people.to_csv(sep="\t", header=False, index=False)
     assert card["digest"] == hashlib.sha256(lines.encode()).hexdigest()
     swapped = frame.assign(split=frame["split"].replace({"test": "train", "train": "test"}))
     assert split_digest(swapped) != card["digest"]
