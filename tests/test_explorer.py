@@ -151,6 +151,24 @@ def test_export_writes_what_is_shown(explorer):
         assert sidecar["Units"] == ("1 (T1 scaled to [0, 1])" if entity == "T1w" else "SUVR")
 
 
+def test_intensities_without_a_scale_are_no_suvr(model, monkeypatch):
+    """Each scan had its own scale in training: nothing shown or exported is called SUVR."""
+    card, source = model.model.card, next(iter(model.people))
+    literal = dataclasses.replace(card.config.preprocess, intensity="minmax")
+    changed = dataclasses.replace(card, config=dataclasses.replace(card.config, preprocess=literal))
+    monkeypatch.setattr(model, "model", dataclasses.replace(model.model, card=changed))
+    shown = Explorer(model)
+    samples = [model.sample(shown.request, number)[1] for number in range(4)]
+    np.testing.assert_allclose(shown.scene.pet["tau"], np.mean(samples, axis=0), atol=1e-6)
+    labels = {axes.get_xlabel() for axes in shown.figure().axes}
+    assert {"PET in [0, 1]", "PET in [0, 1] − factual"} <= labels
+    assert "SUVR" not in shown.readout.value + "".join(labels)
+    folder = shown.export()
+    for kind in ("mean", "change"):
+        sidecar = folder / f"{source.replace(' ', '_')}_space-MNI152_trc-tau_desc-{kind}_pet.json"
+        assert json.loads(sidecar.read_text())["Units"] == "1 (each scan scaled to [0, 1]; no SUVR)"
+
+
 def test_errors_are_shown_below_the_picture(explorer, tmp_path):
     shown, picture = explorer.request, explorer.image.value
     explorer.file.value = str(tmp_path / "nobody.nii.gz")

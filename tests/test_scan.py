@@ -238,12 +238,19 @@ def test_a_single_sample_is_its_own_mean(tmp_path, t1w, registered, undrawn):
     np.testing.assert_array_equal(nib.load(files["tau"]).get_fdata(dtype=np.float32), 3 * pet[1])
 
 
-def test_intensities_without_a_scale_have_no_suvr(tmp_path, t1w, registered, undrawn):
+def test_intensities_without_a_scale_have_no_suvr(tmp_path, t1w, registered, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        scans, "save_figure", lambda figure, stem, _: drawn.append(figure) or [stem.with_suffix(".png")]
+    )
     config = make_config(tmp_path)
     config = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, intensity="minmax"))
     model = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
     files = synthesise_scan(t1w, model, tmp_path / "out", samples=1)
     assert "suvr" not in files
+    labels = [axes.get_ylabel() for axes in drawn[0].axes]
+    assert labels.count("PET in [0, 1]") == 2
+    assert "SUVR" not in labels
     for name in ("tau", "tau_native"):
         assert nib.load(files[name]).get_fdata().max() <= 1
         assert json.loads(sidecar_path(files[name]).read_text())["Units"] == "1 (each scan scaled to [0, 1]; no SUVR)"

@@ -30,7 +30,7 @@ from resdm.cpu_runtime import set_up
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, TRACERS, MethodConfig, check_person, derive_seed
 from resdm_suite.apps.model_folder import check_model
-from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom
+from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom, units
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
@@ -120,21 +120,22 @@ class ExplorerModel:
         return pet
 
     def scene(self, request: Request) -> Scene:
-        """Volumes of the views: PETs and their change from the factual prompt, SUVR, means over samples."""
-        pet = self._suvr(request)
+        """Volumes of the views: PETs and their change from the factual prompt, means over samples."""
+        pet = self._mean(request)
         age, sex = self.factual_prompt(request.source)
-        factual = pet if (age, sex) == (request.age, request.sex) else self._suvr(replace(request, age=age, sex=sex))
+        factual = pet if (age, sex) == (request.age, request.sex) else self._mean(replace(request, age=age, sex=sex))
         change = {tracer: pet[tracer] - factual[tracer] for tracer in TRACERS}
-        return Scene(grid=self.model.grid, mri=self.mri(request.source), pet=pet, change=change)
+        unit = self.model.card.config.preprocess.pet_unit
+        return Scene(grid=self.model.grid, mri=self.mri(request.source), pet=pet, change=change, unit=unit)
 
-    def _suvr(self, request: Request) -> dict[str, np.ndarray]:
-        """Mean over samples by tracer (X, Y, Z), SUVR."""
+    def _mean(self, request: Request) -> dict[str, np.ndarray]:
+        """Mean over samples by tracer (X, Y, Z), SUVR where the model has its scale."""
         stack = np.stack([self.sample(request, number) for number in range(request.samples)])  # (K, 2, X, Y, Z)
-        ranges = self.model.card.config.preprocess.suvr_range
+        ranges = self.model.card.config.preprocess.pet_range
         return {tracer: to_suvr(stack[:, i].mean(axis=0), ranges[tracer]) for i, tracer in enumerate(TRACERS)}
 
     def export(self, request: Request, scene: Scene, picture: bytes, point: tuple[float, float, float]) -> Path:
-        """Write picture, volumes (NIfTI, SUVR, MNI152) and settings to a folder named by the request; returns it."""
+        """Write picture, volumes (NIfTI, MNI152) and settings to a folder named by the request; returns it."""
         person, card = request.source in self.people, self.model.card
         stem = request.source.replace(" ", "_") if person else bids_prefix(request.source)
         parts = [stem, self.method]
@@ -161,8 +162,9 @@ class ExplorerModel:
         }
         for entity, volume in volumes.items():
             path = folder / f"{stem}_space-MNI152_{entity}.nii.gz"
-            units = T1_UNITS if entity == "T1w" else "SUVR"
-            self.model.write(path, volume, settings | {"space": "MNI152", "Units": units})
+            unit = scene.unit if scene.unit == "SUVR" else units(card.config, TRACERS[0])  # no SUVR: of both tracers
+            unit = T1_UNITS if entity == "T1w" else unit
+            self.model.write(path, volume, settings | {"space": "MNI152", "Units": unit})
         write_json(folder / "settings.json", settings)
         return folder
 
@@ -364,5 +366,6 @@ def _values(scene: Scene, point: tuple[float, float, float]) -> str:
         )
         cells = [f"{here['pet']:.2f}", f"{here['change']:+.3f}", f"{summary:.3f}", f"{change:+.3f}"]
         rows[TRACER_TITLES[tracer]] = [cell.replace("-", "−") for cell in cells]
-    columns = pd.MultiIndex.from_product([["SUVR here", "SUVR cortical summary"], ["prompt", "change"]])
+    places = [f"{scene.unit} here", f"{scene.unit} cortical summary"]
+    columns = pd.MultiIndex.from_product([places, ["prompt", "change"]])
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).to_html(border=0)

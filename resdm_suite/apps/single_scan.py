@@ -174,7 +174,7 @@ def _synthesise(
             mri,
             volumes,
             model.grid,
-            config.preprocess.suvr_range,
+            config.preprocess,
             notice=card.notice,
             title=f"{prefix}: synthetic PET by {card.name}",
             detail=f"Prompt: {prompt_text(**prompt)}; mean of {samples} sample{'s' * (samples > 1)}, in MNI space.",

@@ -20,7 +20,7 @@ from resdm_suite.evaluation.image_quality import read_index, read_volume, volume
 from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.statistics import person_weights, typical_session
 from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary, to_suvr
-from resdm_suite.profiles import MIN_GROUP_SIZE, Config
+from resdm_suite.profiles import MIN_GROUP_SIZE, Config, PreprocessConfig
 from resdm_suite.reporting import slices, style
 from resdm_suite.reporting.tables import REFERENCE_METHOD, present_methods
 
@@ -38,9 +38,9 @@ class Case:
     mri : ndarray (X, Y, Z)
         Intensities in [0, 1].
     real : ndarray (X, Y, Z)
-        SUVR.
+        SUVR, or in [0, 1] where each scan has its own scale.
     synthetic : dict of str to ndarray (X, Y, Z)
-        SUVR by method.
+        The same by method.
     quality : dict of str to (float, float)
         PSNR (dB) and MAE (%) inside the brain, by method; over people where it is a mean.
     """
@@ -95,7 +95,7 @@ def _case(
     config: Config, scores: pd.DataFrame, methods: Sequence[str], tracer: str, name: str, rows: pd.DataFrame
 ) -> Case:
     """The mean over the people of some sessions, each person's sessions averaged first."""
-    grid, suvr_range = Grid.of(config.preprocess.grid), config.preprocess.suvr_range[tracer]
+    grid, suvr_range = Grid.of(config.preprocess.grid), config.preprocess.pet_range[tracer]
     count = rows["person"].nunique()
     weights = (1 / rows.groupby("person")["session"].transform("size") / count).to_numpy()
     scored = scores.merge(rows[["person", "session"]]).query("tracer == @tracer and region == 'brain'")
@@ -129,13 +129,15 @@ def case_figure(
         weight = "bold" if name == REFERENCE_METHOD else None
         axis.set_title(style.method_label(name), fontsize=6, fontweight=weight)
     for (case, cut), images, errors in zip(strips, axes[::2], axes[1::2], strict=True):
-        _draw_case(images, errors, case, cut, Grid.of(config.preprocess.grid))
+        _draw_case(images, errors, case, cut, config.preprocess)
     return figure
 
 
-def _draw_case(images: Sequence[Axes], errors: Sequence[Axes], case: Case, cut: slices.Cut, grid: Grid) -> None:
+def _draw_case(
+    images: Sequence[Axes], errors: Sequence[Axes], case: Case, cut: slices.Cut, settings: PreprocessConfig
+) -> None:
     """One slice of a case, with colour bars."""
-    brain = mni_map("brain", grid)
+    brain = mni_map("brain", grid := Grid.of(settings.grid))
     differences = {method: volume - case.real for method, volume in case.synthetic.items()}
     window, signed = slices.suvr_window([case.real], brain), slices.error_window(differences.values(), brain)
     slices.show_slice(images[0], case.real, grid, cut, window, style.PET_MAP, marks=True)
@@ -149,7 +151,7 @@ def _draw_case(images: Sequence[Axes], errors: Sequence[Axes], case: Case, cut: 
         if cut == case.cuts[-1]:
             error.set_xlabel("{:.1f}\n{:.2f}".format(*case.quality[method]), fontsize=6)
             errors[0].set_xlabel("PSNR (dB)\nMAE (%)", fontsize=6, color=style.GREY)
-    style.colour_bar(images, window, style.PET_MAP, "SUVR", extend="max")
+    style.colour_bar(images, window, style.PET_MAP, settings.pet_unit, extend="max")
     style.colour_bar(errors, signed, style.ERROR_MAP, "error", extend="both")
 
 
@@ -206,7 +208,8 @@ def _examples(config: Config, split: str) -> pd.DataFrame:
 def example_volumes(config: Config, method: str, condition: str = "factual") -> dict[str, np.ndarray]:
     """T1, real and synthetic PETs of one test person, or of the mean of `MIN_GROUP_SIZE` people, by title.
 
-    T1 intensities lie in [0, 1], PETs are SUVR, all (X, Y, Z). Empty where too few people have both tracers.
+    T1 intensities lie in [0, 1], PETs are SUVR unless each scan has its own scale, all (X, Y, Z). Empty where too few
+    people have both tracers.
     """
     grid, rows = Grid.of(config.preprocess.grid), _examples(config, "test")
     if rows.empty:
@@ -218,7 +221,7 @@ def example_volumes(config: Config, method: str, condition: str = "factual") -> 
     for tracer in TRACERS:
         for i, name in ((3, "real"), (4, f"{method}, {condition}")):
             mean = _mean([pair[i] for pair in pairs if pair[2] == tracer], weights, grid)
-            volumes[f"{style.TRACER_TITLES[tracer]}, {name}{who}"] = to_suvr(mean, config.preprocess.suvr_range[tracer])
+            volumes[f"{style.TRACER_TITLES[tracer]}, {name}{who}"] = to_suvr(mean, config.preprocess.pet_range[tracer])
     return volumes
 
 

@@ -17,6 +17,7 @@ from scipy.ndimage import map_coordinates
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.evaluation.suvr import to_suvr
+from resdm_suite.profiles import PreprocessConfig
 from resdm_suite.reporting import style
 
 Cut = tuple[str, float]
@@ -140,7 +141,7 @@ def scan_montage(
     mri: np.ndarray,
     volumes: Mapping[str, np.ndarray],
     grid: Grid,
-    suvr_range: Mapping[str, tuple[float, float]],
+    preprocess: PreprocessConfig,
     *,
     notice: str = "",
     title: str = "Synthetic PET",
@@ -156,16 +157,17 @@ def scan_montage(
     volumes : mapping of str to ndarray (X, Y, Z)
         ``amyloid`` and ``tau`` in [0, 1].
     grid : Grid
-    suvr_range : mapping of tracer to (low, high)
+    preprocess : PreprocessConfig
         What intensities 0 and 1 stand for.
     notice, title, detail : str
     cuts : sequence of (axis, mm)
     """
     brain = mni_map("brain", grid)
-    pets = {tracer: to_suvr(volumes[tracer], suvr_range[tracer]) for tracer in TRACERS}
+    pets = {tracer: to_suvr(volumes[tracer], preprocess.pet_range[tracer]) for tracer in TRACERS}
     norm = suvr_window(pets.values(), brain)
     rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), style.T1_MAP, "intensity")]
-    rows += [(f"{style.TRACER_TITLES[tracer]}, mean", pets[tracer], norm, style.PET_MAP, "SUVR") for tracer in TRACERS]
+    names, unit = style.TRACER_TITLES, preprocess.pet_unit
+    rows += [(f"{names[tracer]}, mean", pets[tracer], norm, style.PET_MAP, unit) for tracer in TRACERS]
     widths = [1 / slice_aspect(cut) for cut in cuts]  # at height 1
     detail = f"{detail} Outline: MNI152 brain; left is left.".strip()
     figure = style.paper_figure(0.8 + len(rows) * (style.WIDTH - 0.8) / sum(widths), title, notice, detail)

@@ -17,7 +17,7 @@ from resdm_suite.reporting.slices import FIELD_MM, SHOWN_AXES, show_slice, slice
 
 @dataclass(frozen=True)
 class Scene:
-    """What the views show, on one grid; PETs in SUVR.
+    """What the views show, on one grid.
 
     Parameters
     ----------
@@ -27,12 +27,15 @@ class Scene:
     pet, change : mapping of tracer to ndarray (X, Y, Z)
         Mean over samples, and its difference to the mean under the factual prompt. The spread over samples is not
         shown, because it is not the error (notebook 14).
+    unit : str
+        Of the PETs, see `resdm_suite.profiles.PreprocessConfig.pet_unit`.
     """
 
     grid: Grid
     mri: np.ndarray
     pet: Mapping[str, np.ndarray]
     change: Mapping[str, np.ndarray]
+    unit: str = "SUVR"
 
     def at(self, point: tuple[float, float, float]) -> dict[str, dict[str, float]]:
         """Values of the voxel that holds a point (MNI mm): tracer → ``pet`` and ``change``."""
@@ -59,7 +62,7 @@ def orthogonal_views(
     Notes
     -----
     Colour scales belong to the whole volumes, so they do not change with the point. The scale of the change is
-    symmetric and reaches at least 0.05 SUVR, so that noise does not fill it.
+    symmetric and reaches at least 0.05, so that noise does not fill it.
     """
     highest = style.round_up([np.quantile(volume, 0.999) for volume in scene.pet.values()], 0.5)
     change = style.round_up([*(np.quantile(np.abs(volume), 0.999) for volume in scene.change.values()), 0.05], 0.05)
@@ -67,9 +70,9 @@ def orthogonal_views(
     for tracer in (t for t in TRACERS if t in scene.pet):
         name = style.TRACER_TITLES[tracer]
         columns += [
-            (f"{name}\nsynthetic", scene.pet[tracer], Normalize(0, highest), style.PET_MAP, "SUVR"),
+            (f"{name}\nsynthetic", scene.pet[tracer], Normalize(0, highest), style.PET_MAP, scene.unit),
             (f"{name}\nchange by the prompt", scene.change[tracer], Normalize(-change, change), style.ERROR_MAP,
-             "SUVR − factual"),
+             f"{scene.unit} − factual"),
         ]  # fmt: skip
     sizes = {axis: high - low for axis, (low, high) in FIELD_MM.items()}
     heights = [sizes[SHOWN_AXES[axis][1]] for axis in "xyz"]  # equal mm in every plane
