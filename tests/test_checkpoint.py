@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -39,10 +40,8 @@ def test_a_saved_model_is_restored(saved):
     found, card = load_model(folder), load_card(folder)
     assert torch.equal(torch.get_rng_state(), state)
     batch = collate([Sessions()[0], Sessions()[1]])
-    method.eval()
-    for module in (method, found):
-        module.out = module.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(3))
-    assert torch.equal(found.out, method.out)
+    made = [m.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(3)) for m in (method.eval(), found)]
+    assert torch.equal(*made)
     assert not found.training
     assert not any(weight.requires_grad for weight in found.parameters())
     assert (card.name, card.step, card.epoch, card.score) == ("Plain", 7, 2, 41.5)
@@ -69,10 +68,8 @@ def test_the_same_weights_give_the_same_bytes(saved, tmp_path):
 
 def test_given_weights_replace_those_of_the_method(saved, tmp_path):
     _, config, method = saved
-    folder = save_profile_model(
-        tmp_path / "other", method, config, "Plain", weights={"prompt_weights": torch.tensor([3.0, 4.0])}
-    )
-    found = load_model(folder)
+    weights = {"prompt_weights": torch.tensor([3.0, 4.0])}
+    found = load_model(save_profile_model(tmp_path / "other", method, config, "Plain", weights=weights))
     assert found.prompt_weights.tolist() == [3.0, 4.0]
     assert torch.equal(found.net[0].weight, method.net[0].weight)
 
@@ -114,34 +111,61 @@ def test_loading_fetches_no_pretrained_weights(tmp_path, monkeypatch):
 # ── what does not fit ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_missing_folder_and_missing_files_are_named(saved, tmp_path):
-    folder, *_ = saved
-    with pytest.raises(CheckpointError, match="nowhere: no such model folder; train the method first"):
-        load_model(tmp_path / "nowhere")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no model\.safetensors there; train the method first"):
-        load_model(folder)
-    (folder / "state.pt").touch()
-    with pytest.raises(CheckpointError, match="training is unfinished: run it again"):
-        load_model(folder)
+def edited(**changes):
+    """Other settings of the grid in ``config.yaml``."""
+
+    def spoil(folder, config):
+        tree = yaml.safe_load((folder / "config.yaml").read_text())
+        tree["preprocess"]["grid"] |= changes
+        (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+
+    return spoil
 
 
-def test_a_missing_configuration_is_named(saved):
-    folder, *_ = saved
-    (folder / "config.yaml").unlink()
-    with pytest.raises(CheckpointError, match=r"no config\.yaml there; train the method again"):
-        load_card(folder)
-    assert load_model(folder).shape == (16, 16, 16)  # the weights' file alone rebuilds the method
+def of_another_method(folder, config):
+    other = save_profile_model(folder.with_name("other"), build(config, "GAN"), config, "GAN")
+    (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
 
 
-def test_a_broken_weights_file_is_named(saved):
-    folder, *_ = saved
-    (folder / "model.safetensors").write_bytes(b"\x08 not tensors")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a model of resdm"):
-        load_model(folder)
-    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="not a model of resdm"):
-        load_model(folder)
+def with_other_tensors(folder, config):
+    meta, values = read_weights(folder / "model.safetensors", "a model", "")
+    values |= {"prompt_weights": torch.zeros(3), "extra": values.pop("net.0.bias")}
+    save_weights(folder / "model.safetensors", values, meta)
+
+
+UNFIT = {  # what is done to the folder, what reads it, and what the error says
+    "no folder": (lambda folder, _: shutil.rmtree(folder), load_model, ["model: no such model folder; train the meth"]),
+    "no weights": (lambda folder, _: (folder / "model.safetensors").unlink(), load_model,
+                   ["no model.safetensors there; train the method first"]),
+    "unfinished": (lambda folder, _: (folder / "model.safetensors").rename(folder / "state.pt"), load_model,
+                   ["training is unfinished: run it again"]),
+    "no configuration": (lambda folder, _: (folder / "config.yaml").unlink(), load_card,
+                         ["no config.yaml there; train the method again"]),
+    "no tensors": (lambda folder, _: (folder / "model.safetensors").write_bytes(b"\x08 not tensors"), load_model,
+                   ["model.safetensors: not a model of resdm"]),
+    "foreign tensors": (lambda folder, _: save_file({"x": torch.zeros(1)}, folder / "model.safetensors"), load_model,
+                        ["not a model of resdm"]),
+    "another method's weights": (of_another_method, load_card,
+                                 ["the weights are of method 'GAN', config.yaml describes Plain"]),
+    "another grid, though its tensors would fit": (edited(shape=[24, 24, 24]), load_card, [
+        "preprocess.grid.shape: [16, 16, 16] in the weights, [24, 24, 24] in config.yaml"]),
+    "keys and shapes": (with_other_tensors, load_model, [
+        "prompt_weights: [3] in the file, [2] in the network", "net.0.bias: nothing in the file, [2] in the network",
+        "extra: [2] in the file, nothing in the network", "train it again"]),
+    "unknown key": (edited(pasta=1), load_card, ["not a model of this version of resdm: ", "unknown key"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_folder_that_does_not_fit_is_named(saved, case):
+    folder, config, _ = saved
+    spoil, read, messages = UNFIT[case]
+    spoil(folder, config)
+    with pytest.raises(CheckpointError) as error:
+        read(folder)
+    assert all(message in str(error.value) for message in messages)
+    if case == "no configuration":
+        assert load_model(folder).shape == (16, 16, 16)  # the weights' file alone rebuilds the method
 
 
 def test_code_that_a_model_names_is_not_imported_unless_trusted(saved, tmp_path, monkeypatch):
@@ -186,49 +210,6 @@ def test_a_corrupted_model_file_is_named(saved, seed):
             assert str(path) in str(error)  # noqa: PT017
         else:
             assert damage in ("lost", "type")
-
-
-def test_weights_of_another_method_are_refused(saved, tmp_path):
-    folder, config, _ = saved
-    other = save_profile_model(tmp_path / "other", build(config, "GAN"), config, "GAN")
-    (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"the weights are of method 'GAN', config\.yaml describes Plain"):
-        load_card(folder)
-
-
-def test_weights_of_another_grid_are_refused_by_name(saved):
-    """The tensors alone would fit: a convolution has no grid."""
-    folder, *_ = saved
-    tree = yaml.safe_load((folder / "config.yaml").read_text())
-    tree["preprocess"]["grid"]["shape"] = [24, 24, 24]
-    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(CheckpointError) as error:
-        load_card(folder)
-    assert "preprocess.grid.shape: [16, 16, 16] in the weights, [24, 24, 24] in config.yaml" in str(error.value)
-
-
-def test_keys_and_shapes_that_do_not_fit_are_named(saved):
-    folder, *_ = saved
-    path = folder / "model.safetensors"
-    meta, values = read_weights(path, "a model", "")
-    values["prompt_weights"] = torch.zeros(3)
-    values["extra"] = values.pop("net.0.bias")
-    save_weights(path, values, meta)
-    with pytest.raises(CheckpointError) as error:
-        load_model(folder)
-    message = str(error.value)
-    assert "prompt_weights: [3] in the file, [2] in the network" in message
-    assert "net.0.bias: nothing in the file, [2] in the network" in message
-    assert "extra: [2] in the file, nothing in the network" in message
-    assert "train it again" in message
-
-
-def test_an_unreadable_configuration_is_named(saved):
-    folder, *_ = saved
-    text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text + "pasta: 1\n")
-    with pytest.raises(CheckpointError, match=r"not a model of this version of resdm: .*unknown key 'pasta'"):
-        load_card(folder)
 
 
 def test_settings_of_a_later_version_do_not_invalidate_a_model(saved, monkeypatch):

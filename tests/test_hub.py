@@ -27,11 +27,15 @@ from resdm_suite.profiles import CentiloidConfig
 from resdm_suite.records import write_record
 
 
+def model_of(config, folder):
+    made = save_profile_model(folder, build(config, "Plain"), config, "Plain")
+    (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
+    return made
+
+
 @pytest.fixture
 def folder(tmp_path):
-    config = make_config(tmp_path)
-    made = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
-    (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
+    made = model_of(make_config(tmp_path), tmp_path / "model")
     for name in ("history.csv", "input_check.safetensors", "calibration.json"):
         (made / name).write_text("epoch\n1\n")
     for name in (".record.json", ".calibration.record.json"):  # as training and sampling leave them
@@ -112,8 +116,7 @@ def test_paths_of_this_machine_are_not_uploaded(tmp_path, remote, changes):
     config = make_config(tmp_path)
     ((part, settings),) = changes.items()
     config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **settings)})
-    made = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
-    (made / "README.md").write_text(render(load_card(made)), encoding="utf-8")
+    made = model_of(config, tmp_path / "model")
     push(made, "lab/resdm")
     text = (remote.root / "lab/resdm/config.yaml").read_text()
     assert "/data" not in text
@@ -146,14 +149,12 @@ def test_a_download_must_be_a_model(folder, remote, tmp_path):
 def foreign(tmp_path, monkeypatch):
     """A model whose method is in a module that is not imported; importing it leaves a file."""
     (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "foreign_net.py").write_text(
-        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nfrom tiny_methods import Plain, PlainConfig\n"
-    )
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nfrom tiny_methods import Plain, PlainConfig\n"
+    (tmp_path / "code" / "foreign_net.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path / "code")
     monkeypatch.delitem(sys.modules, "foreign_net", raising=False)
     config = make_config(tmp_path, methods={"Plain": PlainConfig(kind="foreign_net:Plain")})
-    made = save_profile_model(tmp_path / "foreign", build(config, "Plain"), config, "Plain")
-    (made / "README.md").write_text("card")
+    made = model_of(config, tmp_path / "foreign")
     (tmp_path / "ran").unlink()
     del sys.modules["foreign_net"]
     return made
@@ -175,12 +176,10 @@ def test_a_models_code_is_run_only_where_it_is_trusted(foreign, remote, tmp_path
     assert not (tmp_path / "pulled").exists()
     assert cli.main([*calls[0].replace("{}", str(tmp_path)).split(), "--trust-code"]) == 0
     assert (tmp_path / "ran").exists()
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "mine.yaml").write_text(
-        yaml.safe_dump(to_dict(load_card(foreign).config) | {"profile": "mine"})
-    )
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(yaml.safe_dump(to_dict(load_card(foreign).config) | {"profile": "mine"}))
     capsys.readouterr()
-    assert cli.main(["check", str(tmp_path / "configs" / "mine.yaml")]) == 0
+    assert cli.main(["check", str(profile)]) == 0
     assert "method Plain: foreign_net:Plain (code of this module runs)\n" in capsys.readouterr().out
 
 
