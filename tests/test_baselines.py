@@ -19,38 +19,29 @@ BASELINES = [kind for kind in TINY if kind != "released"]
 ADVERSARIAL = [kind for kind in BASELINES if kind != "ddpm"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "part", "millions"),
-    [
-        ("pix2pix", "models.amyloid.generator", 41.8),
-        ("pix2pix", "models.tau.discriminator", 2.8),
-        ("scgan", "models.amyloid.generator", 30.4),
-        ("transunet", "models.tau.generator", 38.2),
-        ("resvit", "generator", 19.4),
-        ("ddpm", "unet", 28.8),
-    ],
-)
+@pytest.mark.parametrize(("kind", "part", "millions"), [
+    ("pix2pix", "models.amyloid.generator", 41.8), ("pix2pix", "models.tau.discriminator", 2.8),
+    ("scgan", "models.amyloid.generator", 30.4), ("transunet", "models.tau.generator", 38.2),
+    ("resvit", "generator", 19.4), ("ddpm", "unet", 28.8),
+])  # fmt: skip
 def test_parameters_at_the_default_widths_on_the_papers_grid(kind, part, millions):
     with torch.device("meta"):
         method = build_method(settings_class(kind)(), (128, 128, 128))
     assert count(method.get_submodule(part)) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("ddpm, sampling_steps: 30", "sampling_steps is 30; expected a divisor of 1000"),
-        ("ddpm, channels: [8, 12]", r"channels is \(8, 12\); expected multiples of the first"),
-        ("pix2pix, discriminator_learning_rate: 0", "discriminator_learning_rate is 0.*expected more than 0"),
-        ("linear, penalties: [0.0]", r"penalties is \[0\.0\]; expected one or more, each above 0"),
-        ("linear, mri_components: [-1]", r"mri_components is \[-1\]"),
-        ("linear, pet_components: []", r"pet_components is \[\]"),
-        ("released, width: 8", r"prior\.dim is 256; expected 64"),
-        ("released, prior: { weights: none }", r"prior\.context is 'tokens'; expected pooled"),
-        ("released, mended: [everything]", r"mended\[0\] is 'everything'"),
-        ("released, sampling_steps: 16", "sampling_steps is 16; expected 1 to T = 15"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "message"), [
+    ("ddpm, sampling_steps: 30", "sampling_steps is 30; expected a divisor of 1000"),
+    ("ddpm, channels: [8, 12]", r"channels is \(8, 12\); expected multiples of the first"),
+    ("pix2pix, discriminator_learning_rate: 0", "discriminator_learning_rate is 0.*expected more than 0"),
+    ("linear, penalties: [0.0]", r"penalties is \[0\.0\]; expected one or more, each above 0"),
+    ("linear, mri_components: [-1]", r"mri_components is \[-1\]"),
+    ("linear, pet_components: []", r"pet_components is \[\]"),
+    ("released, width: 8", r"prior\.dim is 256; expected 64"),
+    ("released, prior: { weights: none }", r"prior\.context is 'tokens'; expected pooled"),
+    ("released, mended: [everything]", r"mended\[0\] is 'everything'"),
+    ("released, sampling_steps: 16", "sampling_steps is 16; expected 1 to T = 15"),
+])  # fmt: skip
 def test_impossible_settings_are_refused(tmp_path, settings, message):
     profile = tmp_path / "x.yaml"
     profile.write_text(f"cohort: {{ kind: other }}\nmethods: {{ it: {{ kind: {settings} }} }}\n")
@@ -199,14 +190,10 @@ def test_results_depend_on_seeds_only(kind):
     assert (outcome(0, 7)[0] == losses) == (kind not in ("resvit", "ddpm"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "steps", "changes"),
-    [
-        ("pix2pix", 25, {"width": 8, "learning_rate": 1e-3}),
-        ("transunet", 25, {"learning_rate": 1e-3}),
-        ("resvit", 100, {"learning_rate": 2e-3}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "steps", "changes"), [
+    ("pix2pix", 25, {"width": 8, "learning_rate": 1e-3}), ("transunet", 25, {"learning_rate": 1e-3}),
+    ("resvit", 100, {"learning_rate": 2e-3}),
+])  # fmt: skip
 def test_overfits_two_people(kind, steps, changes):
     """At least a quarter nearer to each person's PETs than their mean is."""
     method, batch = make(kind, **changes), smooth_batch()

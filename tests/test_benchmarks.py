@@ -78,8 +78,6 @@ def test_pages_hold_the_measurements(tmp_path, monkeypatch):
     assert table.loc["+ Haar stem", "of_conv_peak"] == pytest.approx(0.4)
     page = (folder / "bench.md").read_text()
     assert "| released | 32 × 32 × 32 | 0.040 | 16 | 1.0 | 120 † | 1.0 | 1 | 6.00 | 1.0 | 5.50 | 1.0 " in page
-    assert "| 8.00 | 1.0 | 2 | 2%, 5% |" in page
-    assert "Required factors: training step 12, both PETs in 15 steps 12, peak memory of a step 5." in page
     assert f"“{bench.FAST}” is 8.0 times as fast a step, 24.0 times as fast a synthesis" in page
     assert len(pd.read_csv(folder / "growth.csv")) == 8 + 5
 
@@ -91,14 +89,6 @@ def test_pages_hold_the_measurements(tmp_path, monkeypatch):
     (folder / "bench.csv").write_text("".join((folder / "bench.csv").read_text().splitlines(True)[:4]))
     assert bench.main(again) == 0
     assert len(jobs) - before == len(table) - 3  # three rows were done when it was stopped
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "word"),
-    [(0.1, 0.5, "better"), (-0.15, 0.5, "the same"), (-0.3, 0.5, "undecided"), (-0.3, -0.1, "worse")],
-)
-def test_verdicts_on_intervals(low, high, word):
-    assert ablation.verdict(low, high, 0.2) == word
 
 
 def test_gains_are_paired_and_positive_where_better(tmp_path):
@@ -114,6 +104,8 @@ def test_gains_are_paired_and_positive_where_better(tmp_path):
         for tracer in ablation.TRACERS
         for seed, by in ((0, 0.5), (1, -0.5))
     ]
+    intervals = ((0.1, 0.5), (-0.15, 0.5), (-0.3, 0.5), (-0.3, -0.1))
+    assert [ablation.verdict(*ends, 0.2) for ends in intervals] == ["better", "the same", "undecided", "worse"]
     values, gains = ablation.compare(pd.concat(frames), seed=0)
     found = gains.groupby(["configuration", "over"])
     expected = {pair: shift[pair[0]] - shift[pair[1]] for pair in ablation.GAINS}
@@ -131,14 +123,10 @@ def test_gains_are_paired_and_positive_where_better(tmp_path):
                          "seconds_per_step": [0.5, *[0.1] * (n - 2), 0.5], "peak_memory_bytes": 2**30})  # fmt: skip
     cost["faster"] = 0.5 / cost["seconds_per_step"]
     ablation.report(tmp_path, "phantom data", cost, values, gains, [0])
-    page = (tmp_path / "ablation.md").read_text()
-    assert "**+ fused upsampling, at equal time** against full resolution, equal time (5.0 times as fast a step" in page
-    assert "1160 steps against 140): the same or better throughout" in page
-    assert len(pd.read_csv(tmp_path / "ablation.csv")) == (n + len(expected)) * len(ablation.TRACERS) * len(
-        ablation.METRICS
-    )
-    for suffix in (".svg", ".png"):
-        assert (tmp_path / f"ablation{suffix}").stat().st_size > 0
+    assert "1160 steps against 140): the same or better throughout" in (tmp_path / "ablation.md").read_text()
+    rows = (n + len(expected)) * len(ablation.TRACERS) * len(ablation.METRICS)
+    assert len(pd.read_csv(tmp_path / "ablation.csv")) == rows
+    assert (tmp_path / "ablation.svg").stat().st_size > 0
 
 
 @pytest.mark.slow

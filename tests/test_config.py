@@ -178,12 +178,9 @@ def test_a_bad_setting_is_named_with_its_value_and_what_is_expected(write, path,
     assert message in str(error.value)
 
 
-def test_every_fault_of_a_file_is_named(write):
+def test_every_fault_of_a_file_is_named_and_a_phantom_cohort_needs_its_settings(write):
     with pytest.raises(ConfigError, match=r"(?s)training\.epochs is 'a'.*\n.*unknown key 'training\.b'"):
         load_config(write(nested("training", {"epochs": "a", "b": 1})))
-
-
-def test_a_phantom_cohort_needs_its_settings(write):
     with pytest.raises(ConfigError, match=r"cohort\.kind is phantom, but cohort\.phantom is missing"):
         load_config(write({"seed": 0}))
 

@@ -24,9 +24,8 @@ def config(tmp_path):
 
 
 def test_durations_have_the_precision_of_an_estimate():
-    assert [about(s) for s in (0.4, 89, 91, 3540, 3700, 35900, 86400)] == [
-        "0 s", "89 s", "2 min", "59 min", "1.0 h", "10.0 h", "24 h",
-    ]  # fmt: skip
+    texts = [about(seconds) for seconds in (0.4, 89, 91, 3540, 3700, 35900, 86400)]
+    assert texts == ["0 s", "89 s", "2 min", "59 min", "1.0 h", "10.0 h", "24 h"]
 
 
 @pytest.mark.parametrize(("total", "done", "printed"), [
@@ -63,11 +62,9 @@ def test_steps_by_hand(config):
     assert training_steps(config, "ResDM", 235) == 3 * 235
     assert training_steps(config, "ResDM", 0) == 3  # an epoch has at least one step
     four = dataclasses.replace(config.method("ResDM"), batch_size=4)
-    other = dataclasses.replace(config, methods={"ResDM": four})
-    assert training_steps(other, "ResDM", 235) == 3 * 58
-    assert (
-        evaluator_steps(config, "status", 235) == 2 * 2 * 2 * 5 * 8 * 24
-    )  # 188 sessions a fold in batches of 8, label and planted status
+    assert training_steps(dataclasses.replace(config, methods={"ResDM": four}), "ResDM", 235) == 3 * 58
+    # 188 sessions a fold in batches of 8, label and planted status
+    assert evaluator_steps(config, "status", 235) == 2 * 2 * 2 * 5 * 8 * 24
     assert evaluator_steps(config, "age", 235) == 2 * 15 * 24
 
 
@@ -113,11 +110,8 @@ def test_a_large_grid_is_timed_on_a_small_one(config, monkeypatch):
     monkeypatch.setattr(cost, "_evaluator_seconds", lambda c, target: 1.0)
     monkeypatch.setattr(cost, "_scan_stages", lambda *_: iter(()))
     monkeypatch.setattr(cost, "seconds_of", lambda work: 0.0)
-    large = dataclasses.replace(
-        config,
-        methods={"regression": config.methods["regression"]},
-        preprocess=dataclasses.replace(config.preprocess, grid=load_config("adni").preprocess.grid),
-    )
+    preprocess = dataclasses.replace(config.preprocess, grid=load_config("adni").preprocess.grid)
+    large = dataclasses.replace(config, methods={"regression": config.methods["regression"]}, preprocess=preprocess)
     found = {stage.name: stage.seconds for stage in stages(large, cores=1)}
     assert shapes == [(32, 32, 32)]
     assert found["training regression"] == found["evaluators of age"] == 64  # 128³ over 32³

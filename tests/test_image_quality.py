@@ -24,9 +24,9 @@ from resdm_suite.evaluation.image_quality import (
     score_method,
     score_people,
     ssim,
-    synthetic_path,
 )
 from resdm_suite.evaluation.suvr import sidecar_range
+from resdm_suite.paths import synthetic_path
 
 
 @pytest.fixture
@@ -102,22 +102,27 @@ def test_unequal_grid_and_bad_mask(pair):
             mae(real, synthetic, mask)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda v, a: (v[:, :-1], a), r"found \(16, 15, 16\) voxels from .*, expected the profile's \(16, 16, 16\)"),
-        (lambda v, a: (v, a + np.diag([0.5, 0, 0, 0])), "expected the profile's"),
-        (lambda v, a: (np.where(v == v.max(), np.nan, v), a), "1 of 4096 voxels are not finite"),
-        (lambda v, a: (3 * v, a), r"from 0\.\d+ to \d\.\d+; expected \[0, 1\]"),
-    ],
-    ids=["shape", "affine", "nan", "suvr"],
-)
-def test_volumes_that_do_not_fit_are_named(tmp_path, change, message):
-    volume = np.random.default_rng(0).random(GRID.shape)
-    path = save(tmp_path / "odd_pet.nii.gz", *change(volume, GRID.affine))
-    with pytest.raises(ValueError, match=message) as caught:
+UNFIT = {  # what is done to array and affine, or to the bytes of the file
+    "shape": (lambda v, a: (v[:, :-1], a), r"found \(16, 15, 16\) voxels .*, expected the profile's \(16, 16, 16\)"),
+    "affine": (lambda v, a: (v, a + np.diag([0.5, 0, 0, 0])), "expected the profile's"),
+    "nan": (lambda v, a: (np.where(v == v.max(), np.nan, v), a), "1 of 4096 voxels are not finite"),
+    "suvr": (lambda v, a: (3 * v, a), r"from 0\.\d+ to \d\.\d+; expected \[0, 1\]"),
+    **{name: (damage, r"cannot be read as NIfTI .*run its stage again") for name, damage in
+       {"half": lambda b: b[: len(b) // 2], "empty": lambda b: b"", "text": lambda b: b"text",
+        "hole": lambda b: b[:200] + b[300:]}.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_volumes_that_do_not_fit_are_named(tmp_path, name):
+    (change, message), volume = UNFIT[name], np.random.default_rng(0).random(GRID.shape)
+    path = tmp_path / "odd_pet.nii.gz"
+    if name in ("shape", "affine", "nan", "suvr"):
+        save(path, *change(volume, GRID.affine))
+    else:
+        path.write_bytes(change(save(path, volume).read_bytes()))
+    with pytest.raises(ValueError, match=rf"odd_pet\.nii\.gz: .*{message}"):
         read_volume(path, GRID)
-    assert "odd_pet.nii.gz" in str(caught.value)
 
 
 def test_scores_are_recomputable_from_the_stored_volumes(cohort):
@@ -147,9 +152,8 @@ def test_template_is_scored_like_a_method(cohort):
     template = read_volume(config.volumes / "template_amyloid.nii.gz", GRID)
     row = index.iloc[0]
     expected = mae(read_volume(config.volumes / row["amyloid"], GRID), template)
-    assert scores.loc[0, ["person", "session", "tracer", "region"]].tolist() == [
-        row["person"], row["session"], "amyloid", "whole",
-    ]  # fmt: skip
+    where = scores.loc[0, ["person", "session", "tracer", "region"]].tolist()
+    assert where == [row["person"], row["session"], "amyloid", "whole"]
     assert scores.loc[0, "mae"] == pytest.approx(expected)
     path = score_method(config, "template")
     assert path == config.predictions("template") / "scores.csv"
@@ -197,16 +201,6 @@ def test_faulty_scores_are_named_with_row_and_remedy(cohort, tmp_path, text, mes
     path.write_bytes(text)
     with pytest.raises(ValueError, match=rf"^{path}.*{message}.*; run the synthesis of 'ResDM' again$"):
         read_scores(other, ["ResDM"])
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"text", lambda b: b[:200] + b[300:]]
-)
-def test_an_unreadable_volume_is_named(tmp_path, damage):
-    path = save(tmp_path / "odd_pet.nii.gz", np.random.default_rng(0).random(GRID.shape))
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"odd_pet\.nii\.gz: cannot be read as NIfTI .*run its stage again"):
-        read_volume(path, GRID)
 
 
 @pytest.mark.parametrize(("text", "message"), [

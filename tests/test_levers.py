@@ -13,7 +13,6 @@ from tiny_methods import Sessions, collate, make_config, train
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resdm import method as base
 from resdm.batch import Prior
 from resdm.layers.upsampling import upsample
 from resdm.method import NETWORKS, build_method
@@ -85,19 +84,6 @@ def test_fused_upsampling_does_a_third_of_the_work_where_sizes_double():
         flops.append(counter.get_total_flops())
     kernel = 2 * conv.weight[..., 0, 0, 0].numel() * 27 * 64
     assert flops[0] - kernel == pytest.approx(8 / 27 * flops[1])
-
-
-def test_large_kernels_keep_their_layout_on_a_cpu(monkeypatch):
-    """On other devices not. The limit is lowered here, since the tiny network has no large kernel."""
-    monkeypatch.setattr(base, "_MAX_REORDERED", build(tiny_network()).unet.inlet.weight.numel())
-    for device in ("cpu", "meta"):
-        method = build(tiny_network())
-        method.adapt(TrainingConfig(channels_last=True), torch.device(device))
-        kernels = [weight for weight in method.unet.parameters() if weight.dim() == 5 and min(weight.shape) > 1]
-        last = [weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in kernels]
-        assert last == [device != "cpu" or weight.numel() <= base._MAX_REORDERED for weight in kernels]
-        assert any(last)
-        assert all(last) == (device != "cpu")
 
 
 def test_the_optimiser_is_fused_and_has_the_methods_settings():

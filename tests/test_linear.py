@@ -186,10 +186,6 @@ def test_from_volumes_to_scores(config, name):
     history = pd.read_csv(folder / "history.csv")
     assert card.score == pytest.approx(history.groupby("tracer")["validation"].max().sum())
     assert json.loads((folder / "timing.json").read_text())["parameters"] == sum(b.numel() for b in method.buffers())
-    assert (folder / "README.md").is_file()
-    stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    train_method(config, name, progress=False)  # finished: nothing is done again
-    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     (folder / "model.safetensors").unlink()
     train_method(config, name, progress=False)
     assert sha256(folder / "model.safetensors") == digest

@@ -48,11 +48,8 @@ def found(frame) -> list[tuple]:
 
 def test_the_tightest_set_gets_its_pets_before_the_others():
     frame = match_scans(heads(0, 100, 400) + pets((AV45, 90), (TAU, 110), (AV45, 390), (TAU, 500)), MATCH)
-    assert found(frame) == [
-        ("ses-0", "", "", -999, -999),
-        ("ses-1", "18FAV45@90", "18FAV1451@110", -10, 10),
-        ("ses-2", "18FAV45@390", "18FAV1451@500", -10, 100),
-    ]
+    tight, wide = ("18FAV45@90", "18FAV1451@110", -10, 10), ("18FAV45@390", "18FAV1451@500", -10, 100)
+    assert found(frame) == [("ses-0", "", "", -999, -999), ("ses-1", *tight), ("ses-2", *wide)]
     assert frame["reason"].tolist() == ["its PET goes with a T1 that lies nearer", "", ""]
 
 
@@ -60,12 +57,10 @@ def test_ties_by_the_largest_gap_then_the_sum_then_the_earlier():
     frame = match_scans(heads(0, 110) + pets((AV45, 50), (AV45, 110), (TAU, 50)), MATCH)
     assert found(frame)[0][3:] == (50, 50)  # the largest gap: 50 and 50 before 0 and 60, though that sum is smaller
     assert found(frame)[1][1:3] == ("18FAV45@110", "")
-    frame = match_scans(heads(0, 80) + pets((AV45, 40), (TAU, 30)), MATCH)  # 40, 30 against 40, 50
-    assert found(frame)[0] == ("ses-0", "18FAV45@40", "18FAV1451@30", 40, 30)
-    frame = match_scans(heads(0, 80) + pets((AV45, 40), (TAU, 50)), MATCH)  # 40, 50 against 40, 30
-    assert found(frame)[1] == ("ses-1", "18FAV45@40", "18FAV1451@50", -40, -30)
-    frame = match_scans(heads(0, 80) + pets((AV45, 40), (TAU, 40)), MATCH)  # the same: the earlier T1
-    assert [row[1] for row in found(frame)] == ["18FAV45@40", ""]
+    # 40, 30 against 40, 50; 40, 50 against 40, 30; the same: the earlier T1
+    for day, taken in ((30, 0), (50, 1), (40, 0)):
+        frame = match_scans(heads(0, 80) + pets((AV45, 40), (TAU, day)), MATCH)
+        assert found(frame)[taken][1:3] == ("18FAV45@40", f"18FAV1451@{day}")
 
 
 @pytest.mark.parametrize(("tie", "taken"), [("earlier", -30), ("later", 30)])
@@ -105,10 +100,9 @@ def test_same_visit_and_unknown_dates():
 
 def test_people_with_one_kind_only_are_rows_too():
     frame = match_scans(heads(0) + pets((TAU, 5), (AV45, 3), person="sub-2"), MATCH)
-    assert frame[["person", "session", "t1w", "amyloid", "tau"]].to_numpy().tolist() == [
-        ["sub-1", "ses-0", "sub-1_ses-0_T1", "", ""],
-        ["sub-2", "ses-day3", "", "18FAV45@3", "18FAV1451@5"],
-    ]
+    rows = frame[["person", "session", "t1w", "amyloid", "tau"]].to_numpy().tolist()
+    assert rows[0] == ["sub-1", "ses-0", "sub-1_ses-0_T1", "", ""]
+    assert rows[1] == ["sub-2", "ses-day3", "", "18FAV45@3", "18FAV1451@5"]
     assert frame["amyloid_days"].isna().all()
     assert match_scans(heads() + pets(), MATCH).empty
 
@@ -162,11 +156,7 @@ def test_a_reader_may_state_why_a_visit_has_no_pet():
         known | {"person": "sub-3", "reason": ""},
         known | {"person": "sub-4", "t1w": "", "reason": "not given"},
     ]
-    left_out = select_sessions(
-        pd.DataFrame(rows), Config(profile="t", cohort=CohortConfig(kind="other")), "here"
-    ).left_out
-    assert left_out[["person", "reason"]].to_numpy().tolist() == [
-        ["sub-2", "its PET goes with a T1 that lies nearer"],
-        ["sub-3", "no amyloid or tau PET"],
-        ["sub-4", "no T1"],
-    ]
+    config = Config(profile="t", cohort=CohortConfig(kind="other"))
+    left_out = select_sessions(pd.DataFrame(rows), config, "here").left_out.set_index("person")["reason"]
+    nearer = "its PET goes with a T1 that lies nearer"
+    assert left_out.to_dict() == {"sub-2": nearer, "sub-3": "no amyloid or tau PET", "sub-4": "no T1"}
