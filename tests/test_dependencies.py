@@ -8,9 +8,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+import grimp
 import pytest
 from conftest import ROOT
 
@@ -19,65 +21,51 @@ from resdm_suite.apps.dependencies import code_digest, modules
 from resdm_suite.profiles import load_config
 
 PACKAGES = ("resdm", "resdm_suite")
-MODULES = sorted(str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+PATHS = [path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+FILES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): str(path) for path in PATHS}
 COMMANDS = {
     "phantom": "resdm_suite.cohorts.phantom", "qc": "resdm_suite.reporting.qc", "ceiling": "resdm_suite.apps.ceiling",
     "evaluators": "resdm_suite.evaluation.downstream", "report": "resdm_suite.reporting.site",
 }  # fmt: skip
-DRAWS_ONLY = ("resdm_suite/reporting/", "resdm_suite/apps/model_card.py")
+DRAWS_ONLY = ("resdm_suite.reporting", "resdm_suite.apps.model_card")
 EXPENSIVE = ("preprocess", "train", "synthesise", "conditions", "ceiling")
 
 
 @cache
-def imported(path: str) -> frozenset[str]:
-    """Files that a file imports itself, by its syntax tree; those for type checkers do not count."""
-    nodes, names = [ast.parse((ROOT / path).read_text())], set()
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        nodes += ast.iter_child_nodes(node)
-    return frozenset().union(*(files_of(name) for name in names))
+def import_graph(cut: tuple[str, ...]) -> grimp.ImportGraph:
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    for name in [name for name in graph.modules if any(f"{name}.".startswith(f"{part}.") for part in cut)]:
+        graph.remove_module(name)
+    return graph
 
 
-def files_of(name: str) -> set[str]:
-    """The module of a dotted name and the packages around it."""
-    parts = name.split(".")
-    prefixes = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return {f for prefix in prefixes for f in (f"{prefix}.py", f"{prefix}/__init__.py") if f in MODULES}
-
-
-def reached(start: set[str], cut: tuple[str, ...] = ()) -> set[str]:
-    found, queue = set(), {path for path in start if not path.startswith(cut)}
-    while queue:
-        path = queue.pop()
-        found.add(path)
-        queue |= {file for file in imported(path) if not file.startswith(cut or ("-",))} - found
-    return found
+def reached(names: Iterable[str], cut: tuple[str, ...] = ()) -> set[str]:
+    """Files of modules, of what they import, directly or not, and of the packages around."""
+    graph = import_graph(cut)
+    found, before = {name for name in names if name in graph.modules}, set()
+    while found != before:
+        before = found
+        around = {name for name in graph.modules if any(one.startswith(f"{name}.") for one in found)}
+        found = found.union(around, *map(graph.find_upstream_modules, found))
+    return {FILES[name] for name in found}
 
 
 def expected(rule: str, method: str, notebook: str, config) -> set[str]:
     """Modules that a rule must list, from what it runs."""
     cut = DRAWS_ONLY if rule in EXPENSIVE else ()
-    own = METHODS[config.method(method).kind].partition(":")[0] if method else ""
-    of_method = reached(files_of(own), DRAWS_ONLY) if own else set()
+    of_method = reached([METHODS[config.method(method).kind].partition(":")[0]], DRAWS_ONLY) if method else set()
     if rule in COMMANDS:
-        return reached(files_of(COMMANDS[rule]), cut)
+        return reached([COMMANDS[rule]], cut)
     if rule == "manifest":
-        reader = files_of(f"resdm_suite.cohorts.readers.{config.cohort.source}")
-        return reached(files_of("resdm_suite.cohorts.assembly") | reader)
+        return reached(["resdm_suite.cohorts.assembly", f"resdm_suite.cohorts.readers.{config.cohort.source}"])
     names = set()
     for cell in json.loads((ROOT / "notebooks" / notebook).read_text())["cells"]:
         for node in ast.walk(ast.parse("".join(cell["source"]))) if cell["cell_type"] == "code" else ():
             if isinstance(node, ast.ImportFrom):
-                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     if method and config.method(method).kind != "residual_diffusion":
-        cut = (*cut, "resdm_suite/apps/trace.py")  # Figure 1 is drawn of ResDM only
-    return reached(set().union(*map(files_of, names)), cut) | of_method
+        cut = (*cut, "resdm_suite.apps.trace")  # Figure 1 is drawn of ResDM only
+    return reached(names, cut) | of_method
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +95,7 @@ def test_a_changed_module_reruns_exactly_the_rules_that_import_it(planned):
     assert {rule for rule, *_ in planned} >= {*COMMANDS, *EXPENSIVE, "manifest", "table2", "figure5", "claims"}
     listed = {key: files for key, files in planned.items() if key[0] != "all"}
     importing = {key: expected(*key, config) for key in listed}
-    for module in MODULES:
+    for module in FILES.values():
         reruns = {key for key, files in listed.items() if module in files}
         assert reruns == {key for key, files in importing.items() if module in files}, module
 
@@ -125,7 +113,7 @@ def test_a_changed_template_reruns_its_page(planned):
 
 def test_expensive_rules_depend_on_little(planned):
     def rules(module: str) -> set[str]:
-        assert module in MODULES
+        assert module in FILES.values()
         return {f"{rule} {method}".strip() for (rule, method, _), files in planned.items() if module in files}
 
     methods = load_config("smoke").methods
