@@ -1,8 +1,10 @@
-"""File names that several stages share."""
+"""File names, and the description of a data set, that several stages share."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from resdm.io import write_json
 
 INPUT_CHECK = "input_check.safetensors"
 """In a model folder: what T1s the model was trained on (`resdm_suite.preprocessing.input_check`)."""
@@ -34,3 +36,9 @@ def synthetic_path(folder: str | Path, person: str, session: str, label: str) ->
 def std_path(mean: Path) -> Path:
     """Standard deviation over samples, beside the mean over samples."""
     return mean.with_name(mean.name.replace("_desc-synth_", "_desc-synthstd_"))
+
+
+def write_description(folder: str | Path, name: str, command: str) -> None:
+    """Write ``dataset_description.json`` of the BIDS derivatives that a command makes."""
+    description = {"Name": name, "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
+    write_json(Path(folder) / "dataset_description.json", description | {"GeneratedBy": [{"Name": command}]})

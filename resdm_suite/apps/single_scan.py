@@ -44,7 +44,7 @@ from resdm_suite.evaluation.atlas import CENTILOID, centiloid
 from resdm_suite.evaluation.fidelity import UNCALIBRATED
 from resdm_suite.evaluation.intervals import LEVEL, read_calibration, status
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
-from resdm_suite.paths import CALIBRATION, INPUT_CHECK, sidecar_path
+from resdm_suite.paths import CALIBRATION, INPUT_CHECK, sidecar_path, write_description
 from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.registration import Scan, resample
 from resdm_suite.preprocessing.t1 import preprocess_mri
@@ -330,8 +330,7 @@ def synthesise_scans(
         except Exception as error:  # any error belongs to this row
             status, message = "failed", f"{type(error).__name__}: {error}"
         results.append([person, session, str(t1w), status, message, str(record)])
-    description = {"Name": f"Synthetic PET ({card.notice})", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
-    write_json(out / "dataset_description.json", description | {"GeneratedBy": [{"Name": "resdm synthesise"}]})
+    write_description(out, f"Synthetic PET ({card.notice})", "resdm synthesise")
     return pd.DataFrame(results, columns=["person", "session", "t1w", "status", "message", "record"])
 
 

@@ -117,8 +117,6 @@ def _check_files(config: Config, root: Path, source: str, frame: pd.DataFrame) -
         absent = sorted(cell for name in PATHS for cell in frame[name] if cell and not Path(cell).is_file())
         remedy = "correct the paths, or leave those sessions out"
     if absent:
-        scans = sum(int((frame[name] != "").sum()) for name in PATHS)
-        amount = f" of {size / 1e9:.2f} GB" if size else ""
-        raise ManifestError(
-            f"{root}: {len(absent)} of {scans} scans{amount} are missing or incomplete, the first {absent[0]}; {remedy}"
-        )
+        scans = int((frame[list(PATHS)] != "").to_numpy().sum())
+        amount = f"{len(absent)} of {scans} scans" + (f" of {size / 1e9:.2f} GB" if size else "")
+        raise ManifestError(f"{root}: {amount} are missing or incomplete, the first {absent[0]}; {remedy}")

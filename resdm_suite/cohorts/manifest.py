@@ -7,7 +7,6 @@ file, paths below the manifest's folder are relative to it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pandas as pd
 import pandera.pandas as pa
 
 from resdm.io import write_csv
-from resdm.settings import AGE_RANGE, SEXES, TRACERS
+from resdm.settings import AGE_RANGE, SEXES, TRACERS, suggest
 from resdm_suite.cohorts.leakage import LeakageError, check_leakage, check_shared_scans  # noqa: F401 - for other modules
 from resdm_suite.cohorts.tables import ManifestError, read_table
 
@@ -46,12 +45,9 @@ def _number(
     description: str, low: float, high: float, unit: str, *, required: bool = False, whole: bool = False
 ) -> pa.Column:
     check = pa.Check.in_range(low, high, error=f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}")
-    remedy = f"give {unit}, with a decimal point" if unit else ""
-    metadata = {"remedy": remedy, "unit": unit}
-    dtype = "Int64" if whole else float
-    return pa.Column(
-        dtype, check, nullable=not required, coerce=True, required=required, description=description, metadata=metadata
-    )
+    metadata = {"remedy": f"give {unit}, with a decimal point" if unit else "", "unit": unit}
+    options = {"nullable": not required, "required": required, "description": description, "metadata": metadata}
+    return pa.Column("Int64" if whole else float, check, coerce=True, **options)
 
 
 def _label(prefix: str) -> pa.Check:
@@ -168,13 +164,9 @@ def read_manifest(
     if tracers is not None:
         _check_tracers(frame, tracers, path, lines)
     if files:
-        problems = [
-            (row, column, cell, "a file; correct the path or leave the session out")
-            for column in PATHS
-            for row, cell in enumerate(frame[column])
-            if cell and not Path(cell).is_file()
-        ]
-        _raise(path, sorted(problems, key=lambda problem: problem[0]), frame, lines)
+        cells = [(row, column, frame[column][row]) for row in frame.index for column in PATHS]
+        absent = [cell for cell in cells if cell[2] and not Path(cell[2]).is_file()]
+        _raise(path, [(*cell, "a file; correct the path or leave the session out") for cell in absent], frame, lines)
     return frame
 
 
@@ -236,11 +228,7 @@ def _number_of(cell: str, whole: bool) -> float | None:
 
 
 def _check_columns(path: Path, header: list[str]) -> None:
-    faults = []
-    for column in header:
-        if column not in COLUMNS:
-            close = difflib.get_close_matches(column, COLUMNS, n=1)
-            faults.append(f"unknown column {column!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    faults = [f"unknown column {column!r}{suggest(column, COLUMNS)}" for column in header if column not in COLUMNS]
     absent = [column for column in _REQUIRED if column not in header]
     faults += [f"missing {', '.join(absent)}"] if absent else []
     faults += [f"column {column!r} twice" for column in sorted({c for c in header if header.count(c) > 1})]
@@ -263,11 +251,10 @@ def _raise(
     where: str | Path, problems: Iterable[tuple[int, str, object, str]], frame: pd.DataFrame, lines: Sequence[int]
 ) -> None:
     """Raise `ManifestError` if there are problems: row, column, value and expected content."""
-    messages = [
-        f"{where}: row {lines[row]} ({frame['person'][row]} {frame['session'][row]}), {column}: "
-        f"found {'nothing' if found == '' else repr(found)}, expected {expected}"
-        for row, column, found, expected in problems
-    ]
+    messages = []
+    for row, column, found, expected in problems:
+        place = f"row {lines[row]} ({frame['person'][row]} {frame['session'][row]}), {column}"
+        messages.append(f"{where}: {place}: found {repr(found) if found != '' else 'nothing'}, expected {expected}")
     if len(messages) > _SHOWN:
         messages[_SHOWN:] = [f"… and {len(messages) - _SHOWN} more, {len(messages)} in all"]
     if messages:

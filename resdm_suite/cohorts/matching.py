@@ -143,10 +143,8 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
         "has age and sex": (known, "no age, or no sex"),
         "kept": (selected, f"another session of the person was chosen ({match.per_person})"),
     }
-    flow = pd.DataFrame(
-        [(step, frame.loc[mask, "person"].nunique(), int(mask.sum())) for step, (mask, _) in steps.items()],
-        columns=["step", "people", "sessions"],
-    )
+    counts = [(step, frame.loc[mask, "person"].nunique(), int(mask.sum())) for step, (mask, _) in steps.items()]
+    flow = pd.DataFrame(counts, columns=["step", "people", "sessions"])
     reason = pd.Series("", index=frame.index)
     for mask, text in steps.values():
         reason[(reason == "") & ~mask & (text != "")] = text
@@ -173,7 +171,7 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
 
 def _read_cells(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd.Series]:
     """Give cells their meaning by the schema: the table, and the fault of each row that cannot be used."""
-    faults, columns = pd.Series("", index=frame.index), {}
+    faults, columns, who = pd.Series("", index=frame.index), {}, frame["person"] + " " + frame["session"]
     for name, column in SCHEMA.columns.items():
         if name in PATHS or name == "split":
             columns[name] = frame[name]
@@ -194,13 +192,11 @@ def _read_cells(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd
                 faults[row] = faults[row] or fault
             else:
                 columns[name][row] = EMPTY[name]
-                where = f"{frame['person'][row]} {frame['session'][row]}"
-                notes += [f"{where}: {fault}; left empty"] if frame["t1w"][row] else []
+                notes += [f"{who[row]}: {fault}; left empty"] if frame["t1w"][row] else []
         if name == "age":
             for row, text in frame["age"].items():
                 if isinstance(text, str) and columns["age"][row] > 0 and to_number(text) is None:
-                    where = f"{frame['person'][row]} {frame['session'][row]}"
-                    notes.append(f"{where}: age {text!r} is read as {columns['age'][row]:g}")
+                    notes.append(f"{who[row]}: age {text!r} is read as {columns['age'][row]:g}")
     return pd.DataFrame(columns), faults
 
 
@@ -269,14 +265,11 @@ def _pair_across_sessions(
 
     Sessions whose PETs all went to T1w of other sessions are dropped.
     """
-    missing = {
-        (row["person"], row["session"]): tuple(
-            tracer
-            for tracer in TRACERS
-            if not (row["t1w"] and row[tracer]) or abs(row[f"{tracer}_days"]) > match.window_days
-        )
-        for row in rows
-    }
+
+    def lacks(row: Row, tracer: str) -> bool:
+        return not (row["t1w"] and row[tracer]) or abs(row[f"{tracer}_days"]) > match.window_days
+
+    missing = {(row["person"], row["session"]): tuple(t for t in TRACERS if lacks(row, t)) for row in rows}
     records = scans.to_dict("records")
     for scan in records:
         scan["missing"] = missing[scan["person"], scan["session"]]
@@ -356,14 +349,11 @@ def _match_person(heads: list[Row], pets: list[Row], match: MatchConfig, order: 
     near = [[_is_near(head, pet, match) for pet in pets] for head in heads]
     free, left, taken = set(range(len(pets))), list(range(len(heads))), {}
     while True:
-        sets = [
-            (_rank(heads[h], [pets[p] for p in members], match), h, members)
-            for h in left
-            for members in _possible_sets([p for p in sorted(free) if near[h][p]], pets, order)
-        ]
+        sets = [(h, members) for h in left
+                for members in _possible_sets([p for p in sorted(free) if near[h][p]], pets, order)]  # fmt: skip
         if not sets:
             break
-        _, best, members = min(sets, key=lambda candidate: candidate[0])
+        best, members = min(sets, key=lambda one: _rank(heads[one[0]], [pets[p] for p in one[1]], match))
         taken[best] = members
         left.remove(best)
         free -= set(members)

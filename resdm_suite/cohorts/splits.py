@@ -42,14 +42,11 @@ def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataF
 
 def _strata(frame: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
     """Diagnosis at the first session, tracers present (``++``, ``+-``, ``-+``) and sex of every person."""
-    return {
-        person: (
-            sessions["diagnosis"].iloc[0],
-            "".join("+" if (sessions[tracer] != "").any() else "-" for tracer in TRACERS),
-            sessions["sex"].iloc[0],
-        )
-        for person, sessions in frame.sort_values("session").groupby("person")
-    }
+    strata = {}
+    for person, sessions in frame.sort_values("session").groupby("person"):
+        tracers = "".join("+" if (sessions[tracer] != "").any() else "-" for tracer in TRACERS)
+        strata[person] = (sessions["diagnosis"].iloc[0], tracers, sessions["sex"].iloc[0])
+    return strata
 
 
 def split_digest(frame: pd.DataFrame) -> str:
@@ -71,12 +68,8 @@ def split_card(frame: pd.DataFrame, split: SplitConfig | None, seed: int) -> dic
     if split is not None:
         parts = {"test": split.test} if split.folds is None else {"folds": split.folds, "fold": split.fold}
         drawn = {"seed": seed, **parts, "validation": split.validation}
-    return {
-        "digest": split_digest(frame),
-        "drawn": drawn,
-        "people": {name: int(counts[name].sum()) for name in SPLITS},
-        "strata": {stratum: {name: int(row[name]) for name in SPLITS} for stratum, row in counts.iterrows()},
-    }
+    by_split = {"people": counts.sum().to_dict(), "strata": counts.to_dict("index")}
+    return {"digest": split_digest(frame), "drawn": drawn} | by_split
 
 
 def _every(order: list[str], fraction: float) -> tuple[list[str], list[str]]:

@@ -83,9 +83,8 @@ def read_table(
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-16" if utf16 else "latin-1", "replace")
     if "\0" in text and notes is None:
-        raise ManifestError(
-            f"{path}: row {text[: text.index(chr(0))].count(chr(10)) + 1}: not {kind}: it holds a zero byte"
-        )
+        line = text.partition("\0")[0].count("\n") + 1
+        raise ManifestError(f"{path}: row {line}: not {kind}: it holds a zero byte")
     text = text.replace("\0", "")
     # BIDS knows no quotes in TSV: a lone one must not join rows
     quoting = csv.QUOTE_NONE if separator == "\t" and text.count('"') % 2 else csv.QUOTE_MINIMAL

@@ -19,14 +19,7 @@ import pandas as pd
 from resdm_suite.evaluation.classification import accuracy, auc, f1, weighted_pearson, weighted_slope
 from resdm_suite.evaluation.image_quality import read_scores
 from resdm_suite.evaluation.readings import SESSION, check_same_sessions, one_per_session, present_tracers
-from resdm_suite.evaluation.statistics import (
-    holm,
-    interval,
-    paired_test,
-    percentile_interval,
-    person_resamples,
-    person_weights,
-)
+from resdm_suite.evaluation.statistics import holm, interval, paired_test, percentile_interval, person_draws
 from resdm_suite.evaluation.status import CLASSIFICATION
 from resdm_suite.profiles import Config
 
@@ -143,7 +136,7 @@ def sex_summary(sex: pd.DataFrame, method: str, *, seed: int) -> pd.DataFrame:
     rows = []
     for tracer in present_tracers(sex):
         for prompt, part in sex_parts(sex, method, tracer).items():
-            weights = [person_weights(part["person"]), person_resamples(part["person"], seed=seed)]
+            weights = person_draws(part["person"], seed=seed)
             for metric in (*CLASSIFICATION, "logit"):
                 value, draws = (_classified(part, metric, w) for w in weights)
                 low, high = percentile_interval(draws)
@@ -189,7 +182,7 @@ def sex_effects(
     for tracer in present_tracers(sex):
         parts = sex_parts(sex, method, tracer)
         people = parts["right"]["person"]
-        weights = [person_weights(people), person_resamples(people, seed=seed)]
+        weights = person_draws(people, seed=seed)
         for metric in (*CLASSIFICATION, "logit"):
             unit = "logit" if metric == "logit" else "fraction"
             for a, b in _STEPS:
@@ -262,15 +255,14 @@ def age_summary(age: pd.DataFrame, method: str, *, seed: int) -> pd.DataFrame:
     for tracer in present_tracers(age):
         for condition in ("real", *AGE_PROMPTS):
             part = age_part(age, method, condition, tracer)
-            weights, resamples = person_weights(part["person"]), person_resamples(part["person"], seed=seed)
+            weights, resamples = person_draws(part["person"], seed=seed)
             predicted = part["predicted"].to_numpy()
             for against in {"factual": ("prompt",), "shuffled_age": ("prompt", "own")}.get(condition, ("own",)):
                 years = _years(part, against)
                 low, high = percentile_interval(weighted_pearson(years, predicted, resamples))
                 row = {"tracer": tracer, "source": "real" if condition == "real" else method, "condition": condition}
                 row |= {"against": against, "r": float(weighted_pearson(years, predicted, weights))}
-                row |= {"low": low, "high": high}
-                row |= {"error": float(weights @ np.abs(predicted - years) / weights.sum())}
+                row |= {"low": low, "high": high, "error": float(weights @ np.abs(predicted - years) / weights.sum())}
                 rows.append(row | {"n": part["person"].nunique(), "sessions": len(part)})
     return pd.DataFrame(rows)
 
@@ -303,7 +295,7 @@ def age_effects(
         parts = {name: age_part(age, method, name, tracer) for name in AGE_PROMPTS}
         check_same_sessions(parts, f"age from {method}, {tracer}")
         people = parts["factual"]["person"]
-        weights = [person_weights(people), person_resamples(people, seed=seed)]
+        weights = person_draws(people, seed=seed)
         own, n = _years(parts["factual"], "own"), people.nunique()
         with_age, without, shuffled = (parts[name]["predicted"].to_numpy() for name in AGE_PROMPTS)
         value, draws = (weighted_pearson(own, with_age, w) - weighted_pearson(own, without, w) for w in weights)

@@ -230,15 +230,12 @@ def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
     No prediction is needed, so evaluators can be fitted while the methods train.
     """
     with _progress(config, ("status", "sex", "age"), progress) as bar:
-        cases = [*product(_targets(config), TRACERS, ("real", "mri")), *product(("sex", "age"), TRACERS)]
-        _defined(
-            cases,
-            lambda target, tracer, source="": (
-                _status_evaluators(config, tracer, target, source, bar)
-                if source
-                else _prior_evaluator(config, tracer, target, bar)
-            ),
-        )
+
+        def work(target: str, tracer: str, *source: str) -> None:
+            fitted = _status_evaluators if source else _prior_evaluator
+            fitted(config, tracer, target, *source, bar)
+
+        _defined([*product(_targets(config), TRACERS, ("real", "mri")), *product(("sex", "age"), TRACERS)], work)
     return config.evaluation_folder / "models"
 
 
@@ -262,8 +259,8 @@ def evaluate_status(config: Config, *, progress: bool = True) -> Path:
     with _progress(config, ("status",), progress) as bar:
         cases = list(product(_targets(config), TRACERS))
         defined = _defined(cases, lambda target, tracer: _read_status(config, target, tracer, bar), required=False)
-    left_out = [{"fold": 0, "target": target, "source": "real", "tracer": tracer, "n_train": 0, "n_held_out": 0}
-                for target, tracer in cases if (target, tracer) not in defined]  # fmt: skip
+    none = {"fold": 0, "source": "real", "n_train": 0, "n_held_out": 0}
+    left_out = [none | {"target": case[0], "tracer": case[1]} for case in cases if case not in defined]
     folds = pd.DataFrame([row for _, rows in defined.values() for row in rows] + left_out).rename(columns=_CARD)
     readings = [part for parts, _ in defined.values() for part in parts] or [pd.DataFrame()]
     return _write(config, "status", pd.concat(readings), folds)
@@ -328,10 +325,8 @@ def _write(config: Config, name: str, frame: pd.DataFrame, folds: pd.DataFrame) 
         path = write_csv(readings_path(config, file), table.reindex(columns=list(COLUMNS[file])), "%.9g")
     notebook = {"status": "06_table4_diagnosis", "sex": "07_figure4_gender", "age": "08_figure5_age"}[name]
     methods = (*config.methods, "ceiling")
-    inputs = [config.volumes / file for file in ("index.csv", "cohort.json")]
-    inputs += [
-        config.predictions(method, one) / "scores.csv" for method in methods for one in conditions(config, method)
-    ]
+    scored = [config.predictions(method, one) for method in methods for one in conditions(config, method)]
+    inputs = [config.volumes / "index.csv", config.volumes / "cohort.json", *(one / "scores.csv" for one in scored)]
     made = [path, readings_path(config, f"{name}_folds")]
     write_record(path.parent, f"notebooks/{notebook}.ipynb", made, inputs, name=f".{name}{NAME}")
     return path

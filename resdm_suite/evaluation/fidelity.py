@@ -8,9 +8,8 @@ import pandas as pd
 
 from resdm_suite.anatomy import REFERENCE, Grid
 from resdm_suite.evaluation.atlas import CENTILOID, FETCHED, centiloid, centiloid_regions, load_atlas
-from resdm_suite.evaluation.image_quality import read_index, volume_pairs
-from resdm_suite.evaluation.stored import read_volume
-from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
+from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.evaluation.suvr import suvr_pairs
 from resdm_suite.profiles import Config
 
 BUILT_IN, VOIS = "built-in", "Centiloid VOIs"
@@ -46,25 +45,19 @@ def quantities(config: Config, methods: Iterable[str]) -> pd.DataFrame:
     grid, index, extra = Grid.of(config.preprocess.grid), read_index(config), config.fidelity
     labels = index.set_index(["person", "session"])["amyloid_tracer"].to_dict()
 
-    def path(name: str | None) -> str | None:  # relative ones start at the folder that holds configs/
-        return None if name is None else str(config.root / name)
-
-    atlas = None
-    if extra.atlas is not None:
-        atlas = load_atlas(extra.atlas if extra.atlas in FETCHED else path(extra.atlas), grid, path(extra.labels))
-    scale, vois = extra.centiloid, None
-    calibrated = {} if scale is None else scale.equations
+    atlas, vois, calibrated = None, None, {}
+    if extra.atlas is not None:  # relative paths start at the folder that holds configs/
+        source = extra.atlas if extra.atlas in FETCHED else str(config.root / extra.atlas)
+        atlas = load_atlas(source, grid, None if extra.labels is None else config.root / extra.labels)
+    if extra.centiloid is not None:
+        masks = (config.root / path for path in (extra.centiloid.cortex, extra.centiloid.reference))
+        vois, calibrated = centiloid_regions(*masks, grid), extra.centiloid.equations
     equations = CENTILOID | calibrated
-    if scale is not None:
-        vois = centiloid_regions(path(scale.cortex), path(scale.reference), grid)
 
     rows = []
     for method in methods:
-        for person, session, tracer, *paths in volume_pairs(config, method, index):
-            suvr_range = sidecar_range(paths[0])  # intensities of a prediction have the scale of the real ones
-            volumes = [to_suvr(read_volume(file, grid), suvr_range) for file in paths]
-            means = real_regional_means(paths[0], volumes[0], grid, tracer), regional_means(volumes[1], grid, tracer)
-            label = labels[person, session]
+        for head, volumes, means in suvr_pairs(config, method, index):
+            tracer, label = head["tracer"], labels[head["person"], head["session"]]
             pairs = {(BUILT_IN, name, "SUVR"): [one[name] for one in means] for name in means[0]}
             del pairs[BUILT_IN, REFERENCE[tracer], "SUVR"]
             if atlas is not None:
@@ -78,9 +71,6 @@ def quantities(config: Config, methods: Iterable[str]) -> pd.DataFrame:
                     ratios = [one["cortex"] / one["reference"] for one in map(vois.means, volumes)]
                     name = CALIBRATED if label in calibrated else UNCALIBRATED
                     pairs[VOIS, name, "CL"] = [centiloid(ratio, label, equations) for ratio in ratios]
-            head = {"method": method, "person": person, "session": session, "tracer": tracer}
-            rows += [
-                head | dict(zip(("regions", "region", "unit", "real", "synthetic"), (*key, *pair), strict=True))
-                for key, pair in pairs.items()
-            ]
-    return pd.DataFrame(rows)
+            rows += [[*head.values(), *key, *pair] for key, pair in pairs.items()]
+    columns = ["method", "person", "session", "tracer", "regions", "region", "unit", "real", "synthetic"]
+    return pd.DataFrame(rows, columns=columns)

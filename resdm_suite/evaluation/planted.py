@@ -54,13 +54,9 @@ def read_planted(config: Config) -> pd.DataFrame:
     Raises `ValueError` for a cohort of real people, `FileNotFoundError` for phantoms without their truth.
     """
     planted = _read_truth(config)["planted"]
-    rows = [
-        {"tracer": tracer, "region": region, "effect": effect, "planted": values[effect]}
-        for tracer in TRACERS
-        for region, values in planted[tracer].items()
-        for effect in EFFECTS
-    ]
-    return pd.DataFrame(rows).astype({"planted": float})
+    rows = [(tracer, region, effect, values[effect]) for tracer in TRACERS
+            for region, values in planted[tracer].items() for effect in EFFECTS]  # fmt: skip
+    return pd.DataFrame(rows, columns=[*_KEYS, "planted"]).astype({"planted": float})
 
 
 def read_causes(config: Config) -> pd.DataFrame:
@@ -73,11 +69,8 @@ def read_causes(config: Config) -> pd.DataFrame:
     columns = {"person": str, "session": str, "sex": SEXES, "age": Numbers(0, 130), "amyloid_tracer": str}
     columns |= dict.fromkeys(("load", "stage", "severity"), Numbers()) | {f"{t}_positive": (0, 1) for t in TRACERS}
     people = read_table(config.work / "truth" / "people.csv", columns, SESSION, *_MAKER)
-    people = people.assign(
-        woman=(people["sex"] == "F").astype(float),
-        decades=(people["age"] - centre) / 10,
-        florbetaben=(people["amyloid_tracer"] == "18FFBB").astype(float),
-    )
+    people["woman"], people["decades"] = (people["sex"] == "F").astype(float), (people["age"] - centre) / 10
+    people["florbetaben"] = (people["amyloid_tracer"] == "18FFBB").astype(float)
     causes = ["woman", "decades", "florbetaben", "load", "stage", "severity"]
     return people[["person", "session", *causes, "amyloid_positive", "tau_positive"]]
 
@@ -166,9 +159,8 @@ def estimate_effects(regional: pd.DataFrame, causes: pd.DataFrame, expected: pd.
             row = {"source": source, "tracer": tracer, "effect": effect, "unit": unit}
             row |= {"n": len(set(person)), "sessions": len(values), "trainings": len(suvr)}
             for region, ends in zip(names, jackknife(_design(about, tracer, effect), y, person).T, strict=True):
-                rows.append(
-                    row | dict(zip(("region", "estimate", "low", "high"), (region, *map(float, ends)), strict=True))
-                )
+                estimate, low, high = map(float, ends)
+                rows.append(row | {"region": region, "estimate": estimate, "low": low, "high": high})
     columns = ["source", *_KEYS, "unit", "estimate", "low", "high", "n", "sessions", "trainings"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -247,9 +239,8 @@ def recovered_effects(
     """
     planted = read_planted(config)
     planted = planted[planted["region"] != planted["tracer"].map(REFERENCE)].set_index(_KEYS)["planted"]
-    thin = [
-        thinning[t][region] if thinning is not None and effect == "age" else 0.0 for t, region, effect in planted.index
-    ]
+    thinned = {} if thinning is None else thinning
+    thin = [thinned.get(t, {}).get(region, 0.0) if effect == "age" else 0.0 for t, region, effect in planted.index]
     frame = estimate_effects(regional_sources(config, methods), read_causes(config), planted + thin)
     known = pd.MultiIndex.from_frame(frame[_KEYS]).isin(planted.index)
     frame = frame[(frame["region"] == EVERY_REGION) | known].reset_index(drop=True)
@@ -281,10 +272,9 @@ def recovery(frame: pd.DataFrame) -> pd.DataFrame:
         truth = truths.reindex(pd.MultiIndex.from_frame(part[_KEYS])).to_numpy()
         estimate, slope = part["estimate"].to_numpy(), slopes.loc[(source, tracer, effect)]
         ceiling = slopes["estimate"].get(("ceiling", tracer, effect), math.nan)
-        rows.append(
-            {"source": source, "tracer": tracer, "effect": effect, "trainings": slope["trainings"]}
-            | {"regions": len(part), "slope": slope["estimate"], "low": slope["low"], "high": slope["high"]}
-            | {"of_truth": float(_unit(truth) @ estimate), "of_ceiling": slope["estimate"] / ceiling}
-            | {"covered": int(part["covered"].fillna(False).sum()), "largest": float(np.abs(estimate).max())}
-        )
+        row = {"source": source, "tracer": tracer, "effect": effect, "trainings": slope["trainings"]}
+        row |= {"regions": len(part), "slope": slope["estimate"], "low": slope["low"], "high": slope["high"]}
+        row |= {"of_truth": float(_unit(truth) @ estimate), "of_ceiling": slope["estimate"] / ceiling}
+        row |= {"covered": int(part["covered"].fillna(False).sum()), "largest": float(np.abs(estimate).max())}
+        rows.append(row)
     return pd.DataFrame(rows)

@@ -162,6 +162,12 @@ def person_resamples(people: Iterable[str], *, seed: int, repeats: int = REPEATS
     return (times / counts)[:, which]
 
 
+def person_draws(people: Iterable[str], *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`person_weights` (n,) and `person_resamples` (repeats, n) of the same sessions."""
+    people = list(people)
+    return person_weights(people), person_resamples(people, seed=seed)
+
+
 def training_resamples(trainings: int, *, seed: int | list[int], repeats: int = REPEATS) -> np.ndarray:
     """Share of every training in bootstrap resamples of a method's trainings (repeats, trainings); rows sum to 1.
 
@@ -268,12 +274,10 @@ def beats(
                 if metric in LOWER_IS_BETTER:
                     a, b = b, a  # a positive difference is an improvement
                 result = paired_test(a, b, seed=seed, alternative="greater")
-                rows.append(
-                    {"method": method, "other": other, "tracer": tracer, "region": region, "metric": metric}
-                    | {"n": result.n, "won": float(np.mean(a.mean(axis=0) > b.mean(axis=0)))}
-                    | {"improvement": result.difference, "ci_low": result.low, "ci_high": result.high}
-                    | {"rank_biserial": result.rank_biserial, "p": result.p}
-                )
+                row = {"method": method, "other": other, "tracer": tracer, "region": region, "metric": metric}
+                row |= {"n": result.n, "won": float(np.mean(a.mean(axis=0) > b.mean(axis=0)))}
+                row |= {"improvement": result.difference, "ci_low": result.low, "ci_high": result.high}
+                rows.append(row | {"rank_biserial": result.rank_biserial, "p": result.p})
     frame = pd.DataFrame(rows)
     return frame.assign(p_holm=holm(frame["p"])) if rows else frame
 

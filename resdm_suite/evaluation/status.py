@@ -15,7 +15,7 @@ import pandas as pd
 from resdm.settings import TRACERS, derive_seed
 from resdm_suite.evaluation.classification import accuracy, adjusted_auc, auc, brier, f1, reliability, wilson
 from resdm_suite.evaluation.readings import SESSION, TARGETS, check_same_sessions, one_per_session
-from resdm_suite.evaluation.statistics import percentile_interval, person_resamples, person_weights, training_resamples
+from resdm_suite.evaluation.statistics import percentile_interval, person_draws, person_weights, training_resamples
 
 CLASSIFICATION = ("auc", "acc", "f1")
 """Metrics of each fold."""
@@ -43,10 +43,9 @@ def status_parts(status: pd.DataFrame, sources: Iterable[str]) -> dict[str, list
     tracer = "/".join(status["tracer"].unique())
     for name in (name for source in sources for name in repeats.get(source, ())):
         rows = status[status["source"] == name]
-        folds = {
-            str(fold): one_per_session(part, f"{name!r}, {tracer}, fold {fold}") for fold, part in rows.groupby("fold")
-        }
-        check_same_sessions({f"fold {fold}": part for fold, part in folds.items()}, f"{name!r}, {tracer}")
+        where, by_fold = f"{name!r}, {tracer}", rows.groupby("fold")
+        folds = {str(fold): one_per_session(part, f"{where}, fold {fold}") for fold, part in by_fold}
+        check_same_sessions({f"fold {fold}": part for fold, part in folds.items()}, where)
         part = next(iter(folds.values()))[[*SESSION, "age", "sex", "label"]].copy()
         for fold, values in folds.items():
             part[f"score_{fold}"] = values["score"]
@@ -99,15 +98,13 @@ def status_summary(
     sources, rows = list(sources), []
     for target, tracer, parts in status_blocks(status, dict.fromkeys([*sources, *bases])):
         first = next(iter(parts.values()))[0]  # all sources have the same sessions
-        person_draws = person_weights(first["person"]), person_resamples(first["person"], seed=seed)
+        draws_of_people = person_draws(first["person"], seed=seed)
         head = {"target": target, "tracer": tracer, "n": first["person"].nunique()}
         head |= {"positive": first.loc[first["label"] == 1, "person"].nunique(), "sessions": len(first)}
-        shares = {
-            name: training_resamples(len(part), seed=derive_seed(seed, "trainings", name))
-            for name, part in parts.items()
-        }
+        seeds = {name: derive_seed(seed, "trainings", name) for name in parts}
+        shares = {name: training_resamples(len(part), seed=seeds[name]) for name, part in parts.items()}
         for metric in (*CLASSIFICATION, *MEAN_SCORE):
-            values = {name: _resampled(part, metric, *person_draws, shares[name]) for name, part in parts.items()}
+            values = {name: _resampled(part, metric, *draws_of_people, shares[name]) for name, part in parts.items()}
             for source in (source for source in sources if source in parts):
                 by_fold, draws = values[source]
                 row = {"source": source, **head, "metric": metric, "trainings": len(parts[source])}

@@ -6,6 +6,7 @@ Intensities are scaled back to SUVR by the range in each volume's sidecar. Regio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
-from resdm_suite.evaluation.agreement import intraclass, mean_interval, pearson
+from resdm_suite.evaluation.agreement import agreement_table
 from resdm_suite.evaluation.image_quality import read_index, volume_pairs
 from resdm_suite.evaluation.stored import read_sidecar, read_volume
 from resdm_suite.paths import sidecar_path
@@ -85,6 +86,22 @@ def _gradient_energy(volume: np.ndarray, mask: np.ndarray) -> float:
     return energy
 
 
+def suvr_pairs(
+    config: Config, method: str, index: pd.DataFrame, condition: str = "factual"
+) -> Iterator[tuple[dict[str, str], list[np.ndarray], tuple[dict[str, float], dict[str, float]]]]:
+    """Every real PET of an index with the synthetic one of a method (see `volume_pairs`), in SUVR.
+
+    Yields method, person, session and tracer; both volumes (X, Y, Z); and the regional means of both.
+    """
+    grid = Grid.of(config.preprocess.grid)
+    for person, session, tracer, *paths in volume_pairs(config, method, index, condition):
+        scale = sidecar_range(paths[0])  # intensities of a prediction have the scale of the real ones
+        real, synthetic = (to_suvr(read_volume(path, grid), scale) for path in paths)
+        means = real_regional_means(paths[0], real, grid, tracer), regional_means(synthetic, grid, tracer)
+        head = {"method": method, "person": person, "session": session, "tracer": tracer}
+        yield head, [real, synthetic], means
+
+
 def regional_suvr(
     config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -93,22 +110,14 @@ def regional_suvr(
     ``method`` may be ``template``; ``index`` defaults to the test people. The first frame has method, person, session,
     tracer, region, real, synthetic (SUVR), the second method, person, session, tracer, texture (see `texture`).
     """
-    grid = Grid.of(config.preprocess.grid)
-    brain = mni_map("brain", grid)
-    index = read_index(config) if index is None else index
+    brain = mni_map("brain", Grid.of(config.preprocess.grid))
     rows, ratios = [], []
-    for person, session, tracer, *paths in volume_pairs(config, method, index, condition):
-        scale = sidecar_range(paths[0])  # intensities of a prediction have the scale of the real ones
-        real, synthetic = (to_suvr(read_volume(path, grid), scale) for path in paths)
-        means = real_regional_means(paths[0], real, grid, tracer), regional_means(synthetic, grid, tracer)
-        head = {"method": method, "person": person, "session": session, "tracer": tracer}
+    for head, volumes, means in suvr_pairs(config, method, read_index(config) if index is None else index, condition):
         rows += [head | {"region": name, "real": means[0][name], "synthetic": means[1][name]} for name in means[0]]
-        ratios.append(head | {"texture": texture(real, synthetic, brain)})
+        ratios.append(head | {"texture": texture(*volumes, brain)})
     columns = ["method", "person", "session", "tracer"]
-    return (
-        pd.DataFrame(rows, columns=[*columns, "region", "real", "synthetic"]),
-        pd.DataFrame(ratios, columns=[*columns, "texture"]),
-    )
+    regional = pd.DataFrame(rows, columns=[*columns, "region", "real", "synthetic"])
+    return regional, pd.DataFrame(ratios, columns=[*columns, "texture"])
 
 
 def regional_agreement(regional: pd.DataFrame) -> pd.DataFrame:
@@ -119,20 +128,11 @@ def regional_agreement(regional: pd.DataFrame) -> pd.DataFrame:
     reference region, 1 by construction, is left out.
     """
     keys = ["method", "tracer", "region"]
-    people = regional.groupby([*keys, "person"], sort=False)[["real", "synthetic"]].mean().reset_index()
-    rows = []
-    for (method, tracer, region), part in people.groupby(keys, sort=False):
-        if region == REFERENCE[tracer]:
-            continue
-        both = part[["real", "synthetic"]].to_numpy()
-        difference = both[:, 1] - both[:, 0]
-        bias = mean_interval(difference)
-        rows.append(
-            {"method": method, "tracer": tracer, "region": region, "n": len(part), "r": pearson(*both.T).value}
-            | {"bias": bias.value, "bias_low": bias.low, "bias_high": bias.high}
-            | {"error": float(np.abs(difference).mean()), "icc": intraclass(both).value}
-        )
-    return pd.DataFrame(rows)
+    chosen = regional[regional["region"] != regional["tracer"].map(REFERENCE)]
+    people = chosen.groupby([*keys, "person"], sort=False)[["real", "synthetic"]].mean()
+    error = (people["synthetic"] - people["real"]).abs().groupby(keys, sort=False).mean()
+    table = agreement_table(chosen, keys).assign(error=error.to_numpy()).rename(columns={"icc_agreement": "icc"})
+    return table[[*keys, "n", "r", "bias", "bias_low", "bias_high", "error", "icc"]]
 
 
 def texture_summary(textures: pd.DataFrame) -> pd.DataFrame:

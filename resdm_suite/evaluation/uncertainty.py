@@ -169,9 +169,8 @@ def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int, repeats: in
     """
     n, nan = len(score), float("nan")
     if n == 0:
-        return dict.fromkeys(("rho", "rho_low", "rho_high", "aurc", "aurc_random", "aurc_oracle", "gain"), nan) | {
-            "n": 0
-        }
+        names = ("rho", "rho_low", "rho_high", "aurc", "aurc_random", "aurc_oracle", "gain")
+        return dict.fromkeys(names, nan) | {"n": 0}
     constant = np.ptp(score) <= 1e-9 * np.abs(score).max()  # as good as chance
     random, oracle = float(error.mean()), float(risk_coverage(error, error).mean())
     aurc = random if constant else float(risk_coverage(score, error).mean())
@@ -356,10 +355,8 @@ def _coverage_rows(test: Samples, sigma: np.ndarray, fit: Calibration, person: n
         for (level, q), column in zip(fit.quantiles.items(), inside.T, strict=True):
             share = _over_people(column, person)
             low, high = interval(share, seed=seed)
-            rows.append(
-                {"unit": name, "nominal": level, "coverage": share.mean(), "low": low, "high": high}
-                | {"width": float(2 * q * sigma[:, which].mean()), "n": len(share)}
-            )
+            row = {"unit": name, "nominal": level, "coverage": share.mean(), "low": low, "high": high}
+            rows.append(row | {"width": float(2 * q * sigma[:, which].mean()), "n": len(share)})
     return pd.DataFrame(rows)
 
 

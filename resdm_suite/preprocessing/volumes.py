@@ -32,7 +32,7 @@ from resdm.timing import forecaster
 from resdm_suite.anatomy import Grid, mni_map, regions
 from resdm_suite.cohorts.leakage import check_shared_scans
 from resdm_suite.cohorts.manifest import SPACE, ManifestError, read_manifest
-from resdm_suite.paths import sidecar_path, stem
+from resdm_suite.paths import sidecar_path, stem, write_description
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
 from resdm_suite.preprocessing.registration import Scan, register_rigid
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
@@ -146,9 +146,9 @@ def cohort_flow(config: Config) -> pd.DataFrame:
     excluded = read_csv(excluded_path, dtype=text) if excluded_path.is_file() else pd.DataFrame(columns=_EXCLUDED)
     usable = pd.concat([included, excluded[excluded["step"] == "flagged"]])
     unflagged = included[included["flags"].isna()]
-    steps = [(step, part["person"].nunique(), len(part)) for step, part in
-             (("scans usable", usable), ("passes QC", unflagged))]  # fmt: skip
-    return pd.concat([flow, pd.DataFrame(steps, columns=_FLOW)], ignore_index=True)
+    steps = {"scans usable": usable, "passes QC": unflagged}
+    rows = [(step, part["person"].nunique(), len(part)) for step, part in steps.items()]
+    return pd.concat([flow, pd.DataFrame(rows, columns=_FLOW)], ignore_index=True)
 
 
 def require_index(config: Config) -> Path:
@@ -280,9 +280,8 @@ def _write_session(config: Config, row: Row) -> None:
         sidecar |= {"tracer": row[f"{tracer}_tracer"], "t1_to_pet": t1_to_pet.tolist()}
         write(tracer, array, mni_to_pet, values["similarity"], sidecar)
         measured |= {f"{tracer}_{name}": value for name, value in values.items()}
-    written = {
-        path for name in outputs.values() for path in (config.volumes / name, sidecar_path(config.volumes / name))
-    }
+    volumes = [config.volumes / name for name in outputs.values()]
+    written = {*volumes, *map(sidecar_path, volumes)}
     for stale in set(record_path(config, row).parent.glob("*/*_desc-preproc_*")) - written:
         stale.unlink()  # of a PET that the manifest no longer has
     record = {"settings": digest, "inputs": inputs, "outputs": outputs, "measured": measured}
@@ -359,13 +358,7 @@ def _pack(
     if not current:
         card_path.unlink(missing_ok=True)
         _write_arrays(config, index, records)
-        description = {
-            "Name": f"Preprocessed volumes of profile {config.profile}",
-            "BIDSVersion": "1.9.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "resdm preprocess"}],
-        }
-        write_json(folder / "dataset_description.json", description)
+        write_description(folder, f"Preprocessed volumes of profile {config.profile}", "resdm preprocess")
         write_json(card_path, card)
         write_text(index_path, text)
     made = [array_path, card_path, index_path, folder / "excluded.csv", *folder.glob("template_*.nii.gz")]

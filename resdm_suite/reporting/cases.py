@@ -80,11 +80,8 @@ def shown_cases(config: Config, scores: pd.DataFrame, methods: Sequence[str]) ->
         caption = f"{name if config.cohort.kind == 'phantom' else 'One test person'}: median in-brain PSNR of ResDM."
         caption += " Left is left. PSNR and MAE are of this person, inside the brain."
     else:
-        groups = {
-            (tracer, name): part
-            for tracer in TRACERS
-            for name, part in _status_groups(index[index[f"present_{tracer}"] == 1], tracer).items()
-        }
+        by_status = {tracer: _status_groups(index[index[f"present_{tracer}"] == 1], tracer) for tracer in TRACERS}
+        groups = {(tracer, name): part for tracer, parts in by_status.items() for name, part in parts.items()}
         caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people."
         if not groups:
             caption = f"Fewer than {MIN_GROUP_SIZE} test people: no mean is drawn, as privacy: aggregate asks."
@@ -284,15 +281,11 @@ def figure5_data(
         sweep = age_sweep(age, method, tracer)
         if sweep.shape[1] > 1 and (config.individual or len(sweep) >= MIN_GROUP_SIZE):
             people = sweep.to_numpy() if config.individual else []
-            curves = {str(i): (row, np.nan) for i, row in enumerate(people)} | {
-                "mean": (sweep.mean(), sweep.std(ddof=1))
-            }
-            lines += [
-                pd.DataFrame(
-                    {"years": sweep.columns, "predicted": predicted, "spread": spread, "tracer": tracer, "line": name}
-                )
-                for name, (predicted, spread) in curves.items()
-            ]
+            curves = {str(i): (row, np.nan) for i, row in enumerate(people)}
+            curves["mean"] = sweep.mean(), sweep.std(ddof=1)
+            for name, (predicted, spread) in curves.items():
+                curve = {"years": sweep.columns, "predicted": predicted, "spread": spread}
+                lines.append(pd.DataFrame(curve).assign(tracer=tracer, line=name))
     empty = pd.DataFrame(columns=["tracer", "line", "years", "predicted", "spread"])
     return pd.concat(points, ignore_index=True), pd.concat(lines, ignore_index=True) if lines else empty
 

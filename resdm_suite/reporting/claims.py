@@ -414,18 +414,13 @@ def _title(section: str) -> str:
 
 def _list(title: str, part: pd.DataFrame, *, sections: bool = False) -> Block:
     """One row per claim; ``sections`` adds the section of the paper to each."""
-    statements = [
-        f"{_title(row['section'])}: " * sections + row["statement"] + f" [{_short(row['where'])}]" * bool(row["where"])
-        for row in part.to_dict("records")
-    ]
-    columns = {
-        "Claim": statements,
-        "Printed": (part["printed"] + " " + part["unit"]).str.strip(),
-        "Ours": part["ours"],
-        "n": ["–" if pd.isna(n) else str(n) for n in part["n"]],
-        "Status": part["status"],
-        "Why": part["reason"],
-    }
+    statements = []
+    for section, statement, where in part[["section", "statement", "where"]].itertuples(index=False):
+        place = f" [{_short(where)}]" if where else ""
+        statements.append(f"{_title(section)}: " * sections + statement + place)
+    columns = {"Claim": statements, "Printed": (part["printed"] + " " + part["unit"]).str.strip(), "Ours": part["ours"]}
+    columns["n"] = ["–" if pd.isna(n) else str(n) for n in part["n"]]
+    columns |= {"Status": part["status"], "Why": part["reason"]}
     highlighted = [(i, 4) for i, status in enumerate(part["status"]) if status in (FAILED, CONTRADICTED)]
     return tables.text_block(columns, title, highlighted)
 

@@ -49,9 +49,8 @@ def status_pages(frame: pd.DataFrame, folds: pd.DataFrame, bases: Sequence[str])
     bases : sequence of str
         Sources whose AUC is subtracted.
     """
-    shown = frame.assign(
-        best=is_best(frame, ["target", "tracer", "metric"], "source", ["real", "ceiling", "posterior"])
-    )
+    no_competitors = ["real", "ceiling", "posterior"]
+    shown = frame.assign(best=is_best(frame, ["target", "tracer", "metric"], "source", no_competitors))
     digits = np.where(frame["metric"] == "brier", 3, 1)
     ends = frame[["mean", "ci_low", "ci_high"]].to_numpy()
     shown["interval"] = [with_interval(*values, places) for values, places in zip(ends, digits, strict=True)]

@@ -93,11 +93,9 @@ def _cells(table: int, frame: pd.DataFrame) -> list[dict[str, str]]:
         for (characteristic, diagnosis), part in frame.groupby(["characteristic", "diagnosis"], sort=False):
             values = part.set_index("statistic")["value"]
             name = "Sets (N)" if characteristic == "sets" else part["printed_as"].iloc[0]
-            rows.append(
-                {"id": f"table1/{characteristic}/{diagnosis}", "kind": "characteristic", "subjects": diagnosis}
-                | {"quantities": characteristic, "printed": demographic(values), "unit": part["unit"].iloc[0]}
-                | {"statement": f"{name}, {diagnosis}"} | place
-            )  # fmt: skip
+            row = {"id": f"table1/{characteristic}/{diagnosis}", "kind": "characteristic", "subjects": diagnosis}
+            row |= {"quantities": characteristic, "printed": demographic(values), "unit": part["unit"].iloc[0]}
+            rows.append(row | {"statement": f"{name}, {diagnosis}"} | place)
         return rows
     subject, tracer = {2: ("method", "tracer"), 3: ("variant", "tracer"), 4: ("method", "status")}[table]
     return [
@@ -163,10 +161,8 @@ def _other_gain(row: dict[str, str], values: Printed) -> str:
         return ""
     matching = " and ".join(other for other, gain in gains.items() if gain == printed)
     rest = ", ".join(f"{gain:.2f} over {other}" for other, gain in gains.items() if other != named)
-    return (
-        f"{printed:.2f} is printed as the gain over {named}, where Table 2 has {gains[named]:.2f}; "
-        + (f"{printed:.2f} is the gain over {matching}" if matching else f"nor is it {rest}")
-    )  # fmt: skip
+    reason = f"{printed:.2f} is the gain over {matching}" if matching else f"nor is it {rest}"
+    return f"{printed:.2f} is printed as the gain over {named}, where Table 2 has {gains[named]:.2f}; {reason}"
 
 
 def _not_borne_out(row: dict[str, str], values: Printed) -> str:
@@ -198,7 +194,6 @@ def _sets(printed: pd.DataFrame, table: pd.DataFrame) -> dict[str, str]:
     people = int(table.loc[table["characteristic"] == "sex", "value"].sum())
     if {training + test, sum(columns), people} == {total}:
         return {}
-    return {
-        counts.loc["sets", "id"]: f"the text has {total} sets, {training} + {test} = {training + test}; Table 1's "
-        f"columns sum to {' + '.join(map(str, columns))} = {sum(columns)}, its sex rows to {people}"
-    }
+    reason = f"the text has {total} sets, {training} + {test} = {training + test}; Table 1's columns sum to "
+    reason += f"{' + '.join(map(str, columns))} = {sum(columns)}, its sex rows to {people}"
+    return {counts.loc["sets", "id"]: reason}

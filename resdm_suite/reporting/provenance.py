@@ -27,12 +27,7 @@ PACKAGES = (
 
 
 def provenance(
-    config: Config,
-    inputs: Iterable[str | Path] = (),
-    *,
-    device: str = "cpu",
-    parts: Iterable[str] = (),
-    **extra: Any,
+    config: Config, inputs: Iterable[str | Path] = (), *, device: str = "cpu", parts: Iterable[str] = (), **extra: Any
 ) -> dict:
     """The sidecar of a table or figure.
 

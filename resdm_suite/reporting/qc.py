@@ -137,12 +137,12 @@ def write_qc(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Data
     )
     for _ in tqdm(work, total=len(todo), desc="qc", unit="session", disable=not progress or not todo):
         pass
-    index = read_csv(config.volumes / "index.csv", dtype={"person": str, "session": str})
-    included = set(zip(index["person"], index["session"], strict=True))
+    keys = ["person", "session"]
+    index = read_csv(config.volumes / "index.csv", dtype=dict.fromkeys(keys, str))
     table = pd.DataFrame([_stored_measures(folder, session) for session in preprocessed])
     flags = table.pop("flags")
-    table["kept"] = [int(key in included) for key in zip(table["person"], table["session"], strict=True)]
-    table["flags"] = flags
+    kept = pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(index[keys]))
+    table = table.assign(kept=kept.astype(int), flags=flags)
     names = {session.name for session in preprocessed}
     for path in folder.glob("sub-*_ses-*.*"):
         if path.stem not in names:  # of a session that left the manifest
@@ -188,10 +188,9 @@ def _stored_measures(folder: Path, session: PreprocessedSession) -> dict[str, An
 
 def _write_session(folder: Path, session: PreprocessedSession) -> None:
     path, row = folder / f"{session.name}.png", session.row
+    grid, title = Grid.of(session.config.preprocess.grid), f"{row['person']} {row['session']}"
     with atomic(path) as temporary:
-        image = montage(
-            session.shown_volumes(), Grid.of(session.config.preprocess.grid), f"{row['person']} {row['session']}"
-        )
+        image = montage(session.shown_volumes(), grid, title)
         image.save(temporary, format="PNG", compress_level=2)  # a third of the default's time; a sixth larger
     measures = session_quality(session)
     plain = {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in measures.items()}
@@ -261,9 +260,9 @@ def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -
     panels = [(_columns(table, name), title) for name, title in _PANELS.items()]
     panels = [(columns, title) for columns, title in panels if columns]
     flagged, rows = int((table["flags"] != "").sum()), -(-len(panels) // 3)
-    figure = style.paper_figure(0.7 + 1.48 * rows, "Quality of the preprocessed sessions", notice,
-                          f"{len(table)} sessions of {table['person'].nunique()} people, {flagged} flagged. Grey: "
-                          "beyond the limit, a session is flagged.")  # fmt: skip
+    detail = f"{len(table)} sessions of {table['person'].nunique()} people, {flagged} flagged. Grey: beyond the limit, "
+    detail += "a session is flagged."
+    figure = style.paper_figure(0.7 + 1.48 * rows, "Quality of the preprocessed sessions", notice, detail)
     for i, (columns, title) in enumerate(panels):
         axes = figure.add_subplot(rows, 3, i + 1)
         values = {kind: table[column].dropna().to_numpy(dtype=float) for kind, column in columns.items()}

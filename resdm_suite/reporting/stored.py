@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -241,11 +242,10 @@ class Results:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.frames = {name: read_output(config, name) for name in STORED}
-        self.stored = {
-            (name, view): stored_values(name, self.frames[name], self.frames.get(f"{name}_effects"), view)
-            for name in OUTPUTS[1:]
-            for view in ("whole", "brain", "planted")
-        }
+        self.stored = {}
+        for name, view in product(OUTPUTS[1:], ("whole", "brain", "planted")):
+            effects = self.frames.get(f"{name}_effects")
+            self.stored[name, view] = stored_values(name, self.frames[name], effects, view)
         self.printed = printed_values(config.root)
         text = read_claims(config.root).set_index("quantities")["printed"]
         sets = tables.read_paper(1, config.root).query("characteristic == 'sets'").set_index("diagnosis")["value"]

@@ -115,10 +115,8 @@ def _prepare_folder(root: Path, truth: Path, digest: str, keep: set[str]) -> Non
                 f"GeneratedBy {GENERATOR!r}); give cohort.folder an empty folder, or move these files away"
             )
         if made_by[0].get("Digest") != digest:
-            warnings.warn(
-                f"{root}: phantoms of other settings or of another revision; they are removed and made again",
-                stacklevel=3,
-            )
+            fault = "phantoms of other settings or of another revision; they are removed and made again"
+            warnings.warn(f"{root}: {fault}", stacklevel=3)
             keep = set()
     for folder, pattern in ((root, r"sub-\d{4,}|\.\d+\..+"), (truth, r"sub-\d{4,}\.json|\.\d+\..+")):
         for path in list(folder.iterdir()) if folder.is_dir() else ():
@@ -194,11 +192,9 @@ def _write_session(
         date = datetime.date.fromisoformat(record["date"]) + datetime.timedelta(days=days)
         dates.append((file, f"{date}T10:00:00"))
         files += [path.relative_to(root).as_posix(), sidecar.relative_to(root).as_posix()]
-        world_to_person = scan.truth["world_to_person"]
-        transforms = {
-            "world_to_person": world_to_person.tolist(),
-            "world_to_mni": (np.array(person["person_to_mni"]) @ world_to_person).tolist(),
-        }
+        to_person = scan.truth["world_to_person"]
+        to_mni = np.array(person["person_to_mni"]) @ to_person
+        transforms = {"world_to_person": to_person.tolist(), "world_to_mni": to_mni.tolist()}
         record["scans"][what] = {"path": files[-2], **scan.truth, **transforms}
     path = root / name / session / f"{name}_{session}_scans.tsv"
     write_csv(path, pd.DataFrame(dates, columns=["filename", "acq_time"]), separator="\t")

@@ -78,11 +78,7 @@ class Visit:
         return np.array(_FOV_MM) + (12 if pet else 0) + 1.8 * self.margin
 
     def sample(
-        self,
-        maps: list[tuple[np.ndarray, int]],
-        world_to_mni: np.ndarray,
-        shape: tuple[int, ...],
-        affine: np.ndarray,
+        self, maps: list[tuple[np.ndarray, int]], world_to_mni: np.ndarray, shape: tuple[int, ...], affine: np.ndarray
     ) -> list[np.ndarray]:
         """Maps of the anatomy grid in a scan's voxels: one interpolation through affine and deformation.
 

@@ -103,16 +103,11 @@ def write_truth(config: Config, digest: str, people: list[dict[str, Any]]) -> No
         | {f"{tracer}_suvr": visit["summary"].get(tracer) for tracer in TRACERS}
         for person in people for visit in person["sessions"]
     ])  # fmt: skip
-    regional = pd.DataFrame(
-        [
-            (person["person"], visit["session"], tracer, region, value)
-            for person in people
-            for visit in person["sessions"]
-            for tracer, suvr in visit["suvr"].items()
-            for region, value in suvr.items()
-        ],
-        columns=["person", "session", "tracer", "region", "suvr"],
-    )
+    regional = pd.DataFrame([
+        {"person": person["person"], "session": visit["session"], "tracer": tracer, "region": region, "suvr": value}
+        for person in people for visit in person["sessions"]
+        for tracer, suvr in visit["suvr"].items() for region, value in suvr.items()
+    ])  # fmt: skip
     write_csv(folder / "people.csv", sessions, "%.6g")
     write_csv(folder / "regional.csv", regional, "%.6g")
 

@@ -256,11 +256,8 @@ def _tracer(scan: Path, where: str, config: Config, notes: list[str]) -> str:
         labels = tracer_labels(text, known)
         if len(labels) != 1:
             return entity[1] if entity else ""
-        notes.append(
-            f"{where}: {scan.name}: trc-{text} is read as {labels[0]}"
-            if entity
-            else f"{where}: {scan.name} has no trc-; its sidecar's TracerName is {labels[0]}"
-        )
+        read = f": trc-{text} is read as" if entity else " has no trc-; its sidecar's TracerName is"
+        notes.append(f"{where}: {scan.name}{read} {labels[0]}")
         return labels[0]
     for key, value in conflicting_tracers(sidecar, entity[1]):
         notes.append(f"{where}: sidecar of {scan.name} has {key} {value!r}; the file name's tracer {entity[1]} is used")

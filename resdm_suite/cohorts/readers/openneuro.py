@@ -119,10 +119,8 @@ def not_downloaded(frame: pd.DataFrame, root: str | Path) -> tuple[list[str], in
     listed = _listed(root)
     sizes = {cell: listed.get(Path(cell).relative_to(root).as_posix())
              for column in PATHS for cell in frame[column] if cell}  # fmt: skip
-    absent = [
-        cell for cell in sorted(sizes)
-        if not Path(cell).is_file() or sizes[cell] not in (None, Path(cell).stat().st_size)
-    ]  # fmt: skip
+    found = {cell: Path(cell).stat().st_size if Path(cell).is_file() else -1 for cell in sorted(sizes)}
+    absent = [cell for cell, size in found.items() if size < 0 or sizes[cell] not in (None, size)]
     return absent, sum(sizes[cell] or 0 for cell in absent)
 
 
@@ -217,7 +215,5 @@ def _sidecar_faults(scans: pd.DataFrame) -> list[str]:
             faults["cannot be read as JSON"].append(name)
         for key, value in conflicting_tracers(sidecar or {}, label):
             faults[f"{key} {value!r} is not {label}; the file name's tracer is used"].append(name)
-    return [
-        f"sidecars of {len(names)} of {len(pets)} PETs: {fault} (as {min(names)})"
-        for fault, names in sorted(faults.items())
-    ]
+    counted = {fault: f"{len(names)} of {len(pets)} PETs: {fault} (as {min(names)})" for fault, names in faults.items()}
+    return [f"sidecars of {counted[fault]}" for fault in sorted(counted)]
