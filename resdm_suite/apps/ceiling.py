@@ -13,7 +13,7 @@ from resdm_suite.apps.prediction import LABELS, save_image, synthetic_sidecar
 from resdm_suite.evaluation.image_quality import read_index, record_predictions, score_method
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.preprocessing import ceiling
-from resdm_suite.profiles import Config, load_config
+from resdm_suite.profiles import Config
 from resdm_suite.records import NAME, alone
 
 NOTICE = "uses the phantom's truth: no method can"
@@ -36,7 +36,6 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
     FileNotFoundError, ValueError
         No volumes; phantoms without their truth, or with that of others.
     """
-    config = load_config(config)
     truth = ceiling.read_truth(config)
     people, out, grid = read_index(config), config.predictions("ceiling"), Grid.of(config.preprocess.grid)
     population, latent = ceiling.draw_population(config.seed), []

@@ -26,11 +26,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from resdm.cpu_runtime import set_up
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, TRACERS, MethodConfig, check_person, derive_seed
-from resdm_suite.apps.model_folder import check_model
-from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom, units
+from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom, synthetic_head, units
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
@@ -79,9 +77,7 @@ class ExplorerModel:
 
     def __init__(self, config: Config, method: str = "ResDM", allow_phantom_model: bool = False) -> None:
         self.config, self.method, self._allow_phantom_model = config, method, allow_phantom_model
-        self.model = Model.load(config.model(method))
-        check_model(self.model.card, config, method)
-        set_up(config.training)
+        self.model = Model.of_profile(config, method)
         index = read_index(config)
         keys = index["person"] + " " + index["session"]
         self.people: dict[str, dict[str, Any]] = dict(zip(keys, index.to_dict("records"), strict=True))
@@ -138,11 +134,9 @@ class ExplorerModel:
         """Write picture, volumes (NIfTI, MNI152) and settings to a folder named by the request; returns it."""
         person, card = request.source in self.people, self.model.card
         stem = request.source.replace(" ", "_") if person else bids_prefix(request.source)
-        parts = [stem, self.method]
-        parts += [f"age-{request.age:g}"] if request.age is not None else []
-        parts += [f"sex-{request.sex}"] if request.sex else []
-        parts += [f"steps-{request.steps}"] if request.steps else []
-        parts += [f"seed-{request.seed}", f"samples-{request.samples}"]
+        values = {"age": request.age if request.age is None else f"{request.age:g}", "sex": request.sex}
+        values |= {"steps": request.steps, "seed": request.seed, "samples": request.samples}
+        parts = [stem, self.method, *(f"{name}-{value}" for name, value in values.items() if value is not None)]
         folder = self.config.work / "explorer" / re.sub(r"[^\w.+-]", "", "_".join(parts))
         kinds = {"mean": scene.pet, "change": scene.change}
         volumes = {f"trc-{t}_desc-{kind}_pet": by[t] for kind, by in kinds.items() for t in by} | {"T1w": scene.mri}
@@ -150,16 +144,9 @@ class ExplorerModel:
             temporary.write_bytes(picture)
         age, sex = self.factual_prompt(request.source)
         file = {} if person else {"source": Path(request.source).name, "sha256": sha256(request.source)}
-        settings = {
-            "synthetic": True,
-            "notice": card.notice,
-            "cohort_notice": self.config.notice,
-            "method": self.method,
-            "model": {"sha256": card.digest, "profile": card.config.profile, "step": card.step},
-            "request": asdict(request) | file,
-            "factual_prompt": {"age": age, "sex": sex},
-            "point_mm": list(point),
-        }
+        settings = synthetic_head(self.config, self.method, self.model.card.notice, self.model.origin)
+        settings |= {"request": asdict(request) | file, "factual_prompt": {"age": age, "sex": sex}}
+        settings["point_mm"] = list(point)
         for entity, volume in volumes.items():
             path = folder / f"{stem}_space-MNI152_{entity}.nii.gz"
             unit = scene.unit if scene.unit == "SUVR" else units(card.config, TRACERS[0])  # no SUVR: of both tracers

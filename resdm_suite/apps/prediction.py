@@ -24,12 +24,12 @@ from tqdm.auto import tqdm
 
 from resdm.batch import TRACERS, Prior
 from resdm.checkpoint import load_model
-from resdm.cpu_runtime import computes_bf16
+from resdm.cpu_runtime import computes_bf16, set_up
 from resdm.io import atomic, sha256, write_json
 from resdm.method import Method
 from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.apps.model_folder import ModelCard, load_card
+from resdm_suite.apps.model_folder import ModelCard, check_model, load_card
 from resdm_suite.apps.shards import write_timing
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import sidecar_path, std_path, stem, synthetic_name, synthetic_path
@@ -112,6 +112,24 @@ class Model:
         method.adapt(card.config.training, torch.device(device))
         return cls(method, card, torch.device(device))
 
+    @classmethod
+    def of_profile(cls, config: Config, name: str) -> Model:
+        """A trained method of a profile; sets up the CPU as its training does.
+
+        Raises
+        ------
+        CheckpointError
+            No model, or one of other settings than the profile's.
+        """
+        check_model(load_card(config.model(name)), config, name)
+        set_up(config.training)
+        return cls.load(config.model(name))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Entries of a sidecar that name the model."""
+        return {"sha256": self.card.digest, "profile": self.card.config.profile, "step": self.card.step}
+
     @property
     def grid(self) -> Grid:
         """The model's grid."""
@@ -190,10 +208,8 @@ class Model:
 
     def sidecar(self, tracer: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
         """The JSON sidecar of a synthetic volume."""
-        card = self.card
-        model = {"sha256": card.digest, "profile": card.config.profile, "step": card.step}
-        prompt = {"age": age, "sex": sex}
-        return synthetic_sidecar(card.config, card.name, card.notice, tracer, prompt, model, **extra)
+        card, prompt = self.card, {"age": age, "sex": sex}
+        return synthetic_sidecar(card.config, card.name, card.notice, tracer, prompt, self.origin, **extra)
 
     def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
         """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar: with the sidecar, both are complete."""
@@ -207,20 +223,16 @@ def synthetic_sidecar(
 ) -> dict[str, Any]:  # fmt: skip
     """The JSON sidecar of a synthetic volume on the profile's grid."""
     preprocess = config.preprocess
-    return {
-        "synthetic": True,
-        "notice": notice,
-        "cohort_notice": config.notice,
-        "method": method,
-        **({} if model is None else {"model": model}),
-        "tracer": tracer,
-        "prompt": prompt,
-        **extra,
-        "space": "MNI152",
-        "masked": preprocess.mask,
-        "Units": units(config, tracer),
-        "intensity": {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])},
-    }
+    intensity = {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])}
+    space = {"space": "MNI152", "masked": preprocess.mask, "Units": units(config, tracer), "intensity": intensity}
+    head = synthetic_head(config, method, notice, model)
+    return head | {"tracer": tracer, "prompt": prompt, **extra} | space
+
+
+def synthetic_head(config: Config, method: str, notice: str, model: dict[str, Any] | None = None) -> dict[str, Any]:
+    """First entries of the description of a synthetic volume."""
+    head = {"synthetic": True, "notice": notice, "cohort_notice": config.notice, "method": method}
+    return head if model is None else head | {"model": model}
 
 
 def units(config: Config, tracer: str, *, difference: bool = False) -> str:
@@ -344,27 +356,28 @@ def _write(
     model: Model, file: Path, draws: list[np.ndarray], sidecar: dict[str, Any], channel: int, measure: Callable | None
 ) -> None:
     """One sample, or mean and standard deviation of several."""
-    if len(draws) == 1:
-        model.write(file, draws[0], sidecar)
-        return
-    mean, std = mean_and_std(draws)
-    values = pd.DataFrame([{} if measure is None else measure(draw, channel) for draw in draws])
-    measured = {name: [float(values[name].mean()), float(values[name].std())] for name in values}
-    model.write(file, mean, sidecar | {"statistic": "mean over samples"})
-    model.write(std_path(file), std, _std_sidecar(model, sidecar) | {"measured": measured})
+    sidecars = _sidecars(model, file, sidecar, len(draws))
+    if len(draws) > 1:
+        values = pd.DataFrame([{} if measure is None else measure(draw, channel) for draw in draws])
+        measured = {name: [float(values[name].mean()), float(values[name].std())] for name in values}
+        sidecars[std_path(file)] |= {"measured": measured}
+    volumes = draws if len(draws) == 1 else mean_and_std(draws)
+    for (path, entries), volume in zip(sidecars.items(), volumes, strict=True):
+        model.write(path, volume, entries)
 
 
-def _std_sidecar(model: Model, sidecar: dict[str, Any]) -> dict[str, Any]:
+def _sidecars(model: Model, file: Path, sidecar: dict[str, Any], samples: int) -> dict[Path, dict[str, Any]]:
+    """The files of a synthesis and their sidecars: one sample, or mean and standard deviation of several."""
+    if samples == 1:
+        return {file: sidecar}
     of_difference = units(model.card.config, sidecar["tracer"], difference=True)
-    return sidecar | {"statistic": "standard deviation over samples", "Units": of_difference}
+    std = {"statistic": "standard deviation over samples", "Units": of_difference}
+    return {file: sidecar | {"statistic": "mean over samples"}, std_path(file): sidecar | std}
 
 
 def _is_done(model: Model, file: Path, sidecar: dict[str, Any], samples: int) -> bool:
     """Whether a volume exists with exactly this sidecar."""
-    expected = {file: sidecar}
-    if samples > 1:
-        expected = {file: sidecar | {"statistic": "mean over samples"}, std_path(file): _std_sidecar(model, sidecar)}
-    for path, entries in expected.items():
+    for path, entries in _sidecars(model, file, sidecar, samples).items():
         stored: dict[str, Any] = {}
         with suppress(OSError, ValueError):  # missing or damaged
             stored = json.loads(sidecar_path(path).read_text(encoding="utf-8"))

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resdm.cpu_runtime import set_up
 from resdm.io import remove, write_csv
 from resdm.settings import TRACERS
 from resdm_suite.apps.model_card import write_card
-from resdm_suite.apps.model_folder import check_model, load_card
 from resdm_suite.apps.prediction import Model, synthesise_people
 from resdm_suite.apps.trace import write_trace
 from resdm_suite.evaluation.image_quality import read_index, read_volume, record_predictions, score_method
@@ -22,7 +20,7 @@ from resdm_suite.evaluation.intervals import write_calibration
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path, std_path, synthetic_path
 from resdm_suite.preprocessing.dataset import CohortDataset
-from resdm_suite.profiles import Config, load_config
+from resdm_suite.profiles import Config
 from resdm_suite.records import NAME, alone, read_csv, write_record
 
 
@@ -58,26 +56,13 @@ def synthesise_method(
         ``predictions/<name>/<condition>`` with volumes, sidecars, ``scores.csv`` and, for a residual diffusion,
         ``trace.npz``.
     """
-    config = load_config(config)
-    settings = config.method(name)
-    check_model(load_card(config.model(name)), config, name)
-    set_up(config.training)
-    people = read_index(config, split)
-    data = CohortDataset(config, split)
-    model, out = Model.load(config.model(name)), config.predictions(name, condition)
+    settings, out = config.method(name), config.predictions(name, condition)
+    model, people, data = Model.of_profile(config, name), read_index(config, split), CohortDataset(config, split)
     for outdated in (NAME, "scores.csv"):
         remove(out / outdated)  # written again when all volumes are made
-    synthesise_people(
-        model,
-        people,
-        data.mri,
-        out,
-        condition=condition,
-        seed=config.seeded(name).seed,
-        steps=steps or getattr(settings, "sampling_steps", None),
-        shard=shard,
-        progress=progress,
-    )
+    steps, seed = steps or getattr(settings, "sampling_steps", None), config.seeded(name).seed
+    options = {"steps": steps, "seed": seed, "shard": shard, "progress": progress}
+    synthesise_people(model, people, data.mri, out, condition=condition, **options)
     if shard != (1, 1):
         return out
     if condition == "factual":
@@ -111,12 +96,9 @@ def sample_method(
         split, tracer, region, mean, std (over samples) and real, SUVR, of tracers that were acquired. The model folder
         gets ``calibration.json``, the intervals of `resdm synthesise`.
     """
-    config = load_config(config)
     name = config.uncertainty.method if name is None else name
-    settings = config.method(name)
-    check_model(load_card(config.model(name)), config, name)
-    set_up(config.training)
-    model, out = Model.load(config.model(name)), config.predictions(name, "samples")
+    settings, out = config.method(name), config.predictions(name, "samples")
+    model = Model.of_profile(config, name)
     for outdated in (NAME, "regional.csv"):
         remove(out / outdated)
     ranges = config.preprocess.suvr_range
@@ -126,19 +108,11 @@ def sample_method(
         return regional_means(to_suvr(pet, ranges[tracer]), model.grid, tracer)
 
     rows: list[dict[str, Any]] = []
+    options = {"samples": samples or config.uncertainty.samples, "measure": measure, "progress": progress}
+    options |= {"steps": getattr(settings, "sampling_steps", None), "seed": config.seeded(name).seed}
     for split in ("validation", "test"):
-        people = read_index(config, split)
-        synthesise_people(
-            model,
-            people,
-            CohortDataset(config, split).mri,
-            out,
-            samples=samples or config.uncertainty.samples,
-            seed=config.seeded(name).seed,
-            steps=getattr(settings, "sampling_steps", None),
-            measure=measure,
-            progress=progress,
-        )
+        people, data = read_index(config, split), CohortDataset(config, split)
+        synthesise_people(model, people, data.mri, out, **options)
         for row in people.to_dict("records"):
             rows += _regional_rows(config, row, out, model)
     write_csv(out / "regional.csv", pd.DataFrame(rows), "%.9g")

@@ -18,7 +18,7 @@ from resdm_suite.evaluation.image_quality import psnr, ssim
 from resdm_suite.paths import INPUT_CHECK
 from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
-from resdm_suite.profiles import Config, load_config
+from resdm_suite.profiles import Config
 from resdm_suite.records import NAME, alone, read_json, write_record
 from resdm_suite.reporting.provenance import provenance
 
@@ -45,9 +45,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     """
     from resdm.training import train  # here: Lightning Fabric needs two seconds
 
-    config = load_config(config)
-    settings = config.method(name)
-    seeded = config.seeded(name)
+    settings, seeded = config.method(name), config.seeded(name)
     folder, results = config.model(name), ("model.safetensors", "history.csv", "timing.json")
     if not (folder / results[0]).is_file():
         remove(folder / NAME)  # of an earlier training
@@ -59,17 +57,9 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     train_set = CohortDataset(seeded, "train", augment=not method.closed_form)
     digest = read_json(config.volumes / "cohort.json")["digest"]
     mask = mni_map("brain", Grid.of(config.preprocess.grid)) if config.preprocess.mask else None
-    train(
-        method,
-        train_set=train_set,
-        validation_set=validation_set,
-        collate=collate,
-        folder=folder,
-        data_digest=digest,
-        score=partial(validation_score, mask=mask),
-        progress=progress,
-        **training_options(config, name),
-    )
+    data = {"train_set": train_set, "validation_set": validation_set, "collate": collate, "data_digest": digest}
+    options = training_options(config, name) | {"score": partial(validation_score, mask=mask), "progress": progress}
+    train(method, folder=folder, **data, **options)
     write_config(folder, config, name)
     remove(folder / INPUT_CHECK)  # of other people
     if check := input_check.fit(config):
