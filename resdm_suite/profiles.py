@@ -140,8 +140,13 @@ class SplitConfig:
     folds: Annotated[int, Field(ge=2)] | None = None  # k-fold: one of k parts of the people is the test set
     fold: int = 0  # its number, from 0
 
+    @property
+    def tested(self) -> float:
+        """Fraction of people in the test set."""
+        return self.test if self.folds is None else 1 / self.folds
+
     def __post_init__(self) -> None:
-        test = self.test if self.folds is None else 1 / self.folds
+        test = self.tested
         enough = 0 < test < 1 and 0 < self.validation < 1 and test + self.validation < 1
         expected = f"a fraction that leaves people to train on, with validation {self.validation}"
         require(enough, "test", test, expected)

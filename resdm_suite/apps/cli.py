@@ -154,14 +154,11 @@ def _integer(low: int, *others: int) -> Callable[[str], int]:
     """A type of arguments: ``low`` or more, or one of ``others``."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or not (low <= value < 2**63 or value in others):
-            words = "".join(f" or {other}" for other in others)
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} to below 2⁶³{words}")
-        return value
+        with suppress(ValueError):
+            if low <= (value := int(text)) < 2**63 or value in others:
+                return value
+        words = "".join(f" or {other}" for other in others)
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} to below 2⁶³{words}")
 
     return parse
 
@@ -253,18 +250,11 @@ def _predict(config: Config, method: list[str], condition: list[str] | None, **o
             print(synthesise_method(config, name, one, **options))
 
 
-def _synthesise(
-    t1w: Path | None,
-    manifest: Path | None,
-    age: float | None,
-    sex: str | None,
-    quiet: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def _synthesise(t1w: Path | None, manifest: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
     if (t1w is None) == (manifest is None):
         raise ConfigError("expected either T1w.nii.gz or --manifest")
-    if manifest is not None and (age is not None or sex is not None):
+    prompt = {"age": options.pop("age"), "sex": options.pop("sex")}
+    if manifest is not None and prompt != {"age": None, "sex": None}:
         raise ConfigError("--age and --sex are of one MRI; with --manifest they are columns of the table")
     from resdm_suite.apps.model_folder import load_card
     from resdm_suite.apps.single_scan import (
@@ -284,7 +274,7 @@ def _synthesise(
         lines = [f"{row['status']}: {row['person']} {row['session']}".rstrip() for row in rows]
         lines += [f"{row['person']}: {row['message']}" for row in rows if row["message"] and row["status"] != "failed"]
     else:
-        files = synthesise_scan(t1w, age=age, sex=sex, **options)
+        files = synthesise_scan(t1w, **prompt, **options)
         found = input_check_text(files["record"])
         results = {"files": {name: str(path) for name, path in files.items()}, "input_check": found}
         lines = [*filter(None, [found]), *(f"{name}: {path}" for name, path in files.items())]

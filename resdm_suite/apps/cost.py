@@ -58,7 +58,7 @@ def sessions_by_split(config: Config) -> dict[str, int]:
     phantom, split = config.cohort.phantom, config.cohort.split
     if phantom is None:
         raise ManifestError(f"{config.manifest}: no such manifest; make one with `resdm manifest` first")
-    test = split.test if split.folds is None else 1 / split.folds
+    test = split.tested
     shares = {"train": 1 - test - split.validation, "validation": split.validation, "test": test}
     return {name: round(phantom.people * (1 + phantom.repeat_visits) * share) for name, share in shares.items()}
 
@@ -192,6 +192,5 @@ def report(estimates: list[Stage], where: str) -> str:
     lines = [f"{'stage':<24}{'each':>9}{'number':>10}  {'':<13}{'total':>7}"]
     for s in [stage for stage in estimates if stage.units]:
         lines.append(f"{s.name:<24}{s.seconds:>7.3f} s{s.units:>10}  {s.unit:<13}{about(s.total):>7}")
-    return "\n".join(
-        [*lines, f"about {about(sum(s.total for s in estimates))} {where}; tables and figures come in addition"]
-    )
+    lines.append(f"about {about(sum(s.total for s in estimates))} {where}; tables and figures come in addition")
+    return "\n".join(lines)

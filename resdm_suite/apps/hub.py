@@ -65,15 +65,10 @@ def push(folder: str | Path, repository: str, *, private: bool = True, trust_cod
             shared = replace(card.config, cohort=cohort, fidelity=FidelityConfig())
             write_text(Path(staged, "config.yaml"), yaml.safe_dump(to_dict(shared), sort_keys=False))
         try:
-            api = HfApi()
+            api, message = HfApi(), f"{card.name}, {card.digest[:16]}"
             api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository,
-                repo_type="model",
-                folder_path=staged,
-                allow_patterns=list(FILES),
-                commit_message=f"{card.name}, {card.digest[:16]}",
-            )
+            options = {"repo_type": "model", "allow_patterns": list(FILES), "commit_message": message}
+            commit = api.upload_folder(repo_id=repository, folder_path=staged, **options)
         except Exception as error:
             raise _hub_error(repository, "uploaded", error) from error
     return str(getattr(commit, "commit_url", commit))
@@ -99,9 +94,8 @@ def pull(repository: str, folder: str | Path, *, revision: str | None = None, tr
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pull-") as temporary:
         target, model = Path(temporary, "hub"), Path(temporary, "model")
         try:
-            source = Path(
-                snapshot_download(repository, revision=revision, local_dir=target, allow_patterns=list(FILES))
-            )
+            options = {"local_dir": target, "allow_patterns": list(FILES)}
+            source = Path(snapshot_download(repository, revision=revision, **options))
         except Exception as error:
             raise _hub_error(repository, "downloaded", error) from error
         model.mkdir()

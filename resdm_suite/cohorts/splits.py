@@ -27,12 +27,11 @@ def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataF
     order = sorted(people, key=people.__getitem__)
     start = derive_seed(seed, "split") % len(order)  # else the first in order could never be a test person
     order = order[start:] + order[:start]
-    if split.folds is None:
-        share, (rest, test) = split.test, _every(order, split.test)
-    else:
-        share, test = 1 / split.folds, order[split.fold :: split.folds]
+    rest, test = _every(order, split.test)
+    if split.folds is not None:
+        test = order[split.fold :: split.folds]
         rest = [person for person in order if person not in set(test)]
-    train, validation = _every(rest, split.validation / (1 - share))
+    train, validation = _every(rest, split.validation / (1 - split.tested))
     members = {"train": train, "validation": validation, "test": test}
     for name in members:
         if not members[name]:

@@ -23,15 +23,8 @@ from scipy import ndimage, stats
 
 from resdm.settings import TRACERS, ConfigError
 from resdm_suite.anatomy import CENTRE_MM
+from resdm_suite.cohorts.phantom import people
 from resdm_suite.cohorts.phantom.dataset import settings_digest
-from resdm_suite.cohorts.phantom.people import (
-    DIAGNOSES,
-    FLORBETABEN_SHARE,
-    SEVERITY_SD,
-    causes_after,
-    draw_causes,
-    draw_disease,
-)
 from resdm_suite.cohorts.phantom.scanner import Visit, make_visit
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.registration import Scan
@@ -44,7 +37,10 @@ DRAWS = 200_000
 
 _QUANTILES = 32  # of the tau stage that represent its posterior: uptake is sigmoid in it
 
-_LABELS = {"amyloid": {"18FAV45": 1 - FLORBETABEN_SHARE, "18FFBB": FLORBETABEN_SHARE}, "tau": {"18FAV1451": 1.0}}
+_LABELS = {
+    "amyloid": {"18FAV45": 1 - people.FLORBETABEN_SHARE, "18FFBB": people.FLORBETABEN_SHARE},
+    "tau": {"18FAV1451": 1.0},
+}
 
 
 def draw_population(seed: int, n: int = DRAWS) -> dict[str, Any]:
@@ -57,8 +53,8 @@ def draw_population(seed: int, n: int = DRAWS) -> dict[str, Any]:
         severity without its error; progression: how severity grows with time.
     """
     rng = np.random.default_rng(seed)
-    disease = draw_disease(rng.random(n), rng.random(n))
-    return {"diagnosis": disease["diagnosis"], **draw_causes(rng, disease)}
+    disease = people.draw_disease(rng.random(n), rng.random(n))
+    return {"diagnosis": disease["diagnosis"], **people.draw_causes(rng, disease)}
 
 
 def posterior(
@@ -74,12 +70,12 @@ def posterior(
     ndarray (n,)
         Weights that sum to 1.
     """
-    groups = DIAGNOSES.values()
+    groups = people.DIAGNOSES.values()
     women = np.array([group["women"] for group in groups])
     prior = np.array([stats.norm.pdf(age - years, *group["age"]) for group in groups])
     prior *= women if sex == "F" else 1 - women
-    expected = causes_after(population | {"severity": population["foretold"]}, years)["severity"]
-    shown = stats.norm.pdf(severity, expected, SEVERITY_SD)
+    expected = people.causes_after(population | {"severity": population["foretold"]}, years)["severity"]
+    shown = stats.norm.pdf(severity, expected, people.SEVERITY_SD)
     weight = prior[population["diagnosis"]] * (coupling * shown + (1 - coupling) * shown.mean())
     return weight / weight.sum()
 
@@ -113,7 +109,7 @@ def expected_pet(
     years, coupling = int(row["session"].removeprefix("ses-M")) / 12, config.cohort.phantom.coupling
     shown = {"severity": record["severity"], "age": record["age"], "sex": person["sex"]}
     weight = posterior(population, **shown, years=years, coupling=coupling)
-    causes = causes_after(population, years)
+    causes = people.causes_after(population, years)
     order = np.argsort(causes["stage"])
     middles = np.searchsorted(np.cumsum(weight[order]), (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
     expected = {"load": float(weight @ causes["load"]), "stage": causes["stage"][order][middles]}

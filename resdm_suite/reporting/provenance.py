@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -205,13 +206,12 @@ def git_state(folder: str | Path | None = None) -> dict[str, str | bool | None]:
     folder : path, optional
         A folder of the checkout; this package's by default.
     """
-    here = Path(__file__).resolve().parents[2] if folder is None else Path(folder)
-    marker = [] if folder is not None else ["ls-files", "--error-unmatch", str(Path(__file__).resolve())]
-    if marker and _git(here, *marker) is None:  # a package installed inside another checkout
-        return {"commit": None, "dirty": None}
+    file = Path(__file__).resolve()
+    here = file.parents[2] if folder is None else Path(folder)
     commit = _git(here, "rev-parse", "--verify", "HEAD")
     changed = _git(here, "status", "--porcelain", "--", ":/", ":(top,exclude)figures")
-    if commit is None or changed is None:
+    foreign = folder is None and _git(here, "ls-files", "--error-unmatch", str(file)) is None  # inside another checkout
+    if commit is None or changed is None or foreign:
         return {"commit": None, "dirty": None}
     return {"commit": commit.strip(), "dirty": bool(changed.strip())}
 
@@ -231,10 +231,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of `PACKAGES`, from their metadata."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
