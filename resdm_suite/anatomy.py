@@ -119,14 +119,8 @@ def mni_map(name: str, grid: Grid) -> np.ndarray:
 
     source = getattr(datasets, _LOADERS[name])(resolution=1)
     source = smooth_img(nib.Nifti1Image(source.get_fdata(dtype=np.float32), source.affine), 0.8 * grid.voxel_mm)
-    image = resample_img(
-        source,
-        target_affine=grid.affine,
-        target_shape=grid.shape,
-        interpolation="linear",
-        copy_header=True,
-        force_resample=True,
-    )
+    place = {"target_affine": grid.affine, "target_shape": grid.shape}
+    image = resample_img(source, **place, interpolation="linear", copy_header=True, force_resample=True)
     array = np.clip(image.get_fdata(dtype=np.float32), 0.0, 1.0)
     array = array >= 0.5 if name == "brain" else array
     array.setflags(write=False)
@@ -177,14 +171,10 @@ def regions(grid: Grid) -> dict[str, np.ndarray]:
     """
     brain, gm = mni_map("brain", grid), mni_map("gm", grid)
     x, y, z = grid.mm()
-    distance = {
-        name: np.sqrt(
-            ((np.abs(x) if centre[0] else x) - centre[0]) ** 2 / radii[0] ** 2
-            + (y - centre[1]) ** 2 / radii[1] ** 2
-            + (z - centre[2]) ** 2 / radii[2] ** 2
-        )
-        for name, (centre, radii, _) in _ELLIPSOIDS.items()
-    }
+    distance = {}
+    for name, (centre, radii, _) in _ELLIPSOIDS.items():
+        axes = zip((np.abs(x) if centre[0] else x, y, z), centre, radii, strict=True)
+        distance[name] = np.sqrt(sum((axis - middle) ** 2 / radius**2 for axis, middle, radius in axes))
     competing = [name for name in _ELLIPSOIDS if name != "inferior_cerebellum"]
     nearest = np.argmin([distance[name] for name in competing], axis=0)
     masks = {}

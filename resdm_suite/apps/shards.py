@@ -19,14 +19,9 @@ def write_timing(
     """Cost of the sessions made by a call, or of all shards if this call without shard made none."""
     part, parts = shard
     if seconds:
-        cost = {
-            "sessions": len(seconds),
-            "seconds": round(sum(seconds), 3),
-            "seconds_per_session": float(np.mean(seconds[1:] or seconds)),
-            "gflop_per_volume": flop / len(TRACERS) / 1e9,
-            "device": device,
-            "steps": steps,
-        }
+        each = float(np.mean(seconds[1:] or seconds))
+        cost = {"sessions": len(seconds), "seconds": round(sum(seconds), 3), "seconds_per_session": each}
+        cost |= {"gflop_per_volume": flop / len(TRACERS) / 1e9, "device": device, "steps": steps}
         write_json(out / ("timing.json" if parts == 1 else f"timing_{part}of{parts}.json"), cost)
     elif parts == 1 and (joined := _join_timings(out, sessions)):
         write_json(out / "timing.json", joined)

@@ -90,10 +90,9 @@ def load_atlas(source: str, grid: Grid, labels: str | Path | None = None) -> Atl
 
 def _on_grid(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
     """Labels at the voxels of a grid, by nearest neighbour."""
-    return resample_img(
-        image, target_affine=grid.affine, target_shape=grid.shape, interpolation="nearest", force_resample=True,
-        copy_header=True,
-    ).get_fdata()  # fmt: skip
+    place = {"target_affine": grid.affine, "target_shape": grid.shape}
+    options = {"interpolation": "nearest", "copy_header": True, "force_resample": True}
+    return resample_img(image, **place, **options).get_fdata()
 
 
 def _label_image(path: Path) -> nib.Nifti1Image:

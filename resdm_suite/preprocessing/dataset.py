@@ -70,14 +70,11 @@ class CohortDataset(Dataset):
                 f"by cohort.json), the profile's is {expected['shape']} of {expected['voxel_mm']:g} mm; {again}"
             )
         if settings != config.digest("preprocess"):
-            raise CohortError(
-                f"{self._array_path}: made under other settings of preprocess than the profile's; {again}"
-            )
+            fault = "made under other settings of preprocess than the profile's"
+            raise CohortError(f"{self._array_path}: {fault}; {again}")
         if shape[:2] != (len(index), 1 + len(TRACERS)):
-            raise CohortError(
-                f"{self._array_path}: holds {shape[0]} sessions of {shape[1]} volumes, {path.name} has {len(index)} of "
-                f"{1 + len(TRACERS)}; {again}"
-            )
+            found = f"{shape[0]} sessions of {shape[1]} volumes, {path.name} has {len(index)} of {1 + len(TRACERS)}"
+            raise CohortError(f"{self._array_path}: holds {found}; {again}")
         self._rows = np.flatnonzero(index["split"] == split)
         if not len(self._rows):
             raise CohortError(f"{path}: no session in split {split!r}; draw the split again")

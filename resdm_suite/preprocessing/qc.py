@@ -103,9 +103,8 @@ def sessions(config: Config) -> list[PreprocessedSession]:
     for row in read_manifest(config.manifest, files=False).to_dict("records"):
         path, truth_path = record_path(config, row), config.work / "truth" / f"{row['person']}.json"
         if path.is_file():
-            record, truth = checked(path).read_bytes(), b"{}"
-            if truth_path.is_file():
-                truth = checked(truth_path).read_bytes()
+            record = checked(path).read_bytes()
+            truth = checked(truth_path).read_bytes() if truth_path.is_file() else b"{}"
             digest = hashlib.sha256(b"%d" % REVISION + hashlib.sha256(record).digest() + truth).hexdigest()[:16]
             with parsing(truth_path if truth_path.is_file() else path):
                 visits = {visit["session"]: visit["scans"] for visit in json.loads(truth).get("sessions", [])}
@@ -142,10 +141,8 @@ def session_quality(session: PreprocessedSession) -> dict[str, Any]:
         if tracer in session.record["outputs"]:
             pet = session.volume(tracer)
             suvr = session.suvr(tracer, pet)
-            straight, mirrored = (
-                shared_information(blurred_t1, blur(volume, grid)[brain])
-                for volume in (pet, np.ascontiguousarray(pet[::-1]))
-            )
+            both = pet, np.ascontiguousarray(pet[::-1])
+            straight, mirrored = (shared_information(blurred_t1, blur(volume, grid)[brain]) for volume in both)
             values |= {name: measured[f"{tracer}_{name}"] for name in _RECORDED}
             values["mirror"] = straight - mirrored
             values["reference_suvr"] = float(suvr[masks[REFERENCE[tracer]]].mean())
@@ -170,10 +167,8 @@ def registration_error(session: PreprocessedSession) -> dict[str, float]:
     if not scans:
         return {}
     mni_to_t1 = np.linalg.inv(scans["t1w"]["world_to_mni"])
-    errors = {
-        "t1w_error_mm": displacement(session.sidecar("t1w")["transform"], mni_to_t1, points).mean(),
-        **dict.fromkeys([f"{tracer}_{name}" for tracer in TRACERS for name in ("error_mm", "scale")], np.nan),
-    }
+    errors = {"t1w_error_mm": displacement(session.sidecar("t1w")["transform"], mni_to_t1, points).mean()}
+    errors |= dict.fromkeys([f"{tracer}_{name}" for tracer in TRACERS for name in ("error_mm", "scale")], np.nan)
     in_t1 = apply_affine(mni_to_t1, points)
     for tracer in TRACERS:
         if tracer in session.record["outputs"]:

@@ -64,16 +64,12 @@ def read_scan(path: str | Path, *, frames: bool = False, tracer: str = "") -> Sc
             data, averaging = average_frames(data.reshape(*shape[:3], -1), path, tracer)
         except FrameError as error:
             raise VolumeError(f"{path}: {error}") from None
-    bad_voxels = int(np.count_nonzero(~np.isfinite(data)))
-    if bad_voxels:
-        raise VolumeError(
-            f"{path}: {bad_voxels} of {data.size} voxels are not finite (NaN or infinite); set missing voxels to 0"
-        )
+    if bad := int(np.count_nonzero(~np.isfinite(data))):
+        fault = f"{bad} of {data.size} voxels are not finite (NaN or infinite)"
+        raise VolumeError(f"{path}: {fault}; set missing voxels to 0")
     if data.max() <= 0 or data.min() == data.max():
-        raise VolumeError(
-            f"{path}: empty, all voxels lie from {data.min():g} to {data.max():g}, expected a scan; copy or "
-            "convert it again"
-        )
+        fault = f"empty, all voxels lie from {data.min():g} to {data.max():g}, expected a scan"
+        raise VolumeError(f"{path}: {fault}; copy or convert it again")
     return Scan(data, affine, averaging)
 
 
@@ -106,10 +102,8 @@ def open_image(path: Path, *, header_only: bool = False) -> nib.spatialimages.Sp
         if not header_only:
             _check_size(image)
     except FileNotFoundError as error:
-        missing = Path(error.filename or path)
-        raise VolumeError(
-            f"{missing}: no such file; correct its path in the manifest, or copy the scan there"
-        ) from None
+        remedy = "correct its path in the manifest, or copy the scan there"
+        raise VolumeError(f"{Path(error.filename or path)}: no such file; {remedy}") from None
     except Exception as error:  # a broken header raises whatever nibabel, numpy or zlib meet first
         raise _unreadable(path, error) from None
     return image
@@ -180,10 +174,8 @@ def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
     header, stored = image.header, _stored_header(image)
     codes = int(stored["sform_code"]), int(stored["qform_code"])
     if codes == (0, 0):
-        raise VolumeError(
-            f"{path}: no orientation (sform and qform codes are 0), so left and right are unknown; "
-            "convert the scan from DICOM again"
-        )
+        fault = "no orientation (sform and qform codes are 0), so left and right are unknown"
+        raise VolumeError(f"{path}: {fault}; convert the scan from DICOM again")
     if not all(0 <= code <= 5 for code in codes):
         raise VolumeError(f"{path}: sform and qform codes {codes} are not those of NIfTI (0 to 5); convert it again")
     units = _UNITS.get(int(stored["xyzt_units"]) % 8, "no known unit")
@@ -200,17 +192,13 @@ def _check_orientation(image: nib.Nifti1Pair, path: Path) -> None:
         raise VolumeError(f"{path}: its qform is no rotation; set its code to 0 if the sform is right")
     if codes[0] == 0:
         return
+    remedy = "find out which is right, and set the other's code to 0"
     if np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
-        raise VolumeError(
-            f"{path}: sform and qform disagree on which side is left; find out which is right, and set the other's "
-            "code to 0"
-        )
+        raise VolumeError(f"{path}: sform and qform disagree on which side is left; {remedy}")
     apart = form_difference(image)
     if codes[0] == codes[1] and apart > 20:
-        raise VolumeError(
-            f"{path}: sform and qform (both of code {codes[0]}) put a corner {apart:.0f} mm apart; find out which is "
-            "right, and set the other's code to 0"
-        )
+        fault = f"sform and qform (both of code {codes[0]}) put a corner {apart:.0f} mm apart"
+        raise VolumeError(f"{path}: {fault}; {remedy}")
 
 
 def _qform(header: nib.Nifti1Header) -> np.ndarray:

@@ -41,24 +41,15 @@ def pet_on_grid(
     low, high = settings.suvr_range[tracer]
     if settings.intensity == "minmax":
         low, high = float(array[brain].min()), float(array[brain].max())
-    measured = {
-        "suvr": regional["summary"],
-        "reference_mean": mean,
-        "reference_cov": float(reference.std() / mean),
-        "suvr_max": float(array[brain].max()),
-        "reference_coverage": coverage,
-        "clipped_percent": float(100 * np.mean((array[brain] < low) | (array[brain] > high))),
-    }
+    clipped = float(100 * np.mean((array[brain] < low) | (array[brain] > high)))
+    measured = {"suvr": regional["summary"], "reference_mean": mean, "reference_cov": float(reference.std() / mean)}
+    measured |= {"suvr_max": float(array[brain].max()), "reference_coverage": coverage, "clipped_percent": clipped}
     array = np.clip((array - low) / (high - low), 0, 1)
     if settings.mask:
         array[~brain] = 0
-    sidecar = {
-        "intensity": {"kind": settings.intensity, "suvr_range": [low, high]},
-        "reference_region": REFERENCE[tracer],
-        "reference_mean": mean,
-        "clipped_percent": measured["clipped_percent"],
-        "regional_suvr": regional,
-    }
+    sidecar = {"intensity": {"kind": settings.intensity, "suvr_range": [low, high]}}
+    sidecar |= {"reference_region": REFERENCE[tracer], "reference_mean": mean}
+    sidecar |= {"clipped_percent": clipped, "regional_suvr": regional}
     if pet.frames:
         sidecar["frames"] = pet.frames
         names = {"minutes": "frame_minutes", "minutes_outside_window": "minutes_outside_window"}

@@ -93,13 +93,12 @@ def blend_regions(grid: Grid, tables: dict[str, dict[str, float]]) -> dict[str, 
     soft = {name: ndimage.gaussian_filter(mask.astype(np.float32), 9 / 4) + 1e-9 for name, mask in masks.items()}
     total = sum(soft.values())
     to_coarse = np.linalg.inv(coarse.affine) @ grid.affine
-    return {
-        key: ndimage.affine_transform(
-            sum(soft[name] * np.float32(value) for name, value in values.items()) / total,
-            to_coarse[:3, :3], to_coarse[:3, 3], output_shape=grid.shape, order=1, mode="nearest",
-        )
-        for key, values in tables.items()
-    }  # fmt: skip
+    place = {"matrix": to_coarse[:3, :3], "offset": to_coarse[:3, 3], "output_shape": grid.shape}
+    maps = {}
+    for key, values in tables.items():
+        blended = sum(soft[name] * np.float32(value) for name, value in values.items()) / total
+        maps[key] = ndimage.affine_transform(blended, **place, order=1, mode="nearest")
+    return maps
 
 
 def thin_cortex(

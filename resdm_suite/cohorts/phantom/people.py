@@ -141,13 +141,8 @@ def draw_person(config: Config, index: int) -> dict[str, Any]:
             **causes_now,
             "ventricles": float(np.clip(ventricles, -0.1, 0.75)),
         })  # fmt: skip
-    return {
-        "sex": sex,
-        "education": education,
-        "amyloid_tracer": "18FFBB" if by_tracer < FLORBETABEN_SHARE else "18FAV45",
-        "tracers": [tracer for tracer in TRACERS if only in (None, tracer)],
-        "positive": bool(disease["positive"]),
-        "white": white,
-        "person_to_mni": person_to_mni,
-        "visits": visits,
-    }
+    amyloid_tracer = "18FFBB" if by_tracer < FLORBETABEN_SHARE else "18FAV45"
+    tracers = [tracer for tracer in TRACERS if only in (None, tracer)]
+    person = {"sex": sex, "education": education, "amyloid_tracer": amyloid_tracer, "tracers": tracers}
+    person |= {"positive": bool(disease["positive"]), "white": white, "person_to_mni": person_to_mni}
+    return person | {"visits": visits}
