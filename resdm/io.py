@@ -1,4 +1,4 @@
-"""Atomic writes, and digests."""
+"""Atomic writes, JSON that may be absent, and digests."""
 
 from __future__ import annotations
 
@@ -103,6 +103,15 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([columns, *([cell(row.get(column)) for column in columns] for row in rows)])
     return write_text(path, text.getvalue())
+
+
+def stored_json(path: str | Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where the file is missing or broken, or holds something else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def sha256(path: str | Path) -> str:

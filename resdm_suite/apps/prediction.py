@@ -6,11 +6,10 @@ both tracers in one pass, with noise from a seed made of its name.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 from resdm.batch import TRACERS, Prior
 from resdm.checkpoint import load_model
 from resdm.cpu_runtime import computes_bf16, set_up
-from resdm.io import atomic, sha256, write_json
+from resdm.io import atomic, sha256, stored_json, write_json
 from resdm.method import Method
 from resdm.settings import SEXES, check_person, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
@@ -378,11 +377,9 @@ def _sidecars(model: Model, file: Path, sidecar: dict[str, Any], samples: int) -
 def _is_done(model: Model, file: Path, sidecar: dict[str, Any], samples: int) -> bool:
     """Whether a volume exists with exactly this sidecar."""
     for path, entries in _sidecars(model, file, sidecar, samples).items():
-        stored: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # missing or damaged
-            stored = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-            entries = entries | {"sha256": sha256(path)}
-        if {key: value for key, value in stored.items() if key != "measured"} != entries:
+        stored = stored_json(sidecar_path(path)) or {}
+        stored.pop("measured", None)
+        if not path.is_file() or stored != entries | {"sha256": sha256(path)}:
             return False
     return True
 

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from resdm.batch import TRACERS
 from resdm.cpu_runtime import set_up
-from resdm.io import remove, sha256, write_csv, write_json
+from resdm.io import remove, sha256, stored_json, write_csv, write_json
 from resdm.settings import check_person
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.model_folder import ModelCard, load_card
@@ -382,11 +382,10 @@ def _inputs(t1w: Path, card: ModelCard, prompt: dict[str, Any], sampler: dict[st
 
 def _read_record(record: Path) -> dict[str, Any]:
     """The record of a finished scan; empty where there is none that can be read."""
-    try:
-        stored = json.loads(record.read_text(encoding="utf-8"))
-        return stored if {"file", "sha256"} <= set(stored["scan"]) and isinstance(stored["files"], dict) else {}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+    stored = stored_json(record) or {}
+    scan, files = stored.get("scan"), stored.get("files")
+    whole = isinstance(scan, dict) and {"file", "sha256"} <= scan.keys() and isinstance(files, dict)
+    return stored if whole else {}
 
 
 def input_check_text(record: Path) -> str:

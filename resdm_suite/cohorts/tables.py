@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from datetime import date, time
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resdm.io import stored_json
 from resdm_suite.paths import stem
 
 MISSING = {"", "n/a", "na", "nan", "none", "null"}
@@ -164,20 +164,11 @@ def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
         for path in sorted(visible(folder, f"*{entities[-1]}.json"), key=lambda path: path.name.count("_")):
             another = path.stem != "_".join(entities) and any(path.with_suffix(end).exists() for end in NIFTI)
             if set(path.stem.split("_")) <= set(entities) and not another:
-                stated = read_json(path)
+                stated = stored_json(path)
                 if stated is None:
                     return None
                 content |= stated
     return content
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object: empty without a file, None where the file holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def to_number(text: str) -> float | None:

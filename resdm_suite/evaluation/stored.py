@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from resdm.io import stored_json
 from resdm_suite.anatomy import Grid
 from resdm_suite.paths import sidecar_path
-from resdm_suite.records import RecordError, checked
+from resdm_suite.records import checked
 
 SESSION = ["person", "session"]
 
@@ -84,13 +84,8 @@ def read_sidecar(image: str | Path) -> dict[str, Any]:
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """A JSON object; `ValueError` naming the file and the remedy where it holds none."""
-    try:
-        content = json.loads(checked(path).read_text(encoding="utf-8"))
-    except RecordError:
-        raise
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
+    content = stored_json(checked(path))
+    if content is None:
         raise ValueError(f"{path}: not a JSON object; {remedy}")
     return content
 

@@ -26,7 +26,7 @@ import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
-from resdm.io import atomic, remove, sha256, write_json, write_text
+from resdm.io import atomic, remove, sha256, stored_json, write_json, write_text
 from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
 from resdm_suite.anatomy import Grid, mni_map, regions
@@ -351,11 +351,8 @@ def _pack(
     digest = hashlib.sha256(json.dumps([text, sources]).encode()).hexdigest()
     card = {"grid": to_dict(config.preprocess.grid), "settings": config.digest("preprocess"), "digest": digest}
     card_path, array_path, index_path = folder / "cohort.json", folder / "cohort.npy", folder / "index.csv"
-    current = False
-    with suppress(OSError, ValueError):
-        current = json.loads(card_path.read_text(encoding="utf-8")) == card and array_path.is_file()
-        current = current and index_path.read_text(encoding="utf-8") == text and not read_record(folder)[1]
-    if not current:
+    current = stored_json(card_path) == card and array_path.is_file() and not read_record(folder)[1]
+    if not (current and _holds(index_path, text)):
         card_path.unlink(missing_ok=True)
         _write_arrays(config, index, records)
         write_description(folder, f"Preprocessed volumes of profile {config.profile}", "resdm preprocess")
@@ -368,8 +365,12 @@ def _pack(
     return index
 
 
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
 def _write_changed(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not _holds(path, text):
         write_text(path, text)
 
 

@@ -10,7 +10,6 @@ A montage is composed from arrays, not drawn by matplotlib: hundreds of them tak
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from resdm.io import atomic, remove, write_json, write_text
+from resdm.io import atomic, remove, stored_json, write_json, write_text
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.preprocessing.measures import limits
@@ -176,13 +175,10 @@ def _write_cohort(config: Config, table: pd.DataFrame) -> None:
 def _stored_measures(folder: Path, session: PreprocessedSession) -> dict[str, Any] | None:
     """The stored measures of a session, if they and its montage are of its volumes."""
     path = folder / f"{session.name}.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["digest"] != session.digest or not path.with_suffix(".png").is_file():
-            return None
-        measures = {name: np.nan if value is None else value for name, value in stored["measures"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    stored = stored_json(path) or {}
+    if stored.get("digest") != session.digest or not path.with_suffix(".png").is_file():
         return None
+    measures = {name: np.nan if value is None else value for name, value in stored["measures"].items()}
     return measures | {"split": session.row["split"]}
 
 

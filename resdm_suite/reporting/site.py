@@ -7,7 +7,6 @@ environment. Missing results are listed, so a failed run has a report too.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import re
@@ -25,7 +24,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
-from resdm.io import writing
+from resdm.io import stored_json, writing
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone
 from resdm_suite.reporting.provenance import outdated, provenance
@@ -78,7 +77,7 @@ SECTIONS = (
 
 LONG = 100  # lines; longer tables show their first block and fold the rest
 
-DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError)
 """Errors of a missing or damaged record of a job, which is then not listed."""
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -342,7 +341,7 @@ def _commands(config: Config) -> list[dict[str, Any]]:
     found = {}
     for path in sorted((config.root / ".snakemake" / "metadata").rglob("*")):
         with contextlib.suppress(*DAMAGED):
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = stored_json(path) or {}
             command = record["shellcmd"].partition(" 2>&1")[0]  # without the redirection to the log
             own = any(log.startswith(f"work/{config.profile}/") for log in record["log"])
             if own and command.startswith("resdm ") and not command.startswith("resdm report "):
@@ -362,7 +361,7 @@ def _trainings(config: Config) -> list[dict[str, str]]:
     for name in config.methods:
         path = config.model(name) / "timing.json"
         with contextlib.suppress(*DAMAGED):
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = stored_json(path) or {}
             memory = record.get("peak_memory_bytes")
             row = {"method": name, "parameters": f"{record['parameters'] / 1e6:.2f} M", "steps": f"{record['steps']}"}
             row |= {"time": _duration(record["seconds"]), "ms a step": f"{1e3 * record['seconds_per_step']:.1f}"}

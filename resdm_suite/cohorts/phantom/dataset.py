@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from resdm.io import atomic, write_csv, write_json, write_text
+from resdm.io import atomic, stored_json, write_csv, write_json, write_text
 from resdm.settings import TRACERS, ConfigError, to_dict
 from resdm_suite.cohorts.phantom.anatomy import draw_deformation
 from resdm_suite.cohorts.phantom.people import SCAN, draw_person, person_name, random_stream
@@ -87,7 +87,7 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
     )
     for _ in tqdm(work, total=len(todo), desc="phantoms", unit="person", disable=not progress or not todo):
         pass
-    people = [_read(truth / f"{name}.json") for name in names]
+    people = [stored_json(truth / f"{name}.json") for name in names]
     _write_tables(root, people)
     write_truth(config, digest, people)
     files = [root / name for name in ("README", "participants.tsv", "participants.json", "dataset_description.json")]
@@ -108,7 +108,7 @@ def _prepare_folder(root: Path, truth: Path, digest: str, keep: set[str]) -> Non
     """Refuse a folder of other origin; remove people of other settings or numbers, and unfinished files."""
     description = root / "dataset_description.json"
     if root.exists() and any(root.iterdir()):
-        made_by = _read(description).get("GeneratedBy") or [{}]
+        made_by = (stored_json(description) or {}).get("GeneratedBy") or [{}]
         if made_by[0].get("Name") != GENERATOR:
             raise PhantomError(
                 f"{root}: holds files that the phantom generator did not write (no {description.name} with "
@@ -134,17 +134,9 @@ def _prepare_folder(root: Path, truth: Path, digest: str, keep: set[str]) -> Non
 
 
 def _complete(record: Path, root: Path, digest: str, broken: set[Path]) -> bool:
-    person = _read(record)
+    person = stored_json(record) or {}
     files = [root / file for file in person.get("files", [])]
     return person.get("digest") == digest and not broken & {record, *files} and all(map(Path.is_file, files))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file, or an empty dictionary if it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _write_tables(root: Path, people: list[dict[str, Any]]) -> None:

@@ -16,18 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resdm.io import stored_json
 from resdm_suite.cohorts.manifest import SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.tables import (
-    day_number,
-    images,
-    read_by_key,
-    read_json,
-    read_sidecar,
-    to_age,
-    to_date,
-    visible,
-)
+from resdm_suite.cohorts.tables import day_number, images, read_by_key, read_sidecar, to_age, to_date, visible
 from resdm_suite.profiles import Config
 
 # names of columns, in lower case; the first that exists and is filled is used
@@ -181,7 +173,7 @@ def _scan_days(folder: Path, where: str, notes: list[str]) -> dict[str, float]:
 
 def _age_scale(path: Path, notes: list[str]) -> float:
     """Years in one unit of a table's ages, by the ``Units`` of its JSON."""
-    for name, entry in (read_json(path) or {}).items():
+    for name, entry in (stored_json(path) or {}).items():
         unit = str(entry.get("Units", "")).lower() if isinstance(entry, dict) else ""
         if name.lower() in _NAMES["age"] and re.fullmatch(_UNIT, unit) and unit[0] != "y":
             notes.append(f"{path.name}: ages are in {unit}; they are changed to years")
