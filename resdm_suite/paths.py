@@ -1,7 +1,5 @@
 """File names, and the description of a data set, that several stages share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from resdm.io import write_json

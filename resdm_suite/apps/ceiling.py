@@ -1,7 +1,5 @@
 """Score the best estimate that a phantom's truth allows: an upper bound for every method."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

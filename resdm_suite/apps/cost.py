@@ -4,8 +4,6 @@ Networks are timed on random volumes of the profile's grid. Grids above `MOST_VO
 and scaled by the number of voxels. Finished work costs nothing. Tables, figures and the order of jobs are not included.
 """
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Source files that a stage depends on, from the import graph: they are inputs of the workflow's rules."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util

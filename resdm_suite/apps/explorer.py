@@ -5,8 +5,6 @@ Samples are cached, so an earlier prompt is shown at once. All prompts use the s
 between them. The views show the mean over samples, neither a spread nor a status (see `resdm_suite.apps.single_scan`).
 """
 
-from __future__ import annotations
-
 import html
 import io
 import math

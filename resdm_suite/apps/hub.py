@@ -1,7 +1,5 @@
 """Model folders to and from the Hugging Face Hub: safetensors, configuration and card, nothing else."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

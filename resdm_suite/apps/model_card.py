@@ -3,8 +3,6 @@
 Training writes it, and scoring writes it again. It describes the cohort in aggregate only, without identifiers or rows.
 """
 
-from __future__ import annotations
-
 import itertools
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Cost of a synthesis: ``timing.json`` of one call, or of its shards together."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Synthesise the participants of a split with a trained method, and score them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

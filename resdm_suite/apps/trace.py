@@ -1,7 +1,5 @@
 """Record the steps of a residual diffusion for Figure 1."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Train a method of a profile on its preprocessed cohort."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

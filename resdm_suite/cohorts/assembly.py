@@ -1,7 +1,5 @@
 """One call from a data source to ``manifest.csv``: read the sessions, split the participants, write the tables."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

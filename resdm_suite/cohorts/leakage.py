@@ -1,7 +1,5 @@
 """No person in two splits: the error, and the checks that every stage makes when it reads people."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import os

@@ -5,8 +5,6 @@ they are ``""`` in text columns, NaN in numbers and ``<NA>`` in whole numbers. P
 file, paths below the manifest's folder are relative to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 

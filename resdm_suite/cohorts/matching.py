@@ -4,8 +4,6 @@ Every reader (`cohorts.readers`) ends with `assemble_manifest`, so that windows,
 all sources.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence

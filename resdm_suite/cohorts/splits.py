@@ -1,7 +1,5 @@
 """The split by person: drawn by seed and stratum, described by a digest and by counts."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from typing import Any

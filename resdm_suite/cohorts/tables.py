@@ -1,7 +1,5 @@
 """Text tables of any source: cells as text by line, and the meaning of words, numbers and dates."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

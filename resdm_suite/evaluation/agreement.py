@@ -5,8 +5,6 @@ intervals from the F distribution); Lin 1989 and 2000 (concordance). All formula
 sessions of one person are averaged first.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ An atlas is a label image in MNI152 space. Labels are resampled to the profile's
 fewer than `MIN_VOXELS` there are left out and named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

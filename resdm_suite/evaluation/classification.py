@@ -5,8 +5,6 @@ gives ``(…)``. Ten thousand resamples are one matrix product, for which scikit
 each with scikit-learn.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy import stats

@@ -6,8 +6,6 @@ An evaluator fitted on real PET reads synthetic PET with a systematic shift; suc
 Intervals hold for one trained model, since other prompts are synthesised by one training, and for these evaluators.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import asdict

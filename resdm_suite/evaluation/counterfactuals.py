@@ -3,8 +3,6 @@
 Each change is of one MRI and one noise, so only the prompt differs. Intervals are over people.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import pandas as pd

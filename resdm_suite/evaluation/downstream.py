@@ -16,8 +16,6 @@ real PET and the synthetic one of every finished condition.
 Validation people are not used, and nothing is chosen on the test people.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import product

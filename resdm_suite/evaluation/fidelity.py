@@ -1,7 +1,5 @@
 """Regional SUVR of real and synthetic PET by every set of regions of the profile, and the Centiloid scale."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import pandas as pd

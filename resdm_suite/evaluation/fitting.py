@@ -4,8 +4,6 @@ Fitted evaluators are stored below ``work/<profile>/evaluation/models/`` as safe
 a killed run continues with the next evaluator. On a CPU the same seed gives the same bytes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

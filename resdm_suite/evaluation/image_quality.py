@@ -12,8 +12,6 @@ Conventions, the same for every method:
 * A perfect prediction has a PSNR of infinity, written ``inf`` in CSV.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -6,8 +6,6 @@ a pooling layer that would leave fewer than `MIN_EDGE` voxels per axis is omitte
 Both are adapted: trained by AdamW (`resdm_suite.evaluation.fitting`) and without rotations.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

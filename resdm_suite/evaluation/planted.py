@@ -18,8 +18,6 @@ The truth serves tests and readers. No synthesiser is trained, chosen or tuned b
 are trained on the planted status of training people.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Stored readings of the evaluators, ``work/<profile>/evaluation/*.csv``: read and checked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ Trainings ``X``, ``X@seed1``, … of one method are one row ``X``. A person's va
 over people, and intervals resample people and, independently for each method, its trainings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Intervals are over people and the trainings of a method; the evaluators are fixed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Stored tables, sidecars and volumes, read and checked: an error names the file, the row and the remedy."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

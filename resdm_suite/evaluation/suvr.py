@@ -4,8 +4,6 @@ Intensities are scaled back to SUVR by the range in each volume's sidecar. Regio
 `resdm_suite.anatomy`, in MNI space; ``summary`` is the cortical composite of the tracer (its regions' voxels pooled).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path

@@ -19,8 +19,6 @@ dependent. Coverage is therefore measured on test people, with intervals over pe
 All values are in SUVR, inside the brain. The person is the unit: sessions of one person are averaged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -14,8 +14,6 @@ clipping at the end of the SUVR range.
 Nothing is trained, chosen or tuned by it, and no model sees it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The preprocessed cohort as a torch data set: a memory map of volumes, one item per session."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ a whole run from injection on is no SUVR. Times come from the BIDS sidecar. Its 
 times that count from the scan's start, entries that do not fit the file, frames without content.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Measures of quality, and the limits beyond which a session is flagged."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.stats import entropy
 

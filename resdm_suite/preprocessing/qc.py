@@ -8,8 +8,6 @@ PET that shares more information with the T1 as its mirror image was flipped, or
 Phantoms come with the transforms that made them, and so with the true error of each registration.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from contextlib import suppress

@@ -9,8 +9,6 @@ The search works on copies of the scans, averaged to a few millimetres along the
 left-handed or sheared storage makes no difference. One thread and seeded sampling: the same scans give the same bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, wraps

@@ -1,7 +1,5 @@
 """Reading scans: one NIfTI or MGH file → one volume, with every check that a scan of a head must pass."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

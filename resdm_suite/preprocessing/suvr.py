@@ -1,7 +1,5 @@
 """One PET onto the profile's grid as SUVR: reference region, regional means, and intensities in [0, 1]."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -11,8 +11,6 @@ killed call loses the sessions in work only. ``excluded.csv`` lists the sessions
 ``index.csv``, with the reason; ``notes.txt`` what is unsure of the scans that are used.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Stored volumes → what the figures take: who is shown, by which rule, and their arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

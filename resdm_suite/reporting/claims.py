@@ -4,8 +4,6 @@ The claims are data (``data_manifests/paper/``); `KINDS` maps the kind of a clai
 stored tables of a profile, without volumes or models. ``templates/notes_claims.md`` states the rules.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The rows of Table 4, their names, and its pages; notebook 06 computes the numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

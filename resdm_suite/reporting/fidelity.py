@@ -1,7 +1,5 @@
 """What notebook 13 shows of SUVR fidelity: quantities, their names, single people or groups, and notes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

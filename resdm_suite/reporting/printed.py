@@ -3,8 +3,6 @@
 Both are stored in ``data_manifests/paper/``. Contradictions within the paper are computed from these numbers.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Provenance of a table or figure: code, configuration, inputs, versions. No date, so equal work has equal bytes."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

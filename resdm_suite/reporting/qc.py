@@ -7,8 +7,6 @@ measures, which name nobody, go to ``figures/<profile>/qc`` too.
 A montage is composed from arrays, not drawn by matplotlib: hundreds of them take seconds.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

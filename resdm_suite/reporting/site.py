@@ -4,8 +4,6 @@ nbconvert turns executed notebooks into pages. An index links them to tables, fi
 environment. Missing results are listed, so a failed run has a report too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

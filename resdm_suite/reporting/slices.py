@@ -4,8 +4,6 @@ Slices are cut at MNI millimetres and shown in neurological convention: left is 
 They are sampled every millimetre by cubic interpolation, clipped to the range of the volume, for display only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

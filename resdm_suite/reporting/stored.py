@@ -1,7 +1,5 @@
 """Our stored tables as the claims ledger reads them: estimates, paired differences and comparisons."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

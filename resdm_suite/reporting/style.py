@@ -4,8 +4,6 @@ A notebook calls `use_style` once, makes a page with `paper_figure` and draws wi
 depends on pyplot or on the user's settings, so the same input gives the same bytes.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 import textwrap

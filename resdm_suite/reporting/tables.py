@@ -4,8 +4,6 @@ A `Table` holds its numbers once, as a tidy frame (the ``.csv``), and pages of t
 Every cell is one line. Formats are fixed, so the same scores give the same bytes.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

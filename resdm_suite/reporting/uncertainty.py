@@ -1,7 +1,5 @@
 """Table, findings and figure data of the uncertainty analysis: calibration, coverage and ranking."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Linked orthogonal views of one synthesis: T1, both PETs, and what the prompt changed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

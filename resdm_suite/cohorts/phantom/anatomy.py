@@ -1,7 +1,5 @@
 """A phantom's anatomy: tissue maps that thin with age and disease, and a smooth deformation of the template."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """The phantom cohort on disk: a BIDS dataset, written person by person."""
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The simulated people: demography, latent causes of disease, and their change with time."""
 
-from __future__ import annotations
-
 import datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Acquisition of a phantom: pose, voxel grid, resolution, noise and scale of a T1 and of a PET."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from importlib import resources

@@ -6,8 +6,6 @@ different ages holds uptake and anatomy (`thinning_slope`). A region also holds 
 blurs tissues into each other, so its SUVR shows a part of an effect in grey matter (`grey_share`).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tracer in a phantom's tissue: base uptake, pathology, and the planted effects of age and sex."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

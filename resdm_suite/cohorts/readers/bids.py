@@ -4,8 +4,6 @@ The reader uses file names, ``participants.tsv``, ``sub-*_sessions.tsv``, ``sub-
 which may stand in a folder above it (BIDS inheritance). It opens no image.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ A file is downloaded to ``<name>.part``. It is renamed once it has the listed si
 its end. The part of a stopped download stays, and only the missing bytes are requested again.
 """
 
-from __future__ import annotations
-
 import errno
 import gzip
 import os

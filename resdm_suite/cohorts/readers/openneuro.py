@@ -10,8 +10,6 @@ A window ``cohort.match.window_days`` of 366 is thus "at most one year by ages".
 **The tracer is the file name's** ``trc-`` entity: sidecars of tau PET name florbetaben. The notes count such faults.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator

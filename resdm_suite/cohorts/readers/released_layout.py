@@ -11,8 +11,6 @@ both are checked:
 per volume with a minimum above 0, it is not the true SUVR.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A table in the manifest's columns (``data_manifests/README.md``): any cohort whose scans can be listed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest
