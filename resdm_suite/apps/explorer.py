@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resdm.io import atomic, sha256, write_json
-from resdm.settings import AGE_RANGE, TRACERS, MethodConfig, check_person, derive_seed
+from resdm.settings import AGE_RANGE, SEXES, TRACERS, MethodConfig, check_person, derive_seed
 from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom, synthetic_head, units
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
@@ -173,24 +173,21 @@ class Explorer(widgets.VBox):
         settings = model.model.card.settings
         steps = step_choices(settings)
         people = [(_session_label(key, row), key) for key, row in model.people.items()]
-        self.person = widgets.Dropdown(
-            options=people, value=source if sessions else None, description="person", **narrow
-        )
+        shown = source if sessions else None
+        self.person = widgets.Dropdown(options=people, value=shown, description="person", **narrow)
         self.file = widgets.Text(self._file, description="or a T1", placeholder="path, then Enter", **late)
         self.age = widgets.IntSlider(round(age or 70), *model.ages, description="age", **late)
-        self.sex = widgets.ToggleButtons(
-            options=[("F", "F"), ("M", "M"), ("none", None)], value=sex, description="sex",
-            style={"button_width": "56px", "description_width": "64px"},
-        )  # fmt: skip
-        self.use_age = widgets.Checkbox(
-            age is not None, description="use age", indent=False,
-            layout=widgets.Layout(width="140px", margin="0 0 0 14px"),
-        )  # fmt: skip
+        sexes, style = (
+            [(one, one) for one in SEXES] + [("none", None)],
+            {"button_width": "56px", "description_width": "64px"},
+        )
+        self.sex = widgets.ToggleButtons(options=sexes, value=sex, description="sex", style=style)
+        beside = widgets.Layout(width="140px", margin="0 0 0 14px")
+        self.use_age = widgets.Checkbox(age is not None, description="use age", indent=False, layout=beside)
         self.factual = widgets.Button(description="factual", tooltip="the person's age and sex", icon="undo", **button)
-        self.steps = widgets.SelectionSlider(
-            options=steps or [("–", None)], disabled=not steps, description="steps",
-            value=(getattr(settings, "sampling_steps", None) or steps[-1]) if steps else None, **late,
-        )  # fmt: skip
+        usual = (getattr(settings, "sampling_steps", None) or steps[-1]) if steps else None
+        choices = {"options": steps or [("–", None)], "value": usual, "disabled": not steps}
+        self.steps = widgets.SelectionSlider(**choices, description="steps", **late)
         seed = model.config.seeded(model.method).seed
         self.seed = widgets.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **narrow)
         self.samples = widgets.IntSlider(4, 1, 16, description="samples", **late)
@@ -198,9 +195,8 @@ class Explorer(widgets.VBox):
             widgets.IntSlider(round(at), *map(round, FIELD_MM[axis]), description=f"{axis} (mm)", **late)
             for axis, at in zip("xyz", START_MM, strict=True)
         ]
-        self.save = widgets.Button(
-            description="export", tooltip="picture, NIfTI and settings", icon="save", button_style="primary", **button
-        )
+        button |= {"icon": "save", "button_style": "primary"}
+        self.save = widgets.Button(description="export", tooltip="picture, NIfTI and settings", **button)
         self.status, self.readout = widgets.HTML(), widgets.HTML()
         self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="1500px"))
         for widget, name in ((self.image, "resdm-views"), (self.age, "resdm-age"), (self.cuts[2], "resdm-z")):
@@ -226,10 +222,8 @@ class Explorer(widgets.VBox):
             "where (MNI)": self.cuts,
         }
         style = "color:#777;font-size:11px;letter-spacing:.04em"
-        controls = [
-            widgets.VBox([widgets.HTML(f"<b style='{style}'>{title.upper()}</b>"), *column])
-            for title, column in columns.items()
-        ]
+        heads = [widgets.HTML(f"<b style='{style}'>{title.upper()}</b>") for title in columns]
+        controls = [widgets.VBox([head, *column]) for head, column in zip(heads, columns.values(), strict=True)]
         wrap = widgets.Layout(flex_flow="row wrap", grid_gap="4px 12px")
         export = widgets.HBox([self.save, self.status], layout=centred)
         return [widgets.HBox(controls, layout=wrap), self.image, self.readout, export]

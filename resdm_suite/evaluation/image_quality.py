@@ -78,10 +78,8 @@ def _difference(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None
 
 def _checked(mask: np.ndarray, volume: np.ndarray) -> np.ndarray:
     if mask.shape != volume.shape or mask.dtype != bool or not mask.any():
-        raise ValueError(
-            f"mask: expected a boolean array of shape {volume.shape} with a voxel in it; "
-            f"found {mask.dtype} {mask.shape} with {int(np.count_nonzero(mask))}"
-        )
+        found = f"{mask.dtype} {mask.shape} with {int(np.count_nonzero(mask))}"
+        raise ValueError(f"mask: expected a boolean array of shape {volume.shape} with a voxel in it; found {found}")
     return mask
 
 

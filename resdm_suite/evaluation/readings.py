@@ -68,10 +68,9 @@ def check_same_sessions(parts: Mapping[str, pd.DataFrame], where: str) -> None:
     for name, part in others:
         apart = set(map(tuple, reference[SESSION].to_numpy())) ^ set(map(tuple, part[SESSION].to_numpy()))
         if apart:
-            raise ValueError(
-                f"readings of {where}: {first!r} and {name!r} are not of the same sessions (only one has "
-                f"{' '.join(min(apart))}; {len(apart)} in all); run the evaluators again"
-            )
+            which = f"only one has {' '.join(min(apart))}; {len(apart)} in all"
+            fault = f"{first!r} and {name!r} are not of the same sessions ({which})"
+            raise ValueError(f"readings of {where}: {fault}; run the evaluators again")
 
 
 def present_tracers(frame: pd.DataFrame) -> list[str]:

@@ -46,9 +46,9 @@ def _check_trainings(scores: pd.DataFrame) -> None:
     uneven = scored[scored != scored.index.get_level_values("row").map(trainings)]
     if len(uneven):
         method, *who = uneven.index[0]
+        fault = f"{' '.join(who)} has {uneven.iloc[0]} of {trainings[method]}"
         raise ValueError(
-            f"{method!r}: its seeds were not scored on the same people ({' '.join(who)} has {uneven.iloc[0]} of "
-            f"{trainings[method]}); synthesise and score them again"
+            f"{method!r}: its seeds were not scored on the same people ({fault}); synthesise and score them again"
         )
 
 

@@ -29,10 +29,8 @@ def pet_on_grid(
     reference, coverage = _reference_values(array, pet, mni_to_pet, grid, tracer, path)
     mean = float(reference.mean()) if len(reference) else 0.0
     if not mean > 0:
-        raise VolumeError(
-            f"{path}: the reference region ({REFERENCE[tracer]}) holds a mean of {mean:g}, expected more than 0; "
-            "does the scan cover the cerebellum?"
-        )
+        found = f"the reference region ({REFERENCE[tracer]}) holds a mean of {mean:g}, expected more than 0"
+        raise VolumeError(f"{path}: {found}; does the scan cover the cerebellum?")
     array = array / mean
     parts = {"summary": np.any([masks[name] for name in SUMMARY[tracer]], axis=0)} | masks
     regional = {name: float(array[mask].mean(dtype=np.float64)) for name, mask in parts.items()}  # before clipping
@@ -67,9 +65,7 @@ def _reference_values(
     ends = np.array(pet.data.shape) - 1
     coverage = float(np.mean(np.all((voxels > -0.5) & (voxels < ends + 0.5), axis=1)))
     if coverage < MIN_REFERENCE_COVERAGE:
-        raise VolumeError(
-            f"{path}: holds {100 * coverage:.0f} % of the reference region ({REFERENCE[tracer]}), expected "
-            f"{100 * MIN_REFERENCE_COVERAGE:.0f} % or more; does the scan cover the cerebellum, and is its affine "
-            "right?"
-        )
+        found, expected = (f"{100 * share:.0f} %" for share in (coverage, MIN_REFERENCE_COVERAGE))
+        fault = f"holds {found} of the reference region ({REFERENCE[tracer]}), expected {expected} or more"
+        raise VolumeError(f"{path}: {fault}; does the scan cover the cerebellum, and is its affine right?")
     return array[mask][np.all((voxels >= 0) & (voxels <= ends), axis=1)], coverage

@@ -13,7 +13,7 @@ by the mean of the suite's reference region, which undoes this.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,10 +83,8 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     root, cohort = Path(root).absolute(), config.cohort
     tau = [label for label, target in cohort.tracers.items() if target == "tau"]
     if len(tau) > 1:
-        raise ManifestError(
-            f"cohort.tracers names {len(tau)} tau tracers ({', '.join(tau)}), whose SUVRs are on different scales; "
-            "keep one of them"
-        )
+        named = f"{len(tau)} tau tracers ({', '.join(tau)}), whose SUVRs are on different scales"
+        raise ManifestError(f"cohort.tracers names {named}; keep one of them")
     layout, folder = _layout(root)
     given = root if cohort.tables is None else config.work / cohort.tables
     if not given.is_dir():
@@ -94,9 +92,9 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     tables, notes = read_tables(given), []
     clinica = _read_clinica([folder, given], notes)
     notes = [*tables.notes, *notes]
-    if layout == "LONI" and cohort.match.same_visit:
-        raise ManifestError(f"{root}: LONI's tree files scans by day, not by visit; set match.same_visit: false")
     if layout == "LONI":
+        if cohort.match.same_visit:
+            raise ManifestError(f"{root}: LONI's tree files scans by day, not by visit; set match.same_visit: false")
         files = _loni_scans(folder, config, tables, notes)
     else:
         files = _clinica_scans(folder, layout, config, tables, clinica, notes)
@@ -111,9 +109,9 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
 
     scans: list[dict[str, Any]] = []
     people: dict[tuple[str, str], dict[str, Any]] = {}
+    space = SPACE if layout == "CAPS" else ""
     for scan in files:
-        row = {"person": scan.person, "session": scan.session, "path": str(scan.path)}
-        row["space"] = SPACE if layout == "CAPS" else ""
+        row = {"person": scan.person, "session": scan.session, "path": str(scan.path), "space": space}
         if scan.what in cohort.tracers:
             date, measured = _measured(scan, tables, config, notes)
             row |= {"target": cohort.tracers[scan.what], "tracer": scan.what, "day": day_number(date)} | measured
@@ -175,23 +173,21 @@ def _clinica_scans(
             if pd.isna(date) and pd.notna(start):
                 date = start + pd.Timedelta(days=round(month * 365.25 / 12))
                 notes.append(f"{person} {session}: no day of the visit; {month} months after baseline are taken")
-        by_kind: dict[str, list[Path]] = {}
+        by_kind: dict[str, list[Path]] = defaultdict(list)
         for path in images(visit, f"{t1}/*_T1w.nii*", f"{pet}/*_pet.nii*"):
             if "_rec-nac" in path.name.lower():
                 notes.append(f"{person} {session}: {path.name} has no attenuation correction; not used")
                 continue
             label = re.search(r"_trc-([A-Za-z0-9]+)_", path.name)
-            kind = "T1w" if path.parent.name == t1 else label and label[1]
-            if kind:
-                by_kind.setdefault(kind, []).append(path)
+            if kind := "T1w" if path.parent.name == t1 else label and label[1]:
+                by_kind[kind].append(path)
         for what, paths in by_kind.items():
             # the crop cuts at the edge of the head, inside the grid of 192 mm
             whole = [path for path in paths if "_desc-Crop_" not in path.name] or paths
             if len(whole) > 1 and what in ("T1w", *config.cohort.tracers):
                 notes.append(f"{person} {session}: {len(whole)} {what}; {whole[0].name} is used")
-            acquired = clinica.acquired.get((person, session, whole[0].name), pd.NaT)
-            exact = pd.notna(acquired)
-            scans.append(Scan(person, session, what, whole[0], acquired if exact else date, exact))
+            acquired = clinica.acquired.get((person, session, whole[0].name))
+            scans.append(Scan(person, session, what, whole[0], acquired or date, acquired is not None))
     if layout == "CAPS" and any("_desc-Crop_" in scan.path.name for scan in scans):
         notes.append("cropped scans (desc-Crop) are used where there is no uncropped one")
     return scans
@@ -323,10 +319,8 @@ def _measured(scan: Scan, tables: StudyTables, config: Config, notes: list[str])
     target = config.cohort.tracers[scan.what]
     date = scan.date if scan.exact else row["date"]
     if row["qc"] < PASSED:
-        notes.append(
-            f"{scan.person} {scan.session}: {row['source']} has qc_flag {row['qc']:g}, not used; the SUVR of the "
-            f"{target} PET will be measured"
-        )
+        fault = f"{row['source']} has qc_flag {row['qc']:g}, not used"
+        notes.append(f"{scan.person} {scan.session}: {fault}; the SUVR of the {target} PET will be measured")
         return date, {}
     cutoff = config.cohort.tau_cutoff if target == "tau" else config.cohort.amyloid_cutoff.get(scan.what, np.nan)
     status = row["status"]
@@ -347,13 +341,12 @@ def _person(scan: Scan, tables: StudyTables, clinica: _Clinica) -> dict[str, Any
 
     later = to_age(participant.get("age_bl", "")) if month else None
     at_baseline = participant.get("age_bl", "") if month is not None else ""
+    by_label = at_baseline if later is None else later + month / 12
     diagnosis = visit.get("diagnosis") or baseline.get("diagnosis_sc", "")
     return {
         "person": scan.person,
         "session": scan.session,
-        "age": first(
-            tables.age(rid, scan.date), visit.get("age", ""), at_baseline if later is None else later + month / 12
-        ),
+        "age": first(tables.age(rid, scan.date), visit.get("age", ""), by_label),
         "sex": first(study.get("sex", ""), participant.get("sex", "")),
         "diagnosis": first(tables.diagnosis(rid, scan.date), diagnosis),
         "education": study.get("education", participant.get("education_level", "")),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,13 +71,11 @@ class StudyTables(NamedTuple):
 
     def diagnosis(self, rid: int, date: pd.Timestamp) -> str:
         """CN, MCI or AD at the visit nearest to a day; empty if there is none within `VISIT_DAYS`."""
-        row = _nearest(self.diagnoses[self.diagnoses["rid"] == rid], date, VISIT_DAYS)
-        return "" if row is None else row["value"]
+        return _value(self.diagnoses, rid, date, "")
 
     def score(self, rid: int, date: pd.Timestamp) -> float:
         """MMSE at the visit nearest to a day, likewise; NaN if there is none."""
-        row = _nearest(self.mmse[self.mmse["rid"] == rid], date, VISIT_DAYS)
-        return np.nan if row is None else row["value"]
+        return _value(self.mmse, rid, date, np.nan)
 
     def tracer(self, rid: int, date: pd.Timestamp, image: str, words: str, by_date: bool) -> str:
         """Label of a PET by LONI's number of the image, else the one tracer of that person and day; empty if none.
@@ -264,10 +263,9 @@ def _newest(files: Iterable[Path], stem: str, notes: list[str]) -> Path | None:
     for path in files:
         if match := re.fullmatch(name, path.name, re.IGNORECASE):
             forms = [(match[2], "%d%b%Y"), (match[1], "%m_%d_%y" if len(match[1] or "") == 8 else "%m_%d_%Y")]
-            try:
-                date = next((datetime.strptime(text, form) for text, form in forms if text), datetime.min)
-            except ValueError:
-                date = datetime.min
+            date = datetime.min
+            with suppress(ValueError):
+                date = next((datetime.strptime(text, form) for text, form in forms if text), date)
             dated.append((date, path.stat().st_mtime_ns, path.name, path))
     if len(dated) > 1:
         others = ", ".join(sorted(entry[2] for entry in dated if entry is not max(dated)))
@@ -281,17 +279,14 @@ def _newest(files: Iterable[Path], stem: str, notes: list[str]) -> Path | None:
 def _pet_rows(table: Table, label: str | None, labels: dict[str, str], **columns: pd.Series) -> pd.DataFrame:
     """One row per PET with a date; ``label`` where the table is of one tracer."""
     tracer = table.column("TRACER", needed=label is None).str.upper().str.replace(r"[^A-Z0-9]", "", regex=True)
-    frame = pd.DataFrame(
-        {
-            "rid": table.rids,
-            "tracer": table.convert(tracer, lambda text: labels.get(text, label), ", ".join(labels)),
-            "date": table.dates("SCANDATE", "EXAMDATE"),
-            "qc": table.numbers("QC_FLAG", codes=False),
-            "image": table.column("LONIUID").str.lstrip("IiDd"),
-            "source": [f"{table.path.name} row {line}" for line in table.cells.index],
-            **columns,
-        }
-    )
+    frame = pd.DataFrame({
+        "rid": table.rids,
+        "tracer": table.convert(tracer, lambda text: labels.get(text, label), ", ".join(labels)),
+        "date": table.dates("SCANDATE", "EXAMDATE"),
+        "qc": table.numbers("QC_FLAG", codes=False),
+        "image": table.column("LONIUID").str.lstrip("IiDd"),
+        "source": [f"{table.path.name} row {line}" for line in table.cells.index],
+    } | columns)  # fmt: skip
     return frame.dropna(subset=["date", "tracer"])
 
 
@@ -314,9 +309,8 @@ def _tau_rows(table: Table, label: str | None) -> pd.DataFrame:
 
 def _one_per_scan(frames: list[pd.DataFrame]) -> pd.DataFrame:
     """All rows by date; of one tracer and day, the first table's row, and of these the one with the better QC."""
-    rows = _join(
-        [frame.assign(table=number) for number, frame in enumerate(frames)], ["rid", "tracer", "image", "date"]
-    )
+    numbered = [frame.assign(table=number) for number, frame in enumerate(frames)]
+    rows = _join(numbered, ["rid", "tracer", "image", "date"])
     if rows.empty:
         return rows
     rows = rows.sort_values(["table", "qc"], ascending=[True, False], kind="stable", na_position="last")
@@ -341,6 +335,11 @@ def _nearest(rows: pd.DataFrame, date: pd.Timestamp, days: int) -> pd.Series | N
         return None
     gaps = (rows["date"] - date).abs()
     return rows.loc[gaps.idxmin()] if gaps.min() <= pd.Timedelta(days=days) else None
+
+
+def _value(rows: pd.DataFrame, rid: int, date: pd.Timestamp, default: Any) -> Any:
+    row = _nearest(rows[rows["rid"] == rid], date, VISIT_DAYS)
+    return default if row is None else row["value"]
 
 
 def _born(table: Table) -> pd.Series:
