@@ -168,7 +168,7 @@ def slope(first: Iterable[float], second: Iterable[float], level: float = 0.95) 
     return Estimate(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half)
 
 
-def agreement_table(values: pd.DataFrame, keys: Iterable[str], level: float = 0.95) -> pd.DataFrame:
+def agreement_table(values: pd.DataFrame, keys: Iterable[str]) -> pd.DataFrame:
     """Agreement of synthetic with real values, over people (sessions averaged), by combinations of ``keys``.
 
     ``values`` has the columns ``keys``, person, real, synthetic. The result has ``keys`` in order of appearance, n, sd,
@@ -179,17 +179,10 @@ def agreement_table(values: pd.DataFrame, keys: Iterable[str], level: float = 0.
     people = values.groupby([*keys, "person"], sort=False)[["real", "synthetic"]].mean().reset_index()
     for key, part in people.groupby(keys, sort=False):
         x, y = part["real"].to_numpy(), part["synthetic"].to_numpy()
-        limits, both = bland_altman(x, y, level), np.column_stack([x, y])
-        estimates = {
-            "bias": limits.bias,
-            "lower": limits.lower,
-            "upper": limits.upper,
-            "icc_agreement": intraclass(both, "agreement", level),
-            "icc_consistency": intraclass(both, "consistency", level),
-            "ccc": concordance(x, y, level),
-            "r": pearson(x, y, level),
-            "slope": slope(x, y, level),
-        }
+        limits, both = bland_altman(x, y), np.column_stack([x, y])
+        estimates = {"bias": limits.bias, "lower": limits.lower, "upper": limits.upper}
+        estimates |= {f"icc_{kind}": intraclass(both, kind) for kind in ("agreement", "consistency")}
+        estimates |= {"ccc": concordance(x, y), "r": pearson(x, y), "slope": slope(x, y)}
         row = dict(zip(keys, key, strict=True)) | {"n": limits.n, "sd": limits.sd}
         for name, estimate in estimates.items():
             row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -247,21 +247,16 @@ def paired_test(a: np.ndarray, b: np.ndarray, *, seed: int, alternative: str = "
 
 
 def beats(
-    scores: pd.DataFrame,
-    method: str,
-    others: str | Iterable[str] = "template",
-    *,
-    metrics: Iterable[str] = METRICS,
-    region: str = "brain",
-    seed: int,
-) -> pd.DataFrame:
-    """Whether a method is better than others on every tracer and metric, by one-sided paired tests.
+    scores: pd.DataFrame, method: str, others: str | Iterable[str] = "template", *,
+    metrics: Iterable[str] = METRICS, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Whether a method is better than others on every tracer and metric in the brain, by one-sided paired tests.
 
     ``scores`` are stored scores with ``method``; others without scores are left out. One row per other method, tracer
     and metric: n, won (share of people), improvement (difference towards better; fractions and dB) with ci_low and
     ci_high (95 %), rank_biserial, p (one-sided) and p_holm over all rows. Empty where there is nothing to compare.
     """
-    people = by_person(scores[scores["region"] == region])
+    people = by_person(scores[scores["region"] == "brain"])
     scored = set(people["method"].str.partition("@")[0])
     rows = []
     for other in [others] if isinstance(others, str) else others:
@@ -272,7 +267,7 @@ def beats(
                 if metric in LOWER_IS_BETTER:
                     a, b = b, a  # a positive difference is an improvement
                 result = paired_test(a, b, seed=seed, alternative="greater")
-                row = {"method": method, "other": other, "tracer": tracer, "region": region, "metric": metric}
+                row = {"method": method, "other": other, "tracer": tracer, "region": "brain", "metric": metric}
                 row |= {"n": result.n, "won": float(np.mean(a.mean(axis=0) > b.mean(axis=0)))}
                 row |= {"improvement": result.difference, "ci_low": result.low, "ci_high": result.high}
                 rows.append(row | {"rank_biserial": result.rank_biserial, "p": result.p})

@@ -4,7 +4,7 @@ Slices are cut at MNI millimetres and shown in neurological convention: left is 
 They are sampled every millimetre by cubic interpolation, clipped to the range of the volume, for display only.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -134,6 +134,10 @@ def error_window(errors: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
 # ── one scan ─────────────────────────────────────────────────────────────────────────────────────
 
 
+SCAN_CUTS = (("x", 7.0), ("y", -58.0), ("y", -20.0), ("z", -18.0), ("z", 24.0))
+"""Slices of the picture of one scan."""
+
+
 @style.style()
 def scan_montage(
     mri: np.ndarray,
@@ -144,7 +148,6 @@ def scan_montage(
     notice: str = "",
     title: str = "Synthetic PET",
     detail: str = "",
-    cuts: Sequence[Cut] = (("x", 7.0), ("y", -58.0), ("y", -20.0), ("z", -18.0), ("z", 24.0)),
 ) -> Figure:
     """One person's T1 and synthetic PETs, in MNI space.
 
@@ -158,7 +161,6 @@ def scan_montage(
     preprocess : PreprocessConfig
         What intensities 0 and 1 stand for.
     notice, title, detail : str
-    cuts : sequence of (axis, mm)
     """
     brain = mni_map("brain", grid)
     pets = {tracer: to_suvr(volumes[tracer], preprocess.pet_range[tracer]) for tracer in TRACERS}
@@ -166,16 +168,16 @@ def scan_montage(
     rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), style.T1_MAP, "intensity")]
     names, unit = style.TRACER_TITLES, preprocess.pet_unit
     rows += [(f"{names[tracer]}, mean", pets[tracer], norm, style.PET_MAP, unit) for tracer in TRACERS]
-    widths = [1 / slice_aspect(cut) for cut in cuts]  # at height 1
+    widths = [1 / slice_aspect(cut) for cut in SCAN_CUTS]  # at height 1
     detail = f"{detail} Outline: MNI152 brain; left is left.".strip()
     figure = style.paper_figure(0.8 + len(rows) * (style.WIDTH - 0.8) / sum(widths), title, notice, detail)
-    panels = figure.subplots(len(rows), len(cuts), width_ratios=widths)
+    panels = figure.subplots(len(rows), len(SCAN_CUTS), width_ratios=widths)
     for line, (label, volume, limits, cmap, unit) in zip(panels, rows, strict=True):
-        for axes, cut in zip(line, cuts, strict=True):
+        for axes, cut in zip(line, SCAN_CUTS, strict=True):
             show_slice(axes, volume, grid, cut, limits, cmap, marks=label == "T1")
             draw_outline(axes, brain, grid, cut, "#35C9E8", 0.5)
         line[0].set_ylabel(label, fontweight="bold")
         style.colour_bar(line, limits, cmap, unit)
-    for axes, cut in zip(panels[0], cuts, strict=True):
+    for axes, cut in zip(panels[0], SCAN_CUTS, strict=True):
         axes.set_title(slice_name(cut), fontsize=5.5, color=style.GREY)
     return figure
