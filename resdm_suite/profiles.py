@@ -370,10 +370,8 @@ class Config:
     def method(self, name: str) -> MethodConfig:
         """The named method's settings, or a `ConfigError` that lists the known names."""
         if name not in self.methods:
-            raise ConfigError(
-                f"profile {self.profile!r} has no method {name!r}{suggest(name, self.methods)}; "
-                f"it has: {', '.join(self.methods)}"
-            )
+            fault = f"profile {self.profile!r} has no method {name!r}{suggest(name, self.methods)}"
+            raise ConfigError(f"{fault}; it has: {', '.join(self.methods)}")
         return self.methods[name]
 
     def seeded(self, name: str) -> Config:

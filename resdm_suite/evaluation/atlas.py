@@ -79,10 +79,8 @@ def load_atlas(source: str, grid: Grid, labels: str | Path | None = None) -> Atl
         else:
             masks[name] = mask
     if not masks:
-        raise AtlasError(
-            f"{source}: none of its {len(small)} regions has {MIN_VOXELS} voxels of {grid.voxel_mm:g} mm; is it in "
-            "MNI152 space?"
-        )
+        fault = f"none of its {len(small)} regions has {MIN_VOXELS} voxels of {grid.voxel_mm:g} mm"
+        raise AtlasError(f"{source}: {fault}; is it in MNI152 space?")
     return Atlas(source if source in FETCHED else Path(source).name, masks, tuple(small))
 
 

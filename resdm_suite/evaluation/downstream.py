@@ -86,10 +86,8 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
         raise ValueError(f"{path}: columns missing: {', '.join(missing)}; run the preprocessing again")
     rows = index[(index[f"present_{tracer}"] == 1) & index[column].notna()].reset_index(drop=True)
     if rows.empty:
-        raise UndefinedError(
-            f"{path}: no {split} session has both {tracer} PET and {column}; "
-            f"fill in {column} in the manifest, or the SUVR that it is made of"
-        )
+        fault = f"no {split} session has both {tracer} PET and {column}"
+        raise UndefinedError(f"{path}: {fault}; fill in {column} in the manifest, or the SUVR that it is made of")
     return rows.assign(label=((rows["sex"] == "M") if target == "sex" else rows[column]).astype(float))
 
 

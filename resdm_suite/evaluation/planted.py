@@ -105,10 +105,8 @@ def regional_sources(config: Config, methods: Mapping[str, Sequence[str]] | None
     truth = truth.merge(index[["person", "session"]])
     unknown = sorted(set(index["person"]) - set(truth["person"]))
     if unknown:
-        raise ValueError(
-            f"{config.volumes / 'index.csv'}: test people without truth ({', '.join(unknown[:5])}): these volumes "
-            "are not of these phantoms; preprocess them again"
-        )
+        fault = f"test people without truth ({', '.join(unknown[:5])}): these volumes are not of these phantoms"
+        raise ValueError(f"{config.volumes / 'index.csv'}: {fault}; preprocess them again")
     parts = [truth.assign(source="truth", training=0)]
     for source, trainings in (methods or {"real": ["template"]}).items():
         for number, method in enumerate(trainings):

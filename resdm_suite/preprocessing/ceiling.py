@@ -148,10 +148,8 @@ def read_truth(config: Config, name: str = "truth") -> dict[str, Any]:
         Phantoms without truth, or with the truth of other phantoms.
     """
     if config.cohort.kind != "phantom":
-        raise ConfigError(
-            f"profile {config.profile!r}: cohort.kind is {config.cohort.kind}; the ceiling follows from the truth, "
-            "which is known of phantoms alone"
-        )
+        fault = f"profile {config.profile!r}: cohort.kind is {config.cohort.kind}"
+        raise ConfigError(f"{fault}; the ceiling follows from the truth, which is known of phantoms alone")
     path, run = config.work / "truth" / f"{name}.json", f"run `resdm phantom {config.profile}`"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no truth of these phantoms; {run} first")

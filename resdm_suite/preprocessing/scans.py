@@ -147,10 +147,8 @@ def _check_shape(image: nib.spatialimages.SpatialImage, path: Path, frames: bool
             f"{path}: found {len(shape)} dimensions {shape}, expected {expected}; choose or average the volumes"
         )
     if min(shape[:3]) < 8 or max(shape[:3]) > MAX_AXIS:
-        raise VolumeError(
-            f"{path}: found {shape} voxels, expected a 3D scan of the whole head, 8 or more an axis and at most "
-            f"{MAX_AXIS}; choose the scan itself, not a part or a localiser"
-        )
+        fault = f"found {shape} voxels, expected a 3D scan of the whole head, 8 or more an axis and at most {MAX_AXIS}"
+        raise VolumeError(f"{path}: {fault}; choose the scan itself, not a part or a localiser")
     return shape
 
 

@@ -169,10 +169,8 @@ class Table(NamedTuple):
         cells.columns = cells.columns.str.upper()
         keys = [key for key in ("RID", "PTID") if key in cells]
         if not keys:
-            raise ManifestError(
-                f"{path}: no column RID or PTID; found {', '.join(cells.columns[:8])}; expected the table as "
-                "downloaded, separated by commas"
-            )
+            fault = f"no column RID or PTID; found {', '.join(cells.columns[:8])}"
+            raise ManifestError(f"{path}: {fault}; expected the table as downloaded, separated by commas")
         cells = cells[(cells[keys] != "").any(axis=1)]
         if "QC_FLAG" in cells:
             cells = cells.assign(QC_FLAG=[_QC.get(text.lower(), text) for text in cells["QC_FLAG"]])
