@@ -12,7 +12,7 @@ RUN apt-get update \
 WORKDIR /resdm
 # The environment first, in a layer of its own until the pins change. Empty packages stand in for the code.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN mkdir -p configs resdm/baselines resdm/layers resdm_suite/apps resdm_suite/cohorts/phantom \
+RUN mkdir -p configs notebooks resdm/baselines resdm/layers resdm_suite/apps resdm_suite/cohorts/phantom \
         resdm_suite/cohorts/readers resdm_suite/evaluation resdm_suite/preprocessing resdm_suite/reporting \
     && echo '__version__ = "0"' > resdm/__init__.py \
     && python -m venv .venv \

@@ -67,7 +67,7 @@ RESULTS += ["figure5.png"] * ({"no_age", "shuffled_age"} <= set(CONDITIONS))
 CHECKED = [f"{FIGURES}/{name.replace('.png', '.csv')}" for name in RESULTS if name not in ("figure1.png", "suvr_fidelity.csv")]
 RESULTS += ["counterfactuals.png"] * ({"wrong_sex", "tracer_only", "shuffled"} <= set(CONDITIONS))
 RESULTS += ["uncertainty.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
-RESULTS += ["walkthrough.png"] * ("ResDM" in METHODS)
+RESULTS += ["walkthrough.png", "evaluation.csv"] * ("ResDM" in METHODS)
 if RELEASED:
     RESULTS = ["table1.csv", "departures.csv"]  # the profile of the released code
 
@@ -290,6 +290,12 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         "16_method_walkthrough",
         [f"{WORK}/volumes/index.csv", f"{WORK}/models/ResDM/model.safetensors"],
         {"walkthrough": FIGURE},
+        ["privacy"],
+    ),
+    "evaluation": (
+        "17_evaluate",
+        expand(SCORES, method=[name for name in ("ResDM", "linear") if name in METHODS]),
+        {"evaluation": TABLE + FIGURE, "evaluation_metrics": [".json"]},
         ["privacy"],
     ),
     "claims": (

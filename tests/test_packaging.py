@@ -21,7 +21,7 @@ def wheel(tmp_path_factory):
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    parts = ("resdm/", "resdm_suite/", "configs/", "pyproject.toml", "README.md", "LICENSE")
+    parts = ("resdm/", "resdm_suite/", "configs/", "notebooks/", "pyproject.toml", "README.md", "LICENSE")
     for name in listed.stdout.split("\0"):
         if name.startswith(parts) and (ROOT / name).is_file():
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,8 @@ def test_the_wheel_holds_every_module_template_and_profile(wheel):
     files = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
     assert files - names == set()
     profiles = {f"resdm_suite/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
-    assert profiles <= names
+    kernel = "resdm_suite/configs/jupyter/kernels/resdm/kernel.json"
+    assert profiles | {"resdm_suite/notebooks/17_evaluate.ipynb", kernel} <= names
     assert not any(name.startswith(("tests/", "configs/", "notebooks/")) for name in names)
 
 

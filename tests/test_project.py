@@ -157,7 +157,7 @@ class TestNotebooks:
         assert len(tagged) == 1
         names = {node.targets[0].id for node in ast.parse(tagged[0].source).body}
         assert "config" in names
-        assert names <= {"config", "method", "conditions", "person"}
+        assert names <= {"config", "method", "conditions", "person", "table", "synthetic", "scale", "trained_on"}
         assert "heading(profile)" in "".join(cell.source for cell in cells), "names its data"
 
     def test_shows_its_analysis_in_few_lines_without_definitions(self, path):

@@ -176,6 +176,13 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
+def _named_folder(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not (name and folder):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FOLDER, such as GAN=predictions/gan")
+    return name, folder
+
+
 CODE = " (code of this module runs)"
 
 # ── commands of more than one call ────────────────────────────────────────────────────────────────
@@ -379,6 +386,14 @@ _command("synthesise", "synthesise both PETs of one person, or of a table, from 
                    help="use a T1 that is unlike those of the training people; every output says so"), TRUST,
          _argument("--quiet", action="store_true", help="print errors only"),
          _argument("--json", dest="as_json", action="store_true", help="print one JSON object, no progress bar"))
+_command("evaluate", "compare synthetic PET of any tool with real PET: tables, figures and a page",
+         "scans.csv Ours=predictions/ours GAN=predictions/gan --out evaluated", "apps.evaluation:evaluate_volumes",
+         _argument("table", type=Path, metavar="CSV", help="person, age, sex, amyloid, tau (real PET); see docs"),
+         _argument("synthetic", type=_named_folder, nargs="*", metavar="NAME=FOLDER", help="volumes of a method"),
+         _argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder"),
+         _argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="SUVR of values 0 and 1, if no SUVR"),
+         _argument("--trained-on", type=Path, metavar="CSV", help="column person: people a method was trained on"),
+         QUIET)
 _command("model show", "print the model card", "work/phantom/models/ResDM", "apps.model_card:show", FOLDER, TRUST)
 _command("model push", "upload a model to the Hugging Face Hub, with the token of `hf auth login`",
          "work/phantom/models/ResDM user/resdm-phantom", "apps.hub:push", FOLDER, REPOSITORY, TRUST,

@@ -15,6 +15,7 @@ Conventions, the same for every method:
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -171,12 +172,18 @@ def score_people(
     brain = mni_map("brain", grid)
     rows = []
     for person, session, tracer, *paths in pairs:
-        real, synthetic = (read_volume(path, grid) for path in paths)
-        mean, similarity = _ssim(real, synthetic)
-        for region, mask, value in (("whole", None, mean), ("brain", brain, float(similarity[brain].mean()))):
-            row = {"person": person, "session": session, "tracer": tracer, "region": region}
-            rows.append(row | {"mae": mae(real, synthetic, mask), "psnr": psnr(real, synthetic, mask), "ssim": value})
+        head = {"person": person, "session": session, "tracer": tracer}
+        rows += [head | scores for scores in score_pair(*(read_volume(path, grid) for path in paths), brain)]
     return pd.DataFrame(rows, columns=["person", "session", "tracer", "region", *METRICS])
+
+
+def score_pair(real: np.ndarray, synthetic: np.ndarray, brain: np.ndarray) -> list[dict[str, Any]]:
+    """`METRICS` of a synthetic volume (X, Y, Z) in [0, 1], one entry for each of `REGIONS`; ``brain`` is the mask."""
+    mean, similarity = _ssim(real, synthetic)
+    return [
+        {"region": region, "mae": mae(real, synthetic, mask), "psnr": psnr(real, synthetic, mask), "ssim": value}
+        for region, mask, value in (("whole", None, mean), ("brain", brain, float(similarity[brain].mean())))
+    ]
 
 
 def score_method(config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual") -> Path:

@@ -68,6 +68,7 @@ SECTIONS = (
     Section(
         "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
     ),
+    Section("17_evaluate", "Evaluation", ("evaluation",), _if(lambda config: "ResDM" in config.methods)),
     Section("12_released_code", "Released code", ("departures",), lambda config: not _compares(config)),
     Section("10_claims", "Claims", ("claims",), _compares),
 )

@@ -1,0 +1,400 @@
+"""Synthetic PET of any tool against real PET: which files belong together, and every measure of them.
+
+A table lists the real scans of each session. Synthetic volumes are found by BIDS names in one folder per method, or are
+columns of the table. Images lie in MNI152, or in the space of a T1 that the table names; each is interpolated at most
+once, and not at all where it lies on the grid already. Measures are those of the suite's own methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm.auto import tqdm
+
+from resdm.settings import SEXES, TRACERS, check_person
+from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.cohorts.leakage import LeakageError, check_leakage, check_shared_scans
+from resdm_suite.cohorts.tables import images, read_sidecar, read_table, to_age, to_number, to_sex
+from resdm_suite.evaluation.agreement import agreement_table
+from resdm_suite.evaluation.faults import check_scale, find_faults
+from resdm_suite.evaluation.image_quality import score_pair
+from resdm_suite.evaluation.suvr import regional_agreement, regional_means, texture, texture_summary, to_suvr
+from resdm_suite.paths import stem
+from resdm_suite.preprocessing.registration import resample
+from resdm_suite.preprocessing.scans import open_image, read_scan
+from resdm_suite.preprocessing.t1 import read_t1, t1_on_grid
+from resdm_suite.profiles import Config
+
+CONTROLS = {"template": DummyRegressor(), "demographics": LinearRegression()}
+"""Controls without an MRI: the mean real PET of other people, and a regression of every voxel on age and sex."""
+
+MIN_TRAINING = 20
+"""Training people below which controls are not fitted on them: few give a worse control, which is easily beaten."""
+
+FOLDS = 5
+"""Parts of the people: where the table has no training people, controls are fitted on four and predict the fifth."""
+
+_KEYS = ["person", "session"]
+_COLUMNS = (*_KEYS, "tracer", "age", "sex", "split", "label", "real", "t1w", "space")
+
+
+class EvaluationError(ValueError):
+    """Volumes that cannot be evaluated: names the file or the row of the table, the fault and the remedy."""
+
+
+# ── which files belong together ───────────────────────────────────────────────────────────────────
+
+
+def read_cases(
+    table: str | Path, synthetic: Mapping[str, str | Path], config: Config, trained_on: Iterable[str] = ()
+) -> pd.DataFrame:
+    """The real scans of a table and the synthetic ones of each method.
+
+    Parameters
+    ----------
+    table : path
+        CSV: person, age, sex, the real PET in ``amyloid`` and ``tau`` (paths, relative to the table), and where known
+        session, ``amyloid_status`` and ``tau_status`` (0, 1), split, ``t1w`` and ``space`` (``MNI152``). Manifests and
+        ``volumes/index.csv`` of the suite are such tables. ``synthetic_amyloid`` and ``synthetic_tau`` name the volumes
+        of a method ``synthetic``. Other columns are ignored.
+    synthetic : mapping of str to path
+        Name of a method → folder with its volumes, ``sub-…[_ses-…]_trc-…_pet.nii.gz``; ``trc-`` is a label of the
+        profile, ``amyloid`` or ``tau``.
+    config : Config
+    trained_on : iterable of str
+        People on whom a method was trained: they must not be evaluated.
+
+    Returns
+    -------
+    DataFrame
+        One row per session and tracer with a real PET: person, session, tracer, age, sex, split (``train`` or
+        ``test``), label (status, NaN where unknown), real, t1w, space, and one column of paths per method. Validation
+        people are left out, and training people if they are fewer than `MIN_TRAINING` for a tracer.
+
+    Raises
+    ------
+    EvaluationError
+        A cell that cannot be read, or a session without synthetic PET.
+    LeakageError
+        Training people among the evaluated ones, also under another name with the same scan.
+    """
+    table = Path(table)
+    frame = read_table(table)
+    if absent := [name for name in ("person", "age", "sex") if name not in frame] or (
+        ["amyloid or tau"] if not {*TRACERS} & {*frame} else []
+    ):
+        raise EvaluationError(f"{table}: no column {', '.join(absent)}; found {', '.join(frame)}")
+    methods = [*synthetic] + ["synthetic"] * any(f"synthetic_{tracer}" in frame for tracer in TRACERS)
+    if not methods:
+        raise EvaluationError(f"{table}: no synthetic PET; name a folder for each method, or give synthetic_<tracer>")
+    files = {name: _find(Path(folder), config) for name, folder in synthetic.items()}
+    rows = []
+    for line, cells in frame.to_dict("index").items():
+        known = _person(cells, f"{table}, row {line}")
+        for tracer in TRACERS:
+            if not cells.get(tracer):
+                continue
+            row = known | {"tracer": tracer, "real": table.parent / cells[tracer], "line": line}
+            row["t1w"] = table.parent / cells["t1w"] if cells.get("t1w") else None
+            status = cells.get(f"{tracer}_status", "")
+            if status not in ("", "0", "1"):
+                raise EvaluationError(
+                    f"{table}, row {line}: {tracer}_status {status!r}; expected 0, 1 or nothing where it is unknown"
+                )
+            row["label"] = to_number(status)
+            row |= {name: found.get((known["person"], known["session"], tracer)) for name, found in files.items()}
+            if "synthetic" in methods:
+                given = cells.get(f"synthetic_{tracer}")
+                row["synthetic"] = table.parent / given if given else None
+            rows.append(row)
+    cases = pd.DataFrame(rows)
+    cases = cases[cases["split"] != "validation"].replace({"split": {"": "test"}}).reset_index(drop=True)
+    _check_cases(cases, methods, str(table), {*trained_on})
+    train = cases["split"] == "train"
+    trained = cases[train].groupby("tracer")["person"].nunique().reindex(cases["tracer"].unique(), fill_value=0)
+    few = train & (trained.min() < MIN_TRAINING)
+    return cases[~few].drop(columns="line").reset_index(drop=True)
+
+
+def _person(cells: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Who and when, of one row."""
+    person, session = cells["person"], cells.get("session", "")
+    age, sex = to_age(cells["age"]), to_sex(cells["sex"])
+    if not person or age is None or np.isnan(age) or not sex:
+        raise EvaluationError(
+            f"{where}: person {person!r}, age {cells['age']!r}, sex {cells['sex']!r}; expected a name, years and "
+            f"{' or '.join(SEXES)}: the controls need them. Complete the row or leave it out"
+        )
+    check_person(age, sex, where)
+    split = cells.get("split", "").lower()
+    if split not in ("", "train", "validation", "test"):
+        raise EvaluationError(f"{where}: split {split!r}; expected train, validation, test or nothing")
+    names = {"person": f"sub-{person.removeprefix('sub-')}"}
+    names["session"] = f"ses-{session.removeprefix('ses-')}" if session else ""
+    return names | {"age": age, "sex": sex, "split": split, "space": cells.get("space", "")}
+
+
+def _find(folder: Path, config: Config) -> dict[tuple[str, str, str], Path]:
+    """Volumes of a folder by person, session and tracer."""
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder}: no such folder; expected the synthetic PET of one method")
+    tracers, found = config.cohort.tracers | {tracer: tracer for tracer in TRACERS}, {}
+    for path in images(folder, "**/*"):
+        entities = dict(part.partition("-")[::2] for part in stem(path.name).split("_"))
+        tracer = tracers.get(entities.get("trc", ""))
+        if "sub" not in entities or tracer is None or "std" in entities.get("desc", ""):
+            continue
+        key = f"sub-{entities['sub']}", f"ses-{entities['ses']}" if "ses" in entities else "", tracer
+        spaces = [_in_mni(one, "") for one in (found.get(key), path) if one is not None]
+        if len(spaces) == 2 and spaces[0] == spaces[1]:
+            raise EvaluationError(f"{path}: a second volume of {' '.join(key)}, beside {found[key]}; keep one")
+        if len(spaces) == 1 or spaces[1]:  # of two spaces, MNI152
+            found[key] = path
+    return found
+
+
+def _in_mni(path: Path, space: str) -> bool:
+    return "MNI" in space or "_space-MNI" in path.name
+
+
+def _check_cases(cases: pd.DataFrame, methods: list[str], where: str, trained_on: set[str]) -> None:
+    """Refuse sessions that cannot be evaluated, and training people among those who are."""
+    test = cases[cases["split"] == "test"]
+    if test.empty:
+        raise EvaluationError(f"{where}: nobody to evaluate; expected rows with a PET and split test or nothing")
+    if (twice := test.duplicated([*_KEYS, "tracer"])).any():
+        row = test[twice].iloc[0]
+        raise EvaluationError(
+            f"{where}, row {row['line']}: {row['person']} {row['session']} stands twice; keep one row"
+        )
+    for name in methods:
+        absent = [row for row in test.to_dict("records") if not row[name] or not Path(row[name]).is_file()]
+        if absent:
+            row = absent[0]
+            raise EvaluationError(
+                f"{where}, row {row['line']}: no {row['tracer']} PET of {row['person']} {row['session']} by {name} "
+                f"({len(absent)} of {len(test)} are missing); all methods are compared on the same people: add the "
+                "volume, or leave the session out"
+            )
+    check_leakage(cases, where)
+    known = {f"sub-{str(person).removeprefix('sub-')}" for person in trained_on}
+    if shared := sorted(known & {*test["person"]}):
+        raise LeakageError(
+            f"{where}: {len(shared)} evaluated people were trained on ({', '.join(shared[:5])}); leave them out"
+        )
+    scans = cases.pivot_table("real", _KEYS, "tracer", aggfunc="first").reindex(columns=TRACERS).reset_index()
+    check_shared_scans(scans.fillna("").assign(t1w="").astype(str), where, contents=True)
+
+
+# ── volumes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads PET of any grid and scale as the suite stores it.
+
+    Parameters
+    ----------
+    config : Config
+        Its grid, ranges of SUVR and mask.
+    scale : (low, high), optional
+        SUVR of the values 0 and 1 in files whose sidecar states no unit; by default these are in SUVR.
+    """
+
+    config: Config
+    scale: tuple[float, float] | None = None
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The profile's grid."""
+        return Grid.of(self.config.preprocess.grid)
+
+    def read(self, path: Path, tracer: str, t1w: Path | None, space: str) -> np.ndarray:
+        """A PET (X, Y, Z), float32, in [0, 1] on the grid, 0 outside the MNI brain.
+
+        Raises `EvaluationError` for images scaled one by one, or of unknown space, `VolumeError` for no scan.
+        """
+        wanted, sidecar = self.config.preprocess.suvr_range[tracer], read_sidecar(path) or {}
+        stated = sidecar.get("intensity") or {}
+        if stated.get("kind") == "minmax":
+            raise EvaluationError(
+                f"{path}: its sidecar says that each image was scaled to its own range, so its SUVR is lost; give "
+                "volumes in SUVR"
+            )
+        low, high = stated["suvr_range"] if stated.get("kind") == "fixed" else (0.0, 1.0)
+        if not stated and self.scale and sidecar.get("Units") != "SUVR":
+            low, high = self.scale
+        header = open_image(path, header_only=True)
+        same = header.shape == self.grid.shape and np.allclose(header.affine, self.grid.affine, atol=1e-3)
+        if same and (low, high) == tuple(wanted):
+            return self.grid.read(path)
+        to_file = np.eye(4) if same or _in_mni(path, space or sidecar.get("space", "")) else self._mni_to_t1(path, t1w)
+        suvr = to_suvr(resample(read_scan(path), self.grid.affine, self.grid.shape, to_file), (low, high))
+        values = np.clip((suvr - wanted[0]) / (wanted[1] - wanted[0]), 0, 1).astype(np.float32)
+        return np.where(mni_map("brain", self.grid), values, np.float32(0)) if self.config.preprocess.mask else values
+
+    def _mni_to_t1(self, path: Path, t1w: Path | None) -> np.ndarray:
+        if t1w is None:
+            raise EvaluationError(
+                f"{path}: in an unknown space; write MNI152 in column space (or space-MNI152 in its name), or give in "
+                "column t1w the T1 on which it lies"
+            )
+        return _register(t1w, self.config)
+
+    def regional(self, path: Path, values: np.ndarray, tracer: str) -> dict[str, float]:
+        """Regional SUVR of a real PET; as preprocessing of the suite measured it, where its sidecar says so."""
+        stored = (read_sidecar(path) or {}).get("regional_suvr")
+        return stored or regional_means(to_suvr(values, self.config.preprocess.suvr_range[tracer]), self.grid, tracer)
+
+
+@lru_cache(maxsize=4)
+def _register(t1w: Path, config: Config) -> np.ndarray:
+    """MNI mm → mm of a T1, (4, 4)."""
+    return t1_on_grid(read_t1(t1w), config.preprocess, t1w)[1]
+
+
+# ── measures ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures of every method and control, one row per test session and tracer, or more.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As `resdm_suite.evaluation.image_quality.score_people`, with a first column method.
+    regional, textures : DataFrame
+        As `resdm_suite.evaluation.suvr.regional_suvr`.
+    status : DataFrame
+        As ``evaluation/status.csv``: the score is the SUVR of the cortical summary; source ``real`` is the real PET's,
+        ``age_sex`` a logistic regression. Empty where no status is known.
+    faults : DataFrame
+        method, tracer, fault, detail: signs that volumes are flipped, shifted, rescaled or of other people.
+    """
+
+    scores: pd.DataFrame
+    regional: pd.DataFrame
+    textures: pd.DataFrame
+    status: pd.DataFrame
+    faults: pd.DataFrame
+
+
+def evaluate(cases: pd.DataFrame, reader: Reader, *, progress: bool = True) -> Evaluation:
+    """Measure every method of `read_cases`, and the `CONTROLS`, on the test people.
+
+    Controls and the logistic regression are fitted on the table's training people; without them, on four fifths of the
+    test people at a time to predict the last fifth, by person. Raises as `Reader.read`.
+    """
+    methods = [
+        name for name in cases if name not in {*_KEYS, "tracer", "age", "sex", "split", "label", "real", "t1w", "space"}
+    ]
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in Evaluation.__dataclass_fields__}
+    count = len(cases) + (len(methods) + len(CONTROLS)) * int((cases["split"] == "test").sum())
+    with tqdm(total=count, desc="evaluation", unit="volume", disable=not progress) as bar:
+        for tracer, rows in cases.groupby("tracer", sort=False):
+            for name, frame in _evaluate_tracer(rows, tracer, methods, reader, bar).items():
+                parts[name].append(frame)
+    return Evaluation(**{name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()})
+
+
+def _evaluate_tracer(
+    cases: pd.DataFrame, tracer: str, methods: list[str], reader: Reader, bar: tqdm
+) -> dict[str, pd.DataFrame]:
+    grid, suvr_range = reader.grid, reader.config.preprocess.suvr_range[tracer]
+    brain = mni_map("brain", grid)
+    train, test = (cases[cases["split"] == split] for split in ("train", "test"))
+
+    def read(rows: pd.DataFrame, column: str) -> list[np.ndarray]:
+        """Volumes in their own order in memory, in which sums are those of `score_people` to the last bit."""
+        volumes = []
+        for row in rows.to_dict("records"):
+            volumes.append(reader.read(Path(row[column]), tracer, row["t1w"], row["space"]))
+            bar.update()
+        return volumes
+
+    known, real = np.array([volume[brain] for volume in read(train, "real")]), read(test, "real")
+    inside = np.array([volume[brain] for volume in real])  # (N, V)
+    check_scale("the real PET", tracer, np.array(real), grid, suvr_range)
+    regional = [reader.regional(*pair, tracer) for pair in zip(test["real"], real, strict=True)]
+    rows: dict[str, list[dict[str, Any]]] = {"scores": [], "regional": [], "textures": [], "faults": []}
+    for name in [*methods, *CONTROLS]:
+        if name in methods:
+            synthetic = read(test, name)
+            rows["faults"] += find_faults(
+                name, tracer, np.array(real), np.array(synthetic), test["person"].tolist(), grid, suvr_range
+            )
+        else:
+            synthetic = np.zeros((len(test), *grid.shape), np.float32)
+            synthetic[:, brain] = _predicted(CONTROLS[name], train, test, known, inside).clip(0, 1)
+        for row, *volumes, means in zip(test[_KEYS].to_dict("records"), real, synthetic, regional, strict=True):
+            head = {"method": name, **row, "tracer": tracer}
+            rows["scores"] += [head | scores for scores in score_pair(*volumes, brain)]
+            suvr = [to_suvr(volume, suvr_range) for volume in volumes]
+            rows["textures"].append(head | {"texture": texture(*suvr, brain)})
+            for region, mean in regional_means(suvr[1], grid, tracer).items():
+                rows["regional"].append(head | {"region": region, "real": means[region], "synthetic": mean})
+    frames = {name: pd.DataFrame(part) for name, part in rows.items()}
+    frames["faults"] = frames["faults"].reindex(columns=["method", "tracer", "fault", "detail"])
+    return frames | {"status": _status(train, test, tracer, frames["regional"])}
+
+
+def summary_agreement(result: Evaluation) -> pd.DataFrame:
+    """Agreement of the summary SUVR by method and tracer, with ``regional_r`` (mean over regions) and ``texture``.
+
+    The columns are those of `resdm_suite.evaluation.agreement.agreement_table`.
+    """
+    keys = ["method", "tracer"]
+    table = agreement_table(result.regional[result.regional["region"] == "summary"], keys)
+    regional = regional_agreement(result.regional).groupby(keys)["r"].mean().rename("regional_r")
+    textures = texture_summary(result.textures).set_index(keys)["mean"].rename("texture")
+    return table.join(regional, keys).join(textures, keys)
+
+
+def _design(people: pd.DataFrame) -> np.ndarray:
+    return np.column_stack([people["age"], people["sex"].map(SEXES.index)]).astype(float)
+
+
+def _predicted(
+    estimator: BaseEstimator, train: pd.DataFrame, test: pd.DataFrame, known: np.ndarray, target: np.ndarray,
+    method: str = "predict",
+) -> np.ndarray:  # fmt: skip
+    """Predictions of the test people by age and sex: fitted on training people, or else on the other folds' people."""
+    if len(train):
+        return getattr(estimator.fit(_design(train), known), method)(_design(test))
+    folds = min(FOLDS, test["person"].nunique())
+    if folds < 2:
+        raise EvaluationError("one person to evaluate and nobody to fit the controls on; give two people or more")
+    return cross_val_predict(
+        estimator, _design(test), target, groups=test["person"], cv=GroupKFold(folds), method=method
+    )
+
+
+def _status(train: pd.DataFrame, test: pd.DataFrame, tracer: str, regional: pd.DataFrame) -> pd.DataFrame:
+    """Readings of every source for the sessions of known status."""
+    rows = test[test["label"].notna()]
+    who = rows[[*_KEYS, "age", "sex", "tracer", "label"]].assign(fold=0, target="label", threshold=np.nan)
+    summary = regional[regional["region"] == "summary"]
+    real = summary[summary["method"] == summary["method"].iloc[0]].assign(method="real", synthetic=summary["real"])
+    scores = pd.concat([real, summary]).rename(columns={"method": "source", "synthetic": "score"})
+    frames = [who.merge(scores[["source", *_KEYS, "score"]], on=_KEYS)]
+    fitted_on = train[train["label"].notna()]
+    if fitted_on["label"].nunique() < 2:
+        fitted_on = train[:0]
+    if len(fitted_on) or rows.groupby("label")["person"].nunique().reindex([0, 1], fill_value=0).min() >= FOLDS:
+        model = make_pipeline(StandardScaler(), LogisticRegression())
+        score = _predicted(model, fitted_on, rows, fitted_on["label"], rows["label"], "predict_proba")[:, 1]
+        frames.append(who.assign(source="age_sex", score=score))
+    return pd.concat(frames, ignore_index=True).astype({"label": int})

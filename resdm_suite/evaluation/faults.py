@@ -1,0 +1,154 @@
+"""Signs that synthetic PET is not what it seems: rescaled, flipped, shifted, cropped, or of other people.
+
+Each check compares a method with real PET of the same people and says nothing about its quality: a poor method passes,
+a good one handed in mirrored does not. Tests are over people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from scipy import ndimage, stats
+from scipy.optimize import linear_sum_assignment
+
+from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm_suite.evaluation.suvr import to_suvr
+
+ALPHA = 0.001
+"""Level of the paired tests over people."""
+
+REFERENCE_LIMITS = (0.6, 1.6)
+"""SUVR of the reference region (median over people) outside which values are no SUVR. It is 1 by definition, lower in
+heavily blurred images, and 0.33 where SUVR from 0 to 3 was mapped to [0, 1]."""
+
+MIN_FILLED = 0.5
+"""Least part of the reference region that a volume holds."""
+
+MIN_PEOPLE = 6
+"""Below this number of people only the checks of single volumes are made."""
+
+
+class FaultError(ValueError):
+    """Volumes that cannot be evaluated as they are: names the method, the fault and the remedy."""
+
+
+def check_scale(name: str, tracer: str, volumes: np.ndarray, grid: Grid, suvr_range: tuple[float, float]) -> None:
+    """Raise `FaultError` where volumes (N, X, Y, Z) in [0, 1] lack the reference region, or are not in SUVR."""
+    inside = volumes[:, regions(grid)[REFERENCE[tracer]]]  # (N, V)
+    filled = np.mean(inside > 0, axis=1)
+    if filled.min() < MIN_FILLED:
+        raise FaultError(
+            f"{name}, {tracer}: {np.count_nonzero(filled < MIN_FILLED)} of {len(volumes)} volumes lack the reference "
+            f"region ({REFERENCE[tracer]}; one holds {100 * filled.min():.0f} % of it), so their SUVR cannot be "
+            "checked; give volumes of the whole brain"
+        )
+    mean = float(np.median(to_suvr(inside, suvr_range).mean(axis=1)))
+    if not REFERENCE_LIMITS[0] <= mean <= REFERENCE_LIMITS[1]:
+        raise FaultError(
+            f"{name}, {tracer}: the reference region ({REFERENCE[tracer]}) has a median SUVR of {mean:.2f}, expected "
+            "1; give volumes in SUVR, or state by --scale which SUVR the values 0 and 1 stand for"
+        )
+
+
+def find_faults(
+    name: str, tracer: str, real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], grid: Grid,
+    suvr_range: tuple[float, float],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Faults of a method's volumes (N, X, Y, Z) in [0, 1], as rows: method, tracer, fault, detail.
+
+    Raises `FaultError` as `check_scale` does, and for images that were scaled one by one.
+    """
+    if _scaled_one_by_one(real, synthetic):
+        raise FaultError(
+            f"{name}, {tracer}: every image has the same largest value, in a single voxel, while the real ones differ: "
+            "each was scaled by its own range, so its SUVR is lost; give volumes in SUVR"
+        )
+    check_scale(name, tracer, synthetic, grid, suvr_range)
+    checks = [_flipped, _shifted, _mismatched] if len(set(people)) >= MIN_PEOPLE else []
+    head = {"method": name, "tracer": tracer}
+    return [head | fault for check in checks for fault in check(real, synthetic, people, grid)]
+
+
+def _scaled_one_by_one(real: np.ndarray, synthetic: np.ndarray) -> bool:
+    """Whether each image has been divided by its own maximum: all maxima are equal, and only one voxel reaches it."""
+    if len(real) < 3:
+        return False
+    tops, real_tops = (volumes.reshape(len(volumes), -1).max(axis=1) for volumes in (synthetic, real))
+    at_top = (synthetic.reshape(len(synthetic), -1) >= tops[:, None]).sum(axis=1)
+    return bool(np.ptp(tops) < 1e-4 * tops.max() and np.ptp(real_tops) > 0.01 and np.median(at_top) <= 2)
+
+
+def _flipped(real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
+    """Left and right exchanged: the asymmetry of the synthetic PET is that of the real one with the opposite sign."""
+    brain = mni_map("brain", grid)
+    both = brain & brain[::-1]
+    pairs = [[(one - one[::-1])[both] for one in pair] for pair in zip(real, synthetic, strict=True)]
+    values = np.array([_correlation(*pair) for pair in pairs])
+    if _above_zero(-values) and np.mean(values < 0) > 0.8:
+        yield {
+            "fault": "left and right exchanged",
+            "detail": f"asymmetry correlates with the real one by {values.mean():.2f} (mean over people)",
+        }
+
+
+def _shifted(real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
+    """Displaced by a voxel: moved back, the synthetic PET is nearer to the real one in almost everyone."""
+    inner = ndimage.binary_erosion(mni_map("brain", grid), iterations=2)
+    steps = [step for step in product((-1, 0, 1), repeat=3) if any(step)]
+
+    def fits(step: tuple[int, ...]) -> np.ndarray:
+        moved = (np.roll(one, step, axis=(0, 1, 2)) for one in synthetic)
+        return np.array([_correlation(one[inner], other[inner]) for one, other in zip(real, moved, strict=True)])
+
+    unmoved = fits((0, 0, 0))
+    gains = {step: fits(step) - unmoved for step in steps}
+    best = max(gains, key=lambda step: gains[step].mean())
+    if _above_zero(gains[best]) and np.mean(gains[best] > 0) > 0.8:
+        mm, share = " ".join(f"{-grid.voxel_mm * n:+g}" for n in best), 100 * np.mean(gains[best] > 0)
+        yield {
+            "fault": "shifted",
+            "detail": f"by {mm} mm (x, y, z): moved back, it fits {share:.0f} % of people better",
+        }
+
+
+def _mismatched(real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
+    """Another person's PET: both halves of the brain say so, each by its own best assignment of all people.
+
+    What all people share is removed first. A method that shows nothing of a person has assignments that differ between
+    the halves; so has a match by chance.
+    """
+    brain, x = mni_map("brain", grid), grid.mm()[0]
+    size = max(1, round(6.0 / grid.voxel_mm))
+    assigned = []
+    for half in (brain & (x < 0), brain & (x > 0)):
+        coarse = [
+            np.array([ndimage.uniform_filter(one, size)[half][:: size**3] for one in volumes])
+            for volumes in (real, synthetic)
+        ]
+        coarse = [values - values.mean(axis=0) for values in coarse]
+        norms = [np.linalg.norm(values, axis=1, keepdims=True) for values in coarse]
+        if min(norm.min() for norm in norms) < 1e-6:  # the same image for everyone
+            return
+        real_part, synthetic_part = (values / norm for values, norm in zip(coarse, norms, strict=True))
+        assigned.append(linear_sum_assignment(-synthetic_part @ real_part.T)[1])
+    names = np.array(people)
+    agreed = (assigned[0] == assigned[1]) & (names[assigned[0]] != names)
+    own = (assigned[0] == assigned[1]) & (names[assigned[0]] == names)
+    # By chance two halves agree on one person of all, on average
+    if stats.poisson.sf(agreed.sum() - 1, 1.0) < ALPHA or (agreed.sum() >= 2 and own.mean() > 0.5):
+        pairs = [f"{names[i]} has the PET of {names[assigned[0][i]]}" for i in np.flatnonzero(agreed)]
+        shown = "; ".join(pairs[:5]) + (f" … and {len(pairs) - 5} more" if len(pairs) > 5 else "")
+        yield {"fault": "other people's PET", "detail": shown}
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    below = np.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / below if below > 0 else 0.0
+
+
+def _above_zero(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) > 0 and stats.ttest_1samp(values, 0, alternative="greater").pvalue < ALPHA)

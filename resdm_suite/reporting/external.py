@@ -1,0 +1,60 @@
+"""The pages of an evaluation of anyone's synthetic PET; notebook 17 computes the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from resdm_suite.reporting.diagnosis import NAMES
+from resdm_suite.reporting.tables import (
+    TRACER_NAMES,
+    Block,
+    is_best,
+    number,
+    pivot,
+    text_block,
+    with_interval,
+    with_spread,
+)
+
+_SUVR = {"bias (SUVR)": "bias", "ICC(2,1)": "icc_agreement", "slope": "slope", "r": "r"}
+
+
+def evaluation_pages(
+    quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataFrame, controls: Iterable[str]
+) -> list[Block]:
+    """Image quality inside the brain, SUVR and status, each by tracer.
+
+    Parameters
+    ----------
+    quality : DataFrame
+        method, tracer, region, metric, mean, std, and per control the columns ``over_<control>_…`` of a comparison.
+    suvr : DataFrame
+        `resdm_suite.evaluation.agreement.agreement_table` by method and tracer, with regional_r and texture.
+    status : DataFrame
+        Rows of `resdm_suite.evaluation.status.status_summary`, in %.
+    controls : iterable of str
+    """
+    texts = quality.assign(text=[with_spread(*row) for row in quality[["mean", "std"]].to_numpy()])
+    texts["best"] = is_best(quality, ["tracer", "region", "metric"], without=())
+    cells = {"{}": "text"} | {f"Δ to {control}": control for control in controls}
+    for control in controls:
+        ends = quality[[f"over_{control}_{end}" for end in ("difference", "difference_low", "difference_high", "p")]]
+        texts[control] = [with_interval(*row[:3], p=row[3]) for row in ends.to_numpy()]
+    blocks = [
+        pivot(part, "method", ["metric"], cells, title=f"Inside the brain: {TRACER_NAMES[tracer]}", best="best")
+        for tracer, part in texts[texts["region"] == "brain"].groupby("tracer", sort=False)
+    ]
+    for tracer, part in suvr.groupby("tracer", sort=False):
+        shown = {"Method": part["method"], "n": [f"{n:.0f}" for n in part["n"]]}
+        for label, name in _SUVR.items():
+            shown[label] = [with_interval(*row) for row in part[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+        for label, name in {"r of regions": "regional_r", "texture": "texture"}.items():
+            shown[label] = [number(value, 2) for value in part[name]]
+        blocks.append(text_block(shown, f"SUVR of the cortical summary: {TRACER_NAMES[tracer]}"))
+    for tracer, part in status.groupby("tracer", sort=False):
+        part = part.assign(text=[with_interval(*row, 1) for row in part[["mean", "ci_low", "ci_high"]].to_numpy()])
+        title = f"{NAMES[tracer]} by the summary SUVR: {part['n'].iloc[0]} people, {part['positive'].iloc[0]} positive"
+        blocks.append(pivot(part, "source", ["metric"], {"{}": "text"}, title=title, head="Source", names=NAMES))
+    return blocks

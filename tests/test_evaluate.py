@@ -1,0 +1,269 @@
+"""Evaluation of anyone's synthetic PET: the suite's own predictions score as before, and faulty volumes are found."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from stored_cohort import GRID, RANGES, make_cohort, save
+
+from resdm.io import write_json
+from resdm.settings import TRACERS
+from resdm_suite.anatomy import REFERENCE, regions
+from resdm_suite.apps.cli import main
+from resdm_suite.cohorts.leakage import LeakageError
+from resdm_suite.evaluation import external
+from resdm_suite.evaluation.external import EvaluationError, Reader, evaluate, read_cases
+from resdm_suite.evaluation.faults import FaultError
+from resdm_suite.evaluation.image_quality import score_people
+from resdm_suite.evaluation.suvr import regional_suvr
+from resdm_suite.paths import sidecar_path
+from resdm_suite.preprocessing.scans import VolumeError
+
+PEOPLE = 12
+
+
+def tracer_of(path) -> str:
+    return "tau" if "18FAV1451" in path.name else "amyloid"
+
+
+def state_scale(folder, **extra) -> None:
+    """Sidecars of the predictions, as the suite writes them."""
+    for path in folder.rglob("*_pet.nii.gz"):
+        intensity = {"kind": "fixed", "suvr_range": list(RANGES[tracer_of(path)])}
+        write_json(sidecar_path(path), {"intensity": intensity} | extra)
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Volumes, index and predictions of a method, its table and folder."""
+    config, _ = make_cohort(tmp_path, {"A": 0.4}, people=PEOPLE)
+    state_scale(config.predictions("A"), cohort_notice=config.notice)
+    return config, config.volumes / "index.csv", config.predictions("A")
+
+
+def change(folder, function) -> None:
+    """Replace every prediction by a function of it and of its number."""
+    for number, path in enumerate(sorted(folder.rglob("*_pet.nii.gz"))):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(function(image.get_fdata(dtype=np.float32), number, path), image.affine), path)
+
+
+def measured(config, table, **folders):
+    return evaluate(read_cases(table, folders, config), Reader(config), progress=False)
+
+
+def test_own_predictions_score_as_before_to_the_last_digit(cohort):
+    config, table, folder = cohort
+    result = measured(config, table, A=folder)
+    keys = ["person", "session", "tracer", "region"]
+
+    def same(own, frame, by):
+        frame = frame[frame["method"] == "A"][[*own]]
+        own, frame = (one.sort_values(by).reset_index(drop=True) for one in (own, frame))
+        pd.testing.assert_frame_equal(own, frame, check_exact=True)
+
+    same(score_people(config, "A"), result.scores, keys)
+    regional, textures = regional_suvr(config, "A")
+    same(regional, result.regional, keys)
+    same(textures, result.textures, keys[:3])
+    assert result.faults.empty
+    assert set(result.status["source"]) == {"A", "real", "age_sex", *external.CONTROLS}
+
+
+def test_another_orientation_and_scale_give_the_same(cohort, tmp_path):
+    """In SUVR, with voxels stored from right to left."""
+    config, table, folder = cohort
+    other, mirror = tmp_path / "other", np.diag([-1.0, 1, 1, 1])
+    mirror[0, 3] = GRID.shape[0] - 1
+    for path in folder.rglob("*_pet.nii.gz"):
+        low, high = RANGES[tracer_of(path)]
+        suvr = low + (high - low) * nib.load(path).get_fdata(dtype=np.float32)
+        save(other / path.name, suvr[::-1], GRID.affine @ mirror)
+    result = measured(config, table, A=folder, other=other)
+    scores = result.scores.pivot_table("psnr", ["person", "session", "tracer", "region"], "method")
+    assert abs(scores["A"] - scores["other"]).max() < 1e-3
+
+
+def test_controls_know_no_mri_and_no_test_person(cohort):
+    config, table, folder = cohort
+    cases = read_cases(table, {"A": folder}, config)
+    result = evaluate(cases, Reader(config), progress=False)
+    regional = result.regional.query("method == 'template' and tracer == 'amyloid' and region == 'summary'")
+    people = regional.groupby("person")[["real", "synthetic"]].mean()
+    assert len(people) == PEOPLE
+    assert np.corrcoef(people["real"], people["synthetic"])[0, 1] < 0, "a person is part of the mean of the others"
+    assert regional["synthetic"].nunique() == external.FOLDS
+
+
+def test_controls_are_fitted_on_training_people_where_there_are_enough(cohort, monkeypatch):
+    config, table, folder = cohort
+    monkeypatch.setattr(external, "MIN_TRAINING", 2)
+    result = measured(config, table, A=folder)
+    template = score_people(config, "template").set_index(["person", "session", "tracer", "region"])["psnr"]
+    own = result.scores[result.scores["method"] == "template"].set_index(template.index.names)["psnr"]
+    np.testing.assert_allclose(own.loc[template.index], template, rtol=1e-5)
+
+
+FAULTS = {
+    "left and right exchanged": lambda volume, number, path: volume[::-1],
+    "shifted": lambda volume, number, path: np.roll(volume, 1, axis=1),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_misplaced_volumes_are_flagged(cohort, fault):
+    config, table, folder = cohort
+    change(folder, FAULTS[fault])
+    faults = measured(config, table, A=folder).faults
+    assert faults[["tracer", "fault"]].to_numpy().tolist() == [[tracer, fault] for tracer in TRACERS]
+    assert all(part in faults["detail"].iloc[0] for part in (["+12 ", "mm"] if fault == "shifted" else []))
+
+
+def test_another_persons_pet_is_flagged(cohort):
+    config, table, folder = cohort
+    amyloid = sorted(path for path in folder.rglob("*_pet.nii.gz") if tracer_of(path) == "amyloid")
+    one, two = amyloid[-1], amyloid[-2]
+    image = nib.load(one).get_fdata(), nib.load(two).get_fdata()
+    for path, volume in zip((two, one), image, strict=True):
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), GRID.affine), path)
+    faults = measured(config, table, A=folder).faults
+    assert faults[["tracer", "fault"]].to_numpy().tolist() == [["amyloid", "other people's PET"]]
+    assert f"{one.name[:8]} has the PET of {two.name[:8]}" in faults["detail"].iloc[0]
+
+
+def own_range(volume, number, path):
+    return volume / volume.max()
+
+
+def without_cerebellum(volume, number, path):
+    return np.where(regions(GRID)[REFERENCE[tracer_of(path)]], 0, volume)
+
+
+@pytest.mark.parametrize(("function", "message"), [
+    (own_range, "each was scaled by its own range"),
+    (without_cerebellum, "lack the reference region"),
+    (lambda volume, number, path: volume * np.float32(0.2), "median SUVR of 0"),
+])  # fmt: skip
+def test_volumes_without_suvr_are_refused(cohort, function, message):
+    config, table, folder = cohort
+    change(folder, function)
+    with pytest.raises(FaultError, match=message):
+        measured(config, table, A=folder)
+
+
+def test_a_scale_is_stated_where_no_sidecar_has_one(cohort):
+    config, table, folder = cohort
+    for path in folder.rglob("*.json"):
+        path.unlink()
+    cases = read_cases(table, {"A": folder}, config)
+    cases = cases[cases["tracer"] == "amyloid"]
+    with pytest.raises(FaultError, match="--scale"):
+        evaluate(cases, Reader(config), progress=False)
+    result = evaluate(cases, Reader(config, RANGES["amyloid"]), progress=False)
+    own = score_people(config, "A").query("tracer == 'amyloid'")
+    assert result.scores[result.scores["method"] == "A"]["psnr"].tolist() == own["psnr"].tolist()
+
+
+def edited(table, **cells):
+    """The table with one cell of its first row changed."""
+    frame = pd.read_csv(table, dtype=str, keep_default_na=False)
+    for name, value in cells.items():
+        frame.loc[0, name] = value
+    frame.to_csv(table, index=False)
+
+
+@pytest.mark.parametrize(("cells", "error", "message"), [
+    ({"age": "old"}, EvaluationError, "row 2: .*age 'old'"),
+    ({"sex": ""}, EvaluationError, "row 2: .*sex ''"),
+    ({"amyloid_status": "2"}, EvaluationError, "row 2: amyloid_status '2'"),
+    ({"split": "held-out"}, EvaluationError, "row 2: split 'held-out'"),
+    ({"split": "train"}, LeakageError, "sub-0000 in test and train"),
+    ({"session": "ses-M999"}, EvaluationError, "no amyloid PET of sub-0000 ses-M999 by A"),
+])  # fmt: skip
+def test_a_faulty_table_is_refused(cohort, cells, error, message):
+    config, table, folder = cohort
+    edited(table, **cells)
+    with pytest.raises(error, match=message):
+        read_cases(table, {"A": folder}, config)
+
+
+def test_training_people_are_refused(cohort):
+    config, table, folder = cohort
+    with pytest.raises(LeakageError, match="2 evaluated people were trained on"):
+        read_cases(table, {"A": folder}, config, ["0003", "sub-0004", "sub-9999"])
+    frame = pd.read_csv(table)
+    train, test = (frame[frame["split"] == split].iloc[0] for split in ("train", "test"))
+    image = nib.load(config.volumes / train["amyloid"])
+    nib.save(image, config.volumes / test["amyloid"])  # one scan under two names
+    with pytest.raises(LeakageError, match="shared by two people"):
+        read_cases(table, {"A": folder}, config)
+
+
+def test_an_image_of_unknown_space_needs_its_t1(cohort, tmp_path):
+    config, table, folder = cohort
+    moved = GRID.affine.copy()
+    moved[:3, 3] += 5
+    for path in folder.rglob("*_pet.nii.gz"):
+        name = path.name.replace("_space-MNI152", "")
+        save(tmp_path / "native" / name, nib.load(path).get_fdata(), moved, RANGES[tracer_of(path)])
+    frame = pd.read_csv(table).drop(columns="t1w")
+    frame.to_csv(table, index=False)
+    with pytest.raises(EvaluationError, match="in an unknown space; write MNI152"):
+        measured(config, table, A=tmp_path / "native")
+
+
+def test_images_scaled_one_by_one_are_refused_by_their_sidecar(cohort):
+    config, table, folder = cohort
+    for path in folder.rglob("*.json"):
+        write_json(path, {"intensity": {"kind": "minmax", "suvr_range": [0.1, 2.2]}})
+    with pytest.raises(EvaluationError, match="scaled to its own range"):
+        measured(config, table, A=folder)
+
+
+@pytest.mark.slow
+def test_the_command_writes_one_page(cohort, tmp_path, capsys):
+    config, table, folder = cohort
+    out = tmp_path / "out"
+    code = main(["evaluate", str(table), f"A={folder}", "--out", str(out), "--quiet"])
+    assert code == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.strip() == str(out / "evaluation.html")
+    page = (out / "evaluation.html").read_text(encoding="utf-8")
+    assert config.notice.replace("'", "&#39;") in page or config.notice in page
+    numbers = json.loads((out / "figures" / "evaluation" / "evaluation_metrics.json").read_text(encoding="utf-8"))
+    (row,) = [
+        row for row in numbers["quality"]
+        if (row["method"], row["tracer"], row["region"], row["metric"]) == ("A", "amyloid", "brain", "psnr")
+    ]  # fmt: skip
+    scores = score_people(config, "A").query("tracer == 'amyloid' and region == 'brain'")
+    assert row["mean"] == pytest.approx(scores.groupby("person")["psnr"].mean().mean(), rel=1e-9)
+    change(folder, without_cerebellum)
+    assert main(["evaluate", str(table), f"A={folder}", "--out", str(out), "--quiet"]) == 2
+    assert "lack the reference region" in capsys.readouterr().err
+
+
+def test_a_table_can_name_the_volumes(cohort):
+    config, table, folder = cohort
+    frame = pd.read_csv(table)
+    frame = frame[frame["split"] == "test"]
+    for tracer in TRACERS:
+        made = {path.name[:17]: path for path in folder.rglob("*_pet.nii.gz") if tracer_of(path) == tracer}
+        frame[f"synthetic_{tracer}"] = [
+            str(made.get(f"{row.person}_{row.session}", "")) if getattr(row, tracer) == getattr(row, tracer) else ""
+            for row in frame.itertuples()
+        ]
+    frame.to_csv(table, index=False)
+    result = measured(config, table)
+    own = score_people(config, "A")
+    assert result.scores[result.scores["method"] == "synthetic"]["mae"].sum() == pytest.approx(own["mae"].sum())
+
+
+def test_no_scan_is_named(cohort):
+    config, table, folder = cohort
+    path = next(folder.rglob("*_pet.nii.gz"))
+    path.write_bytes(b"nothing")
+    with pytest.raises((VolumeError, ValueError), match=path.name):
+        measured(config, table, A=folder)
