@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from resdm_suite.reporting.diagnosis import NAMES
@@ -21,27 +19,23 @@ from resdm_suite.reporting.tables import (
 _SUVR = {"bias (SUVR)": "bias", "ICC(2,1)": "icc_agreement", "slope": "slope", "r": "r"}
 
 
-def evaluation_pages(
-    quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataFrame, controls: Iterable[str]
-) -> list[Block]:
+def evaluation_pages(quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataFrame) -> list[Block]:
     """Image quality inside the brain, SUVR and status, each by tracer.
 
     Parameters
     ----------
     quality : DataFrame
-        method, tracer, region, metric, mean, std, and per control the columns ``over_<control>_…`` of a comparison.
+        method, tracer, region, metric, mean, std, and the columns ``over_demographics_…`` of a comparison.
     suvr : DataFrame
         `resdm_suite.evaluation.agreement.agreement_table` by method and tracer, with regional_r and texture.
     status : DataFrame
         Rows of `resdm_suite.evaluation.status.status_summary`, in %.
-    controls : iterable of str
     """
     texts = quality.assign(text=[with_spread(*row) for row in quality[["mean", "std"]].to_numpy()])
     texts["best"] = is_best(quality, ["tracer", "region", "metric"], without=())
-    cells = {"{}": "text"} | {f"Δ to {control}": control for control in controls}
-    for control in controls:
-        ends = quality[[f"over_{control}_{end}" for end in ("difference", "difference_low", "difference_high", "p")]]
-        texts[control] = [with_interval(*row[:3], p=row[3]) for row in ends.to_numpy()]
+    ends = quality[[f"over_demographics_{end}" for end in ("difference", "difference_low", "difference_high", "p")]]
+    texts["change"] = [with_interval(*row[:3], p=row[3]) for row in ends.to_numpy()]
+    cells = {"{}": "text", "Δ to demographics": "change"}
     blocks = [
         pivot(part, "method", ["metric"], cells, title=f"Inside the brain: {TRACER_NAMES[tracer]}", best="best")
         for tracer, part in texts[texts["region"] == "brain"].groupby("tracer", sort=False)
