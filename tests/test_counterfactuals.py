@@ -52,20 +52,15 @@ def test_conditions_of_other_sessions_are_refused():
         prompt_changes(suvr[suvr["condition"] == "factual"])
 
 
-def figure(suvr: pd.DataFrame):
-    summary = change_summary(prompt_changes(suvr), seed=0, repeats=200)
-    return draw("15_counterfactuals", profile=SimpleNamespace(notice="phantom data"), summary=summary)
-
-
 def test_figure_has_a_map_of_ages_and_a_panel_for_each_prompt():
-    drawn = figure(planted())
-    titles = {axes.get_title(loc="left"): axes for axes in drawn.axes if axes.get_title(loc="left")}
+    def figure(suvr):
+        summary = change_summary(prompt_changes(suvr), seed=0, repeats=200)
+        return draw("15_counterfactuals", profile=SimpleNamespace(notice="phantom data"), summary=summary)
+
+    titles = {axes.get_title(loc="left"): axes for axes in figure(planted()).axes if axes.get_title(loc="left")}
     assert list(titles) == ["one age for everyone", "sex swapped", "no text but the tracer"]
     (image,) = titles["one age for everyone"].images
-    np.testing.assert_allclose(np.asarray(image.get_array())[:, 1], 0.05, atol=0.01)
     assert image.get_array().shape == (3, 2)
+    np.testing.assert_allclose(np.asarray(image.get_array())[:, 1], 0.05, atol=0.01)
     assert titles["sex swapped"].get_xlim() == titles["no text but the tracer"].get_xlim()  # one scale
-
-
-def test_figure_without_a_sweep():
-    assert len(figure(planted().query("condition in ['factual', 'tracer_only']")).axes) == 1
+    assert len(figure(planted().query("condition in ['factual', 'tracer_only']")).axes) == 1  # without a sweep

@@ -154,12 +154,9 @@ def test_faulty_status_readings_are_named(status, fault, message):
 # ── sex ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_log_odds_are_positive_for_the_persons_sex():
+def test_sex_metrics_equal_scikit_learn():
     assert own_sex_logit(np.array([1, 0]), np.array([0.8, 0.8])) == pytest.approx([math.log(4), -math.log(4)])
     assert np.isfinite(own_sex_logit(np.array([1, 0]), np.array([1.0, 1.0]))).all()
-
-
-def test_sex_metrics_equal_scikit_learn():
     sex = make_sex(1.0)
     table = sex_summary(sex, "ResDM", seed=0).set_index(["tracer", "prompt", "metric"])
     part = sex[(sex["tracer"] == "tau") & (sex["condition"] == "no_sex")]
@@ -209,11 +206,10 @@ def test_without_an_effect_of_sex_intervals_cover_zero():
 
 
 def test_the_order_is_tested_by_wilcoxon_over_people():
-    sex = make_sex(0.2)
-    part = sex[sex["tracer"] == "amyloid"]
-    logits = part.assign(logit=own_sex_logit(part["label"], part["score"]))
+    sex = make_sex(0.2).query("tracer == 'amyloid'")
+    logits = sex.assign(logit=own_sex_logit(sex["label"], sex["score"]))
     people = logits.pivot_table(index="person", columns="condition", values="logit")
-    row = sex_order(sex, "ResDM", seed=0).iloc[2]
+    row = sex_order(make_sex(0.2), "ResDM", seed=0).iloc[2]
     test = stats.wilcoxon(people["factual"], people["wrong_sex"], alternative="greater")
     assert (row["p"], row["n"]) == (pytest.approx(test.pvalue), 40)
 
@@ -236,12 +232,9 @@ def test_r_equals_scipy():
         assert row["low"] < row["r"] < row["high"]
 
 
-def test_slopes_by_hand():
-    table = pd.DataFrame([[60.0, 65.0, 70.0], [70.0, 70.0, 70.0], [71.0, 70.0, 69.0]], columns=[60.0, 70.0, 80.0])
-    assert sweep_slopes(table).tolist() == pytest.approx([0.5, 0, -0.1])
-
-
 def test_a_planted_effect_of_age_is_found_with_its_size():
+    table = pd.DataFrame([[60.0, 65.0, 70.0], [70.0, 70.0, 70.0], [71.0, 70.0, 69.0]], columns=[60.0, 70.0, 80.0])
+    assert sweep_slopes(table).tolist() == pytest.approx([0.5, 0, -0.1])  # by hand
     effects = age_effects(make_age(0.4), make_scores(AGE_SCORES), "ResDM", seed=0).set_index(["name", "tracer"])
     assert len(effects) == 10
     for tracer in ("amyloid", "tau"):

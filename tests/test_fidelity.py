@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_cells import run_cells
+from notebook_cells import check_latex, run_cells
+from stored_cohort import save
 
 from resdm.io import write_csv
 from resdm_suite.anatomy import Grid
@@ -19,6 +20,7 @@ from resdm_suite.evaluation.agreement import agreement_table
 from resdm_suite.evaluation.atlas import CENTILOID_AVID, AtlasError, centiloid, centiloid_regions, load_atlas
 from resdm_suite.evaluation.fidelity import quantities
 from resdm_suite.evaluation.suvr import regional_means, regional_suvr
+from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import (
     CentiloidConfig,
     CohortConfig,
@@ -28,7 +30,7 @@ from resdm_suite.profiles import (
     PhantomConfig,
     PreprocessConfig,
 )
-from resdm_suite.reporting.fidelity import quantity_title, shown_quantities, shown_range
+from resdm_suite.reporting.fidelity import shown_quantities, shown_range
 
 GRID = Grid((24, 24, 24), 8.0)
 
@@ -57,6 +59,8 @@ def test_a_label_image_gives_its_regions_by_name_and_says_what_is_too_small(tmp_
 def test_an_atlas_that_cannot_be_used_says_why(tmp_path):
     with pytest.raises(AtlasError, match="no such label image; expected a path, or one of aal, harvard_oxford"):
         load_atlas(str(tmp_path / "none.nii.gz"), GRID)
+    with pytest.raises(AtlasError, match="GAAIN"):
+        centiloid_regions(tmp_path / "ctx.nii", tmp_path / "wc.nii", GRID)
     nib.save(GRID.image(np.full(GRID.shape, 0.5, dtype=np.float32)), tmp_path / "gm.nii.gz")
     with pytest.raises(AtlasError, match="whole numbers"):
         load_atlas(str(tmp_path / "gm.nii.gz"), GRID)
@@ -94,34 +98,21 @@ def test_centiloid_anchors():
     assert centiloid(1.2, "18FAV45", {"18FAV45": (100.0, -100.0)}) == pytest.approx(20)
 
 
-def test_centiloid_masks_must_be_there(tmp_path):
-    with pytest.raises(AtlasError, match="GAAIN"):
-        centiloid_regions(tmp_path / "ctx.nii", tmp_path / "wc.nii", GRID)
-
-
 @pytest.fixture
 def stored(tmp_path):
     """Five people with real PET, a method 10 % too high, and its profile."""
-    config = Config(
-        "tiny", cohort=CohortConfig(phantom=PhantomConfig()),
-        preprocess=PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm)), root=tmp_path,
-    )  # fmt: skip
+    preprocess = PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm))
+    config = Config("tiny", cohort=CohortConfig(phantom=PhantomConfig()), preprocess=preprocess, root=tmp_path)
     rng, rows = np.random.default_rng(0), []
     for i in range(5):
         person = f"sub-{i}"
         row = {"person": person, "session": "ses-1", "split": "test", "age": 70.0 + i, "sex": "FM"[i % 2]}
         for tracer, label in (("amyloid", "18FAV45"), ("tau", "18FAV1451")):
-            volume = np.clip(rng.normal(0.3 + 0.05 * i, 0.02, GRID.shape), 0, 0.9).astype(np.float32)
-            real = f"{person}/{tracer}.nii.gz"
-            out = config.predictions("ResDM") / person / "ses-1" / "pet"
-            out.mkdir(parents=True, exist_ok=True)
-            (config.volumes / person).mkdir(parents=True, exist_ok=True)
-            nib.save(GRID.image(volume), config.volumes / real)
-            sidecar = {"intensity": {"kind": "fixed", "suvr_range": [0.0, 3.0]}}
-            (config.volumes / person / f"{tracer}.json").write_text(json.dumps(sidecar))
-            name = f"{person}_ses-1_trc-{label}_space-MNI152_desc-synth_pet.nii.gz"
-            nib.save(GRID.image(1.1 * volume), out / name)
-            row |= {f"present_{tracer}": True, f"{tracer}_tracer": label, tracer: real}
+            volume = np.clip(rng.normal(0.3 + 0.05 * i, 0.02, GRID.shape), 0, 0.9)
+            real = save(config.volumes / person / f"{tracer}.nii.gz", volume, GRID.affine, (0.0, 3.0))
+            save(synthetic_path(config.predictions("ResDM"), person, "ses-1", label), 1.1 * volume, GRID.affine)
+            path = str(real.relative_to(config.volumes))
+            row |= {f"present_{tracer}": True, f"{tracer}_tracer": label, tracer: path}
         rows.append(row)
     write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
     return config
@@ -187,8 +178,7 @@ def test_table_and_figure_state_what_the_scale_is_worth(stored):
     assert "registration here is affine and was not calibrated, so these numbers are no Centiloids" in text
     np.testing.assert_allclose(values.query("unit == 'CL'")["real"], 175.4 * summary - 182.3)
     assert "not a reproduction of the paper" in text
-    assert cells["table"].latex().isascii()
-    assert quantity_title("amyloid", "Centiloid") == "Aβ-PET, Centiloid"
+    check_latex(cells["table"].latex())
     points = [line for line in cells["figure"].axes[0].lines if line.get_marker() == "o"]
     assert len(points[0].get_xdata()) == 5
 

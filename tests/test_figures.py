@@ -79,10 +79,11 @@ DRAWN = {"figure1": draw_figure1, "curves": draw_curves, "regional": draw_region
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_same_bytes_twice_whatever_the_users_settings(name, tmp_path):
-    save_figure(DRAWN[name](), tmp_path / "a" / name, {"seed": 0})
-    with matplotlib.rc_context(
-        {"font.size": 20, "svg.hashsalt": "other", "image.cmap": "jet", "axes.facecolor": "red"}
-    ):
+    figure = DRAWN[name]()
+    assert NOTICE in texts(figure)
+    save_figure(figure, tmp_path / "a" / name, {"seed": 0})
+    others = {"font.size": 20, "svg.hashsalt": "other", "image.cmap": "jet", "axes.facecolor": "red"}
+    with matplotlib.rc_context(others):
         paths = save_figure(DRAWN[name](), tmp_path / "b" / name, {"seed": 0})
     assert [path.suffix for path in paths] == [".svg", ".png", ".json"]
     for path in paths:
@@ -92,7 +93,7 @@ def test_same_bytes_twice_whatever_the_users_settings(name, tmp_path):
     assert "<dc:date>" not in svg
     assert "<text" not in svg  # letters are paths, so no font of the reader's machine is needed
     with Image.open(paths[1]) as image:
-        assert image.width == pytest.approx(200 * DRAWN[name]().get_figwidth(), abs=1)
+        assert image.width == pytest.approx(200 * figure.get_figwidth(), abs=1)
         assert not {"Software", "Creation Time"} & set(image.info)
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == sorted(p.name for p in paths)  # nothing left behind
 
@@ -108,28 +109,17 @@ def test_same_bytes_in_another_process(tmp_path):
         assert (tmp_path / f"1{suffix}").read_bytes() == (tmp_path / f"2{suffix}").read_bytes()
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_the_notice_is_in_the_figure(name):
-    assert NOTICE in texts(DRAWN[name]())
-
-
-def test_no_notice_where_there_is_none():
-    assert not [text for text in texts(draw_curves(notice="")) if "phantom" in text]
-
-
 @pytest.mark.parametrize("cut", [("x", 7.0), ("y", -20.0), ("z", 14.0)])
 def test_a_slice_lies_where_it_says(cut):
-    x, y, z = GRID.mm()
-    sides = {"x": (y, z), "y": (x, z), "z": (x, y)}[cut[0]]
-    names = {"x": "yz", "y": "xz", "z": "xy"}[cut[0]]
-    for volume, name, axis in zip(sides, names, (1, 0), strict=True):  # to the right; up
+    places = dict(zip("xyz", GRID.mm(), strict=True))
+    for name, axis in zip({"x": "yz", "y": "xz", "z": "xy"}[cut[0]], (1, 0), strict=True):  # to the right; up
+        volume = places[name]
         section = plane(volume, GRID, cut, order=1)
         values = section[section.shape[0] // 2] if axis == 1 else section[:, section.shape[1] // 2]
         expected = np.arange(FIELD_MM[name][0], FIELD_MM[name][1] + 1)
         inside = (expected > volume.min()) & (expected < volume.max())
         assert values[inside] == pytest.approx(expected[inside], abs=1e-4)
-    through = plane({"x": x, "y": y, "z": z}[cut[0]], GRID, cut, order=1)
-    assert through == pytest.approx(cut[1], abs=1e-4)
+    assert plane(places[cut[0]], GRID, cut, order=1) == pytest.approx(cut[1], abs=1e-4)
 
 
 def test_left_is_left():
@@ -141,23 +131,21 @@ def test_left_is_left():
 
 
 def test_a_coarse_map_covers_the_same_box():
-    coarse = np.repeat(np.repeat(np.repeat(np.random.default_rng(0).random((4, 4, 4)), 4, 0), 4, 1), 4, 2)
-    blocks = coarse[::4, ::4, ::4]
-    fine = plane(coarse, GRID, ("z", 14.0), order=0)
-    assert np.array_equal(plane(blocks, GRID, ("z", 14.0), order=0), fine)
+    blocks = np.random.default_rng(0).random((4, 4, 4))
+    fine = np.kron(blocks, np.ones((4, 4, 4)))
+    assert np.array_equal(*(plane(volume, GRID, ("z", 14.0), order=0) for volume in (blocks, fine)))
 
 
 def test_interpolation_adds_no_values():
     volume = np.random.default_rng(0).random(GRID.shape)
     section = plane(volume, GRID, ("y", -20.0))
     assert volume.min() <= section.min() <= section.max() <= volume.max()
+    assert [slice_name(cut) for cut in (("z", -16.0), ("x", 7.0))] == ["z = −16 mm", "x = +7 mm"]
 
 
 def test_figure1_shows_what_it_was_given():
     words = texts(draw_figure1())
-    assert {"$x_0$", "$x_{1}$", "$x_{8}$", "$x_{15}$", r"$\hat{x}_0$", "$y_0$ (MRI)", "tracer", "age", "sex"} <= set(
-        words
-    )
+    assert {"$x_0$", "$x_{1}$", "$x_{8}$", "$x_{15}$", r"$\hat{x}_0$", "$y_0$ (MRI)", "tracer", "age"} <= {*words}
     assert any("74.0-year-old" in word for word in words)
 
 
@@ -169,6 +157,8 @@ def test_training_curves_have_a_panel_per_column_with_tick_labels():
     for axes in figure.axes:
         assert len([label for label in axes.get_yticklabels(which="both") if label.get_text()]) >= 2
     np.testing.assert_array_equal(figure.axes[1].lines[0].get_xdata(), [10, 20])  # epochs without validation: none
+    assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
+    assert not [text for text in texts(draw_curves(notice="")) if "phantom" in text]
 
 
 def test_the_regional_figure_has_a_row_of_panels_per_tracer():
@@ -178,14 +168,6 @@ def test_the_regional_figure_has_a_row_of_panels_per_tracer():
     assert titles[4:] == ["tau-PET, cortical summary, ResDM", *titles[1:4]]
     assert [len(axes.lines) for axes in figure.axes[2:4]] == [3, 3]  # zero and two methods, r and bias
     check_texts(figure)
-
-
-def test_slice_names():
-    assert [slice_name(cut) for cut in (("z", -16.0), ("x", 7.0))] == ["z = −16 mm", "x = +7 mm"]
-
-
-def test_a_figure_shows_itself_in_a_notebook():
-    assert draw_curves()._repr_png_().startswith(b"\x89PNG")
 
 
 def test_the_report_needs_no_torch_and_no_pyplot():
