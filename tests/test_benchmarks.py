@@ -14,8 +14,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation
 import bench
+import input_check
 import memory
 from measure import Case, count
+from native_scans import make_visit
 
 
 def test_counted_cost_of_the_released_network():
@@ -135,3 +137,30 @@ def test_a_quick_run_measures(tmp_path):
     (folder,) = tmp_path.glob("*/quick")
     table = pd.read_csv(folder / "bench.csv")
     assert (table[["train_s", "sample15_s", "train_peak_bytes", "step_gflop"]] > 0).all(axis=None)
+
+
+@pytest.mark.parametrize("name", input_check.FAULTS)
+def test_planted_faults_change_the_scan(name):
+    scan = make_visit(3).t1
+    changed = input_check.FAULTS[name](scan, np.random.default_rng(0))
+    assert np.isfinite(changed.data).all()
+    assert changed.data.min() >= 0
+    assert (
+        (changed.data.shape != scan.data.shape)
+        or np.any(changed.data != scan.data)
+        or np.any(changed.affine != scan.affine)
+    )
+
+
+def test_the_table_of_faults():
+    """AUROC against the unchanged scans, and what each check refuses."""
+    scores = {"": [1, 2, 3, 6], "found": [7, 8, 9, 10], "half": [2.5, 7, 2.5, 7]}
+    rows = [
+        {"fault": name, "scan": str(i), "score": score, "worst": "detail", "refused_before": name == "half" and i == 0}
+        for name, values in scores.items() for i, score in enumerate(values)
+    ]  # fmt: skip
+    table = input_check.summarise(pd.DataFrame(rows), threshold=5.0).set_index("fault")
+    assert table["auroc"].tolist()[1:] == [1.0, 12 / 16]
+    assert table["refused"].tolist() == [0.25, 1.0, 0.5]
+    assert table["either"].tolist() == [0.25, 1.0, 0.75]
+    assert (table["low"] < table["refused"]).all()
