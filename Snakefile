@@ -79,6 +79,7 @@ wildcard_constraints:
 rule all:
     input:
         [f"{FIGURES}/{name}" for name in RESULTS],
+        [f"{WORK}/models/{SETTINGS.uncertainty.method}/memorisation.json"] * (SETTINGS.uncertainty.method in METHODS),
         f"{WORK}/report/index.html",
 
 
@@ -348,6 +349,25 @@ if SETTINGS.uncertainty.method in METHODS:
         threads: TRAINING_THREADS
         shell:
             PAPERMILL
+
+
+# After the scores, since both write the model card.
+if SETTINGS.uncertainty.method in METHODS:
+
+    rule audit:
+        input:
+            SCORES.format(method=SETTINGS.uncertainty.method),
+            modules("resdm_suite.apps.memorisation", without=DOCUMENTS),
+        output:
+            f"{WORK}/models/{SETTINGS.uncertainty.method}/memorisation.json",
+        log:
+            f"{WORK}/logs/audit.txt",
+        params:
+            profile=PROFILE,
+            method=SETTINGS.uncertainty.method,
+        threads: TRAINING_THREADS
+        shell:
+            f"resdm audit {{params.profile}} {{params.method}} {LOGGED}"
 
 
 # Last: pages of all results. After a failed run, `resdm report` makes them from what exists.

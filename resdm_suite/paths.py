@@ -10,6 +10,9 @@ INPUT_CHECK = "input_check.safetensors"
 CALIBRATION = "calibration.json"
 """In a model folder: intervals of regional SUVR (`resdm_suite.evaluation.intervals`)."""
 
+MEMORISATION = "memorisation.json"
+"""In a model folder: the audit of `resdm_suite.apps.memorisation`."""
+
 
 def stem(image: str | Path) -> str:
     """Path of a NIfTI image without ``.nii`` or ``.nii.gz``."""

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from tiny_methods import PlainConfig, build, make_config
 
 from resdm.checkpoint import CheckpointError, load_model
-from resdm.io import sha256
+from resdm.io import sha256, write_json
 from resdm.layers.clip import text_tower
 from resdm.settings import to_dict
 from resdm_suite.apps import cli, hub
@@ -38,6 +38,8 @@ def folder(tmp_path):
     made = model_of(make_config(tmp_path), tmp_path / "model")
     for name in ("history.csv", "input_check.safetensors", "calibration.json"):
         (made / name).write_text("epoch\n1\n")
+    audit = {"model": load_card(made).digest, "auc": 0.55, "auc_low": 0.45, "auc_high": 0.65}
+    write_json(made / "memorisation.json", audit)
     for name in (".record.json", ".calibration.record.json"):  # as training and sampling leave them
         write_record(made, "resdm train tiny Plain", [made / "model.safetensors"], name=name)
     return made
@@ -80,7 +82,7 @@ def test_upload_and_download(folder, remote, tmp_path, capsys):
     there = remote.root / "lab" / "resdm"
     names = sorted(path.name for path in there.iterdir())
     files = ["README.md", "calibration.json", "config.yaml", "history.csv", "input_check.safetensors"]
-    assert names == [*files, "model.safetensors"]  # no record of this machine
+    assert names == [*files, "memorisation.json", "model.safetensors"]  # no record of this machine
     assert cli.main(["model", "pull", "lab/resdm", str(tmp_path / "back")]) == 0
     for path in there.iterdir():
         assert sha256(tmp_path / "back" / path.name) == sha256(folder / path.name)
@@ -117,7 +119,7 @@ def test_paths_of_this_machine_are_not_uploaded(tmp_path, remote, changes):
     ((part, settings),) = changes.items()
     config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **settings)})
     made = model_of(config, tmp_path / "model")
-    push(made, "lab/resdm")
+    push(made, "lab/resdm", accept_memorisation=True)
     text = (remote.root / "lab/resdm/config.yaml").read_text()
     assert "/data" not in text
     assert yaml.safe_load(text)["cohort"]["folder"] == "data"

@@ -248,6 +248,14 @@ def _train(config: Config, method: list[str], progress: bool) -> None:
         print(train_method(config, name, progress=progress))
 
 
+def _audit(config: Config, method: list[str], progress: bool) -> None:
+    names = _names(config, method)
+    from resdm_suite.apps.memorisation import audit_method
+
+    for name in names:
+        print(audit_method(config, name, progress=progress))
+
+
 def _predict(config: Config, method: list[str], condition: list[str] | None, **options: Any) -> None:
     names = _names(config, method)
     from resdm_suite.apps.synthesis import synthesise_method
@@ -367,6 +375,8 @@ _command("ceiling", "estimate the test people's PET from the phantoms' truth: an
          "phantom", "apps.ceiling:synthesise_ceiling", PROFILE, QUIET)
 _command("sample", "draw several samples of validation and test people, to evaluate their spread", "phantom",
          "apps.synthesis:sample_method", PROFILE, QUIET)
+_command("audit", "measure whether models memorised their training people: memorisation.json and the model card",
+         "phantom ResDM", _audit, PROFILE, METHODS, QUIET)
 _command("evaluators", "fit the evaluators of status, sex and age on real PET of training people", "phantom",
          "evaluation.downstream:fit_evaluators", PROFILE, QUIET)
 _command("synthesise", "synthesise both PETs of one person, or of a table, from T1-weighted MRI",
@@ -397,6 +407,8 @@ _command("evaluate", "compare synthetic PET of any tool with real PET: tables, f
 _command("model show", "print the model card", "work/phantom/models/ResDM", "apps.model_card:show", FOLDER, TRUST)
 _command("model push", "upload a model to the Hugging Face Hub, with the token of `hf auth login`",
          "work/phantom/models/ResDM user/resdm-phantom", "apps.hub:push", FOLDER, REPOSITORY, TRUST,
+         _argument("--accept-memorisation", action="store_true",
+                   help="upload a model whose training people can be told by its errors, or that was not audited"),
          _argument("--public", dest="private", action="store_false", help="visible to everybody (default: private)"))
 _command("model pull", "download a model from the Hugging Face Hub", "user/resdm-phantom models/resdm", "apps.hub:pull",
          REPOSITORY, FOLDER, TRUST, _argument("--revision", help="branch, tag or commit (default: main)"))

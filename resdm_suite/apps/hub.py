@@ -12,13 +12,14 @@ from huggingface_hub import HfApi, snapshot_download
 from resdm.checkpoint import CheckpointError, load_model
 from resdm.io import write_text
 from resdm.settings import to_dict
-from resdm_suite.apps.model_folder import load_card
-from resdm_suite.paths import CALIBRATION, INPUT_CHECK
+from resdm_suite.apps.model_folder import ModelCard, load_card, read_audit
+from resdm_suite.evaluation.memorisation import LIMIT
+from resdm_suite.paths import CALIBRATION, INPUT_CHECK, MEMORISATION
 from resdm_suite.profiles import FidelityConfig
 from resdm_suite.records import NAME
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
-FILES = (*REQUIRED, "history.csv", "timing.json", "provenance.json", INPUT_CHECK, CALIBRATION)
+FILES = (*REQUIRED, "history.csv", "timing.json", "provenance.json", INPUT_CHECK, CALIBRATION, MEMORISATION)
 """Files of a shared model folder. A pickle such as ``state.pt`` is not allowed: reading it could run code."""
 
 
@@ -26,11 +27,19 @@ class HubError(RuntimeError):
     """The Hub cannot be used, or refuses."""
 
 
-def push(folder: str | Path, repository: str, *, private: bool = True, trust_code: bool = False) -> str:
+def push(
+    folder: str | Path,
+    repository: str,
+    *,
+    private: bool = True,
+    trust_code: bool = False,
+    accept_memorisation: bool = False,
+) -> str:
     """Upload a trained model folder that has its card; returns the address of the commit.
 
     ``repository`` is ``user/name`` and is created if needed, private if ``private`` is set. Absolute paths of the
     cohort and of atlases in ``config.yaml`` are not uploaded. ``trust_code`` is as in `resdm.load_model`.
+    ``accept_memorisation`` uploads a model that `check_memorisation` refuses.
 
     Raises
     ------
@@ -40,6 +49,8 @@ def push(folder: str | Path, repository: str, *, private: bool = True, trust_cod
         The Hub refuses, or cannot be reached.
     """
     card = load_card(folder, trust_code=trust_code)
+    if not accept_memorisation:
+        check_memorisation(card)
     paths = (path for path in card.folder.rglob("*") if not path.is_dir() and not path.name.endswith(NAME))
     names = sorted(str(path.relative_to(card.folder)) for path in paths)  # records are of this machine's folders
     other, missing = [name for name in names if name not in FILES], [name for name in REQUIRED if name not in names]
@@ -70,6 +81,25 @@ def push(folder: str | Path, repository: str, *, private: bool = True, trust_cod
         except Exception as error:
             raise _hub_error(repository, "uploaded", error) from error
     return str(getattr(commit, "commit_url", commit))
+
+
+def check_memorisation(card: ModelCard) -> None:
+    """Raise `CheckpointError` for a model whose training people can be told by its errors, or that was not audited.
+
+    A model of phantoms needs no audit.
+    """
+    found = read_audit(card)
+    if not found and not card.phantom:
+        raise CheckpointError(
+            f"{card.folder}: it is not known whether it memorised its training people; measure it by `resdm audit`, or "
+            "use --accept-memorisation"
+        )
+    if found and not found["auc_low"] <= LIMIT:
+        raise CheckpointError(
+            f"{card.folder}: its training people can be told by the error of their synthetic PET: AUC "
+            f"{found['auc']:.2f} [{found['auc_low']:.2f}, {found['auc_high']:.2f}], lower end above {LIMIT:g}; train "
+            "it on more people or for fewer epochs, or share it with their consent (--accept-memorisation)"
+        )
 
 
 def pull(repository: str, folder: str | Path, *, revision: str | None = None, trust_code: bool = False) -> Path:

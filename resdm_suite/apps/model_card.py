@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader
 from resdm.batch import TRACERS
 from resdm.io import write_text
 from resdm.settings import SEXES
-from resdm_suite.apps.model_folder import ModelCard, load_card
+from resdm_suite.apps.model_folder import ModelCard, load_card, read_audit
 from resdm_suite.evaluation.image_quality import METRICS, REGIONS, read_index, read_scores
+from resdm_suite.evaluation.memorisation import LIMIT
 from resdm_suite.evaluation.statistics import by_person
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, read_json
@@ -81,6 +82,8 @@ def render(
         cohort=_COHORTS.get(kind, kind),
         people=None if index is None else _people(index),
         scores=None if scores is None or scores.empty else _metrics(scores),
+        audit=read_audit(card),
+        limit=LIMIT,
     )
 
 
