@@ -760,8 +760,8 @@ GREY_WHITE_FLUID = {  # levels of tissues, and resolution in mm: PET relative to
 
 
 @pytest.mark.parametrize("name", GREY_WHITE_FLUID)
-@pytest.mark.parametrize("bias", [0.0, 1.5], ids=["flat", "biased"])
-def test_the_contrast_of_a_t1_is_recognised_under_any_smooth_bias(name, bias):
+@pytest.mark.parametrize(("bias", "noise"), [(0.0, 0.0), (1.5, 0.0), (0.0, 0.12)], ids=["flat", "biased", "noisy"])
+def test_the_contrast_of_a_t1_is_recognised_under_any_smooth_bias_and_noise(name, bias, noise):
     """``bias`` 1.5: bright in the middle as at 7 T, and 5 times as bright on one side as on the other."""
     *levels, fwhm = GREY_WHITE_FLUID[name]
     gm, wm, brain = (mni_map(tissue, FINE) for tissue in ("gm", "wm", "brain"))
@@ -769,6 +769,7 @@ def test_the_contrast_of_a_t1_is_recognised_under_any_smooth_bias(name, bias):
     x, y, z = (FINE.mm() - np.reshape(CENTRE_MM, (3, 1, 1, 1))) / 80
     image = image.clip(0) * np.exp(-bias * (x**2 + y**2 + z**2 / 2 + 0.6 * y))
     scan = smooth(Scan(image.astype(np.float32), FINE.affine), np.sqrt(max(fwhm**2 - 1.6**2, 0)))
+    scan.data[brain] += noise * scan.data[brain].mean() * np.random.default_rng(0).normal(size=brain.sum())
     assert is_t1(scan, np.eye(4)) == name.startswith("T1")
 
 

@@ -26,10 +26,13 @@ MIN_TEMPLATE_CORRELATION = 0.3
 _MAX_T1_VOXEL_MM = 4.5  # as coarse as the coarsest phantoms
 _CONTRAST_GRID = Grid((64, 72, 64), 3.0)  # of `tissue_contrast`
 _MAX_FLUID = 0.65  # brightness of fluid relative to white matter; T1: 0.34 to 0.58, most PET: more
-# Least detail of a T1 by voxel size (mm). A real T1 has 0.89, of 4 mm voxels or smoothed by 4 mm 0.51, of 4.5 mm 0.45;
-# phantoms 0.50, resampled once more 0.45. PET of 6 mm FWHM made from the tissues of a real T1 has 0.48, of 7 mm 0.42,
-# the mean PET of a population 0.24, phantoms 0.41 or less.
-_LEAST_DETAIL = (2.0, 3.0), (0.495, 0.435)
+# Least detail of a T1 by voxel size (mm), measured with noise of up to 10 % of white matter in T1 and 12 % of the mean
+# uptake in PET, which change it by 0.03 at most where no other range is given:
+#   T1:  a real one 0.86, smoothed by 4 mm 0.50; of 2 mm voxels 0.81, 3 mm 0.63, 4 mm 0.50, 4.5 mm 0.44;
+#        phantoms of 3.5 mm 0.45 to 0.53 (15 people), of 4.1 mm 0.43 to 0.47 (8 people);
+#   PET: 7 mm FWHM, of the tissues of a real T1 or of MNI152: voxels of 2 mm 0.32 to 0.43, of 3 mm 0.30 to 0.45, of 4 mm
+#        0.30 to 0.36; phantoms 0.21 to 0.30. PET of 6 mm has 0.36 to 0.50, so a sharp one may pass.
+_LEAST_DETAIL = (3.0, 3.4), (0.47, 0.41)
 
 _OTHER_SCANS = {
     "pet": "a PET", "ct": "a CT", "t2w": "a T2-weighted MRI", "flair": "a FLAIR MRI", "t2star": "a T2*-weighted MRI",
@@ -113,8 +116,9 @@ def check_contrast(scan: Scan, mni_to_t1: np.ndarray, correlation: float, path: 
     if contrast["fluid"] > _MAX_FLUID or contrast["detail"] < detail:
         raise VolumeError(
             f"{path}: looks like a PET, not a T1-weighted MRI: fluid is {contrast['fluid']:.2f} times as bright as "
-            f"white matter (expected {_MAX_FLUID} or less), and detail below 6 mm has {contrast['detail']:.2f} times "
-            f"the contrast of coarse structure (expected {detail:.2f} or more); give the T1 before any smoothing"
+            f"white matter (expected {_MAX_FLUID} or less), and detail below 6 mm, beyond noise, has "
+            f"{contrast['detail']:.2f} times the contrast of coarse structure (expected {detail:.2f} or more); give "
+            "the T1 before any smoothing"
         )
     return contrast
 
@@ -126,8 +130,9 @@ def tissue_contrast(scan: Scan, mni_to_t1: np.ndarray) -> dict[str, float]:
     -------
     dict
         ``fluid``: brightness relative to white matter; ``depth``: position of grey matter between white (0) and fluid
-        (1), −1 if white matter is not brighter than fluid; ``detail``: SD of structure below 6 mm, relative to that of
-        12 to 24 mm. Tissue means are least squares on the MNI152 tissue maps. The field is a quadratic, fitted in turn.
+        (1), −1 if white matter is not brighter than fluid; ``detail``: SD of structure below 6 mm, without the noise
+        that deep white matter shows, relative to the SD of 12 to 24 mm. Tissue means are least squares on the MNI152
+        tissue maps. The field is a quadratic, fitted in turn.
     """
     grid = _CONTRAST_GRID
     inside = ndimage.binary_erosion(mni_map("brain", grid), iterations=2)
@@ -147,10 +152,12 @@ def tissue_contrast(scan: Scan, mni_to_t1: np.ndarray) -> dict[str, float]:
     log_bias = np.clip(terms @ field, (here @ field).min(), (here @ field).max()).reshape(grid.shape)
     flat = Scan(image / np.exp(log_bias), grid.affine)
     blurred = [flat.data, *(smooth(flat, fwhm).data for fwhm in (6, 12, 24))]
-    fine, coarse = ((blurred[i] - blurred[i + 1])[inside].std() for i in (0, 2))
+    fine, coarse = blurred[0] - blurred[1], (blurred[2] - blurred[3])[inside].std()
+    noise = fine[ndimage.binary_erosion(mni_map("wm", grid) > 0.9) & inside].var()
+    detail = np.sqrt(max(fine[inside].var() - noise, 0)) / max(coarse, 1e-9)
     depth = (white - grey) / (white - fluid) if white > max(fluid, 0) else -1.0
     ratio = fluid / white if white > 0 else np.inf
-    return {"fluid": float(ratio), "depth": float(depth), "detail": float(fine / max(coarse, 1e-9))}
+    return {"fluid": float(ratio), "depth": float(depth), "detail": float(detail)}
 
 
 @contextmanager
