@@ -2,8 +2,8 @@
 
     python tests/kill_at_random.py [--kills 20] [--seed 0]
 
-Both runs are in copies of this checkout in a temporary folder. This takes hours, so it is not a part of `make test`;
-tests/test_records.py does the same to a tiny pipeline.
+Both runs are in copies of this checkout in a temporary folder, which stays after a fault. This takes hours, so it is no
+part of `make test`; tests/test_records.py does the same to a tiny pipeline.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,7 @@ def clone(folder: Path) -> Path:
 def start(folder: Path) -> subprocess.Popen:
     """Snakemake in a process group of its own, so that a kill takes its jobs along."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = ["snakemake", "--cores", "2", "--rerun-incomplete", "--quiet", "all", "--config", "profile=smoke"]
+    command = ["snakemake", "--cores", "2", "--rerun-incomplete", "--quiet", "rules", "--config", "profile=smoke"]
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
     return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
 
@@ -65,23 +66,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as temporary:
-        whole, killed = (clone(Path(temporary) / name) for name in ("whole", "killed"))
-        seconds = finish(whole)
-        for number in range(options.kills):
-            run = start(killed)
-            time.sleep(draw.uniform(0, seconds / 4))
+    temporary = Path(tempfile.mkdtemp())
+    whole, killed = (clone(temporary / name) for name in ("whole", "killed"))
+    seconds = finish(whole)
+    for number in range(options.kills):
+        run = start(killed)
+        time.sleep(draw.uniform(0, seconds / 4))
+        with suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
-            shutil.rmtree(killed / ".snakemake" / "locks", ignore_errors=True)
-            print(f"kill {number + 1}: {len(results(killed))} files", flush=True)
-        finish(killed)
-        one, other = results(whole), results(killed)
-        differ = sorted(one ^ other) + sorted(
-            path for path in one & other if not filecmp.cmp(whole / path, killed / path, shallow=False)
-        )
-        print("\n".join(map(str, differ)) or f"{len(one)} files, all the same")
-        sys.exit(bool(differ))
+        run.wait()
+        shutil.rmtree(killed / ".snakemake" / "locks", ignore_errors=True)
+        print(f"kill {number + 1}: {len(results(killed))} files", flush=True)
+    finish(killed)
+    one, other = results(whole), results(killed)
+    differ = sorted(one ^ other) + sorted(
+        path for path in one & other if not filecmp.cmp(whole / path, killed / path, shallow=False)
+    )
+    print("\n".join(map(str, differ)) or f"{len(one)} files, all the same")
+    if differ:
+        sys.exit(f"different in {whole} and {killed}")
+    shutil.rmtree(temporary)
 
 
 if __name__ == "__main__":

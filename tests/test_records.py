@@ -15,18 +15,36 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stored_cohort import make_config, write_volumes
+from stored_readings import make_sex, store_readings
 from tiny_methods import PlainConfig
 
+from resdm.io import write_csv, write_json
+from resdm.pretraining import pretrain_text_tower
+from resdm.prior import PriorConfig, PriorModule, TowerConfig
 from resdm.settings import TrainingConfig
 from resdm.weights import CheckpointError
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
+from resdm_suite.evaluation.fitting import Evaluator, fit_evaluator
 from resdm_suite.evaluation.image_quality import read_scores, score_people
+from resdm_suite.evaluation.readings import read_readings
 from resdm_suite.preprocessing.dataset import CohortDataset
-from resdm_suite.records import NAME, RecordError, checked, faults, read_csv, read_json, reading, write_record
+from resdm_suite.profiles import EvaluationConfig, EvaluatorConfig
+from resdm_suite.records import (
+    NAME,
+    RecordError,
+    check_folder,
+    checked,
+    faults,
+    read_csv,
+    read_json,
+    reading,
+    write_record,
+)
 
 SPLITS = ["train"] * 3 + ["validation"] + ["test"] * 2
 FILES = {  # of the pipeline below: who reads it, and what its error tells to do
@@ -39,6 +57,11 @@ FILES = {  # of the pipeline below: who reads it, and what its error tells to do
     "predictions/Plain/factual/scores.csv": "resdm predict tiny Plain",
     "predictions/Plain/factual/sub-0004/ses-M000/pet/"
     "sub-0004_ses-M000_trc-18FAV45_space-MNI152_desc-synth_pet.nii.gz": "resdm predict tiny Plain",
+    "evaluation/models/sex_tau.safetensors": "run `resdm evaluators` again",
+    "evaluation/sex.csv": "notebooks/07_figure4_gender.ipynb",
+    "pretraining/*.safetensors": "train again",
+    "qc/qc.csv": "resdm qc tiny",
+    "qc/sub-0004_ses-M000.json": "resdm qc tiny",
 }
 
 
@@ -59,7 +82,8 @@ def use(config) -> None:
 def make_profile(root):
     """A tiny profile whose volumes have a record, as preprocessing leaves one."""
     training = TrainingConfig(epochs=1, batch_size=2, accelerator="cpu", threads=1)
-    config = make_config(root, training=training, methods={"Plain": PlainConfig()})
+    evaluation = EvaluationConfig(sex=EvaluatorConfig(width=2, epochs=1, shift_voxels=0))
+    config = make_config(root, training=training, evaluation=evaluation, methods={"Plain": PlainConfig()})
     write_volumes(config, SPLITS)
     config.manifest.write_text("person\n")
     volumes = [path for path in config.volumes.rglob("*") if path.is_file()]
@@ -67,11 +91,35 @@ def make_profile(root):
     return config
 
 
+def evaluator(config) -> Evaluator:
+    """Fitted on random volumes, or the stored one."""
+    people, labels = np.array([f"sub-{i}" for i in range(6)]), np.array([0.0, 1.0] * 3)
+    volumes = torch.rand((6, 1, *config.preprocess.grid.shape), generator=torch.Generator().manual_seed(0))
+    return fit_evaluator(
+        config, "sex", "sex_tau", lambda: volumes, people, labels, (np.arange(4), np.arange(4, 6))
+    )  # fmt: skip
+
+
+def text_tower(config) -> None:
+    """Pretrained in four steps, or the stored one."""
+    tower = TowerConfig(width=16, heads=2, layers=2, embed_dim=16, lessons=4)
+    torch.manual_seed(0)
+    pretrain_text_tower(PriorModule(PriorConfig(weights="none", tower=tower)), 0, folder=config.work / "pretraining")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     config = make_profile(tmp_path_factory.mktemp("finished"))
     run(config)
     use(config)
+    evaluator(config)
+    text_tower(config)
+    store_readings(config, sex=make_sex(1.0, people=6))
+    write_csv(config.work / "qc" / "qc.csv", pd.DataFrame({"person": ["sub-0004"], "flags": [""]}))
+    write_json(config.work / "qc" / "sub-0004_ses-M000.json", {"measures": {"tau_suvr_max": 2.0}})
+    for folder, stage, name in (("evaluation", FILES["evaluation/sex.csv"], ".sex"), ("qc", "resdm qc tiny", "")):
+        files = [path for path in (config.work / folder).iterdir() if path.is_file()]
+        write_record(config.work / folder, stage, files, name=name + NAME)
     return config
 
 
@@ -101,7 +149,7 @@ def damage(kind: str, content: bytes, other: bytes, at: float) -> bytes:
 )
 def test_no_damaged_file_is_used(finished, name, kind, at):
     """500 damaged files, each read by the functions that read it in a run."""
-    path = finished.work / name
+    (path,) = finished.work.glob(name)
     content, times = path.read_bytes(), path.stat()
     other = content[::-1]
     try:
@@ -117,6 +165,8 @@ def test_no_damaged_file_is_used(finished, name, kind, at):
 
 
 def reader(config, path):
+    if path.name == "sex_tau.safetensors":
+        return evaluator(config)
     if "models" in path.parts:
         from resdm_suite.apps.prediction import Model
 
@@ -125,6 +175,12 @@ def reader(config, path):
         return read_scores(config, ["Plain"])
     if path.suffix == ".gz":
         return score_people(config, "Plain")
+    if path.suffix == ".safetensors":
+        return text_tower(config)
+    if path.name == "sex.csv":
+        return read_readings(config, "sex")
+    if path.parent.name == "qc":
+        return check_folder(path.parent)
     return CohortDataset(config, "train")
 
 

@@ -23,6 +23,7 @@ from stored_cohort import make_config
 
 from resdm.io import WriteError, write_json
 from resdm_suite.apps import cli
+from resdm_suite.records import write_record
 from resdm_suite.reporting import site
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -183,6 +184,9 @@ def test_quality_control_lies_beside_and_is_linked(config):
     (config.work / "qc" / "index.html").write_text("<p>montages</p>")
     assert "1 of 2 are flagged" in text(site.write_report(config))
     assert broken_links(index.parent, config.work) == []
+    write_record(config.work / "qc", "resdm qc tiny", [config.work / "qc" / "qc.csv"])
+    (config.work / "qc" / "qc.csv").write_text("person,flags\nsub-1,\nsub-2,\n")
+    assert "are flagged" not in text(site.write_report(config))
     (config.work / "qc" / "qc.csv").unlink()
     assert "are flagged" not in text(site.write_report(config))
     assert broken_links(index.parent, config.work) == []

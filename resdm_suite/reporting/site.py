@@ -24,7 +24,7 @@ from nbconvert import HTMLExporter
 
 from resdm.io import stored_json, writing
 from resdm_suite.profiles import Config
-from resdm_suite.records import alone
+from resdm_suite.records import alone, read_csv
 from resdm_suite.reporting.provenance import outdated, provenance
 
 
@@ -276,9 +276,9 @@ def _markdown(text: str) -> str:
 
 
 def _csv(path: Path, **options: Any) -> pd.DataFrame:
-    """A table; of a damaged one, a note."""
+    """A table; of one that is damaged, or not as its stage wrote it, a note."""
     try:
-        return pd.read_csv(path, **options)
+        return read_csv(path, **options)
     except (ValueError, OSError):
         return pd.DataFrame({path.name: ["cannot be read; make it again"]})
 
