@@ -32,7 +32,7 @@ _MAX_FLUID = 0.65  # brightness of fluid relative to white matter; T1: 0.34 to 0
 #        phantoms of 3.5 mm 0.45 to 0.53 (15 people), of 4.1 mm 0.43 to 0.47 (8 people);
 #   PET: 7 mm FWHM, of the tissues of a real T1 or of MNI152: voxels of 2 mm 0.32 to 0.43, of 3 mm 0.30 to 0.45, of 4 mm
 #        0.30 to 0.36; phantoms 0.21 to 0.30. PET of 6 mm has 0.36 to 0.50, so a sharp one may pass.
-_LEAST_DETAIL = (3.0, 3.4), (0.47, 0.41)
+_LEAST_DETAIL = (3.0, 3.4), (0.47, 0.34)
 
 _OTHER_SCANS = {
     "pet": "a PET", "ct": "a CT", "t2w": "a T2-weighted MRI", "flair": "a FLAIR MRI", "t2star": "a T2*-weighted MRI",
