@@ -88,47 +88,39 @@ def measure(config: Config, scan: dict, where: dict[str, np.ndarray], reference:
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Config:
     """Eighty people at 6 mm."""
-    return write(
-        tmp_path_factory.mktemp("cohort"), people=80, t1_voxel_mm=(5.0, 5.0, 5.5), pet_voxel_mm=(5.0, 5.0, 6.0)
-    )
+    voxels = {"t1_voxel_mm": (5.0, 5.0, 5.5), "pet_voxel_mm": (5.0, 5.0, 6.0)}
+    return write(tmp_path_factory.mktemp("cohort"), people=80, **voxels)
+
+
+QUIET = {"people": 12, "noise": 0.0, "t1_voxel_mm": (4.0,) * 3, "pet_voxel_mm": (3.0,) * 3}
 
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory) -> Config:
     """Twelve people, finer, without noise."""
-    return write(
-        tmp_path_factory.mktemp("quiet"), people=12, noise=0.0, t1_voxel_mm=(4.0,) * 3, pet_voxel_mm=(3.0,) * 3
-    )
+    return write(tmp_path_factory.mktemp("quiet"), **QUIET)
 
 
 @pytest.fixture(scope="module")
 def null(tmp_path_factory) -> Config:
     """The same twelve without the planted age and sex effects."""
-    return write(
-        tmp_path_factory.mktemp("null"), people=12, noise=0.0, t1_voxel_mm=(4.0,) * 3, pet_voxel_mm=(3.0,) * 3,
-        age_effect=0.0, sex_effect=0.0,
-    )  # fmt: skip
+    return write(tmp_path_factory.mktemp("null"), **QUIET, age_effect=0.0, sex_effect=0.0)
 
 
 # ── bytes ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_bytes_follow_from_the_seed_alone(tmp_path):
-    first = write(tmp_path / "a")
-    again = profile(tmp_path / "b")
+def test_bytes_follow_from_the_seed_and_the_persons_number_alone(tmp_path):
+    first, again = write(tmp_path / "a", people=4), profile(tmp_path / "b", people=4)
     write_phantoms(again, jobs=2, progress=False)
     assert digests(first.work) == digests(again.work)
     assert len(digests(first.source_root, "*.nii.gz")) >= 8
-    other = write(tmp_path / "c", seed=1)
+    other = write(tmp_path / "c", seed=1, people=2)
     mine, theirs = digests(first.source_root, "*_T1w.nii.gz"), digests(other.source_root, "*_T1w.nii.gz")
     assert not set(mine.values()) & set(theirs.values())
-
-
-def test_a_person_does_not_depend_on_how_many_there_are(tmp_path):
-    few, many = write(tmp_path / "few", people=2), write(tmp_path / "many", people=4)
-    assert digests(few.source_root / "sub-0002") == digests(many.source_root / "sub-0002")
-    grown = write(tmp_path / "few", people=4)  # grows in place, without a warning
-    assert digests(grown.work) == digests(many.work)
+    few = write(tmp_path / "few", people=2)
+    assert digests(few.source_root / "sub-0002") == digests(first.source_root / "sub-0002")
+    assert digests(write(tmp_path / "few", people=4).work) == digests(first.work)  # grows in place, without a warning
     shrunk = write(tmp_path / "few", people=2)
     assert sorted(p.name for p in shrunk.source_root.glob("sub-*")) == ["sub-0001", "sub-0002"]
     assert len(pd.read_csv(shrunk.source_root / "participants.tsv", sep="\t")) == 2
@@ -161,9 +153,8 @@ def test_second_call_writes_nothing_and_a_killed_one_continues(tmp_path, monkeyp
     times = {path: path.stat().st_mtime_ns for path in config.work.rglob("*")}
     write_phantoms(config, progress=False)
     assert {path: path.stat().st_mtime_ns for path in config.work.rglob("*")} == times
-    next(
-        (config.source_root / "sub-0002").rglob("*_T1w.nii.gz")
-    ).unlink()  # a lost file is written again; others stay unchanged
+    lost = next((config.source_root / "sub-0002").rglob("*_T1w.nii.gz"))
+    lost.unlink()  # is written again; others stay unchanged
     write_phantoms(config, progress=False)
     assert digests(config.work) == digests(whole.work)
     assert all(path.stat().st_mtime_ns == times[path] for path in (config.source_root / "sub-0001").rglob("*.nii.gz"))
@@ -229,9 +220,14 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     assert scan.read_bytes() == b"real"
 
 
-def test_settings_are_required(tmp_path):
-    with pytest.raises(ConfigError, match=r"cohort\.phantom is missing"):
-        write_phantoms(dataclasses.replace(profile(tmp_path), cohort=CohortConfig()))
+@pytest.mark.parametrize(("cohort", "message"), [
+    (CohortConfig(), r"cohort\.phantom is missing"),
+    (CohortConfig(phantom=PhantomConfig(people=1), tau_cutoff=9.0),
+     r"tau_cutoff is 9\.0; the phantoms' meta-temporal SUVR runs from 1\.0"),
+])  # fmt: skip
+def test_a_cohort_that_cannot_be_made_is_refused(tmp_path, cohort, message):
+    with pytest.raises(ConfigError, match=message):
+        write_phantoms(dataclasses.replace(profile(tmp_path), cohort=cohort), progress=False)
 
 
 @pytest.mark.parametrize(("setting", "value"), [
@@ -254,14 +250,12 @@ def test_the_dataset_is_bids(cohort):
     assert description["DatasetType"] == "raw"
     assert {"Name", "BIDSVersion", "License"} <= set(description)
     assert "on purpose" in (root / "README").read_text()
-    top = {".record.json", "dataset_description.json", "README", "participants.tsv", "participants.json"}
-    stem = r"(sub-\d{4})/\1_sessions\.(tsv|json)"
-    scan = (
-        r"(sub-\d{4})/(ses-M\d{3})/("
-        r"\1_\2_scans\.tsv|anat/\1_\2_T1w\.(nii\.gz|json)|pet/\1_\2_trc-(18FAV45|18FFBB|18FAV1451)_pet\.(nii\.gz|json))"
+    names = (
+        r"\.record\.json|dataset_description\.json|README|participants\.(tsv|json)|(sub-\d{4})/\2_sessions\.(tsv|json)|"
+        r"(sub-\d{4})/(ses-M\d{3})/(\4_\5_scans\.tsv|anat/\4_\5_T1w\.(nii\.gz|json)|"
+        r"pet/\4_\5_trc-(18FAV45|18FFBB|18FAV1451)_pet\.(nii\.gz|json))"
     )
-    for path in digests(root):
-        assert path in top or re.fullmatch(stem, path) or re.fullmatch(scan, path), path
+    assert [path for path in digests(root) if not re.fullmatch(names, path)] == []
 
     people = pd.read_csv(root / "participants.tsv", sep="\t")
     assert len(people) == 80
@@ -277,8 +271,6 @@ def test_the_dataset_is_bids(cohort):
             on_disk = (root / person / session).rglob("*.nii.gz")
             assert sorted(scans.filename) == sorted(f"{p.parent.name}/{p.name}" for p in on_disk)
 
-
-def test_pet_sidecars_hold_what_bids_requires(cohort):
     required = {
         "Manufacturer", "ManufacturersModelName", "TracerRadionuclide", "InjectedRadioactivity", "InjectedMass",
         "InjectedRadioactivityUnits", "InjectedMassUnits", "SpecificRadioactivity", "SpecificRadioactivityUnits",
@@ -286,16 +278,15 @@ def test_pet_sidecars_hold_what_bids_requires(cohort):
         "AcquisitionMode", "ImageDecayCorrected", "ImageDecayCorrectionTime", "ReconMethodName",
         "ReconMethodParameterLabels", "ReconFilterType", "AttenuationCorrection",
     }  # fmt: skip
-    names = {"18FAV45": "florbetapir", "18FFBB": "florbetaben", "18FAV1451": "flortaucipir"}
+    tracers = {"18FAV45": "florbetapir", "18FFBB": "florbetaben", "18FAV1451": "flortaucipir"}
     labels = set()
-    for path in cohort.source_root.rglob("*_pet.json"):
-        sidecar = json.loads(path.read_text())
-        label = re.search(r"trc-(\w+?)_", path.name)[1]
+    for path in root.rglob("*_pet.json"):
+        sidecar, label = json.loads(path.read_text()), re.search(r"trc-(\w+?)_", path.name)[1]
         labels.add(label)
         assert required <= {key for key, value in sidecar.items() if value is not None}
-        assert names[label] in sidecar["TracerName"]
+        assert tracers[label] in sidecar["TracerName"]
         assert sidecar["Units"] == "Bq/mL"
-    assert labels == set(names)
+    assert labels == set(tracers)
 
 
 def test_every_scan_has_its_own_oblique_grid(cohort):
@@ -383,9 +374,7 @@ def t1_in_mni(config: Config, session: dict) -> np.ndarray:
 
 def test_ventricles_grow_with_age_and_the_medial_temporal_lobe_shrinks_with_disease(cohort):
     people, x, y, z = baseline(cohort), *GRID.mm()
-    box = (
-        (np.abs(x) < 35) & (y > -55) & (y < 35) & (z > -2) & (z < 32)
-    )  # the lateral ventricles and what surrounds them
+    box = (np.abs(x) < 35) & (y > -55) & (y < 35) & (z > -2) & (z < 32)  # the lateral ventricles and their surroundings
     darkness, medial = [], []
     for person in truth(cohort):
         image = t1_in_mni(cohort, person["sessions"][0])
@@ -464,13 +453,12 @@ def test_a_null_phantom_differs_by_the_planted_effects_alone(quiet, null):
 
 
 def test_noise_grows_with_the_counts(tmp_path):
-    noisy, clean = (write(tmp_path / str(noise), people=2, noise=noise) for noise in (1.0, 0.0))
+    noisy, clean = (write(tmp_path / str(noise), people=1, noise=noise) for noise in (1.0, 0.0))
     for person in truth(noisy):
         for tracer in person["tracers"]:
             scan = person["sessions"][0]["scans"][tracer]
-            with_noise, without = (
-                nib.load(c.source_root / scan["path"]).get_fdata() / scan["gain"] for c in (noisy, clean)
-            )
+            paths = [config.source_root / scan["path"] for config in (noisy, clean)]
+            with_noise, without = (nib.load(path).get_fdata() / scan["gain"] for path in paths)
             error = with_noise - without
             low, high = (without > 0.4) & (without < 0.7), without > 1.0
             ratio = error[high].std() / error[low].std()
@@ -485,52 +473,9 @@ def test_amyloid_and_tau_correlate_across_people_but_not_across_the_brain(cohort
     cortical = [name for name in planted["tau"] if name not in ("cerebellum", "inferior_cerebellum", "pons")]
     status = {tracer: [planted[tracer][name]["status"] for name in cortical] for tracer in planted}
     assert np.corrcoef(status["amyloid"], status["tau"])[0, 1] < 0.6
-    assert max(cortical, key=lambda name: planted["amyloid"][name]["status"]) in {
-        "precuneus", "posterior_cingulate", "anterior_cingulate",
-    }  # fmt: skip
+    highest = max(cortical, key=lambda name: planted["amyloid"][name]["status"])
+    assert highest in {"precuneus", "posterior_cingulate", "anterior_cingulate"}
     assert planted["tau"]["inferior_temporal"]["status"] > 4 * planted["tau"]["sensorimotor"]["status"]
-
-
-def test_age_and_sex_add_to_the_mri(cohort):
-    """Age and sex explain uptake, and improve on what the MRI predicts, in people not fitted."""
-    people, brain = baseline(cohort), mni_map("brain", GRID)
-    for tracer in ("amyloid", "tau"):
-        mri, pet, names = [], [], []
-        for person in truth(cohort):
-            if tracer in person["tracers"]:
-                session = person["sessions"][0]
-                image = sample(cohort, session["scans"][tracer], GRID.mm())
-                pet.append((image / image[regions(GRID)[REFERENCE[tracer]]].mean())[brain] / 3)
-                mri.append(t1_in_mni(cohort, session)[brain])
-                names.append(person["person"])
-        mri, pet = np.array(mri), np.array(pet)
-        rows = people.loc[names]
-        prior = np.column_stack([(rows.age - rows.age.mean()) / rows.age.std(), np.where(rows.sex == "F", 1.0, -1.0)])
-        for column in (0, 1):
-            value = prior[:, column] - prior[:, column].mean()
-            explained = ((value @ (pet - pet.mean(0))) ** 2).sum() / (value @ value)
-            assert 0.03 < explained / ((pet - pet.mean(0)) ** 2).sum() < 0.20
-
-        fold = np.arange(len(pet)) % 5
-        psnr = {"template": [], "mri": [], "both": []}
-        for test in range(5):
-            a, b = fold != test, fold == test
-            u, s, v = np.linalg.svd(mri[a] - mri[a].mean(0), full_matrices=False)
-            scores, fresh = (
-                u[:, :12] * np.sqrt(a.sum()),
-                (mri[b] - mri[a].mean(0)) @ v[:12].T / s[:12] * np.sqrt(a.sum()),
-            )
-            for name, left, right in (
-                ("template", np.zeros((a.sum(), 1)), np.zeros((b.sum(), 1))),
-                ("mri", scores, fresh),
-                ("both", np.column_stack([scores, prior[a]]), np.column_stack([fresh, prior[b]])),
-            ):
-                gram = left.T @ left + 10 * np.eye(left.shape[1])
-                guess = pet[a].mean(0) + right @ np.linalg.solve(gram, left.T @ (pet[a] - pet[a].mean(0)))
-                psnr[name] += (-10 * np.log10(((guess - pet[b]) ** 2).mean(1))).tolist()
-        mean = {name: np.mean(values) for name, values in psnr.items()}
-        assert mean["mri"] > mean["template"] + 0.5
-        assert mean["both"] > mean["mri"] + 0.5
 
 
 # ── people ────────────────────────────────────────────────────────────────────────────────────────
@@ -588,24 +533,14 @@ def test_planted_status_follows_disease_alone(cohort):
     assert excess[cohort_cut["sex"] == "F"].mean() > excess[cohort_cut["sex"] == "M"].mean() + 0.1
 
 
-def test_a_cutoff_out_of_range_is_refused(tmp_path):
-    config = profile(tmp_path, people=1)
-    high = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, tau_cutoff=9.0))
-    with pytest.raises(ConfigError, match=r"tau_cutoff is 9\.0; the phantoms' meta-temporal SUVR runs from 1\.0"):
-        write_phantoms(high, progress=False)
-
-
 def test_people_are_like_table_1(tmp_path):
     config = profile(tmp_path, people=1500)
     people = pd.DataFrame([draw_person(config, index) for index in range(1500)])
-    first = pd.DataFrame(people.visits.str[0].tolist())
-    people = people.join(first)
-    paper = {
-        "AD": (74.58, 85 / 210, 15.66, 23.01),
-        "MCI": (71.66, 297 / 656, 16.19, 27.96),
-        "CN": (71.37, 357 / 608, 16.68, 29.09),
-    }
-    for diagnosis, (age, women, education, mmse) in paper.items():
+    people = people.join(pd.DataFrame(people.visits.str[0].tolist()))
+    for diagnosis, age, women, education, mmse in (
+        ("AD", 74.58, 85 / 210, 15.66, 23.01), ("MCI", 71.66, 297 / 656, 16.19, 27.96),
+        ("CN", 71.37, 357 / 608, 16.68, 29.09),
+    ):  # fmt: skip
         group = people[people.diagnosis == diagnosis]
         assert group.age.mean() == pytest.approx(age, abs=1.2)
         assert (group.sex == "F").mean() == pytest.approx(women, abs=0.03)
@@ -631,13 +566,10 @@ def test_suvr_is_near_table_1(cohort):
         assert means.loc[diagnosis, "tau_suvr"] == pytest.approx(tau, abs=0.22)
 
 
-def test_small_cohorts_have_the_intended_fractions(cohort):
-    people = truth(cohort)
-    assert 6 <= sum(len(person["tracers"]) == 1 for person in people) <= 10
-    repeats = [person for person in people if len(person["sessions"]) == 2]
+def test_second_visits_follow_the_first(cohort):
+    repeats = [person["sessions"] for person in truth(cohort) if len(person["sessions"]) == 2]
     assert 7 <= len(repeats) <= 12
-    for person in repeats:
-        first, second = person["sessions"]
+    for first, second in repeats:
         assert second["session"] in ("ses-M012", "ses-M024")
         assert second["age"] - first["age"] == pytest.approx(int(second["session"][-3:]) / 12, abs=0.25)
         assert second["load"] >= first["load"]
@@ -663,11 +595,8 @@ def test_frames_average_to_the_scan(tmp_path):
         assert data.shape[3] == 4
         assert len(sidecar["FrameDuration"]) == len(sidecar["FrameTimesStart"]) == 4
         bright = data.mean(3) > 0.5 * data.max()
-        single, mean = (
-            (data[..., 0] - data[..., 1])[bright].std(),
-            (data[..., :2].mean(3) - data[..., 2:].mean(3))[bright].std(),
-        )
-        assert mean == pytest.approx(single / np.sqrt(2), rel=0.1)
+        single = (data[..., 0] - data[..., 1])[bright].std()
+        assert (data[..., :2].mean(3) - data[..., 2:].mean(3))[bright].std() == pytest.approx(single / 2**0.5, rel=0.1)
 
 
 def test_scalp_surrounds_the_brain(tmp_path):
@@ -675,19 +604,16 @@ def test_scalp_surrounds_the_brain(tmp_path):
     template = phantom_anatomy.make_template(4.0)
     mm, shell = template.grid.mm(), template.air_mm
     skull, skin = (mm[:, (shell > low) & (shell < high)] for low, high in ((4.5, 6), (10, 12)))
-    for config in (bare, whole):
-        session = truth(config)[0]["sessions"][0]
-        dark, bright = (
-            sample(config, session["scans"]["t1w"], undo(session["deformation"], points.T).T).mean()
-            for points in (skull, skin)
-        )
-        if config is whole:
-            assert bright > 1.5 * dark > 0
-        else:
-            assert bright == pytest.approx(0, abs=1)
+    session = truth(whole)[0]["sessions"][0]
+    (_, nothing), (dark, bright) = (
+        [sample(config, session["scans"]["t1w"], undo(session["deformation"], points.T).T).mean()
+         for points in (skull, skin)] for config in (bare, whole)
+    )  # fmt: skip
+    assert bright > 1.5 * dark > 0
+    assert nothing == pytest.approx(0, abs=1)
 
 
-@pytest.mark.parametrize(("anatomy", "voxel"), [(2.0, (2.0, 2.0, 2.4)), (3.0, (3.0, 3.0, 3.0)), (4.0, (6.0, 6.0, 6.0))])
+@pytest.mark.parametrize(("anatomy", "voxel"), [(2.0, (2.0, 2.0, 2.4)), (3.0, (3.0, 3.0, 3.0))])
 def test_every_resolution_has_the_same_anatomy(tmp_path, anatomy, voxel):
     config = write(tmp_path, people=1, anatomy_mm=anatomy, t1_voxel_mm=voxel, pet_voxel_mm=voxel, noise=0.0)
     person = truth(config)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -52,10 +53,9 @@ def make_people(n: int, seed: int = 0, noise: float = 0.03) -> tuple[pd.DataFram
             causes.append(who | {"woman": woman, "decades": decades, "florbetaben": fbb, "load": load, "stage": stage}
                           | {"severity": severity, "amyloid_positive": positive, "tau_positive": positive})  # fmt: skip
             for tracer, disease in (("amyloid", 0.5 * load * (1 + 0.12 * fbb)), ("tau", 0.02 * (stage - 1) ** 3)):
-                for region, value in zip(REGIONS, (1 + suvr + disease, 1 + own[1]), strict=True):
-                    regional.append(
-                        {"source": "real", "training": 0, **who, "tracer": tracer, "region": region, "suvr": value}
-                    )
+                row = {"source": "real", "training": 0, **who, "tracer": tracer}
+                values = zip(REGIONS, (1 + suvr + disease, 1 + own[1]), strict=True)
+                regional += [row | {"region": region, "suvr": value} for region, value in values]
     return pd.DataFrame(regional), pd.DataFrame(causes)
 
 
@@ -87,11 +87,13 @@ def test_status_is_the_difference_of_means():
     assert (row["n"], row["sessions"], row["unit"]) == (24, 30, "SUVR")
 
 
-def test_jackknife_of_a_mean_is_the_t_interval():
+def test_jackknife_of_a_mean_is_the_t_interval_over_people():
     y = np.array([[1.0], [2.0], [4.0], [9.0]])
     estimate, low, high = jackknife(np.ones((4, 1)), y, np.array(list("abcd")))[:, 0]
     half = stats.t.ppf(0.975, 3) * y.std(ddof=1) / 2
     assert (estimate, low, high) == pytest.approx((4.0, 4 - half, 4 + half))
+    visits = jackknife(np.ones((12, 1)), np.repeat(y, 3, axis=0), np.repeat(list("abcd"), 3))[:, 0]
+    np.testing.assert_allclose(visits, (estimate, low, high))  # three equal visits of everyone add no information
 
 
 def test_the_variance_between_trainings_is_added_to_that_between_people():
@@ -104,14 +106,6 @@ def test_the_variance_between_trainings_is_added_to_that_between_people():
     variance = ((alone[2] - alone[0]) / half) ** 2 + np.var(slopes, axis=0, ddof=1) / 4
     np.testing.assert_allclose(all_four[2] - all_four[0], half * np.sqrt(variance))
     np.testing.assert_allclose(jackknife(x, y[:1], np.arange(12)), jackknife(x, y[0], np.arange(12)))
-
-
-def test_visits_are_not_independent_people():
-    rng = np.random.default_rng(0)
-    y, who = rng.normal(size=(12, 1)), np.arange(12)
-    one = jackknife(np.ones((12, 1)), y, who)
-    copied = jackknife(np.ones((36, 1)), np.repeat(y, 3, axis=0), np.repeat(who, 3))
-    np.testing.assert_allclose(copied, one)  # three equal visits of everyone add no information
 
 
 def test_a_cause_that_nobody_has_does_no_harm():
@@ -162,29 +156,30 @@ def config(tmp_path_factory):
     return config
 
 
+def by_region(frame, source):
+    return frame[frame["source"] == source].set_index(["person", "session", "tracer", "region"])
+
+
 def test_sources_are_the_true_the_real_and_the_synthetic_suvr_of_the_test_people(config):
     frame = regional_sources(config, {"ResDM": ["ResDM"]})
     assert list(dict.fromkeys(frame["source"])) == ["truth", "real", "ResDM"]
-    parts = {name: part.set_index(["person", "session", "tracer", "region"])["suvr"]
-             for name, part in frame[frame["region"] != "summary"].groupby("source")}  # fmt: skip
-    assert len(parts["truth"]) == len(parts["real"]) == len(parts["ResDM"])
-    np.testing.assert_allclose(parts["truth"], parts["real"].reindex(parts["truth"].index))  # as the fixture made it
-    stored = regional_suvr(config, "ResDM")[0].set_index(["person", "session", "tracer", "region"])["synthetic"]
-    np.testing.assert_array_equal(parts["ResDM"], stored.reindex(parts["ResDM"].index))
+    truth = by_region(frame, "truth")["suvr"]
+    np.testing.assert_allclose(truth, by_region(frame, "real")["suvr"].reindex(truth.index))  # as the fixture made it
+    stored = regional_suvr(config, "ResDM")[0].assign(source="ResDM")
+    made, stored = by_region(frame, "ResDM")["suvr"], by_region(stored, "ResDM")["synthetic"]
+    np.testing.assert_array_equal(made, stored.reindex(made.index))
     assert set(frame["person"]) == {f"sub-{i:04d}" for i in range(12)}  # nobody of the training people
-
-
-def test_causes_are_centred_and_coded(config):
-    causes = read_causes(config).set_index(["person", "session"])
-    assert causes.loc[("sub-0000", "ses-M000"), ["woman", "decades"]].tolist() == [1.0, 0.0]
-    assert causes.loc[("sub-0003", "ses-M000"), ["woman", "decades", "florbetaben"]].tolist() == [1.0, 0.4, 0.0]
+    causes = read_causes(config).set_index(["person", "session"])[["woman", "decades", "florbetaben"]]
+    assert causes.loc[[("sub-0000", "ses-M000"), ("sub-0003", "ses-M000")]].to_numpy().tolist() == [
+        [1, 0, 0],
+        [1, 0.4, 0],
+    ]
 
 
 def test_table_compares_with_what_is_planted(config):
     thinning = {tracer: dict.fromkeys(read_planted(config)["region"].unique(), -0.045) for tracer in LABELS}
     whole = recovered_effects(config, {"ResDM": ["ResDM"]}, thinning)
-    assert not whole["region"].isin(["summary"]).any()
-    assert not (whole["region"] == whole["tracer"].map(REFERENCE)).any()
+    assert not (whole["region"].eq("summary") | whole["region"].eq(whole["tracer"].map(REFERENCE))).any()
     assert not whole.duplicated(["source", "tracer", "region", "effect"]).any()
     frame = whole[whole["region"] != EVERY_REGION]
     age, sex = (frame[frame["effect"] == effect] for effect in ("age", "sex"))
@@ -192,8 +187,7 @@ def test_table_compares_with_what_is_planted(config):
     assert np.allclose(age["expected"], -0.035)
     assert sex["expected"].eq(0.2).all()
     np.testing.assert_allclose(sex["recovery"], sex["estimate"] / 0.2)
-    inside = (sex["low"] <= 0.2) & (sex["high"] >= 0.2)
-    assert (sex["covered"] == inside).all()
+    assert (sex["covered"] == (sex["low"] <= 0.2) & (sex["high"] >= 0.2)).all()
     assert (frame.loc[frame["source"] == "truth", "of_truth"].dropna() == 1).all()
     slopes = whole[whole["region"] == EVERY_REGION].set_index(["source", "tracer", "effect"])
     for key, part in frame.groupby(["source", "tracer", "effect"]):
@@ -242,9 +236,8 @@ def test_recovery_is_the_slope_over_regions():
     # 0.01 · √(1/3 + 1/3) with the jackknife's n/(n − 1), times Σx/Σx²
     half = stats.t.ppf(0.975, 5) * 0.01 * np.sqrt(2 / 3) * 0.75 / 0.3125
     assert found.loc["half", "high"] - 0.4 == pytest.approx(half, rel=0.2)
-    nothing = recovery(
-        estimate_effects(pd.concat(rows), causes, 0 * expected).assign(covered=pd.NA).query("effect == 'status'")
-    )
+    frame = estimate_effects(pd.concat(rows), causes, 0 * expected).assign(covered=pd.NA)
+    nothing = recovery(frame.query("effect == 'status'"))
     assert nothing["slope"].isna().all()
     assert nothing.set_index("source").loc["half", "largest"] == pytest.approx(0.2)
 
@@ -265,20 +258,25 @@ def test_the_page_and_the_picture(config, tmp_path):
     assert (config.figures / "planted.png").read_bytes() == before
 
 
+@contextmanager
+def with_index(config, change):
+    """The cohort with another index."""
+    index = config.volumes / "index.csv"
+    stored = index.read_text()
+    try:
+        write_csv(index, change(pd.read_csv(index)))
+        yield
+    finally:
+        index.write_text(stored)
+
+
 def test_a_handful_of_people_gives_a_page_without_estimates(config, tmp_path):
     few = dataclasses.replace(config, root=tmp_path)
     few.work.parent.mkdir()
     few.work.symlink_to(config.work)
-    index = config.volumes / "index.csv"
-    stored = index.read_text()
-    try:
-        frame = pd.read_csv(index)
-        write_csv(index, frame[frame["person"].isin(["sub-0002", "sub-0003"])])
+    with with_index(config, lambda frame: frame[frame["person"].isin(["sub-0002", "sub-0003"])]):
         cells = run_cells("11", few)
-    finally:
-        index.write_text(stored)
-    assert cells["frame"]["estimate"].isna().all()
-    assert cells["frame"]["covered"].isna().all()
+    assert cells["frame"][["estimate", "covered"]].isna().all(axis=None)
     assert len(cells["figure"].axes) == 2 * len(EFFECTS)
 
 
@@ -286,16 +284,15 @@ def test_no_truth_no_table(config, tmp_path):
     real = dataclasses.replace(config, profile="clinic", cohort=CohortConfig(kind="adni"))
     with pytest.raises(ValueError, match="'clinic' has a cohort of kind adni: no truth is planted"):
         run_cells("11", real, "11-02", "11-04")
+    with pytest.raises(ConfigError, match=r"cohort\.phantom is missing"):
+        thinning_slope(real)
     with pytest.raises(FileNotFoundError, match=r"truth\.json: no truth of these phantoms; run `resdm phantom`"):
         run_cells("11", make_config(tmp_path), "11-02", "11-04")
-    index = config.volumes / "index.csv"
-    stored = index.read_text()
-    try:
-        index.write_text(stored.replace("sub-0003", "sub-9999"))
-        with pytest.raises(ValueError, match=r"test people without truth \(sub-9999\)"):
-            regional_sources(config)
-    finally:
-        index.write_text(stored)
+    with (
+        with_index(config, lambda frame: frame.replace("sub-0003", "sub-9999")),
+        pytest.raises(ValueError, match=r"test people without truth \(sub-9999\)"),
+    ):
+        regional_sources(config)
 
 
 # ── the generator ─────────────────────────────────────────────────────────────────────────────────
@@ -304,18 +301,17 @@ def test_no_truth_no_table(config, tmp_path):
 def test_thinning_is_what_age_does_where_no_effect_of_age_is_planted(tmp_path):
     settings = PhantomConfig(anatomy_mm=4.0, age_effect=0.0, sex_effect=0.0)
     config = make_config(tmp_path, cohort=CohortConfig(phantom=settings))
-    planted = planted_effects(config)
-    slopes = thinning_slope(config)
-    assert {effects[key] for regions in planted.values() for effects in regions.values() for key in ("age", "sex")} == {
-        0.0
-    }
+    planted, slopes = planted_effects(config), thinning_slope(config)
+    assert not any(
+        effects[key] for regions in planted.values() for effects in regions.values() for key in ("age", "sex")
+    )
     assert set(slopes["tau"]) == set(planted["tau"])
     for tracer, region in (("amyloid", "frontal"), ("tau", "medial_temporal")):  # where the cortex thins most
         assert -0.05 < slopes[tracer][region] < -0.015
         assert slopes[tracer][region] == min(slopes[tracer].values())
+        assert abs(slopes[tracer]["pons"]) < 0.003
     ageless = dataclasses.replace(config, cohort=CohortConfig(phantom=dataclasses.replace(settings, age_atrophy=0.0)))
-    assert {slope for regions in thinning_slope(ageless).values() for slope in regions.values()} == {0.0}
-    assert all(abs(slopes[tracer]["pons"]) < 0.003 for tracer in slopes)
+    assert not any(slope for regions in thinning_slope(ageless).values() for slope in regions.values())
     assert thinning_slope(dataclasses.replace(config, seed=1)) == slopes
 
 
@@ -332,8 +328,3 @@ def test_the_planted_sex_effect_is_the_tissues_as_far_as_the_region_shows_it(tmp
     blurred = dataclasses.replace(config.cohort.phantom, pet_fwhm_mm=(16.0, 16.0))
     coarse = grey_share(dataclasses.replace(config, cohort=CohortConfig(phantom=blurred)))
     assert coarse["amyloid"]["sensorimotor"] < shares["amyloid"]["sensorimotor"]
-
-
-def test_only_phantoms_have_planted_effects(tmp_path):
-    with pytest.raises(ConfigError, match=r"cohort\.phantom is missing"):
-        thinning_slope(make_config(tmp_path, cohort=CohortConfig(kind="adni")))
