@@ -13,12 +13,11 @@ from stored_cohort import GRID, LABELS, make_config, person, write_volumes
 from tiny_methods import AdversarialConfig, PlainConfig, with_method
 
 from resdm.checkpoint import CheckpointError
-from resdm.io import sha256, write_csv, write_json
+from resdm.io import sha256, write_json
 from resdm.settings import TrainingConfig
 from resdm_suite.apps.model_folder import load_card
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method, validation_score
-from resdm_suite.cohorts.manifest import LeakageError
 from resdm_suite.evaluation.image_quality import psnr, score_people, ssim
 from resdm_suite.paths import synthetic_path
 
@@ -99,12 +98,3 @@ def test_other_volumes_are_other_data(config):
     write_json(config.volumes / "cohort.json", card | {"digest": "def"})
     with pytest.raises(CheckpointError, match=r"data\.digest: abc in the model, def now"):
         train_method(config, "Plain", progress=False)
-
-
-def test_a_person_in_two_splits_stops_every_stage(config):
-    index = pd.read_csv(config.volumes / "index.csv")
-    index.loc[8, "person"] = "sub-0000"
-    write_csv(config.volumes / "index.csv", index)
-    with pytest.raises(LeakageError, match="sub-0000"):
-        train_method(config, "Plain", progress=False)
-    assert not config.model("Plain").exists()

@@ -9,7 +9,7 @@ import torch
 from conftest import random_batch
 from tiny_baselines import SHAPE, TINY, fit, make, seeded, smooth_batch
 
-from resdm.baselines.resvit import Generator, ResViTConfig
+from resdm.baselines.resvit import Generator
 from resdm.checkpoint import tensors
 
 
@@ -35,17 +35,6 @@ def test_tokens(shape, grid):
         net = Generator(TINY["resvit"], shape)
         assert net(torch.empty(1, 3, *shape)).shape == (1, 3, *shape)
     assert [path.grid for path in net.paths.values()] == [grid, grid]
-
-
-def test_default_anatomy():
-    with torch.device("meta"):
-        net = Generator(ResViTConfig(), (128, 128, 128))
-    assert (net.stem[0].kernel_size, net.stem[0].padding_mode) == ((7, 7, 7), "reflect")
-    assert [c[0].out_channels for c in (net.stem, net.down1, net.down2)] == [16, 32, 64]
-    assert [c[0].out_channels for c in net.paths["0"].down] == [128, 256]
-    assert net.paths["5"].compression[0].in_channels == 128
-    assert {block[0].padding_mode for block in net.residual} == {"reflect"}
-    assert net.head.out_channels == 3
 
 
 def test_availability_in_training():
