@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from native_scans import make_visit, save
 from scipy.ndimage import gaussian_filter
 
 from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.cohorts.matching import Cohort
 
 NO_T1, NO_PET, FAR, UNKNOWN = "no T1", "no amyloid or tau PET", "PET more than", "no age, or no sex"
 """How a reason to be left out starts."""
@@ -55,6 +57,16 @@ class Truth:
     def people(self) -> set[str]:
         return {person for person, _ in self.kept}
 
+    def check(self, found: Cohort) -> None:
+        """Compare with what a reader found: sessions with their PETs, and the reasons of the others."""
+        assert self.kept == {
+            (row.person, row.session): {tracer for tracer in _LABELS if getattr(row, tracer)}
+            for row in found.manifest.itertuples()
+        }
+        reasons = {(row.person, row.session): row.reason for row in found.left_out.itertuples()}
+        assert reasons.keys() == self.left_out.keys()
+        assert all(reasons[key].startswith(reason) for key, reason in self.left_out.items())
+
     def cut(self, path: Path) -> None:
         """Cut a file off in the middle."""
         self.corrupt, self._whole = path, path.read_bytes()
@@ -66,8 +78,14 @@ class Truth:
             self.corrupt.write_bytes(self._whole)
 
 
-def _visit(number: int, seed: int) -> tuple[tuple, dict[str, tuple]]:
-    """(data, affine) of a T1 and of both PETs: oblique axes, stored in one order or another."""
+@cache
+def _visit(number: int, seed: int | None) -> tuple[tuple, dict[str, tuple]]:
+    """(data, affine) of a T1 and of both PETs: oblique axes, stored in one order or another.
+
+    Without a seed, everyone has the head of the first person: faster, where only names and tables are read.
+    """
+    if seed is None:
+        return _visit(0, 0)
     t1_code, pet_code = _CODES[number % len(_CODES)]
     visit = make_visit(1000 * seed + number, turn=8, shift=6, t1_code=t1_code, pet_code=pet_code)
     return (visit.t1.data, visit.t1.affine), _two_tracers(visit.pet.data, visit.pet.affine)
@@ -99,13 +117,9 @@ _AMYLOID_SIDECAR = {
     "FrameDurationUnits": "ms", "AcquisitionMode": "dynamic", "ReconMethodName": "back-projection",
     "ReconMethodParameterLabels": ["subsets", "iterations"],
 }  # fmt: skip
-_TAU_SIDECAR = {
-    "Modality": "PT", "Units": "Bq/mL", "Radiopharmaceutical": "[18F]Florbetaben",
-    "TracerName": "AV-1451 flortaucipir", "TracerRadionuclide": "F18", "InjectedRadioactivity": 8.92,
-    "InjectedRadioactivityUnits": "mSV", "InjectedMass": 10, "InjectedMassUnits": "approximate mCi",
-    "InjectionStart": -4.8e6, "FrameDuration": [1.2e6, 0], "FrameTimesStart": [0, 1.2e6],
-    "FrameDurationUnits": "ms", "AcquisitionMode": "dynamic", "ReconMethodName": "VPHD",
-    "ReconMethodParameterLabels": ["subsets", "iterations"],
+_TAU_SIDECAR = _AMYLOID_SIDECAR | {
+    "Radiopharmaceutical": "[18F]Florbetaben", "TracerName": "AV-1451 flortaucipir", "InjectedRadioactivity": 8.92,
+    "InjectionStart": -4.8e6, "FrameDuration": [1.2e6, 0], "FrameTimesStart": [0, 1.2e6], "ReconMethodName": "VPHD",
 }  # fmt: skip
 _DLBS_COLUMNS = [
     "participant_id", "AgeCog_W1", "AgeMRI_W1", "AgePETAmy_W1", "AgeCog_W2", "AgeMRI_W2", "AgePETAmy_W2",
@@ -115,7 +129,7 @@ _DLBS_COLUMNS = [
 ]  # fmt: skip
 
 
-def write_dlbs(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool = True) -> Truth:
+def write_dlbs(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt: bool = True) -> Truth:
     """Waves, ages in whole years, sidecars in milliseconds, 4D PET, some with an empty last frame."""
     truth = Truth(folder)
     rows = []
@@ -182,7 +196,7 @@ def write_dlbs(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool =
 # ── any BIDS data set ─────────────────────────────────────────────────────────────────────────────
 
 
-def write_bids(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool = True) -> Truth:
+def write_bids(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt: bool = True) -> Truth:
     """Months in the sessions' labels, two amyloid tracers, dates of scans, one person in MNI space already."""
     truth = Truth(folder)
     rows = []
@@ -236,7 +250,7 @@ def write_bids(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool =
 # ── a user's table ────────────────────────────────────────────────────────────────────────────────
 
 
-def write_csv_cohort(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool = True) -> Truth:
+def write_csv_cohort(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt: bool = True) -> Truth:
     """As a spreadsheet saves it: a byte-order mark, CRLF, some of the columns, in another order."""
     truth = Truth(folder / "people.csv")
     rows = []
@@ -273,7 +287,7 @@ def participant(number: int) -> str:
     return f"{990 + number % 9}" + "S" + f"{1000 + number}"
 
 
-def write_released(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bool = True) -> Truth:
+def write_released(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt: bool = True) -> Truth:
     """Volumes in [0, 1] under one name per person, lists of IDs, a Latin-1 table; some headers state MNI152."""
     truth = Truth(folder)
     grid = Grid((48, 56, 48), 4.0)
@@ -287,7 +301,7 @@ def write_released(folder: Path, people: int = 14, seed: int = 0, *, corrupt: bo
         code = 1
         if i % 2:  # in one space, as the released code has them
             code, t1 = 4, (mni_map("t1", grid) ** (1 + i / 100), grid.affine)  # nobody has the same as another
-            rng = np.random.default_rng(seed + i)
+            rng = np.random.default_rng((seed or 0) + i)
             uptake = gaussian_filter(rng.uniform(1.1, 1.5) * mni_map("gm", grid) + 0.9 * mni_map("wm", grid), 0.7)
             pets = _two_tracers(uptake, grid.affine)
         for place, (data, affine) in {"MRI": t1, "Abeta": pets["amyloid"], "Tau": pets["tau"]}.items():
