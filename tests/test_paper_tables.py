@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from resdm_suite.reporting.tables import VARIANTS, printed_means, read_paper
+from resdm_suite.reporting.tables import read_paper
 
 
 def test_table1_is_consistent():
@@ -13,9 +12,6 @@ def test_table1_is_consistent():
     for diagnosis in ("AD", "MCI", "CN"):
         sexes = values["sex", diagnosis, "female"] + values["sex", diagnosis, "male"]
         assert sexes == values["sets", diagnosis, "count"]
-    means = values.xs("mean", level="statistic").unstack()
-    assert means.loc["amyloid_suvr"].to_dict() == {"AD": 1.40, "MCI": 1.22, "CN": 1.12}
-    assert means.loc["tau_suvr"].to_dict() == {"AD": 1.60, "MCI": 1.33, "CN": 1.18}
 
 
 @pytest.mark.parametrize(
@@ -40,26 +36,6 @@ def test_the_full_model_of_table3_is_that_of_table2():
     ours2 = two.loc[two["method"] == "ResDM", keys]
     ours3 = three.loc[(three["variant"] == "ResDM") & (three["metric"] != "acc"), keys]
     assert ours2.to_numpy().tolist() == ours3.to_numpy().tolist()
-
-
-@pytest.mark.parametrize(("number", "keys"), [
-    (2, {"method": "method", "tracer": "tracer"}), (3, {"method": "variant", "tracer": "tracer"}),
-    (4, {"source": "method", "tracer": "status"}),
-])  # fmt: skip
-def test_printed_values_have_the_names_of_our_tables(number, keys):
-    ours, printed = printed_means(number), read_paper(number)
-    assert (
-        ours[["paper", "paper_std", "metric"]].to_numpy().tolist()
-        == printed[["mean", "std", "metric"]].to_numpy().tolist()
-    )
-    for name, column in keys.items():
-        assert (
-            ours[name].map(lambda value: VARIANTS.get(value, value) if number == 3 else value).equals(printed[column])
-        )
-    if number == 4:
-        assert set(ours["target"]) == {"label"}
-    else:
-        assert (ours["region"] == np.where(ours["metric"] == "acc", "status", "whole")).all()
 
 
 def test_an_unknown_table_is_named():

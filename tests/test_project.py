@@ -119,16 +119,17 @@ def test_functions_and_classes_stay_short():
     assert long == []
 
 
-def test_the_method_is_imported_without_the_suite():
-    """With the packages that the method needs, and without those that are slow to import."""
-    script = (
-        "import sys\n"
-        "from resdm import PriorModule, ResidualDiffusion, ResidualScheduler, UNet, load_model\n"
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    )
+@pytest.mark.parametrize(("statement", "slow"), [
+    ("from resdm import PriorModule, ResidualDiffusion, ResidualScheduler, UNet, load_model",
+     "resdm_suite pandas scipy sklearn nibabel nilearn monai matplotlib open_clip"),
+    ("import resdm_suite.anatomy, resdm_suite.preprocessing.volumes", "nilearn"),
+    ("import resdm_suite.reporting.site", "torch nilearn matplotlib"),
+    ("from resdm_suite.reporting.provenance import versions; assert 'torch' in versions()", "torch"),
+], ids=["method", "preprocessing", "report", "versions"])  # fmt: skip
+def test_what_is_slow_to_import_is_imported_where_it_is_needed(statement, slow):
+    script = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    slow = {"resdm_suite", "pandas", "scipy", "sklearn", "nibabel", "nilearn", "monai", "matplotlib", "open_clip"}
-    assert not slow & set(loaded.stdout.split())
+    assert not set(slow.split()) & set(loaded.stdout.split())
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))

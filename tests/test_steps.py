@@ -116,20 +116,13 @@ def test_a_second_run_makes_no_volume_and_the_profile_stays_as_it_was(config, ru
     assert {path: digest for path, digest in digests(config.work).items() if "/steps/" not in path} == before
 
 
-def test_the_page_describes_its_data(config, run, capsys):
-    call, first, _ = run
-    page = (first / "steps.md").read_text()
+def test_the_page_describes_its_data(config, run):
+    page = (run[1] / "steps.md").read_text()
     assert page.splitlines()[2].startswith(config.notice)
-    assert "trained with T = 15, on its test people" in page
     assert "number of steps, 2, was chosen on validation people, not by this page" in page
-    assert "threads: 1, torch " in page
-    out = call("--split", "validation", "--steps", "2")
-    page = (out / "steps.md").read_text()
-    assert "was chosen on validation people." in page
-    assert "Differences" not in page  # to itself
-    table = pd.read_csv(out / "steps.csv")
-    assert table["n"].tolist() == [2, 2]
-    assert capsys.readouterr().out.startswith("- **amyloid**: best is 2 steps by PSNR of the whole volume, PSNR in")
+    out = run[0]("--split", "validation", "--steps", "2")
+    assert "was chosen on validation people." in (out / "steps.md").read_text()
+    assert pd.read_csv(out / "steps.csv")["n"].tolist() == [2, 2]
 
 
 def test_errors_name_the_remedy(config, run, tmp_path):

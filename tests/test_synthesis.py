@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_resdm
-from tiny_methods import SHAPE, PlainConfig, Sessions, build, make_config
+from tiny_methods import SHAPE, Sessions, build, make_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.io import sha256
@@ -24,7 +24,6 @@ from resdm_suite.apps.prediction import (
     Model,
     SynthesisError,
     bids_prefix,
-    check_phantom,
     condition_prior,
     synthesise_mri,
     synthesise_people,
@@ -301,19 +300,6 @@ def test_one_mri(folder, tmp_path):
     assert sidecar["prompt"] == {"age": 74, "sex": "F"}
     assert sidecar["source"] == {"file": "x.nii.gz"}
     assert (sidecar["seed"], sidecar["tracer"]) == (4, "tau")
-
-
-def test_a_phantom_model_is_refused_unless_allowed_and_its_outputs_carry_a_notice(tmp_path):
-    config = make_config(tmp_path, kind="phantom", methods={"Plain": PlainConfig()})
-    model = Model.load(save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain"))
-    with pytest.raises(SynthesisError, match=r"was trained on phantoms only.*--allow-phantom-model"):
-        check_phantom(model.card, False)
-    files, _ = synthesise_mri(model, mri(0), tmp_path / "out", age=74, sex="F", seed=0)
-    for tracer in ("amyloid", "tau"):
-        assert b"made by a phantom-trained model" in bytes(nib.load(files[tracer]).header["descrip"])
-        sidecar = json.loads(sidecar_path(files[tracer]).read_text())
-        assert sidecar["notice"].endswith("made by a phantom-trained model")
-        assert sidecar["cohort_notice"] == "phantom data: not a reproduction of the paper's numbers"
 
 
 @pytest.mark.parametrize(("name", "prefix"), [
