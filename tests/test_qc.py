@@ -53,7 +53,8 @@ def copy(cohort, tmp_path):
     config = cohort[0]
     shutil.copytree(config.root, tmp_path, dirs_exist_ok=True)
     config = dataclasses.replace(config, root=tmp_path)
-    (config.volumes / NAME).unlink()  # volumes are changed by hand
+    for folder in (config.volumes, config.source_root):  # volumes and scans are changed by hand
+        (folder / NAME).unlink()
     return config
 
 
