@@ -198,7 +198,12 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
 
 def test_intensities_without_a_scale_have_no_suvr(tmp_path, t1w, registered, monkeypatch):
     drawn = []
-    monkeypatch.setattr(scans, "save_figure", lambda figure, stem, _: drawn.append(figure) or [stem.with_suffix(".p")])
+
+    def keep(figure, stem, _):
+        drawn.append(figure)
+        return [stem.with_suffix(".png")]
+
+    monkeypatch.setattr(scans, "save_figure", keep)
     config = make_config(tmp_path)
     config = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, intensity="minmax"))
     model = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
