@@ -135,6 +135,7 @@ def test_the_head_of_another_species_is_named(check):
     )
     measured = check.measure(mri, np.eye(4), 0.1)
     assert check.fault(measured).startswith("fit to the MNI152 T1 0.1 (training people ")
+    assert check.fault(dict.fromkeys(measured, 99.0)).count(";") == 2
     assert not check.fault(measured, tolerance=1000.0)
 
 

@@ -122,12 +122,12 @@ class InputCheck:
         }
 
     def fault(self, measured: dict[str, float], tolerance: float = 1.0) -> str:
-        """The measures beyond ``tolerance`` times the threshold and training people's range, worst first; or empty."""
-        scores, limit = self.scores(measured), tolerance * self.threshold
-        beyond = sorted((name for name in scores if not scores[name] <= limit), key=lambda name: -scores[name])
+        """The three worst measures beyond ``tolerance`` times the threshold, with training people's range; or empty."""
+        scores = {name: np.nan_to_num(score, nan=np.inf) for name, score in self.scores(measured).items()}
+        beyond = [name for name in scores if scores[name] > tolerance * self.threshold]
         return "; ".join(
             "{} {:.3g} (training people {:.3g} to {:.3g})".format(name, measured[name], *self.training[name][2:])
-            for name in beyond
+            for name in sorted(beyond, key=scores.get, reverse=True)[:3]
         )
 
     def save(self, folder: str | Path) -> Path:
