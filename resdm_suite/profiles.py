@@ -13,6 +13,7 @@ import hashlib
 import json
 import operator
 import re
+import textwrap
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -405,7 +406,10 @@ class Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, in which 1e-4 (without a dot) is a number, a key is text (``yes``, ``0012``) and stands once."""
+    """YAML 1.1, in which 1e-4 (without a dot) is a number, a key is text (``yes``, ``0012``) and stands once.
+
+    Numbers are decimal or begin with 0x, see `_decimal`.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE]
@@ -420,6 +424,17 @@ class _Loader(yaml.SafeLoader):
 
 _MERGE = "tag:yaml.org,2002:merge"
 
+
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    """A number; 012 and 1:30, which YAML 1.1 takes for 10 and 90, are refused."""
+    if ":" in node.value or re.match(r"[-+]?0[0-9_]", node.value):
+        problem = f"{node.value} is a number to base 8 or 60; write a decimal number without leading zeros, or quote it"
+        raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+    return getattr(loader, f"construct_yaml_{node.tag.rpartition(':')[2]}")(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _decimal)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
 )
@@ -512,7 +527,7 @@ def _message(error: Any, tree: dict[str, Any]) -> str:
     expected = error["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
     types = {"dataclass_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list"}
     expected = types.get(error["type"], expected)
-    return f"{at} is {error['input']!r}; expected {expected}"
+    return f"{at} is {textwrap.shorten(repr(error['input']), 200, placeholder=' …')}; expected {expected}"
 
 
 def _section(keys: tuple, tree: dict[str, Any]) -> type:

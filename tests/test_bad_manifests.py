@@ -21,6 +21,8 @@ CELLS = [  # row, column, what is written there, found, expected
     (2, "age", "old", "'old'", "18 to 110"),
     (2, "age", "71,5", "'71,5'", "decimals with a point"),
     (2, "age", "inf", "'inf'", "18 to 110"),
+    (2, "age", "7_0", "'7_0'", "18 to 110"),  # Python reads it as 70
+    (2, "age", "\u0667\u0660", "'\u0667\u0660'", "18 to 110"),  # digits of other scripts
     (2, "age", "", "nothing", "18 to 110"),
     (0, "diagnosis", "Dementia", "'Dementia'", "CN, MCI, AD or nothing; recode the diagnosis, or leave the cell empty"),
     (0, "education", "-4", "-4", "0 to 40; give years"),
@@ -96,6 +98,13 @@ def test_a_bad_table_is_named(table, name):
         read_manifest(table(text=change(path.read_text())))
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
+
+
+def test_names_that_differ_by_capitals_only(table):
+    """A typing error makes one person two, of whom one may be tested and the other trained on."""
+    table(0, "person", "sub-A")
+    with pytest.raises(LeakageError, match=r"2 people whose names differ by capitals only: sub-A; sub-a\. Give one"):
+        read_manifest(table(1, "person", "sub-a"))
 
 
 def test_a_person_in_two_splits(table):

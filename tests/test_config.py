@@ -198,6 +198,8 @@ def test_evaluators_keep_the_defaults_of_their_own_original(write):
     ("profile: 0012\n", "profile: 10 cannot be a name"),
     (b"\xff\xfe", "not a YAML file"),
     ("seed: &a [*a]", "not a YAML file: Circular reference"),
+    ("seed: 012", "not a YAML file: 012 is a number to base 8 or 60; write a decimal number"),
+    ("training: {seconds: 1:30.5}", "1:30.5 is a number to base 8 or 60"),
     ("[" * 3000, "not a YAML file: maximum recursion depth"),
     ("- 1\n- 2\n", "expected a mapping of settings, found list"),
     ("", "expected a mapping of settings, found NoneType"),

@@ -24,8 +24,16 @@ class LeakageError(ValueError):
 def check_leakage(frame: pd.DataFrame, where: str) -> None:
     """Raise `LeakageError` where sessions of one person (``person``, ``split``) lie in different splits.
 
+    Names that differ by capitals only are refused too: they may be one person, and on some disks they are one folder.
     ``where`` names the file and starts the message.
     """
+    people = pd.Series(frame["person"].astype(str).unique(), dtype=str)
+    twins = people[people.str.lower().duplicated(keep=False)]
+    if len(twins):
+        raise LeakageError(
+            f"{where}: {_count(twins, 'person', 'people')} whose names differ by capitals only: "
+            f"{_named(sorted(twins, key=str.lower))}. Give one person one name, and two people two names"
+        )
     splits = frame.groupby("person")["split"].unique()
     both = splits[splits.map(len) > 1]
     if len(both):

@@ -15,7 +15,7 @@ import pandera.pandas as pa
 from resdm.io import write_csv
 from resdm.settings import AGE_RANGE, SEXES, TRACERS, suggest
 from resdm_suite.cohorts.leakage import LeakageError, check_leakage, check_shared_scans  # noqa: F401 - for other modules
-from resdm_suite.cohorts.tables import ManifestError, read_table
+from resdm_suite.cohorts.tables import ManifestError, read_table, to_number
 
 SPLITS = ("train", "validation", "test")
 """In the order of the tables."""
@@ -218,11 +218,8 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
 
 def _number_of(cell: str, whole: bool) -> float | None:
     """Read a number, NaN where the cell is empty; None where it holds no finite (whole) number."""
-    try:
-        value = float(cell or "nan")
-    except ValueError:
-        return None
-    return None if np.isinf(value) or (whole and value % 1 > 0) else value
+    value = to_number(cell)
+    return None if value is None or np.isinf(value) or (whole and value % 1 > 0) else value
 
 
 def _check_columns(path: Path, header: list[str]) -> None:

@@ -27,11 +27,12 @@ _MAX_T1_VOXEL_MM = 4.5  # as coarse as the coarsest phantoms
 _CONTRAST_GRID = Grid((64, 72, 64), 3.0)  # of `tissue_contrast`
 _MAX_FLUID = 0.65  # brightness of fluid relative to white matter; T1: 0.34 to 0.58, most PET: more
 # Least detail of a T1 by voxel size (mm), measured with noise of up to 10 % of white matter in T1 and 12 % of the mean
-# uptake in PET, which change it by 0.03 at most where no other range is given:
+# uptake in PET, which change it by 0.03 at most where no range is given:
 #   T1:  a real one 0.86, smoothed by 4 mm 0.50; of 2 mm voxels 0.81, 3 mm 0.63, 4 mm 0.50, 4.5 mm 0.44;
-#        phantoms of 3.5 mm 0.45 to 0.53 (15 people), of 4.1 mm 0.43 to 0.47 (8 people);
-#   PET: 7 mm FWHM, of the tissues of a real T1 or of MNI152: voxels of 2 mm 0.32 to 0.43, of 3 mm 0.30 to 0.45, of 4 mm
-#        0.30 to 0.36; phantoms 0.21 to 0.30. PET of 6 mm has 0.36 to 0.50, so a sharp one may pass.
+#        phantoms of 3.5 mm 0.39 to 0.53 (140 sessions), of 4.1 mm 0.40 to 0.47 (22 sessions);
+#   PET: 7 mm FWHM, of the tissues of a real T1 or of MNI152: voxels of 2 mm 0.32 to 0.43, of 3 mm 0.30 to 0.45, of 3.5
+#        to 4.4 mm 0.27 to 0.36; phantoms 0.21 to 0.30. So a PET of coarse voxels may pass, and one of 6 mm FWHM, which
+#        has 0.36 to 0.50.
 _LEAST_DETAIL = (3.0, 3.4), (0.47, 0.34)
 
 _OTHER_SCANS = {
