@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ from resdm.method import Method
 from resdm.prior import PriorConfig, TowerConfig
 from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm.unet import NetworkConfig
+from resdm_suite.apps import cli
 from resdm_suite.cohorts.manifest import PATHS, write_manifest
 
 torch.set_num_threads(1)  # two test workers on two cores; and sums in one order
@@ -39,6 +41,17 @@ def real_dlbs() -> Path:
     if not path.is_dir():
         pytest.skip("the real metadata do not ship with the project")
     return path
+
+
+@pytest.fixture(scope="session")
+def smoke_folder(tmp_path_factory) -> Path:
+    """Configurations, notebooks and the preprocessed cohort of the smoke profile; who writes there, copies it."""
+    folder = tmp_path_factory.mktemp("smoke")
+    for name in ("configs", "notebooks"):
+        shutil.copytree(ROOT / name, folder / name)
+    for command in ("phantom", "manifest bids", "preprocess"):
+        assert cli.main([*command.split(), str(folder / "configs" / "smoke.yaml")]) == 0
+    return folder
 
 
 @pytest.fixture

@@ -8,44 +8,32 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
-from browser import chromium
 from conftest import ROOT
 
 from resdm.settings import derive_seed
-from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.evaluation.image_quality import read_volume
-from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import load_config
 
 pytest.importorskip("ipywidgets", reason="no ipywidgets: pip install -e '.[notebooks]'")
 
 from resdm_suite.apps.explorer import Explorer, ExplorerModel, Request, explore, step_choices
 from resdm_suite.apps.training import train_method
-from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.reporting.views import Scene, orthogonal_views
 
 BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def clone(smoke_folder, tmp_path_factory):
     """Configurations, notebooks, and a smoke cohort with a trained ResDM."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("configs", "notebooks"):
-        shutil.copytree(ROOT / name, folder / name)
-    config = load_config(folder / "configs" / "smoke.yaml")
-    write_phantoms(config, progress=False)
-    make_manifest(config)
-    preprocess(config, progress=False)
-    train_method(config, "ResDM", progress=False)
+    folder = shutil.copytree(smoke_folder, tmp_path_factory.mktemp("explorer") / "clone")
+    train_method(load_config(folder / "configs" / "smoke.yaml"), "ResDM", progress=False)
     return folder
 
 
@@ -249,87 +237,3 @@ def test_runs_headless_by_papermill(clone):
     assert "encryption" not in run.stderr
     shown = [o for cell in nbformat.read(out, as_version=4).cells for o in cell.get("outputs", [])]
     assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in shown)
-
-
-# ── in a browser ──────────────────────────────────────────────────────────────────────────────────
-
-PICTURE = """async () => {
-    const image = document.querySelector('img.resdm-views, .resdm-views img');
-    if (!image || !image.naturalWidth) return null;
-    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
-    const digest = await crypto.subtle.digest('SHA-256', bytes);
-    return image.naturalWidth + ' ' + Array.from(new Uint8Array(digest)).join(',');
-}"""
-
-
-READY = """() => window.jupyterapp && [...window.jupyterapp.shell.widgets('main')].some(
-    widget => widget.sessionContext?.session?.kernel?.connectionStatus === 'connected')"""
-"""Run before the kernel is connected, JupyterLab asks which kernel to take."""
-
-
-@pytest.fixture
-def lab(clone):
-    """JupyterLab on a free port of this machine, in the clone."""
-    if chromium() is None:
-        pytest.skip("no Chromium: apt-get install chromium, or set RESDM_CHROMIUM")
-    notebook = clone / "notebooks" / "explore.ipynb"
-    notebook.write_text(notebook.read_text().replace('config = \\"phantom\\"', 'config = \\"smoke\\"'))
-    runtime = clone / "runtime"
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={clone}"]
-    options += ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
-    places = {"PYTHONPATH": str(ROOT), "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(clone / "lab")}
-    with (clone / "lab.log").open("w") as log:
-        server = subprocess.Popen([BIN / "jupyter", "lab", *options], env=os.environ | places, stdout=log, stderr=log)
-    try:
-        for _ in range(240):
-            found = list(runtime.glob("jpserver-*.json"))
-            if found:
-                url = json.loads(found[0].read_text())["url"]
-                try:
-                    urllib.request.urlopen(f"{url}api/status", timeout=5)
-                    break
-                except OSError:
-                    pass
-            assert server.poll() is None, (clone / "lab.log").read_text()[-2000:]
-            time.sleep(0.5)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def changed(page, before: str | None, seconds: float = 120) -> str:
-    """The digest of the picture once it is another one than before."""
-    for _ in range(int(seconds * 4)):
-        now = page.evaluate(PICTURE)
-        if now is not None and now != before:
-            return now
-        page.wait_for_timeout(250)
-    raise AssertionError("the picture did not change")
-
-
-def drag(page, name: str, by: float) -> None:
-    """Move the slider of a class by so many CSS pixels, with the mouse."""
-    handle = page.locator(f".{name} .noUi-handle")
-    handle.scroll_into_view_if_needed()
-    box = handle.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + by, y, steps=5)
-    page.mouse.up()
-
-
-def test_a_slider_moved_in_jupyterlab_changes_the_picture(lab, page):
-    page.set_viewport_size({"width": 1600, "height": 1250})
-    page.goto(f"{lab}lab/tree/notebooks/explore.ipynb")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-    page.wait_for_function(READY, timeout=120_000)
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    first = changed(page, None, 180)
-    drag(page, "resdm-age", 60)
-    second = changed(page, first)
-    drag(page, "resdm-z", 30)
-    assert changed(page, second) != first
-    if folder := os.environ.get("RESDM_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/explorer.png")
