@@ -195,7 +195,7 @@ def test_evaluators_keep_the_defaults_of_their_own_original(write):
     ("a: [1", "not a YAML file"),
     ("seed: 1\nseed: 2\n", "(?s)not a YAML file: 'seed' stands twice.*line 2"),
     ("methods: {no: {kind: regression}}", "methods: 'no' cannot be a name"),
-    ("profile: 0012\n", "profile: 10 cannot be a name"),
+    ("profile: 0012\n", "0012 is a number to base 8 or 60; .* or quote it"),
     (b"\xff\xfe", "not a YAML file"),
     ("seed: &a [*a]", "not a YAML file: Circular reference"),
     ("seed: 012", "not a YAML file: 012 is a number to base 8 or 60; write a decimal number"),
