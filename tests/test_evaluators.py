@@ -457,7 +457,7 @@ def test_faults_of_the_cohort_are_named(tmp_path):
     truth.unlink()
     many = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, folds=9))
     with pytest.raises(ValueError, match=r"index\.csv: amyloid status: 6 and 7 training people .* 9 folds; set a"):
-        evaluate_status(many, progress=False)
+        draw_folds(many, labelled(many, "train", "amyloid", "label"), "amyloid status")
     sidecar = next(config.predictions("copy", "factual").rglob("*.json"))
     assert json.loads(sidecar.read_text())["prompt"]
     sidecar.unlink()
