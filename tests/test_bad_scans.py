@@ -197,6 +197,7 @@ BAD = {
     "fewer voxels than the file": ("T1w", header(dim=[3, 58, 64, 59, 1, 1, 1, 1]), "the file holds more"),
     "offset beyond the file": ("pet", header(vox_offset=1e9), "its header states 1000537600 bytes"),
     "offset of NaN": ("pet", header(vox_offset=np.nan), "cannot be read as NIfTI"),
+    "offset inside the header": ("T1w", header(vox_offset=0), "vox_offset is 0: the voxels would begin inside"),
     "coloured": ("T1w", header(datatype=128, bitpix=24), "expected plain numbers"),
     "unknown type": ("T1w", header(datatype=999), "data code 999 not recognized"),
     "no magic": ("T1w", header(magic=b"abc"), "cannot be read as NIfTI"),

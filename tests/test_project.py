@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 import tomllib
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import nbformat
@@ -177,6 +178,22 @@ class TestNotebooks:
             input=code, capture_output=True, text=True,
         )  # fmt: skip
         assert run.returncode == 0, run.stdout
+
+    def test_calls_the_package_as_it_is(self, path):
+        """Every call of an imported function of ours has arguments that the function takes."""
+        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        nodes, ours = [node for cell in cells for node in ast.walk(ast.parse(cell))], {}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("resdm"):
+                module = import_module(node.module)
+                ours |= {name.asname or name.name: getattr(module, name.name, None) for name in node.names}
+        for node in nodes:
+            function = (
+                ours.get(node.func.id) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+            )
+            if callable(function) and not any(isinstance(value, ast.Starred) for value in node.args):
+                keywords = {word.arg: None for word in node.keywords if word.arg}
+                inspect.signature(function).bind_partial(*node.args, **keywords)
 
 
 def tracked() -> list[Path]:

@@ -73,9 +73,19 @@ def synthesise_method(
     return out
 
 
-@alone("sample")
-def sample_method(config: Config | str | Path, *, progress: bool = True) -> Path:
-    """Several samples of every validation and test person by ``uncertainty.method``, for `evaluation.uncertainty`.
+@alone("sample {name}")
+def sample_method(
+    config: Config | str | Path, name: str | None = None, *, samples: int | None = None, progress: bool = True
+) -> Path:
+    """Several samples of every validation and test person by a trained method, for `evaluation.uncertainty`.
+
+    Parameters
+    ----------
+    config : Config, name or path
+    name : str, optional
+        A method of the profile; by default ``uncertainty.method``.
+    samples : int, optional
+        By default ``uncertainty.samples``.
 
     Returns
     -------
@@ -84,7 +94,7 @@ def sample_method(config: Config | str | Path, *, progress: bool = True) -> Path
         split, tracer, region, mean, std (over samples) and real, SUVR, of tracers that were acquired. The model folder
         gets ``calibration.json``, the intervals of `resdm synthesise`.
     """
-    name = config.uncertainty.method
+    name = config.uncertainty.method if name is None else name
     settings, out = config.method(name), config.predictions(name, "samples")
     model = Model.of_profile(config, name)
     for outdated in (NAME, "regional.csv"):
@@ -96,7 +106,7 @@ def sample_method(config: Config | str | Path, *, progress: bool = True) -> Path
         return regional_means(to_suvr(pet, ranges[tracer]), model.grid, tracer)
 
     rows: list[dict[str, Any]] = []
-    options = {"samples": config.uncertainty.samples, "measure": measure, "progress": progress}
+    options = {"samples": samples or config.uncertainty.samples, "measure": measure, "progress": progress}
     options |= {"steps": getattr(settings, "sampling_steps", None), "seed": config.seeded(name).seed}
     for split in ("validation", "test"):
         people, data = read_index(config, split), CohortDataset(config, split)

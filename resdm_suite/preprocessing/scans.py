@@ -97,6 +97,8 @@ def open_image(path: Path, *, header_only: bool = False) -> nib.spatialimages.Sp
             raise TypeError("no orientation (goodRASFlag is 0)")
         if isinstance(image, nib.Nifti1Pair) and np.isinf(_stored_header(image)["scl_slope"]):
             raise TypeError("scl_slope is infinite")
+        if isinstance(image, nib.Nifti1Image) and image.dataobj.offset < image.header.single_vox_offset:
+            raise ValueError(f"vox_offset is {image.dataobj.offset}: the voxels would begin inside the header")
         if not header_only:
             _check_size(image)
     except FileNotFoundError as error:
