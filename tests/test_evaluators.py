@@ -451,10 +451,11 @@ def test_a_tracer_that_these_people_do_not_define_is_left_out(tmp_path, capsys, 
 def test_faults_of_the_cohort_are_named(tmp_path):
     config = make_people(tmp_path)
     truth = config.work / "truth" / "people.csv"
+    whole = truth.read_bytes()
     write_csv(truth, pd.read_csv(truth).query("person != 'sub-0003'"))  # volumes of other phantoms
     with pytest.raises(ValueError, match=r"people\.csv: no amyloid_positive of sub-0003 ses-M000, whose PET is there"):
         labelled(config, "train", "amyloid", "planted")
-    truth.unlink()
+    truth.write_bytes(whole)
     many = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, folds=9))
     with pytest.raises(ValueError, match=r"index\.csv: amyloid status: 6 and 7 training people .* 9 folds; set a"):
         draw_folds(many, labelled(many, "train", "amyloid", "label"), "amyloid status")
