@@ -26,9 +26,10 @@ FILES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): str(pat
 COMMANDS = {
     "phantom": "resdm_suite.cohorts.phantom", "qc": "resdm_suite.reporting.qc", "ceiling": "resdm_suite.apps.ceiling",
     "evaluators": "resdm_suite.evaluation.downstream", "report": "resdm_suite.reporting.site",
+    "audit": "resdm_suite.apps.memorisation",
 }  # fmt: skip
 DRAWS_ONLY = ("resdm_suite.reporting", "resdm_suite.apps.model_card")
-EXPENSIVE = ("preprocess", "train", "synthesise", "conditions", "ceiling")
+EXPENSIVE = ("preprocess", "train", "synthesise", "conditions", "ceiling", "audit")
 
 
 @cache
@@ -103,6 +104,7 @@ def test_a_changed_module_reruns_exactly_the_rules_that_import_it(planned):
 def test_a_changed_template_reruns_its_page(planned):
     rules = {"notes_table1.md": {"cohort"}, "notes_suvr_fidelity.md": {"fidelity"}, "qc.html.j2": {"qc"}}
     rules["table.tex.j2"] = {"cohort", "table2", "table3", "table4", "planted", "fidelity", "claims", "uncertainty"}
+    rules["table.tex.j2"] |= {"evaluation"}
     for path in (ROOT / "resdm_suite" / "reporting" / "templates").iterdir():
         if path.name in ("model_card.md", "notes_departures.md"):  # no page of this profile
             continue
