@@ -9,7 +9,7 @@ DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.cs
            figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png walkthrough.png evaluation.csv
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
-.PHONY: help env reproduce cost figures bench ablation steps test lint format unlock clean
+.PHONY: help env reproduce cost figures bench ablation steps stress test lint format unlock clean
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -45,6 +45,9 @@ ablation: env    ## measure each speed-up and its cost in quality, on the phanto
 
 steps: env       ## measure quality against sampling steps, for the trained ResDM of PROFILE
 	$(BIN)/python benchmarks/steps.py --profile $(PROFILE)
+
+stress: env      ## synthesise from shifted scans, by strength (phantoms): figures/PROFILE/stress.png
+	$(SNAKEMAKE) figures/$(PROFILE)/stress.csv
 
 test: env        ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

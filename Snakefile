@@ -299,6 +299,12 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         {"evaluation": TABLE + FIGURE, "evaluation_metrics": [".json"]},
         ["privacy"],
     ),
+    "stress": (  # by `make stress`
+        "18_stress",
+        [f"{WORK}/models/{name}/model.safetensors" for name in ("ResDM", "regression", "linear", "demographics") if name in METHODS],
+        {"stress": [".csv", *FIGURE]},
+        [],
+    ),
     "claims": (
         "10_claims",
         CHECKED + paper("table1", "table2", "table3", "table4", "claims"),

@@ -239,7 +239,7 @@ class Reader:
         header = open_image(path, header_only=True)
         same = header.shape == self.grid.shape and np.allclose(header.affine, self.grid.affine, atol=1e-3)
         if same and (low, high) == tuple(wanted):
-            return self.grid.read(path)
+            return read_scan(path).data
         to_file = np.eye(4) if same or _in_mni(path, space or sidecar.get("space", "")) else self._mni_to_t1(path, t1w)
         suvr = to_suvr(resample(read_scan(path), self.grid.affine, self.grid.shape, to_file), (low, high))
         values = np.clip((suvr - wanted[0]) / (wanted[1] - wanted[0]), 0, 1).astype(np.float32)

@@ -69,6 +69,7 @@ SECTIONS = (
         "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
     ),
     Section("17_evaluate", "Evaluation", ("evaluation",), _if(lambda config: "ResDM" in config.methods)),
+    Section("18_stress", "Stress", ("stress",), lambda config: False),  # by `make stress`
     Section("12_released_code", "Released code", ("departures",), lambda config: not _compares(config)),
     Section("10_claims", "Claims", ("claims",), _compares),
 )
