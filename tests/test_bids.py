@@ -301,6 +301,13 @@ def test_labels_that_are_none_leave_out_their_session(dataset, config, place):
     assert " and then letters and digits, as in BIDS" in left_out["reason"][0]
 
 
+def test_a_second_column_of_one_name_is_noted_and_not_used(dataset, config):
+    root = dataset("participant_id\tsex\tage\tAge\nsub-1\tF\t70\t30\n", {"sub-1/ses-1": [T1, AV45]})
+    cohort = build_manifest(root, config)
+    assert cohort.manifest["age"].tolist() == [70.0]
+    assert any(note.endswith("column Age stands twice; the first is used") for note in cohort.notes)
+
+
 def test_rows_that_do_not_fit_are_noted(dataset, config):
     table = ONE + "sub-2\tM\t71\nsub-2\tM\t72\n\tF\t60\nsub-3\tF\t66\tx\nsub-4\tF\t5\nsub-1\tF\t70\n"
     root = dataset(table, {f"sub-{i}/ses-1": [T1, TAU] for i in (1, 2, 3)})

@@ -55,8 +55,8 @@ def read_table(
     path : Path
     separator : str
     notes : list of str, optional
-        Rows that do not fit the header are ignored, with a note here, and a repeated column is ignored. Without
-        it they are errors.
+        Rows that do not fit the header, and columns that differ from one before by capitals at most, are ignored, with
+        a note here. Without it such rows are errors.
     any_encoding : bool
         Read UTF-16, and Latin-1 where the file is not UTF-8.
 
@@ -109,7 +109,11 @@ def read_table(
         else:
             rows[line] = (cells + [""] * len(header))[: len(header)]
     frame = pd.DataFrame(list(rows.values()), columns=header, index=list(rows), dtype=str)
-    return frame if notes is None else frame.loc[:, ~frame.columns.duplicated()]
+    if notes is None:
+        return frame
+    twice = frame.columns.str.lower().duplicated()
+    notes += [f"{path}: column {name} stands twice; the first is used" for name in frame.columns[twice]]
+    return frame.loc[:, ~twice]
 
 
 def read_by_key(
