@@ -458,7 +458,7 @@ _FIELDS = {
 }  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     fields=st.dictionaries(st.sampled_from(sorted(_FIELDS)), st.none(), max_size=4).flatmap(
         lambda chosen: st.fixed_dictionaries({name: _FIELDS[name] for name in chosen})

@@ -56,7 +56,7 @@ CELLS = st.text(max_size=12) | st.sampled_from([
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_cell_and_no_byte_ends_in_a_traceback(table, tmp_path, data):
     """A damaged table is read or refused; labels of people are safe as names of folders."""
     text = table().read_text()
@@ -125,7 +125,7 @@ def test_the_dictionary_of_columns_is_that_of_the_schema():
              min_size=12, max_size=90),
     st.integers(0, 2**64 - 1), st.floats(0.1, 0.4), st.floats(0.1, 0.3), st.integers(3, 6), st.randoms(),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_split_is_by_person_in_the_shares_of_the_profile(people, seed, test, validation, folds, random):
     frame = pd.DataFrame([
         {"person": f"sub-{number}", "session": f"ses-{visit}", "diagnosis": diagnosis, "sex": sex,

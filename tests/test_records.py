@@ -130,7 +130,7 @@ def copy(finished, tmp_path):
     return replace(finished, root=tmp_path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(sorted(FILES)),
     kind=st.sampled_from(["flipped", "cut", "empty", "longer", "another"]),
@@ -296,13 +296,13 @@ def contents(config) -> dict[str, bytes]:
 
 
 def test_kills_at_random_moments_end_in_the_same_bytes(tmp_path):
-    """SIGKILL at 8 moments; tests/kill_at_random.py does the same to the smoke profile."""
+    """SIGKILL at 20 moments; tests/kill_at_random.py does the same to the smoke profile."""
     config, draw = make_profile(tmp_path / "killed"), random.Random(0)
     begin = time.perf_counter()
     reference = make_profile(tmp_path / "whole")
     run(reference)
     seconds, killed = time.perf_counter() - begin, 0
-    while killed < 8:
+    while killed < 20:
         child = start(config)
         time.sleep(draw.uniform(0, seconds))
         child.kill()
