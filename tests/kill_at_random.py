@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("configs", "notebooks", "data_manifests", "resdm", "resdm_suite")
 CLOCK = {"timing.json", ".record.json", "README.md"}  # hold times or seconds
+DATED = ("volumes/*/*/*_desc-preproc.json", "qc/*.json")  # hold times of scans, or a digest of them
 SKIPPED = {"logs", "notebooks", "report", ".locks"}  # hold progress bars and seconds
 
 
@@ -57,6 +58,7 @@ def results(folder: Path) -> set[Path]:
     return {
         path for path in paths
         if (folder / path).is_file() and path.name not in CLOCK and not SKIPPED & set(path.parts)
+        and not any(map(path.match, DATED))
     }  # fmt: skip
 
 
