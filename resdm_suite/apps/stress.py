@@ -161,8 +161,7 @@ def _session(
 
     def synthesised(t1: Volume) -> tuple[dict[str, Volume], float]:
         pets = model.synthesise(t1, row["age"], row["sex"], seed=seed, steps=sampling_steps(model.card))
-        brain = mni_map("brain", grid)
-        fit = float(np.corrcoef(t1[brain], mni_map("t1", grid)[brain])[0, 1])
+        fit = row["t1_correlation"] + _fit(t1, grid) - _fit(mri, grid)  # of the scan, and how the shift changes it
         refused = np.nan if check is None else float(bool(check.fault(check.measure(t1, transform, fit))))
         return dict(zip(TRACERS, pets, strict=True)), refused
 
@@ -185,6 +184,12 @@ def _session(
             elif shift.scan in real:
                 pet = {shift.scan: _changed(shift, real[shift.scan], strength, grid, generator)}
                 yield from measured({"shift": name, "strength": strength, "refused": refused}, pet, synthetic)
+
+
+def _fit(t1: Volume, grid: Grid) -> float:
+    """Correlation with the MNI152 T1 inside the brain."""
+    brain = mni_map("brain", grid)
+    return float(np.corrcoef(t1[brain], mni_map("t1", grid)[brain])[0, 1])
 
 
 def _changed(shift: Shift, volume: Volume, strength: float, grid: Grid, generator: np.random.Generator) -> Volume:

@@ -327,15 +327,13 @@ def _evaluate_tracer(
 
     known, real = np.array([volume[brain] for volume in read(train, "real")]), read(test, "real")
     inside = np.array([volume[brain] for volume in real])  # (N, V)
-    check_scale("the real PET", tracer, np.array(real), grid, suvr_range)
+    check_scale("the real PET", tracer, real, grid, suvr_range)
     regional = [reader.regional(*pair, tracer) for pair in zip(test["real"], real, strict=True)]
     rows: dict[str, list[dict[str, Any]]] = {"scores": [], "regional": [], "textures": [], "faults": []}
     for name in [*methods, *CONTROLS]:
         if name in methods:
             synthetic = read(test, name)
-            rows["faults"] += find_faults(
-                name, tracer, np.array(real), np.array(synthetic), test["person"].tolist(), grid, suvr_range
-            )
+            rows["faults"] += find_faults(name, tracer, real, synthetic, test["person"].tolist(), grid, suvr_range)
         else:
             synthetic = np.zeros((len(test), *grid.shape), np.float32)
             synthetic[:, brain] = _predicted(CONTROLS[name], train, test, known, inside).clip(0, 1)

@@ -16,6 +16,8 @@ from scipy import ndimage, stats
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.evaluation.suvr import to_suvr
 
+Volumes = Sequence[np.ndarray]
+
 ALPHA = 0.001
 """Level of the paired tests over people."""
 
@@ -41,9 +43,9 @@ class FaultError(ValueError):
     """Volumes that cannot be evaluated as they are: names the method, the fault and the remedy."""
 
 
-def check_scale(name: str, tracer: str, volumes: np.ndarray, grid: Grid, suvr_range: tuple[float, float]) -> None:
-    """Raise `FaultError` where volumes (N, X, Y, Z) in [0, 1] lack the reference region, or are not in SUVR."""
-    inside = volumes[:, regions(grid)[REFERENCE[tracer]]]  # (N, V)
+def check_scale(name: str, tracer: str, volumes: Volumes, grid: Grid, suvr_range: tuple[float, float]) -> None:
+    """Raise `FaultError` where volumes (X, Y, Z) in [0, 1] lack the reference region, or are not in SUVR."""
+    inside = np.array([one[regions(grid)[REFERENCE[tracer]]] for one in volumes])  # (N, V)
     filled = np.mean(inside > 0, axis=1)
     if filled.min() < MIN_FILLED:
         raise FaultError(
@@ -60,10 +62,10 @@ def check_scale(name: str, tracer: str, volumes: np.ndarray, grid: Grid, suvr_ra
 
 
 def find_faults(
-    name: str, tracer: str, real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], grid: Grid,
+    name: str, tracer: str, real: Volumes, synthetic: Volumes, people: Sequence[str], grid: Grid,
     suvr_range: tuple[float, float],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Faults of a method's volumes (N, X, Y, Z) in [0, 1], as rows: method, tracer, fault, detail.
+    """Faults of a method's volumes (X, Y, Z) in [0, 1], one per session, as rows: method, tracer, fault, detail.
 
     Raises `FaultError` as `check_scale` does, and for images that were scaled one by one.
     """
@@ -78,16 +80,16 @@ def find_faults(
     return [head | fault for check in checks for fault in check(real, synthetic, people, grid)]
 
 
-def _scaled_one_by_one(real: np.ndarray, synthetic: np.ndarray) -> bool:
+def _scaled_one_by_one(real: Volumes, synthetic: Volumes) -> bool:
     """Whether each image has been divided by its own maximum: all maxima are equal, and only one voxel reaches it."""
     if len(real) < 3:
         return False
-    tops, real_tops = (volumes.reshape(len(volumes), -1).max(axis=1) for volumes in (synthetic, real))
-    at_top = (synthetic.reshape(len(synthetic), -1) >= tops[:, None]).sum(axis=1)
+    tops, real_tops = (np.array([one.max() for one in volumes]) for volumes in (synthetic, real))
+    at_top = [np.count_nonzero(one >= top) for one, top in zip(synthetic, tops, strict=True)]
     return bool(np.ptp(tops) < 1e-4 * tops.max() and np.ptp(real_tops) > 0.01 and np.median(at_top) <= 2)
 
 
-def _flipped(real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
+def _flipped(real: Volumes, synthetic: Volumes, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
     """Left and right exchanged: the asymmetry of the synthetic PET is that of the real one with the opposite sign."""
     brain = mni_map("brain", grid)
     both = brain & brain[::-1]
@@ -100,7 +102,7 @@ def _flipped(real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], gri
         }
 
 
-def _shifted(real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
+def _shifted(real: Volumes, synthetic: Volumes, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
     """Displaced by a voxel: moved back, the synthetic PET is nearer to the real one in almost everyone."""
     inner = ndimage.binary_erosion(mni_map("brain", grid), iterations=2)
     steps = [step for step in product((-1, 0, 1), repeat=3) if any(step)]
@@ -120,18 +122,18 @@ def _shifted(real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], gri
         }
 
 
-def _mismatched(real: np.ndarray, synthetic: np.ndarray, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
+def _mismatched(real: Volumes, synthetic: Volumes, people: Sequence[str], grid: Grid) -> Iterator[dict[str, str]]:
     """Another person's PET: in both hemispheres, its fine structure is by far most like that of one other person.
 
     Coarse structure is not compared: people of one age and stage of disease share it.
     """
-    brain, x, names = mni_map("brain", grid), grid.mm()[0], np.array(people)
+    brain, sigma, names = mni_map("brain", grid), FINE_MM / grid.voxel_mm, np.array(people)
     fine = [
-        np.array([one - ndimage.gaussian_filter(one, FINE_MM / grid.voxel_mm) for one in volumes])
+        np.array([(one - ndimage.gaussian_filter(one, sigma))[brain] for one in volumes])
         for volumes in (real, synthetic)
     ]
-    nearest, distance = [], []
-    for half in (brain & (x < 0), brain & (x > 0)):
+    x, nearest, distance = grid.mm()[0][brain], [], []
+    for half in (x < 0, x > 0):
         centred = [volumes[:, half] - volumes[:, half].mean(axis=0) for volumes in fine]
         norms = [np.linalg.norm(values, axis=1, keepdims=True) for values in centred]
         if min(norm.min() for norm in norms) < 1e-6:  # one image for several people
