@@ -204,17 +204,25 @@ def test_training_people_are_refused(cohort):
         read_cases(table, {"A": folder}, config)
 
 
-def test_an_image_of_unknown_space_needs_its_t1(cohort, tmp_path):
+def test_an_image_in_the_space_of_a_t1_is_taken_to_mni(cohort, tmp_path, monkeypatch):
+    """The T1's world is displaced by 5 mm; without a T1, nobody knows where the image lies."""
     config, table, folder = cohort
-    moved = GRID.affine.copy()
-    moved[:3, 3] += 5
+    displaced = np.eye(4)
+    displaced[:3, 3] = 5
     for path in folder.rglob("*_pet.nii.gz"):
         name = path.name.replace("_space-MNI152", "")
-        save(tmp_path / "native" / name, nib.load(path).get_fdata(), moved, RANGES[tracer_of(path)])
-    frame = pd.read_csv(table).drop(columns="t1w")
-    frame.to_csv(table, index=False)
+        save(tmp_path / "native" / name, nib.load(path).get_fdata(), displaced @ GRID.affine, RANGES[tracer_of(path)])
+    frame = pd.read_csv(table)
+    frame.drop(columns="t1w").to_csv(table, index=False)
     with pytest.raises(EvaluationError, match="in an unknown space; write MNI152"):
         measured(config, table, A=tmp_path / "native")
+    frame.to_csv(table, index=False)
+    monkeypatch.setattr(external, "read_t1", lambda path: path)
+    monkeypatch.setattr(external, "t1_on_grid", lambda scan, settings, path: (None, displaced, {}))
+    own, moved = (
+        measured(config, table, A=place).scores.query("method == 'A'") for place in (folder, tmp_path / "native")
+    )
+    np.testing.assert_allclose(moved["psnr"], own["psnr"], atol=1e-3)
 
 
 def test_images_scaled_one_by_one_are_refused_by_their_sidecar(cohort):

@@ -157,15 +157,14 @@ def _find(folder: Path, config: Config) -> dict[tuple[str, str, str], Path]:
         if "sub" not in entities or tracer is None or "std" in entities.get("desc", ""):
             continue
         key = f"sub-{entities['sub']}", f"ses-{entities['ses']}" if "ses" in entities else "", tracer
-        spaces = [_in_mni(one, "") for one in (found.get(key), path) if one is not None]
-        if len(spaces) == 2 and spaces[0] == spaces[1]:
+        if key in found and _in_mni(found[key]) == _in_mni(path):
             raise EvaluationError(f"{path}: a second volume of {' '.join(key)}, beside {found[key]}; keep one")
-        if len(spaces) == 1 or spaces[1]:  # of two spaces, MNI152
+        if key not in found or _in_mni(path):  # of two spaces, MNI152
             found[key] = path
     return found
 
 
-def _in_mni(path: Path, space: str) -> bool:
+def _in_mni(path: Path, space: str = "") -> bool:
     return "MNI" in space or "_space-MNI" in path.name
 
 
