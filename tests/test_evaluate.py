@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import nibabel as nib
 import numpy as np
@@ -184,11 +185,28 @@ def edited(table, **cells):
     ({"split": "held-out"}, EvaluationError, "row 2: split 'held-out'"),
     ({"split": "train"}, LeakageError, "sub-0000 in test and train"),
     ({"session": "ses-M999"}, EvaluationError, "no amyloid PET of sub-0000 ses-M999 by A"),
+    ({"amyloid_status": "1.0"}, None, ""),
 ])  # fmt: skip
 def test_a_faulty_table_is_refused(cohort, cells, error, message):
     config, table, folder = cohort
     edited(table, **cells)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) if error else nullcontext():
+        read_cases(table, {"A": folder}, config)
+
+
+def test_a_table_without_scans_or_methods_is_refused(cohort):
+    config, table, folder = cohort
+    for name in ("age", "template"):
+        with pytest.raises(EvaluationError, match=f"no method can be called {name}"):
+            read_cases(table, {name: folder}, config)
+    with pytest.raises(EvaluationError, match="no synthetic PET"):
+        read_cases(table, {}, config)
+    frame = pd.read_csv(table).assign(amyloid="", tau="")
+    frame.to_csv(table, index=False)
+    with pytest.raises(EvaluationError, match="nobody to evaluate"):
+        read_cases(table, {"A": folder}, config)
+    frame[["person", "age", "sex"]].to_csv(table, index=False)
+    with pytest.raises(EvaluationError, match="no column amyloid or tau"):
         read_cases(table, {"A": folder}, config)
 
 

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from resdm.settings import SEXES, TRACERS, check_person
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.cohorts.leakage import LeakageError, check_leakage, check_shared_scans
-from resdm_suite.cohorts.tables import images, read_sidecar, read_table, to_age, to_number, to_sex
+from resdm_suite.cohorts.tables import images, read_sidecar, read_table, to_age, to_sex
 from resdm_suite.evaluation.agreement import agreement_table
 from resdm_suite.evaluation.faults import check_scale, find_faults
 from resdm_suite.evaluation.image_quality import score_pair
@@ -47,6 +47,7 @@ FOLDS = 5
 """Parts of the people: where the table has no training people, controls are fitted on four and predict the fifth."""
 
 _KEYS = ["person", "session"]
+_STATUS = {"": np.nan, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 _COLUMNS = (*_KEYS, "tracer", "age", "sex", "split", "label", "real", "t1w", "space")
 
 
@@ -92,40 +93,36 @@ def read_cases(
     """
     table = Path(table)
     frame = read_table(table)
-    if absent := [name for name in ("person", "age", "sex") if name not in frame] or (
-        ["amyloid or tau"] if not {*TRACERS} & {*frame} else []
-    ):
-        raise EvaluationError(f"{table}: no column {', '.join(absent)}; found {', '.join(frame)}")
-    methods = [*synthetic] + ["synthetic"] * any(f"synthetic_{tracer}" in frame for tracer in TRACERS)
-    if not methods:
-        raise EvaluationError(f"{table}: no synthetic PET; name a folder for each method, or give synthetic_<tracer>")
+    absent = [name for name in ("person", "age", "sex") if name not in frame]
+    if absent or not {*TRACERS} & {*frame}:
+        raise EvaluationError(f"{table}: no column {', '.join(absent) or 'amyloid or tau'}; found {', '.join(frame)}")
+    named = any(f"synthetic_{tracer}" in frame for tracer in TRACERS)
+    methods = [*synthetic, *["synthetic"] * named]
+    if not methods or {*methods} & {*_COLUMNS, *CONTROLS}:
+        fault = f"no method can be called {', '.join(methods)}" if methods else "no synthetic PET"
+        raise EvaluationError(f"{table}: {fault}; name a folder for each method, or give synthetic_<tracer>")
     files = {name: _find(Path(folder), config) for name, folder in synthetic.items()}
     rows = []
     for line, cells in frame.to_dict("index").items():
-        known = _person(cells, f"{table}, row {line}")
-        for tracer in TRACERS:
-            if not cells.get(tracer):
-                continue
-            row = known | {"tracer": tracer, "real": table.parent / cells[tracer], "line": line}
-            row["t1w"] = table.parent / cells["t1w"] if cells.get("t1w") else None
+        known = _person(cells, f"{table}, row {line}") | {"line": line, "t1w": _path(table, cells, "t1w")}
+        for tracer in (tracer for tracer in TRACERS if cells.get(tracer)):
             status = cells.get(f"{tracer}_status", "")
-            if status not in ("", "0", "1"):
-                raise EvaluationError(
-                    f"{table}, row {line}: {tracer}_status {status!r}; expected 0, 1 or nothing where it is unknown"
-                )
-            row["label"] = to_number(status)
+            if status not in _STATUS:
+                raise EvaluationError(f"{table}, row {line}: {tracer}_status {status!r}; expected 0, 1 or nothing")
+            row = known | {"tracer": tracer, "real": _path(table, cells, tracer), "label": _STATUS[status]}
             row |= {name: found.get((known["person"], known["session"], tracer)) for name, found in files.items()}
-            if "synthetic" in methods:
-                given = cells.get(f"synthetic_{tracer}")
-                row["synthetic"] = table.parent / given if given else None
-            rows.append(row)
-    cases = pd.DataFrame(rows)
+            rows.append(row | ({"synthetic": _path(table, cells, f"synthetic_{tracer}")} if named else {}))
+    cases = pd.DataFrame(rows, columns=None if rows else [*_COLUMNS, "line", *methods])
     cases = cases[cases["split"] != "validation"].replace({"split": {"": "test"}}).reset_index(drop=True)
     _check_cases(cases, methods, str(table), {*trained_on})
     train = cases["split"] == "train"
     trained = cases[train].groupby("tracer")["person"].nunique().reindex(cases["tracer"].unique(), fill_value=0)
     few = train & (trained.min() < MIN_TRAINING)
     return cases[~few].drop(columns="line").reset_index(drop=True)
+
+
+def _path(table: Path, cells: Mapping[str, str], column: str) -> Path | None:
+    return table.parent / cells[column] if cells.get(column) else None
 
 
 def _person(cells: Mapping[str, str], where: str) -> dict[str, Any]:
