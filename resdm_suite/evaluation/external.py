@@ -8,8 +8,8 @@ once, and not at all where it lies on the grid already. Measures are those of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,7 @@ class Reader:
 
     config: Config
     scale: tuple[float, float] | None = None
+    _registered: dict[Path, np.ndarray] = field(default_factory=dict, init=False, repr=False)  # T1 → (4, 4)
 
     @cached_property
     def grid(self) -> Grid:
@@ -247,18 +248,14 @@ class Reader:
                 f"{path}: in an unknown space; write MNI152 in column space (or space-MNI152 in its name), or give in "
                 "column t1w the T1 on which it lies"
             )
-        return _register(t1w, self.config)
+        if t1w not in self._registered:
+            self._registered[t1w] = t1_on_grid(read_t1(t1w), self.config.preprocess, t1w)[1]
+        return self._registered[t1w]
 
     def regional(self, path: Path, values: np.ndarray, tracer: str) -> dict[str, float]:
         """Regional SUVR of a real PET; as preprocessing of the suite measured it, where its sidecar says so."""
         stored = (read_sidecar(path) or {}).get("regional_suvr")
         return stored or regional_means(to_suvr(values, self.config.preprocess.suvr_range[tracer]), self.grid, tracer)
-
-
-@lru_cache(maxsize=4)
-def _register(t1w: Path, config: Config) -> np.ndarray:
-    """MNI mm → mm of a T1, (4, 4)."""
-    return t1_on_grid(read_t1(t1w), config.preprocess, t1w)[1]
 
 
 # ── measures ──────────────────────────────────────────────────────────────────────────────────────
