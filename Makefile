@@ -47,7 +47,7 @@ steps: env       ## measure quality against sampling steps, for the trained ResD
 	$(BIN)/python benchmarks/steps.py --profile $(PROFILE)
 
 stress: env      ## synthesise from shifted scans, by strength (phantoms): figures/PROFILE/stress.png
-	$(SNAKEMAKE) figures/$(PROFILE)/stress.csv
+	$(SNAKEMAKE) -- figures/$(PROFILE)/stress.csv
 
 test: env        ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
