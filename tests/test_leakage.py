@@ -96,8 +96,7 @@ def test_a_person_in_two_splits_stops_every_stage(config, stage):
 
 
 def test_synthesis_reads_the_index_first(config, monkeypatch):
-    monkeypatch.setattr(synthesis, "load_card", lambda folder: None)
-    monkeypatch.setattr(synthesis, "check_model", lambda *arguments: None)
+    monkeypatch.setattr(synthesis.Model, "of_profile", lambda *arguments: None)
     _visit_in_another_split(config)
     with pytest.raises(LeakageError, match=WHO):
         synthesis.synthesise_method(config, next(iter(config.methods)), progress=False)

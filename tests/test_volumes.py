@@ -138,10 +138,10 @@ def test_n4_takes_the_bias_out_of_white_matter(cohort):
 
 @pytest.fixture(scope="module")
 def aligned(cohort, tmp_path_factory):
-    """The first session with both PETs, resampled by the truth onto an MNI152 grid of 3 mm, and its row."""
+    """The first session with both PETs, resampled by the truth onto an MNI152 grid of 3.5 mm, and its row."""
     config, _, truth = cohort
     row = next(row for row in read_manifest(config.manifest).to_dict("records") if row["amyloid"] and row["tau"])
-    scans, grid = truth[row["person"], row["session"]]["scans"], Grid((66, 78, 68), 3.0)
+    scans, grid = truth[row["person"], row["session"]]["scans"], Grid((57, 67, 58), 3.5)
     folder = tmp_path_factory.mktemp("aligned")
     for what in ("t1w", *TRACERS):
         data = resample(
