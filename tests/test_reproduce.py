@@ -10,18 +10,20 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 import pytest
 from browser import open_page
 from bs4 import BeautifulSoup
 from conftest import ROOT
 from crawl import broken_links, fetched_from_a_network
 
+from resdm_suite.apps.stress import SHIFTS
 from resdm_suite.profiles import load_config
 
 BIN, NOTICE = Path(sys.executable).parent, "not a reproduction of the paper"
-TABLES = ("table1", "table2", "table3", "table4", "planted", "suvr_fidelity", "claims", "uncertainty")
+TABLES = ("table1", "table2", "table3", "table4", "planted", "suvr_fidelity", "claims", "uncertainty", "evaluation")
 FIGURES = ("figure1", "figure2", "figure2_regions", "figure3", "figure4", "figure5", "table4_roc", "planted")
-FIGURES += ("suvr_fidelity", "counterfactuals", "uncertainty", "qc")
+FIGURES += ("suvr_fidelity", "counterfactuals", "uncertainty", "qc", "evaluation")
 
 
 def snakemake(folder: Path, *arguments: str, profile: str = "smoke") -> str:
@@ -67,7 +69,9 @@ def test_leaves_tables_figures_notebooks_and_provenance(config):
         assert config.digest() in record.read_text()
     executed = sorted((config.work / "notebooks").glob("*.ipynb"))
     by_method = {"02_train", "03_synthesise"}
-    once = {path.stem for path in Path("notebooks").glob("[0-9]*.ipynb")} - by_method - {"12_released_code"}
+    once = (
+        {path.stem for path in Path("notebooks").glob("[0-9]*.ipynb")} - by_method - {"12_released_code", "18_stress"}
+    )
     expected = once | {f"{notebook}_{name}" for notebook in by_method for name in config.methods}
     expected |= {"03_synthesise_conditions"}
     assert {path.stem for path in executed} == expected
@@ -172,3 +176,13 @@ def test_profiles_of_real_cohorts_plan_the_whole_dag(profile, tmp_path):
     for method in load_config(profile).methods:
         assert f"work/{profile}/models/{method}/model.safetensors" in _outputs(text, "train")
     assert not (tmp_path / "work").exists()
+
+
+def test_stress_curves_are_a_target_of_their_own(reproduced):
+    """Last in this file: the report of the run above has no page of it."""
+    target = Path("figures", "smoke", "stress.csv")
+    assert not (reproduced / target).exists()
+    snakemake(reproduced, "--", str(target))
+    curves = pd.read_csv(reproduced / target, keep_default_na=False)
+    assert {*curves["shift"]} == {"", *SHIFTS}
+    assert pd.to_numeric(curves["psnr"]).between(5, 60).all()
