@@ -264,6 +264,7 @@ def scores(methods):
 
 
 FITTED = rules.evaluators.output
+SCORED = expand(SCORES, method=METHODS)  # the evaluators read every method that is done, so all must be
 RECOVERED = [name for name in METHODS if name.partition("@")[0] in ("ResDM", "linear")]
 TABLE, FIGURE = (".csv", ".md", ".tex"), (".svg", ".png")
 ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the settings that it reads
@@ -282,8 +283,8 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         {"table4": TABLE, "table4_roc": FIGURE, "table4_calibration": [".csv"]},
         [],
     ),
-    "figure4": ("07_figure4_gender", [*FITTED, *PROMPTED], {"figure4": [*FIGURE, ".csv"], "figure4_effects": [".csv"]}, []),
-    "figure5": ("08_figure5_age", [*FITTED, *PROMPTED], {"figure5": [*FIGURE, ".csv"], "figure5_effects": [".csv"]}, ["privacy"]),
+    "figure4": ("07_figure4_gender", [*FITTED, *PROMPTED, *SCORED], {"figure4": [*FIGURE, ".csv"], "figure4_effects": [".csv"]}, []),
+    "figure5": ("08_figure5_age", [*FITTED, *PROMPTED, *SCORED], {"figure5": [*FIGURE, ".csv"], "figure5_effects": [".csv"]}, ["privacy"]),
     "planted": ("11_planted_effects", scores(RECOVERED), {"planted": TABLE + FIGURE}, []),
     "fidelity": ("13_suvr_fidelity", scores(COMPARED), {"suvr_fidelity": TABLE + FIGURE}, ["fidelity", "privacy"]),
     "counterfactuals": ("15_counterfactuals", PROMPTED, {"counterfactuals": [*FIGURE, ".csv"]}, []),

@@ -23,8 +23,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("configs", "notebooks", "data_manifests", "resdm", "resdm_suite")
-CLOCK = {"timing.json", ".record.json", "README.md"}  # hold times or seconds
-DATED = ("volumes/*/*/*_desc-preproc.json", "qc/*.json")  # hold times of scans, or a digest of them
+CLOCK = {"timing.json", "README.md"}  # hold seconds; so do hidden files, or are what a killed writer left
+TIMES = ("volumes/*/*/*_desc-preproc.json", "qc/*.json", "smoke/table2.*", "smoke/claims.json")
+"""Hold times, or digests of files with times."""
+
 SKIPPED = {"logs", "notebooks", "report", ".locks"}  # hold progress bars and seconds
 
 
@@ -57,8 +59,8 @@ def results(folder: Path) -> set[Path]:
     paths = (path.relative_to(folder) for name in ("work", "figures") for path in (folder / name).rglob("*"))
     return {
         path for path in paths
-        if (folder / path).is_file() and path.name not in CLOCK and not SKIPPED & set(path.parts)
-        and not any(map(path.match, DATED))
+        if (folder / path).is_file() and path.name not in CLOCK and path.name[0] != "."
+        and not SKIPPED & set(path.parts) and not any(map(path.match, TIMES))
     }  # fmt: skip
 
 
