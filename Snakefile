@@ -335,9 +335,9 @@ for name, (stem, sources, results, settings) in ANALYSES.items():
             PAPERMILL
 
 
-# Samples and their evaluation in one job: the samples are read once.
 if SETTINGS.uncertainty.method in METHODS:
 
+    # Samples and their evaluation in one job: the samples are read once.
     rule uncertainty:
         input:
             expand(f"{WORK}/models/{{method}}/model.safetensors", method=SAMPLED),
@@ -357,10 +357,7 @@ if SETTINGS.uncertainty.method in METHODS:
         shell:
             PAPERMILL
 
-
-# After the scores, since both write the model card.
-if SETTINGS.uncertainty.method in METHODS:
-
+    # After the scores, since both write the model card.
     rule audit:
         input:
             SCORES.format(method=SETTINGS.uncertainty.method),

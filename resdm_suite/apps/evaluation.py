@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from nbconvert import HTMLExporter
 
-from resdm.io import atomic, write_text
+from resdm.io import write_text
 from resdm.settings import TRACERS, ConfigError, to_dict
 from resdm_suite.anatomy import Grid
 from resdm_suite.cohorts.tables import read_sidecar, read_table
@@ -113,10 +113,8 @@ def _profile(table: Path, synthetic: dict[str, str | Path], out: Path) -> Config
     sidecars = [read_sidecar(path) for path in first]
     phantom = any("phantom" in str((sidecar or {}).get("cohort_notice")) for sidecar in sidecars)
     cohort = {"kind": "phantom", "phantom": {}} if phantom else {"kind": "other"}
-    path = out / "evaluation.yaml"
-    with atomic(path) as temporary:
-        temporary.write_text(yaml.safe_dump({"cohort": cohort, "preprocess": preprocess}), encoding="utf-8")
-    return load_config(path)
+    text = yaml.safe_dump({"cohort": cohort, "preprocess": preprocess})
+    return load_config(write_text(out / "evaluation.yaml", text))
 
 
 def _grid(path: Path) -> GridConfig:

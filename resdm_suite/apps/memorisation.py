@@ -11,17 +11,15 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from resdm.cpu_runtime import set_up
 from resdm.io import write_json
 from resdm.settings import derive_seed
 from resdm_suite.anatomy import mni_map
 from resdm_suite.apps.model_card import write_card
-from resdm_suite.apps.model_folder import check_model, load_card
 from resdm_suite.apps.prediction import Model
 from resdm_suite.evaluation.memorisation import memorisation
 from resdm_suite.paths import MEMORISATION
 from resdm_suite.preprocessing.dataset import CohortDataset
-from resdm_suite.profiles import Config, load_config
+from resdm_suite.profiles import Config
 from resdm_suite.records import NAME, alone, write_record
 
 PEOPLE = 100
@@ -34,11 +32,8 @@ def audit_method(config: Config | str | Path, name: str, *, progress: bool = Tru
 
     One session of at most `PEOPLE` people of each kind, drawn by the profile's seed. Nothing of a person is stored.
     """
-    config = load_config(config)
-    card = load_card(config.model(name))
-    check_model(card, config, name)
-    set_up(config.training)
-    model = Model.load(card.folder)
+    model = Model.of_profile(config, name)
+    card = model.card
     train, brain = CohortDataset(config, "train"), mni_map("brain", model.grid)
     members = [(train, i) for i in np.random.default_rng(config.seed).permutation(_first_sessions(train))[:PEOPLE]]
     held_out = [CohortDataset(config, split) for split in ("test", "validation")]
@@ -51,7 +46,7 @@ def audit_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     for data, i in tqdm([*members, *others], desc=f"{name} audit", unit="person", disable=not progress):
         row, item = data.index.iloc[i], data[i]
         seed = derive_seed(config.seeded(name).seed, row["person"], row["session"])
-        pet = model.synthesise(data.mri(i), item["age"], item["sex"], seed=seed)[:, brain]
+        pet = model.synthesise(item["volumes"][0].numpy(), item["age"], item["sex"], seed=seed)[:, brain]
         truth, others_than = item["volumes"][1:].numpy()[:, brain], people != row["person"]
         found = [
             _distances(

@@ -153,6 +153,7 @@ def _session(
 ) -> Iterator[dict[str, Any]]:
     """The rows of one session: without a shift, then of each shift and strength."""
     grid, who = model.grid, {"person": row["person"], "session": row["session"]}
+    fit = row["t1_correlation"] - _fit(mri, grid)  # of the scan, beyond that of the preprocessed image
     seed, t1_path = derive_seed(model.card.config.seed, *who.values()), config.volumes / row["t1w"]
     transform = read_sidecar(t1_path)["transform"]
     real = {
@@ -161,8 +162,9 @@ def _session(
 
     def synthesised(t1: Volume) -> tuple[dict[str, Volume], float]:
         pets = model.synthesise(t1, row["age"], row["sex"], seed=seed, steps=sampling_steps(model.card))
-        fit = row["t1_correlation"] + _fit(t1, grid) - _fit(mri, grid)  # of the scan, and how the shift changes it
-        refused = np.nan if check is None else float(bool(check.fault(check.measure(t1, transform, fit))))
+        refused = np.nan
+        if check is not None:
+            refused = float(bool(check.fault(check.measure(t1, transform, fit + _fit(t1, grid)))))
         return dict(zip(TRACERS, pets, strict=True)), refused
 
     def measured(head: dict[str, Any], one: dict[str, Volume], other: dict[str, Volume]) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from resdm.io import write_json
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.statistics import interval
-from resdm_suite.evaluation.uncertainty import FOLDS, Samples, UncertaintyError, calibrate, read_regional
+from resdm_suite.evaluation.uncertainty import FOLDS, Samples, UncertaintyError, calibrate, over_people, read_regional
 from resdm_suite.paths import CALIBRATION
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import Config
@@ -143,18 +143,14 @@ def _compare_tracer(config: Config, method: str, tracer: str, validation: Sample
         centre, half = intervals(name, validation.residual, known, spread, who)(known_test, spread_test)
         inside = np.abs(test.residual - centre) <= half
         for unit, which in (("regions", slice(None)), ("summary", [test.names.index("summary")])):
-            gain = _by_person(scores["map"][:, which] - score[:, which], who)
-            share = _by_person(inside[:, which], test.who["person"].to_numpy())
+            gain = over_people((scores["map"] - score)[:, which].mean(axis=1), who)
+            share = over_people(inside[:, which].mean(axis=1), test.who["person"].to_numpy())
             ends = interval(gain, seed=config.seed), interval(share, seed=config.seed)
             row = {"tracer": tracer, "unit": unit, "predictor": name, "gain": gain.mean()}
             row |= {"gain_low": ends[0][0], "gain_high": ends[0][1], "coverage": share.mean()}
             row |= {"coverage_low": ends[1][0], "coverage_high": ends[1][1]}
             rows.append(row | {"width": float(2 * half[:, which].mean()), "n": len(share)})
     return pd.DataFrame(rows)
-
-
-def _by_person(values: np.ndarray, person: np.ndarray) -> pd.Series:
-    return pd.Series(values.mean(axis=1)).groupby(person, sort=False).mean()
 
 
 def _coarse(mri: np.ndarray, config: Config) -> np.ndarray:

@@ -323,13 +323,13 @@ def compare_predictors(
         whole, without = smooth_map(whole, grid), smooth_map(without, grid)
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in Uncertainty.__dataclass_fields__}
     person = test.who["person"].to_numpy()
-    error = _over_people(np.abs(test.residual).mean(axis=1), person)
+    error = over_people(np.abs(test.residual).mean(axis=1), person)
     people, likelihoods = pd.DataFrame({"person": error.index, "error": error.to_numpy()}), {}
     for predictor in PREDICTORS:
         fit = calibrate(validation.residual, validation.std, without, predictor)
         sigma = fit.sigma(test.std, np.broadcast_to(whole, test.std.shape))
-        people[predictor] = _over_people(np.sqrt(np.mean(sigma**2, axis=1)), person).to_numpy()
-        likelihoods[predictor] = _over_people(likelihood(test.residual, sigma), person)
+        people[predictor] = over_people(np.sqrt(np.mean(sigma**2, axis=1)), person).to_numpy()
+        likelihoods[predictor] = over_people(likelihood(test.residual, sigma), person)
         ranks = rank_summary(people[predictor].to_numpy(), people["error"].to_numpy(), seed=seed)
         quantiles = {f"q{100 * level:g}": value for level, value in fit.quantiles.items()}
         rows["calibration"].append(pd.DataFrame([{"predictor": predictor, "a": fit.a, "b": fit.b, **quantiles}]))
@@ -351,12 +351,13 @@ def _coverage_rows(test: Samples, sigma: np.ndarray, fit: Calibration, person: n
     for name, which in parts.items():
         inside = coverage(test.residual[:, which], sigma[:, which], fit)
         for (level, q), column in zip(fit.quantiles.items(), inside.T, strict=True):
-            share = _over_people(column, person)
+            share = over_people(column, person)
             low, high = interval(share, seed=seed)
             row = {"unit": name, "nominal": level, "coverage": share.mean(), "low": low, "high": high}
             rows.append(row | {"width": float(2 * q * sigma[:, which].mean()), "n": len(share)})
     return pd.DataFrame(rows)
 
 
-def _over_people(values: np.ndarray, person: np.ndarray) -> pd.Series:
+def over_people(values: np.ndarray, person: np.ndarray) -> pd.Series:
+    """Mean over the sessions (N,) of each person."""
     return pd.Series(values).groupby(person, sort=False).mean()
