@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from resdm.io import sha256, write_csv, write_json
 from resdm.settings import to_dict
 from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
 from resdm_suite.paths import INPUT_CHECK, sidecar_path
+from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.preprocessing.input_check import MIN_HELD_OUT, InputCheck, fit
 from resdm_suite.profiles import GridConfig
@@ -154,6 +156,18 @@ def test_the_file_gives_the_same_check_and_bytes(config, check, tmp_path):
     with pytest.raises(CheckpointError, match=rf"{INPUT_CHECK}: damaged.* delete it and train again"):
         InputCheck.read(tmp_path)
     assert InputCheck.read(tmp_path / "nowhere") is None
+
+
+def test_all_methods_of_a_cohort_share_one_fit(config, check, tmp_path, monkeypatch):
+    fits = []
+    monkeypatch.setattr(input_check, "fit", lambda config: fits.append(config) or check)
+    first, second = (input_check.of_cohort(config).save(tmp_path) for _ in range(2))
+    assert len(fits) == 1
+    assert sha256(first) == sha256(second) == sha256(check.save(tmp_path))
+    card = json.loads((config.volumes / "cohort.json").read_text())
+    write_json(config.volumes / "cohort.json", card | {"digest": "of other scans"})
+    input_check.of_cohort(config)
+    assert len(fits) == 2
 
 
 def test_small_cohorts(tmp_path):

@@ -60,7 +60,7 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     train(method, folder=folder, **data, **options)
     write_config(folder, config, name)
     remove(folder / INPUT_CHECK)  # of other people
-    if check := input_check.fit(config):
+    if check := input_check.of_cohort(config):
         check.save(folder)
     write_json(folder / "provenance.json", provenance(config, [config.volumes / "index.csv"], method=name))
     files = (*results, "config.yaml", "provenance.json", INPUT_CHECK)

@@ -31,7 +31,10 @@ from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.paths import INPUT_CHECK, sidecar_path
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import Config
-from resdm_suite.records import read_json
+from resdm_suite.records import alone, read_json
+
+REVISION = 1
+"""Raise it whenever the same cohort gives another check."""
 
 FALSE_ALARMS = 0.05
 """Share of people like the validation people whose T1 is refused, over all measures together."""
@@ -146,6 +149,17 @@ class InputCheck:
         plain, values = read_weights(path, "an input check", "train again")
         grid = Grid(tuple(plain["grid"]["shape"]), plain["grid"]["voxel_mm"])
         return cls(**plain | values | {"grid": grid})
+
+
+@alone("input check")
+def of_cohort(config: Config) -> InputCheck | None:
+    """The check of a profile's cohort, see `fit`: fitted once for all methods and stored below ``input_check/``."""
+    cohort = read_json(config.volumes / "cohort.json")["digest"]
+    folder = config.work / "input_check" / f"{cohort[:16]}-{REVISION}"
+    check = InputCheck.read(folder)
+    if check is None and (check := fit(config)):
+        check.save(folder)
+    return check
 
 
 def fit(config: Config) -> InputCheck | None:
