@@ -179,6 +179,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
         return value
 
 
+def read_of_model(path: str | Path, model: str) -> dict[str, Any]:
+    """A JSON object that a stage stored with a model: empty without a file, or of other weights than those of a digest.
+
+    It is not `checked`: a shared model folder has no records.
+    """
+    if not Path(path).is_file():
+        return {}
+    with parsing(path):
+        stored = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    return stored if stored.get("model") == model else {}
+
+
 def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
     """A `checked` table; ``options`` as in `pandas.read_csv`."""
     import pandas as pd  # here: `resdm check` does without

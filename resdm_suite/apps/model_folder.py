@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from resdm.method import Method
 from resdm.settings import ConfigError, MethodConfig, to_dict
 from resdm_suite.paths import INPUT_CHECK, MEMORISATION
 from resdm_suite.profiles import Config, read_config
-from resdm_suite.records import checked, parsing, read_record
+from resdm_suite.records import checked, read_of_model, read_record
 
 SYNTHETIC = "synthetic, not for clinical use"
 """Notice of every synthetic volume and its sidecar."""
@@ -164,8 +163,4 @@ def check_model(card: ModelCard, config: Config, name: str) -> None:
 
 def read_audit(card: ModelCard) -> dict[str, Any]:
     """What `resdm_suite.apps.memorisation.audit_method` found of these weights; empty where there is nothing."""
-    path, stored = card.folder / MEMORISATION, {}
-    if path.is_file():
-        with parsing(path):
-            stored = dict(json.loads(path.read_text(encoding="utf-8")))
-    return stored if stored.get("model") == card.digest else {}
+    return read_of_model(card.folder / MEMORISATION, card.digest)

@@ -10,7 +10,6 @@ it by at 90 %) in an outer cross-validation over validation people. Test people 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +32,7 @@ from resdm_suite.evaluation.uncertainty import FOLDS, Samples, UncertaintyError,
 from resdm_suite.paths import CALIBRATION
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import Config
-from resdm_suite.records import parsing
+from resdm_suite.records import read_of_model
 
 PREDICTORS = {
     "map": "root mean square error of each region over validation people; the same for everyone",
@@ -209,12 +208,7 @@ def write_calibration(config: Config, method: str, model: str, folder: Path) -> 
 
 def read_calibration(folder: Path, model: str) -> dict[str, Any]:
     """What `write_calibration` wrote, by tracer; empty where there is none, or one of other weights."""
-    path = folder / CALIBRATION
-    if not path.is_file():
-        return {}
-    with parsing(path):
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
-    return stored.get("tracers", {}) if stored.get("model") == model else {}
+    return read_of_model(folder / CALIBRATION, model).get("tracers", {})
 
 
 def status(low: float, high: float, cutoff: float) -> str:
