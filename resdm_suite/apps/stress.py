@@ -1,4 +1,4 @@
-"""What a method makes of scans that differ from its training: planted shifts of known strength, on phantoms.
+"""Synthesis from scans that differ from the training data: planted shifts of known strength, on phantoms.
 
 Shifts are applied to the preprocessed T1 of test people, so they act on the network alone: registration and bias-field
 removal, which would weaken some of them, are not repeated. Shifts of the real PET ask what a score says when the
@@ -117,7 +117,7 @@ SHIFTS = {
     "PET resolution": Shift("FWHM (mm)", (4, 8, 12), _blurred, "amyloid"),
     "another tau tracer": Shift("factor of SUVR", (0.7, 1.3, 1.6), _rescaled, "tau"),
 }
-"""Name → shift. Strengths run from what passes unnoticed to what a person would see at once."""
+"""Name → shift. Strengths run from hardly visible to obvious."""
 
 
 def stress(config: Config, methods: Iterable[str], *, progress: bool = True) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Signs that synthetic PET is not what it seems: rescaled, flipped, shifted, cropped, or of other people.
+"""Signs that synthetic PET was rescaled, flipped, shifted or cropped, or is of other people.
 
 Each check compares a method with real PET of the same people and says nothing about its quality: a poor method passes,
 a good one handed in mirrored does not. Tests are over people.
