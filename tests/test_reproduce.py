@@ -143,7 +143,7 @@ def test_only_what_changed_runs_again(reproduced):
     finally:
         path.write_bytes(before)
         notebook.write_text(stored)
-    reads = {"table2", "table3", "table4", "figure4", "figure5", "fidelity", "claims", "report"}  # every method's scores
+    reads = {"table2", "table3", "table4", "figure4", "figure5", "fidelity", "claims", "report"}  # all methods' scores
     assert jobs(text) == {"train", "synthesise", *reads, "all"}
     assert "models/Pix2Pix/model.safetensors" in _outputs(text, "train")
     assert "models/ResDM/model.safetensors" not in _outputs(text, "train")
