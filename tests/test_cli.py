@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,40 @@ def test_arguments_that_make_no_sense(words):
     with pytest.raises(SystemExit) as error:
         cli.main(words.split())
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize(("words", "nearest"), [
+    ("trian", "train"), ("synth x.nii.gz", "synthesise"), ("model shwo m", "show"), ("manifest bid", "bids"),
+])  # fmt: skip
+def test_a_mistyped_command_gets_the_nearest_one(words, nearest, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(words.split())
+    assert f"(did you mean '{nearest}'?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "sex"), [("F", "F"), ("f", "F"), ("female", "F"), ("m", "M"), ("Male", "M")])
+def test_a_sex_is_a_letter_or_a_word_everywhere(text, sex, model, scan, preprocessed, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text(f"person,t1w,sex\nsub-1,{scan.name},{text}\n")
+    arguments = ["--model", str(model("other")), "--samples", "1", "--quiet", "--out", str(tmp_path / "o")]
+    assert cli.main(["synthesise", str(scan), "--sex", text, *arguments]) == 0
+    assert cli.main(["synthesise", "--manifest", str(table), *arguments]) == 0
+    prompts = [json.loads(path.read_text())["prompt"] for path in (tmp_path / "o").rglob("*_desc-synth_pet.json")]
+    assert prompts == [{"age": None, "sex": sex}] * len(prompts) != []
+    assert cli._parser().parse_args(["predict", "--condition", f"sex_{text}"]).condition == [f"sex_{sex}"]
+
+
+def test_python_runs_the_command_and_a_shell_completes_it(tmp_path):
+    environment = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    run = subprocess.run([sys.executable, "-m", "resdm", "--version"], **environment)
+    assert run.stdout == f"{resdm.__version__}\n"
+    if not shutil.which("bash"):
+        pytest.skip("no bash")
+    script = subprocess.run([sys.executable, "-m", "resdm", "completion", "bash"], **environment).stdout
+    for words, completed in (("tr", "train"), ("model sh", "show"), ("train --q", "--quiet")):
+        command = f"COMP_WORDS=(resdm {words}); COMP_CWORD=${{#COMP_WORDS[@]}}; COMP_CWORD=$((COMP_CWORD - 1))\n"
+        command = f"{script}\n{command}_shtab_resdm; echo ${{COMPREPLY[@]}}"
+        assert subprocess.run(["bash", "-c", command], **environment).stdout == f"{completed}\n"
 
 
 def test_an_unexpected_error_shows_its_traceback(profile, monkeypatch, capsys):

@@ -18,10 +18,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import shtab
 
 from resdm import __version__
-from resdm.settings import SEXES, ConfigError
+from resdm.settings import ConfigError, suggest
 from resdm_suite import records
 from resdm_suite.profiles import SOURCES, Config, load_config
 
@@ -115,20 +117,43 @@ def _text(error: Exception) -> str:
     return str(error)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the nearest choice, as argparse does from Python 3.14 on."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message)
+        super().error(message + (suggest(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""))
+
+
+EXAMPLES = """Examples:
+  resdm phantom smoke                     generate a small simulated cohort
+  resdm check phantom                     list a profile's settings and files
+  resdm train phantom ResDM               train a method
+  resdm synthesise T1w.nii.gz --age 74 --sex F --model work/phantom/models/ResDM --out out
+  resdm completion bash                   print a script that completes commands and options"""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="resdm", description="Synthesise amyloid and tau PET from MRI: the suite of Ou et al., IJCAI 2024."
-    )
+    parser = _Parser(
+        prog="resdm", description="Synthesise amyloid and tau PET from MRI: the suite of Ou et al., IJCAI 2024.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=__version__)
     commands, actions = parser.add_subparsers(dest="command", required=True, metavar="command"), None
     for name, (text, example, run, arguments) in COMMANDS.items():
+        shown = f"resdm {name} {example}"
         if name.startswith("model ") and actions is None:
-            models = commands.add_parser("model", help="show, push or pull a model folder")
+            models = commands.add_parser("model", help="show, push or pull a model folder", epilog=f"Example: {shown}")
             actions = models.add_subparsers(dest="action", required=True, metavar="action")
         group = actions if name.startswith("model ") else commands
-        long, epilog = f"{text[0].upper()}{text[1:]}.", f"Example: resdm {name} {example}"
-        sub = group.add_parser(name.removeprefix("model "), help=text, description=long, epilog=epilog)
+        long = f"{text[0].upper()}{text[1:]}."
+        sub = group.add_parser(name.removeprefix("model "), help=text, description=long, epilog=f"Example: {shown}")
         for flags, options in arguments:
-            sub.add_argument(*flags, **options)
+            action = sub.add_argument(*flags, **options)
+            if options.get("type") is Path:
+                action.complete = (
+                    shtab.DIRECTORY if "folder" in f"{action.metavar or action.dest}".lower() else shtab.FILE
+                )
         sub.set_defaults(run=run)
     return parser
 
@@ -161,6 +186,19 @@ def _integer(low: int, *others: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} to below 2⁶³{words}")
 
     return parse
+
+
+def _sex(text: str) -> str:
+    from resdm_suite.cohorts.tables import to_sex
+
+    if not (sex := to_sex(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected F, M, female or male")
+    return sex
+
+
+def _condition(text: str) -> str:
+    """A condition; ``sex_female`` is ``sex_F``."""
+    return f"sex_{_sex(text.removeprefix('sex_'))}" if text.startswith("sex_") else text
 
 
 def _repository(text: str) -> str:
@@ -367,7 +405,8 @@ _command("train", "train methods, or continue interrupted trainings", "phantom R
          _train, PROFILE, METHODS, QUIET)
 _command("predict", "synthesise and score the people of a split with trained methods",
          "phantom ResDM --condition no_age", _predict, PROFILE, METHODS, QUIET,
-         _argument("--condition", action="append", help="content of the prompt; may be repeated (default: factual)"),
+         _argument("--condition", type=_condition, action="append",
+                   help="content of the prompt; may be repeated (default: factual)"),
          _argument("--split", default="test", choices=["test", "validation", "train"]),
          _argument("--shard", type=_shard, default=(1, 1), metavar="I/N",
                    help="make part I of N of the people, unscored; when all are made, run without it to score"))
@@ -384,7 +423,7 @@ _command("synthesise", "synthesise both PETs of one person, or of a table, from 
          _argument("t1w", type=Path, nargs="?", metavar="T1w.nii.gz"),
          _argument("--manifest", type=Path, metavar="CSV", help="many MRIs: person, t1w; optional session, age, sex"),
          _argument("--age", type=float, action=_Once, help="years at scan; without it, the prompt has no age"),
-         _argument("--sex", choices=SEXES, action=_Once, help="without it, the prompt has no sex"),
+         _argument("--sex", type=_sex, action=_Once, metavar="F|M", help="without it, the prompt has no sex"),
          _argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM"),
          _argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder"),
          _argument("--samples", type=_integer(1), default=4, help="samples; their mean is written (default: 4)"),
@@ -419,6 +458,8 @@ _command("check", "validate a profile, list its settings and files, and compare 
          "mine --deep", _check, PROFILE,
          _argument("--deep", action="store_true", help="read every file, also where its time has not changed"),
          _argument("--settings", action="store_true", help="validate the profile only; the workflow repairs files"))
+_command("completion", "print a script that completes commands, options and files in a shell", "bash",
+         lambda shell: shtab.complete(_parser(), shell), _argument("shell", choices=shtab.SUPPORTED_SHELLS))
 _command("version", "print the version", "", lambda: __version__)
 # fmt: on
 

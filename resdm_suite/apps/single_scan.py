@@ -39,7 +39,7 @@ from resdm_suite.apps.prediction import (
     save_image,
     synthesise_mri,
 )
-from resdm_suite.cohorts.tables import read_table
+from resdm_suite.cohorts.tables import read_table, to_sex
 from resdm_suite.evaluation.atlas import CENTILOID, centiloid
 from resdm_suite.evaluation.fidelity import UNCALIBRATED
 from resdm_suite.evaluation.intervals import LEVEL, read_calibration, status
@@ -363,7 +363,7 @@ def _read_table(path: Path) -> dict[int, dict[str, str]]:
 
 def _prompt(row: dict[str, str], where: str) -> dict[str, Any]:
     try:
-        age, sex = float(row["age"]) if row["age"] else None, row["sex"] or None
+        age, sex = float(row["age"]) if row["age"] else None, to_sex(row["sex"]) or row["sex"] or None
     except ValueError:
         raise ScanError(
             f"{where}: age {row['age']!r} is no number of years; leave the cell empty where unknown"
