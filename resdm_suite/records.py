@@ -46,6 +46,10 @@ class RecordError(ValueError):
     """A file that is not what its stage wrote: names the file, the fault and the stage to run again."""
 
 
+class StaleError(RecordError):
+    """A file that follows from one that has changed since."""
+
+
 def state(path: str | Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
     return {"bytes": os.stat(path).st_size, "sha256": sha256(path)}
@@ -126,27 +130,43 @@ def checked(path: str | Path, *, deep: bool = False) -> Path:
         for name, known in entry["inputs"].items():
             source = Path(os.path.normpath(record.parent / name))
             if source.is_file() and not unchanged(source, known, since, deep=deep):
-                raise RecordError(f"{path}: made before {source} changed; run {stage} again")
+                raise StaleError(f"{path}: made before {source} changed; run {stage} again")
             checked(source, deep=deep)
     return Path(path)
 
 
 def check_folder(folder: str | Path, *, name: str = NAME, deep: bool = False) -> None:
     """Raise `RecordError` or `FileNotFoundError` for the first file of a folder's record that changed or is missing."""
-    record = Path(os.path.abspath(folder)) / name
-    for file in _load(record)[1]["outputs"]:
-        with reading(record.parent / file, deep=deep):
-            pass
+    for fault in _faults(Path(os.path.abspath(folder)) / name, deep=deep):
+        raise fault
+
+
+def _faults(record: Path, *, deep: bool) -> Iterator[RecordError | FileNotFoundError]:
+    try:
+        files = _load(record)[1]["outputs"]
+    except RecordError as error:
+        files = {}
+        yield error
+    for file in files:
+        try:
+            with reading(record.parent / file, deep=deep):
+                pass
+        except (RecordError, FileNotFoundError) as error:
+            yield error
 
 
 def faults(folder: str | Path, *, deep: bool = False) -> list[str]:
-    """The first fault of every record below a folder, see `check_folder`; one line each."""
+    """Every file below a folder that is missing or not as its stage wrote it; one line each.
+
+    Of the files of one record that follow from a changed file, the first: the same stage makes them all again.
+    """
     lines = {}
-    for record in sorted(Path(folder).rglob(f"*{NAME}")):
-        try:
-            check_folder(record.parent, name=record.name, deep=deep)
-        except (RecordError, FileNotFoundError) as error:
-            lines[str(error)] = None
+    for record in sorted(Path(os.path.abspath(folder)).rglob(f"*{NAME}")):
+        stale = False
+        for fault in _faults(record, deep=deep):
+            if not (stale and isinstance(fault, StaleError)):
+                lines[str(fault)] = None
+            stale |= isinstance(fault, StaleError)
     return list(lines)
 
 

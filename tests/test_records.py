@@ -237,6 +237,17 @@ def test_a_later_input_makes_a_result_outdated(copy):
     assert len(read_scores(config, ["Plain"]))
 
 
+def test_every_damaged_file_is_named_and_outdated_ones_once(copy):
+    assert faults(copy.work) == []
+    pets = sorted((copy.work / "predictions" / "Plain" / "factual").rglob("*_pet.nii.gz"))[:2]
+    pets[0].unlink()
+    pets[1].write_bytes(b"")
+    assert [line.partition(": ")[0] for line in faults(copy.work)] == [str(path) for path in pets]
+    copy.manifest.write_text("person,session\n")
+    outdated = [line for line in faults(copy.work) if "made before" in line and str(copy.volumes) in line]
+    assert len(outdated) == 1
+
+
 def test_stages_make_again_what_is_damaged(copy):
     before = (copy.work / SCORES).read_bytes()
     for name in (SCORES, f"predictions/Plain/factual/{PET}"):
