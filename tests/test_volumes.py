@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from native_scans import make_visit, save
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
+from resdm.io import write_json
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import CENTRE_MM, REFERENCE, SUMMARY, Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
@@ -29,7 +31,7 @@ from resdm_suite.preprocessing.qc import brain_points
 from resdm_suite.preprocessing.registration import Scan, displacement, resample, smooth
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
-from resdm_suite.preprocessing.t1 import check_contrast, preprocess_mri, t1_on_grid
+from resdm_suite.preprocessing.t1 import check_contrast, preprocess_mri, read_t1, t1_on_grid
 from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm_suite.records import NAME, RecordError, checked
@@ -592,6 +594,16 @@ def test_other_images_than_t1_are_refused(tmp_path, name, shape, message):
     path = save(tmp_path / name, head(shape), np.diag([4.0, 4, 4, 1]))
     with pytest.raises(VolumeError, match=message):
         preprocess_mri(path, make_config(tmp_path))
+
+
+@pytest.mark.parametrize(("sidecar", "modality"), [
+    ({"Modality": "PT"}, "PT"), ({"Modality": "CT"}, "CT"), ({"TracerName": "FBP"}, "PT"), ({"Modality": "MR"}, ""),
+])  # fmt: skip
+def test_a_scan_of_another_modality_by_its_sidecar_is_refused(tmp_path, sidecar, modality):
+    path = save(tmp_path / "scan.nii.gz", head((20,) * 3), np.diag([4.0, 4, 4, 1]))
+    write_json(tmp_path / "scan.json", sidecar)
+    with pytest.raises(VolumeError, match=f"modality {modality} by") if modality else nullcontext():
+        read_t1(path)
 
 
 def is_t1(scan, mni_to_scan):

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
 from resdm_suite.cohorts.manifest import SPACE
+from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.paths import stem
 from resdm_suite.preprocessing.measures import LIMITS, blur
 from resdm_suite.preprocessing.registration import Scan, register_affine, resample, smooth
@@ -72,10 +73,13 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
 
 
 def read_t1(path: str | Path) -> Scan:
-    """Read a T1-weighted MRI; `VolumeError` if its name, its air or its voxels are those of another scan."""
+    """Read a T1-weighted MRI; `VolumeError` if its name, sidecar, air or voxels are those of another scan."""
     suffix = stem(Path(path).name).rpartition("_")[2].lower()
     if suffix in _OTHER_SCANS:
         raise VolumeError(f"{path}: {_OTHER_SCANS[suffix]} by its name; expected a T1-weighted MRI")
+    sidecar = read_sidecar(path) or {}
+    if (modality := sidecar.get("Modality", "PT" if "TracerName" in sidecar else "MR")) != "MR":
+        raise VolumeError(f"{path}: modality {modality} by its JSON sidecar, expected MR; give a T1-weighted MRI")
     scan = read_scan(path)
     air = float(np.mean((scan.data < -700) & (scan.data > -1300)))
     if air > 0.05:  # a large part of any CT is air at −1000, and no MRI is that negative
