@@ -9,11 +9,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 from stored_cohort import GRID, RANGES, make_cohort, save
 
 from resdm.io import write_json
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import REFERENCE, regions
+from resdm_suite.anatomy import REFERENCE, mni_map, regions
 from resdm_suite.apps.cli import main
 from resdm_suite.cohorts.leakage import LeakageError
 from resdm_suite.evaluation import external
@@ -73,6 +74,32 @@ def test_own_predictions_score_as_before_to_the_last_digit(cohort):
     same(textures, result.textures, keys[:3])
     assert result.faults.empty
     assert set(result.status["source"]) == {"A", "real", "age_sex", *external.CONTROLS}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_status_is_classified_by_other_peoples_real_pet(tmp_path, monkeypatch, split):
+    """On the table's training people, or else across folds of the test people."""
+    monkeypatch.setattr(external, "FOLDS", 3)
+    brain, draw = mni_map("brain", GRID), np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        label, name = number % 2, f"{number:02}_trc-amyloid_pet.nii.gz"
+        volume = np.where(brain, 1 + 0.1 * label + 0.05 * draw.standard_normal(GRID.shape), 0)
+        save(tmp_path / f"real/sub-{name}", volume, GRID.affine)
+        save(tmp_path / f"good/sub-{name}", volume * 0.9, GRID.affine)
+        save(tmp_path / f"bad/sub-{name}", np.where(brain, 1.0, 0), GRID.affine)
+        rows.append({"person": f"{number:02}", "age": 60 + number, "sex": "FM"[number // 2 % 2], "space": "MNI152",
+                     "amyloid": f"real/sub-{name}", "amyloid_status": label,
+                     "split": split if number < 12 else "test"})  # fmt: skip
+    monkeypatch.setattr(external, "MIN_TRAINING", 12)
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    config = make_cohort(tmp_path / "cohort", {}, people=4)[0]
+    status = measured(config, tmp_path / "table.csv", **{name: tmp_path / name for name in ("good", "bad")}).status
+    read = status[status["reading"] == "classifier"].set_index("source")
+    assert len(read.loc["good"]) == (12 if split == "train" else 24)
+    areas = {name: roc_auc_score(read.loc[name, "label"], read.loc[name, "score"]) for name in ("good", "real")}
+    assert areas == {"good": 1, "real": 1}
+    assert read.loc["bad"].groupby("fold")["score"].nunique().max() == (1 if split == "train" else 3)
 
 
 def test_another_orientation_and_scale_give_the_same(cohort, tmp_path):

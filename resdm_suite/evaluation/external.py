@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
@@ -44,8 +45,13 @@ MIN_TRAINING = 20
 """Training people below which controls are not fitted on them: few give a worse control, which is easily beaten."""
 
 FOLDS = 5
-"""Parts of the people: where the table has no training people, controls are fitted on four and predict the fifth."""
+"""Parts of the people: where the table has no training people, controls are fitted on four and predict the fifth.
 
+Classifiers of status need as many people of each class.
+"""
+
+_LOGISTIC = make_pipeline(StandardScaler(), LogisticRegression())
+_CLASSIFIER = make_pipeline(PCA(0.9), StandardScaler(), LogisticRegression())  # components of 90 % of the variance
 _KEYS = ["person", "session"]
 _STATUS = {"": np.nan, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 _COLUMNS = (*_KEYS, "tracer", "age", "sex", "split", "label", "real", "t1w", "space")
@@ -191,7 +197,7 @@ def _check_cases(cases: pd.DataFrame, methods: list[str], where: str, trained_on
             f"{where}: {len(shared)} evaluated people were trained on ({', '.join(shared[:5])}); leave them out"
         )
     scans = cases.pivot_table("real", _KEYS, "tracer", aggfunc="first").reindex(columns=TRACERS).reset_index()
-    check_shared_scans(scans.fillna("").assign(t1w="").astype(str), where, contents=True)
+    check_shared_scans(scans.astype(object).fillna("").assign(t1w="").astype(str), where, contents=True)
 
 
 # ── volumes ───────────────────────────────────────────────────────────────────────────────────────
@@ -272,8 +278,9 @@ class Evaluation:
     regional, textures : DataFrame
         As `resdm_suite.evaluation.suvr.regional_suvr`.
     status : DataFrame
-        As ``evaluation/status.csv``: the score is the SUVR of the cortical summary; source ``real`` is the real PET's,
-        ``age_sex`` a logistic regression. Empty where no status is known.
+        As ``evaluation/status.csv``, with ``reading``: the score is the SUVR of the cortical ``summary``, or comes from
+        a ``classifier`` fitted on real PET; source ``real`` is the real PET's, ``age_sex`` a logistic regression. Empty
+        where no status is known.
     faults : DataFrame
         method, tracer, fault, detail: signs that volumes are flipped, shifted, rescaled or of other people.
     """
@@ -288,8 +295,8 @@ class Evaluation:
 def evaluate(cases: pd.DataFrame, reader: Reader, *, progress: bool = True) -> Evaluation:
     """Measure every method of `read_cases`, and the `CONTROLS`, on the test people.
 
-    Controls and the logistic regression are fitted on the table's training people; without them, on four fifths of the
-    test people at a time to predict the last fifth, by person. Raises as `Reader.read`.
+    Controls and classifiers are fitted on the table's training people; without them, on four fifths of the test people
+    at a time to predict the last fifth, by person. Raises as `Reader.read`.
     """
     methods = [
         name for name in cases if name not in {*_KEYS, "tracer", "age", "sex", "split", "label", "real", "t1w", "space"}
@@ -309,6 +316,8 @@ def _evaluate_tracer(
     grid, suvr_range = reader.grid, reader.config.preprocess.suvr_range[tracer]
     brain = mni_map("brain", grid)
     train, test = (cases[cases["split"] == split] for split in ("train", "test"))
+    people = pd.concat([train, test], ignore_index=True)
+    age_and_sex = np.column_stack([people["age"], people["sex"].map(SEXES.index)]).astype(float)
 
     def read(rows: pd.DataFrame, column: str) -> list[np.ndarray]:
         """Volumes in their own order in memory, in which sums are those of `score_people` to the last bit."""
@@ -318,9 +327,15 @@ def _evaluate_tracer(
             bar.update()
         return volumes
 
-    known, real = np.array([volume[brain] for volume in read(train, "real")]), read(test, "real")
-    inside = np.array([volume[brain] for volume in real])  # (N, V)
+    known, real = read(train, "real"), read(test, "real")
+    voxels = np.array([volume[brain] for volume in [*known, *real]])  # (N, V), in the order of people
     check_scale("the real PET", tracer, real, grid, suvr_range)
+    everyone, labelled = np.ones(len(people), bool), _labelled(people)
+    controls = {name: _fits(CONTROLS[name], people, everyone, age_and_sex, voxels) for name in CONTROLS}
+    label, shown = people["label"].to_numpy(), age_and_sex[len(train) :]
+    classifier = _fits(_CLASSIFIER, people, labelled, voxels, label)
+    classified = {"real": _predicted(classifier, voxels[len(train) :])}
+    classified["age_sex"] = _predicted(_fits(_LOGISTIC, people, labelled, age_and_sex, label), shown)
     regional = [reader.regional(*pair, tracer) for pair in zip(test["real"], real, strict=True)]
     rows: dict[str, list[dict[str, Any]]] = {"scores": [], "regional": [], "textures": [], "faults": []}
     for name in [*methods, *CONTROLS]:
@@ -329,7 +344,8 @@ def _evaluate_tracer(
             rows["faults"] += find_faults(name, tracer, real, synthetic, test["person"].tolist(), grid, suvr_range)
         else:
             synthetic = np.zeros((len(test), *grid.shape), np.float32)
-            synthetic[:, brain] = _predicted(CONTROLS[name], train, test, known, inside).clip(0, 1)
+            synthetic[:, brain] = _predicted(controls[name], shown).clip(0, 1)
+        classified[name] = _predicted(classifier, np.array([volume[brain] for volume in synthetic]))
         for row, *volumes, means in zip(test[_KEYS].to_dict("records"), real, synthetic, regional, strict=True):
             head = {"method": name, **row, "tracer": tracer}
             rows["scores"] += [head | scores for scores in score_pair(*volumes, brain)]
@@ -339,7 +355,7 @@ def _evaluate_tracer(
                 rows["regional"].append(head | {"region": region, "real": means[region], "synthetic": mean})
     frames = {name: pd.DataFrame(part) for name, part in rows.items()}
     frames["faults"] = frames["faults"].reindex(columns=["method", "tracer", "fault", "detail"])
-    return frames | {"status": _status(train, test, tracer, frames["regional"])}
+    return frames | {"status": _status(test, frames["regional"], classified)}
 
 
 def summary_agreement(result: Evaluation) -> pd.DataFrame:
@@ -354,38 +370,57 @@ def summary_agreement(result: Evaluation) -> pd.DataFrame:
     return table.join(regional, keys).join(textures, keys)
 
 
-def _design(people: pd.DataFrame) -> np.ndarray:
-    return np.column_stack([people["age"], people["sex"].map(SEXES.index)]).astype(float)
+def _labelled(people: pd.DataFrame) -> np.ndarray:
+    """Rows on which classifiers of status are fitted: of training people, or else of test people, or else none."""
+    for split in ("train", "test"):
+        rows = (people["split"] == split) & people["label"].notna()
+        persons = people[rows].groupby("label")["person"].nunique()
+        if persons.reindex([0, 1], fill_value=0).min() >= FOLDS:
+            return rows.to_numpy()
+    return np.zeros(len(people), bool)
 
 
-def _predicted(
-    estimator: BaseEstimator, train: pd.DataFrame, test: pd.DataFrame, known: np.ndarray, target: np.ndarray,
-    method: str = "predict",
-) -> np.ndarray:  # fmt: skip
-    """Predictions of the test people by age and sex: fitted on training people, or else on the other folds' people."""
-    if len(train):
-        return getattr(estimator.fit(_design(train), known), method)(_design(test))
-    folds = min(FOLDS, test["person"].nunique())
-    if folds < 2:
-        raise EvaluationError("one person to evaluate and nobody to fit the controls on; give two people or more")
-    return cross_val_predict(
-        estimator, _design(test), target, groups=test["person"], cv=GroupKFold(folds), method=method
-    )
+def _fits(
+    estimator: BaseEstimator, people: pd.DataFrame, used: np.ndarray, features: np.ndarray, target: np.ndarray
+) -> list[tuple[BaseEstimator, np.ndarray]]:
+    """Fits on the used rows of training people, or else of the test people in other folds.
+
+    Features and target follow people, training people first. Each fit comes with the test people that it predicts.
+    """
+    train = (people["split"] == "train").to_numpy()
+    test = people[~train]
+    if not used.any():
+        return []
+    if (train & used).any():
+        splits = [(np.flatnonzero(train & used), np.arange(len(test)))]
+    else:
+        folds = min(FOLDS, test["person"].nunique())
+        if folds < 2:
+            raise EvaluationError("one person to evaluate and nobody to fit the controls on; give two people or more")
+        parts = GroupKFold(folds).split(test, groups=test["person"])
+        splits = [(fit[used[fit]], rows) for fit, rows in ((train.sum() + fit, rows) for fit, rows in parts)]
+    return [(clone(estimator).fit(features[fit], target[fit]), rows) for fit, rows in splits]
 
 
-def _status(train: pd.DataFrame, test: pd.DataFrame, tracer: str, regional: pd.DataFrame) -> pd.DataFrame:
-    """Readings of every source for the sessions of known status."""
-    rows = test[test["label"].notna()]
-    who = rows[[*_KEYS, "age", "sex", "tracer", "label"]].assign(fold=0, target="label", threshold=np.nan)
+def _predicted(fits: list[tuple[BaseEstimator, np.ndarray]], features: np.ndarray) -> np.ndarray:
+    """Predictions, or the probability of class 1, of the test people by their features; NaN without a fit."""
+    if not fits:
+        return np.full(len(features), np.nan)
+    parts = [  # rounded: a matrix product gives equal rows different last bits, and so ranks equal volumes
+        model.predict_proba(features[rows])[:, 1].round(9) if is_classifier(model) else model.predict(features[rows])
+        for model, rows in fits
+    ]
+    return np.concatenate(parts)[np.argsort(np.concatenate([rows for _, rows in fits]))]
+
+
+def _status(test: pd.DataFrame, regional: pd.DataFrame, classified: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Readings of every source for the sessions of known status, by the summary SUVR and by the classifier."""
+    who = test[[*_KEYS, "age", "sex", "tracer", "label"]].assign(fold=0, target="label", threshold=np.nan)
     summary = regional[regional["region"] == "summary"]
     real = summary[summary["method"] == summary["method"].iloc[0]].assign(method="real", synthetic=summary["real"])
     scores = pd.concat([real, summary]).rename(columns={"method": "source", "synthetic": "score"})
-    frames = [who.merge(scores[["source", *_KEYS, "score"]], on=_KEYS)]
-    fitted_on = train[train["label"].notna()]
-    if fitted_on["label"].nunique() < 2:
-        fitted_on = train[:0]
-    if len(fitted_on) or rows.groupby("label")["person"].nunique().reindex([0, 1], fill_value=0).min() >= FOLDS:
-        model = make_pipeline(StandardScaler(), LogisticRegression())
-        score = _predicted(model, fitted_on, rows, fitted_on["label"], rows["label"], "predict_proba")[:, 1]
-        frames.append(who.assign(source="age_sex", score=score))
-    return pd.concat(frames, ignore_index=True).astype({"label": int})
+    frames = [who.merge(scores[["source", *_KEYS, "score"]], on=_KEYS).assign(reading="summary")]
+    frames += [who.assign(source=name, score=score, reading="classifier") for name, score in classified.items()]
+    frames.append(who.assign(source="age_sex", score=classified["age_sex"], reading="summary"))
+    table = pd.concat(frames, ignore_index=True)
+    return table[table["label"].notna() & table["score"].notna()].astype({"label": int}).reset_index(drop=True)

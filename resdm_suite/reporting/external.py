@@ -29,7 +29,7 @@ def evaluation_pages(quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataF
     suvr : DataFrame
         `resdm_suite.evaluation.agreement.agreement_table` by method and tracer, with regional_r and texture.
     status : DataFrame
-        Rows of `resdm_suite.evaluation.status.status_summary`, in %.
+        Rows of `resdm_suite.evaluation.status.status_summary` in %, with reading: ``summary`` or ``classifier``.
     """
     texts = quality.assign(text=[with_spread(*row) for row in quality[["mean", "std"]].to_numpy()])
     texts["best"] = is_best(quality, ["tracer", "region", "metric"], without=())
@@ -49,6 +49,7 @@ def evaluation_pages(quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataF
         blocks.append(text_block(shown, f"SUVR of the cortical summary: {TRACER_NAMES[tracer]}"))
     for tracer, part in status.groupby("tracer", sort=False):
         part = part.assign(text=[with_interval(*row, 1) for row in part[["mean", "ci_low", "ci_high"]].to_numpy()])
-        title = f"{NAMES[tracer]} by the summary SUVR: {part['n'].iloc[0]} people, {part['positive'].iloc[0]} positive"
-        blocks.append(pivot(part, "source", ["metric"], {"{}": "text"}, title=title, head="Source", names=NAMES))
+        title = f"{NAMES[tracer]}: {part['n'].iloc[0]} people, {part['positive'].iloc[0]} positive"
+        names, columns = NAMES | {"summary": "Summary SUVR", "classifier": "Classifier"}, ["reading", "metric"]
+        blocks.append(pivot(part, "source", columns, {"{}": "text"}, title=title, head="Source", names=names))
     return blocks
