@@ -78,7 +78,8 @@ def read_t1(path: str | Path) -> Scan:
     if suffix in _OTHER_SCANS:
         raise VolumeError(f"{path}: {_OTHER_SCANS[suffix]} by its name; expected a T1-weighted MRI")
     sidecar = read_sidecar(path) or {}
-    if (modality := sidecar.get("Modality", "PT" if "TracerName" in sidecar else "MR")) != "MR":
+    modality = str(sidecar.get("Modality", "PT" if "TracerName" in sidecar else "MR"))
+    if not modality.startswith("MR"):
         raise VolumeError(f"{path}: modality {modality} by its JSON sidecar, expected MR; give a T1-weighted MRI")
     scan = read_scan(path)
     air = float(np.mean((scan.data < -700) & (scan.data > -1300)))
