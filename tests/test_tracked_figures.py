@@ -51,6 +51,25 @@ def test_every_tracked_result_matches_its_profile():
     assert not stale_results, "\n".join(stale_results)
 
 
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX on this machine")
+@pytest.mark.parametrize("path", tracked(".tex"), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_tracked_latex_compiles_and_fits_the_page(path, tmp_path):
+    """In a paper of two columns, with the packages that its first line names."""
+    text = path.read_text(encoding="ascii")
+    packages = re.search(r"\\usepackage\{.*?\}", text.splitlines()[0]).group()
+    columns = r"\onecolumn" if "longtable" in packages else ""
+    page = r"\documentclass[twocolumn]{article}\usepackage[letterpaper,textwidth=7in,textheight=9in]{geometry}"
+    document = f"{page}{packages}\n\\begin{{document}}{columns}\n{text}\n\\end{{document}}\n"
+    (tmp_path / "paper.tex").write_text(document, encoding="ascii")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    if "adjustbox.sty' not found" in done.stdout:
+        pytest.skip("this LaTeX has no package adjustbox")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+    assert "too large" not in done.stdout
+
+
 README_ROWS = {
     "mean PET": "template",
     "age and sex": "demographics",
