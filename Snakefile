@@ -142,7 +142,7 @@ rule qc:
     input:
         f"{WORK}/volumes/index.csv",
         modules("resdm_suite.reporting.qc"),
-        f"{TEMPLATES}/qc.html.j2",
+        expand(f"{TEMPLATES}/{{name}}", name=["qc.html.j2", "page.css"]),
     output:
         f"{WORK}/qc/qc.csv",
         f"{WORK}/qc/index.html",
@@ -379,7 +379,7 @@ rule report:
     input:
         [f"{FIGURES}/{name}" for name in RESULTS],
         modules("resdm_suite.reporting.site"),
-        expand(f"{TEMPLATES}/{{name}}", name=["index.html.j2", "notebook.html.j2", "notebook.css"]),
+        expand(f"{TEMPLATES}/{{name}}", name=["index.html.j2", "page.css", "notebook.html.j2", "notebook.css"]),
     output:
         f"{WORK}/report/index.html",
     log:

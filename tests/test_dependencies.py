@@ -103,6 +103,7 @@ def test_a_changed_module_reruns_exactly_the_rules_that_import_it(planned):
 
 def test_a_changed_template_reruns_its_page(planned):
     rules = {"notes_table1.md": {"cohort"}, "notes_suvr_fidelity.md": {"fidelity"}, "qc.html.j2": {"qc"}}
+    rules["page.css"] = {"qc", "report"}
     tables = {"cohort", "table2", "table3", "table4", "planted", "fidelity", "claims", "uncertainty", "evaluation"}
     rules["table.tex.j2"] = tables
     for path in (ROOT / "resdm_suite" / "reporting" / "templates").iterdir():

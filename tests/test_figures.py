@@ -157,7 +157,9 @@ def test_training_curves_have_a_panel_per_column_with_tick_labels():
     for axes in figure.axes:
         assert len([label for label in axes.get_yticklabels(which="both") if label.get_text()]) >= 2
     np.testing.assert_array_equal(figure.axes[1].lines[0].get_xdata(), [10, 20])  # epochs without validation: none
-    assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
+    png, metadata = figure._repr_png_()  # as a notebook shows it
+    assert png.startswith(b"\x89PNG")
+    assert metadata["alt"] == figure.caption != ""
     assert not [text for text in texts(draw_curves(notice="")) if "phantom" in text]
 
 

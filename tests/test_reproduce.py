@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import nbformat
 import pandas as pd
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from browser import open_page
 from bs4 import BeautifulSoup
 from conftest import ROOT
@@ -117,13 +118,34 @@ def test_the_report_in_a_browser(config, width, mobile):
         assert page.errors == []
         assert all(url.startswith(("file:", "data:")) for url in asked)
         page.goto(pages[0].as_uri())
+        assert page.evaluate("document.documentElement.scrollHeight") < (8000 if width == 1280 else 20000)
         page.click("nav a[href='#timings']")
         assert page.url.endswith("index.html#timings")
+        page.click("#notebooks + div summary")
         page.click("#notebooks + div a >> nth=0")
         page.click("summary >> nth=0")  # code unfolds
         assert page.locator("details[open]").count() == 1
         page.click("text=All results")
         assert page.title() == "ResDM · smoke"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_is_accessible(config, scheme):
+    """Rules of axe-core: names, contrast, headings, landmarks, focus. Every picture says what it shows."""
+    folder = (config.work / "report").resolve()
+    pages = [
+        folder / "index.html",
+        folder / ".." / "qc" / "index.html",
+        folder / "notebooks" / "04_table2_comparison.html",
+    ]
+    with open_page(color_scheme=scheme) as page:
+        for path in pages:
+            page.goto(path.resolve().as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+            faults = Axe().run(page).response["violations"]
+            assert [(fault["id"], fault["nodes"][0]["html"]) for fault in faults] == [], path.name
+            texts = page.evaluate("[...document.images].map(image => image.alt)")
+            assert all(len(text) > 40 for text in texts), texts
 
 
 def test_a_second_run_does_nothing(reproduced):

@@ -84,6 +84,7 @@ def test_every_file_and_notebook_is_linked_from_the_index(config):
     assert len([link for link in links if link.startswith("notebooks/")]) == 4
     assert tree.find("img")["src"] == "files/figure2.png"
     assert tree.find("img").parent["href"] == "files/figure2.svg"
+    assert tree.find("img")["alt"].startswith("Brain slices of the real amyloid and tau PET")
     assert [tree.find("img")[side] for side in ("width", "height")] == ["1", "1"]  # a jump below it lands right
     assert tree.find(id="00_cohort").get_text() == "Who is there?"
     cells = [cell.get_text(" ") for cell in tree.find(id="table1").find_all("td")]
@@ -231,6 +232,57 @@ def test_real_people_come_with_a_warning(config):
     assert "data-use agreement" in said
     assert "Phantom data" not in said
     assert "data-use agreement" not in text(site.write_report(config))
+
+
+def stored_results(folder: Path) -> None:
+    """Tables 2 and 4, effects of Figures 4 and 5, and the ledger, of one tracer."""
+    head = "method,tracer,region,metric,n,mean,ci_low,ci_high,difference,difference_low,difference_high,p\n"
+    rows = {"ResDM": ",,,", "linear": "-0.5,-1,-0.02,0.1", "template": "-3,-4,-2,0.001", "DDPM": "-4,-5,-3,0.0001"}
+    rows |= {"Pix2Pix": "1.2,0.6,1.8,0.01"}
+    lines = [f"{m},amyloid,brain,psnr,58,{28 + i},27,29,{r}\n" for i, (m, r) in enumerate(rows.items())]
+    (folder / "table2.csv").write_text(head + "".join(lines))
+    head = "source,target,tracer,metric,n,mean,ci_low,ci_high,over_ResDM,over_ResDM_low,over_ResDM_high\n"
+    lines = [f"{name},planted,amyloid,auc_mean_score,58,80,70,90,{over}\n"
+             for name, over in {"ResDM": ",,", "linear": "-6,-12,0.1", "mri": "3,1,5"}.items()]  # fmt: skip
+    (folder / "table4.csv").write_text(head + "".join(lines))
+    head = "name,tracer,estimate,low,high\n"
+    (folder / "figure4_effects.csv").write_text(
+        f"{head}psnr_right_wrong,amyloid,2.2,1.3,3\npsnr_right_wrong,tau,1,-1,3\n"
+    )
+    (folder / "figure5_effects.csv").write_text(
+        f"{head}psnr_own_shuffled,amyloid,0.1,-1,1\nslope_sweep,amyloid,0.5,0,1\n"
+    )
+    (folder / "claims.csv").write_text("kind,status\nbest,held\nbest,did not hold\nwords,not testable\nsetting,held\n")
+
+
+def test_the_head_of_the_page_answers_from_the_stored_results(config):
+    stored_results(config.figures)
+    tree = BeautifulSoup(site.write_report(config).read_text(), "html.parser")
+    rows = tree.find(id="glance").find_next("table").find_all("tr")
+    cells = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in rows]
+    assert cells == [
+        ["ResDM against", "image quality, Aβ-PET", "status, Aβ-PET"],
+        ["ResDM itself", "28.0 [27.0, 29.0] dB", "80.0 [70.0, 90.0] %"],
+        ["the linear model of MRI, age and sex", "no difference shown: 0.5 [0.0, 1.0] dB, p = 0.100",
+         "no difference shown: 6.0 [−0.1, 12.0] points"],
+        ["the mean PET of the training people", "better: 3.0 [2.0, 4.0] dB, p = 0.001", ""],
+        ["the best other published method", "worse: −1.2 [−1.8, −0.6] dB, p = 0.010 (Pix2Pix)", ""],
+        ["the MRI itself, without any PET", "", "worse: −3.0 [−5.0, −1.0] points"],
+    ]  # fmt: skip
+    said = tree.find(class_="answers").get_text(" ", strip=True)
+    assert "In Aβ-PET only. With the wrong sex" in said
+    assert "No effect shown. Another person's age costs 0.1 [−1.0, 1.0] dB (Aβ-PET)" in said
+    assert "1 held and 1 did not hold. The others: 1 not testable." in said
+    assert "results or notebooks are missing or failed" in said
+
+
+def test_the_head_of_the_page_says_nothing_from_other_runs(config):
+    stored_results(config.figures)
+    for stem in ("table2", "table4", "figure4", "figure5", "claims"):
+        write_json(config.figures / f"{stem}.json", {"settings": {"seed": "of another run"}, "inputs": {}})
+    tree = BeautifulSoup(site.write_report(config).read_text(), "html.parser")
+    assert tree.find(id="glance").find_next("div").find("table") is None
+    assert [tag.get_text() for tag in tree.find_all("dt")][-2:] == ["Is this run complete?", "How long did it take?"]
 
 
 def test_nothing_made_is_an_error_with_its_remedy(tmp_path, capsys):

@@ -25,6 +25,7 @@ from nbconvert import HTMLExporter
 from resdm.io import stored_json, writing
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, read_csv
+from resdm_suite.reporting.glance import Answer, answers, comparisons
 from resdm_suite.reporting.provenance import outdated, provenance
 
 
@@ -54,7 +55,6 @@ def _answers(*conditions: str) -> Callable[[Config], bool]:
 
 SECTIONS = (
     Section("00_cohort", "Table 1", ("table1",), lambda config: True),
-    Section("01_preprocess", "Preprocessing", ("qc",), _compares),
     Section("04_table2_comparison", "Table 2", ("figure2", "table2", "figure2_regions"), _compares),
     Section("05_table3_ablation", "Table 3", ("figure3", "table3"), _if(lambda config: "Base" in config.methods)),
     Section("06_table4_diagnosis", "Table 4", ("table4_roc", "table4"), _compares),
@@ -71,11 +71,33 @@ SECTIONS = (
     Section("17_evaluate", "Evaluation", ("evaluation",), _if(lambda config: "ResDM" in config.methods)),
     Section("18_stress", "Stress", ("stress",), lambda config: False),  # by `make stress`
     Section("12_released_code", "Released code", ("departures",), lambda config: not _compares(config)),
+    Section("01_preprocess", "Preprocessing", ("qc",), _compares),
     Section("10_claims", "Claims", ("claims",), _compares),
 )
 """In the order of the index; other files follow in a section \"More\"."""
 
-LONG = 100  # lines; longer tables show their first block and fold the rest
+CONTENTS = {
+    "qc": "Histograms of measures of registration, SUVR and noise over sessions, by tracer, with the limits of flags",
+    "figure1": "Brain slices of one case: the PET turns into the noisy MRI, sampling turns it back; residuals, "
+    "difference between the tracers, and attention to the words of the prompt",
+    "figure2": "Brain slices of the real amyloid and tau PET beside the syntheses of all methods, with error maps",
+    "figure2_regions": "Real against synthetic SUVR, texture by method, and correlation and bias of every region",
+    "figure3": "Brain slices of the real PET beside the syntheses of the variants of ResDM, with maps of the error",
+    "figure4": "Bars and intervals: how well a classifier reads sex from the PET, and how well the PET fits the real "
+    "one, with the right, no and the wrong sex in the prompt",
+    "figure5": "Scatter plots of predicted age against age, for real PET and for prompts with, without and with "
+    "another age, and lines of one MRI under many ages",
+    "table4_roc": "ROC curves of amyloid and tau status from real and synthetic PET, by method, and calibration curves",
+    "planted": "Planted and recovered effects of status, sex and age on the SUVR of each region, with intervals",
+    "suvr_fidelity": "Real against synthetic summary SUVR, Bland-Altman plots, agreement and bias of every method",
+    "uncertainty": "Error against predicted deviation, coverage of intervals, error against score of people, and "
+    "error of the people kept, by tracer",
+    "counterfactuals": "Change of regional SUVR when age or sex of the prompt are replaced, by region and tracer",
+    "walkthrough": "The shifting sequence, and brain slices of one case in the forward and the reverse process",
+    "evaluation": "Gain in PSNR over a model of age and sex, real against synthetic SUVR, and AUC of status, by method",
+    "stress": "Image quality, SUVR error, AUC of status and share of scans refused against the strength of each shift",
+}
+"""What a figure shows, for readers who do not see it."""
 
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError)
 """Errors of a missing or damaged record of a job, which is then not listed."""
@@ -121,14 +143,18 @@ def write_report(config: Config) -> Path:
             shutil.copyfile(path, folder / "files" / path.name)
         templates = Environment(loader=PackageLoader("resdm_suite.reporting"), autoescape=True, trim_blocks=True)
         templates.filters["duration"] = _duration
+        missing, quality = _missing(config, pages), _quality(config)
+        jobs = [*_commands(config), *(page for page in pages if page.seconds is not None)]
         text = templates.get_template("index.html.j2").render(
             config=config,
             facts=_facts(config),
-            missing=_missing(config, pages),
+            missing=missing,
+            comparison=comparisons(config),
+            answers=[*answers(config), *_state(missing, quality, jobs)],
             sections=_sections(config, pages, [path.name for path in files]),
-            qc=_quality(config),
+            qc=quality,
             pages=pages,
-            jobs=[*_commands(config), *(page for page in pages if page.seconds is not None)],
+            jobs=jobs,
             trainings=_trainings(config),
             environment=_environment(config),
         )
@@ -209,6 +235,7 @@ def _write_notebooks(pages: list[Page], folder: Path) -> None:
         nav = Markup(" ").join(Markup('<a href="{}">{}</a>').format(href, name) for name, href in links)
         resources = {"metadata": {"name": page.title}, "resdm_nav": nav}
         html, _ = exporter.from_notebook_node(notebook, resources)
+        html = _without_empty_headings(html).replace("<table", '<table tabindex="0"')  # they scroll where they are wide
         (folder / f"{page.path.stem}.html").write_text(html, encoding="utf-8", newline="\n")
 
 
@@ -229,28 +256,42 @@ def _sections(config: Config, pages: list[Page], files: list[str]) -> list[dict[
             source = executed[0].path if executed else config.root / "notebooks" / f"{section.notebook}.ipynb"
             title = re.sub(r"^\d+ · ", "", _heading(source)) if source.is_file() else section.short
             entry = {"id": section.notebook, "short": section.short, "title": title, "pages": executed}
-            sections.append(entry | {"items": [_item(config, stem, files) for stem in stems]})
+            sections.append(entry | {"items": _items(config, stems, files)})
     if left:
         entry = {"id": "more", "short": "More", "title": "More", "pages": []}
-        sections.append(entry | {"items": [_item(config, stem, files) for stem in left]})
-    return sections
+        sections.append(entry | {"items": _items(config, list(left), files)})
+    return [section | {"wide": any(item["table"] for item in section["items"])} for section in sections]
+
+
+def _items(config: Config, stems: list[str], files: list[str]) -> list[dict[str, Any]]:
+    """Figures first, then tables; what only adds numbers to another result (``figure4_effects``) is folded into it."""
+    items = [_item(config, stem, files) for stem in stems]
+    kept = [item for item in items if "png" in item["files"] or item["table"]]
+    for item in (item for item in items if item not in kept):
+        hosts = [host for host in kept if item["stem"].startswith(f"{host['stem']}_") and not item["outdated"]]
+        if hosts:
+            hosts[-1]["parts"] += item["parts"]
+            hosts[-1]["files"] |= {name: name for name in item["files"].values()}
+        else:
+            kept.append(item)
+    return sorted(kept, key=lambda item: bool(item["table"]))
 
 
 def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
+    """A result: the figure, or the first block of the table; everything else is folded."""
     by_suffix = {name.rpartition(".")[2]: name for name in files if name.partition(".")[0] == stem}
-    title, shown, rest = "", "", ""
+    title, shown, rest = stem.replace("_", " ").capitalize(), "", ""
     if "md" in by_suffix:
         title, shown, rest = _table(config.figures / by_suffix["md"], config.notice)
     elif "csv" in by_suffix:
-        frame = _csv(config.figures / by_suffix["csv"])
-        title, shown = stem.replace("_", " ").capitalize(), _frame(frame)
-        if "png" in by_suffix:
-            title, shown, rest = "", "", shown  # the figure contains its title
-        elif len(frame) > LONG:
-            shown, rest = "", shown
+        rest = _frame(_csv(config.figures / by_suffix["csv"]))
+    if "png" in by_suffix or stem == "claims":  # the head of the page counts them
+        shown, rest = "", shown + rest
+    folded = [("all blocks and notes" if shown else title, Markup(rest))] if rest else []
+    alt = ". ".join(part for part in (CONTENTS.get(stem, title), config.notice) if part)
     size = _size(config.figures / by_suffix["png"]) if "png" in by_suffix else None
-    item = {"stem": stem, "title": title, "table": Markup(shown), "rest": Markup(rest)}
-    return item | {"size": size, "files": by_suffix, "outdated": outdated(config, stem)}
+    item = {"stem": stem, "title": title, "table": Markup(shown), "parts": folded, "alt": alt, "size": size}
+    return item | {"files": by_suffix, "outdated": outdated(config, stem)}
 
 
 def _size(path: Path) -> tuple[int, int] | None:
@@ -261,19 +302,30 @@ def _size(path: Path) -> tuple[int, int] | None:
 
 
 def _table(path: Path, notice: str) -> tuple[str, str, str]:
-    """Title (without the notice), first block and rest of a table in Markdown."""
+    """Title (without the notice), first block, and all others with the notes, of a table in Markdown."""
     first, _, body = path.read_text(encoding="utf-8", errors="replace").partition("\n")
     title = first.lstrip("# ").replace(f"({notice})", "").strip()
-    blocks = re.split(r"(?m)^(?=### )", body.strip())
-    fold = body.count("\n") > LONG and len(blocks) > 1
-    shown = "".join(blocks[:2] if not blocks[0].strip() else blocks[:1]) if fold else body
-    return title, _markdown(shown), _markdown(body[body.index(shown) + len(shown) :]) if fold else ""
+    body = body.strip()
+    end = re.search(r"(?m)^\|.*\n(?!\|)", body + "\n")  # the last line of the first block
+    cut = end.end() if end else len(body)
+    return title, _markdown(body[:cut]), _markdown(body[cut:])
 
 
 def _markdown(text: str) -> str:
     html = str(mistune.create_markdown(escape=True, plugins=["table"])(text))
-    html = html.replace("<h3>", "<h4>").replace("</h3>", "</h4>")
-    return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+    html = _without_empty_headings(html)
+    return re.sub(r"(?s)<table>(.*?)</table>", lambda found: _scrolling(found[0]), html)
+
+
+def _without_empty_headings(html: str) -> str:
+    """The corner of a table without a name is a cell: an empty heading confuses screen readers."""
+    return re.sub(r"<th( [^>]*)?></th>", lambda found: f"<td{found[1] or ''}></td>", html)
+
+
+def _scrolling(table: str) -> str:
+    """A table that may be wider than the page: it scrolls, by the keyboard too. Sentences are wrapped, numbers not."""
+    sentences = any(len(cell) > 60 for cell in re.findall(r"<td[^>]*>([^<]*)", table))
+    return f'<div class="table{" long" if sentences else ""}" tabindex="0">{table}</div>'
 
 
 def _csv(path: Path, **options: Any) -> pd.DataFrame:
@@ -286,7 +338,7 @@ def _csv(path: Path, **options: Any) -> pd.DataFrame:
 
 def _frame(frame: pd.DataFrame) -> str:
     html = frame.to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format, classes=[])
-    return f'<div class="table">{html}</div>'
+    return _scrolling(html)
 
 
 def _missing(config: Config, pages: list[Page]) -> list[str]:
@@ -334,6 +386,19 @@ def _quality(config: Config) -> dict[str, Any]:
     if path.is_file():
         flags = list(_csv(path, dtype=str, keep_default_na=False).get("flags", ()))
     return {"there": page.is_file(), "flags": flags}
+
+
+def _state(missing: list[str], quality: dict[str, Any], jobs: list[Any]) -> Iterator[Answer]:
+    """Whether the run is complete, its flags, and its time."""
+    text = f"No: {len(missing)} results or notebooks are missing or failed." if missing else "Yes."
+    yield Answer("Is this run complete?", text, "missing" * bool(missing), "What is missing")
+    if quality["flags"]:
+        text = f"{sum(map(bool, quality['flags']))} of {len(quality['flags'])} sessions have a flag of quality control."
+        yield Answer("Are the scans sound?", text, "qc" * quality["there"], "Quality control")
+    seconds = [job["seconds"] if isinstance(job, dict) else job.seconds for job in jobs]
+    if seconds:
+        text = f"{_duration(sum(seconds))} over {len(seconds)} jobs, some of them side by side."
+        yield Answer("How long did it take?", text, "timings", "Every job")
 
 
 def _commands(config: Config) -> list[dict[str, Any]]:

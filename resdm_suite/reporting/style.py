@@ -86,13 +86,15 @@ def style() -> Iterator[None]:
 
 
 class PaperFigure(Figure):
-    """A figure that notebooks show without pyplot."""
+    """A figure that notebooks show without pyplot; its ``caption`` is the heading as text."""
 
-    def _repr_png_(self) -> bytes:
+    caption = ""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
         buffer = io.BytesIO()
         with style():
             self.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-        return buffer.getvalue()
+        return buffer.getvalue(), {"alt": self.caption}
 
 
 class _Markdown(str):
@@ -125,6 +127,7 @@ def paper_figure(height: float, title: str, notice: str = "", detail: str = "", 
     """
     figure = PaperFigure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
+    figure.caption = " ".join(f"{part.rstrip('.')}." for part in (title, notice, detail) if part)
     left, top = 0.08 / width, 1 - 0.08 / height
     figure.text(left, top, title, fontsize=9, fontweight="bold", color=INK, va="top")
     if notice:

@@ -1,0 +1,169 @@
+"""Results at a glance: the few answers at the head of the report, from the stored tables of this run.
+
+A table that is missing, damaged or not of this run gives no answer.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from resdm.settings import TRACERS
+from resdm_suite.profiles import Config
+from resdm_suite.records import read_csv
+from resdm_suite.reporting.provenance import outdated
+from resdm_suite.reporting.tables import PAPER_METHODS, REFERENCE_METHOD, TRACER_NAMES, p_value, with_interval
+
+BEST = "the best other published method"
+COMPARED = {
+    "the linear model of MRI, age and sex": "linear",
+    "the mean PET of the training people": "template",
+    BEST: "",
+    "the MRI itself, without any PET": "mri",
+}
+"""Name → method, or the source of Table 4."""
+
+NOTE = (
+    "ResDM minus the other over test people, with the 95 % interval; n = {n}. Image quality: PSNR inside the brain; "
+    "1 dB more is a fifth less squared error. Status{target}: AUC, the chance that a positive person scores higher "
+    "than a negative one; 50 % is guessing. p: Wilcoxon signed-rank test over people, Holm-corrected. No difference is "
+    "shown where the interval covers zero or p ≥ 0.05."
+)
+
+
+class Cell(NamedTuple):
+    """A verdict (``better``, ``worse``, ``no difference shown`` or empty) and its numbers."""
+
+    verdict: str
+    text: str
+
+
+class Answer(NamedTuple):
+    """A question, its answer, and the part of the report to read on in."""
+
+    question: str
+    text: str
+    anchor: str = ""
+    link: str = ""
+
+
+def stored(config: Config, stem: str) -> pd.DataFrame:
+    """A table of this run. Raises `LookupError` where it is missing or not of this run, `ValueError` if damaged."""
+    path = config.figures / f"{stem}.csv"
+    if not path.is_file() or outdated(config, stem):
+        raise LookupError(stem)
+    return read_csv(path)
+
+
+def comparisons(config: Config) -> dict[str, Any]:
+    """ResDM against linear model, template, best rival and MRI: ``columns``, ``rows`` (name, cells) and ``note``.
+
+    ``rows`` is empty where neither Table 2 nor Table 4 is of this run.
+    """
+    quality, status = {}, {}
+    with contextlib.suppress(LookupError, ValueError):
+        frame = stored(config, "table2").query("region == 'brain' and metric == 'psnr'")
+        quality = {tracer: part.set_index("method") for tracer, part in frame.groupby("tracer")}
+    planted = False
+    with contextlib.suppress(LookupError, ValueError):
+        frame = stored(config, "table4").query("metric == 'auc_mean_score'")
+        planted = "planted" in set(frame["target"])
+        frame = frame[frame["target"] == ("planted" if planted else "label")]
+        status = {tracer: part.set_index("source") for tracer, part in frame.groupby("tracer")}
+    columns = {f"image quality, {TRACER_NAMES[t]}": (quality[t], _quality_cell) for t in TRACERS if t in quality}
+    columns |= {f"status, {TRACER_NAMES[t]}": (status[t], _status_cell) for t in TRACERS if t in status}
+    rows = [("ResDM itself", [_own(*column) for column in columns.values()])] if columns else []
+    for name, method in COMPARED.items():
+        cells = [_cell(*column, method) for column in columns.values()]
+        rows += [(name, cells)] * any(cell.text for cell in cells)
+    counts = sorted({int(part["n"].max()) for part in (*quality.values(), *status.values())})
+    note = NOTE.format(n="–".join(map(str, dict.fromkeys(counts[:1] + counts[-1:]))), target=" (planted)" * planted)
+    return {"columns": list(columns), "rows": rows, "note": note}
+
+
+def _own(part: pd.DataFrame, cell: Callable[[pd.Series], Cell]) -> Cell:
+    if REFERENCE_METHOD not in part.index:
+        return Cell("", "")
+    row = part.loc[REFERENCE_METHOD]
+    unit = "dB" if cell is _quality_cell else "%"
+    return Cell("", f"{with_interval(row['mean'], row['ci_low'], row['ci_high'], 1)} {unit}")
+
+
+def _cell(part: pd.DataFrame, cell: Callable[[pd.Series], Cell], method: str) -> Cell:
+    """A cell of the comparison; of an empty ``method`` with the best of the paper's other methods, named."""
+    rivals = part.loc[part.index.intersection([name for name in PAPER_METHODS if name != REFERENCE_METHOD]), "mean"]
+    name = method or (rivals.idxmax() if len(rivals) else "")
+    if name not in part.index or REFERENCE_METHOD not in part.index:
+        return Cell("", "")
+    found = cell(part.loc[name])
+    return found if method else found._replace(text=f"{found.text} ({name})")
+
+
+def _quality_cell(row: pd.Series) -> Cell:
+    return _compared(row["difference"], row["difference_low"], row["difference_high"], "dB", row["p"])
+
+
+def _status_cell(row: pd.Series) -> Cell:
+    ends = (row[f"over_{REFERENCE_METHOD}{end}"] for end in ("", "_low", "_high"))
+    return _compared(*ends, "points")
+
+
+def _compared(difference: float, low: float, high: float, unit: str, p: float = math.nan) -> Cell:
+    """ResDM minus the other, from the other minus ResDM."""
+    if math.isnan(difference):
+        return Cell("", "")
+    verdict = "better" if high < 0 else "worse" if low > 0 else ""
+    verdict = verdict if verdict and not p >= 0.05 else "no difference shown"
+    parts = [f"{with_interval(-difference, -high, -low, 1)} {unit}", p_value(p)]
+    return Cell(verdict, ", ".join(part for part in parts if part))
+
+
+def answers(config: Config) -> list[Answer]:
+    """Answers from figures 4 and 5 and the ledger of claims; those without a table of this run are left out."""
+    found = []
+    for make in (_sex, _age, _claims):
+        with contextlib.suppress(LookupError, ValueError):
+            found.append(make(config))
+    return found
+
+
+def _effect(frame: pd.DataFrame, name: str, unit: str, decimals: int) -> tuple[dict[str, bool], str]:
+    """Whether an effect's interval lies above zero, by tracer, and the effects as text."""
+    rows = frame[frame["name"] == name].set_index("tracer")
+    texts = [f"{with_interval(*row[['estimate', 'low', 'high']], decimals)} {unit} ({TRACER_NAMES[tracer]})"
+             for tracer, row in rows.iterrows()]  # fmt: skip
+    return (rows["low"] > 0).to_dict(), " and ".join(texts)
+
+
+def _yes(above: dict[str, bool]) -> str:
+    names = [TRACER_NAMES[tracer] for tracer, shown in above.items() if shown]
+    return "No effect shown." if not names else "Yes." if len(names) == len(above) else f"In {names[0]} only."
+
+
+def _sex(config: Config) -> Answer:
+    above, costs = _effect(stored(config, "figure4_effects"), "psnr_right_wrong", "dB", 1)
+    text = f"{_yes(above)} With the wrong sex the image fits the person's own real PET worse, by {costs}."
+    return Answer("Does the sex in the prompt change the image as it should?", text, "07_figure4_gender", "Figure 4")
+
+
+def _age(config: Config) -> Answer:
+    frame = stored(config, "figure5_effects")
+    above, costs = _effect(frame, "psnr_own_shuffled", "dB", 1)
+    _, slopes = _effect(frame, "slope_sweep", "years", 2)
+    text = f"{_yes(above)} Another person's age costs {costs} of fit to the own real PET. "
+    text += f"For each year in the prompt the image looks older by {slopes}." * bool(slopes)
+    return Answer("Does the age in the prompt change the image as it should?", text, "08_figure5_age", "Figure 5")
+
+
+def _claims(config: Config) -> Answer:
+    frame = stored(config, "claims")
+    counts = frame.loc[~frame["kind"].isin(["setting", "control"]), "status"].value_counts()
+    tested = [f"{counts.get(status, 0)} {status}" for status in ("held", "did not hold")]
+    names = {"contradicts itself": "in which the paper contradicts itself"}
+    rest = [
+        f"{n} {names.get(status, status)}" for status, n in counts.items() if status not in ("held", "did not hold")
+    ]
+    text = f"Of those that this cohort can test, {' and '.join(tested)}. The others: {', '.join(rest) or 'none'}."
+    return Answer("Which claims of the paper hold here?", text, "10_claims", "Every claim")
