@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from resdm.batch import Batch, Prior
-    from resdm.checkpoint import load_model
-    from resdm.method import Method, build_method
-    from resdm.prior import PriorConfig, PriorModule, TowerConfig
-    from resdm.residual_diffusion import ResidualDiffusion, ResidualDiffusionConfig
-    from resdm.scheduler import ResidualScheduler
-    from resdm.settings import TrainingConfig
-    from resdm.training import train
-    from resdm.unet import NetworkConfig, UNet
+from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "batch": ["Batch", "Prior"],
-    "checkpoint": ["load_model"],
-    "method": ["Method", "build_method"],
-    "prior": ["PriorConfig", "PriorModule", "TowerConfig"],
-    "residual_diffusion": ["ResidualDiffusion", "ResidualDiffusionConfig"],
-    "scheduler": ["ResidualScheduler"],
-    "settings": ["TrainingConfig"],
-    "training": ["train"],
-    "unet": ["NetworkConfig", "UNet"],
+_PUBLIC = {
+    "ResidualScheduler": "scheduler",
+    "UNet": "unet",
+    "PriorModule": "prior",
+    "ResidualDiffusion": "residual_diffusion",
+    "Method": "method",
+    "build_method": "method",
+    "load_model": "checkpoint",
+    "train": "training",
 }
-_PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
-"""Public name → its module, imported on first use: `import resdm` alone needs no torch."""
-
-__all__ = sorted(_PUBLIC)
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
@@ -42,4 +27,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted([*globals(), *_PUBLIC])

@@ -1,12 +1,15 @@
 """The explorer: synthesis of one person under any prompt, in a notebook.
 
-Changes of age, sex, steps, seed or number of samples start a synthesis; changes of x, y or z only draw other slices.
-Samples are cached, so an earlier prompt is shown at once. All prompts use the same noise, so only the prompt differs
-between them. The views show the mean over samples, neither a spread nor a status (see `resdm_suite.apps.single_scan`).
+Changes of age, sex, steps, seed or number of samples start a synthesis; x, y, z or a click only draw the planes that
+move. Samples are cached, so an earlier prompt is shown at once. All prompts use the same noise, so only the prompt
+differs between them. The views show the mean over samples, neither a spread nor a status (see
+`resdm_suite.apps.single_scan`).
+
+A notebook stores nobody: people are read once a browser shows the explorer, and pictures and values reach it as
+messages, which are no part of a widget's state. A stored picture (`ExplorerModel.export`) follows `Config.individual`.
 """
 
 import html
-import io
 import math
 import re
 import time
@@ -18,23 +21,24 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
 import nibabel as nib
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, SEXES, TRACERS, MethodConfig, check_person, derive_seed
+from resdm_suite.anatomy import regions
 from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom, synthetic_head, units
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.preprocessing.t1 import preprocess_mri
 from resdm_suite.profiles import Config
+from resdm_suite.reporting import views
 from resdm_suite.reporting.slices import FIELD_MM
 from resdm_suite.reporting.style import TRACER_TITLES
-from resdm_suite.reporting.views import Scene, orthogonal_views
 
 MAX_CACHE_BYTES = 500e6
 """Limit of the cached samples; those not shown for the longest time are removed first."""
@@ -84,7 +88,7 @@ class ExplorerModel:
         self.synthesised = 0  # samples that were not in the cache
         sample_bytes = 4 * len(TRACERS) * math.prod(self.model.grid.shape)
         self._cached_sample = lru_cache(max(1, int(MAX_CACHE_BYTES / sample_bytes)))(self._sample)
-        self.mri = cache(self._mri)
+        self.mri, self.real = cache(self._mri), cache(self._real)
 
     def factual_prompt(self, source: str) -> tuple[float | None, str | None]:
         """A test person's age and sex; unknown for a file."""
@@ -102,6 +106,16 @@ class ExplorerModel:
         check_phantom(self.model.card, self._allow_phantom_model)
         return preprocess_mri(Path(source), self.model.card.config)[0]
 
+    def _real(self, source: str) -> dict[str, np.ndarray]:
+        """A test person's real PETs by tracer (X, Y, Z), in the unit of `scene`; none of a file."""
+        row, grid = self.people.get(source, {}), self.model.grid
+        found = {t: read_volume(self.config.volumes / row[t], grid) for t in TRACERS if row.get(f"present_{t}") == 1}
+        return {tracer: to_suvr(pet, self._ranges[tracer]) for tracer, pet in found.items()}
+
+    @property
+    def _ranges(self) -> dict[str, tuple[float, float]]:
+        return self.model.card.config.preprocess.pet_range
+
     def sample(self, request: Request, number: int) -> np.ndarray:
         """One sample of both PETs (2, X, Y, Z), in [0, 1]."""
         return self._cached_sample(replace(request, samples=1), number)
@@ -113,23 +127,22 @@ class ExplorerModel:
         self.synthesised += 1
         return pet
 
-    def scene(self, request: Request) -> Scene:
-        """Volumes of the views: PETs and their change from the factual prompt, means over samples."""
+    def scene(self, request: Request) -> views.Scene:
+        """Volumes of the views: real PETs; synthetic ones and their change from the factual prompt, means."""
         pet = self._mean(request)
         age, sex = self.factual_prompt(request.source)
         factual = pet if (age, sex) == (request.age, request.sex) else self._mean(replace(request, age=age, sex=sex))
         change = {tracer: pet[tracer] - factual[tracer] for tracer in TRACERS}
         unit = self.model.card.config.preprocess.pet_unit
-        return Scene(grid=self.model.grid, mri=self.mri(request.source), pet=pet, change=change, unit=unit)
+        return views.Scene(self.model.grid, self.mri(request.source), pet, change, self.real(request.source), unit)
 
     def _mean(self, request: Request) -> dict[str, np.ndarray]:
         """Mean over samples by tracer (X, Y, Z), SUVR where the model has its scale."""
         stack = np.stack([self.sample(request, number) for number in range(request.samples)])  # (K, 2, X, Y, Z)
-        ranges = self.model.card.config.preprocess.pet_range
-        return {tracer: to_suvr(stack[:, i].mean(axis=0), ranges[tracer]) for i, tracer in enumerate(TRACERS)}
+        return {tracer: to_suvr(stack[:, i].mean(axis=0), self._ranges[tracer]) for i, tracer in enumerate(TRACERS)}
 
-    def export(self, request: Request, scene: Scene, picture: bytes, point: tuple[float, float, float]) -> Path:
-        """Write picture, volumes (NIfTI, MNI152) and settings to a folder named by the request; returns it."""
+    def export(self, request: Request, scene: views.Scene, figure: Figure, point: views.Point) -> Path:
+        """Write figure, synthetic volumes (NIfTI, MNI152) and settings to a folder named by the request; returns it."""
         person, card = request.source in self.people, self.model.card
         stem = request.source.replace(" ", "_") if person else bids_prefix(request.source)
         values = {"age": request.age if request.age is None else f"{request.age:g}", "sex": request.sex}
@@ -139,7 +152,7 @@ class ExplorerModel:
         kinds = {"mean": scene.pet, "change": scene.change}
         volumes = {f"trc-{t}_desc-{kind}_pet": by[t] for kind, by in kinds.items() for t in by} | {"T1w": scene.mri}
         with atomic(folder / "views.png") as temporary:
-            temporary.write_bytes(picture)
+            figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
         age, sex = self.factual_prompt(request.source)
         file = {} if person else {"source": Path(request.source).name, "sha256": sha256(request.source)}
         settings = synthetic_head(self.config, self.method, self.model.card.notice, self.model.origin)
@@ -154,89 +167,102 @@ class ExplorerModel:
         return folder
 
 
+class Views(anywidget.AnyWidget):
+    """The pictures in the browser; they are sent as messages, see ``templates/explorer.js``."""
+
+    _esm, _css = (Path(views.__file__).with_name("templates") / f"explorer.{kind}" for kind in ("js", "css"))
+
+
 class Explorer(widgets.VBox):
     """Widgets over an `ExplorerModel`; display it in JupyterLab.
 
     ``person`` is shown first: ``<person>``, ``<person> <session>`` or the path of a T1; by default the first session.
-    ``request`` and ``scene`` are shown, ``draw_count`` is the number of pictures drawn so far.
+    Nothing is synthesised before `start`, which a browser calls. ``request`` and ``scene`` are shown then.
     """
 
     def __init__(self, model: ExplorerModel, person: str | None = None) -> None:
-        self.model, self.draw_count, self._muted = model, 0, False
-        sessions = [key for key in model.people if person in (None, key, key.split(" ")[0])]
-        source = sessions[0] if sessions else person
-        self._file = "" if sessions else source
-        age, sex = model.factual_prompt(source)
+        self.model, self._first, self._file, self._muted = model, person, "", False
+        self.request: Request | None = None
         narrow = {"layout": widgets.Layout(width="268px"), "style": {"description_width": "64px"}}
-        late = {"continuous_update": False} | narrow
+        wide, file = ({"layout": widgets.Layout(width=width)} for width in ("520px", "300px"))
+        late = {"continuous_update": False}
         button = {"layout": widgets.Layout(width="110px")}
         settings = model.model.card.settings
         steps = step_choices(settings)
-        people = [(_session_label(key, row), key) for key, row in model.people.items()]
-        shown = source if sessions else None
-        self.person = widgets.Dropdown(options=people, value=shown, description="person", **narrow)
-        self.file = widgets.Text(self._file, description="or a T1", placeholder="path, then Enter", **late)
-        self.age = widgets.IntSlider(round(age or 70), *model.ages, description="age", **late)
-        sexes, style = (
-            [(one, one) for one in SEXES] + [("none", None)],
-            {"button_width": "56px", "description_width": "64px"},
-        )
-        self.sex = widgets.ToggleButtons(options=sexes, value=sex, description="sex", style=style)
+        self.person = widgets.Dropdown(description="person", **narrow | wide)
+        self.file = widgets.Text(description="or a T1", placeholder="path, then Enter", **late | narrow | file)
+        self.age = widgets.IntSlider(70, *model.ages, description="age", **late | narrow)
+        sexes = [*((one, one) for one in SEXES), ("no sex", None)]
+        self.sex = widgets.ToggleButtons(options=sexes, value=None, style={"button_width": "76px"})
         beside = widgets.Layout(width="140px", margin="0 0 0 14px")
-        self.use_age = widgets.Checkbox(age is not None, description="use age", indent=False, layout=beside)
+        self.use_age = widgets.Checkbox(False, description="use age", indent=False, layout=beside)
         self.factual = widgets.Button(description="factual", tooltip="the person's age and sex", icon="undo", **button)
         usual = (getattr(settings, "sampling_steps", None) or steps[-1]) if steps else None
         choices = {"options": steps or [("–", None)], "value": usual, "disabled": not steps}
-        self.steps = widgets.SelectionSlider(**choices, description="steps", **late)
+        self.steps = widgets.SelectionSlider(**choices, description="steps", **late | narrow)
         seed = model.config.seeded(model.method).seed
         self.seed = widgets.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **narrow)
-        self.samples = widgets.IntSlider(4, 1, 16, description="samples", **late)
-        self.cuts = [
-            widgets.IntSlider(round(at), *map(round, FIELD_MM[axis]), description=f"{axis} (mm)", **late)
+        self.samples = widgets.IntSlider(4, 1, 16, description="samples", **late | narrow)
+        self.cuts = {
+            axis: widgets.IntSlider(round(at), *map(round, FIELD_MM[axis]), description=f"{axis} (mm)", **narrow)
             for axis, at in zip("xyz", START_MM, strict=True)
-        ]
+        }
         button |= {"icon": "save", "button_style": "primary"}
         self.save = widgets.Button(description="export", tooltip="picture, NIfTI and settings", **button)
-        self.status, self.readout = widgets.HTML(), widgets.HTML()
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="1500px"))
-        for widget, name in ((self.image, "resdm-views"), (self.age, "resdm-age"), (self.cuts[2], "resdm-z")):
+        self.status, self.views = widgets.HTML(), Views()
+        for widget, name in ((self.age, "resdm-age"), (self.cuts["z"], "resdm-z")):
             widget.add_class(name)
         super().__init__(self._rows())
         self.person.observe(self._on_person, "value")
         self.file.observe(self._on_file, "value")
         for widget in (self.age, self.sex, self.use_age, self.steps, self.seed, self.samples):
             widget.observe(self._on_prompt, "value")
-        for widget in self.cuts:
-            widget.observe(self._on_cut, "value")
+        for axis, slider in self.cuts.items():
+            slider.observe(lambda _, axis=axis: self.draw(axis), "value")
         self.factual.on_click(lambda _: self._show_factual())
         self.save.on_click(lambda _: self.export())
-        self.synthesise()
+        self.views.on_msg(self._on_message)
+
+    def __repr__(self) -> str:
+        """Without its widgets: a notebook stores this text."""
+        return "Explorer"
 
     def _rows(self) -> list[widgets.Widget]:
-        """The layout: controls, views, values, export."""
+        """The layout: who, prompt and place, views."""
         centred = widgets.Layout(align_items="center")
         columns = {
-            "who": [self.person, self.file],
             "prompt": [self.age, self.sex, widgets.HBox([self.use_age, self.factual], layout=centred)],
             "sampler": [self.steps, self.seed, self.samples],
-            "where (MNI)": self.cuts,
+            "where (MNI), or click": list(self.cuts.values()),
         }
         style = "color:#777;font-size:11px;letter-spacing:.04em"
         heads = [widgets.HTML(f"<b style='{style}'>{title.upper()}</b>") for title in columns]
         controls = [widgets.VBox([head, *column]) for head, column in zip(heads, columns.values(), strict=True)]
         wrap = widgets.Layout(flex_flow="row wrap", grid_gap="4px 12px")
-        export = widgets.HBox([self.save, self.status], layout=centred)
-        return [widgets.HBox(controls, layout=wrap), self.image, self.readout, export]
+        rows = ([self.person, self.file, self.save, self.status], controls)
+        return [*(widgets.HBox(row, layout=wrap) for row in rows), self.views]
 
     @property
-    def point(self) -> tuple[float, float, float]:
+    def point(self) -> views.Point:
         """Where the views are cut, MNI mm."""
-        return tuple(float(slider.value) for slider in self.cuts)
+        return tuple(float(slider.value) for slider in self.cuts.values())
 
     @property
     def source(self) -> str:
         """The chosen session or file."""
         return self._file or self.person.value
+
+    def start(self) -> None:
+        """List the test people and synthesise for the first person; a browser calls it when it shows the explorer."""
+        people = self.model.people
+        self._muted = True
+        self.person.options = [(_session_label(key, row), key) for key, row in people.items()]
+        self.person.value, self._muted = None, False
+        sessions = [key for key in people if self._first in (None, key, key.split(" ")[0])]
+        if sessions:
+            self.person.value = sessions[0]
+        else:
+            self.file.value = self._first
 
     def _chosen(self) -> Request:
         factual_age = self.model.factual_prompt(self.source)[0]
@@ -246,53 +272,69 @@ class Explorer(widgets.VBox):
         return Request(self.source, age, self.sex.value, self.steps.value, self.seed.value, self.samples.value)
 
     def synthesise(self) -> None:
-        """Synthesise the chosen request, unless cached, and draw it."""
+        """Synthesise the chosen request, unless cached, and show it."""
         start, before = time.perf_counter(), self.model.synthesised
         with self._report_errors("synthesising …"):
             request = self._chosen()
-            self.scene = self.model.scene(request)
-            self.request = request
-            self.draw()
+            self.scene, self.request = self.model.scene(request), request
+            self.show()
             count = self.model.synthesised - before
             what = f"{count} volume pairs synthesised" if count else "from memory"
             self.status.value = f"<small>{what}, {time.perf_counter() - start:.1f} s</small>"
 
-    def draw(self) -> None:
-        """Draw the views at `point`."""
-        buffer = io.BytesIO()
-        self.figure().savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-        self.image.value = buffer.getvalue()
-        self.draw_count += 1
-        self.readout.value = _values(self.scene, self.point)
+    def show(self) -> None:
+        """Send titles, colours and all planes of the scene to the browser."""
+        self.columns = views.columns(self.scene)
+        title, detail = self._captions()
+        page = {"title": title, "detail": detail, "notice": self.model.config.notice}
+        self.views.send({"page": page | views.page(self.columns)})
+        self.draw()
 
-    def figure(self) -> Figure:
-        """The views as a figure."""
+    def draw(self, planes: str = "xyz") -> None:
+        """Send the slices of some planes at `point`, and the values there, to the browser."""
+        if self.request is None:
+            return
+        grid, point = self.scene.grid, dict(zip("xyz", self.point, strict=True))
+        pictures = [views.slice_png(column, grid, (axis, point[axis])) for axis in planes for column in self.columns]
+        values = _values(self.scene, self.columns, self.point)
+        self.views.send({"planes": planes, "point": point} | values, pictures)
+
+    def _captions(self) -> tuple[str, str]:
         request = self.request
         name = request.source if request.source in self.model.people else Path(request.source).name
         steps = f", {request.steps} steps" if request.steps else ""
         factual = prompt_text(*self.model.factual_prompt(request.source))
         title = f"{name}: prompt {prompt_text(request.age, request.sex)}"
         detail = f"{self.model.method}{steps}, seed {request.seed}, mean of {request.samples} samples; factual prompt: "
-        detail += f"{factual}. Left is left. Synthetic, not for clinical use."
-        return orthogonal_views(self.scene, self.point, title=title, detail=detail, notice=self.model.config.notice)
+        return title, f"{detail}{factual}. Left is left. Synthetic, not for clinical use."
+
+    def figure(self) -> Figure:
+        """The views as a figure; without real PET where no single person may be shown in a file."""
+        scene = self.scene if self.model.config.individual else replace(self.scene, real={})
+        title, detail = self._captions()
+        notice = self.model.config.notice
+        return views.orthogonal_views(scene, self.point, title=title, detail=detail, notice=notice)
 
     def export(self) -> Path | None:
-        """Write the shown volumes, name the folder below the picture, return it; ``None`` if nothing was written."""
-        if not self.draw_count:
+        """Write the shown volumes, name the folder above the views, return it; ``None`` if nothing was written."""
+        if self.request is None:
             return None
         with self._report_errors("writing …"):
-            folder = self.model.export(self.request, self.scene, self.image.value, self.point)
+            folder = self.model.export(self.request, self.scene, self.figure(), self.point)
             self.status.value = f"<small>written: <code>{html.escape(str(folder))}</code></small>"
             return folder
 
     @contextmanager
     def _report_errors(self, action: str) -> Iterator[None]:
-        """Show errors below the picture; the notebook continues."""
-        self.status.value = f"<small>{action}</small>"
+        """Show a busy sign, and errors above the views; the notebook continues."""
+        self.status.value = ""
+        self.views.send({"busy": action})
         try:
             yield
         except (ValueError, OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
             self.status.value = f"<span style='color:#B00020'>{html.escape(str(error))}</span>"
+        finally:
+            self.views.send({"busy": ""})
 
     def _show_factual(self) -> None:
         """Set the person's factual prompt, and draw once."""
@@ -302,8 +344,20 @@ class Explorer(widgets.VBox):
         self._muted = False
         self.synthesise()
 
+    def _on_message(self, _: Any, message: dict[str, Any], __: Any) -> None:
+        """A browser is ready for pictures, or somebody clicked on one."""
+        match message:
+            case {"point": place}:
+                for axis, slider in self.cuts.items():
+                    slider.value = place[axis]
+                self.views.send({"moved": True})
+            case {"ready": True} if self.request is not None:
+                self.show()
+            case {"ready": True}:
+                self.start()
+
     def _on_person(self, _: Any) -> None:
-        if self.person.value is not None:
+        if not self._muted and self.person.value is not None:
             self._muted, self._file = True, ""
             self.file.value = ""
             self._show_factual()
@@ -318,11 +372,6 @@ class Explorer(widgets.VBox):
         if not self._muted:
             self.synthesise()
 
-    def _on_cut(self, _: Any) -> None:
-        if self.draw_count:
-            with self._report_errors(""):
-                self.draw()
-
 
 def explore(
     config: Config, method: str = "ResDM", person: str | None = None, *, allow_phantom_model: bool = False
@@ -332,19 +381,19 @@ def explore(
 
 
 def _session_label(key: str, row: dict[str, Any]) -> str:
-    known = [str(row.get("diagnosis") or ""), f"{row['age']:.0f} years", str(row["sex"])]
-    return f"{key} ({', '.join(part for part in known if part not in ('', 'nan'))})"
+    """``sub-1 ses-2 · 74 years, F · AD · real Aβ-PET, tau-PET``."""
+    real = ", ".join(TRACER_TITLES[tracer] for tracer in TRACERS if row[f"present_{tracer}"] == 1)
+    known = [key, f"{row['age']:.0f} years, {row['sex']}", str(row.get("diagnosis") or ""), real and f"real {real}"]
+    return " · ".join(part for part in known if part not in ("", "nan"))
 
 
-def _values(scene: Scene, point: tuple[float, float, float]) -> str:
-    """The voxel at the cross hairs and the cortical summary, as an HTML table."""
-    rows = {}
-    for tracer, here in scene.at(point).items():
-        summary, change = (
-            regional_means(by[tracer], scene.grid, tracer)["summary"] for by in (scene.pet, scene.change)
-        )
-        cells = [f"{here['pet']:.2f}", f"{here['change']:+.3f}", f"{summary:.3f}", f"{change:+.3f}"]
-        rows[TRACER_TITLES[tracer]] = [cell.replace("-", "−") for cell in cells]
-    places = [f"{scene.unit} here", f"{scene.unit} cortical summary"]
-    columns = pd.MultiIndex.from_product([places, ["prompt", "change"]])
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).to_html(border=0)
+def _values(scene: views.Scene, columns: list[views.Column], point: views.Point) -> dict[str, Any]:
+    """Texts for the browser: where the cross hairs are, each column there, and its mean over the cortical summary."""
+    voxel, values = scene.voxel(point), {"here": [], "cortex": []}
+    for column in columns:
+        means = regional_means(column.volume, scene.grid, column.tracer) if column.tracer else {}
+        values["here"].append(column.text(column.volume[voxel]))
+        values["cortex"].append(column.text(means["summary"]) if means else "")
+    regions_here = [name.replace("_", " ") for name, mask in regions(scene.grid).items() if mask[voxel]]
+    place = ", ".join(f"{axis} {mm:+.0f}" for axis, mm in zip("xyz", point, strict=True)).replace("-", "−")
+    return values | {"place": " · ".join([f"{place} mm", *regions_here])}
