@@ -65,9 +65,9 @@ def check_latex(text: str) -> None:
     assert depths[-1] == 0
     blocks = re.findall(r"\\begin\{(tabular|longtable)\}\{([^\n]*)\}\n(.*?)\\end\{\1\}", text, flags=re.DOTALL)
     for kind, preamble, body in blocks:
-        widths = [float(width) for width in re.findall(r"p\{([\d.]+)\\linewidth\}", preamble)]
+        widths = [float(width) for width in re.findall(r"p\{\\dimexpr ([\d.]+)\\linewidth", preamble)]
         columns = len(preamble) if kind == "tabular" else len(widths)
-        assert sum(widths) <= 1
+        assert round(sum(widths), 6) <= 1
         rows = [line.removesuffix("\\\\") for line in body.splitlines() if line.endswith("\\\\")]
         assert len(rows) > 1
         for row in rows:

@@ -277,8 +277,8 @@ KINDS: dict[str, Callable[[Results, Row], Finding]] = {
 COLUMNS = ["id", "section", "kind", "statement", "printed", "ours", "n", "unit", "where", "status", "reason"]
 COLUMNS += ["trainings", "printed_value", "ours_value"]
 
-WIDTHS = {"Claim": 0.29, "Printed": 0.12, "Ours": 0.12, "n": 0.04, "Status": 0.11, "Why": 0.24}
-"""Column widths in LaTeX, as shares of the line."""
+WIDTHS = {"Claim": 0.29, "Printed": 0.1, "Ours": 0.1, "n": 0.05, "Status": 0.13, "Why": 0.33}
+"""Relative widths of columns in LaTeX."""
 
 
 def having(table: Table, *statuses: str) -> Table:

@@ -406,7 +406,8 @@ class Table:
     blocks : tuple of Block
     notes : tuple of str
     widths : mapping of str to float, optional
-        Share of the line for a column with wrapped text, by label. With it the LaTeX is a ``longtable`` per block.
+        Relative widths of columns with wrapped text, by label; of others, the mean. With it the LaTeX is a
+        ``longtable`` per block.
     """
 
     name: str
@@ -485,9 +486,16 @@ def _tex(text: str) -> str:
     return f"{{}}{out}" if out.startswith("[") else out  # after \\ a bracket would be read as its argument
 
 
+def _shares(block: Block, widths: Mapping[str, float]) -> list[float]:
+    """Shares of the line for the columns, rounded down: their sum does not exceed it."""
+    relative = [widths.get(label, 1 / len(block.labels)) for label in block.labels]
+    return [math.floor(1000 * width / sum(relative)) / 1000 for width in relative]
+
+
 _LATEX = Environment(  # braces are LaTeX's own
     loader=PackageLoader("resdm_suite.reporting"), undefined=StrictUndefined, trim_blocks=True,
     keep_trailing_newline=True, block_start_string="<%", block_end_string="%>", variable_start_string="<<",
     variable_end_string=">>", comment_start_string="<#", comment_end_string="#>",
 )  # fmt: skip
-_LATEX.filters |= {"tex": _tex, "groups": _group_heading, "cells": lambda block: block.marked("\\textbf{{{}}}", _tex)}
+_LATEX.filters |= {"tex": _tex, "groups": _group_heading, "shares": _shares}
+_LATEX.filters["cells"] = lambda block: block.marked("\\textbf{{{}}}", _tex)
