@@ -165,6 +165,33 @@ def test_the_colour_of_a_method_changes_as_the_page_says(monkeypatch):
     assert style.method_styles(["DDPM", "ResDM"])["ResDM"][0] == "#AA3377" != style.method_styles(["DDPM"])["DDPM"][0]
 
 
+# ── the method in Python ──────────────────────────────────────────────────────────────────────────
+
+
+def test_the_public_names_are_those_the_readme_promises():
+    promised = re.findall(r"`from resdm import (.+?)`", (ROOT / "README.md").read_text(encoding="utf-8"))[0].split(", ")
+    assert set(promised) < set(resdm.__all__) <= set(dir(resdm))
+    assert all(getattr(resdm, name).__module__ == f"resdm.{resdm._PUBLIC[name]}" for name in resdm.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Unet'"):
+        resdm.Unet  # noqa: B018
+    (block,) = re.findall(r"if TYPE_CHECKING:\n((?:    .+\n)+)", Path(resdm.__file__).read_text(encoding="utf-8"))
+    typed = {module: names.split(", ") for module, names in re.findall(r"from resdm\.(\w+) import (.+)", block)}
+    assert typed == resdm._MODULES
+
+
+def test_the_example_takes_a_step_and_synthesises():
+    (code,) = blocks(ROOT / "docs" / "python.md", "python")
+    names: dict = {}
+    before = code.replace(
+        "for name, loss", "weights = [w.detach().clone() for w in method.unet.parameters()]\nfor name, loss"
+    )
+    exec(before, names)
+    assert 0 < names["loss"].item() < 10
+    assert any((old != new).any() for old, new in zip(names["weights"], names["method"].unet.parameters(), strict=True))
+    assert names["synthetic"].shape == names["pet"].shape
+    assert 0 <= names["synthetic"].min() < names["synthetic"].max() <= 1
+
+
 # ── the tutorials ─────────────────────────────────────────────────────────────────────────────────
 
 
