@@ -1,8 +1,8 @@
 """Profiles: every setting of the suite, as frozen dataclasses that are read from strict YAML.
 
 A profile is one YAML file in ``configs/``. pydantic validates it before any work starts: an unknown key, a wrong type
-or a value out of range is a `ConfigError` that names the file and the key. Settings that the YAML leaves out have the
-defaults below, each with its reason.
+or a value out of range is a `ConfigError` that names the file and the key. Settings that the YAML leaves out are those
+of the profile that it ``extends``, if it names one, else the defaults below, each with its reason.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
+from resdm.io import write_text
 from resdm.settings import (
     AGE_RANGE,
     METHODS,
@@ -469,14 +470,7 @@ def read_config(path: Path, *, trust_code: bool = True) -> Config:
     Without ``trust_code``, a ``kind: module:Class`` whose module is not yet imported is a `ConfigError`: importing it
     would run code.
     """
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        json.dumps(tree, default=str)  # refuses an alias inside its own anchor
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
-    tree = {"profile": path.stem} | tree
+    tree = {"profile": path.stem} | _read_tree(path)
     try:
         check_name(tree["profile"], "profile")
         methods = tree.get("methods")
@@ -498,6 +492,95 @@ def read_config(path: Path, *, trust_code: bool = True) -> Config:
     if folder == PACKAGED.resolve():
         return dataclasses.replace(config, root=Path.cwd())
     return dataclasses.replace(config, root=folder.parent if folder.name == "configs" else folder)
+
+
+def _read_tree(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file, over those of the profile that it ``extends``.
+
+    A key of a section (``cohort.tracers``, ``methods.ResDM``) replaces that of the other profile as a whole.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        json.dumps(tree, default=str)  # refuses an alias inside its own anchor
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
+    if "extends" not in tree:
+        return tree
+    name = tree.pop("extends")
+    check_name(name, f"{path}: extends")
+    beside, path = path.with_name(f"{name}.yaml").resolve(), path.resolve()
+    if beside in (path, *extending):
+        raise ConfigError(f"{path}: extends: {name!r} extends this profile itself")
+    whole = _read_tree(beside if beside.is_file() else _find(name), (path, *extending))
+    whole.pop("profile", None)
+    both = {
+        key: whole[key] | value
+        for key, value in tree.items()
+        if isinstance(whole.get(key), dict) and isinstance(value, dict)
+    }
+    return whole | tree | both
+
+
+_NEW = """\
+# The settings in which this study differs from the profile {base}; all others are taken from it.
+extends: {base}
+cohort:
+  kind: {kind}
+  source: {source}
+  folder: {folder}  # absolute, or relative to work/{name}
+"""
+_OWN_DATA = """\
+  split: { test: 0.2, validation: 0.1 }
+  match: { window_days: 365 }  # from the T1 scan to each PET
+  tracers: { 18FAV45: amyloid, 18FFBB: amyloid, 18FAV1451: tau }  # BIDS labels of the scans
+  amyloid_cutoff: { 18FAV45: 1.11, 18FFBB: 1.08 }  # cortical SUVR
+  tau_cutoff: 1.27  # meta-temporal SUVR
+"""
+
+
+def write_profile(name: str, base: str, source: Source, data: Path | None = None) -> Path:
+    """Write a short profile that extends another one, for the data of a study.
+
+    Parameters
+    ----------
+    name
+        Of the new profile.
+    base
+        Name of the profile that it extends. The new one is written beside it, or in ``configs/`` of the current folder
+        if it is a profile of the installed package.
+    source
+        Layout of the data.
+    data
+        The dataset, or the table of ``csv``. By default a place in the new profile's work folder.
+
+    Returns
+    -------
+    Path
+        The new file.
+
+    Raises
+    ------
+    ConfigError
+        An unsafe name, the name of another profile, or no profile ``base``.
+    """
+    name = name.removesuffix(".yaml")
+    check_name(name, "name")
+    extended, packaged = load_config(base), PACKAGED.resolve()
+    folder = _find(base).resolve().parent
+    folder = Path.cwd() / "configs" if folder == packaged else folder
+    for path in (*folder.glob("*.yaml"), *packaged.glob("*.yaml")):
+        if path.stem.lower() == name.lower():
+            raise ConfigError(f"there is a profile {path.stem!r} already ({path}); choose another name")
+    kind = {"adni": "adni", "openneuro": "dlbs"}.get(source, "other")
+    place = str(data.absolute()) if data else "table.csv" if source == "csv" else source
+    text = _NEW.format(
+        base=extended.profile, kind=kind, source=source, name=name, folder=json.dumps(place, ensure_ascii=False)
+    )
+    text += "  phantom: null  # no simulated people\n" * (extended.cohort.kind == "phantom")
+    folder.mkdir(exist_ok=True)
+    return write_text(folder / f"{name}.yaml", text + _OWN_DATA * (kind == "other"))
 
 
 def _find(source: str | Path) -> Path:

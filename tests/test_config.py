@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from resdm.baselines.regression import RegressionConfig
 from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm.settings import ConfigError, check_person, derive_seed, method_from_dict, to_dict
-from resdm_suite.profiles import Config, GridConfig, load_config
+from resdm_suite.profiles import Config, GridConfig, load_config, write_profile
 
 RESDM, REGRESSION = {"kind": "residual_diffusion"}, {"kind": "regression"}
 MINIMAL = {"cohort": {"kind": "phantom", "phantom": {"people": 12}}}
@@ -95,6 +97,44 @@ def test_the_digest_follows_the_settings_not_the_place(write):
     changed = load_config(write(nested("training.epochs", 7), "mine.yaml"))
     assert changed.digest("preprocess") == config.digest("preprocess")
     assert changed.digest("training") != config.digest("training")
+
+
+def test_a_profile_extends_another(write):
+    write(nested("training.epochs", 7) | {"seed": 3, "methods": {"A": RESDM, "B": RESDM | {"steps": 4}}}, "base.yaml")
+    write({"extends": "base", "training": {"batch_size": 2}, "methods": {"B": REGRESSION}}, "middle.yaml")
+    config = load_config(write({"extends": "middle", "seed": 4, "conditions": ["no_age"]}))
+    assert (config.profile, config.seed, config.conditions) == ("mine", 4, ("no_age",))
+    assert (config.training.epochs, config.training.batch_size, config.cohort.phantom.people) == (7, 2, 12)
+    assert config.methods == {"A": ResidualDiffusionConfig(), "B": RegressionConfig()}  # replaced as a whole
+    assert load_config(write(to_dict(config))) == config  # as a model folder stores it
+
+
+@pytest.mark.parametrize(("extends", "message"), [
+    ("mine", "extends: 'mine' extends this profile itself"), ("loop", "extends: 'mine' extends this profile itself"),
+    ("nobody", "no profile 'nobody'"), ("../base", "extends: '../base' cannot be a name"), (None, "cannot be a name"),
+])  # fmt: skip
+def test_a_profile_that_cannot_be_extended(write, extends, message):
+    write({"extends": "mine"}, "loop.yaml")
+    with pytest.raises(ConfigError) as error:
+        load_config(write({"extends": extends}))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("base", "source", "kind"), [
+    ("dlbs", "csv", "other"), ("dlbs", "openneuro", "dlbs"), ("adni", "adni", "adni"), ("phantom", "bids", "other"),
+])  # fmt: skip
+def test_a_new_profile_differs_in_its_cohort_alone(tmp_path, monkeypatch, base, source, kind):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    path = write_profile("mine", base, source, Path("data"))
+    new, old = load_config("mine"), load_config(base)
+    assert path == tmp_path / "configs" / "mine.yaml"
+    assert dataclasses.replace(new, profile=base, cohort=old.cohort) == old
+    assert (new.cohort.kind, new.cohort.source, new.source_root) == (kind, source, tmp_path / "data")
+    assert new.cohort.phantom is None
+    for name, message in (("Mine", "a profile 'mine' already"), ("a b", "'a b' cannot be a name")):
+        with pytest.raises(ConfigError, match=message):
+            write_profile(name, base, source)
 
 
 # ── invalid profiles ───────────────────────────────────────────────────────────────────────────────

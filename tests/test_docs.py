@@ -316,13 +316,13 @@ def test_a_users_table_reaches_table_2_and_a_synthetic_pet(study, smoke_folder, 
     for name in ("t1w", "amyloid", "tau"):
         frame[name] = [str((smoke.work / path).resolve()) if path else "" for path in frame[name]]
     frame[least.splitlines()[0].split(",")].to_csv(tmp_path / "table.csv", index=False)
-    # The page's profile, in place of the copy's first lines and cohort.
-    (settings,) = blocks(page, "yaml")
-    copy = yaml.safe_load((study / "configs" / "phantom.yaml").read_text())
-    copy |= yaml.safe_load(settings.replace("/data/study/table.csv", str(tmp_path / "table.csv")))
-    monkeypatch.setattr(shutil, "copy", lambda *_: (study / "configs" / "mine.yaml").write_text(yaml.safe_dump(copy)))
     shutil.rmtree(study / "work" / "mine", ignore_errors=True)
-    run(page, **{"new_T1w.nii.gz": frame["t1w"][0], "--out out": f"--out {tmp_path / 'out'}"})
+    (study / "configs" / "mine.yaml").unlink(missing_ok=True)
+    places = {"/data/study": str(tmp_path), "new_T1w.nii.gz": frame["t1w"][0], "--out out": f"--out {tmp_path / 'out'}"}
+    run(page, **places)
+    (settings,) = blocks(page, "yaml")  # the page's profile is the one that `resdm init` writes
+    written = (study / "configs" / "mine.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(written) == yaml.safe_load(settings.replace("/data/study", str(tmp_path)))
     config = load_config("mine")
     assert config.notice == "other data: not the paper's cohort"
     table = run_cells("04", config, without=PICTURES)["frame"]

@@ -68,6 +68,7 @@ def test_an_installed_package_works_in_an_empty_folder(wheel, tmp_path):
         "t1 = str(next(config.source_root.rglob('*_T1w.nii.gz')))\n"
         "options = ['--model', model, '--out', 'out', '--allow-phantom-model', '--samples', '1', '--quiet']\n"
         "codes += main(['synthesise', t1, *options]), main(['report', 'mini.yaml']), main(['model', 'show', model])\n"
+        "codes += main(['init', 'study', '--from', 'dlbs', '--source', 'bids']), main(['check', 'study'])\n"
         "print(*codes)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
@@ -76,7 +77,9 @@ def test_an_installed_package_works_in_an_empty_folder(wheel, tmp_path):
     assert first.startswith(str(tmp_path)), done.stderr
     assert f"digest {load_config(ROOT / 'configs' / 'phantom.yaml').digest()}: valid" in done.stdout
     assert f"not there yet: manifest, {here / 'work' / 'phantom' / 'manifest.csv'}" in lines
-    assert lines[-1] == "0 2 0 0 0 0", done.stderr
+    assert lines[-1] == "0 2 0 0 0 0 0 0", done.stderr
+    assert f"not there yet: data, {here / 'work' / 'study' / 'bids'}" in lines
+    assert "next: put the bids data there, or give their place as cohort.folder of the profile" in lines
     assert len(list((here / "out").glob("*_pet.nii.gz"))) == 4
     assert (here / "work" / "mini" / "report" / "index.html").is_file()
     assert "there are: adni, dlbs, phantom" in done.stderr

@@ -361,18 +361,30 @@ def _check(config: Config, deep: bool, settings: bool) -> str:
     return "\n".join(_summary(config))
 
 
+def _step(config: Config, missing: str) -> str:
+    """The command, or the change, that gives the first missing files."""
+    profile, source = config.profile, config.cohort.source
+    data = {"phantom": f"phantom {profile}", "dlbs": f"manifest openneuro {profile} --download"}.get(config.cohort.kind)
+    if missing == "data" and data is None:
+        return f"put the {source} data there, or give their place as cohort.folder of the profile"
+    commands = {"data": data, "manifest": f"manifest {source} {profile}", "volumes": f"preprocess {profile}"}
+    return f"`resdm {commands.get(missing, f'train {profile}')}`"
+
+
 def _summary(config: Config) -> list[str]:
     grid, training = config.preprocess.grid, config.training
     shape = " x ".join(map(str, grid.shape))
     budget = f"{training.seconds:g} s" if training.budget == "equal_time" else f"{training.epochs} epochs"
-    places = {"BIDS": config.source_root, "manifest": config.manifest, "volumes": config.volumes / "index.csv"}
+    places = {"data": config.source_root, "manifest": config.manifest, "volumes": config.volumes / "index.csv"}
     places |= {f"model {name}": config.model(name) / "model.safetensors" for name in config.methods}
+    missing = next((what for what, path in places.items() if not path.exists()), "")
     return [
         f"profile {config.profile}, digest {config.digest()}: valid" + (f" ({config.notice})" if config.notice else ""),
         f"cohort {config.cohort.kind}, grid {shape} of {grid.voxel_mm:g} mm, seed {config.seed}",
         f"training {budget}, batch {training.batch_size}, {training.precision}",
         *(f"method {name}: {method.kind}{CODE * (':' in method.kind)}" for name, method in config.methods.items()),
         *(f"{'there' if path.exists() else 'not there yet'}: {what}, {path}" for what, path in places.items()),
+        *([f"next: {_step(config, missing)}"] if missing else []),
     ]
 
 
@@ -387,6 +399,12 @@ REPOSITORY = _argument("repository", type=_repository, metavar="user/name", help
 TRUST = _argument("--trust-code", action="store_true", help="run the code of a model whose kind is module:Class")
 
 # fmt: off
+_command("init", "write a short profile for a study: it extends another profile", "mine --from dlbs --source csv",
+         "profiles:write_profile", _argument("name", help="of the new profile"),
+         _argument("--from", dest="base", default="dlbs", metavar="PROFILE",
+                   help="profile of all other settings: dlbs for a GPU, phantom for a first try (default: dlbs)"),
+         _argument("--source", choices=SOURCES, default="csv", help="layout of the data (default: csv)"),
+         _argument("--data", type=Path, metavar="PATH", help="dataset, or table of csv (default: in work/NAME)"))
 _command("phantom", "generate the phantom cohort as a BIDS dataset", "smoke --jobs -1",
          "cohorts.phantom:write_phantoms", PROFILE, JOBS, QUIET)
 _command("manifest", "list the sessions of a source, with their split, in manifest.csv", "openneuro dlbs --download",
