@@ -3,6 +3,7 @@ PROFILE ?= phantom
 CORES   ?= all
 PYTHON  ?= python3
 VENV    ?= .venv
+VERSIONS ?= pinned
 BIN     := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.csv claims.csv uncertainty.csv \
@@ -13,11 +14,16 @@ SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PRO
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-env: $(VENV)/.ready  ## install the environment in .venv (about 6 GB: PyTorch with CUDA, which also runs on CPUs)
+env: $(VENV)/.ready  ## install the environment in .venv; VERSIONS=pinned, oldest or newest (about 6 GB: PyTorch with CUDA, which also runs on CPUs)
+constraints_pinned = -c constraints.txt
+constraints_oldest = -c $(VENV)/oldest.txt
+constraints_newest =
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ResDM needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks,dev]'
+	$(if $(filter pinned oldest newest,$(VERSIONS)),,$(error VERSIONS is $(VERSIONS); expected pinned, oldest or newest))
+	@sed -nE 's/^ *"([A-Za-z0-9_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > $(VENV)/oldest.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(constraints_$(VERSIONS)) -e '.[notebooks,dev]'
 	@touch $@
 
 reproduce: env   ## run everything, from raw scans to tables and figures; continue an interrupted run
@@ -52,8 +58,8 @@ stress: env      ## synthesise from shifted scans, by strength (phantoms): figur
 test: env        ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: env        ## check style and imports
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+lint: env        ## check style, imports and spelling
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/codespell
 
 format: env      ## format the code
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -33,7 +33,9 @@ from resdm_suite.profiles import load_config
 from resdm_suite.reporting import style
 from resdm_suite.reporting.tables import present_methods
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")] + [
+    ROOT / "benchmarks" / "README.md"
+]
 PAGES += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "data_manifests").rglob("*.md"))
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 

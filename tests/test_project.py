@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -62,14 +64,46 @@ def test_make_conda_and_docker_install_the_same_environment():
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python.split("=")[1])
     (pip,) = [item["pip"] for item in tree["dependencies"] if isinstance(item, dict)]
     assert pip == ["-c constraints.txt", "-e .[notebooks,dev]"]
-    for name in ("Makefile", "Dockerfile"):
-        assert "-c constraints.txt -e '.[notebooks,dev]'" in (ROOT / name).read_text()
+    assert "-c constraints.txt -e '.[notebooks,dev]'" in (ROOT / "Dockerfile").read_text()
+    if not shutil.which("make"):
+        pytest.skip("no make")
+    for versions, constraints in (("pinned", "-c constraints.txt"), ("oldest", "-c v/oldest.txt"), ("newest", "")):
+        command = ["make", "-n", "env", "VENV=v", f"VERSIONS={versions}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert f"--disable-pip-version-check {constraints} -e '.[notebooks,dev]'\n" in done.stdout, done.stderr
+    assert subprocess.run([*command, "VERSIONS=new"], cwd=ROOT, capture_output=True).returncode
 
 
-def test_the_citation_has_the_version_of_the_package():
+def test_citation_codemeta_and_package_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    meta, paper = json.loads((ROOT / "codemeta.json").read_text()), citation["preferred-citation"]
     assert PROJECT["dynamic"] == ["version"]
-    assert citation["version"] == __import__("resdm").__version__
+    assert citation["version"] == meta["version"] == __import__("resdm").__version__
+    assert (citation["title"], citation["license"]) == (meta["name"], PROJECT["license"])
+    assert meta["license"].endswith(f"/{PROJECT['license']}")
+    assert citation["authors"] == PROJECT["authors"] == [{"name": one["name"]} for one in meta["author"]]
+    assert (meta["description"], meta["keywords"]) == (PROJECT["description"], PROJECT["keywords"])
+    assert meta["runtimePlatform"] == f"Python {PROJECT['requires-python']}"
+    cited = meta["referencePublication"]
+    assert (cited["name"], cited["datePublished"]) == (paper["title"], str(paper["year"]))
+    names = [{"family-names": one["familyName"], "given-names": one["givenName"]} for one in cited["author"]]
+    assert names == paper["authors"]
+
+
+def test_hooks_and_workflow_run_what_make_runs():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    pins, lint = pinned(), re.search(r"^lint:.*\n\t(.*)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1]
+    for hook in hooks["hooks"]:
+        name, _, version = hook["additional_dependencies"][0].partition("==")
+        assert name == "nbstripout" or (str(pins[name]) == version and name in lint)
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"].values()
+    called = [step["run"].split()[1] for step in job["steps"] if "run" in step]
+    assert called == ["env", "lint", "test"]
+    assert {*called} <= {*targets}
+    pythons = [Version(one["python"]) for one in job["strategy"]["matrix"]["include"]]
+    assert min(pythons) in SpecifierSet(PROJECT["requires-python"])
+    assert max(pythons) >= Version("3.14")
 
 
 def test_imports_point_one_way():
