@@ -366,6 +366,12 @@ RUN_ALL = """async () => {
 CHANGED = """() => Object.fromEntries([..."xyz"].map((axis) => [axis,
   [...document.querySelectorAll(`.slice[data-axis=${axis}] img`)].map((image) => image.src).join()]))"""
 
+WATCH_BUSY = """() => {
+  const sign = document.querySelector(".resdm-views .busy");
+  window.busy = [];
+  new MutationObserver(() => window.busy.push(sign.textContent)).observe(sign, { childList: true });
+}"""
+
 
 @pytest.mark.slow
 def test_a_slider_and_a_click_move_the_views_in_a_browser(clone, jupyterlab, page):
@@ -393,9 +399,10 @@ def test_a_slider_and_a_click_move_the_views_in_a_browser(clone, jupyterlab, pag
         print(f"planes {planes} moved in {time.perf_counter() - start:.2f} s")
         page.wait_for_timeout(500)
         assert {axis for axis, source in page.evaluate(CHANGED).items() if source != before[axis]} == {*planes}
+    page.evaluate(WATCH_BUSY)
     page.locator(".resdm-age [role=slider]").press("End")
-    page.wait_for_selector(".resdm-views .busy.on")
-    page.get_by_text("change by prompt").first.wait_for()
+    page.get_by_text("change by prompt", exact=True).first.wait_for()
+    assert page.evaluate("window.busy")[0] == "synthesising …"
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     assert page.errors == []
     assert "Explorer" in notebook.read_text()
