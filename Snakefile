@@ -66,7 +66,7 @@ RESULTS += ["figure4.png"] * ({"no_sex", "wrong_sex"} <= set(CONDITIONS))
 RESULTS += ["figure5.png"] * ({"no_age", "shuffled_age"} <= set(CONDITIONS))
 CHECKED = [f"{FIGURES}/{name.replace('.png', '.csv')}" for name in RESULTS if name not in ("figure1.png", "suvr_fidelity.csv")]
 RESULTS += ["counterfactuals.png"] * ({"wrong_sex", "tracer_only", "shuffled"} <= set(CONDITIONS))
-RESULTS += ["uncertainty.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
+RESULTS += ["uncertainty.csv", "input_check.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
 RESULTS += ["walkthrough.png", "evaluation.csv"] * ("ResDM" in METHODS)
 if RELEASED:
     RESULTS = ["table1.csv", "departures.csv"]  # the profile of the released code
@@ -79,7 +79,6 @@ wildcard_constraints:
 rule all:
     input:
         [f"{FIGURES}/{name}" for name in RESULTS],
-        [f"{WORK}/models/{SETTINGS.uncertainty.method}/memorisation.json"] * (SETTINGS.uncertainty.method in METHODS),
         f"{WORK}/report/index.html",
 
 
@@ -298,6 +297,15 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         "17_evaluate",
         expand(SCORES, method=[name for name in ("ResDM", "linear") if name in METHODS]),
         {"evaluation": TABLE + FIGURE, "evaluation_metrics": [".json"]},
+        ["privacy"],
+    ),
+    "trust": (
+        "21_trust",
+        [
+            *(f"{WORK}/models/{SETTINGS.uncertainty.method}/{name}.json" for name in ("calibration", "memorisation")),
+            f"{WORK}/predictions/{SETTINGS.uncertainty.method}/samples/regional.csv",
+        ],
+        {name: TABLE + FIGURE for name in ("input_check", "intervals", "memorisation")},
         ["privacy"],
     ),
     "stress": (  # by `make stress`

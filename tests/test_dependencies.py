@@ -104,7 +104,19 @@ def test_a_changed_module_reruns_exactly_the_rules_that_import_it(planned):
 def test_a_changed_template_reruns_its_page(planned):
     rules = {"notes_table1.md": {"cohort"}, "notes_suvr_fidelity.md": {"fidelity"}, "qc.html.j2": {"qc"}}
     rules["page.css"] = {"qc", "report"}
-    tables = {"cohort", "table2", "table3", "table4", "planted", "fidelity", "claims", "uncertainty", "evaluation"}
+    rules |= {f"notes_{name}.md": {"trust"} for name in ("input_check", "intervals", "memorisation")}
+    tables = {
+        "cohort",
+        "table2",
+        "table3",
+        "table4",
+        "planted",
+        "fidelity",
+        "claims",
+        "uncertainty",
+        "evaluation",
+        "trust",
+    }
     rules["table.tex.j2"] = tables
     for path in (ROOT / "resdm_suite" / "reporting" / "templates").iterdir():
         if path.name in ("model_card.md", "notes_departures.md"):  # no page of this profile

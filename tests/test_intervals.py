@@ -19,12 +19,14 @@ from resdm_suite.evaluation.intervals import (
     interval_score,
     intervals,
     read_calibration,
+    stated_status,
     status,
     write_calibration,
 )
 from resdm_suite.paths import CALIBRATION
 from resdm_suite.records import RecordError
 from resdm_suite.reporting.tables import Table
+from resdm_suite.reporting.trust import audit_table, interval_table, refusal_table
 from resdm_suite.reporting.uncertainty import with_intervals
 
 PEOPLE, REGIONS = 300, 6
@@ -139,3 +141,34 @@ def test_too_few_people_give_no_calibration(config, tmp_path):
     write_csv(samples, frame[few | (frame["tracer"] == "tau")])
     assert list(json.loads(write_calibration(config, "ResDM", "abc", tmp_path).read_text())["tracers"]) == ["tau"]
     assert set(compare_intervals(config, "ResDM")["tracer"]) == {"tau"}
+
+
+def test_what_the_intervals_of_test_people_state(config):
+    """Half-widths of 0 state everyone, of 9 nobody; an error beyond the cut-off is not right."""
+    index = pd.read_csv(config.volumes / "index.csv")
+    write_csv(config.volumes / "index.csv", index.assign(age=70.0))
+    samples = pd.read_csv(config.predictions("ResDM", "samples") / "regional.csv")
+    samples = samples.query("split == 'test' and tracer == 'tau' and region == 'summary'").set_index("person")
+    cutoff = config.cohort.tau_cutoff
+    for half, undetermined in ((0.0, 0), (9.0, 30)):
+        people = stated_status(config, "ResDM", {"tau": {"half_width": {"summary": half}}})
+        assert len(people) == 30
+        assert (people["stated"] == "undetermined").sum() == undetermined
+        assert people["inside"].sum() == undetermined
+    sharp = stated_status(config, "ResDM", {"tau": {"half_width": {"summary": 0.0}}}).set_index("person")
+    same = (samples["mean"] >= cutoff) == (samples["real"] >= cutoff)
+    pd.testing.assert_series_equal(sharp["right"].astype(bool), same[sharp.index], check_names=False)
+    assert 0 < sharp["right"].sum() < 30
+    assert stated_status(config, "ResDM", {}).empty
+
+
+def test_tables_of_trust_without_a_check_a_calibration_and_an_audit(config):
+    refused = pd.DataFrame(columns=["fault", "share", "low", "high", "n", "auroc", "worst"])
+    shares = pd.DataFrame(columns=["tracer", "measure", "share", "low", "high", "n"])
+    for table, said in (
+        (refusal_table(config, "ResDM", None, refused), "No check is stored"),
+        (interval_table(config, "ResDM", shares), "has no calibration"),
+        (audit_table(config, "ResDM", {}), "was not audited"),
+    ):
+        assert said in table.markdown()
+        assert table.latex()

@@ -23,8 +23,18 @@ from resdm_suite.profiles import load_config
 
 BIN, NOTICE = Path(sys.executable).parent, "not a reproduction of the paper"
 TABLES = ("table1", "table2", "table3", "table4", "planted", "suvr_fidelity", "claims", "uncertainty", "evaluation")
+TABLES += ("input_check", "intervals", "memorisation")
 FIGURES = ("figure1", "figure2", "figure2_regions", "figure3", "figure4", "figure5", "table4_roc", "planted")
-FIGURES += ("suvr_fidelity", "counterfactuals", "uncertainty", "qc", "evaluation")
+FIGURES += (
+    "suvr_fidelity",
+    "counterfactuals",
+    "uncertainty",
+    "qc",
+    "evaluation",
+    "input_check",
+    "intervals",
+    "memorisation",
+)
 
 
 def snakemake(folder: Path, *arguments: str, profile: str = "smoke") -> str:

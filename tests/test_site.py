@@ -252,6 +252,11 @@ def stored_results(folder: Path) -> None:
     (folder / "figure5_effects.csv").write_text(
         f"{head}psnr_own_shuffled,amyloid,0.1,-1,1\nslope_sweep,amyloid,0.5,0,1\n"
     )
+    (folder / "input_check.csv").write_text("fault,share,low,high\nnone,0.02,0,0.09\nnoise,1,0.9,1\nmirror,0.1,0,0.2\n")
+    (folder / "intervals.csv").write_text(
+        "tracer,measure,share,low,high\ntau,inside,1,1,1\ntau,undetermined,0.98,0.9,1\n"
+    )
+    (folder / "memorisation.csv").write_text("auc,auc_low,auc_high\n0.78,0.71,0.84\n")
     (folder / "claims.csv").write_text("kind,status\nbest,held\nbest,did not hold\nwords,not testable\nsetting,held\n")
 
 
@@ -273,12 +278,15 @@ def test_the_head_of_the_page_answers_from_the_stored_results(config):
     assert "In Aβ-PET only. With the wrong sex" in said
     assert "No effect shown. Another person's age costs 0.1 [−1.0, 1.0] dB (Aβ-PET)" in said
     assert "1 held and 1 did not hold. The others: 1 not testable." in said
+    assert "2 gross faults were planted. Mostly missed: mirror. False alarms: 2 [0, 9] %." in said
+    assert "undetermined for 98 [90, 100] % (tau-PET) of test people" in said
+    assert "with an AUC of 0.78 [0.71, 0.84]" in said
     assert "results or notebooks are missing or failed" in said
 
 
 def test_the_head_of_the_page_says_nothing_from_other_runs(config):
     stored_results(config.figures)
-    for stem in ("table2", "table4", "figure4", "figure5", "claims"):
+    for stem in ("table2", "table4", "figure4", "figure5", "claims", "input_check", "intervals", "memorisation"):
         write_json(config.figures / f"{stem}.json", {"settings": {"seed": "of another run"}, "inputs": {}})
     tree = BeautifulSoup(site.write_report(config).read_text(), "html.parser")
     assert tree.find(id="glance").find_next("div").find("table") is None

@@ -13,6 +13,7 @@ from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.image_quality import score_people
 from resdm_suite.paths import sidecar_path
+from resdm_suite.preprocessing.dataset import CohortDataset
 
 BRAIN = mni_map("brain", GRID)
 T1 = (mni_map("t1", GRID) * BRAIN * np.linspace(0.8, 1, 16)[:, None, None]).astype(np.float32)  # MNI152 is symmetric
@@ -72,3 +73,33 @@ def test_scores_of_every_shift(tmp_path):
     assert {*changes.index[changes > 1e-6]} == of_pet
     assert {*frame.loc[frame["shift"] == "another tau tracer", "tracer"]} == {"tau"}
     assert frame["refused"].isna().all(), "too few people for an input check"
+    assert stress.planted_faults(config, None).empty
+
+
+def test_planted_faults_are_scored_against_sound_scans(tmp_path):
+    """With a check of one measure, the deviation from the mean brightness."""
+    config = make_config(tmp_path)
+    write_volumes(config, ["train"] * 2 + ["test"] * 3)
+    index = pd.read_csv(config.volumes / "index.csv")
+    index["t1w"] = [f"{person}/t1.nii.gz" for person in index["person"]]
+    index["t1_correlation"] = 0.9
+    for path in index["t1w"]:
+        write_json(sidecar_path(config.volumes / path), {"transform": np.eye(4).tolist()})
+    write_csv(config.volumes / "index.csv", index)
+
+    sound = [CohortDataset(config, "test").mri(i)[BRAIN].mean() for i in range(3)]
+
+    class Check:
+        threshold = 0.01
+
+        def measure(self, mri, matrix, correlation):
+            return {"brightness": mri[BRAIN].mean()}
+
+        def scores(self, measured):
+            return {"brightness": min(abs(measured["brightness"] - one) for one in sound)}
+
+    frame = stress.planted_faults(config, Check())
+    assert len(frame) == 3 * (1 + sum(shift.scan == "t1w" for shift in stress.SHIFTS.values()))
+    refused = frame.groupby("fault")["refused"].mean()
+    assert refused["none"] == refused["left and right exchanged"] == 0
+    assert refused["contrast"] == 1

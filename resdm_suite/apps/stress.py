@@ -148,6 +148,34 @@ def stress(config: Config, methods: Iterable[str], *, progress: bool = True) -> 
     return pd.DataFrame(rows)
 
 
+def planted_faults(config: Config, check: InputCheck | None) -> pd.DataFrame:
+    """What an input check says of the T1s of test people: as they are, and with a gross fault.
+
+    Faults are the shifts of the T1, each at its greatest strength. One session per person.
+
+    Returns
+    -------
+    DataFrame
+        fault (``none``: as it is), person, score (of the most deviating measure), worst (its name), refused. No row
+        without a check.
+    """
+    index, data, rows = read_index(config), CohortDataset(config, "test"), []
+    grid, faults = Grid.of(config.preprocess.grid), {name: one for name, one in SHIFTS.items() if one.scan == "t1w"}
+    for name, shift in {"none": None, **faults}.items():
+        for i in np.flatnonzero(~index["person"].duplicated()) if check is not None else ():
+            row, t1 = index.iloc[i], data.mri(i)
+            fit = row["t1_correlation"] - _fit(t1, grid)
+            if shift is not None:
+                generator = np.random.default_rng(derive_seed(config.seed, "fault", name, row["person"]))
+                t1 = _changed(shift, t1, shift.strengths[-1], grid, generator)
+            transform = read_sidecar(config.volumes / row["t1w"])["transform"]
+            scores = check.scores(check.measure(t1, transform, fit + _fit(t1, grid)))
+            worst = max(scores, key=scores.get)
+            found = {"score": scores[worst], "worst": worst, "refused": scores[worst] > check.threshold}
+            rows.append({"fault": name, "person": row["person"]} | found)
+    return pd.DataFrame(rows, columns=["fault", "person", "score", "worst", "refused"])
+
+
 def _session(
     config: Config, model: Model, check: InputCheck | None, row: dict[str, Any], mri: Volume
 ) -> Iterator[dict[str, Any]]:

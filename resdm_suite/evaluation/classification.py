@@ -5,6 +5,8 @@ gives ``(…)``. Ten thousand resamples are one matrix product, for which scikit
 each with scikit-learn.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -88,6 +90,14 @@ def wilson(share: np.ndarray, n: np.ndarray, level: float = 0.95) -> tuple[np.nd
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     return np.maximum(0.0, middle - half), np.minimum(1.0, middle + half)
+
+
+def share_of(flags: Sequence[bool]) -> dict[str, float]:
+    """Share of people with a flag, its 95 % Wilson interval (``low``, ``high``) and ``n``; NaN of nobody."""
+    n = len(flags)
+    share = float(np.mean(flags)) if n else np.nan
+    low, high = wilson(share, n) if n else (np.nan, np.nan)
+    return {"share": share, "low": float(low), "high": float(high), "n": n}
 
 
 def weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from resdm.io import write_json
 from resdm.settings import TRACERS
+from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.statistics import interval
 from resdm_suite.evaluation.uncertainty import FOLDS, Samples, UncertaintyError, calibrate, over_people, read_regional
 from resdm_suite.paths import CALIBRATION
@@ -214,3 +215,36 @@ def read_calibration(folder: Path, model: str) -> dict[str, Any]:
 def status(low: float, high: float, cutoff: float) -> str:
     """``positive`` or ``negative`` where the whole interval lies on one side of the cut-off, else ``undetermined``."""
     return "positive" if low >= cutoff else "negative" if high < cutoff else "undetermined"
+
+
+def stated_status(config: Config, method: str, calibration: dict[str, Any]) -> pd.DataFrame:
+    """What the intervals state of the summary SUVR of test people, first session of each.
+
+    Parameters
+    ----------
+    config : Config
+    method : str
+    calibration : dict
+        By tracer, see `read_calibration`.
+
+    Returns
+    -------
+    DataFrame
+        tracer, person, mean (of the synthetic PET), real, low, high, cutoff (all SUVR), stated (see `status`), right
+        (the real SUVR lies on the stated side of the cut-off) and inside (of the interval).
+    """
+    columns = ["tracer", "person", "mean", "real", "low", "high", "cutoff", "stated", "right", "inside"]
+    index, parts = read_index(config), [pd.DataFrame(columns=columns)]
+    for tracer, known in calibration.items():
+        samples, half = read_regional(config, method, tracer, "test"), known["half_width"]["summary"]
+        mean, residual = (values[:, samples.names.index("summary")] for values in (samples.mean, samples.residual))
+        part = samples.who.assign(tracer=tracer, mean=mean, real=mean + residual, low=mean - half, high=mean + half)
+        part = part.merge(index, on=["person", "session"], how="left", suffixes=("", "_"))
+        cutoffs = part[f"{tracer}_tracer"].map(config.cohort.amyloid_cutoff)
+        part["cutoff"] = cutoffs if tracer == "amyloid" else config.cohort.tau_cutoff
+        part = part.drop_duplicates("person").dropna(subset="cutoff")
+        part["stated"] = [status(*ends) for ends in part[["low", "high", "cutoff"]].to_numpy()]
+        part["right"] = (part["real"] >= part["cutoff"]) == (part["stated"] == "positive")
+        part["inside"] = part["real"].between(part["low"], part["high"])
+        parts.append(part[columns])
+    return pd.concat(parts[1:] or parts, ignore_index=True)

@@ -121,9 +121,9 @@ def _compared(difference: float, low: float, high: float, unit: str, p: float = 
 
 
 def answers(config: Config) -> list[Answer]:
-    """Answers from figures 4 and 5 and the ledger of claims; those without a table of this run are left out."""
+    """Answers from figures 4 and 5, the ledger of claims and notebook 21; without a table of this run, none."""
     found = []
-    for make in (_sex, _age, _claims):
+    for make in (_sex, _age, _claims, _refusals, _statuses, _membership):
         with contextlib.suppress(LookupError, ValueError):
             found.append(make(config))
     return found
@@ -167,3 +167,33 @@ def _claims(config: Config) -> Answer:
     ]
     text = f"Of those that this cohort can test, {' and '.join(tested)}. The others: {', '.join(rest) or 'none'}."
     return Answer("Which claims of the paper hold here?", text, "10_claims", "Every claim")
+
+
+def _refusals(config: Config) -> Answer:
+    frame = stored(config, "input_check").set_index("fault")
+    faulty = frame.drop("none")
+    missed = ", ".join(faulty.index[faulty["share"] < 0.5]) or "none"
+    ends = 100 * frame.loc["none", ["share", "low", "high"]].astype(float)
+    text = (
+        f"{len(faulty)} gross faults were planted. Mostly missed: {missed}. False alarms: {with_interval(*ends, 0)} %."
+    )
+    return Answer("Are unsuitable scans refused?", text, "21_trust", "Trust")
+
+
+def _statuses(config: Config) -> Answer:
+    frame = stored(config, "intervals")
+    shares = [
+        f"{with_interval(*(100 * row[['share', 'low', 'high']].astype(float)), 0)} % ({TRACER_NAMES[row['tracer']]})"
+        for _, row in frame[frame["measure"] == "undetermined"].iterrows()
+    ]
+    if not shares:
+        raise LookupError("nobody has an interval")
+    text = f"The interval leaves the status undetermined for {' and '.join(shares)} of test people."
+    return Answer("Is one person's number enough for a status?", text, "21_trust", "Trust")
+
+
+def _membership(config: Config) -> Answer:
+    found = stored(config, "memorisation").iloc[0]
+    area = with_interval(found["auc"], found["auc_low"], found["auc_high"])
+    text = f"Training people can be told from others with an AUC of {area}; 0.5 would reveal nothing."
+    return Answer("Does the model reveal its training people?", text, "21_trust", "Trust")

@@ -66,6 +66,12 @@ SECTIONS = (
     Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
     Section("14_uncertainty", "Uncertainty", ("uncertainty",), _if(lambda c: c.uncertainty.method in c.methods)),
     Section(
+        "21_trust",
+        "Trust",
+        ("input_check", "intervals", "memorisation"),
+        _if(lambda c: c.uncertainty.method in c.methods),
+    ),
+    Section(
         "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
     ),
     Section("17_evaluate", "Evaluation", ("evaluation",), _if(lambda config: "ResDM" in config.methods)),
@@ -92,6 +98,10 @@ CONTENTS = {
     "suvr_fidelity": "Real against synthetic summary SUVR, Bland-Altman plots, agreement and bias of every method",
     "uncertainty": "Error against predicted deviation, coverage of intervals, error against score of people, and "
     "error of the people kept, by tracer",
+    "input_check": "Bars: share of scans that the check of the input refuses, of sound ones and of each gross fault",
+    "intervals": "Interval of the summary SUVR of every test person, by the status that it states, with the real SUVR",
+    "memorisation": "AUC of telling training people from others, with its interval and the limit of sharing; how often "
+    "a synthetic PET is nearest to the person's own real PET",
     "counterfactuals": "Change of regional SUVR when age or sex of the prompt are replaced, by region and tracer",
     "walkthrough": "The shifting sequence, and brain slices of one case in the forward and the reverse process",
     "evaluation": "Gain in PSNR over a model of age and sex, real against synthetic SUVR, and AUC of status, by method",
@@ -260,7 +270,10 @@ def _sections(config: Config, pages: list[Page], files: list[str]) -> list[dict[
     if left:
         entry = {"id": "more", "short": "More", "title": "More", "pages": []}
         sections.append(entry | {"items": _items(config, list(left), files)})
-    return [section | {"wide": any(item["table"] for item in section["items"])} for section in sections]
+    return [
+        section | {"wide": len(section["items"]) > 1 or any(item["table"] for item in section["items"])}
+        for section in sections
+    ]
 
 
 def _items(config: Config, stems: list[str], files: list[str]) -> list[dict[str, Any]]:
