@@ -396,6 +396,17 @@ class Config:
         """Whether figures may show single people, see ``privacy``; by default those of phantoms and open data."""
         return self.cohort.kind in ("phantom", "dlbs") if self.privacy is None else self.privacy == "individual"
 
+    @property
+    def shareable(self) -> Config:
+        """The profile without absolute paths of data and atlases, which are of this machine."""
+        cohort, fidelity = self.cohort, self.fidelity
+        paths = [cohort.folder, cohort.tables, fidelity.atlas, fidelity.labels]
+        paths += [fidelity.centiloid.cortex, fidelity.centiloid.reference] if fidelity.centiloid else []
+        if not any(Path(path or "").is_absolute() for path in paths):
+            return self
+        cohort = dataclasses.replace(cohort, folder="data", tables=None)
+        return dataclasses.replace(self, cohort=cohort, fidelity=FidelityConfig())
+
     def digest(self, *parts: str) -> str:
         """SHA-256 (16 hex digits) of the settings, or of the named ``parts`` of them (``"methods.ResDM"``)."""
         whole = to_dict(self)

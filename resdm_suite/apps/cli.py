@@ -472,6 +472,9 @@ _command("model pull", "download a model from the Hugging Face Hub", "user/resdm
 _command("cost", "time a second of each kind of work, and estimate the time of `make reproduce`", "adni --cores 8",
          _cost, PROFILE, _argument("--cores", type=_integer(1), help="cores for Snakemake (default: all)"))
 _command("report", "build web pages of all results of a profile", "phantom", "reporting.site:write_report", PROFILE)
+_command("archive", "write an RO-Crate (zip) of tables, figures, the profile and, of open data, executed notebooks",
+         "phantom", "apps.archive:archive", PROFILE,
+         _argument("--out", type=Path, metavar="ZIP", help="the file (default: in work/PROFILE)"))
 _command("check", "validate a profile, list its settings and files, and compare these with their records",
          "mine --deep", _check, PROFILE,
          _argument("--deep", action="store_true", help="read every file, also where its time has not changed"),

@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -15,7 +14,6 @@ from resdm.settings import to_dict
 from resdm_suite.apps.model_folder import ModelCard, load_card, read_audit
 from resdm_suite.evaluation.memorisation import LIMIT
 from resdm_suite.paths import CALIBRATION, INPUT_CHECK, MEMORISATION
-from resdm_suite.profiles import FidelityConfig
 from resdm_suite.records import NAME
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
@@ -63,15 +61,10 @@ def push(
     weights = getattr(getattr(card.settings, "prior", None), "weights", "none")
     if Path(weights).is_absolute():
         raise CheckpointError(f"{card.folder}/config.yaml: prior.weights is a path of this machine ({weights})")
-    cohort, fidelity = card.config.cohort, card.config.fidelity
-    paths = [cohort.folder, cohort.tables, fidelity.atlas, fidelity.labels]
-    paths += [fidelity.centiloid.cortex, fidelity.centiloid.reference] if fidelity.centiloid else []
     with tempfile.TemporaryDirectory() as staged:
         for name in names:
             shutil.copyfile(card.folder / name, Path(staged, name))
-        if any(Path(path or "").is_absolute() for path in paths):
-            cohort = replace(cohort, folder="data", tables=None)
-            shared = replace(card.config, cohort=cohort, fidelity=FidelityConfig())
+        if (shared := card.config.shareable) != card.config:
             write_text(Path(staged, "config.yaml"), yaml.safe_dump(to_dict(shared), sort_keys=False))
         try:
             api, message = HfApi(), f"{card.name}, {card.digest[:16]}"

@@ -93,7 +93,7 @@ def altered(folder: Path, stem: str) -> list[str]:
 
     ``figure4_effects`` belongs to the sidecar of ``figure4``. Raises `RecordError` for a damaged sidecar.
     """
-    sidecar = _sidecar(folder, stem)
+    sidecar = sidecar_of(folder, stem)
     if sidecar is None:
         return []
     with parsing(sidecar):
@@ -102,7 +102,8 @@ def altered(folder: Path, stem: str) -> list[str]:
         return [name for name, digest in mine.items() if not unchanged(folder / name, {"sha256": digest})]
 
 
-def _sidecar(folder: Path, stem: str) -> Path | None:
+def sidecar_of(folder: Path, stem: str) -> Path | None:
+    """The sidecar to which a file of this stem belongs, if there is one: ``figure4.json`` of ``figure4_effects``."""
     parts = stem.split("_")
     paths = (folder / f"{'_'.join(parts[:n])}.json" for n in range(len(parts), 0, -1))
     return next((path for path in paths if path.is_file()), None)
@@ -151,7 +152,7 @@ def outdated(config: Config, stem: str) -> str:
 
     Empty where it is one, or where no sidecar belongs to it; see `altered`.
     """
-    sidecar = _sidecar(config.figures, stem)
+    sidecar = sidecar_of(config.figures, stem)
     if sidecar is None:
         return ""
     try:
