@@ -76,11 +76,12 @@ def shown_cases(config: Config, scores: pd.DataFrame, methods: Sequence[str]) ->
         who = row.iloc[0]
         name = f"{person} ({who['diagnosis']}, {who['age']:.0f} years, {who['sex']})"
         caption = f"{name if config.cohort.kind == 'phantom' else 'One test person'}: median in-brain PSNR of ResDM."
-        caption += " Left is left. PSNR and MAE are of this person, inside the brain."
+        caption += " Left is left. PSNR and MAE are of this person, inside the brain. Brighter or larger: saturated."
     else:
         by_status = {tracer: _status_groups(index[index[f"present_{tracer}"] == 1], tracer) for tracer in TRACERS}
         groups = {(tracer, name): part for tracer, parts in by_status.items() for name, part in parts.items()}
-        caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people."
+        caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people. "
+        caption += "Brighter or larger: saturated."
         if not groups:
             caption = f"Fewer than {MIN_GROUP_SIZE} test people: no mean is drawn, as privacy: aggregate asks."
     return caption, [_case(config, scores, methods, *key, part) for key, part in groups.items()]
@@ -122,7 +123,7 @@ def case_figure(
     axes = figure.subplots(len(ratios), len(methods) + 1, height_ratios=ratios)
     for axis, name in zip(axes[0], ["Real", *methods], strict=True):
         weight = "bold" if name == REFERENCE_METHOD else None
-        axis.set_title(style.method_label(name), fontsize=6, fontweight=weight)
+        axis.set_title(style.method_label(name), fontsize=6 if len(methods) < 10 else 5, fontweight=weight)
     for (case, cut), images, errors in zip(strips, axes[::2], axes[1::2], strict=True):
         _draw_case(images, errors, case, cut, config.preprocess)
     return figure
@@ -134,7 +135,8 @@ def _draw_case(
     """One slice of a case, with colour bars."""
     brain = mni_map("brain", grid := Grid.of(settings.grid))
     differences = {method: volume - case.real for method, volume in case.synthetic.items()}
-    window, signed = slices.suvr_window([case.real], brain), slices.error_window(differences.values(), brain)
+    window = slices.suvr_window([case.real, *case.synthetic.values()], brain)
+    signed = slices.error_window(differences.values(), brain)
     slices.show_slice(images[0], case.real, grid, cut, window, style.PET_MAP, marks=True)
     slices.show_slice(errors[0], case.mri, grid, cut, Normalize(0, 1), style.T1_MAP)
     images[0].set_ylabel(f"{case.title}\n{slices.slice_name(cut)}", fontsize=6)
@@ -326,7 +328,12 @@ def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame,
     """Draw `regional_comparison`: scatter of ResDM, texture, correlation and bias by region, one row per tracer."""
     tracers, names = (list(dict.fromkeys(agreement[key])) for key in ("tracer", "method"))
     method = REFERENCE_METHOD if REFERENCE_METHOD in names else names[0]
-    looks, dot, ticks = style.method_styles(names), {"markersize": 3, "markeredgewidth": 0}, np.arange(len(names))[::-1]
+    looks, dot, ticks = (
+        style.method_styles(names),
+        {"markersize": 3.4, "markeredgewidth": 0},
+        np.arange(len(names))[::-1],
+    )
+    shown = {name: dot | ({"markersize": 5, "zorder": 4} if name == method else {}) for name in names}
     mosaic = [[f"{left} {t}", f"r {t}", f"bias {t}"] for t in tracers for left in ("summary", "texture")]
     panels = figure.subplot_mosaic(mosaic, height_ratios=[1.6, 1] * len(tracers))
     for tracer in tracers:
@@ -345,9 +352,9 @@ def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame,
         texture, ratios = panels[f"texture {tracer}"], textures[textures["tracer"] == tracer].set_index("method")
         for tick, (name, (colour, marker)) in zip(ticks, looks.items(), strict=True):
             mean, std = ratios.loc[name, ["mean", "std"]]
-            texture.errorbar(mean, tick, xerr=std, fmt=marker, color=colour, elinewidth=0.7, **dot)
+            texture.errorbar(mean, tick, xerr=std, fmt=marker, color=colour, elinewidth=0.7, **shown[name])
         texture.axvline(1, color=style.GREY, linewidth=0.6)
-        texture.set_yticks(ticks, names, fontsize=5.5)
+        texture.set_yticks(ticks, [style.method_label(name) for name in names], fontsize=5.5)
         texture.set_xlim(left=0)
         texture.locator_params(axis="x", nbins=4)
         texture.set_title("texture", loc="left")
@@ -359,6 +366,6 @@ def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame,
                 y = places + (0.5 - (k + 0.5) / len(names)) * 0.75
                 if column == "bias" and len(names) <= 4:
                     axis.hlines(y, values["bias_low"], values["bias_high"], color=colour, linewidth=0.7)
-                axis.plot(values[column], y, marker, color=colour, label=name, **dot)
+                axis.plot(values[column], y, marker, color=colour, label=style.method_label(name), **shown[name])
             axis.set_title(title, loc="left")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower left", ncols=7)

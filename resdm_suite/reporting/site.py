@@ -58,6 +58,12 @@ SECTIONS = (
     Section("04_table2_comparison", "Table 2", ("figure2", "table2", "figure2_regions"), _compares),
     Section("05_table3_ablation", "Table 3", ("figure3", "table3"), _if(lambda config: "Base" in config.methods)),
     Section("06_table4_diagnosis", "Table 4", ("table4_roc", "table4"), _compares),
+    Section(
+        "21_trust",
+        "Trust",
+        ("input_check", "intervals", "memorisation"),
+        _if(lambda c: c.uncertainty.method in c.methods),
+    ),
     Section("07_figure4_gender", "Figure 4", ("figure4",), _answers("no_sex", "wrong_sex")),
     Section("08_figure5_age", "Figure 5", ("figure5",), _answers("no_age", "shuffled_age")),
     Section("09_figure1_method", "Figure 1", ("figure1",), _compares),
@@ -65,12 +71,6 @@ SECTIONS = (
     Section("11_planted_effects", "Planted effects", ("planted",), _if(lambda c: c.cohort.kind == "phantom")),
     Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
     Section("14_uncertainty", "Uncertainty", ("uncertainty",), _if(lambda c: c.uncertainty.method in c.methods)),
-    Section(
-        "21_trust",
-        "Trust",
-        ("input_check", "intervals", "memorisation"),
-        _if(lambda c: c.uncertainty.method in c.methods),
-    ),
     Section(
         "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
     ),
