@@ -76,12 +76,12 @@ def shown_cases(config: Config, scores: pd.DataFrame, methods: Sequence[str]) ->
         who = row.iloc[0]
         name = f"{person} ({who['diagnosis']}, {who['age']:.0f} years, {who['sex']})"
         caption = f"{name if config.cohort.kind == 'phantom' else 'One test person'}: median in-brain PSNR of ResDM."
-        caption += " Left is left. PSNR and MAE are of this person, inside the brain. Brighter or larger: saturated."
+        caption += " Left is left. PSNR and MAE are of this person, inside the brain. Colours saturate at the bars' tips."
     else:
         by_status = {tracer: _status_groups(index[index[f"present_{tracer}"] == 1], tracer) for tracer in TRACERS}
         groups = {(tracer, name): part for tracer, parts in by_status.items() for name, part in parts.items()}
         caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people. "
-        caption += "Brighter or larger: saturated."
+        caption += "Colours saturate at the bars' tips."
         if not groups:
             caption = f"Fewer than {MIN_GROUP_SIZE} test people: no mean is drawn, as privacy: aggregate asks."
     return caption, [_case(config, scores, methods, *key, part) for key, part in groups.items()]
