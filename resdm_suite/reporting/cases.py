@@ -76,7 +76,9 @@ def shown_cases(config: Config, scores: pd.DataFrame, methods: Sequence[str]) ->
         who = row.iloc[0]
         name = f"{person} ({who['diagnosis']}, {who['age']:.0f} years, {who['sex']})"
         caption = f"{name if config.cohort.kind == 'phantom' else 'One test person'}: median in-brain PSNR of ResDM."
-        caption += " Left is left. PSNR and MAE are of this person, inside the brain. Colours saturate at the bars' tips."
+        caption += (
+            " Left is left. PSNR and MAE are of this person, inside the brain. Colours saturate at the bars' tips."
+        )
     else:
         by_status = {tracer: _status_groups(index[index[f"present_{tracer}"] == 1], tracer) for tracer in TRACERS}
         groups = {(tracer, name): part for tracer, parts in by_status.items() for name, part in parts.items()}
