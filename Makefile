@@ -10,7 +10,7 @@ DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.cs
            figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png walkthrough.png evaluation.csv
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
-.PHONY: help env reproduce cost figures bench ablation steps stress test lint format unlock clean
+.PHONY: help env reproduce cost figures bench ablation steps stress docs test lint format unlock clean
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -54,6 +54,12 @@ steps: env       ## measure quality against sampling steps, for the trained ResD
 
 stress: env      ## synthesise from shifted scans, by strength (phantoms): figures/PROFILE/stress.png
 	$(SNAKEMAKE) -- figures/$(PROFILE)/stress.csv
+
+docs: env        ## build the site from docs/, notebooks (with outputs of the phantom run) and docstrings
+	$(BIN)/python -c 'import furo, myst_nb, numpydoc' 2> /dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs -d work/site/.doctrees . work/site
+	@echo 'Open $(abspath work/site/docs/index.html)'
 
 test: env        ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -61,7 +61,9 @@ def save_model(
     Parameters
     ----------
     folder : path
+        Made if it is not there.
     method : Method
+        Its settings, shape and weights are stored.
     name : str
         The method's name.
     weights : mapping of str to Tensor, optional
@@ -113,7 +115,9 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_
     Parameters
     ----------
     folder : path
+        Of the file.
     device : torch.device or str
+        Of the weights.
     trust_code : bool
         Whether to import a class of another package that the file names (``kind: module:Class``). Without it, such a
         class is used only if the program has imported its module already.
@@ -164,6 +168,7 @@ def load_state(path: str | Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     path : path
+        Of the state.
     fingerprint : dict
         Must equal the stored one, see `resdm.training.fingerprint`.
 

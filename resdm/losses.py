@@ -16,7 +16,7 @@ def reconstruction_loss(x0_hat: Tensor, x0: Tensor, present: Tensor) -> Tensor:
 
 
 def difference_loss(x0_hat: Tensor, x0: Tensor, present: Tensor) -> Tensor:
-    """Eq. 6, L_high: ‖ |x̂¹ − x̂²| − |x¹ − x²| ‖² as a mean over voxels, and over the people who have both tracers.
+    """Eq. 6, L_high: ``‖ |x̂¹ − x̂²| − |x¹ − x²| ‖²`` as a mean over voxels, and over the people who have both tracers.
 
     Shapes as in `reconstruction_loss`; 0 where nobody has both.
     """

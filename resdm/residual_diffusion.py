@@ -23,7 +23,7 @@ from resdm.unet import NetworkConfig, UNet
 
 @dataclass(frozen=True)
 class ResidualDiffusionConfig(MethodConfig):
-    """ResDM. Defaults are those of the released code (`facts`: T, η, κ, λ, optimiser)."""
+    """ResDM. Defaults are those of the released code (T, η, κ, λ, optimiser)."""
 
     kind: str = "residual_diffusion"
     steps: int = 15  # T

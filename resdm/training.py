@@ -89,10 +89,12 @@ def fingerprint(
 
     Parameters
     ----------
-    settings, run, seed, name, source, data_digest
-        As in `train`.
+    settings, run, seed
+        As in `train`; the settings are the method's.
     sessions : (int, int)
         Numbers of training and validation sessions.
+    name, source, data_digest
+        As in `train`.
     """
     values = to_dict(settings)
     resolved = {"batch_size": settings.batch_size or run.batch_size, "precision": settings.precision or run.precision}
@@ -152,6 +154,7 @@ def train(
     method : Method
         With fresh weights.
     run : TrainingConfig
+        Budget, batch, precision and device.
     train_set, validation_set : Dataset
         Index → one session, augmented for training. ``set_epoch(epoch)``, if defined, is called before each epoch;
         augmentation must be a function of seed, epoch and index. Without validation the last weights are kept.
@@ -169,7 +172,7 @@ def train(
     cache : path, optional
         Folder of pretrained text towers, which methods with the same tower share.
     score : callable
-        Validation criterion, see `Score`.
+        Validation criterion, see ``Score``.
 
     Raises
     ------

@@ -122,6 +122,26 @@ def test_every_notebook_profile_and_page_is_in_the_readme_which_is_short():
     assert len(text.splitlines()) <= 150
 
 
+def test_every_page_notebook_and_table_is_in_the_contents_and_every_figure_in_the_gallery():
+    """The site's navigation is the links of the contents."""
+    contents, gallery = (ROOT / "docs" / f"{name}.md" for name in ("index", "gallery"))
+    linked = set(re.findall(r"(?m)^- \[[^]]*\]\(([^)#]+)\)", contents.read_text(encoding="utf-8")))
+    shown = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", gallery.read_text(encoding="utf-8")))
+    found = {os.path.relpath(path, contents.parent) for path in (*PAGES, *ROOT.glob("notebooks/*.ipynb"))}
+    found |= {os.path.relpath(path, contents.parent) for path in (ROOT / "figures").glob("phantom*/*.md")}
+    assert found - linked == {contents.name}
+    assert {os.path.relpath(path, gallery.parent) for path in ROOT.glob("figures/phantom/*.png")} == shown
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Links between pages, and the names that docstrings give."""
+    pytest.importorskip("myst_nb", reason="no Sphinx: make docs installs it")
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "dummy", "-d", tmp_path / "doctrees"]
+    run = subprocess.run([*command, "-c", "docs", ".", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+
+
 # ── environments ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -314,17 +334,20 @@ def test_a_users_table_reaches_table_2_and_a_synthetic_pet(study, smoke_folder, 
     smoke = load_config(smoke_folder / "configs" / "smoke.yaml")  # the mock study: phantoms, now somebody's scans
     monkeypatch.chdir(study)
     frame = pd.read_csv(smoke.manifest, dtype=str, keep_default_na=False)
-    (least,) = [text for text in blocks(page, "") if text.startswith("person,")]
+    (least,) = blocks(page, "csv")
     for name in ("t1w", "amyloid", "tau"):
         frame[name] = [str((smoke.work / path).resolve()) if path else "" for path in frame[name]]
     frame[least.splitlines()[0].split(",")].to_csv(tmp_path / "table.csv", index=False)
     shutil.rmtree(study / "work" / "mine", ignore_errors=True)
     (study / "configs" / "mine.yaml").unlink(missing_ok=True)
-    places = {"/data/study": str(tmp_path), "new_T1w.nii.gz": frame["t1w"][0], "--out out": f"--out {tmp_path / 'out'}"}
+    table, typed = tmp_path / "table.csv", "work/smoke/bids"  # a table in place of the page's simulated people
+    places = {"source bids": "source csv", typed: str(table), "manifest bids": "manifest csv"}
+    places |= {"new_T1w.nii.gz": frame["t1w"][0], "--out out": f"--out {tmp_path / 'out'}"}
     run(page, **places)
     (settings,) = blocks(page, "yaml")  # the page's profile is the one that `resdm init` writes
     written = (study / "configs" / "mine.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(written) == yaml.safe_load(settings.replace("/data/study", str(tmp_path)))
+    settings = settings.replace("source: bids", "source: csv").replace(f"/repository/{typed}", str(table))
+    assert yaml.safe_load(written) == yaml.safe_load(settings)
     config = load_config("mine")
     assert config.notice == "other data: not the paper's cohort"
     table = run_cells("04", config, without=PICTURES)["frame"]

@@ -40,7 +40,7 @@ def pinned() -> dict[str, Version]:
 def test_every_dependency_is_pinned_inside_its_range():
     pins = pinned()
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["notebooks"], *extras["dev"]]:
+    for text in [*PROJECT["dependencies"], *extras["notebooks"], *extras["dev"], *extras["docs"]]:
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} is not in constraints.txt"

@@ -46,7 +46,7 @@ def adversarial_loss(logits: Tensor, real: bool, kind: Literal["bce", "lsgan"] =
     """Mean over patches of −log D or −log(1 − D) (``bce``), or of the squared distance from 1 or 0 (``lsgan``).
 
     Computed from logits, so it is finite for a certain discriminator and works in half precision. MONAI's
-    `PatchAdversarialLoss` has a sigmoid before `BCELoss`, which autocast refuses, and a leaky ReLU before the squares.
+    ``PatchAdversarialLoss`` has a sigmoid before ``BCELoss``, which autocast refuses, and a leaky ReLU before squares.
     """
     loss = F.binary_cross_entropy_with_logits if kind == "bce" else F.mse_loss
     return loss(logits, torch.full_like(logits, float(real)))
@@ -123,7 +123,7 @@ def conv_norm_relu(before: int, after: int, stride: int = 1) -> nn.Sequential:
 
 
 def normal_weights(module: nn.Module) -> None:
-    """N(0, 0.02) for convolutions, N(1, 0.02) for the scales of norms, 0 for shifts and biases; for `Module.apply`."""
+    """N(0, 0.02) for convolutions, N(1, 0.02) for the scales of norms, 0 for shifts, biases; for ``Module.apply``."""
     if isinstance(module, nn.InstanceNorm3d):  # MONAI's function covers batch norm only
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)

@@ -52,7 +52,7 @@ class Up(nn.Module):
         self.norm = InstanceNorm3d(after)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        """(B, before, x, y, z) → (B, after, *size)."""
+        """(B, before, x, y, z) → (B, after, …), with ``size`` as the last three."""
         return F.relu(self.norm(self.conv(x, output_size=size)))
 
 

@@ -90,7 +90,7 @@ def _checked(mask: np.ndarray, volume: np.ndarray) -> np.ndarray:
 def read_index(config: Config, split: str | None = "test") -> pd.DataFrame:
     """``volumes/index.csv`` of one split, or of all for ``None``: one row per session, identifiers as text.
 
-    Raises `FileNotFoundError` or `ValueError` (see `read_table`; nobody in the split), and `LeakageError` for a
+    Raises `FileNotFoundError` or `ValueError` (see `stored.read_table`; nobody in the split), and `LeakageError` for a
     person in more than one split.
     """
     path = config.volumes / "index.csv"
@@ -178,7 +178,7 @@ def score_people(
 
 
 def score_pair(real: np.ndarray, synthetic: np.ndarray, brain: np.ndarray) -> list[dict[str, Any]]:
-    """`METRICS` of a synthetic volume (X, Y, Z) in [0, 1], one entry for each of `REGIONS`; ``brain`` is the mask."""
+    """`METRICS` of a synthetic volume (X, Y, Z) in [0, 1], one entry for each of ``REGIONS``; ``brain`` is the mask."""
     mean, similarity = _ssim(real, synthetic)
     return [
         {"region": region, "mae": mae(real, synthetic, mask), "psnr": psnr(real, synthetic, mask), "ssim": value}
@@ -202,7 +202,7 @@ def record_predictions(config: Config, folder: Path, method: str, stage: str) ->
 def read_scores(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:
     """The stored scores of several methods as one frame, with a first column ``method``.
 
-    Raises `FileNotFoundError` or `ValueError` naming a file that is missing or faulty (see `read_table`), and
+    Raises `FileNotFoundError` or `ValueError` naming a file that is missing or faulty (see `stored.read_table`), and
     `LeakageError` for scores of people whom ``index.csv``, where it exists, does not test.
     """
     frames = []

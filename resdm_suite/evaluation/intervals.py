@@ -1,8 +1,8 @@
 """Intervals of one person's regional SUVR, calibrated on validation people, and whether the person narrows them.
 
 An interval is m + c ± q e: m is the regional SUVR of the synthetic PET; c and e, in SUVR, are fitted to validation
-people; q is the `LEVEL` quantile of |real − m − c| / e. Errors of a fold of people enter q with c and e of the other
-folds, so q is not too small. `PREDICTORS` differ in what c and e depend on.
+people; q is the `LEVEL` quantile of ``|real − m − c| / e``. Errors of a fold of people enter q with c and e of the
+other folds, so q is not too small. `PREDICTORS` differ in what c and e depend on.
 
 The predictors are compared by the interval score (Gneiting and Raftery 2007: width, plus 20 times what an error exceeds
 it by at 90 %) in an outer cross-validation over validation people. Test people only show coverage and width.

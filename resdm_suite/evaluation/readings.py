@@ -41,7 +41,7 @@ def readings_path(config: Config, name: str) -> Path:
 def read_readings(config: Config, name: str) -> pd.DataFrame:
     """The stored readings of one evaluator, identifiers as text.
 
-    Raises `FileNotFoundError` or `ValueError` (see `read_table`), and `LeakageError` for readings of people whom
+    Raises `FileNotFoundError` or `ValueError` (see `stored.read_table`), and `LeakageError` for readings of people whom
     ``index.csv``, where it exists, does not test.
     """
     path, columns = readings_path(config, name), COLUMNS[name]

@@ -1,15 +1,15 @@
 """Is the standard deviation over samples informative? Calibration, coverage, and ranking of people by their error.
 
 A few samples of a person have a mean m and a standard deviation s at every voxel. Few sampling steps of a network that
-was trained to predict the mean give samples that are too alike, so s understates the error |real − m|. It is calibrated
-on validation people alone, by tracer:
+was trained to predict the mean give samples that are too alike, so s understates the error ``|real − m|``. It is
+calibrated on validation people alone, by tracer:
 
 1. *Error map* e: at every voxel (region) the root mean square of real − m over validation people, smoothed over
    `MAP_FWHM_MM` (voxels only). It shows where errors are large, and is the same for everyone.
 2. *Combination*: σ² = a s² + b e² with a, b ≥ 0, the non-negative least-squares fit of squared errors, each voxel
    weighted by 1/e⁴, since the variance of a squared Gaussian error grows with its fourth power. Fits of s alone (b = 0)
    and e alone (a = 0) show whether sampling adds anything to a map.
-3. *Quantiles*: the interval of nominal level p is m ± q(p) σ, with q(p) the empirical p-quantile of |real − m| / σ
+3. *Quantiles*: the interval of nominal level p is m ± q(p) σ, with q(p) the empirical p-quantile of ``|real − m| / σ``
    over validation voxels.
 
 In 2 and 3 the error map of a validation person is made without that person's fold (`FOLDS` folds), as it is for a test

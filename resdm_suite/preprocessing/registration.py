@@ -56,7 +56,7 @@ class Scan:
 
     @cached_property
     def derived(self) -> dict[tuple[Hashable, ...], Any]:
-        """Results of `_per_scan` functions."""
+        """Results of ``_per_scan`` functions."""
         return {}
 
 

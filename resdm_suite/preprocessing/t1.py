@@ -44,7 +44,7 @@ _OTHER_SCANS = {
 
 
 def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[str, Any]]:
-    """One T1-weighted MRI, brain only or whole head, onto the profile's grid, as `preprocess` does it.
+    """One T1-weighted MRI, brain only or whole head, onto the profile's grid, as `volumes.preprocess` does it.
 
     Parameters
     ----------

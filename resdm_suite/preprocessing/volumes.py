@@ -2,9 +2,9 @@
 
 For one session: T1 → MNI affine and PET → T1 rigid are composed, and every scan is interpolated once (`registration`).
 The T1's bias field is removed and its bright end scaled to 1 (`t1`). Each PET is divided by the mean of its reference
-region, and a fixed range of SUVR is mapped to [0, 1] (`suvr`). All voxels outside the MNI brain are set to 0. The
-reference region is measured on the profile's grid, where every later stage measures too, so its mean is 1 there. A
-session whose ``space`` is MNI152 is resampled by its headers, without registration.
+region, and a fixed range of SUVR is mapped to [0, 1] (`preprocessing.suvr`). All voxels outside the MNI brain are set
+to 0. The reference region is measured on the profile's grid, where every later stage measures too, so its mean is 1
+there. A session whose ``space`` is MNI152 is resampled by its headers, without registration.
 
 Finished sessions are not repeated: each leaves a record with the digests of its inputs and settings, written last. A
 killed call loses the sessions in work only. ``excluded.csv`` lists the sessions of the manifest that are not in

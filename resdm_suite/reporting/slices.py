@@ -122,7 +122,7 @@ def suvr_window(volumes: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
 
 
 def error_window(errors: Iterable[np.ndarray], mask: np.ndarray) -> Normalize:
-    """Symmetrical colour scale of errors: the median over methods of their 99.5th percentile of |error| in a mask.
+    """Symmetrical colour scale of errors: the median over methods of their 99.5th percentile of ``|error|`` in a mask.
 
     Larger errors saturate. The median keeps one poor method from fading all others.
     """

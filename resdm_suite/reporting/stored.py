@@ -48,7 +48,7 @@ STORED = {
 """File stem → required columns. The ``_effects`` files have the paired differences of the figures."""
 
 REFERENCES = {"table2": {"": REFERENCE_METHOD}, "table3": {"base_": "Base", "full_": REFERENCE_METHOD}}
-"""By table: prefix of the columns `_PAIRED` → the method that is subtracted in them."""
+"""By table: prefix of the columns ``_PAIRED`` → the method that is subtracted in them."""
 
 _PAIRED = ("difference", "difference_low", "difference_high", "p")
 _COLUMNS = {"ci_low": "low", "ci_high": "high", "mean": "value", "r": "value", "estimate": "value"}

@@ -25,7 +25,7 @@ from resdm_suite.profiles import Config
 def average_regions(
     config: Config, tracer: str, *, thinned: float = 0.0, decades: float = 0.0, sex: float = 0.0, stage: float = 1.0
 ) -> tuple[float, dict[str, float], float]:
-    """Regions (see `regional_suvr`) of average anatomy, without noise; ``thinned``: decades of cortical thinning."""
+    """Regions (see `uptake.regional_suvr`) of average anatomy, no noise; ``thinned``: decades of cortical thinning."""
     settings = config.cohort.phantom
     if settings is None:
         raise ConfigError(f"profile {config.profile!r}: cohort.phantom is missing; only phantoms have planted effects")
