@@ -145,18 +145,17 @@ def test_real_pet_and_error_stand_beside_the_synthetic_one(explorer, model):
         for name in ("", *TRACER_TITLES.values()):
             shown = [column["title"] for column in explorer.page["columns"] if column["tracer"] == name]
             assert shown == expected.get(name, ["synthetic"])
-        values = zip(explorer.columns, explorer.values["here"], explorer.values["cortex"], strict=True)
+        cortex = [column["cortex"] for column in explorer.page["columns"]]
+        values = zip(explorer.columns, explorer.values["here"], cortex, strict=True)
         errors = {column.tracer: (column.volume, *texts) for column, *texts in values if column.title == "error"}
         for tracer, (shown, *texts) in errors.items():
             low, high = model.config.preprocess.suvr_range[tracer]
             pet = low + (high - low) * read_volume(model.config.volumes / row[tracer], model.model.grid)
             error = explorer.scene.pet[tracer] - pet
             np.testing.assert_allclose(shown, error, atol=1e-6)
-            here, cortex = (
-                error[explorer.scene.voxel(explorer.point)],
-                regional_means(error, explorer.scene.grid, tracer),
-            )
-            assert texts == [f"{value:+.2f}".replace("-", "−") for value in (here, cortex["summary"])]
+            here = error[explorer.scene.voxel(explorer.point)]
+            summary = regional_means(error, explorer.scene.grid, tracer)["summary"]
+            assert texts == [f"{value:+.2f}".replace("-", "−") for value in (here, summary)]
 
 
 @pytest.mark.parametrize(("privacy", "real"), [("individual", True), ("aggregate", False)])

@@ -29,11 +29,10 @@ from matplotlib.figure import Figure
 
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, SEXES, TRACERS, MethodConfig, check_person, derive_seed
-from resdm_suite.anatomy import regions
 from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom, synthetic_head, units
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
-from resdm_suite.evaluation.suvr import regional_means, to_suvr
+from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.preprocessing.t1 import preprocess_mri
 from resdm_suite.profiles import Config
 from resdm_suite.reporting import views
@@ -287,7 +286,7 @@ class Explorer(widgets.VBox):
         self.columns = views.columns(self.scene)
         title, detail = self._captions()
         page = {"title": title, "detail": detail, "notice": self.model.config.notice}
-        self.views.send({"page": page | views.page(self.columns)})
+        self.views.send({"page": page | views.page(self.columns, self.scene.grid)})
         self.draw()
 
     def draw(self, planes: str = "xyz") -> None:
@@ -296,7 +295,7 @@ class Explorer(widgets.VBox):
             return
         grid, point = self.scene.grid, dict(zip("xyz", self.point, strict=True))
         pictures = [views.slice_png(column, grid, (axis, point[axis])) for axis in planes for column in self.columns]
-        values = _values(self.scene, self.columns, self.point)
+        values = views.readout(self.scene, self.columns, self.point)
         self.views.send({"planes": planes, "point": point} | values, pictures)
 
     def _captions(self) -> tuple[str, str]:
@@ -385,15 +384,3 @@ def _session_label(key: str, row: dict[str, Any]) -> str:
     real = ", ".join(TRACER_TITLES[tracer] for tracer in TRACERS if row[f"present_{tracer}"] == 1)
     known = [key, f"{row['age']:.0f} years, {row['sex']}", str(row.get("diagnosis") or ""), real and f"real {real}"]
     return " · ".join(part for part in known if part not in ("", "nan"))
-
-
-def _values(scene: views.Scene, columns: list[views.Column], point: views.Point) -> dict[str, Any]:
-    """Texts for the browser: where the cross hairs are, each column there, and its mean over the cortical summary."""
-    voxel, values = scene.voxel(point), {"here": [], "cortex": []}
-    for column in columns:
-        means = regional_means(column.volume, scene.grid, column.tracer) if column.tracer else {}
-        values["here"].append(column.text(column.volume[voxel]))
-        values["cortex"].append(column.text(means["summary"]) if means else "")
-    regions_here = [name.replace("_", " ") for name, mask in regions(scene.grid).items() if mask[voxel]]
-    place = ", ".join(f"{axis} {mm:+.0f}" for axis, mm in zip("xyz", point, strict=True)).replace("-", "−")
-    return values | {"place": " · ".join([f"{place} mm", *regions_here])}

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import Grid
+from resdm_suite.anatomy import Grid, regions
+from resdm_suite.evaluation.suvr import regional_means
 from resdm_suite.reporting import style
 from resdm_suite.reporting.slices import FIELD_MM, SHOWN_AXES, SIDE_MARKS, Cut, plane, show_slice, slice_name
 
@@ -99,20 +100,33 @@ def columns(scene: Scene) -> list[Column]:
     return shown
 
 
-def page(columns: Sequence[Column]) -> dict[str, Any]:
-    """What the front end of the explorer (``templates/explorer.js``) needs to arrange and label slices; JSON types."""
+def page(columns: Sequence[Column], grid: Grid) -> dict[str, Any]:
+    """What the front end of the explorer (``templates/explorer.js``) needs to arrange and label slices; JSON types.
+
+    ``cortex`` is the mean over the tracer's cortical summary regions.
+    """
     shown = [
         {
             "tracer": style.TRACER_TITLES.get(column.tracer, ""),
             "title": column.title,
             "unit": column.unit,
             "signed": column.signed,
+            "cortex": column.tracer and column.text(regional_means(column.volume, grid, column.tracer)["summary"]),
             "ends": [f"{end:g}".replace("-", "−") for end in (column.norm.vmin, column.norm.vmax)],
             "colours": ", ".join(map(to_hex, matplotlib.colormaps[column.cmap](np.linspace(0, 1, 17)))),
         }
         for column in columns
     ]
     return {"columns": shown, "field": FIELD_MM, "axes": SHOWN_AXES, "marks": SIDE_MARKS}
+
+
+def readout(scene: Scene, columns: Sequence[Column], point: Point) -> dict[str, Any]:
+    """Texts at a point: ``here``, the value of each column, and ``place``, its MNI mm and built-in regions."""
+    voxel = scene.voxel(point)
+    inside = [name.replace("_", " ") for name, mask in regions(scene.grid).items() if mask[voxel]]
+    mm = ", ".join(f"{axis} {value:+.0f}" for axis, value in zip("xyz", point, strict=True)).replace("-", "−")
+    here = [column.text(column.volume[voxel]) for column in columns]
+    return {"here": here, "place": " · ".join([f"{mm} mm", *inside])}
 
 
 def slice_png(column: Column, grid: Grid, cut: Cut) -> bytes:

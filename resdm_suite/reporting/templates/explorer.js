@@ -57,7 +57,11 @@ function render({ model, el }) {
       for (const end of column.ends) add(ends, "", end, "span");
       add(cell, "unit", column.unit);
     });
-    for (const name of ["here", "cortex"]) row(name, (cell) => cell.classList.add("value", name));
+    row("here", (cell) => cell.classList.add("value", "here"));
+    row("cortex", (cell, column) => {
+      cell.classList.add("value");
+      cell.textContent = column.cortex;
+    });
   }
 
   function drawCrossHairs() {
@@ -76,7 +80,7 @@ function render({ model, el }) {
         image.src = URL.createObjectURL(png);
       });
     });
-    for (const name of ["here", "cortex"]) all(`.${name}`).forEach((cell, i) => (cell.textContent = message[name][i]));
+    all(".here").forEach((cell, i) => (cell.textContent = message.here[i]));
     content.querySelector(".place").textContent = message.place;
     if (!waiting) point = message.point;
     drawCrossHairs();
