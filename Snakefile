@@ -60,11 +60,13 @@ def method_modules(method, *stage):
     return modules(*stage, without=DOCUMENTS + figure1) + modules(own, without=DOCUMENTS)
 
 
-RESULTS = ["table1.csv", "table2.csv", "figure1.png", "table4.csv", "suvr_fidelity.csv"]
+RESULTS = ["table1.csv", "table2.csv", "figure1.png", "table4.csv", "atn.csv", "subgroups.csv"]
+RESULTS += ["suvr_fidelity.csv"]
 RESULTS += ["table3.csv"] * ("Base" in METHODS) + ["planted.csv"] * PHANTOM
 RESULTS += ["figure4.png"] * ({"no_sex", "wrong_sex"} <= set(CONDITIONS))
 RESULTS += ["figure5.png"] * ({"no_age", "shuffled_age"} <= set(CONDITIONS))
-CHECKED = [f"{FIGURES}/{name.replace('.png', '.csv')}" for name in RESULTS if name not in ("figure1.png", "suvr_fidelity.csv")]
+UNCHECKED = ("figure1.png", "suvr_fidelity.csv", "subgroups.csv")  # no claim is about them
+CHECKED = [f"{FIGURES}/{name.replace('.png', '.csv')}" for name in RESULTS if name not in UNCHECKED]
 RESULTS += ["counterfactuals.png"] * ({"wrong_sex", "tracer_only", "shuffled"} <= set(CONDITIONS))
 RESULTS += ["uncertainty.csv", "input_check.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
 RESULTS += ["walkthrough.png", "evaluation.csv"] * ("ResDM" in METHODS)
@@ -282,10 +284,26 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         {"table4": TABLE, "table4_roc": FIGURE, "table4_calibration": [".csv"]},
         [],
     ),
+    "atn": (
+        "19_atn",
+        [f"{WORK}/volumes/index.csv", f"{WORK}/evaluation/status.csv"],
+        {"atn": TABLE + FIGURE, "atn_confusion": [".csv"], "atn_decision": [".csv"]},
+        [],
+    ),
     "figure4": ("07_figure4_gender", [*FITTED, *PROMPTED, *SCORED], {"figure4": [*FIGURE, ".csv"], "figure4_effects": [".csv"]}, []),
     "figure5": ("08_figure5_age", [*FITTED, *PROMPTED, *SCORED], {"figure5": [*FIGURE, ".csv"], "figure5_effects": [".csv"]}, ["privacy"]),
     "planted": ("11_planted_effects", scores(RECOVERED), {"planted": TABLE + FIGURE}, []),
     "fidelity": ("13_suvr_fidelity", scores(COMPARED), {"suvr_fidelity": TABLE + FIGURE}, ["fidelity", "privacy"]),
+    "subgroups": (  # after the audit, since both write the model card
+        "20_subgroups",
+        [
+            *expand(SCORES, method=RECOVERED),
+            f"{WORK}/evaluation/status.csv",
+            *[f"{WORK}/models/{name}/memorisation.json" for name in [SETTINGS.uncertainty.method] if name in METHODS],
+        ],
+        {"subgroups": TABLE + FIGURE},
+        [],
+    ),
     "counterfactuals": ("15_counterfactuals", PROMPTED, {"counterfactuals": [*FIGURE, ".csv"]}, []),
     "walkthrough": (
         "16_method_walkthrough",

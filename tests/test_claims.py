@@ -85,7 +85,7 @@ def test_every_printed_number_has_a_row_and_a_lost_row_is_found():
 def test_every_comparison_has_a_row():
     rows = read_claims()
     quotes = rows.loc[rows["kind"].isin([*COMPARED, "words"]), "quote"]
-    assert (len(quotes), quotes.nunique()) == (39, 23)  # rows, sentences
+    assert (len(quotes), quotes.nunique()) == (41, 25)  # rows, sentences
     assert quotes.ne("").all()
     assert rows.loc[rows["kind"] == "words", "note"].ne("").all()  # the reason why it is not measured
     assert rows.loc[rows["kind"].isin(COMPARED), "tracers"].ne("").all()
@@ -208,6 +208,20 @@ def status_rows(values: dict[str, float] = SOURCES, half: float = 1.0, target: s
     ]
 
 
+def joint_rows(gain: float = 20.0, half: float = 5.0) -> list[dict]:
+    """Rows of the joint profiles in which ResDM is better than the two rows without a scan by ``gain``."""
+    over = {f"over_{base}{end}": gain + shift for base in ("majority", "age_sex")
+            for end, shift in (("", 0.0), ("_low", -half), ("_high", half))}  # fmt: skip
+    return [
+        {"source": source, "target": "label", "markers": markers, "metric": metric, "std": 2.0, "n": 20}
+        | {"mean": value, "ci_low": value - 1, "ci_high": value + 1}
+        | (over if source == "ResDM" else dict.fromkeys(over, math.nan))
+        for source, value in {"ResDM": 50 + gain, "majority": 50.0, "age_sex": 50.0}.items()
+        for markers in ("AT", "ATN")
+        for metric in ("acc", "balanced", "kappa")
+    ]
+
+
 def prompt_rows(values: dict[str, float], half: float, figure: int) -> list[dict]:
     """Rows of Figure 4 (values by what the prompt says of sex) or 5 (by condition)."""
     key, value = ("prompt", "value") if figure == 4 else ("condition", "r")
@@ -236,6 +250,7 @@ def write_outputs(config, **changes: list[dict]) -> None:
         "table1": first, "table2": quality_rows(), "table3": variant_rows(),
         "table4": status_rows() + status_rows(dict.fromkeys(SOURCES, 1.0), target="planted"),
         "figure4": prompt_rows(SEX, 5, 4), "figure5": prompt_rows({"real": 0.8, "factual": 0.7, "no_age": 0.2}, 0.1, 5),
+        "atn": joint_rows(),
     }  # fmt: skip
     for name, rows in (outputs | changes).items():
         write_csv(config.figures / f"{name}.csv", pd.DataFrame(rows))
@@ -294,7 +309,7 @@ def test_every_row_resolves_to_a_value_or_a_reason(tmp_path, config, kind):
     else:
         assert MISSING not in set(frame["status"])
         assert frame.loc[(frame["kind"] != "words") & ~settings, "ours"].ne("–").all()
-        assert len(claims.claim_inputs(config)) == 8
+        assert len(claims.claim_inputs(config)) == 9
 
 
 def test_values_are_those_of_the_files_and_comparisons_are_tested_on_any_cohort(config):
@@ -407,6 +422,9 @@ VERDICTS = {  # outputs → claim → status and parts of the reason, with how o
         "close_tau": (FAILED, r"^wider: our gap \[8.59, 11.41\], printed 9.30$")}),
     "no interval, no verdict": ({"figure4": change(prompt_rows(SEX, 5, 4), {}, low=np.nan)}, {
         "figure4_tau_acc": (MISSING, "^figures/tiny/figure4.csv holds no test and no interval for it$")}),
+    "joint profiles: one wide interval": ({"atn": joint_rows(3.0)}, {
+        "joint_diagnosis": (FAILED, r"^direction holds, not supported: A/T ACC, ResDM against majority: \+3.00 %"),
+        "atn_analysis": (FAILED, r"A/T/N balanced ACC")}),
     "status by its label, the planted one beside it": ({"table4": PLANTED + status_rows()}, {
         "diagnosis_tau": (HELD, "By the planted status: 0 of 15 held$"), "table4/ResDM/tau/auc": (UNTESTABLE,),
         "close_amyloid": (HELD, r"^our gap \[3.59, 6.41\], printed 12.28; by the planted status \[33.59, 36.41\]$")}),

@@ -14,8 +14,11 @@ from resdm_suite.evaluation.classification import (
     accuracy,
     adjusted_auc,
     auc,
+    balanced_accuracy,
     brier,
     f1,
+    kappa,
+    net_benefit,
     reliability,
     weighted_pearson,
     weighted_slope,
@@ -160,3 +163,63 @@ def test_intervals_over_people_cover():
             hits[unit] += low <= truth <= high
     assert 0.90 <= hits["people"] / 200 <= 0.99
     assert hits["scans"] < hits["people"]
+
+
+# ── profiles and decisions ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def profiles():
+    rng = np.random.default_rng(2)
+    people = [f"p{i % 40}" for i in range(60)]
+    label = rng.choice([0, 1, 2, 3, 5, 7], 60)
+    called = np.where(
+        rng.uniform(size=(3, 60)) < 0.5, label, rng.integers(0, 8, (3, 60))
+    )  # also classes without people
+    return label, called, person_weights(people), people
+
+
+def test_scores_of_profiles_equal_scikit_learn(profiles):
+    label, called, weights, _ = profiles
+    for row in called:
+        expected = metrics.cohen_kappa_score(label, row, sample_weight=weights)
+        assert kappa(label, row, weights) == pytest.approx(expected, abs=1e-12)
+        members = [label == one for one in np.unique(label)]  # scikit-learn warns of called classes without people
+        recalls = [np.average(row[part] == label[part], weights=weights[part]) for part in members]
+        assert balanced_accuracy(label, row, weights) == pytest.approx(np.mean(recalls), abs=1e-12)
+    known = np.isin(called[0], label)
+    expected = metrics.balanced_accuracy_score(label[known], called[0][known], sample_weight=weights[known])
+    assert balanced_accuracy(label[known], called[0][known], weights[known]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_resampled_scores_of_profiles_equal_one_by_one(profiles):
+    label, called, _, people = profiles
+    many = person_resamples(people, seed=0, repeats=20)
+    for function in (accuracy, balanced_accuracy, kappa):
+        one_by_one = [[function(label, row, weights) for row in called] for weights in many]
+        assert function(label, called, many) == pytest.approx(np.mean(one_by_one, axis=1))
+
+
+def test_kappa_in_closed_form():
+    label, even = np.array([0, 0, 1, 1]), np.ones(4)
+    assert kappa(label, label, even) == pytest.approx(1)
+    assert kappa(label, np.array([0, 1, 0, 1]), even) == pytest.approx(0)
+    assert kappa(label, np.zeros(4, int), even) == pytest.approx(0)
+    assert np.isnan(kappa(np.zeros(4, int), np.zeros(4, int), even))
+
+
+def test_net_benefit_in_closed_form(readings):
+    label, score, weights, people = readings
+    thresholds = np.array([0.1, 0.25, 0.5])
+    shares = weights / weights.sum()
+    for threshold, found in zip(thresholds, net_benefit(label, score, weights, thresholds), strict=True):
+        treated, odds = score >= threshold, threshold / (1 - threshold)
+        hits, alarms = (shares[treated & (label == one)].sum() for one in (1, 0))
+        assert found == pytest.approx(hits - alarms * odds)
+    prevalence = shares[label == 1].sum()
+    everyone = net_benefit(label, np.ones(40), weights, thresholds)
+    assert everyone == pytest.approx(prevalence - (1 - prevalence) * thresholds / (1 - thresholds))
+    many = person_resamples(people, seed=0, repeats=5)
+    assert net_benefit(label, score, many, thresholds) == pytest.approx(
+        np.array([net_benefit(label, score, one, thresholds) for one in many])
+    )

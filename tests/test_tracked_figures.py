@@ -98,11 +98,22 @@ def test_the_numbers_of_the_readme_are_those_of_the_tracked_tables():
             assert cell.strip("*") == expected, row
 
 
+def test_the_joint_profiles_of_the_readme_are_those_of_the_tracked_table():
+    table = pd.read_csv(ROOT / "figures" / "phantom" / "atn.csv").query("target == 'planted' and markers == 'AT'")
+    means = table.set_index(["source", "metric"])["mean"]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    right = [f"{means[source, 'acc']:.0f} %" for source in ("ResDM", "mri", "majority")]
+    agreed = [f"{means[source, 'kappa']:.2f}" for source in ("ResDM", "mri")]
+    assert "is right in {} of the test people, from the MRI alone in {}, and always".format(*right[:2]) in readme
+    assert f"the most frequent profile in {right[2]}; Cohen's κ is {agreed[0]}, {agreed[1]} and 0." in readme
+
+
 def test_every_tracked_result_has_a_sidecar():
     names = {path.with_suffix("") for path in tracked(".json")}
     for path in (*tracked(".csv"), *tracked(".png")):
-        stem = path.stem.removesuffix("_effects").removesuffix("_calibration")
-        assert path.with_name(stem) in names, f"{path.relative_to(ROOT)}: no sidecar records its inputs"
+        parts = path.stem.split("_")  # atn_decision.csv belongs to atn.json
+        stems = {path.with_name("_".join(parts[:n])) for n in range(1, len(parts) + 1)}
+        assert stems & names, f"{path.relative_to(ROOT)}: no sidecar records its inputs"
 
 
 def test_every_tracked_table_is_the_one_that_its_sidecar_lists():

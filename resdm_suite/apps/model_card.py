@@ -19,8 +19,12 @@ from resdm_suite.apps.model_folder import ModelCard, load_card, read_audit
 from resdm_suite.evaluation.image_quality import METRICS, REGIONS, read_index, read_scores
 from resdm_suite.evaluation.memorisation import LIMIT
 from resdm_suite.evaluation.statistics import by_person
+from resdm_suite.evaluation.subgroups import worst_groups
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, read_json
+from resdm_suite.reporting.diagnosis import NAMES
+from resdm_suite.reporting.provenance import outdated
+from resdm_suite.reporting.tables import number, p_value, with_interval
 
 CARD = "README.md"
 
@@ -56,7 +60,10 @@ def write_card(config: Config, name: str) -> Path:
             scores = scores[scores["person"].isin(test)]
     timing = card.folder / "timing.json"
     cost = read_json(timing) if timing.is_file() else {}
-    return write_text(card.folder / CARD, render(card, read_index(config, "train"), scores, cost))
+    table, groups = config.figures / "subgroups.csv", None
+    if table.is_file() and not outdated(config, "subgroups"):  # one of this training
+        groups = worst_groups(pd.read_csv(table), name)
+    return write_text(card.folder / CARD, render(card, read_index(config, "train"), scores, cost, groups))
 
 
 def render(
@@ -64,8 +71,12 @@ def render(
     index: pd.DataFrame | None = None,
     scores: pd.DataFrame | None = None,
     cost: dict[str, Any] | None = None,
+    groups: pd.DataFrame | None = None,
 ) -> str:
-    """A card's text, from the training sessions of ``index.csv``, test scores and ``timing.json``, as available."""
+    """A card's text, from the training sessions of ``index.csv``, test scores, ``timing.json`` and `worst_groups`.
+
+    Each is described where it is available.
+    """
     config = card.config
     kind = config.cohort.kind
     head = _LICENCES.get(kind, {"license": "other", "license_name": "see-the-cohort", "license_link": "LICENSE"}) | {
@@ -82,6 +93,7 @@ def render(
         cohort=_COHORTS.get(kind, kind),
         people=None if index is None else _people(index),
         scores=None if scores is None or scores.empty else _metrics(scores),
+        groups=[] if groups is None else _groups(groups),
         audit=read_audit(card),
         limit=LIMIT,
     )
@@ -118,6 +130,17 @@ def _metrics(scores: pd.DataFrame) -> dict[str, Any]:
         if key in table.index
     ]
     return {"people": people["person"].nunique(), "rows": rows}
+
+
+def _groups(groups: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Rows of the table of the worst groups."""
+    rows = []
+    for row in groups.itertuples():
+        name, digits = f"{NAMES[row.quantity]} ({row.unit})", 3 if row.quantity == "error" else 1
+        value = with_interval(row.value, row.low, row.high, digits)
+        group = f"{row.axis}: {row.group} (n = {row.n})"
+        rows.append((row.tracer, name, number(row.all, digits), group, value, p_value(row.p_holm)))
+    return rows
 
 
 def show(folder: str | Path, *, trust_code: bool = False) -> str:

@@ -64,6 +64,45 @@ def f1(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray
     return _ratio(2 * hit, either * positive.any()).mean(axis=-1)
 
 
+def balanced_accuracy(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over the classes with weight of the share called right; of several calls (k, n) the mean.
+
+    Labels and calls are whole numbers, one per class.
+    """
+    label = np.asarray(label)
+    members = (label == np.unique(label)[:, None]).astype(float)  # (classes, n)
+    hits = members * np.mean(np.atleast_2d(called) == label, axis=0)
+    recalls = _ratio(hits @ weights.T, members @ weights.T)
+    return _ratio(np.nansum(recalls, axis=0), np.isfinite(recalls).sum(axis=0))
+
+
+def kappa(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Cohen's κ of whole-numbered labels and calls, of several calls (k, n) the mean.
+
+    0 for calls that are independent of the label, 1 for equal ones; NaN where label and call are one class.
+    """
+    label, calls, classes = np.asarray(label), np.atleast_2d(called), np.unique(label)[:, None]
+    share = (label == classes) @ weights.T / weights.sum(axis=-1)  # (classes, …)
+    values = []
+    for row in calls:
+        equal, *other = np.vstack([row == label, row == classes]).astype(float) @ weights.T / weights.sum(axis=-1)
+        chance = np.sum(share * other, axis=0)
+        values.append(_ratio(equal - chance, np.where(chance < 1 - 1e-12, 1 - chance, 0)))
+    return np.mean(values, axis=0)
+
+
+def net_benefit(label: np.ndarray, score: np.ndarray, weights: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Net benefit of treating people whose probability reaches a threshold (…, thresholds), per person.
+
+    True positives less false positives times the odds p / (1 − p) of the threshold p (Vickers and Elkin 2006, Medical
+    Decision Making 26:565). Of several scores (k, n) the mean. Treating nobody has 0.
+    """
+    positive = np.asarray(label) == 1
+    gain = np.where(positive[:, None], 1.0, -thresholds / (1 - thresholds))  # (n, thresholds)
+    treated = np.mean([row[:, None] >= thresholds for row in np.atleast_2d(score)], axis=0)
+    return weights @ (treated * gain) / weights.sum(axis=-1)[..., None]
+
+
 def brier(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean squared difference of a probability and the label, of several scores (k, n) the mean; 0 is perfect."""
     return _ratio(weights @ np.atleast_2d((label - score) ** 2).mean(axis=0), weights.sum(axis=-1))

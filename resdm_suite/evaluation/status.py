@@ -6,12 +6,23 @@ Intervals are over people and the trainings of a method; the evaluators are fixe
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from resdm.settings import TRACERS, derive_seed
-from resdm_suite.evaluation.classification import accuracy, adjusted_auc, auc, brier, f1, reliability, wilson
+from resdm_suite.evaluation.classification import (
+    accuracy,
+    adjusted_auc,
+    auc,
+    balanced_accuracy,
+    brier,
+    f1,
+    kappa,
+    reliability,
+    wilson,
+)
 from resdm_suite.evaluation.readings import SESSION, TARGETS, check_same_sessions, one_per_session
 from resdm_suite.evaluation.statistics import percentile_interval, person_draws, person_weights, training_resamples
 
@@ -96,24 +107,11 @@ def status_summary(
     sources, rows = list(sources), []
     for target, tracer, parts in status_blocks(status, dict.fromkeys([*sources, *bases])):
         first = next(iter(parts.values()))[0]  # all sources have the same sessions
-        draws_of_people = person_draws(first["person"], seed=seed)
         head = {"target": target, "tracer": tracer, "n": first["person"].nunique()}
         head |= {"positive": first.loc[first["label"] == 1, "person"].nunique(), "sessions": len(first)}
-        seeds = {name: derive_seed(seed, "trainings", name) for name in parts}
-        shares = {name: training_resamples(len(part), seed=seeds[name]) for name, part in parts.items()}
-        for metric in (*CLASSIFICATION, *MEAN_SCORE):
-            values = {name: _resampled(part, metric, *draws_of_people, shares[name]) for name, part in parts.items()}
-            for source in (source for source in sources if source in parts):
-                by_fold, draws = values[source]
-                row = {"source": source, **head, "metric": metric, "trainings": len(parts[source])}
-                row |= {"folds": len(_folds(parts[source][0])), "mean": by_fold.mean()}
-                row |= {"std": float(by_fold.std(ddof=1)) if len(by_fold) > 1 else math.nan}
-                row |= dict(zip(("ci_low", "ci_high"), percentile_interval(draws), strict=True))
-                for base in (base for base in bases if base in parts and base != source):
-                    low, high = percentile_interval(draws - values[base][1])
-                    gain = by_fold.mean() - values[base][0].mean()
-                    row |= {f"over_{base}": gain, f"over_{base}_low": low, f"over_{base}_high": high}
-                rows.append(row)
+        rows += [
+            head | row for row in compare_sources(parts, (*CLASSIFICATION, *MEAN_SCORE), sources, bases, seed=seed)
+        ]
     columns = ["source", "target", "tracer", "metric", "trainings", "n", "positive", "sessions", "folds"]
     columns += ["mean", "std", "ci_low", "ci_high"]
     columns += [f"over_{base}{end}" for base in bases for end in ("", "_low", "_high")]
@@ -121,6 +119,30 @@ def status_summary(
     return pd.DataFrame(rows, columns=columns).sort_values(
         ["target", "tracer", "source"], key=lambda c: c.map([*order[c.name]].index), kind="stable", ignore_index=True
     )
+
+
+def compare_sources(
+    parts: dict[str, list[pd.DataFrame]], metrics: Iterable[str], sources: Iterable[str], bases: Sequence[str], *,
+    seed: int,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Every metric of every source of ``parts`` (see `status_parts`), as rows of `status_summary`."""
+    first = next(iter(parts.values()))[0]  # all sources have the same sessions
+    draws_of_people = person_draws(first["person"], seed=seed)
+    seeds = {name: derive_seed(seed, "trainings", name) for name in parts}
+    shares = {name: training_resamples(len(part), seed=seeds[name]) for name, part in parts.items()}
+    for metric in metrics:
+        values = {name: _resampled(part, metric, *draws_of_people, shares[name]) for name, part in parts.items()}
+        for source in (source for source in sources if source in parts):
+            by_fold, draws = values[source]
+            row = {"source": source, "metric": metric, "trainings": len(parts[source])}
+            row |= {"folds": len(_folds(parts[source][0])), "mean": by_fold.mean()}
+            row |= {"std": float(by_fold.std(ddof=1)) if len(by_fold) > 1 else math.nan}
+            row |= dict(zip(("ci_low", "ci_high"), percentile_interval(draws), strict=True))
+            for base in (base for base in bases if base in parts and base != source):
+                low, high = percentile_interval(draws - values[base][1])
+                gain = by_fold.mean() - values[base][0].mean()
+                row |= {f"over_{base}": gain, f"over_{base}_low": low, f"over_{base}_high": high}
+            yield row
 
 
 def _resampled(
@@ -140,10 +162,11 @@ def _folds(part: pd.DataFrame) -> list[str]:
 def _metric(part: pd.DataFrame, metric: str) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], np.ndarray]:
     """A metric as a function of scores and weights, and its scores: one row per fold, or the averaged score alone."""
     label, age, sex = (part[name].to_numpy() for name in ("label", "age", "sex"))
-    function = {"acc": accuracy, "f1": f1, "brier": brier}.get(metric, auc)
+    functions = {"acc": accuracy, "f1": f1, "balanced": balanced_accuracy, "kappa": kappa, "brier": brier}
+    function = functions.get(metric, auc)
     if metric == "auc_adjusted":
         function = partial(adjusted_auc, age=age, sex=sex)
-    kind = "call" if metric in ("acc", "f1") else "score"
+    kind = "score" if function is auc else "call"
     columns = ["score"] if metric in MEAN_SCORE else [f"{kind}_{fold}" for fold in _folds(part)]
     return partial(function, label), part[columns].to_numpy().T
 

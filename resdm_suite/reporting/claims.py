@@ -242,6 +242,7 @@ def _beside(results: Results, row: Row) -> str:
     """For orientation: how many parts of the comparison held in another view."""
     quality = "whole", "SSIM over the whole grid", ("ssim",)
     views = {"table2": quality, "table3": quality, "table4": ("planted", "By the planted status", ("auc", "acc", "f1"))}
+    views["atn"] = "planted", "By the planted status", ("acc", "balanced")
     if row["output"] not in views:
         return ""
     view, title, metrics = views[row["output"]]
@@ -366,7 +367,7 @@ def _controls(results: Results) -> list[Row]:
 
 def _printed_text(row: Row, results: Results) -> str:
     """The printed text; for a comparison without a number, the result in the paper's own table."""
-    if row["printed"] or row["kind"] in ("words", "control"):
+    if row["printed"] or row["kind"] in ("words", "control") or row["output"] == "atn":
         return row["printed"] or "–"
     gains = [printed_gain(results.printed, row["output"], pair) for pair in pairs(row)]
     if row["kind"] == "close":
@@ -401,7 +402,8 @@ def _distinct(results: Results, printed: pd.DataFrame) -> Block:
         held = sum(result.held for result in tested)
         right = sum(result.gain > 0 for result in tested) - held
         counts = len(part), len(claimed), len(found), held, right, len(tested) - held - right, len(found) - len(tested)
-        rows.append((f"{output[:-1].capitalize()} {output[-1]}", *map(str, counts)))
+        name = "A/T/(N)" if output == "atn" else f"{output[:-1].capitalize()} {output[-1]}"
+        rows.append((name, *map(str, counts)))
     labels = ("In", "sentences", "comparisons", "distinct", "held", "right way, not supported", "not the right way")
     return Block("Comparisons, each counted once", tuple(("", label) for label in (*labels, "no test")), tuple(rows))
 

@@ -7,15 +7,33 @@ import numpy as np
 import pandas as pd
 
 from resdm_suite.evaluation.status import CLASSIFICATION
-from resdm_suite.reporting.tables import CONTROLS, Block, is_best, pivot, span, with_interval, with_spread
+from resdm_suite.reporting.tables import (
+    CONTROLS,
+    TRACER_NAMES,
+    Block,
+    is_best,
+    number,
+    p_value,
+    pivot,
+    span,
+    with_interval,
+    with_spread,
+)
 
 NAMES = {
     "amyloid": "Aβ status", "tau": "tau status", "auc_mean_score": "AUC (%) ↑",
     "auc_adjusted": "AUC at equal age and sex (%) ↑", "brier": "Brier ↓",
     "real": "Real PET", "template": "Mean template", "ceiling": "Ceiling", "posterior": "Ceiling's posterior",
     "mri": "MRI alone", "age_sex": "Age and sex alone", "majority": "Always the more frequent class",
+    "all": "Everyone positive", "psnr": "PSNR, brain", "error": "summary error", "auc": "AUC of status",
 }  # fmt: skip
 """Printed names of sources, tracers and metrics of Table 4."""
+
+JOINT_NAMES = NAMES | {
+    "majority": "Always the most frequent profile", "acc": "ACC (%) ↑", "balanced": "balanced ACC (%) ↑",
+    "kappa": "κ ↑", "A": "A alone", "T": "T alone", "AT": "A/T, four profiles", "ATN": "A/T/N, eight profiles",
+}  # fmt: skip
+"""Printed names of sources, metrics and sets of markers in the table of joint profiles."""
 
 TARGET_NAMES = {"planted": "Planted status", "label": "Cut-off label"}
 
@@ -80,3 +98,76 @@ def status_pages(frame: pd.DataFrame, folds: pd.DataFrame, bases: Sequence[str])
     title = "The classifiers on held-out training people"
     head = {"head": "Trained on", "names": NAMES}
     return [*blocks, pivot(trained, "row", ["tracer", "unit"], cells, title=title, **head)]
+
+
+STEPS = (("+L_high", "Base"), ("ResDM", "+prior"), ("+prior", "Base"), ("ResDM", "Base"))
+"""Variants of ResDM compared in the table of joint profiles: with and without the loss, the prior, both."""
+
+
+def joint_pages(frame: pd.DataFrame) -> list[Block]:
+    """The blocks of the table of A/T/(N) profiles, by target: jointly, each marker alone, variants.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        `evaluation.atn.joint_summary`, accuracies in %, with the bases ``majority``, ``age_sex`` and those of `STEPS`.
+    """
+    digits = np.where(frame["metric"] == "kappa", 2, 1)
+    shown = frame.assign(
+        best=is_best(frame, ["target", "markers", "metric"], "source", ["real", "ceiling", "posterior"])
+    )
+    shown["interval"] = [
+        with_interval(*values, places)
+        for values, places in zip(frame[["mean", "ci_low", "ci_high"]].to_numpy(), digits, strict=True)
+    ]
+    for base, metric, factor in (("majority", "acc", 1), ("age_sex", "acc", 1), ("nri", "balanced", 0.02)):
+        column = "over_age_sex" if base == "nri" else f"over_{base}"
+        values = factor * frame[[column, f"{column}_low", f"{column}_high"]].to_numpy(float)
+        texts = pd.Series([with_interval(*one, 2 if base == "nri" else 1) for one in values], frame.index)
+        shown[base] = texts.where(frame["metric"] == metric, "–")
+    blocks, head = [], {"head": "Source", "names": JOINT_NAMES, "best": "best"}
+    for target, part in shown.groupby("target", sort=False):
+        cells = {
+            "{}": "interval",
+            "ACC − most frequent": "majority",
+            "net reclassified against age and sex (%)": "age_sex",
+        }
+        for markers in ("AT", "ATN"):
+            title = f"{TARGET_NAMES[target]}: {JOINT_NAMES[markers]}"
+            blocks.append(pivot(part[part["markers"] == markers], "source", ["metric"], cells, title=title, **head))
+        alone = part[part["markers"].isin(["A", "T"])]
+        cells = {"{}": "interval", "NRI over age and sex": "nri"}
+        title = f"{TARGET_NAMES[target]}: each marker alone, on the same people"
+        blocks.append(pivot(alone, "source", ["markers", "metric"], cells, title=title, **head))
+        by_step = []
+        for better, base in STEPS:
+            rows = part[(part["source"] == better) & (part["metric"] == "kappa") & part[f"over_{base}"].notna()]
+            ends = rows[[f"over_{base}{end}" for end in ("", "_low", "_high")]].to_numpy(float)
+            by_step.append(rows.assign(step=f"{better} − {base}", text=[with_interval(*one) for one in ends]))
+        title = f"{TARGET_NAMES[target]}: what the parts of the method change in κ"
+        steps = pd.concat(by_step)
+        page = pivot(steps, "step", ["markers"], {"{}": "text"}, title=title, head="Variants", names=JOINT_NAMES)
+        blocks += [page] * bool(len(steps))
+    return blocks
+
+
+SUBGROUP_UNITS = {"psnr": "dB", "error": "SUVR", "auc": "%"}
+"""Quantities that are compared between subgroups, and their units."""
+
+
+def subgroup_pages(frame: pd.DataFrame) -> list[Block]:
+    """The blocks of ``subgroups.csv``, by quantity: the groups with their number of people, then the differences."""
+    blocks, head = [], {"names": TRACER_NAMES | {"mri": NAMES["mri"]}}
+    for quantity, part in frame.groupby("quantity", sort=False):
+        digits, title = (3 if quantity == "error" else 1), f"{NAMES[quantity]} ({SUBGROUP_UNITS[quantity]})"
+        texts = [with_interval(*values, digits) for values in part[["value", "low", "high"]].to_numpy()]
+        part = part.assign(row=part["axis"] + ": " + part["group"], text=texts)
+        part["text"] += " (" + part["n"].astype(str) + ")"
+        part["test"] = [
+            f"{number(spread, digits)}, {p_value(p)}" for spread, p in part[["spread", "p_holm"]].to_numpy()
+        ]
+        blocks.append(pivot(part, "row", ["tracer", "source"], {"{}": "text"}, title=title, head="Group", **head))
+        once = part.drop_duplicates(["axis", "tracer", "source"])
+        title += ": largest difference between groups"
+        blocks.append(pivot(once, "axis", ["tracer", "source"], {"{}": "test"}, title=title, head="Axis", **head))
+    return blocks

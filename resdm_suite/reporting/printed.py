@@ -24,8 +24,9 @@ SECTIONS = (
 
 _OURS = {printed: name for name, printed in VARIANTS.items()}  # rows of the printed Table 3 → rows of ours
 
-OUTPUTS = ("table1", "table2", "table3", "table4", "figure4", "figure5")
-"""Values of a claim's ``output`` that are files of ``figures/<profile>/``."""
+OUTPUTS = ("table1", "table2", "table3", "table4", "figure4", "figure5", "atn")
+"""Values of a claim's ``output`` that are files of ``figures/<profile>/``. Of ``atn`` the paper prints no result, and
+the sets of markers stand in the place of tracers."""
 
 Pair = tuple[str, str, str, str]
 """Better, worse, tracer and metric of a comparison."""
@@ -37,8 +38,8 @@ GAIN_TOLERANCE = 0.015
 """A difference of two means printed with two decimals is known to ± 0.01, and is itself rounded by up to 0.005."""
 
 NAMES = {"amyloid": "Aβ", "tau": "tau", "mae": "MAE", "psnr": "PSNR", "ssim": "SSIM", "acc": "ACC", "auc": "AUC"}
-NAMES |= {"f1": "F1", "r": "r"}
-"""How tracers and metrics are printed."""
+NAMES |= {"f1": "F1", "r": "r", "balanced": "balanced ACC", "AT": "A/T", "ATN": "A/T/N"}
+"""How tracers, sets of markers and metrics are printed."""
 
 
 def read_claims(root: str | Path | None = None) -> pd.DataFrame:

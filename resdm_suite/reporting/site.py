@@ -58,6 +58,7 @@ SECTIONS = (
     Section("04_table2_comparison", "Table 2", ("figure2", "table2", "figure2_regions"), _compares),
     Section("05_table3_ablation", "Table 3", ("figure3", "table3"), _if(lambda config: "Base" in config.methods)),
     Section("06_table4_diagnosis", "Table 4", ("table4_roc", "table4"), _compares),
+    Section("19_atn", "A/T/(N)", ("atn",), _compares),
     Section(
         "21_trust",
         "Trust",
@@ -70,6 +71,7 @@ SECTIONS = (
     Section("16_method_walkthrough", "Walk-through", ("walkthrough",), lambda config: "ResDM" in config.methods),
     Section("11_planted_effects", "Planted effects", ("planted",), _if(lambda c: c.cohort.kind == "phantom")),
     Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
+    Section("20_subgroups", "Subgroups", ("subgroups",), _compares),
     Section("14_uncertainty", "Uncertainty", ("uncertainty",), _if(lambda c: c.uncertainty.method in c.methods)),
     Section(
         "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
@@ -105,6 +107,8 @@ CONTENTS = {
     "counterfactuals": "Change of regional SUVR when age or sex of the prompt are replaced, by region and tracer",
     "walkthrough": "The shifting sequence, and brain slices of one case in the forward and the reverse process",
     "evaluation": "Gain in PSNR over a model of age and sex, real against synthetic SUVR, and AUC of status, by method",
+    "atn": "Cohen's kappa of the joint amyloid, tau and atrophy profile by source, confusions, and decision curves",
+    "subgroups": "Image quality, SUVR error and AUC of status by sex, age, diagnosis, tracer and resolution",
     "stress": "Image quality, SUVR error, AUC of status and share of scans refused against the strength of each shift",
 }
 """What a figure shows, for readers who do not see it."""

@@ -41,6 +41,7 @@ STORED = {
     "table4": Stored("06_table4_diagnosis", "source target tracer metric"),
     "figure4": Stored("07_figure4_gender", "prompt source tracer metric", "value low high n"),
     "figure5": Stored("08_figure5_age", "condition source tracer", "r low high n"),
+    "atn": Stored("19_atn", "source target markers metric"),
     "figure4_effects": Stored("07_figure4_gender", "name tracer", "estimate low high n"),
     "figure5_effects": Stored("08_figure5_age", "name tracer", "estimate low high n"),
     "status_folds": Stored("06_table4_diagnosis", "target source tracer fold", ""),
@@ -50,8 +51,12 @@ STORED = {
 REFERENCES = {"table2": {"": REFERENCE_METHOD}, "table3": {"base_": "Base", "full_": REFERENCE_METHOD}}
 """By table: prefix of the columns ``_PAIRED`` → the method that is subtracted in them."""
 
+BASES = {"atn": ("majority", "age_sex")}
+"""By table: the sources whose paired difference to each row is in the columns ``over_<base>…``."""
+
 _PAIRED = ("difference", "difference_low", "difference_high", "p")
 _COLUMNS = {"ci_low": "low", "ci_high": "high", "mean": "value", "r": "value", "estimate": "value"}
+_COLUMNS |= {"markers": "tracer"}
 _PROMPTS = {"right": "factual", "none": "no_sex", "wrong": "wrong_sex"}  # Figure 4 by what a prompt says of sex
 _SUBJECTS = {"factual": "own prompt", "no_sex": "no sex", "wrong_sex": "wrong sex", "no_age": "no age"}
 _STEPS = {"right_none": ("factual", "no_sex"), "none_wrong": ("no_sex", "wrong_sex")}
@@ -91,6 +96,7 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
         raise ValueError(f"{path}: no CSV table ({error}); {remedy}") from error
     keys, numbers = STORED[name].keys.split(), STORED[name].numbers.split()
     numbers += [prefix + column for prefix in REFERENCES.get(name, ()) for column in _PAIRED]
+    numbers += [f"over_{base}{end}" for base in BASES.get(name, ()) for end in ("", "_low", "_high")]
     if missing := [column for column in (*keys, *numbers) if column not in frame]:
         raise ValueError(f"{path}: columns missing: {', '.join(missing)}; {remedy}")
     if name in ("figure4", "figure5"):
@@ -132,7 +138,7 @@ def stored_values(
     Parameters
     ----------
     name : str
-        ``table2`` … ``table4``, ``figure4`` or ``figure5``.
+        ``table2`` … ``table4``, ``figure4``, ``figure5`` or ``atn``.
     frame, effects : DataFrame, optional
         From `read_output`; the effects of a figure.
     view : {"whole", "brain", "planted"}
@@ -151,6 +157,10 @@ def stored_values(
             if not math.isnan(difference):
                 differences[reference, row["subject"], *cell] = -difference, -high, -low, p
                 differences.setdefault((row["subject"], reference, *cell), (difference, low, high, p))
+        for base in BASES.get(name, ()):
+            ends = [row[f"over_{base}{end}"] for end in ("", "_low", "_high")]
+            if not math.isnan(ends[0]):
+                differences[row["subject"], base, *cell] = (*ends, math.nan)
     for row in [] if effects is None else effects.fillna({"low": -math.inf, "high": math.inf}).to_dict("records"):
         metric, _, step = row["subject"].partition("_")
         if step in _STEPS:
