@@ -16,6 +16,7 @@ from resdm_suite.reporting.tables import (
     p_value,
     pivot,
     span,
+    text_block,
     with_interval,
     with_spread,
 )
@@ -157,6 +158,8 @@ SUBGROUP_UNITS = {"psnr": "dB", "error": "SUVR", "auc": "%"}
 
 def subgroup_pages(frame: pd.DataFrame) -> list[Block]:
     """The blocks of ``subgroups.csv``, by quantity: the groups with their number of people, then the differences."""
+    if frame.empty:
+        return [text_block({"Group": ["no two groups with enough people"]})]
     blocks, head = [], {"names": TRACER_NAMES | {"mri": NAMES["mri"]}}
     for quantity, part in frame.groupby("quantity", sort=False):
         digits, title = (3 if quantity == "error" else 1), f"{NAMES[quantity]} ({SUBGROUP_UNITS[quantity]})"
