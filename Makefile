@@ -7,7 +7,8 @@ VERSIONS ?= pinned
 BIN     := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.csv claims.csv uncertainty.csv \
-           figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png walkthrough.png evaluation.csv
+           figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png walkthrough.png evaluation.csv \
+           input_check.csv
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
 .PHONY: help env reproduce cost figures bench ablation steps stress docs test lint format unlock clean
