@@ -51,7 +51,8 @@ numpydoc_show_class_members = False
 # Parameters of `resdm` exist, in this order, with a description
 numpydoc_validation_checks, numpydoc_validation_exclude = {"PR02", "PR03", "PR07", "PR10"}, {r"^resdm_suite"}
 nitpicky = True  # a name that nothing has is an error in a docstring, except commands, repositories, other libraries
-nitpick_ignore_regex = [("py:.*", r".*[ /].*|(collections|ipywidgets|matplotlib|numpy|pandas|scipy|torch)\..*")]
+OTHERS = r"(anywidget|collections|ipywidgets|matplotlib|numpy|pandas|scipy|torch)\..*"
+nitpick_ignore_regex = [("py:.*", rf".*[ /].*|{OTHERS}")]
 
 EXECUTED = ROOT / "work" / "phantom" / "notebooks"
 

@@ -334,7 +334,7 @@ def test_a_users_table_reaches_table_2_and_a_synthetic_pet(study, smoke_folder, 
     smoke = load_config(smoke_folder / "configs" / "smoke.yaml")  # the mock study: phantoms, now somebody's scans
     monkeypatch.chdir(study)
     frame = pd.read_csv(smoke.manifest, dtype=str, keep_default_na=False)
-    (least,) = blocks(page, "csv")
+    (least,) = blocks(page, "text")
     for name in ("t1w", "amyloid", "tau"):
         frame[name] = [str((smoke.work / path).resolve()) if path else "" for path in frame[name]]
     frame[least.splitlines()[0].split(",")].to_csv(tmp_path / "table.csv", index=False)
