@@ -1,8 +1,22 @@
-"""File names, and the description of a data set, that several stages share."""
+"""File names, and the descriptions of data sets and images by BIDS-Derivatives, that several stages share."""
 
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from resdm.io import write_json
+from resdm import __version__
+from resdm.io import write_json, write_text
+
+DESCRIPTION = "dataset_description.json"
+"""Of a BIDS data set, in its root."""
+
+SPACE = "MNI152NLin2009aSym"
+"""BIDS name of the space of nilearn's MNI152 maps: its files are ``mni_icbm152_*_nlin_sym_09a``, and mirror images."""
+
+REFERENCE = "https://www.bic.mni.mcgill.ca/~vfonov/icbm/2009/mni_icbm152_nlin_sym_09a_nifti.zip"
+"""Their source, by nilearn's documentation of ``load_mni152_template``."""
 
 INPUT_CHECK = "input_check.safetensors"
 """In a model folder: what T1s the model was trained on (`resdm_suite.preprocessing.input_check`)."""
@@ -24,14 +38,26 @@ def sidecar_path(image: str | Path) -> Path:
     return Path(stem(image) + ".json")
 
 
-def synthetic_name(prefix: str, label: str) -> str:
-    """File name of a synthetic PET: ``prefix`` is ``sub-1_ses-2``, ``label`` the tracer's (``18FAV45``)."""
-    return f"{prefix}_trc-{label}_space-MNI152_desc-synth_pet.nii.gz"
+def image_path(folder: str | Path, prefix: str, desc: str, tracer: str = "", *, space: str = SPACE) -> Path:
+    """Path of a derived T1 or, with a tracer's BIDS label, PET in a data set.
+
+    >>> image_path("out", "sub-1_ses-2_run-3", "synth", "18FAV45", space="T1w").as_posix()
+    'out/sub-1/ses-2/pet/sub-1_ses-2_trc-18FAV45_run-3_space-T1w_desc-synth_pet.nii.gz'
+    """
+    who, run, number = prefix.partition("_run-")
+    kind, end = ("pet", f"_trc-{tracer}") if tracer else ("anat", "")
+    name = f"{who}{end}{run}{number}_space-{space}_desc-{desc}_{'pet' if tracer else 'T1w'}.nii.gz"
+    return session_folder(folder, prefix) / kind / name
+
+
+def session_folder(folder: str | Path, prefix: str) -> Path:
+    """Folder of a session in a data set, by the entities at the start of its file names."""
+    return Path(folder, *re.findall("(?:sub|ses)-[^_]+", prefix))
 
 
 def synthetic_path(folder: str | Path, person: str, session: str, label: str) -> Path:
     """Synthetic PET of one session below a predictions folder."""
-    return Path(folder) / person / session / "pet" / synthetic_name(f"{person}_{session}", label)
+    return image_path(folder, f"{person}_{session}", "synth", label)
 
 
 def std_path(mean: Path) -> Path:
@@ -39,7 +65,66 @@ def std_path(mean: Path) -> Path:
     return mean.with_name(mean.name.replace("_desc-synth_", "_desc-synthstd_"))
 
 
-def write_description(folder: str | Path, name: str, command: str) -> None:
-    """Write ``dataset_description.json`` of the BIDS derivatives that a command makes."""
-    description = {"Name": name, "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
-    write_json(Path(folder) / "dataset_description.json", description | {"GeneratedBy": [{"Name": command}]})
+# ── BIDS-Derivatives ──────────────────────────────────────────────────────────────────────────────
+
+NOT_ACQUIRED = {
+    "Manufacturer": "none", "ManufacturersModelName": "none", "InjectedRadioactivity": 0,
+    "InjectedRadioactivityUnits": "MBq", "InjectedMass": "n/a", "InjectedMassUnits": "n/a",
+    "SpecificRadioactivity": "n/a", "SpecificRadioactivityUnits": "n/a", "ModeOfAdministration": "none",
+    "TimeZero": "00:00:00", "ScanStart": 0, "InjectionStart": 0, "FrameTimesStart": [0], "FrameDuration": [0],
+    "AcquisitionMode": "none", "ImageDecayCorrected": False, "ImageDecayCorrectionTime": 0, "ReconMethodName": "none",
+    "ReconMethodParameterLabels": ["none"], "ReconMethodParameterUnits": ["none"], "ReconMethodParameterValues": [0],
+    "ReconFilterType": "none", "ReconFilterSize": 0, "AttenuationCorrection": "none",
+}  # fmt: skip
+"""What BIDS requires of the acquisition of every PET, as it is for one that no scanner acquired."""
+
+_NO_BIDS = (
+    "*.csv", "*.npy", "*.npz", "*.png", "*.svg", "*.txt", "/cohort.json", "/timing*.json", "/template_*.nii.gz",
+    "*_desc-preproc.json", "*_desc-synth_qc.json", "*_desc-synth_record.json",
+)  # fmt: skip
+
+
+_README = f"""Images are BIDS-Derivatives on a grid over {SPACE}, or in the space that
+their names state. Units in the sidecar of an image states what its values are. Tables,
+pictures and records of the suite, which are no BIDS files, are listed in .bidsignore.
+"""
+
+
+def bids_fields(
+    units: str, masked: bool, tracer: str = "", *, sources: Iterable[str] = (), reference: str = REFERENCE
+) -> dict[str, Any]:
+    """Entries of the sidecar of an image that BIDS-Derivatives define; ``tracer`` is the BIDS label of a PET's.
+
+    ``sources`` and ``reference`` (the image whose space it is) are URIs, see `dataset_link`.
+    """
+    fields = {"SpatialReference": reference, "SkullStripped": masked, "Units": units, "Sources": [*sources]}
+    isotope = re.match("([0-9]+)([A-Z])", tracer)
+    named = {"TracerName": tracer, "TracerRadionuclide": f"{isotope[2]}{isotope[1]}" if isotope else "n/a"}
+    return {key: value for key, value in fields.items() if value != []} | (named if tracer else {})
+
+
+def write_description(
+    folder: str | Path, name: str, command: str, links: Mapping[str, str | Path], *, synthetic: bool = True
+) -> None:
+    """Describe a folder of BIDS-Derivatives: what made it, from which data sets, and which files are no BIDS files.
+
+    ``links`` maps names, as URIs ``bids:<name>:<file>`` use them, to folders. ``synthetic`` PET has no acquisition.
+    """
+    folder = Path(folder)
+    version = {"Name": "resdm", "Version": __version__, "Description": command}
+    description = {"Name": name, "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": [version]}
+    relative = {link: _relative(place, folder) for link, place in links.items()}
+    write_json(folder / DESCRIPTION, description | {"DatasetLinks": relative})
+    write_text(folder / "README", f"{name}\n\nWritten by `{command}` of resdm {__version__}. {_README}")
+    write_text(folder / ".bidsignore", "".join(f"{pattern}\n" for pattern in _NO_BIDS))
+    if synthetic:
+        write_json(folder / "pet.json", NOT_ACQUIRED)
+
+
+def bids_uri(file: str | Path, root: str | Path, link: str = "") -> str:
+    """BIDS URI of a file of a data set; without ``link`` the data set that the URI stands in."""
+    return f"bids:{link}:{_relative(file, root)}"
+
+
+def _relative(path: str | Path, start: str | Path) -> str:
+    return Path(os.path.relpath(path, start)).as_posix()

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from resdm.io import write_csv, write_json
 from resdm_suite.anatomy import SUMMARY, Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import EMPTY
-from resdm_suite.paths import sidecar_path, synthetic_path
+from resdm_suite.paths import image_path, sidecar_path, synthetic_path
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
@@ -86,7 +86,7 @@ def make_cohort(root: Path, methods: dict[str, float], people: int = 6) -> tuple
         save(config.volumes / row["t1w"], volumes["mri"])
         for tracer, label in LABELS.items():
             present = not (tracer == "tau" and who == "sub-0001")
-            path = f"{who}/{session}/pet/{who}_{session}_trc-{label}_space-MNI152_desc-preproc_pet.nii.gz"
+            path = image_path("", f"{who}_{session}", "preproc", label).as_posix()
             row |= {f"present_{tracer}": int(present), f"{tracer}_tracer": label if present else ""}
             row |= {tracer: path if present else "", f"{tracer}_suvr": 1.2, f"{tracer}_status": number % 2}
             if present:

@@ -321,8 +321,8 @@ def test_a_phantom_model_needs_permission_and_marks_every_output(model, scan, pr
     assert cli.main([*arguments, "--allow-phantom-model"]) == 0
     marked = "made by a phantom-trained model"
     assert marked in capsys.readouterr().out
-    assert all(marked in json.loads(path.read_text())["notice"] for path in (tmp_path / "o").glob("*pet.json"))
-    for path in (tmp_path / "o").glob("*pet.nii.gz"):
+    assert all(marked in json.loads(path.read_text())["notice"] for path in (tmp_path / "o").rglob("*_pet.json"))
+    for path in (tmp_path / "o").rglob("*_pet.nii.gz"):
         assert marked.encode() in bytes(nib.load(path).header["descrip"])
     assert marked in preprocessed[1][0][2]["notice"]  # the picture
 
@@ -368,7 +368,7 @@ def test_a_table_of_scans_reports_its_failures_and_exits_with_2(model, scan, pre
     assert f"{table}, line 3: age 'old' is no number of years" in error
     assert "line 4: " in error
     assert "Traceback" not in error
-    assert (tmp_path / "o" / "sub-1" / "pet" / "sub-1_desc-synth_record.json").is_file()
+    assert (tmp_path / "o" / "sub-1" / "sub-1_desc-synth_record.json").is_file()
     table.write_text(f"person,t1w,age,sex\nsub-1,{scan.name},74,F\nsub-2,{scan.name},71,F\n")
     count = len(preprocessed)
     assert cli.main([*arguments, "--json"]) == 0

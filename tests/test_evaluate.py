@@ -22,7 +22,7 @@ from resdm_suite.evaluation.external import EvaluationError, Reader, evaluate, r
 from resdm_suite.evaluation.faults import FaultError
 from resdm_suite.evaluation.image_quality import score_people
 from resdm_suite.evaluation.suvr import regional_suvr
-from resdm_suite.paths import sidecar_path
+from resdm_suite.paths import SPACE, sidecar_path
 from resdm_suite.preprocessing.scans import VolumeError
 
 PEOPLE = 12
@@ -255,7 +255,7 @@ def test_an_image_in_the_space_of_a_t1_is_taken_to_mni(cohort, tmp_path, monkeyp
     displaced = np.eye(4)
     displaced[:3, 3] = 5
     for path in folder.rglob("*_pet.nii.gz"):
-        name = path.name.replace("_space-MNI152", "")
+        name = path.name.replace(f"_space-{SPACE}", "")
         save(tmp_path / "native" / name, nib.load(path).get_fdata(), displaced @ GRID.affine, RANGES[tracer_of(path)])
     frame = pd.read_csv(table)
     frame.drop(columns="t1w").to_csv(table, index=False)

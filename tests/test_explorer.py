@@ -24,6 +24,7 @@ from PIL import Image
 from resdm.settings import derive_seed
 from resdm_suite.evaluation.image_quality import read_volume
 from resdm_suite.evaluation.suvr import regional_means
+from resdm_suite.paths import SPACE
 from resdm_suite.profiles import load_config
 
 pytest.importorskip("anywidget", reason="no anywidget: pip install -e '.[notebooks]'")
@@ -222,10 +223,10 @@ def test_export_writes_what_is_shown(explorer):
         "trc-amyloid_desc-mean_pet": explorer.scene.pet["amyloid"],
         "T1w": explorer.scene.mri,
     }.items():
-        image = nib.load(folder / f"{stem}_space-MNI152_{entity}.nii.gz")
+        image = nib.load(folder / f"{stem}_space-{SPACE}_{entity}.nii.gz")
         np.testing.assert_allclose(image.affine, explorer.scene.grid.affine)
         np.testing.assert_allclose(image.get_fdata(), volume, atol=1e-6)
-        sidecar = json.loads((folder / f"{stem}_space-MNI152_{entity}.json").read_text())
+        sidecar = json.loads((folder / f"{stem}_space-{SPACE}_{entity}.json").read_text())
         assert sidecar["Units"] == ("1 (T1 scaled to [0, 1])" if entity == "T1w" else "SUVR")
 
 
@@ -245,7 +246,7 @@ def test_intensities_without_a_scale_are_no_suvr(model, monkeypatch):
     assert "SUVR" not in "".join(labels)
     folder = shown.export()
     for kind in ("mean", "change"):
-        sidecar = folder / f"{source.replace(' ', '_')}_space-MNI152_trc-tau_desc-{kind}_pet.json"
+        sidecar = folder / f"{source.replace(' ', '_')}_space-{SPACE}_trc-tau_desc-{kind}_pet.json"
         assert json.loads(sidecar.read_text())["Units"] == "1 (each scan scaled to [0, 1]; no SUVR)"
 
 

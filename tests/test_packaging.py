@@ -80,6 +80,6 @@ def test_an_installed_package_works_in_an_empty_folder(wheel, tmp_path):
     assert lines[-1] == "0 2 0 0 0 0 0 0", done.stderr
     assert f"not there yet: data, {here / 'work' / 'study' / 'bids'}" in lines
     assert "next: put the bids data there, or give their place as cohort.folder of the profile" in lines
-    assert len(list((here / "out").glob("*_pet.nii.gz"))) == 4
+    assert len(list((here / "out").rglob("*_pet.nii.gz"))) == 4
     assert (here / "work" / "mini" / "report" / "index.html").is_file()
     assert "there are: adni, dlbs, phantom" in done.stderr

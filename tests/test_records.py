@@ -47,7 +47,7 @@ from resdm_suite.records import (
 )
 
 SPLITS = ["train"] * 3 + ["validation"] + ["test"] * 2
-PET = "sub-0004/ses-M000/pet/sub-0004_ses-M000_trc-18FAV45_space-MNI152_desc-synth_pet.nii.gz"
+PET = "sub-0004/ses-M000/pet/sub-0004_ses-M000_trc-18FAV45_space-MNI152NLin2009aSym_desc-synth_pet.nii.gz"
 FILES = {  # of the pipeline below: who reads it, and what its error tells to do
     "volumes/index.csv": "resdm preprocess tiny",
     "volumes/cohort.json": "resdm preprocess tiny",

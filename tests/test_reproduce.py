@@ -13,6 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from bids_dataset import check_dataset
 from browser import open_page
 from bs4 import BeautifulSoup
 from conftest import ROOT
@@ -94,6 +95,12 @@ def test_leaves_tables_figures_notebooks_and_provenance(config):
     for name in config.methods:
         for file in ("config.yaml", "provenance.json", "history.csv", "model.safetensors", "timing.json", "README.md"):
             assert (config.model(name) / file).is_file(), f"{name}: {file}"
+
+
+def test_every_data_set_is_valid_bids(config):
+    conditions = ("factual", "no_age", "samples")
+    for folder in (config.source_root, config.volumes, *(config.predictions("ResDM", name) for name in conditions)):
+        check_dataset(folder)
 
 
 def test_the_report_links_every_result(config):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bids_dataset import check_dataset
 from native_scans import rotation, save, storage
 from nibabel.affines import apply_affine
 from scipy import ndimage
@@ -25,7 +26,7 @@ from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm_suite.cohorts.tables import ManifestError
 from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
-from resdm_suite.paths import CALIBRATION, sidecar_path
+from resdm_suite.paths import CALIBRATION, SPACE, sidecar_path
 from resdm_suite.preprocessing import input_check
 
 GRID = Grid((48, 56, 48), 4.0)
@@ -144,7 +145,7 @@ def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
         mean = nib.load(files[tracer]).get_fdata()
         np.testing.assert_allclose(mean, 3 * np.mean([d[channel] for d in draws], axis=0), atol=3e-6)  # SUVR of 0 to 3
         native = nib.load(files[f"{tracer}_native"])
-        assert files[f"{tracer}_native"].name.replace("T1w", "MNI152") == files[tracer].name
+        assert files[f"{tracer}_native"].name.replace("T1w", SPACE) == files[tracer].name
         centre = tuple(np.round(apply_affine(np.linalg.inv(native.affine), CENTRE_MM)).astype(int))
         mni = apply_affine(np.linalg.inv(MNI_TO_T1), apply_affine(native.affine, centre))
         place = apply_affine(np.linalg.inv(loaded.grid.affine), mni)
@@ -152,7 +153,8 @@ def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
         assert native.get_fdata()[centre] == pytest.approx(there, rel=1e-4)
     sidecar = read_sidecar(files["tau_native"])
     assert sidecar.items() >= {
-        "space": "T1w", "statistic": "mean over samples", "seed": 5, "samples": 3, "prompt": {"age": 74, "sex": "F"},
+        "SpatialReference": "bids:raw:sub-07_ses-1_T1w.nii.gz", "statistic": "mean over samples", "seed": 5,
+        "samples": 3, "prompt": {"age": 74, "sex": "F"},
         "notice": "synthetic, not for clinical use",
     }.items()  # fmt: skip
     assert sidecar["source"]["sha256"] == sha256(t1w)
@@ -174,7 +176,7 @@ def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
     assert list(table) == columns
     assert table[["low", "high", "status"]].isna().all(axis=None)
     assert set(table["interval"]) == {"none: no calibration is stored with the model (resdm sample)"}
-    assert not [path.name for path in (tmp_path / "out").iterdir() if "std" in path.name]
+    assert not [path.name for path in (tmp_path / "out").rglob("*") if "std" in path.name]
     assert files["picture"].read_bytes()[:4] == b"\x89PNG"
 
 
@@ -184,16 +186,34 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
     torch.manual_seed(9)
     synthesise_scan(t1w, model, tmp_path / "b", age=74, sex="F", samples=2, seed=1, allow_phantom_model=True)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    assert len(digests(tmp_path / "a")) == 5 * 2 + 1 + 3 + 1  # PETs and T1 with sidecars, SUVRs, picture, record
+    assert len(digests(tmp_path / "a")) == 5 * 2 + 1 + 3 + 1 + 4  # images, SUVRs, picture, record, the data set's files
     synthesise_scan(t1w, model, tmp_path / "c", age=74, sex="F", samples=2, seed=2, allow_phantom_model=True)
-    assert sha256(one["tau"]) != sha256(tmp_path / "c" / one["tau"].name)
-    for path in (tmp_path / "a").iterdir():  # every file names its origin
-        if path.suffix in (".json", ".csv") and "preproc_T1w" not in path.name:
+    assert sha256(one["tau"]) != sha256(tmp_path / "c" / one["tau"].relative_to(tmp_path / "a"))
+    for path in (tmp_path / "a").rglob("*.*"):  # every file names its origin
+        if path.suffix in (".json", ".csv") and "preproc_T1w" not in path.name and path.name != "pet.json":
             assert "made by a phantom-trained model" in path.read_text(), path.name
         if path.name.endswith("_pet.json"):
             assert json.loads(path.read_text())["cohort_notice"].startswith("phantom data: not a reproduction")
         if path.suffix == ".gz" and "_pet" in path.name:
             assert b"made by a phantom-trained model" in bytes(nib.load(path).header["descrip"])
+
+
+def test_outputs_are_valid_bids(tmp_path, t1w, registered, undrawn):
+    """Of a table and of single MRIs from two folders, with sessions and runs and without, in one folder."""
+    model, out, other = folder(tmp_path), tmp_path / "out", tmp_path / "b" / "my scan.nii.gz"
+    other.parent.mkdir()
+    other.write_bytes(t1w.read_bytes())
+    run = t1w.rename(tmp_path / "sub-07_ses-1_acq-mprage_run-2_T1w.nii.gz")
+    for path in (run, other):
+        picture = synthesise_scan(path, model, out, age=74, sex="F", samples=1)["picture"]
+        for suffix in (".svg", ".json"):  # as a figure has them
+            picture.with_suffix(suffix).write_text("{}")
+    synthesise_scans(write_table(tmp_path, f"sub-1,,{run.name},70,F,", "sub-2,ses-1,b/my scan.nii.gz,,,"), model, out)
+    assert len([*out.rglob("*_pet.nii.gz")]) == 4 * 4
+    check_dataset(out)
+    (out / "sub-1_trc-18FAV45_space-MNI152_desc-synth_pet.json").touch()
+    with pytest.raises(ScanError, match="by an earlier version, under a name that BIDS does not know"):
+        synthesise_scan(run, model, out, samples=1)
 
 
 def test_intensities_without_a_scale_have_no_suvr(tmp_path, t1w, registered, monkeypatch):
@@ -309,9 +329,9 @@ def test_unlike_the_training_people(tmp_path, t1w, registered, undrawn, capsys, 
     printed = capsys.readouterr()
     assert (f"resdm synthesise: {t1w}: {text}" in printed.err) == refused
     assert (text in printed.out) == (not refused and not passed)
-    assert list(tmp_path.glob("out/*_pet.nii.gz")) == [] or not refused
+    assert list(tmp_path.glob("out/**/*_pet.nii.gz")) == [] or not refused
     assert cli.main([*call, "--force"]) == 0
-    for path in tmp_path.glob("out/*.json"):
+    for path in tmp_path.glob("out/sub-*/**/*_*.json"):
         stored = json.loads(path.read_text())
         found = stored.get("input_check") or stored["source"]["input_check"]
         assert found["passed"] is passed
@@ -332,7 +352,7 @@ def test_a_model_without_input_check_says_so(tmp_path, t1w, registered, undrawn,
     call = ["synthesise", str(t1w), "--model", str(model), "--out", str(tmp_path / "out")]
     assert cli.main(call) == 0
     assert f"not checked whether this T1 is like the training people's: {model} has no" in capsys.readouterr().out
-    record = json.loads((tmp_path / "out/sub-07_ses-1_desc-synth_record.json").read_text())
+    record = json.loads((tmp_path / "out/sub-07/ses-1/sub-07_ses-1_desc-synth_record.json").read_text())
     assert record["input_check"]["passed"] is None
 
 
@@ -396,7 +416,7 @@ def test_a_failed_row_does_not_stop_the_others(tmp_path, t1w, registered, undraw
     assert f"{path}, line 5: age 'old' is no number" in messages[3]
     assert f"{path}, line 6: unknown sex 'W'" in messages[4]
     assert (out / "sub-1/ses-2/pet/sub-1_ses-2_trc-18FAV45_space-T1w_desc-synth_pet.nii.gz").is_file()
-    sidecar = json.loads((out / "sub-1/ses-2/pet/sub-1_ses-2_desc-synth_record.json").read_text())
+    sidecar = json.loads((out / "sub-1/ses-2/sub-1_ses-2_desc-synth_record.json").read_text())
     assert sidecar["prompt"] == {"age": None, "sex": None}
     before = digests(out)
     registered.clear()

@@ -28,7 +28,7 @@ from resdm_suite.apps.prediction import (
     synthesise_mri,
     synthesise_people,
 )
-from resdm_suite.paths import sidecar_path
+from resdm_suite.paths import SPACE, sidecar_path, synthetic_path
 from resdm_suite.profiles import CONDITIONS
 
 AGES, SEXES = [60.0, 65.0, 70.0, 75.0, None], ["F", "M", "F", "M", "F"]
@@ -108,11 +108,12 @@ def test_unknown_and_impossible_conditions():
 def test_files_affine_and_sidecar(folder, people, tmp_path):
     out = synthesise_people(folder, people, mri, tmp_path / "out", progress=False)
     assert sorted(file.name for file in out.rglob("*.nii.gz"))[:3] == [
-        "sub-0000_ses-M000_trc-18FAV1451_space-MNI152_desc-synth_pet.nii.gz",
-        "sub-0000_ses-M000_trc-18FFBB_space-MNI152_desc-synth_pet.nii.gz",
-        "sub-0001_ses-M000_trc-18FAV1451_space-MNI152_desc-synth_pet.nii.gz",  # no real tau: the tracer's default
+        f"sub-0000_ses-M000_trc-18FAV1451_space-{SPACE}_desc-synth_pet.nii.gz",
+        f"sub-0000_ses-M000_trc-18FFBB_space-{SPACE}_desc-synth_pet.nii.gz",
+        f"sub-0001_ses-M000_trc-18FAV1451_space-{SPACE}_desc-synth_pet.nii.gz",  # no real tau: the tracer's default
     ]
-    path = out / "sub-0001" / "ses-M000" / "pet" / "sub-0001_ses-M000_trc-18FAV45_space-MNI152_desc-synth_pet.nii.gz"
+    path = synthetic_path(out, "sub-0001", "ses-M000", "18FAV45")
+    assert path.parent == out / "sub-0001" / "ses-M000" / "pet"
     image, grid = nib.load(path), Grid(SHAPE, 12.0)
     assert image.shape == SHAPE
     np.testing.assert_array_equal(image.affine, grid.affine)
@@ -199,7 +200,7 @@ def test_steps_reach_the_method(tmp_path, people):
     synthesise_people(model, people[:1], mri, tmp_path / "a", progress=False)
     synthesise_people(model, people[:1], mri, tmp_path / "b", steps=2, progress=False)
     assert len(seen) == 4 + 2
-    steps = [json.loads(next((tmp_path / name).rglob("*pet.json")).read_text())["steps"] for name in "ab"]
+    steps = [json.loads(next((tmp_path / name).rglob("*_pet.json")).read_text())["steps"] for name in "ab"]
     assert steps == [4, 2]
 
 
@@ -286,9 +287,9 @@ def test_one_mri(folder, tmp_path):
     prompt, named = {"age": 74, "sex": "F"}, {"prefix": "sub-07_ses-1", "source": {"file": "x.nii.gz"}}
     files, pets = synthesise_mri(Model.load(folder), mri(0), tmp_path / "out", **prompt, **named, seed=4)
     assert [files[key].name for key in ("amyloid", "tau", "mri")] == [
-        "sub-07_ses-1_trc-18FAV45_space-MNI152_desc-synth_pet.nii.gz",
-        "sub-07_ses-1_trc-18FAV1451_space-MNI152_desc-synth_pet.nii.gz",
-        "sub-07_ses-1_space-MNI152_desc-preproc_T1w.nii.gz",
+        "sub-07_ses-1_trc-18FAV45_space-MNI152NLin2009aSym_desc-synth_pet.nii.gz",
+        "sub-07_ses-1_trc-18FAV1451_space-MNI152NLin2009aSym_desc-synth_pet.nii.gz",
+        "sub-07_ses-1_space-MNI152NLin2009aSym_desc-preproc_T1w.nii.gz",
     ]
     pet = Model.load(folder).synthesise(mri(0), 74, "F", seed=4)
     for channel, tracer in enumerate(("amyloid", "tau")):
@@ -303,7 +304,7 @@ def test_one_mri(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "prefix"), [
-    ("sub-07_ses-M12_run-1_T1w.nii.gz", "sub-07_ses-M12_run-1"),
+    ("sub-07_ses-M12_acq-mprage_run-1_T1w.nii.gz", "sub-07_ses-M12_run-1"),  # a PET has no acq-
     ("/a/b/single_subject_T1w.nii.gz", "sub-singlesubject"),
     ("T1.nii", "sub-T1"),
     ("__.nii.gz", "sub-01"),

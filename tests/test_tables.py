@@ -25,6 +25,7 @@ from resdm_suite.anatomy import mni_map
 from resdm_suite.cohorts.manifest import EMPTY, write_manifest
 from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method
 from resdm_suite.evaluation.statistics import interval, paired_test
+from resdm_suite.paths import image_path
 from resdm_suite.profiles import CohortConfig
 from resdm_suite.reporting.tables import (
     Block,
@@ -240,8 +241,7 @@ def test_table2_is_recomputable_from_scores_and_scores_from_volumes(full, full_t
     mask = mni_map("brain", GRID)
     for row in stored["DDPM"].sample(6, random_state=0).to_dict("records"):
         label = LABELS[row["tracer"]]
-        stem = f"{row['person']}/{row['session']}/pet/{row['person']}_{row['session']}_trc-{label}_space-MNI152_desc-"
-        real, made = (nib.load(folder / f"{stem}{kind}_pet.nii.gz").get_fdata()
+        real, made = (nib.load(image_path(folder, f"{row['person']}_{row['session']}", kind, label)).get_fdata()
                       for folder, kind in ((full.volumes, "preproc"), (full.predictions("DDPM"), "synth")))  # fmt: skip
         similarity, image = structural_similarity(real, made, data_range=1, win_size=7, full=True)
         if row["region"] == "brain":

@@ -220,7 +220,7 @@ def test_files_on_disk(cohort):
             kind, tracer, ending = (
                 ("anat", "", "T1w") if what == "t1w" else ("pet", f"_trc-{row[f'{what}_tracer']}", "pet")
             )
-            assert row[what] == f"{folder}/{kind}/{name}{tracer}_space-MNI152_desc-preproc_{ending}.nii.gz"
+            assert row[what] == f"{folder}/{kind}/{name}{tracer}_space-MNI152NLin2009aSym_desc-preproc_{ending}.nii.gz"
             image = nib.load(config.volumes / row[what])
             volume = image.get_fdata(dtype=np.float32)
             np.testing.assert_allclose(image.affine, GRID.affine)
@@ -231,7 +231,9 @@ def test_files_on_disk(cohort):
             np.testing.assert_allclose(array[number, channel], volume, atol=5e-4)
             info = sidecar(config.volumes / row[what])
             assert np.shape(info["transform"]) == (4, 4)
-            assert (info["space"], len(info["source"]["sha256"])) == ("MNI152", 64)
+            assert len(info["source"]["sha256"]) == 64
+            assert info["SkullStripped"] is True
+            assert info["Units"] == ("1 (T1 scaled to [0, 1])" if what == "t1w" else "1 (SUVR = 3 × value)")
             assert info["registration_similarity"] > 0.5
             if what == "t1w":
                 assert np.mean(volume[brain] == 1) == pytest.approx(0.005, abs=0.001)
@@ -489,8 +491,8 @@ def test_only_changed_sessions_are_repeated(copy):
     write_manifest(frame, copy.manifest)
     index, repacked = changed(copy, before)
     assert repacked == {
-        ".record.json", "cohort.json", "cohort.npy", "index.csv", "dataset_description.json",
-        "template_amyloid.nii.gz", "template_tau.nii.gz",
+        ".record.json", "cohort.json", "cohort.npy", "index.csv", "dataset_description.json", "README",
+        ".bidsignore", "template_amyloid.nii.gz", "template_tau.nii.gz",
     }  # fmt: skip
     assert set(index.loc[moved, "split"]) == {"test"}
 

@@ -44,7 +44,8 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
             path = synthetic_path(out, row["person"], row["session"], label)
             save_image(path, grid.image(pet), NOTICE)
             prompt = {"age": row["age"], "sex": row["sex"]}
-            sidecar = synthetic_sidecar(config, "ceiling", NOTICE, tracer, prompt, condition="factual")
+            head, sources = (config, "ceiling", NOTICE, tracer, label, prompt), [f"bids:volumes:{row['t1w']}"]
+            sidecar = synthetic_sidecar(*head, sources=sources, condition="factual")
             write_json(sidecar_path(path), sidecar)
             who = {"person": row["person"], "session": row["session"], "tracer": tracer}
             latent.append(who | {"positive": positive})

@@ -29,11 +29,13 @@ from matplotlib.figure import Figure
 
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, SEXES, TRACERS, MethodConfig, check_person, derive_seed
-from resdm_suite.apps.prediction import T1_UNITS, Model, bids_prefix, check_phantom, synthetic_head, units
+from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom, synthetic_head
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import to_suvr
-from resdm_suite.preprocessing.t1 import preprocess_mri
+from resdm_suite.paths import SPACE, bids_fields
+from resdm_suite.preprocessing.suvr import units
+from resdm_suite.preprocessing.t1 import T1_UNITS, preprocess_mri
 from resdm_suite.profiles import Config
 from resdm_suite.reporting import views
 from resdm_suite.reporting.slices import FIELD_MM
@@ -142,7 +144,7 @@ class ExplorerModel:
 
     def export(self, request: Request, scene: views.Scene, figure: Figure, point: views.Point) -> Path:
         """Write figure, synthetic volumes (NIfTI, MNI152) and settings to a folder named by the request; returns it."""
-        person, card = request.source in self.people, self.model.card
+        person, preprocess = request.source in self.people, self.model.card.config.preprocess
         stem = request.source.replace(" ", "_") if person else bids_prefix(request.source)
         values = {"age": request.age if request.age is None else f"{request.age:g}", "sex": request.sex}
         values |= {"steps": request.steps, "seed": request.seed, "samples": request.samples}
@@ -158,10 +160,10 @@ class ExplorerModel:
         settings |= {"request": asdict(request) | file, "factual_prompt": {"age": age, "sex": sex}}
         settings["point_mm"] = list(point)
         for entity, volume in volumes.items():
-            path = folder / f"{stem}_space-MNI152_{entity}.nii.gz"
-            unit = scene.unit if scene.unit == "SUVR" else units(card.config, TRACERS[0])  # no SUVR: of both tracers
+            path = folder / f"{stem}_space-{SPACE}_{entity}.nii.gz"
+            unit = scene.unit if scene.unit == "SUVR" else units(preprocess, TRACERS[0])  # no SUVR: of both tracers
             unit = T1_UNITS if entity == "T1w" else unit
-            self.model.write(path, volume, settings | {"space": "MNI152", "Units": unit})
+            self.model.write(path, volume, settings | bids_fields(unit, preprocess.mask))
         write_json(folder / "settings.json", settings)
         return folder
 

@@ -31,11 +31,10 @@ from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import ModelCard, check_model, load_card
 from resdm_suite.apps.shards import write_timing
 from resdm_suite.evaluation.suvr import to_suvr
-from resdm_suite.paths import sidecar_path, std_path, stem, synthetic_name, synthetic_path
+from resdm_suite.paths import bids_fields, bids_uri, image_path, sidecar_path, std_path, stem, synthetic_path
+from resdm_suite.preprocessing.suvr import units
+from resdm_suite.preprocessing.t1 import T1_UNITS
 from resdm_suite.profiles import Config, check_condition
-
-T1_UNITS = "1 (T1 scaled to [0, 1])"
-"""``Units`` of a preprocessed T1."""
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
 """BIDS labels of the tracers for a person without a real PET."""
@@ -205,10 +204,11 @@ class Model:
         suvr = np.where(mni_map("brain", self.grid), suvr, 0) if preprocess.mask else suvr
         return suvr.astype(np.float32), {"Units": "SUVR", "intensity": {"kind": "suvr"}}
 
-    def sidecar(self, tracer: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
-        """The JSON sidecar of a synthetic volume."""
+    def sidecar(self, tracer: str, label: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
+        """The JSON sidecar of a synthetic volume, see `synthetic_sidecar`."""
         card, prompt = self.card, {"age": age, "sex": sex}
-        return synthetic_sidecar(card.config, card.name, card.notice, tracer, prompt, self.origin, **extra)
+        head = card.config, card.name, card.notice
+        return synthetic_sidecar(*head, tracer, label, prompt, model=self.origin, **extra)
 
     def write(self, path: Path, pet: np.ndarray, sidecar: dict[str, Any]) -> None:
         """A volume (X, Y, Z) as NIfTI in MNI space, then its sidecar: with the sidecar, both are complete."""
@@ -217,29 +217,21 @@ class Model:
 
 
 def synthetic_sidecar(
-    config: Config, method: str, notice: str, tracer: str, prompt: dict[str, Any],
-    model: dict[str, Any] | None = None, **extra: Any,
+    config: Config, method: str, notice: str, tracer: str, label: str, prompt: dict[str, Any],
+    *, sources: Sequence[str] = (), model: dict[str, Any] | None = None, **extra: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """The JSON sidecar of a synthetic volume on the profile's grid."""
+    """The JSON sidecar of a synthetic volume on the profile's grid, of a tracer's BIDS label, from BIDS URIs."""
     preprocess = config.preprocess
     intensity = {"kind": preprocess.intensity, "suvr_range": list(preprocess.suvr_range[tracer])}
-    space = {"space": "MNI152", "masked": preprocess.mask, "Units": units(config, tracer), "intensity": intensity}
-    head = synthetic_head(config, method, notice, model)
-    return head | {"tracer": tracer, "prompt": prompt, **extra} | space
+    head = synthetic_head(config, method, notice, model) | {"tracer": tracer, "prompt": prompt, **extra}
+    fields = bids_fields(units(preprocess, tracer), preprocess.mask, label, sources=sources)
+    return head | fields | {"intensity": intensity}
 
 
 def synthetic_head(config: Config, method: str, notice: str, model: dict[str, Any] | None = None) -> dict[str, Any]:
     """First entries of the description of a synthetic volume."""
     head = {"synthetic": True, "notice": notice, "cohort_notice": config.notice, "method": method}
     return head if model is None else head | {"model": model}
-
-
-def units(config: Config, tracer: str, *, difference: bool = False) -> str:
-    """``Units`` of a PET as the suite stores it, in [0, 1], or of differences and standard deviations of such PETs."""
-    low, high = config.preprocess.suvr_range[tracer]
-    if config.preprocess.intensity != "fixed":
-        return "1 (each scan scaled to [0, 1]; no SUVR)"
-    return f"1 (SUVR = {'' if difference or not low else f'{low:g} + '}{high - low:g} × value)"
 
 
 def save_image(path: Path, image: nib.Nifti1Image, notice: str) -> None:
@@ -326,8 +318,10 @@ def synthesise_people(
     jobs = list(enumerate(rows))[part - 1 :: parts]
     for i, row in tqdm(jobs, desc=f"{model.card.name} {condition}", unit="session", disable=not progress):
         who, prompt = (row["person"], row["session"]), (prior.age[i], prior.sex[i])
-        files = [synthetic_path(out, *who, _label(row, tracer)) for tracer in TRACERS]
-        sidecars = [model.sidecar(tracer, *prompt, **extra) for tracer in TRACERS]
+        labels = {tracer: _label(row, tracer) for tracer in TRACERS}
+        sources = [f"bids:volumes:{row['t1w']}"] if "t1w" in row else []
+        files = [synthetic_path(out, *who, label) for label in labels.values()]
+        sidecars = [model.sidecar(*tracer, *prompt, sources=sources, **extra) for tracer in labels.items()]
         if all(_is_done(model, file, sidecar, samples) for file, sidecar in zip(files, sidecars, strict=True)):
             continue
         start = time.perf_counter()
@@ -369,7 +363,7 @@ def _sidecars(model: Model, file: Path, sidecar: dict[str, Any], samples: int) -
     """The files of a synthesis and their sidecars: one sample, or mean and standard deviation of several."""
     if samples == 1:
         return {file: sidecar}
-    of_difference = units(model.card.config, sidecar["tracer"], difference=True)
+    of_difference = units(model.card.config.preprocess, sidecar["tracer"], difference=True)
     std = {"statistic": "standard deviation over samples", "Units": of_difference}
     return {file: sidecar | {"statistic": "mean over samples"}, std_path(file): sidecar | std}
 
@@ -387,7 +381,7 @@ def _is_done(model: Model, file: Path, sidecar: dict[str, Any], samples: int) ->
 def synthesise_mri(
     model: Model, mri: np.ndarray, out: str | Path, *, age: float | None, sex: str | None, seed: int,
     steps: int | None = None, samples: int = 1, prefix: str = "sub-01", source: dict[str, Any] | None = None,
-    each: Callable[[], None] | None = None,
+    raw: str = "", each: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Path], np.ndarray]:  # fmt: skip
     """Both PETs of one real MRI, in MNI space, in SUVR where the model has its scale: the mean over samples.
 
@@ -401,6 +395,8 @@ def synthesise_mri(
         BIDS entities at the start of the file names, see `bids_prefix`.
     source : dict, optional
         Origin of the MRI (file name, digest, transform), for the sidecars.
+    raw : str
+        BIDS URI of the MRI.
     each : callable, optional
         Called after every sample.
 
@@ -419,19 +415,19 @@ def synthesise_mri(
                 each()
 
     pet, _ = mean_and_std(draws())
-    out, files = Path(out), {}
+    files, t1 = {}, image_path(out, prefix, "preproc")
     extra = {"condition": "factual", "seed": seed, "steps": sampling_steps(model.card, steps), "samples": samples}
     extra |= {"source": source}
     for channel, tracer in enumerate(TRACERS):
-        files[tracer] = out / synthetic_name(prefix, LABELS[tracer])
-        volume, entries = model.to_suvr(pet[channel], tracer)
-        sidecar = model.sidecar(tracer, age, sex, **extra) | {"statistic": "mean over samples"}
-        model.write(files[tracer], volume, sidecar | entries)
-    files["mri"] = out / f"{prefix}_space-MNI152_desc-preproc_T1w.nii.gz"
-    with atomic(files["mri"]) as temporary:
+        label, (volume, entries) = LABELS[tracer], model.to_suvr(pet[channel], tracer)
+        sidecar = model.sidecar(tracer, label, age, sex, sources=[bids_uri(t1, out)], **extra)
+        files[tracer] = image_path(out, prefix, "synth", label)
+        model.write(files[tracer], volume, sidecar | {"statistic": "mean over samples"} | entries)
+    with atomic(t1) as temporary:
         nib.save(model.grid.image(np.asarray(mri, dtype=np.float32)), temporary)
-    write_json(sidecar_path(files["mri"]), {"source": source, "space": "MNI152", "Units": T1_UNITS})
-    return files, pet
+    fields = bids_fields(T1_UNITS, model.card.config.preprocess.mask, sources=[raw] if raw else [])
+    write_json(sidecar_path(t1), fields | {"source": source})
+    return files | {"mri": t1}, pet
 
 
 def check_phantom(card: ModelCard, allowed: bool) -> None:
@@ -446,10 +442,12 @@ def check_phantom(card: ModelCard, allowed: bool) -> None:
 def bids_prefix(file: str | Path) -> str:
     """BIDS entities of the outputs of a T1: those of its BIDS name, else ``sub-<letters and digits of the name>``.
 
-    >>> bids_prefix("sub-07_ses-M12_run-1_T1w.nii.gz"), bids_prefix("my scan.nii")
+    Of its name's, only those that a PET may have.
+
+    >>> bids_prefix("sub-07_ses-M12_acq-mprage_run-1_T1w.nii.gz"), bids_prefix("my scan.nii")
     ('sub-07_ses-M12_run-1', 'sub-myscan')
     """
     name = stem(Path(file).name)
     if found := re.fullmatch(r"(sub-[a-zA-Z0-9]+(?:_[a-zA-Z]+-[a-zA-Z0-9]+)*)_T1w", name):
-        return found[1]
+        return "_".join(part for part in found[1].split("_") if part.startswith(("sub-", "ses-", "run-")))
     return f"sub-{re.sub('[^a-zA-Z0-9]', '', name.removesuffix('_T1w')) or '01'}"

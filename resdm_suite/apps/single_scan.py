@@ -13,6 +13,7 @@ the whole interval lies on one side of the cohort's cut-off.
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import sys
@@ -44,7 +45,16 @@ from resdm_suite.evaluation.atlas import CENTILOID, centiloid
 from resdm_suite.evaluation.fidelity import UNCALIBRATED
 from resdm_suite.evaluation.intervals import LEVEL, read_calibration, status
 from resdm_suite.evaluation.suvr import regional_means, to_suvr
-from resdm_suite.paths import CALIBRATION, INPUT_CHECK, sidecar_path, write_description
+from resdm_suite.paths import (
+    CALIBRATION,
+    DESCRIPTION,
+    INPUT_CHECK,
+    SPACE,
+    bids_uri,
+    session_folder,
+    sidecar_path,
+    write_description,
+)
 from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.registration import Scan, resample
 from resdm_suite.preprocessing.t1 import preprocess_mri
@@ -87,6 +97,7 @@ def synthesise_scan(
     model : path
         A model folder; the MRI is preprocessed with the settings of the model's training.
     out : path
+        Gets ``anat/``, ``pet/`` and the other files below ``sub-<label>/[ses-<label>/]``, as BIDS-Derivatives.
     age, sex
         Prior information in the prompt; left out where ``None``.
     progress : bool
@@ -115,8 +126,9 @@ def synthesise_scan(
     _, sampler, force = _prepare(model, **sampling)
     if not Path(t1w).is_file():
         raise FileNotFoundError(f"{t1w}: no such MRI")
-    prompt = {"age": age, "sex": sex}
-    return _synthesise(Path(t1w), Model.load(model), Path(out), bids_prefix(t1w), prompt, sampler, force, progress)
+    prompt, t1w, loaded = {"age": age, "sex": sex}, Path(t1w), Model.load(model)
+    root = next((folder for folder in t1w.parents if (folder / DESCRIPTION).is_file()), t1w.parent)
+    return _synthesise(t1w, root, loaded, Path(out), bids_prefix(t1w), prompt, sampler, force, progress)
 
 
 def _prepare(
@@ -140,12 +152,12 @@ def _prepare(
 
 
 def _synthesise(
-    t1w: Path, model: Model, out: Path, prefix: str, prompt: dict[str, Any], sampler: dict[str, Any], force: bool,
-    progress: bool,
+    t1w: Path, root: Path, model: Model, out: Path, prefix: str, prompt: dict[str, Any], sampler: dict[str, Any],
+    force: bool, progress: bool,
 ) -> dict[str, Path]:  # fmt: skip
-    """`synthesise_scan` with a loaded model and checked arguments."""
+    """`synthesise_scan` with a loaded model and checked arguments; the MRI lies below ``root``."""
     card, config, samples = model.card, model.card.config, sampler["samples"]
-    record, inputs = out / f"{prefix}_desc-synth_record.json", _inputs(t1w, card, prompt, sampler)
+    folder, record, inputs = session_folder(out, prefix), _record(out, prefix), _inputs(t1w, card, prompt, sampler)
     stored = _read_record(record).get("scan", inputs["scan"])
     if stored["sha256"] != inputs["scan"]["sha256"]:
         raise ScanError(
@@ -159,16 +171,17 @@ def _synthesise(
         found = _check_input(t1w, mri, info, card, force)
         outcome: dict[str, Any] = {"input_check": found}
         bar.update()
+        raw = bids_uri(t1w, root, _describe(out, root, card.notice))
         source = {"file": t1w.name, "sha256": sha256(t1w), **info, "input_check": found, "versions": versions()}
         files, pets = synthesise_mri(
-            model, mri, out, **prompt, **sampler, prefix=prefix, source=source, each=bar.update,
+            model, mri, out, **prompt, **sampler, prefix=prefix, source=source, raw=raw, each=bar.update,
         )  # fmt: skip
         volumes = dict(zip(TRACERS, pets, strict=True))
         for tracer, volume in volumes.items():
-            files[f"{tracer}_native"] = _write_native(files[tracer], volume, tracer, t1w, info["transform"], model)
+            files[f"{tracer}_native"] = _write_native(files[tracer], volume, tracer, t1w, info["transform"], model, raw)
         if config.preprocess.intensity == "fixed":
             table = _suvr_table(volumes, model, samples)
-            files["suvr"] = write_csv(out / f"{prefix}_desc-synth_suvr.csv", table, "%.6g")
+            files["suvr"] = write_csv(folder / f"{prefix}_desc-synth_suvr.csv", table, "%.6g")
             outcome["regional"] = json.loads(table.drop(columns=["samples", "notice"]).to_json(orient="records"))
         picture = scan_montage(
             mri,
@@ -180,12 +193,27 @@ def _synthesise(
             detail=f"Prompt: {prompt_text(**prompt)}; mean of {samples} sample{'s' * (samples > 1)}, in MNI space.",
         )
         origin = provenance(config, [t1w, files["mri"]]) | {"notice": card.notice}
-        images = save_figure(picture, out / f"{prefix}_desc-synth_qc", origin)
+        images = save_figure(picture, folder / f"{prefix}_desc-synth_qc", origin)
         files["picture"] = next(path for path in images if path.suffix == ".png")
         bar.update()
-    names = {what: path.name for what, path in files.items()}
+    names = {what: path.relative_to(folder).as_posix() for what, path in files.items()}
     write_json(record, inputs | outcome | {"files": names})
     return files | {"record": record}
+
+
+def _describe(out: Path, root: Path, notice: str) -> str:
+    """Describe the data set of the outputs; the name in it of the folder below which a T1 lies."""
+    if old := next(out.rglob("*_space-MNI152_*"), None):
+        raise ScanError(f"{old}: by an earlier version, under a name that BIDS does not know; give another --out")
+    links = (stored_json(out / DESCRIPTION) or {}).get("DatasetLinks", {})
+    links, place = {name: os.path.abspath(out / at) for name, at in links.items()}, os.path.abspath(root)
+    link = next((name for name, at in links.items() if at == place), f"raw{len(links) + 1 if links else ''}")
+    write_description(out, f"Synthetic PET ({notice})", "resdm synthesise", links | {link: place})
+    return link
+
+
+def _record(out: Path, prefix: str) -> Path:
+    return session_folder(out, prefix) / f"{prefix}_desc-synth_record.json"
 
 
 def _check_input(t1w: Path, mri: np.ndarray, info: dict[str, Any], card: ModelCard, force: bool) -> dict[str, Any]:
@@ -242,14 +270,14 @@ def _suvr_table(pets: dict[str, np.ndarray], model: Model, samples: int) -> pd.D
 
 
 def _write_native(
-    mni: Path, volume: np.ndarray, tracer: str, t1w: Path, mni_to_t1: list[list[float]], model: Model
+    mni: Path, volume: np.ndarray, tracer: str, t1w: Path, mni_to_t1: list[list[float]], model: Model, raw: str
 ) -> Path:
     """A PET on the voxels of the T1, in SUVR where the model's intensities allow it."""
     volume, _ = model.to_suvr(volume, tracer)
-    path = mni.with_name(mni.name.replace("_space-MNI152_", "_space-T1w_"))
+    path = mni.with_name(mni.name.replace(f"_space-{SPACE}_", "_space-T1w_"))
     save_image(path, to_native(volume, model.grid, np.array(mni_to_t1), t1w), model.card.notice)
     sidecar = json.loads(sidecar_path(mni).read_text(encoding="utf-8"))
-    sidecar |= {"space": "T1w", "interpolation": "linear, once, from the model's grid"}
+    sidecar |= {"SpatialReference": raw, "interpolation": "linear, once, from the model's grid"}
     write_json(sidecar_path(path), sidecar)
     return path
 
@@ -293,7 +321,7 @@ def synthesise_scans(
         CSV with columns ``person`` (``sub-…``) and ``t1w`` (relative to the table), and where known ``session``
         (``ses-…``), ``age`` and ``sex``. Other columns are ignored, so a manifest of the suite can be given.
     out : path
-        Files are written to ``<person>/<session>/pet/`` below it. Existing results of the same scan, model, prompt,
+        Files are written below ``<person>/<session>/`` in it. Existing results of the same scan, model, prompt,
         seed and samples stay.
     model, progress, **sampling
         As of `synthesise_scan`.
@@ -311,12 +339,12 @@ def synthesise_scans(
     """
     card, sampler, force = _prepare(model, **sampling)
     table, out = Path(table), Path(out)
-    loaded, results = None, []
-    for line, row in tqdm(_read_table(table).items(), desc="scans", unit="scan", disable=not progress):
+    loaded, results, rows = None, [], _read_table(table)
+    root = Path(os.path.commonpath([os.path.abspath(Path(table.parent, row["t1w"]).parent) for row in rows.values()]))
+    for line, row in tqdm(rows.items(), desc="scans", unit="scan", disable=not progress):
         person, session, t1w = row["person"], row["session"], Path(table.parent, row["t1w"])
-        parts = [part for part in (person, session) if part]
-        prefix, folder = "_".join(parts), Path(out, *parts, "pet")
-        record, status, message = folder / f"{prefix}_desc-synth_record.json", "failed", ""
+        prefix = "_".join(part for part in (person, session) if part)
+        record, status, message = _record(out, prefix), "failed", ""
         try:
             prompt = _prompt(row, f"{table}, line {line}")
             if not t1w.is_file():
@@ -324,13 +352,12 @@ def synthesise_scans(
             status = "kept"
             if not _is_done(record, _inputs(t1w, card, prompt, sampler), force):
                 loaded = loaded or Model.load(model)
-                _synthesise(t1w, loaded, folder, prefix, prompt, sampler, force, progress)
+                _synthesise(t1w, root, loaded, out, prefix, prompt, sampler, force, progress)
                 status = "done"
             message = input_check_text(record)
         except Exception as error:  # any error belongs to this row
             status, message = "failed", f"{type(error).__name__}: {error}"
         results.append([person, session, str(t1w), status, message, str(record)])
-    write_description(out, f"Synthetic PET ({card.notice})", "resdm synthesise")
     return pd.DataFrame(results, columns=["person", "session", "t1w", "status", "message", "record"])
 
 

@@ -24,7 +24,7 @@ DIAGNOSES = ("CN", "MCI", "AD")
 """Cognitively normal, mild cognitive impairment, Alzheimer's dementia."""
 
 SPACE = "MNI152"
-"""The space of every preprocessed scan: that of nilearn's packaged MNI152 maps."""
+"""Column ``space`` of sessions whose scans lie in a space of MNI152 already."""
 
 PATHS = ("t1w", *TRACERS)
 """Columns that name a file."""

@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from skimage.metrics import structural_similarity
 
-from resdm.io import write_csv
+from resdm.io import remove, write_csv
 from resdm.settings import SEXES, TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.cohorts.leakage import check_leakage, check_tested
 from resdm_suite.evaluation.stored import SESSION, Numbers, read_table, read_volume
-from resdm_suite.paths import synthetic_path
+from resdm_suite.paths import synthetic_path, write_description
 from resdm_suite.profiles import Config
 from resdm_suite.records import write_record
 
@@ -194,6 +194,10 @@ def score_method(config: Config, method: str, index: pd.DataFrame | None = None,
 
 def record_predictions(config: Config, folder: Path, method: str, stage: str) -> None:
     """The record of a folder of predictions: all files in it, made of the volumes by a model."""
+    for outdated in folder.rglob("*_space-MNI152_*"):
+        remove(outdated)  # names of an earlier version
+    name = f"Synthetic PET of profile {config.profile} by {method}" + f" ({config.notice})" * bool(config.notice)
+    write_description(folder, name, stage, {"volumes": config.volumes})
     made = [path for path in folder.rglob("*") if not path.name.startswith(".")]
     inputs = [config.model(method) / "model.safetensors", config.volumes / "index.csv", config.volumes / "cohort.json"]
     write_record(folder, stage, made, inputs)

@@ -14,6 +14,14 @@ MIN_REFERENCE_COVERAGE = 0.5
 """Part of the reference region that a PET must hold; the mean over less would be that of the region's rim."""
 
 
+def units(settings: PreprocessConfig, tracer: str, *, difference: bool = False) -> str:
+    """``Units`` of a PET as the suite stores it, in [0, 1], or of differences and standard deviations of such PETs."""
+    low, high = settings.suvr_range[tracer]
+    if settings.intensity != "fixed":
+        return "1 (each scan scaled to [0, 1]; no SUVR)"
+    return f"1 (SUVR = {'' if difference or not low else f'{low:g} + '}{high - low:g} × value)"
+
+
 def pet_on_grid(
     pet: Scan, mni_to_pet: np.ndarray, tracer: str, settings: PreprocessConfig, path: str
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, float]]:

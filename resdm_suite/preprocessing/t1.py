@@ -21,6 +21,9 @@ from resdm_suite.preprocessing.registration import Scan, register_affine, resamp
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.profiles import Config, PreprocessConfig
 
+T1_UNITS = "1 (T1 scaled to [0, 1])"
+"""``Units`` of a preprocessed T1."""
+
 MIN_TEMPLATE_CORRELATION = 0.3
 """Correlation with the MNI152 T1 below which a scan cannot be in MNI152, regardless of the manifest."""
 

@@ -29,17 +29,18 @@ from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
 from resdm_suite.anatomy import Grid, mni_map, regions
 from resdm_suite.cohorts.leakage import check_shared_scans
-from resdm_suite.cohorts.manifest import SPACE, ManifestError, read_manifest
-from resdm_suite.paths import sidecar_path, stem, write_description
+from resdm_suite.cohorts.manifest import ManifestError, read_manifest
+from resdm_suite.cohorts.tables import read_sidecar
+from resdm_suite.paths import NOT_ACQUIRED, bids_fields, bids_uri, image_path, sidecar_path, stem, write_description
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
 from resdm_suite.preprocessing.registration import Scan, register_rigid
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
-from resdm_suite.preprocessing.suvr import pet_on_grid
-from resdm_suite.preprocessing.t1 import check_contrast, read_t1, registration_errors, t1_on_grid
+from resdm_suite.preprocessing.suvr import pet_on_grid, units
+from resdm_suite.preprocessing.t1 import T1_UNITS, check_contrast, read_t1, registration_errors, t1_on_grid
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, check_folder, read_csv, read_record, state, unchanged, write_record
 
-REVISION = 6
+REVISION = 7
 """Raise it whenever the same scans and settings give other volumes, so that old ones are made again."""
 
 _INDEX_MEASURES = ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")
@@ -185,13 +186,9 @@ def _settings_digest(config: Config) -> str:
 
 def _outputs(row: Row) -> dict[str, str]:
     """The session's volumes, relative to ``volumes/``."""
-    folder, name = f"{row['person']}/{row['session']}", f"{row['person']}_{row['session']}"
-    names = {"t1w": f"{folder}/anat/{name}_space-{SPACE}_desc-preproc_T1w.nii.gz"}
-    for tracer in TRACERS:
-        if row[tracer]:
-            label = row[f"{tracer}_tracer"]
-            names[tracer] = f"{folder}/pet/{name}_trc-{label}_space-{SPACE}_desc-preproc_pet.nii.gz"
-    return names
+    labels = {"t1w": ""} | {tracer: row[f"{tracer}_tracer"] for tracer in TRACERS if row[tracer]}
+    name = f"{row['person']}_{row['session']}"
+    return {what: image_path("", name, "preproc", label).as_posix() for what, label in labels.items()}
 
 
 def _current_record(config: Config, row: Row, settings: str) -> dict[str, Any] | None:
@@ -257,7 +254,11 @@ def _write_session(config: Config, row: Row) -> None:
         with atomic(path) as temporary:
             nib.save(grid.image(array.astype(np.float32)), temporary)
         source = {"file": Path(row[what]).name, "sha256": inputs[what]["sha256"]}
-        head = {"space": SPACE, "source": source, "transform": transform.tolist(), "settings": digest}
+        label = "" if what == "t1w" else row[f"{what}_tracer"]
+        unit, sources = units(settings, what) if label else T1_UNITS, [bids_uri(row[what], config.source_root, "raw")]
+        head = bids_fields(unit, settings.mask, label, sources=sources)
+        head |= _acquisition(row[what], scans[what]) if label else {}
+        head |= {"source": source, "transform": transform.tolist(), "settings": digest}
         head |= {"registration_similarity": similarity} | ({"registered": False} if row["space"] else {})
         write_json(sidecar_path(path), head | sidecar)
 
@@ -287,6 +288,16 @@ def _write_session(config: Config, row: Row) -> None:
     record |= {"space": row["space"]} if row["space"] else {}
     notes = [f"{row[what]}: {scan.frames['note']}" for what, scan in scans.items() if "note" in scan.frames]
     write_json(record_path(config, row), record | ({"notes": notes} if notes else {}))
+
+
+def _acquisition(path: str, scan: Scan) -> dict[str, Any]:
+    """What the sidecar of a PET states of its acquisition, with the time of the frames that are averaged."""
+    stated = read_sidecar(path) or {}
+    entries = {key: stated[key] for key in ("TracerName", "TracerRadionuclide", *NOT_ACQUIRED) if key in stated}
+    if span := scan.frames.get("minutes_after_injection"):
+        entries["FrameTimesStart"] = [entries.get("InjectionStart", 0) + 60 * span[0]]
+        entries["FrameDuration"] = [60 * (span[1] - span[0])]
+    return entries
 
 
 # ── the cohort ────────────────────────────────────────────────────────────────────────────────────
@@ -353,7 +364,8 @@ def _pack(
     if not (current and _holds(index_path, text)):
         card_path.unlink(missing_ok=True)
         _write_arrays(config, index, records)
-        write_description(folder, f"Preprocessed volumes of profile {config.profile}", "resdm preprocess")
+        name, links = f"Preprocessed volumes of profile {config.profile}", {"raw": config.source_root}
+        write_description(folder, name, "resdm preprocess", links, synthetic=False)
         write_json(card_path, card)
         write_text(index_path, text)
     made = [array_path, card_path, index_path, folder / "excluded.csv", *folder.glob("template_*.nii.gz")]
