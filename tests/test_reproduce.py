@@ -164,7 +164,7 @@ def test_the_report_is_accessible(config, scheme):
             faults = Axe().run(page).response["violations"]
             assert [(fault["id"], fault["nodes"][0]["html"]) for fault in faults] == [], path.name
             texts = page.evaluate("[...document.images].map(image => image.alt)")
-            assert all(len(text) > 40 for text in texts), texts
+            assert all(len(text) > 40 and "No description" not in text for text in texts), texts
 
 
 def test_a_second_run_does_nothing(reproduced):
