@@ -116,6 +116,8 @@ def test_a_changed_template_reruns_its_page(planned):
         "uncertainty",
         "evaluation",
         "trust",
+        "atn",
+        "subgroups",
     }
     rules["table.tex.j2"] = tables
     for path in (ROOT / "resdm_suite" / "reporting" / "templates").iterdir():
