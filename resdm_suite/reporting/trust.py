@@ -33,7 +33,11 @@ def refusal_table(config: Config, method: str, check: InputCheck | None, refused
 def interval_table(config: Config, method: str, shares: pd.DataFrame) -> Table:
     """What the intervals of test people state. ``shares``: tracer, measure, share, low, high and n."""
     shown = shares.assign(text=_percent(shares))
-    pages = (pivot(shown, "tracer", ["measure"], {"{} (%)": "text"}, head="Tracer"),) if len(shares) else ()
+    pages = (
+        pivot(shown, "tracer", ["measure"], {"{} (%)": "text"}, head="Tracer")
+        if len(shares)
+        else text_block({"Tracer": []}),
+    )
     n = span(shares.loc[shares["measure"] == "inside", "n"]) if len(shares) else ""
     lines = notes("intervals", method=method, level=LEVEL, n=n)
     return Table("intervals", "What the interval of one person states", config.notice, shares, pages, lines)
@@ -50,4 +54,4 @@ def audit_table(config: Config, method: str, found: dict[str, Any]) -> Table:
         columns["training people"][-1] = with_interval(found["auc"], found["auc_low"], found["auc_high"])
     lines = notes("memorisation", method=method, found=found, limit=LIMIT)
     title = "What the model reveals of its training people"
-    return Table("memorisation", title, config.notice, frame, (text_block(columns),) if found else (), lines)
+    return Table("memorisation", title, config.notice, frame, (text_block(columns),), lines)
