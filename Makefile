@@ -63,7 +63,7 @@ docs: env        ## build the site from docs/, notebooks (with outputs of the ph
 	@echo 'Open $(abspath work/site/docs/index.html)'
 
 test: env        ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env        ## check style, imports and spelling
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/codespell

@@ -25,6 +25,14 @@ torch.set_num_threads(1)  # two test workers on two cores; and sums in one order
 ROOT = Path(__file__).resolve().parents[1]
 
 
+LONGEST = ("test_reproduce", "test_volumes", "test_training", "test_sources_end_to_end")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end, one of two workers would wait for the other."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def real_t1() -> Path:
     """A real person's T1 beside the repository in development; it is not part of the repository."""

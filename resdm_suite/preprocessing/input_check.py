@@ -198,7 +198,8 @@ def _describe(grid: Grid, train: CohortDataset, config: Config) -> tuple[InputCh
         basis = PCA(min(_COMPONENTS, len(rows) - 1), svd_solver="full").fit(rows)
         deviation = np.sqrt(np.maximum(basis.explained_variance_, 1e-12))
         arrays = quantiles, basis.mean_, basis.components_, deviation
-        return InputCheck(grid, torch.from_numpy(tissue), *(torch.from_numpy(a.astype(np.float32)) for a in arrays))
+        arrays = [array.astype(np.float32, "C") for array in arrays]  # in memory as in the file: the same last bits
+        return InputCheck(grid, *map(torch.from_numpy, [tissue, *arrays]))
 
     people, measured = train.index["person"], [{}] * len(train)
     for fitted, left_out in GroupKFold(min(_FOLDS, people.nunique())).split(coarse, groups=people):
