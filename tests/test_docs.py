@@ -346,7 +346,7 @@ def test_a_users_table_reaches_table_2_and_a_synthetic_pet(study, smoke_folder, 
     run(page, **places)
     (settings,) = blocks(page, "yaml")  # the page's profile is the one that `resdm init` writes
     written = (study / "configs" / "mine.yaml").read_text(encoding="utf-8")
-    settings = settings.replace("source: bids", "source: csv").replace(f"/repository/{typed}", str(table))
+    settings = settings.replace("source: bids", "source: csv").replace(f"<absolute path of {typed}>", str(table))
     assert yaml.safe_load(written) == yaml.safe_load(settings)
     config = load_config("mine")
     assert config.notice == "other data: not the paper's cohort"

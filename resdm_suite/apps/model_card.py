@@ -23,7 +23,7 @@ from resdm_suite.evaluation.subgroups import worst_groups
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, read_json
 from resdm_suite.reporting.diagnosis import NAMES
-from resdm_suite.reporting.provenance import outdated
+from resdm_suite.reporting.provenance import read_result
 from resdm_suite.reporting.tables import number, p_value, with_interval
 
 CARD = "README.md"
@@ -60,9 +60,9 @@ def write_card(config: Config, name: str) -> Path:
             scores = scores[scores["person"].isin(test)]
     timing = card.folder / "timing.json"
     cost = read_json(timing) if timing.is_file() else {}
-    table, groups = config.figures / "subgroups.csv", None
-    if table.is_file() and not outdated(config, "subgroups"):  # one of this training
-        groups = worst_groups(pd.read_csv(table), name)
+    groups = None
+    with suppress(LookupError):  # no table of this training
+        groups = worst_groups(read_result(config, "subgroups"), name)
     return write_text(card.folder / CARD, render(card, read_index(config, "train"), scores, cost, groups))
 
 

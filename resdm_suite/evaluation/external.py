@@ -298,9 +298,7 @@ def evaluate(cases: pd.DataFrame, reader: Reader, *, progress: bool = True) -> E
     Controls and classifiers are fitted on the table's training people; without them, on four fifths of the test people
     at a time to predict the last fifth, by person. Raises as `Reader.read`.
     """
-    methods = [
-        name for name in cases if name not in {*_KEYS, "tracer", "age", "sex", "split", "label", "real", "t1w", "space"}
-    ]
+    methods = [name for name in cases if name not in _COLUMNS]
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in Evaluation.__dataclass_fields__}
     count = len(cases) + (len(methods) + len(CONTROLS)) * int((cases["split"] == "test").sum())
     with tqdm(total=count, desc="evaluation", unit="volume", disable=not progress) as bar:

@@ -22,9 +22,6 @@ from resdm_suite.evaluation.statistics import REPEATS, percentile_interval, pers
 from resdm_suite.evaluation.stored import read_json
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
 
-WORST = {"psnr": min, "error": max, "auc": min}
-"""Quantity → which value of the groups is the worst."""
-
 
 def groups_of_test_people(config: Config) -> pd.DataFrame:
     """Groups of the test people: person, tracer, axis, group; in the order of the tables.
@@ -130,6 +127,6 @@ def worst_groups(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     """The rows of ``subgroups.csv`` with the worst value of a method, by quantity and tracer."""
     rows = frame[frame["source"] == source]
     return pd.DataFrame([
-        part.loc[part["value"].idxmin() if WORST[quantity] is min else part["value"].idxmax()]
+        part.loc[part["value"].idxmax() if quantity == "error" else part["value"].idxmin()]
         for (quantity, _), part in rows.groupby(["quantity", "tracer"], sort=False)
     ])  # fmt: skip

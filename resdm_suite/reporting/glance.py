@@ -12,8 +12,7 @@ import pandas as pd
 
 from resdm.settings import TRACERS
 from resdm_suite.profiles import Config
-from resdm_suite.records import read_csv
-from resdm_suite.reporting.provenance import outdated
+from resdm_suite.reporting.provenance import read_result
 from resdm_suite.reporting.tables import PAPER_METHODS, REFERENCE_METHOD, TRACER_NAMES, p_value, with_interval
 
 BEST = "the best other published method"
@@ -49,14 +48,6 @@ class Answer(NamedTuple):
     link: str = ""
 
 
-def stored(config: Config, stem: str) -> pd.DataFrame:
-    """A table of this run. Raises `LookupError` where it is missing or not of this run, `ValueError` if damaged."""
-    path = config.figures / f"{stem}.csv"
-    if not path.is_file() or outdated(config, stem):
-        raise LookupError(stem)
-    return read_csv(path)
-
-
 def comparisons(config: Config) -> dict[str, Any]:
     """ResDM against linear model, template, best rival and MRI: ``columns``, ``rows`` (name, cells) and ``note``.
 
@@ -64,11 +55,11 @@ def comparisons(config: Config) -> dict[str, Any]:
     """
     quality, status = {}, {}
     with contextlib.suppress(LookupError, ValueError):
-        frame = stored(config, "table2").query("region == 'brain' and metric == 'psnr'")
+        frame = read_result(config, "table2").query("region == 'brain' and metric == 'psnr'")
         quality = {tracer: part.set_index("method") for tracer, part in frame.groupby("tracer")}
     planted = False
     with contextlib.suppress(LookupError, ValueError):
-        frame = stored(config, "table4").query("metric == 'auc_mean_score'")
+        frame = read_result(config, "table4").query("metric == 'auc_mean_score'")
         planted = "planted" in set(frame["target"])
         frame = frame[frame["target"] == ("planted" if planted else "label")]
         status = {tracer: part.set_index("source") for tracer, part in frame.groupby("tracer")}
@@ -143,13 +134,13 @@ def _yes(above: dict[str, bool]) -> str:
 
 
 def _sex(config: Config) -> Answer:
-    above, costs = _effect(stored(config, "figure4_effects"), "psnr_right_wrong", "dB", 1)
+    above, costs = _effect(read_result(config, "figure4_effects"), "psnr_right_wrong", "dB", 1)
     text = f"{_yes(above)} With the wrong sex the image fits the person's own real PET worse, by {costs}."
     return Answer("Does the sex in the prompt change the image as it should?", text, "07_figure4_gender", "Figure 4")
 
 
 def _age(config: Config) -> Answer:
-    frame = stored(config, "figure5_effects")
+    frame = read_result(config, "figure5_effects")
     above, costs = _effect(frame, "psnr_own_shuffled", "dB", 1)
     _, slopes = _effect(frame, "slope_sweep", "years", 2)
     text = f"{_yes(above)} Another person's age costs {costs} of fit to the own real PET. "
@@ -158,7 +149,7 @@ def _age(config: Config) -> Answer:
 
 
 def _claims(config: Config) -> Answer:
-    frame = stored(config, "claims")
+    frame = read_result(config, "claims")
     counts = frame.loc[~frame["kind"].isin(["setting", "control"]), "status"].value_counts()
     tested = [f"{counts.get(status, 0)} {status}" for status in ("held", "did not hold")]
     names = {"contradicts itself": "in which the paper contradicts itself"}
@@ -170,7 +161,7 @@ def _claims(config: Config) -> Answer:
 
 
 def _refusals(config: Config) -> Answer:
-    frame = stored(config, "input_check").set_index("fault")
+    frame = read_result(config, "input_check").set_index("fault")
     faulty = frame.drop("none")
     missed = ", ".join(faulty.index[faulty["share"] < 0.5]) or "none"
     ends = 100 * frame.loc["none", ["share", "low", "high"]].astype(float)
@@ -181,7 +172,7 @@ def _refusals(config: Config) -> Answer:
 
 
 def _statuses(config: Config) -> Answer:
-    frame = stored(config, "intervals")
+    frame = read_result(config, "intervals")
     shares = [
         f"{with_interval(*(100 * row[['share', 'low', 'high']].astype(float)), 0)} % ({TRACER_NAMES[row['tracer']]})"
         for _, row in frame[frame["measure"] == "undetermined"].iterrows()
@@ -193,7 +184,7 @@ def _statuses(config: Config) -> Answer:
 
 
 def _membership(config: Config) -> Answer:
-    found = stored(config, "memorisation").iloc[0]
+    found = read_result(config, "memorisation").iloc[0]
     area = with_interval(found["auc"], found["auc_low"], found["auc_high"])
     text = f"Training people can be told from others with an AUC of {area}; 0.5 would reveal nothing."
     return Answer("Does the model reveal its training people?", text, "21_trust", "Trust")

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 from resdm.io import sha256, write_json
 from resdm_suite.cohorts.splits import split_digest
 from resdm_suite.profiles import Config
-from resdm_suite.records import RecordError, parsing, read_json, unchanged
+from resdm_suite.records import RecordError, parsing, read_csv, read_json, unchanged
 
 PACKAGES = (
     "resdm", "numpy", "scipy", "pandas", "scikit-image", "matplotlib", "nibabel", "nilearn", "SimpleITK",
@@ -168,6 +168,14 @@ def outdated(config: Config, stem: str) -> str:
     except (RecordError, LookupError, TypeError, AttributeError):
         return f"{sidecar.name} is damaged"
     return ""
+
+
+def read_result(config: Config, stem: str) -> pd.DataFrame:
+    """A table of this run. Raises `LookupError` where it is missing or `outdated`, `RecordError` if damaged."""
+    path = config.figures / f"{stem}.csv"
+    if not path.is_file() or outdated(config, stem):
+        raise LookupError(f"{path}: no table of this run")
+    return read_csv(path)
 
 
 def processor() -> dict[str, str]:
