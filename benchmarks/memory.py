@@ -69,7 +69,7 @@ def markdown(frame: pd.DataFrame, size: int) -> str:
         "One person, both tracers. Counted from shapes (fake tensors), nothing is run: storages that exist between "
         f"forward and backward pass; {COPIES} copies of the network's weights in 32 bits (weights, gradients, two "
         "moments of AdamW, EMA). Not counted: the text tower (0.14 GiB for ViT-B/32, of which 14 MiB are trained), the "
-        "largest temporaries of the backward pass, cuDNN's workspace, the CUDA context. One H100 needed 3.72 GiB at "
+        "largest temporaries of the backward pass, cuDNN's workspace, the CUDA context. One H100 needed 2.45 GiB at "
         "most with the stem and bf16 on the whole grid ([phantom128_h100.md](phantom128_h100.md)).",
         "",
         "| configuration | voxels | saved (GiB) | per volume (GiB) | weights and optimiser (GiB) | sum (GiB) "

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import tiny_network
 
 from resdm.layers.wavelet import haar, inverse_haar
-from resdm.unet import Attention, NetworkConfig, UNet
+from resdm.unet import Attention, NetworkConfig, UNet, norm
 
 
 def test_haar_is_orthonormal_and_exactly_inverted(generator):
@@ -19,6 +19,17 @@ def test_haar_is_orthonormal_and_exactly_inverted(generator):
     torch.testing.assert_close(bands[:, 8:], haar(x[:, 1:]))  # channels stay apart
     torch.testing.assert_close(bands.square().sum(), x.square().sum())  # so white noise stays white noise
     torch.testing.assert_close(haar(torch.ones(1, 1, 2, 2, 2))[0, :, 0, 0, 0], torch.tensor([8**0.5] + [0.0] * 7))
+
+
+def test_group_norm_keeps_the_precision_of_its_input(generator):
+    x, layer = torch.randn((2, 8, 3, 4, 5), generator=generator), norm(8, 4)
+    layer.weight.data.uniform_(0.5, 1.5)
+    expected = F.group_norm(x, 4, layer.weight, layer.bias)
+    assert layer(x).equal(expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0.02, atol=0.02)
 
 
 def test_cross_attention_is_scaled_dot_product_attention(generator):
