@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from resdm.settings import TRACERS
+from resdm.settings import PROMPT_FIELDS, TRACERS
 
 __all__ = ["PROMPT_FIELDS", "TRACERS", "Batch", "Prior"]
-
-PROMPT_FIELDS = ("age", "sex")
-"""Fields of `Prior` that a prompt can contain."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +24,21 @@ class Prior:
     sex : tuple of {"F", "M"} or None
     shard : (int, int)
         Rank of this process and number of processes: person i here is person ``i · processes + rank`` of the batch.
+    more : mapping of str to tuple of float, str or None
+        Further attributes: numbers, or categories as text. See `resdm.attributes`.
     """
 
     age: tuple[float | None, ...]
     sex: tuple[str | None, ...]
     shard: tuple[int, int] = (0, 1)
+    more: Mapping[str, tuple[float | str | None, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.age) != len(self.sex):
             raise ValueError(f"prior: {len(self.age)} ages for {len(self.sex)} sexes")
+        for name, values in self.more.items():
+            if len(values) != len(self.age):
+                raise ValueError(f"prior: {len(values)} values of {name} for {len(self.age)} people")
 
     def __len__(self) -> int:
         return len(self.age)
@@ -50,9 +53,45 @@ class Prior:
         rank, processes = self.shard
         return values.unflatten(dim, (-1, processes)).select(dim + 1, rank)
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Age, sex and the further attributes."""
+        return (*PROMPT_FIELDS, *self.more)
+
+    def values(self, name: str) -> tuple[float | str | None, ...]:
+        """A field of everyone; None for a further attribute that is not here."""
+        return getattr(self, name) if name in PROMPT_FIELDS else self.more.get(name, (None,) * len(self))
+
+    def people(self) -> list[dict[str, float | str | None]]:
+        """Each person's fields, by name."""
+        return [{name: self.values(name)[i] for name in self.fields} for i in range(len(self))]
+
+    def stating(self, values: Mapping[str, Sequence[float | str | None]]) -> Prior:
+        """The same people with other values of age and sex; further attributes are replaced as a whole."""
+        own = {name: tuple(values[name]) for name in PROMPT_FIELDS if name in values}
+        more = {name: tuple(column) for name, column in values.items() if name not in PROMPT_FIELDS}
+        return replace(self, **own, more=more)
+
     def without(self, *fields: str) -> Prior:
-        """The same people without ``"age"`` or ``"sex"`` or both."""
-        return replace(self, **{name: (None,) * len(self) for name in fields})
+        """The same people with None in some fields."""
+        return self.stating(
+            {name: (None,) * len(self) if name in fields else self.values(name) for name in self.fields}
+        )
+
+    def dropped(self, drop: Tensor) -> Prior:
+        """The same people with None where ``drop`` (fields, B) is true."""
+        kept = zip(self.fields, drop.tolist(), strict=True)
+        return self.stating({
+            name: tuple(None if gone else value for gone, value in zip(row, self.values(name), strict=True))
+            for name, row in kept
+        })  # fmt: skip
+
+    @classmethod
+    def joined(cls, priors: Sequence[Prior]) -> Prior:
+        """The people of several priors with the same fields."""
+        names = priors[0].fields if priors else PROMPT_FIELDS
+        columns = {name: tuple(value for prior in priors for value in prior.values(name)) for name in names}
+        return cls(columns.pop("age"), columns.pop("sex"), more=columns)
 
 
 @dataclass(frozen=True)
@@ -68,7 +107,7 @@ class Batch:
     present : Tensor (B, 2), bool
         Whether a PET exists.
     prior : Prior
-        Age and sex.
+        Age, sex and further attributes.
     rows : Tensor (B,), int, optional
         Indices in the data set, if the sessions come from one.
     people : tuple of str

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from resdm.attributes import Known
 from resdm.batch import Batch, Prior
 from resdm.cpu_runtime import channels_last
 from resdm.settings import ConfigError, MethodConfig, TrainingConfig, imported_method
@@ -83,6 +84,11 @@ class Method(nn.Module):
         Returns rows of ``history.csv``: ``tracer``, the candidate, and ``validation``, its score (higher is better).
         """
         raise NotImplementedError
+
+    @property
+    def known(self) -> Known:
+        """What the method knows of a person's attributes beside age and sex, see `resdm.attributes`."""
+        return getattr(getattr(self, "prior", None), "known", {})
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take the shapes of stored tensors, by name, before they are loaded; for closed forms."""

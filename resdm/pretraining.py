@@ -1,7 +1,7 @@
 """Pretraining of a small text tower on prompts alone: an addition of this suite, not part of the paper.
 
 Frozen states of a random tower are nearly the same for two ages. Where CLIP's weights cannot be downloaded, a small
-tower first learns to recover age, sex and tracer from the sentence, without images.
+tower first learns to recover age, sex, tracer and further attributes from the sentence, without images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from resdm.attributes import Known, draw
 from resdm.batch import TRACERS
 from resdm.layers import clip
 from resdm.prior import PriorModule, prompt
@@ -41,7 +42,7 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         return meta["correlation"]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        readout = nn.Linear(size.embed_dim, 4).to(device)
+        readout = nn.Linear(size.embed_dim, prompt_batch(1, torch.Generator(), prior.known)[1].shape[1]).to(device)
     generator = torch.Generator().manual_seed(seed)
     weights = [*tower.parameters(), *readout.parameters()]
     trainable = [weight.requires_grad for weight in weights]
@@ -51,7 +52,7 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=size.lessons)
     ages, recovered = [], []
     for step in range(size.lessons):
-        texts, target = prompt_batch(batch, generator)
+        texts, target = prompt_batch(batch, generator, prior.known)
         target = target.to(device)
         ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
         states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))
@@ -81,24 +82,25 @@ def _cache_key(prior: PriorModule, seed: int, batch: int) -> str:
     """Digest of everything that the result depends on: settings, first weights, revision, torch, device and threads."""
     weight = prior.project.weight
     parts = [prior.config.tower, seed, batch, REVISION, torch.__version__, weight.device.type, torch.get_num_threads()]
-    digest = hashlib.sha256("/".join(map(str, parts)).encode())
+    digest = hashlib.sha256("/".join(map(str, [*parts, prior.known][: len(parts) + bool(prior.known)])).encode())
     for value in prior.tower.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def prompt_batch(n: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
-    """N random prompts and their content (n, 4): age in standard deviations, age given, sex (−1, 0, 1), tracer."""
+def prompt_batch(n: int, generator: torch.Generator, known: Known | None = None) -> tuple[list[str], Tensor]:
+    """N random prompts and their content: age in SD, age given, sex (−1, 0, 1), tracer; then that of `draw`."""
     low, high = AGE_RANGE
-    texts, target = [], torch.zeros(n, 4)
-    for i, (a, with_age, s, with_sex, c) in enumerate(torch.rand((n, 5), generator=generator).tolist()):
+    texts, target, drawn = [], torch.zeros(n, 4), torch.rand((n, 5), generator=generator).tolist()
+    people, more = draw(known or {}, n, generator)
+    for i, (a, with_age, s, with_sex, c) in enumerate(drawn):
         age = round(low + (high - low) * a, 1) if with_age < 0.8 else None
         sex = SEXES[int(2 * s)] if with_sex < 0.8 else None
         tracer = TRACERS[int(2 * c)]
-        texts.append(prompt(tracer, age, sex))
+        texts.append(prompt(tracer, age, sex, **people[i]))
         if age is not None:
             target[i, 0], target[i, 1] = (age - (low + high) / 2) / ((high - low) / 4), 1
         if sex is not None:
             target[i, 2] = 2 * SEXES.index(sex) - 1
         target[i, 3] = 2 * TRACERS.index(tracer) - 1
-    return texts, target
+    return texts, torch.cat([target, more], 1)

@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from resdm.batch import PROMPT_FIELDS, TRACERS, Prior
+from resdm import attributes
+from resdm.batch import TRACERS, Prior
 from resdm.layers import clip
 from resdm.settings import SEXES, check_person, require
 
@@ -39,8 +40,8 @@ class PriorConfig:
     weights: str = "openai"  # "openai", a path of a weights file, or "none" (see tower)
     tower: TowerConfig | None = None  # None: ViT-B/32
     context: Literal["tokens", "pooled"] = "tokens"  # pooled: Eq. 5 to the letter, one key: see docs of prior.py
-    fields: tuple[Literal["age", "sex"], ...] = ("age", "sex")  # fields of the prompt in addition to the tracer
-    dropout: float = 0.0  # chance of leaving age, and of leaving sex, out of a training prompt
+    fields: tuple[str, ...] = ("age", "sex")  # of the prompt in addition to the tracer: columns of the manifest
+    dropout: float = 0.0  # chance of leaving each field out of a training prompt
     dim: int = 256  # of the projected text
 
     def __post_init__(self) -> None:
@@ -52,11 +53,11 @@ _TRACER_WORDS = {"amyloid": "Aβ-PET", "tau": "Tau-PET"}
 _SEX_WORDS = {"F": "female", "M": "male"}
 
 
-def prompt(tracer: str, age: float | None = None, sex: str | None = None) -> str:
-    """The released code's sentence; None is left out of it.
+def prompt(tracer: str, age: float | None = None, sex: str | None = None, **more: float | str | None) -> str:
+    """The released code's sentence and, after ``with``, further attributes (`attributes.phrase`); None is left out.
 
-    >>> prompt("amyloid", 74, "F")
-    'Synthesize an Aβ-PET scan for a 74.0-year-old female subject'
+    >>> prompt("amyloid", 74, "F", education=16.0, waist=92.5)
+    'Synthesize an Aβ-PET scan for a 74.0-year-old female subject with 16 years of education, waist 92.5'
 
     Raises
     ------
@@ -68,20 +69,19 @@ def prompt(tracer: str, age: float | None = None, sex: str | None = None) -> str
     check_person(age, sex, "prompt")
     who = [f"{age:.1f}-year-old"] if age is not None else []
     who += [_SEX_WORDS[sex]] if sex is not None else []
-    return " ".join([f"Synthesize an {_TRACER_WORDS[tracer]} scan for a", *who, "subject"])
+    return " ".join([f"Synthesize an {_TRACER_WORDS[tracer]} scan for a", *who, "subject"]) + attributes.clause(more)
 
 
 def prompts(prior: Prior) -> list[str]:
     """2B prompts, person by person, tracers in order: the layout of volumes flattened from (B, 2)."""
-    people = zip(*(getattr(prior, name) for name in PROMPT_FIELDS), strict=True)
-    return [prompt(tracer, *person) for person in people for tracer in TRACERS]
+    return [prompt(tracer, **person) for person in prior.people() for tracer in TRACERS]
 
 
 @cache
-def prompt_tokens() -> Tensor:
-    """Every CLIP token that a prompt can contain; the tokeniser spells numbers digit by digit."""
+def prompt_tokens(*more: str) -> Tensor:
+    """Every CLIP token of prompts, and of ``more`` texts; the tokeniser spells numbers digit by digit."""
     texts = [prompt(tracer, age, sex) for tracer in TRACERS for age in (None, 50.0) for sex in (None, *SEXES)]
-    return torch.unique(torch.stack([clip.tokens(text) for text in [*texts, "0 1 2 3 4 5 6 7 8 9"]]))
+    return torch.unique(torch.stack([clip.tokens(text) for text in [*texts, "0 1 2 3 4 5 6 7 8 9", *more]]))
 
 
 class PriorModule(nn.Module):
@@ -91,15 +91,14 @@ class PriorModule(nn.Module):
     or ``.pt``), or ``"none"``: `resdm.pretraining` then trains a small ``tower`` on prompts.
     """
 
-    def __init__(self, config: PriorConfig) -> None:
+    def __init__(self, config: PriorConfig, tokens: Tensor | None = None) -> None:
         super().__init__()
-        self.config, size, tokens = config, config.tower, prompt_tokens()
+        self.config, self.known, size = config, {}, config.tower  # known: of further fields, see `resdm.open_prior`
+        tokens = prompt_tokens() if tokens is None else tokens
         sizes = {} if size is None else {"width": size.width, "heads": size.heads, "layers": size.layers,
                                          "output_dim": size.embed_dim}  # fmt: skip
         self.tower = clip.text_tower(config.weights, tokens, **sizes)
-        vocabulary = torch.full((int(tokens.max()) + 1,), -1, device=tokens.device)
-        vocabulary[tokens] = torch.arange(len(tokens), device=tokens.device)
-        self.register_buffer("vocabulary", vocabulary, persistent=False)  # CLIP token id → row of the embedding
+        self.register_buffer("vocabulary", attributes.vocabulary(tokens), persistent=False)
         self.project = nn.Linear(self.tower.text_projection.shape[1], config.dim)
         self.frozen = nn.ModuleList(self.tower.transformer.resblocks[:-1])
         for module in (self.tower.token_embedding, self.frozen):
@@ -126,15 +125,11 @@ class PriorModule(nn.Module):
         With a ``generator`` (training) each field of each person is also dropped with probability ``dropout``, so that
         prompts without a field (Figures 4 and 5) are not new to the network.
         """
-        prior = prior.without(*(set(PROMPT_FIELDS) - set(self.config.fields)))
+        prior = attributes.select(prior, self.config.fields, self.known)
         if generator is None or self.config.dropout == 0:
             return prior
-        draw = torch.rand((len(PROMPT_FIELDS), prior.global_size), generator=generator, device=generator.device)
-        drop = dict(zip(PROMPT_FIELDS, prior.local(draw < self.config.dropout, dim=1).tolist(), strict=True))
-        return Prior(**{
-            name: tuple(None if gone else value for gone, value in zip(drop[name], getattr(prior, name), strict=True))
-            for name in PROMPT_FIELDS
-        })  # fmt: skip
+        draw = torch.rand((len(prior.fields), prior.global_size), generator=generator, device=generator.device)
+        return prior.dropped(prior.local(draw < self.config.dropout, dim=1))
 
     def sentence_features(self, texts: list[str]) -> Tensor:
         """N prompts → (N, width): the frozen blocks' state at the end of each sentence; training does not change it."""

@@ -10,14 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resdm.batch import TRACERS, Batch, Prior
+from resdm.batch import PROMPT_FIELDS, TRACERS, Batch, Prior
 from resdm.layers.paths import LinearPath
 from resdm.losses import total_loss
 from resdm.method import Method
+from resdm.open_prior import prior_module
 from resdm.pretraining import pretrain_text_tower
-from resdm.prior import PriorConfig, PriorModule, prompt, prompts
+from resdm.prior import PriorConfig, prompts
 from resdm.scheduler import ResidualScheduler
-from resdm.settings import MethodConfig, require
+from resdm.settings import MethodConfig, further, require
 from resdm.unet import NetworkConfig, UNet
 
 
@@ -58,30 +59,31 @@ class PriorGuided(Method):
 
     def __init__(self, config: ResidualDiffusionConfig, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
-        self.prior = PriorModule(config.prior)
+        self.prior = prior_module(config.prior)
         self.unet = UNet(config.network, config.prior.dim)
-        features = self.prior.tower.positional_embedding.shape[1]
-        self.linear = LinearPath(shape, features) if config.network.linear_path else None
+        size = shape, self.prior.tower.positional_embedding.shape[1], len(further(config.prior.fields))
+        self.linear = LinearPath(*size) if config.network.linear_path else None
 
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Pretrain a small text tower, then fit the network's additional paths to the training images."""
-        pretrain_text_tower(self.prior, seed, folder=folder)
         sessions = list(train) if self.linear is not None else train  # the linear path alone needs all images at once
+        if more := further(self.config.prior.fields):
+            self.prior.learn(Prior.joined([one.prior for one in sessions]), seed)
+        pretrain_text_tower(self.prior, seed, folder=folder)
         if self.unet.global_path is not None:
             self.unet.global_path.fit(one.mri for one in sessions)
         if self.linear is not None and sessions:
-            self.linear.fit_sessions(sessions, self.features, self.config.prior.dropout)
+            self.linear.fit_sessions(sessions, self.features, self.config.prior.dropout, (*PROMPT_FIELDS, *more))
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Give the linear path the shapes of a stored one."""
-        if self.linear is not None:
-            self.linear.resize({name.removeprefix("linear."): shape for name, shape in shapes.items()})
+        """Give the linear path and the vocabulary the shapes of stored ones."""
+        for name, part in (("prior.", self.prior), ("linear.", self.linear)):
+            if hasattr(part, "resize"):
+                part.resize({key.removeprefix(name): shape for key, shape in shapes.items()})
 
     def features(self, prior: Prior) -> Tensor:
         """Sentence features (B, width) of each person, for the linear path."""
-        prior = self.prior.mask_fields(prior)
-        texts = [prompt(TRACERS[0], age, sex) for age, sex in zip(prior.age, prior.sex, strict=True)]
-        return self.prior.sentence_features(texts)
+        return self.prior.sentence_features(prompts(self.prior.mask_fields(prior))[:: len(TRACERS)])
 
     def estimate(self, mri: Tensor, prior: Prior, rows: Tensor | None = None) -> Tensor | None:
         """The linear path's PETs (B, 2, X, Y, Z), or None without one; ``rows`` as in `LinearPath.forward`."""

@@ -21,6 +21,9 @@ TRACERS = ("amyloid", "tau")
 SEXES = ("F", "M")
 """The sex codes of manifests, prompts and tables."""
 
+PROMPT_FIELDS = ("age", "sex")
+"""Fields of a person that the paper's prompt contains; further ones are columns of the manifest."""
+
 AGE_RANGE = (18.0, 110.0)
 """Plausible ages at scan, in years; others are treated as errors of entry."""
 
@@ -63,6 +66,16 @@ def check_person(age: float | None, sex: str | None, where: str) -> None:
         raise ValueError(f"{where}: age {age} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
     if sex is not None and sex not in SEXES:
         raise ValueError(f"{where}: unknown sex {sex!r}; expected one of {', '.join(SEXES)}, or none")
+
+
+def fields_of(settings: Any) -> tuple[str, ...]:
+    """The fields that a method's settings name, in the prompt or in a linear design; none for other methods."""
+    return tuple(getattr(getattr(settings, "prior", None) or settings, "fields", ()))
+
+
+def further(fields: typing.Iterable[str]) -> tuple[str, ...]:
+    """The fields that are neither age nor sex."""
+    return tuple(name for name in fields if name not in PROMPT_FIELDS)
 
 
 def derive_seed(*parts: object) -> int:

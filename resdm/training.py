@@ -107,6 +107,17 @@ def fingerprint(
     }
 
 
+@dataclass(frozen=True)
+class _Sessions:
+    """A data set session by session, as often as it is read; one session at a time is in memory."""
+
+    data: Dataset
+    collate: Callable[[list[Any]], Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.collate([self.data[i]]) for i in range(len(self.data)))
+
+
 @dataclass
 class _Job:
     """The arguments of `train`, resolved."""
@@ -269,8 +280,7 @@ def _train(fabric: Fabric, job: _Job) -> None:
     """The training of one process."""
     _set_up_device(fabric, job)
     stored = load_state(job.state_file, job.stored["fingerprint"]) if job.state_file.is_file() else None
-    sessions = (job.collate([job.train_set[i]]) for i in range(len(job.train_set)))
-    loop = Loop(fabric, job.method, job.run, job.seed, job.cache, sessions)
+    loop = Loop(fabric, job.method, job.run, job.seed, job.cache, _Sessions(job.train_set, job.collate))
     if stored is not None:
         try:
             loop.restore(stored)

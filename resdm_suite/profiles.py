@@ -33,6 +33,8 @@ from resdm.settings import (
     MethodConfig,
     Precision,
     TrainingConfig,
+    fields_of,
+    further,
     imported_method,
     require,
     settings_class,
@@ -50,7 +52,17 @@ CONDITIONS = {
     "shuffled_age": "own sex, the age of another person of the list",
     "shuffled": "age and sex of another person of the list",
 }
-"""Contents of a prompt. Further conditions: ``age_<years>``, ``sex_F`` and ``sex_M`` use one value for everyone."""
+"""Contents of a prompt. Further conditions: ``age_<years>``, ``sex_F`` and ``sex_M`` use one value for everyone.
+
+For each field of ``prior.fields`` there are also ``no_<field>`` (it is left out), ``shuffled_<field>`` (that of another
+person of the list) and ``wrong_<field>`` (the value at the other end of the list's order, or another category).
+"""
+
+TARGET_WORDS = ("suvr", "centiloid", "status", "positive", "positivity", "braak", "uptake", "visual_read")
+"""Words of columns that are read from a PET: no field of a prompt unless it is ``earlier_…``, from an earlier visit."""
+
+NO_ATTRIBUTES = ("person", "session", "split", "t1w", *TRACERS, "space", "load", "stage", "severity", "progression")
+"""Columns that are no attribute of a person, and names of a phantom's truth."""
 
 PACKAGED = Path(__file__).parent / "configs"
 """Profiles of an installed package; a checkout has ``configs/`` at its top instead."""
@@ -89,12 +101,26 @@ def check_condition(name: str, where: str = "") -> str:
     age, sex = re.fullmatch(r"age_(\d+(?:\.\d+)?)", name), re.fullmatch(f"sex_({'|'.join(SEXES)})", name)
     if age and not AGE_RANGE[0] <= float(age[1]) <= AGE_RANGE[1]:
         raise ConfigError(f"{where}: {name!r} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
-    if not (name in CONDITIONS or age or sex):
+    field = re.fullmatch(r"(no|shuffled|wrong)_([a-z][a-z0-9_]*)", name)
+    if not (name in CONDITIONS or age or sex or field):
         raise ConfigError(
             f"{where}: no condition {name!r}{suggest(name, CONDITIONS)}; expected one of {', '.join(CONDITIONS)}, "
-            f"age_<years>, {', '.join(f'sex_{value}' for value in SEXES)}"
+            f"age_<years>, {', '.join(f'sex_{value}' for value in SEXES)}, and no_, shuffled_ or wrong_ with a field"
         )
     return name
+
+
+def check_field(name: str, where: str) -> None:
+    """Raise `ConfigError` for a field of a prompt that is no column's name, or would tell the model its target."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"{where}: {name!r}; expected the name of a column in lower case, of letters, digits and _")
+    derived = any(re.search(rf"(^|_){word}", name) for word in TARGET_WORDS) and not name.startswith("earlier_")
+    if derived or name in NO_ATTRIBUTES:
+        reason = "is derived from the PET that the model shall predict" if derived else "is no attribute of a person"
+        raise ConfigError(
+            f"{where}: {name!r} {reason}; leave it out. A value of an earlier visit is allowed in a column of its own, "
+            f"as earlier_centiloid"
+        )
 
 
 # ── the cohort ────────────────────────────────────────────────────────────────────────────────────
@@ -106,6 +132,14 @@ class GridConfig:
 
     shape: tuple[Side, Side, Side] = (128, 128, 128)
     voxel_mm: Positive = 1.5
+
+
+@dataclass(frozen=True)
+class PlantedAttributes:
+    """Further columns of the phantoms: plasma, marker (unrelated to anything) and apoe4 (related to amyloid)."""
+
+    strength: Fraction = 0.7  # correlation of plasma with the pathology, amyloid load and tau stage in equal parts
+    missing: Fraction = 0.1  # chance that a person lacks each of the three
 
 
 @dataclass(frozen=True)
@@ -127,6 +161,7 @@ class PhantomConfig:
     coupling: Fraction = 1.0  # probability that atrophy follows the person's disease; 0: it predicts nothing
     noise: NonNegative = 1.0  # multiplies the noise of T1 and PET; 0 for tests that need exact values
     pet_frames: Count = 1  # more than 1: PET files are 4D, frames to be averaged
+    plasma: PlantedAttributes | None = None  # None: without these columns; scans and other columns are the same
 
     def __post_init__(self) -> None:
         low, high = self.pet_fwhm_mm
@@ -375,6 +410,11 @@ class Config:
             fault = f"profile {self.profile!r} has no method {name!r}{suggest(name, self.methods)}"
             raise ConfigError(f"{fault}; it has: {', '.join(self.methods)}")
         return self.methods[name]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Fields beside age and sex that any method's prompt or design names: columns of the manifest, in order."""
+        return tuple(dict.fromkeys(name for method in self.methods.values() for name in further(fields_of(method))))
 
     def seeded(self, name: str) -> Config:
         """The profile with the seed of one of its methods, if the method sets one."""
@@ -662,6 +702,8 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str]]:
             f"methods.{name}.network.linear_path is fitted on images as they are stored; set training.shift_voxels: 0 "
             "and flip: false",
         )
+        for field_name in further(fields_of(method)):
+            check_field(field_name, f"methods.{name}: fields")
         base, mark, _ = name.partition("@")
         if not mark or base not in config.methods:  # the profile of a model folder has one method
             continue

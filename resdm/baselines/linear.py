@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from resdm.batch import TRACERS, Batch, Prior
+from resdm import attributes
+from resdm.batch import PROMPT_FIELDS, TRACERS, Batch, Prior
 from resdm.layers.ridge import gram_spectrum
 from resdm.method import Method
-from resdm.settings import SEXES, MethodConfig, Precision, require
+from resdm.settings import SEXES, MethodConfig, Precision, further, require
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class DemographicsConfig(MethodConfig):
 
     kind: str = "demographics"
     precision: Precision | None = "32-true"  # closed forms lose too much in half precision
-    fields: tuple[Literal["age", "sex"], ...] = ("age", "sex")
+    fields: tuple[str, ...] = ("age", "sex")  # columns of the manifest, as in the prompt of ResDM
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,15 @@ class Demographics(Method):
     def __init__(self, config: DemographicsConfig, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
-        self.register_buffer("scale", torch.zeros(2, len(config.fields)))  # mean and deviation of age and sex
+        self.register_buffer("scale", torch.zeros(2, len(config.fields)))  # mean and deviation of the design's columns
+        if further(config.fields):  # what is known of them, as bytes
+            self.register_buffer("catalogue", torch.zeros(0, dtype=torch.uint8))
         self.maps = nn.ModuleDict({tracer: _TracerMap() for tracer in TRACERS})
+
+    @property
+    def known(self) -> attributes.Known:
+        """What the model knows of fields beside age and sex."""
+        return attributes.unpack(getattr(self, "catalogue", None))
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Buffers take the shapes of a stored model, which depend on its training people."""
@@ -102,12 +110,14 @@ class Demographics(Method):
     @torch.no_grad()
     def fit(self, train: Dataset, validation: Dataset | None, collate: Collate) -> list[dict[str, Any]]:
         """Fit both tracers; returns one row per setting tried."""
-        values, tracers = [], set()
+        priors, tracers = [], set()
         for batch in _batches(train, collate):
             self.voxels |= torch.cat([batch.mri, batch.pet], 1)[0].ne(0).any(0)
-            values.append(self._values(batch.prior))
+            priors.append(batch.prior)
             tracers |= {tracer for tracer, has in zip(TRACERS, batch.present[0], strict=True) if has}
-        values = torch.cat(values)  # (n, fields)
+        if known := attributes.learn(self.config.fields, Prior.joined(priors)):
+            self.catalogue = attributes.pack(known)
+        values = torch.cat([self._values(prior) for prior in priors])  # (n, columns)
         mean = values.nanmean(0).nan_to_num(0.0)
         deviation = (values - mean).square().nanmean(0).sqrt().nan_to_num(0.0)
         self.scale = torch.stack([mean, torch.where(deviation > 0, deviation, 1.0)]).float()
@@ -136,9 +146,11 @@ class Demographics(Method):
         return _Sessions(*map(torch.stack, zip(*rows, strict=True))) if rows else None
 
     def _values(self, prior: Prior) -> Tensor:
-        """Age in years and sex as 0 or 1 (B, fields), NaN where unknown."""
+        """Age in years, sex as 0 or 1, and further fields (B, columns), NaN where unknown."""
         known = {"age": prior.age, "sex": [SEXES.index(sex) if sex in SEXES else None for sex in prior.sex]}
-        columns = [[math.nan if v is None else float(v) for v in known[field]] for field in self.config.fields]
+        named = [known[field] for field in self.config.fields if field in PROMPT_FIELDS]
+        columns = [[math.nan if v is None else float(v) for v in values] for values in named]
+        columns += attributes.design_columns(prior, self.known)
         return torch.tensor(columns, dtype=torch.float64).reshape(len(columns), len(prior)).T
 
     def _design(self, prior: Prior) -> Tensor:

@@ -18,7 +18,7 @@ from resdm.batch import TRACERS, Batch, Prior
 from resdm.layers.ridge import gram_spectrum
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0)  # candidates, in units of the mean eigenvalue of the MRI's Gram matrix
-TEXT_COMPONENTS = 4  # principal components of the sentence features in the map
+TEXT_COMPONENTS = 4  # principal components of the sentence features in the map; two more for each further attribute
 _MIN_STD = 0.01  # below this standard deviation of intensities a voxel's MRI counts as constant
 
 
@@ -68,12 +68,12 @@ class LinearPath(nn.Module):
     copies of the training images, 60 MB on the default phantom; too much for grids of 128³ voxels.
     """
 
-    def __init__(self, shape: tuple[int, int, int], features: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], features: int, more: int = 0) -> None:
         super().__init__()
-        self.shape, tracers = tuple(shape), len(TRACERS)
+        self.shape, tracers, rows = tuple(shape), len(TRACERS), 1 + TEXT_COMPONENTS + 2 * more
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
-        self.register_buffer("text", torch.zeros(1 + TEXT_COMPONENTS, features))  # mean, then components by their SD
-        empty = {"mri": (0,), "spread": (0,), "sentence": (tracers, 1 + TEXT_COMPONENTS, 0)}
+        self.register_buffer("text", torch.zeros(rows, features))  # mean, then components by their SD
+        empty = {"mri": (0,), "spread": (0,), "sentence": (tracers, rows, 0)}
         empty |= {"reads": (tracers, 0, 0), "writes": (tracers, 0, 0)}  # no voxel before a fit: the estimate is 0
         for name, size in empty.items():
             self.register_buffer(name, torch.zeros(size))
@@ -86,17 +86,19 @@ class LinearPath(nn.Module):
         for name, buffer in self.named_buffers():
             buffer.resize_(shapes.get(name, buffer.shape))
 
-    def fit_sessions(self, sessions: Sequence[Batch], features: Callable[[Prior], Tensor], dropout: float) -> None:
-        """Fit to training sessions whose prompts lose age and sex with probability ``dropout`` each."""
+    def fit_sessions(
+        self, sessions: Sequence[Batch], features: Callable[[Prior], Tensor], dropout: float, fields: Sequence[str]
+    ) -> None:
+        """Fit to training sessions, with prompts of all ``fields``, without one and without any, as dropout makes."""
         device = self.text.device
         mri, pet, present = (
             torch.cat([getattr(one, name) for one in sessions]).to(device) for name in ("mri", "pet", "present")
         )
-        age, sex = (tuple(v for one in sessions for v in getattr(one.prior, name)) for name in ("age", "sex"))
+        prior = Prior.joined([one.prior for one in sessions])
         people = [who for one in sessions for who in one.people] or [str(i) for i in range(len(mri))]
-        dropped = [(), ("age",), ("sex",), ("age", "sex")] if dropout else [()]
-        sentences = torch.stack([features(Prior(age, sex).without(*fields)) for fields in dropped])
-        chances = [dropout ** len(fields) * (1 - dropout) ** (2 - len(fields)) for fields in dropped]
+        dropped = [(), *((name,) for name in fields), tuple(fields)] if dropout else [()]
+        sentences = torch.stack([features(prior.without(*names)) for names in dropped])
+        chances = [dropout ** len(names) * (1 - dropout) ** (len(fields) - len(names)) for names in dropped]
         self.fit(mri[:, 0], pet, present, sentences, chances, people)
 
     @torch.no_grad()
@@ -164,8 +166,8 @@ class LinearPath(nn.Module):
         rows = sentences.flatten(0, 1).double()
         mean = rows.mean(0)
         _, values, vectors = torch.linalg.svd(rows - mean, full_matrices=False)
-        varies = values[:TEXT_COMPONENTS] > 1e-6 * rows.norm()
-        axes = vectors[:TEXT_COMPONENTS][varies] * (len(rows) ** 0.5 / values[:TEXT_COMPONENTS][varies])[:, None]
+        varies = (values > 1e-6 * rows.norm()).nonzero()[: len(self.text) - 1, 0]  # values fall
+        axes = vectors[varies] * (len(rows) ** 0.5 / values[varies])[:, None]
         self.text.zero_()
         self.text[0], self.text[1 : 1 + len(axes)] = mean.float(), axes.float()
 

@@ -1,5 +1,6 @@
 """Score the best estimate that a phantom's truth allows: an upper bound for every method."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +26,8 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
     -------
     Path
         ``predictions/ceiling/factual`` as `synthesise_method` writes it, and ``latent.csv``: person, session, tracer,
-        positive (probability of the planted status).
+        positive (probability of the planted status). Of phantoms with planted attributes also ``knows_<name>`` and
+        ``knows_all``: the estimates that know these too.
 
     Raises
     ------
@@ -34,22 +36,31 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
     FileNotFoundError, ValueError
         No volumes; phantoms without their truth, or with that of others.
     """
+    attributes = config.attributes if config.cohort.phantom and config.cohort.phantom.plasma else ()
+    known = {f"knows_{name}": (name,) for name in attributes} | {"knows_all": attributes} if attributes else {}
+    for condition, names in known.items():
+        _synthesise(config, condition, names, progress)
+    return _synthesise(config, "factual", (), progress)
+
+
+def _synthesise(config: Config, condition: str, known: Sequence[str], progress: bool) -> Path:
+    """The ceiling that knows MRI, age, sex and the ``known`` attributes."""
     truth = ceiling.read_truth(config)
-    people, out, grid = read_index(config), config.predictions("ceiling"), Grid.of(config.preprocess.grid)
+    people, out, grid = read_index(config), config.predictions("ceiling", condition), Grid.of(config.preprocess.grid)
     population, latent = ceiling.draw_population(config.seed), []
     remove(out / NAME)  # written again at the end
-    for row in tqdm(people.to_dict("records"), desc="ceiling", unit="session", disable=not progress):
-        for tracer, (pet, positive) in ceiling.expected_pet(config, row, population, truth).items():
+    for row in tqdm(people.to_dict("records"), desc=f"ceiling {condition}", unit="session", disable=not progress):
+        for tracer, (pet, positive) in ceiling.expected_pet(config, row, population, truth, known).items():
             label = row[f"{tracer}_tracer"] if int(row[f"present_{tracer}"]) else LABELS[tracer]
             path = synthetic_path(out, row["person"], row["session"], label)
             save_image(path, grid.image(pet), NOTICE)
             prompt = {"age": row["age"], "sex": row["sex"]}
             head, sources = (config, "ceiling", NOTICE, tracer, label, prompt), [f"bids:volumes:{row['t1w']}"]
-            sidecar = synthetic_sidecar(*head, sources=sources, condition="factual")
+            sidecar = synthetic_sidecar(*head, sources=sources, condition=condition)
             write_json(sidecar_path(path), sidecar)
             who = {"person": row["person"], "session": row["session"], "tracer": tracer}
             latent.append(who | {"positive": positive})
     write_csv(out / "latent.csv", pd.DataFrame(latent), "%.6g")
-    score_method(config, "ceiling", people)
+    score_method(config, "ceiling", people, condition)
     record_predictions(config, out, "ceiling", f"resdm ceiling {config.profile}")
     return out

@@ -303,12 +303,23 @@ def _predict(config: Config, method: list[str], condition: list[str] | None, **o
             print(synthesise_method(config, name, one, **options))
 
 
+def _stated(pairs: list[str] | None) -> dict[str, str]:
+    """Attributes of ``--attribute NAME=VALUE``."""
+    stated: dict[str, str] = {}
+    for pair in pairs or ():
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not (name and equals and value) or name in stated:
+            raise ConfigError(f"--attribute {pair}: expected NAME=VALUE, each name once, as --attribute education=16")
+        stated[name] = value
+    return stated
+
+
 def _synthesise(t1w: Path | None, manifest: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
     if (t1w is None) == (manifest is None):
         raise ConfigError("expected either T1w.nii.gz or --manifest")
-    prompt = {"age": options.pop("age"), "sex": options.pop("sex")}
-    if manifest is not None and prompt != {"age": None, "sex": None}:
-        raise ConfigError("--age and --sex are of one MRI; with --manifest they are columns of the table")
+    prompt = {"age": options.pop("age"), "sex": options.pop("sex"), "attributes": _stated(options.pop("attribute"))}
+    if manifest is not None and any(value not in (None, {}) for value in prompt.values()):
+        raise ConfigError("--age, --sex and --attribute are of one MRI; with --manifest they are columns of the table")
     from resdm_suite.apps.model_folder import load_card
     from resdm_suite.apps.single_scan import (
         ScanError,
@@ -442,6 +453,8 @@ _command("synthesise", "synthesise both PETs of one person, or of a table, from 
          _argument("--manifest", type=Path, metavar="CSV", help="many MRIs: person, t1w; optional session, age, sex"),
          _argument("--age", type=float, action=_Once, help="years at scan; without it, the prompt has no age"),
          _argument("--sex", type=_sex, action=_Once, metavar="F|M", help="without it, the prompt has no sex"),
+         _argument("--attribute", action="append", metavar="NAME=VALUE",
+                   help="a further field of the model's prompt, as education=16; may be repeated"),
          _argument("--model", type=Path, required=True, metavar="FOLDER", help="such as work/phantom/models/ResDM"),
          _argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder"),
          _argument("--samples", type=_integer(1), default=4, help="samples; their mean is written (default: 4)"),

@@ -51,7 +51,7 @@ class Stage:
 def sessions_by_split(config: Config) -> dict[str, int]:
     """Sessions of each split: of the manifest, or the expected numbers of a phantom cohort."""
     if config.manifest.is_file():
-        counts = read_manifest(config.manifest, files=False)["split"].value_counts()
+        counts = read_manifest(config.manifest, files=False, attributes=config.attributes)["split"].value_counts()
         return {name: int(counts.get(name, 0)) for name in ("train", "validation", "test")}
     phantom, split = config.cohort.phantom, config.cohort.split
     if phantom is None:
@@ -129,7 +129,7 @@ def _scan_stages(config: Config, sessions: int, cores: int) -> Iterator[Stage]:
     with tempfile.TemporaryDirectory() as folder:
         trial, phantom = replace(config, root=Path(folder)), config.cohort.phantom
         if config.manifest.is_file():
-            rows = read_manifest(config.manifest)
+            rows = read_manifest(config.manifest, attributes=config.attributes)
         else:
             for people in (1, 2):
                 trial = replace(trial, cohort=replace(config.cohort, phantom=replace(phantom, people=people)))

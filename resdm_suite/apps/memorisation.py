@@ -46,7 +46,8 @@ def audit_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     for data, i in tqdm([*members, *others], desc=f"{name} audit", unit="person", disable=not progress):
         row, item = data.index.iloc[i], data[i]
         seed = derive_seed(config.seeded(name).seed, row["person"], row["session"])
-        pet = model.synthesise(item["volumes"][0].numpy(), item["age"], item["sex"], seed=seed)[:, brain]
+        prompt = {"age": item["age"], "sex": item["sex"], "more": item["attributes"]}
+        pet = model.synthesise(item["volumes"][0].numpy(), **prompt, seed=seed)[:, brain]
         truth, others_than = item["volumes"][1:].numpy()[:, brain], people != row["person"]
         found = [
             _distances(

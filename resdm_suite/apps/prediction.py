@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,13 @@ from resdm.checkpoint import load_model
 from resdm.cpu_runtime import computes_bf16, set_up
 from resdm.io import atomic, sha256, stored_json, write_json
 from resdm.method import Method
-from resdm.settings import SEXES, check_person, derive_seed
+from resdm.settings import PROMPT_FIELDS, SEXES, ConfigError, check_person, derive_seed, fields_of, further
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import ModelCard, check_model, load_card
 from resdm_suite.apps.shards import write_timing
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import bids_fields, bids_uri, image_path, sidecar_path, std_path, stem, synthetic_path
+from resdm_suite.preprocessing.dataset import read_attributes
 from resdm_suite.preprocessing.suvr import units
 from resdm_suite.preprocessing.t1 import T1_UNITS
 from resdm_suite.profiles import Config, check_condition
@@ -49,48 +50,64 @@ class SynthesisError(ValueError):
     """Input that a model cannot take, or output that is not an image."""
 
 
-def condition_prior(condition: str, age: Sequence[float | None], sex: Sequence[str | None], seed: int) -> Prior:
-    """Ages and sexes in the prompts of a list of people under a condition.
+def condition_prior(
+    condition: str,
+    age: Sequence[float | None],
+    sex: Sequence[str | None],
+    seed: int,
+    more: Mapping[str, Sequence[float | str | None]] | None = None,
+) -> Prior:
+    """Contents of the prompts of a list of people under a condition.
 
     Parameters
     ----------
     condition : str
-        A key of `resdm_suite.profiles.CONDITIONS`, ``age_<years>``, ``sex_F`` or ``sex_M``.
+        See `resdm_suite.profiles.CONDITIONS`.
     age : sequence of float or None
         Years; NaN counts as unknown and is left out of the prompt.
     sex : sequence of {"F", "M"} or None
     seed : int
         Seed of the shuffle, in which everyone gets the values of another person.
+    more : mapping, optional
+        Further attributes, by field.
 
     Raises
     ------
     ConfigError
-        Unknown condition, or an age out of range.
+        Unknown condition or field, or an age out of range.
     """
     check_condition(condition, "prompt")
     age = tuple(None if value is None or pd.isna(value) else float(value) for value in age)
     sex = tuple(None if value is None or pd.isna(value) else str(value) for value in sex)
-    factual, n = Prior(age, sex), len(age)
-    match condition:
-        case "factual":
-            return factual
-        case "no_age":
-            return factual.without("age")
-        case "no_sex":
-            return factual.without("sex")
-        case "tracer_only":
-            return factual.without("age", "sex")
-        case "wrong_sex":
-            other = dict(zip(SEXES, reversed(SEXES), strict=True)) | {None: None}
-            return Prior(age, tuple(other[value] for value in sex))
-        case "shuffled_age" | "shuffled":
-            order = np.random.default_rng(derive_seed(seed, "shuffled")).permutation(n)
-            source = np.empty(n, dtype=int)
-            source[order] = np.roll(order, 1)  # one cycle through everyone
-            shuffled = tuple(age[i] for i in source)
-            return Prior(shuffled, sex if condition == "shuffled_age" else tuple(sex[i] for i in source))
-    family, value = condition.split("_")
-    return Prior((float(value),) * n, sex) if family == "age" else Prior(age, (value,) * n)
+    factual, n = Prior(age, sex, more={name: tuple(values) for name, values in (more or {}).items()}), len(age)
+    if condition in ("factual", "tracer_only"):
+        return factual if condition == "factual" else factual.without(*factual.fields)
+    values = {name: factual.values(name) for name in factual.fields}
+    family, _, field = condition.partition("_")
+    if family in PROMPT_FIELDS:
+        return factual.stating(values | {family: (float(field) if family == "age" else field,) * n})
+    if field and field not in values:
+        raise ConfigError(f"prompt: condition {condition!r}; the model's prompt has {', '.join(values)}")
+    if family == "no":
+        return factual.without(field)
+    if family == "wrong":
+        return factual.stating(values | {field: _wrong(values[field], SEXES if field == "sex" else ())})
+    order = np.random.default_rng(derive_seed(seed, "shuffled")).permutation(n)
+    source = np.empty(n, dtype=int)
+    source[order] = np.roll(order, 1)  # one cycle through everyone
+    names = [field] if field else list(values)
+    return factual.stating(values | {name: tuple(values[name][i] for i in source) for name in names})
+
+
+def _wrong(values: Sequence[float | str | None], categories: Sequence[str]) -> tuple[float | str | None, ...]:
+    """Of numbers the one at the other end of their order, of categories the next one; None stays."""
+    known = sorted(value for value in values if value is not None)
+    if known and isinstance(known[0], str):
+        names = list(categories) or sorted(set(known))
+        other = dict(zip(names, [*names[1:], names[0]], strict=True))
+    else:
+        other = dict(zip(known, reversed(known), strict=True))
+    return tuple(None if value is None else other[value] for value in values)
 
 
 @dataclass(frozen=True)
@@ -134,8 +151,9 @@ class Model:
         return Grid.of(self.card.config.preprocess.grid)
 
     def synthesise(
-        self, mri: np.ndarray, age: float | None, sex: str | None, *, seed: int, steps: int | None = None
-    ) -> np.ndarray:
+        self, mri: np.ndarray, age: float | None, sex: str | None, *, seed: int, steps: int | None = None,
+        more: Mapping[str, float | str | None] | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """Both PETs of one person.
 
         Parameters
@@ -147,6 +165,8 @@ class Model:
         seed : int
         steps : int, optional
             Sampling steps; the model's by default.
+        more : mapping, optional
+            Further attributes in the prompt, likewise.
 
         Returns
         -------
@@ -170,8 +190,9 @@ class Model:
             raise SynthesisError(f"MRI: intensities from {mri.min():.3g} to {mri.max():.3g}; expected [0, 1]")
         volume = torch.from_numpy(mri).to(self.device)[None, None]  # (1, 1, X, Y, Z)
         generator = torch.Generator(self.device).manual_seed(seed)
+        prior = Prior((age,), (sex,), more={name: (value,) for name, value in (more or {}).items()})
         with torch.no_grad(), self._autocast():
-            pet = self.method.synthesise(volume, Prior((age,), (sex,)), generator, steps=steps)  # (1, 2, X, Y, Z)
+            pet = self.method.synthesise(volume, prior, generator, steps=steps)  # (1, 2, X, Y, Z)
         pet = pet[0].float().cpu().numpy()
         if self.card.config.preprocess.mask:  # every real volume is 0 there
             pet = np.where(mni_map("brain", self.grid), pet, np.float32(0))
@@ -180,11 +201,11 @@ class Model:
         return pet
 
     def draws(
-        self, mri: np.ndarray, age: float | None, sex: str | None, *, seed: int, samples: int, steps: int | None = None
+        self, mri: np.ndarray, age: float | None, sex: str | None, *, seed: int, samples: int, **others: Any
     ) -> Iterator[np.ndarray]:
         """Yield several syntheses of one person, (2, X, Y, Z) each; the first is that of `synthesise`."""
         for i in range(samples):
-            yield self.synthesise(mri, age, sex, seed=derive_seed(seed, "sample", i) if i else seed, steps=steps)
+            yield self.synthesise(mri, age, sex, seed=derive_seed(seed, "sample", i) if i else seed, **others)
 
     def _autocast(self) -> AbstractContextManager:
         """The precision of training; 32 bits on a CPU without bfloat16."""
@@ -204,9 +225,9 @@ class Model:
         suvr = np.where(mni_map("brain", self.grid), suvr, 0) if preprocess.mask else suvr
         return suvr.astype(np.float32), {"Units": "SUVR", "intensity": {"kind": "suvr"}}
 
-    def sidecar(self, tracer: str, label: str, age: float | None, sex: str | None, **extra: Any) -> dict[str, Any]:
+    def sidecar(self, tracer: str, label: str, prompt: dict[str, Any], **extra: Any) -> dict[str, Any]:
         """The JSON sidecar of a synthetic volume, see `synthetic_sidecar`."""
-        card, prompt = self.card, {"age": age, "sex": sex}
+        card = self.card
         head = card.config, card.name, card.notice
         return synthetic_sidecar(*head, tracer, label, prompt, model=self.origin, **extra)
 
@@ -284,7 +305,8 @@ def synthesise_people(
     Parameters
     ----------
     people : DataFrame
-        One row per session: person, session, age, sex; amyloid_tracer and tau_tracer name the files, if given.
+        One row per session: person, session, age, sex and the model's further fields; amyloid_tracer and tau_tracer
+        name the files, if given.
     mri : callable
         Row number → preprocessed T1 (X, Y, Z), intensities in [0, 1].
     out : path
@@ -309,7 +331,8 @@ def synthesise_people(
     model = model if isinstance(model, Model) else Model.load(model)
     seed = model.card.config.seed if seed is None else seed
     steps = sampling_steps(model.card, steps)
-    prior = condition_prior(condition, people["age"].tolist(), people["sex"].tolist(), seed)
+    more = read_attributes(people, further(fields_of(model.card.settings)), "the list of people")
+    prior = condition_prior(condition, people["age"].tolist(), people["sex"].tolist(), seed, more)
     rows = people.to_dict("records")
     for i, row in enumerate(rows):  # before any work starts
         check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")
@@ -317,18 +340,20 @@ def synthesise_people(
     seconds, counter = [], FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     jobs = list(enumerate(rows))[part - 1 :: parts]
     for i, row in tqdm(jobs, desc=f"{model.card.name} {condition}", unit="session", disable=not progress):
-        who, prompt = (row["person"], row["session"]), (prior.age[i], prior.sex[i])
+        who, prompt = (row["person"], row["session"]), prior.people()[i]
         labels = {tracer: _label(row, tracer) for tracer in TRACERS}
         sources = [f"bids:volumes:{row['t1w']}"] if "t1w" in row else []
         files = [synthetic_path(out, *who, label) for label in labels.values()]
-        sidecars = [model.sidecar(*tracer, *prompt, sources=sources, **extra) for tracer in labels.items()]
+        sidecars = [model.sidecar(*tracer, prompt, sources=sources, **extra) for tracer in labels.items()]
         if all(_is_done(model, file, sidecar, samples) for file, sidecar in zip(files, sidecars, strict=True)):
             continue
         start = time.perf_counter()
         volume = mri(i)
         try:
             with nullcontext() if seconds else counter:
-                draws = list(model.draws(volume, *prompt, seed=derive_seed(seed, *who), samples=samples, steps=steps))
+                known = {"more": {name: prompt[name] for name in more}, "steps": steps}
+                own = {"seed": derive_seed(seed, *who), "samples": samples}
+                draws = list(model.draws(volume, prompt["age"], prompt["sex"], **own, **known))
         except SynthesisError as error:
             raise SynthesisError(f"{' '.join(who)}: {error}") from error
         seconds.append(time.perf_counter() - start)
@@ -381,7 +406,7 @@ def _is_done(model: Model, file: Path, sidecar: dict[str, Any], samples: int) ->
 def synthesise_mri(
     model: Model, mri: np.ndarray, out: str | Path, *, age: float | None, sex: str | None, seed: int,
     steps: int | None = None, samples: int = 1, prefix: str = "sub-01", source: dict[str, Any] | None = None,
-    raw: str = "", each: Callable[[], None] | None = None,
+    raw: str = "", each: Callable[[], None] | None = None, more: Mapping[str, float | str] | None = None,
 ) -> tuple[dict[str, Path], np.ndarray]:  # fmt: skip
     """Both PETs of one real MRI, in MNI space, in SUVR where the model has its scale: the mean over samples.
 
@@ -399,6 +424,8 @@ def synthesise_mri(
         BIDS URI of the MRI.
     each : callable, optional
         Called after every sample.
+    more : mapping, optional
+        Further attributes in the prompt.
 
     Returns
     -------
@@ -409,7 +436,7 @@ def synthesise_mri(
     """
 
     def draws() -> Iterator[np.ndarray]:
-        for pet in model.draws(mri, age, sex, seed=seed, samples=samples, steps=steps):
+        for pet in model.draws(mri, age, sex, seed=seed, samples=samples, steps=steps, more=more):
             yield pet
             if each is not None:
                 each()
@@ -420,7 +447,8 @@ def synthesise_mri(
     extra |= {"source": source}
     for channel, tracer in enumerate(TRACERS):
         label, (volume, entries) = LABELS[tracer], model.to_suvr(pet[channel], tracer)
-        sidecar = model.sidecar(tracer, label, age, sex, sources=[bids_uri(t1, out)], **extra)
+        prompt = {"age": age, "sex": sex, **(more or {})}
+        sidecar = model.sidecar(tracer, label, prompt, sources=[bids_uri(t1, out)], **extra)
         files[tracer] = image_path(out, prefix, "synth", label)
         model.write(files[tracer], volume, sidecar | {"statistic": "mean over samples"} | entries)
     with atomic(t1) as temporary:

@@ -17,6 +17,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from resdm.attributes import Known, check_attributes, phrase
 from resdm.batch import TRACERS
 from resdm.cpu_runtime import set_up
 from resdm.io import remove, sha256, stored_json, write_csv, write_json
-from resdm.settings import check_person
+from resdm.settings import check_person, fields_of, further
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.apps.prediction import (
@@ -85,6 +87,7 @@ def synthesise_scan(
     *,
     age: float | None = None,
     sex: str | None = None,
+    attributes: Mapping[str, str | float] | None = None,
     progress: bool = False,
     **sampling: Any,
 ) -> dict[str, Path]:
@@ -100,6 +103,8 @@ def synthesise_scan(
         Gets ``anat/``, ``pet/`` and the other files below ``sub-<label>/[ses-<label>/]``, as BIDS-Derivatives.
     age, sex
         Prior information in the prompt; left out where ``None``.
+    attributes : mapping, optional
+        Further ones that the model knows, by the name of the field: a number or a category.
     progress : bool
         Show a bar.
     **sampling
@@ -126,7 +131,8 @@ def synthesise_scan(
     _, sampler, force = _prepare(model, **sampling)
     if not Path(t1w).is_file():
         raise FileNotFoundError(f"{t1w}: no such MRI")
-    prompt, t1w, loaded = {"age": age, "sex": sex}, Path(t1w), Model.load(model)
+    t1w, loaded = Path(t1w), Model.load(model)
+    prompt = {"age": age, "sex": sex} | check_attributes(attributes or {}, loaded.method.known, "prompt")
     root = next((folder for folder in t1w.parents if (folder / DESCRIPTION).is_file()), t1w.parent)
     return _synthesise(t1w, root, loaded, Path(out), bids_prefix(t1w), prompt, sampler, force, progress)
 
@@ -174,7 +180,8 @@ def _synthesise(
         raw = bids_uri(t1w, root, _describe(out, root, card.notice))
         source = {"file": t1w.name, "sha256": sha256(t1w), **info, "input_check": found, "versions": versions()}
         files, pets = synthesise_mri(
-            model, mri, out, **prompt, **sampler, prefix=prefix, source=source, raw=raw, each=bar.update,
+            model, mri, out, age=prompt["age"], sex=prompt["sex"], **sampler, prefix=prefix, source=source, raw=raw,
+            each=bar.update, more={name: prompt[name] for name in further(prompt)},
         )  # fmt: skip
         volumes = dict(zip(TRACERS, pets, strict=True))
         for tracer, volume in volumes.items():
@@ -233,9 +240,10 @@ def _check_input(t1w: Path, mri: np.ndarray, info: dict[str, Any], card: ModelCa
     return {"passed": not fault, "text": text}
 
 
-def prompt_text(age: float | None, sex: str | None) -> str:
-    """Age and sex in words, such as "74 years, F"."""
-    return f"{'no age' if age is None else f'{age:g} years'}, {sex or 'no sex'}"
+def prompt_text(age: float | None, sex: str | None, **more: float | str | None) -> str:
+    """Age, sex and further attributes in words, such as "74 years, F"."""
+    known = [phrase(name, value) for name, value in more.items() if value is not None]
+    return ", ".join([f"{'no age' if age is None else f'{age:g} years'}", sex or "no sex", *known])
 
 
 def _suvr_table(pets: dict[str, np.ndarray], model: Model, samples: int) -> pd.DataFrame:
@@ -319,7 +327,8 @@ def synthesise_scans(
     ----------
     table : path
         CSV with columns ``person`` (``sub-…``) and ``t1w`` (relative to the table), and where known ``session``
-        (``ses-…``), ``age`` and ``sex``. Other columns are ignored, so a manifest of the suite can be given.
+        (``ses-…``), ``age``, ``sex`` and the model's further fields. Other columns are ignored, so a manifest of the
+        suite can be given.
     out : path
         Files are written below ``<person>/<session>/`` in it. Existing results of the same scan, model, prompt,
         seed and samples stay.
@@ -339,14 +348,16 @@ def synthesise_scans(
     """
     card, sampler, force = _prepare(model, **sampling)
     table, out = Path(table), Path(out)
-    loaded, results, rows = None, [], _read_table(table)
+    further_fields = further(fields_of(card.settings))
+    loaded, results, rows = None, [], _read_table(table, further_fields)
+    known = Model.load(model).method.known if further_fields else {}
     root = Path(os.path.commonpath([os.path.abspath(Path(table.parent, row["t1w"]).parent) for row in rows.values()]))
     for line, row in tqdm(rows.items(), desc="scans", unit="scan", disable=not progress):
         person, session, t1w = row["person"], row["session"], Path(table.parent, row["t1w"])
         prefix = "_".join(part for part in (person, session) if part)
         record, status, message = _record(out, prefix), "failed", ""
         try:
-            prompt = _prompt(row, f"{table}, line {line}")
+            prompt = _prompt(row, f"{table}, line {line}", known)
             if not t1w.is_file():
                 raise FileNotFoundError(f"{table}, line {line}: {t1w}: no such MRI")
             status = "kept"
@@ -361,9 +372,9 @@ def synthesise_scans(
     return pd.DataFrame(results, columns=["person", "session", "t1w", "status", "message", "record"])
 
 
-def _read_table(path: Path) -> dict[int, dict[str, str]]:
+def _read_table(path: Path, attributes: Sequence[str] = ()) -> dict[int, dict[str, str]]:
     """Line number → row, cells stripped; columns that are missing are empty."""
-    frame, known = read_table(path), ["person", "session", "t1w", "age", "sex"]
+    frame, known = read_table(path), ["person", "session", "t1w", "age", "sex", *attributes]
     wrong = [f"no column {name}" for name in ("person", "t1w") if name not in frame]
     wrong += [f"two columns {name}" for name in known if list(frame).count(name) > 1]
     if wrong:
@@ -388,7 +399,7 @@ def _read_table(path: Path) -> dict[int, dict[str, str]]:
     return frame.to_dict("index")
 
 
-def _prompt(row: dict[str, str], where: str) -> dict[str, Any]:
+def _prompt(row: dict[str, str], where: str, known: Known) -> dict[str, Any]:
     try:
         age, sex = float(row["age"]) if row["age"] else None, to_sex(row["sex"]) or row["sex"] or None
     except ValueError:
@@ -396,7 +407,8 @@ def _prompt(row: dict[str, str], where: str) -> dict[str, Any]:
             f"{where}: age {row['age']!r} is no number of years; leave the cell empty where unknown"
         ) from None
     check_person(age, sex, where)
-    return {"age": age, "sex": sex}
+    stated = {name: row[name] for name in known if row[name] not in ("", "n/a")}
+    return {"age": age, "sex": sex} | check_attributes(stated, known, where)
 
 
 def _inputs(t1w: Path, card: ModelCard, prompt: dict[str, Any], sampler: dict[str, Any]) -> dict[str, Any]:

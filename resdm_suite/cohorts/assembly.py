@@ -89,6 +89,12 @@ def make_manifest(
     write_csv(config.work / "left_out.csv", cohort.left_out)
     write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in cohort.notes))
     _check_files(config, Path(root or config.source_root), source, cohort.manifest)
+    for name in config.attributes:
+        if name not in cohort.manifest or not (cohort.manifest[name].notna() & (cohort.manifest[name] != "")).any():
+            raise ManifestError(
+                f"{root or config.source_root}: no session has a value of {name!r}, a field of a prompt; add a column "
+                f"of that name to the tables of the source, or leave {name} out of prior.fields"
+            )
     frame, drawn = cohort.manifest, (cohort.manifest["split"] == "").any()
     if drawn:
         frame = split_people(frame, config.cohort.split, config.seed)

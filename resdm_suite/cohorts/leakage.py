@@ -12,6 +12,10 @@ import pandas as pd
 
 from resdm.settings import TRACERS
 
+REPEATS = 0.98
+"""Correlation with the target's SUVR above which an attribute counts as derived from it."""
+
+_ENOUGH = 20  # sessions for such a judgement
 _SHOWN = 5  # people that one error names
 
 Scan = tuple[str, str, str]  # person, session, path
@@ -124,6 +128,32 @@ def check_tested(frame: pd.DataFrame, index: pd.DataFrame, where: str) -> None:
             f"{_named(f'{person} in {split}' for person, split in others.itertuples(index=False))}. Tables are of test "
             "people; synthesise, score and read the test people again"
         )
+
+
+def check_attributes(index: pd.DataFrame, names: Iterable[str], where: str) -> None:
+    """Raise `LeakageError` for an attribute of a prompt that repeats the target PET's SUVR or status.
+
+    A number is refused where it correlates with a summary SUVR by more than `REPEATS`, two values (numbers or
+    categories) where each has one status; both over twenty sessions or more. Names are checked by the profile.
+    """
+    for name in names:
+        for tracer in TRACERS:
+            repeated = ""
+            known = index[index[name].notna() & (index[name].astype(str) != "")]
+            suvr = known[known.get(f"{tracer}_suvr", pd.Series(dtype=float)).notna()] if len(known) else known
+            if len(suvr) >= _ENOUGH and pd.api.types.is_numeric_dtype(index[name]) and suvr[name].nunique() > 2:
+                r = suvr[name].astype(float).corr(suvr[f"{tracer}_suvr"].astype(float))
+                repeated = f"correlates with {tracer}_suvr by {r:.3f}" if abs(r) > REPEATS else ""
+            status = known[known.get(f"{tracer}_status", pd.Series(dtype=float)).notna()] if len(known) else known
+            if len(status) >= _ENOUGH and status[name].nunique() == 2:
+                alike = status.groupby(name)[f"{tracer}_status"].nunique().max() == 1
+                both = status[f"{tracer}_status"].nunique() == 2
+                repeated = f"equals {tracer}_status" if alike and both else repeated
+            if repeated:
+                raise LeakageError(
+                    f"{where}: column {name!r}, a field of a prompt, {repeated} in {len(known)} sessions: it is "
+                    "derived from the PET that the model shall predict; leave it out of prior.fields"
+                )
 
 
 def _count(things: Sized, one: str, many: str) -> str:

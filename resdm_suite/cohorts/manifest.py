@@ -106,8 +106,9 @@ _REQUIRED = ("person", "session", "age", "sex", "t1w")
 
 
 def read_manifest(
-    path: str | Path, *, files: bool = True, split: bool = True, tracers: Mapping[str, str] | None = None
-) -> pd.DataFrame:
+    path: str | Path, *, files: bool = True, split: bool = True, tracers: Mapping[str, str] | None = None,
+    attributes: Iterable[str] = (),
+) -> pd.DataFrame:  # fmt: skip
     """Read and check a manifest.
 
     Parameters
@@ -120,11 +121,14 @@ def read_manifest(
         Read the column ``split``; else it is left empty.
     tracers : mapping, optional
         BIDS label → target; a label that is absent here, or of the other target, is an error.
+    attributes : iterable of str
+        Further columns (`Config.attributes`), read as text; a column that is neither here nor of the schema is an
+        error.
 
     Returns
     -------
     DataFrame
-        All `COLUMNS`, one row per session, absolute paths.
+        All `COLUMNS` and the attributes that are there, one row per session, absolute paths.
 
     Raises
     ------
@@ -142,7 +146,8 @@ def read_manifest(
         raise ManifestError(f"{path}: no such manifest; make one with `resdm manifest`")
     frame = read_table(path)
     lines = frame.index
-    _check_columns(path, list(frame.columns))
+    more = [name for name in attributes if name in frame and name not in COLUMNS]
+    _check_columns(path, list(frame.columns), more)
     frame = frame.reset_index(drop=True)
     problems = []
     for name, column in SCHEMA.columns.items():
@@ -158,7 +163,7 @@ def read_manifest(
     _raise(path, problems, frame, lines)
     for column in PATHS:
         frame[column] = [str(path.parent.absolute() / cell) if cell else "" for cell in frame[column]]
-    frame = check_manifest(frame[list(COLUMNS)], path, lines)
+    frame = check_manifest(frame[[*COLUMNS, *more]], path, lines)
     if tracers is not None:
         _check_tracers(frame, tracers, path, lines)
     if files:
@@ -178,8 +183,9 @@ def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] 
     if frame.empty:
         raise ManifestError(f"{where}: no session; expected one row for each visit of a person")
     problems: list[tuple[int, str, object, str]] = []
+    further = frame[attribute_columns(frame)]
     try:
-        frame = SCHEMA.validate(frame, lazy=True)
+        frame = pd.concat([SCHEMA.validate(frame.drop(columns=further.columns), lazy=True), further], axis=1)
     except pa.errors.SchemaErrors as error:
         for case in error.failure_cases.sort_values("index", kind="stable").to_dict("records"):
             name, found, row = case["column"], case["failure_case"], case["index"]
@@ -213,7 +219,12 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
         return Path(cell).relative_to(folder).as_posix() if cell and Path(cell).is_relative_to(folder) else cell
 
     frame = frame.assign(**{column: frame[column].map(shorten) for column in PATHS})
-    return write_csv(path, frame[list(COLUMNS)], "%.10g")
+    return write_csv(path, frame[[*COLUMNS, *attribute_columns(frame)]], "%.10g")
+
+
+def attribute_columns(frame: pd.DataFrame) -> list[str]:
+    """Columns of a manifest in memory that are not of the schema: attributes for prompts, as text."""
+    return [name for name in frame if name not in COLUMNS]
 
 
 def _number_of(cell: str, whole: bool) -> float | None:
@@ -222,13 +233,17 @@ def _number_of(cell: str, whole: bool) -> float | None:
     return None if value is None or np.isinf(value) or (whole and value % 1 > 0) else value
 
 
-def _check_columns(path: Path, header: list[str]) -> None:
-    faults = [f"unknown column {column!r}{suggest(column, COLUMNS)}" for column in header if column not in COLUMNS]
+def _check_columns(path: Path, header: list[str], more: Sequence[str]) -> None:
+    known = {*COLUMNS, *more}
+    faults = [f"unknown column {column!r}{suggest(column, COLUMNS)}" for column in header if column not in known]
     absent = [column for column in _REQUIRED if column not in header]
     faults += [f"missing {', '.join(absent)}"] if absent else []
     faults += [f"column {column!r} twice" for column in sorted({c for c in header if header.count(c) > 1})]
     if faults:
-        raise ManifestError(f"{path}: {'; '.join(faults)}; rename or remove them. Columns are: {', '.join(COLUMNS)}")
+        raise ManifestError(
+            f"{path}: {'; '.join(faults)}; rename or remove them, or name an attribute in prior.fields. Columns are: "
+            f"{', '.join(COLUMNS)}"
+        )
 
 
 def _check_tracers(frame: pd.DataFrame, tracers: Mapping[str, str], where: Path, lines: Sequence[int]) -> None:

@@ -64,8 +64,8 @@ def assemble_manifest(
         on a calendar of the person); visit_day (day of the visit, used where ``day`` is NaN and sessions are paired),
         by_age (``visit_day`` comes from ages); suvr, status, centiloid (measured by the study).
     people : DataFrame or list of dict
-        One row per session: person, session and any of age (years), sex, diagnosis, education, mmse, split; as values,
-        or as the source's text.
+        One row per session: person, session and any of age (years), sex, diagnosis, education, mmse, split and
+        `Config.attributes`; as values, or as the source's text.
     config : Config
         Its ``cohort.match`` and ``cohort.tracers`` (labels, the preferred first).
     where : str or path
@@ -102,7 +102,9 @@ def assemble_manifest(
         for target in (target for target in TRACERS if row[target]):
             row |= {f"{target}_{name}": value for name, value in measured[row[target]].items()}
         row.pop("tau_centiloid", None)
-    candidates = pd.DataFrame([EMPTY | row for row in rows], columns=[*COLUMNS, "reason"])
+    further = [name for name in config.attributes if name not in COLUMNS]
+    empty = EMPTY | dict.fromkeys(further, "")
+    candidates = pd.DataFrame([empty | row for row in rows], columns=[*COLUMNS, *further, "reason"])
     return select_sessions(candidates, config, where, notes)
 
 
@@ -115,7 +117,15 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
     For the other arguments and errors see `assemble_manifest`.
     """
     match, notes = config.cohort.match, list(notes)
-    frame, faults = _read_cells(candidates.reset_index(drop=True)[list(COLUMNS)], notes)
+    candidates = candidates.reset_index(drop=True)
+    frame, faults = _read_cells(candidates[list(COLUMNS)], notes)
+    further = [name for name in config.attributes if name not in COLUMNS and name in candidates]
+    frame = frame.assign(
+        **{
+            name: candidates[name].astype(object).where(candidates[name].notna(), "").map(str).str.strip()
+            for name in further
+        }
+    )
     has_t1 = frame["t1w"] != ""
     has = {tracer: has_t1 & (frame[tracer] != "") for tracer in TRACERS}
     for tracer in TRACERS:
@@ -148,7 +158,7 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
         reason[(reason == "") & ~mask & (text != "")] = text
     reason = faults.where((faults != "") & in_window, reason)
     if "reason" in candidates:
-        given = candidates["reason"].reset_index(drop=True)
+        given = candidates["reason"]
         reason = given.where((given != "") & has_t1 & ~in_window, reason)
     left_out = frame.loc[~selected, _KEY].assign(reason=reason[~selected]).reset_index(drop=True)
 

@@ -14,6 +14,7 @@ clipping at the end of the SUVR range.
 Nothing is trained, chosen or tuned by it, and no model sees it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,14 @@ def draw_population(seed: int, n: int = DRAWS) -> dict[str, Any]:
 
 
 def posterior(
-    population: dict[str, Any], *, severity: float, age: float, sex: str, years: float = 0.0, coupling: float = 1.0
-) -> np.ndarray:
+    population: dict[str, Any], *, severity: float, age: float, sex: str, years: float = 0.0, coupling: float = 1.0,
+    known: dict[str, Any] | None = None, strength: float = 0.0,
+) -> np.ndarray:  # fmt: skip
     """Posterior probability of each person of a `draw_population`, given an MRI and a prompt.
 
     ``severity`` is the neurodegeneration that the MRI shows, ``age`` that at this session, ``years`` the time since
-    the first session. With probability 1 − ``coupling`` severity is that of an independent person.
+    the first session. With probability 1 − ``coupling`` severity is that of an independent person. ``known`` holds
+    planted attributes that are known too (None: missing), of which plasma has the ``strength`` of its settings.
 
     Returns
     -------
@@ -75,11 +78,19 @@ def posterior(
     expected = people.causes_after(population | {"severity": population["foretold"]}, years)["severity"]
     shown = stats.norm.pdf(severity, expected, people.SEVERITY_SD)
     weight = prior[population["diagnosis"]] * (coupling * shown + (1 - coupling) * shown.mean())
+    plasma, apoe4 = ((known or {}).get(name) for name in ("plasma", "apoe4"))
+    if plasma is not None:
+        shown = (plasma - people.plasma_value(0)) / (people.plasma_value(1) - people.plasma_value(0))
+        error = max((1 - strength**2) ** 0.5, 0.01)  # plasma is rounded to this
+        weight = weight * stats.norm.pdf(shown, strength * people.pathology(population), error)
+    if apoe4 is not None:
+        carriers = np.where(population["positive"], people.CARRIERS[True], people.CARRIERS[False])
+        weight = weight * (carriers if apoe4 == "carrier" else 1 - carriers)
     return weight / weight.sum()
 
 
 def expected_pet(
-    config: Config, row: dict[str, Any], population: dict[str, Any], truth: dict[str, Any]
+    config: Config, row: dict[str, Any], population: dict[str, Any], truth: dict[str, Any], known: Sequence[str] = ()
 ) -> dict[str, tuple[np.ndarray, float]]:
     """Expected PET of a session, and the probability of its planted status.
 
@@ -90,6 +101,8 @@ def expected_pet(
         Row of ``index.csv`` of preprocessed phantoms.
     population, truth : dict
         From `draw_population` and `read_truth`.
+    known : sequence of str
+        Planted attributes that are taken as known, beside the MRI, age and sex.
 
     Returns
     -------
@@ -106,6 +119,9 @@ def expected_pet(
     visit = make_visit(config, int(row["person"].removeprefix("sub-")) - 1, person, record)
     years, coupling = int(row["session"].removeprefix("ses-M")) / 12, config.cohort.phantom.coupling
     shown = {"severity": record["severity"], "age": record["age"], "sex": person["sex"]}
+    if planted := config.cohort.phantom.plasma:
+        given = {name: value for name, value in person["attributes"].items() if name in known}
+        shown |= {"known": given, "strength": planted.strength}
     weight = posterior(population, **shown, years=years, coupling=coupling)
     causes = people.causes_after(population, years)
     order = np.argsort(causes["stage"])

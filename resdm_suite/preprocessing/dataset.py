@@ -1,14 +1,17 @@
 """The preprocessed cohort as a torch data set: a memory map of volumes, one item per session."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
 from resdm.batch import PROMPT_FIELDS, Batch, Prior
 from resdm.settings import TRACERS, derive_seed, to_dict
-from resdm_suite.cohorts.manifest import SPLITS, check_leakage
+from resdm_suite.cohorts.leakage import check_attributes, check_leakage
+from resdm_suite.cohorts.manifest import SPLITS
 from resdm_suite.profiles import Config
 from resdm_suite.records import checked, read_csv, read_json, reading
 
@@ -21,8 +24,9 @@ class CohortDataset(Dataset):
     """Sessions of one split.
 
     An item is a dictionary: ``volumes`` (3, X, Y, Z) float32 in [0, 1] (T1, amyloid, tau; zeros where a PET is
-    missing), ``present`` (2,) bool, ``age``, ``sex``, ``row`` (its position), ``person``. Items, augmentation included,
-    depend on the profile's seed, the epoch and the index alone, so a resumed training continues exactly.
+    missing), ``present`` (2,) bool, ``age``, ``sex``, ``attributes`` (name → number, text or None), ``row`` (its
+    position), ``person``. Items, augmentation included, depend on the profile's seed, the epoch and the index alone, so
+    a resumed training continues exactly.
 
     Parameters
     ----------
@@ -73,6 +77,8 @@ class CohortDataset(Dataset):
         if shape[:2] != (len(index), 1 + len(TRACERS)):
             found = f"{shape[0]} sessions of {shape[1]} volumes, {path.name} has {len(index)} of {1 + len(TRACERS)}"
             raise CohortError(f"{self._array_path}: holds {found}; {again}")
+        self._attributes = read_attributes(index, config.attributes, str(path))
+        check_attributes(index, self._attributes, str(path))
         self._rows = np.flatnonzero(index["split"] == split)
         if not len(self._rows):
             raise CohortError(f"{path}: no session in split {split!r}; draw the split again")
@@ -96,6 +102,7 @@ class CohortDataset(Dataset):
             "present": torch.tensor([bool(row[f"present_{tracer}"]) for tracer in TRACERS]),
             "age": float(row["age"]),
             "sex": str(row["sex"]),
+            "attributes": {name: values[self._rows[index]] for name, values in self._attributes.items()},
             "row": range(len(self))[index],
             "person": str(row["person"]),
         }
@@ -116,6 +123,29 @@ class CohortDataset(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_array": None}  # else workers would receive the contents
+
+
+def read_attributes(index: pd.DataFrame, names: Sequence[str], where: str) -> dict[str, list[float | str | None]]:
+    """Columns of ``index.csv`` (at ``where``) as values of `resdm.batch.Prior`: numbers, or text; None where missing.
+
+    Raises
+    ------
+    CohortError
+        A column that is not there.
+    """
+    absent = [name for name in names if name not in index]
+    if absent:
+        raise CohortError(
+            f"{where}: no column {', '.join(absent)}, which prior.fields of a method names; run `resdm manifest` and "
+            f"`resdm preprocess`, or leave the field out"
+        )
+    columns: dict[str, list[float | str | None]] = {}
+    for name in names:
+        column = index[name].where(index[name].astype(str) != "")
+        numbers = pd.to_numeric(column, errors="coerce")
+        convert = float if column.dtype != bool and numbers.notna().sum() == column.notna().sum() else str
+        columns[name] = [None if pd.isna(value) else convert(value) for value in column]
+    return columns
 
 
 def augment(volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Generator) -> np.ndarray:
@@ -152,7 +182,10 @@ def collate(items: list[dict[str, Any]]) -> Batch:
         mri=volumes[:, :1],
         pet=volumes[:, 1:],
         present=torch.stack([item["present"] for item in items]),
-        prior=Prior(**{name: tuple(item[name] for item in items) for name in PROMPT_FIELDS}),
+        prior=Prior(
+            **{name: tuple(item[name] for item in items) for name in PROMPT_FIELDS},
+            more={name: tuple(item["attributes"][name] for item in items) for name in items[0].get("attributes", {})},
+        ),
         rows=torch.tensor([item["row"] for item in items]),
         people=tuple(item["person"] for item in items),
     )

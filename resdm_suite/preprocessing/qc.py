@@ -98,7 +98,7 @@ def sessions(config: Config) -> list[PreprocessedSession]:
     """
     require_index(config)
     preprocessed = []
-    for row in read_manifest(config.manifest, files=False).to_dict("records"):
+    for row in read_manifest(config.manifest, files=False, attributes=config.attributes).to_dict("records"):
         path, truth_path = record_path(config, row), config.work / "truth" / f"{row['person']}.json"
         if path.is_file():
             record = checked(path).read_bytes()

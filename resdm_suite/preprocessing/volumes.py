@@ -82,7 +82,7 @@ def preprocess(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Da
         Scans that cannot be used, each named; or every session left out.
     """
     check_folder(config.source_root)
-    frame = read_manifest(config.manifest)
+    frame = read_manifest(config.manifest, attributes=config.attributes)
     if (frame["split"] == "").any():
         row = frame[frame["split"] == ""].iloc[0]
         raise ManifestError(
@@ -134,7 +134,7 @@ def cohort_flow(config: Config) -> pd.DataFrame:
     FileNotFoundError
         The cohort is not preprocessed.
     """
-    manifest, path = read_manifest(config.manifest, files=False), config.work / "flow.csv"
+    manifest, path = read_manifest(config.manifest, files=False, attributes=config.attributes), config.work / "flow.csv"
     excluded_path = config.volumes / "excluded.csv"
     text = {"person": str, "session": str}
     included = read_csv(require_index(config), dtype=text).assign(step="")
@@ -305,7 +305,7 @@ def _acquisition(path: str, scan: Scan) -> dict[str, Any]:
 
 def _index(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -> pd.DataFrame:
     """``index.csv`` from the manifest and the measurements."""
-    cohort = config.cohort
+    cohort, cohort_attributes = config.cohort, [name for name in config.attributes if name in frame]
     lines = []
     for row, record in zip(frame.to_dict("records"), records, strict=True):
         measured, outputs = record["measured"], record["outputs"]
@@ -326,6 +326,7 @@ def _index(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -
         for tracer in TRACERS:
             line |= {f"{tracer}_{name}": measured.get(f"{tracer}_{name}", np.nan) for name in _INDEX_MEASURES}
         line["flags"] = ";".join(measure_flags(measured))
+        line |= {name: row[name] for name in cohort_attributes if name not in line}
         lines.append(line)
     return pd.DataFrame(lines).astype({f"{tracer}_status": "Int64" for tracer in TRACERS})
 

@@ -153,7 +153,7 @@ def costs(config: Config, methods: Iterable[str], condition: str = "factual") ->
 def cohort_sessions(config: Config) -> pd.DataFrame:
     """The sessions of ``volumes/index.csv``, with days between scans and Centiloid from the manifest."""
     keys, columns = ["person", "session"], [*(f"{tracer}_days" for tracer in TRACERS), "amyloid_centiloid"]
-    manifest = read_manifest(config.manifest, files=False)[[*keys, *columns]]
+    manifest = read_manifest(config.manifest, files=False, attributes=config.attributes)[[*keys, *columns]]
     index = read_index(config, split=None)
     index = index[[name for name in index if name not in columns]]
     return index.merge(manifest, on=keys, how="left", validate="one_to_one")

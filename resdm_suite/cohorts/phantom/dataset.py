@@ -17,11 +17,11 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from resdm.io import atomic, stored_json, write_csv, write_json, write_text
-from resdm.settings import TRACERS, ConfigError, to_dict
+from resdm.settings import TRACERS, ConfigError
 from resdm_suite.cohorts.phantom.anatomy import draw_deformation
 from resdm_suite.cohorts.phantom.people import SCAN, draw_person, person_name, random_stream
 from resdm_suite.cohorts.phantom.scanner import Acquisition, bids_text, make_visit, scan_pet, scan_t1
-from resdm_suite.cohorts.phantom.truth import write_truth
+from resdm_suite.cohorts.phantom.truth import planted_settings, write_truth
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, read_record, write_record
@@ -97,7 +97,7 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
 
 def settings_digest(config: Config) -> str:
     """Digest of settings, seed and revision, which set a person's bytes together with the person's number."""
-    settings = to_dict(config.cohort.phantom) | {"seed": config.seed, "revision": REVISION}
+    settings = planted_settings(config) | {"seed": config.seed, "revision": REVISION}
     del settings["people"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -144,10 +144,14 @@ def _write_tables(root: Path, people: list[dict[str, Any]]) -> None:
     participants = pd.DataFrame([
         {"participant_id": person["person"], "sex": person["sex"], "education_level": person["education"]}
         | {column: person["sessions"][0][key] for key, column in columns.items()}
+        | {name: "n/a" if value is None else value for name, value in person.get("attributes", {}).items()}
         for person in people
     ])  # fmt: skip
     write_csv(root / "participants.tsv", participants, separator="\t")
-    write_text(root / "participants.json", bids_text("participants.json"))
+    described = json.loads(bids_text("participants.json"))
+    planted = json.loads(bids_text("attributes.json"))
+    described |= {name: planted[name] for name in planted if name in participants}
+    write_text(root / "participants.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_person(config: Config, index: int, digest: str) -> None:

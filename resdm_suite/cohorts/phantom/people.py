@@ -7,12 +7,12 @@ import numpy as np
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import CENTRE_MM
-from resdm_suite.profiles import Config
+from resdm_suite.profiles import Config, PlantedAttributes
 
 AGE_CENTRE = 72.0
 """Age (years) at which the planted age effect is zero."""
 
-PERSON, DEFORMATION, FIELD, VISIT, SCAN, DONOR = range(6)
+PERSON, DEFORMATION, FIELD, VISIT, SCAN, DONOR, ATTRIBUTES = range(7)
 """Purposes of random streams, see `random_stream`."""
 
 # Paper, Table 1: people, age mean and SD, women, education mean and SD, MMSE mean and SD.
@@ -34,6 +34,16 @@ SEVERITY_SD = 0.16
 
 FLORBETABEN_SHARE = 0.25
 """Share of people whose amyloid tracer is florbetaben; the others have florbetapir."""
+
+
+PLASMA = {"load": (0.55, 0.55), "stage": (1.26, 1.03)}
+"""Mean and SD over the population of the causes whose standardised sum, the pathology, plasma shows."""
+
+PATHOLOGY_SD = 1.86
+"""SD of that sum over the population: load and stage are correlated."""
+
+CARRIERS = {True: 0.6, False: 0.22}
+"""Share of carriers of APOE ε4 among the amyloid-positive and the others."""
 
 
 def person_name(index: int) -> str:
@@ -74,6 +84,27 @@ def causes_after(causes: dict[str, Any], years: float) -> dict[str, Any]:
         "stage": causes["stage"] + 0.08 * years * (positive + 0.2),
         "severity": causes["severity"] + 0.05 * years * causes["progression"],
     }
+
+
+def pathology(causes: dict[str, Any]) -> Any:
+    """Amyloid load and tau stage together, standardised over the population."""
+    return sum((causes[key] - mean) / sd for key, (mean, sd) in PLASMA.items()) / PATHOLOGY_SD
+
+
+def draw_attributes(rng: np.random.Generator, causes: dict[str, Any], settings: PlantedAttributes) -> dict[str, Any]:
+    """Further attributes of a person at the first visit, None where missing at random; see `PlantedAttributes`."""
+    noise, null, by_carrier, *by_missing = *rng.normal(size=2), *rng.random(4)
+    r = settings.strength
+    shown = r * float(pathology(causes)) + (1 - r**2) ** 0.5 * noise
+    carrier = "carrier" if by_carrier < CARRIERS[bool(causes["positive"])] else "noncarrier"
+    values = {"plasma": round(plasma_value(shown), 2), "marker": round(plasma_value(null), 2), "apoe4": carrier}
+    given = (by >= settings.missing for by in by_missing)
+    return {name: value if known else None for (name, value), known in zip(values.items(), given, strict=True)}
+
+
+def plasma_value(standard: float) -> float:
+    """The value of plasma and marker in arbitrary units, of one in standard deviations; above 0."""
+    return max(2.0 + 0.5 * standard, 0.01)
 
 
 def _quasi_random(seed: int, index: int, dimensions: int = 6) -> np.ndarray:
@@ -143,4 +174,6 @@ def draw_person(config: Config, index: int) -> dict[str, Any]:
     tracers = [tracer for tracer in TRACERS if only in (None, tracer)]
     person = {"sex": sex, "education": education, "amyloid_tracer": amyloid_tracer, "tracers": tracers}
     person |= {"positive": bool(disease["positive"]), "white": white, "person_to_mni": person_to_mni}
+    if settings.plasma is not None:
+        person["attributes"] = draw_attributes(random_stream(config.seed, index, ATTRIBUTES), causes, settings.plasma)
     return person | {"visits": visits}

@@ -60,6 +60,8 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     Days between scans come from ``acq_time`` in ``scans.tsv``. Across sessions (`assemble_manifest`), a scan without it
     has the day of its session: ``acq_time`` or ``examination_date`` in ``sessions.tsv``, else by the session's age.
 
+    Columns of both tables that a profile's ``prior.fields`` name (`Config.attributes`) are read by their name.
+
     ``root`` holds ``participants.tsv`` and ``sub-*``. Faults raise `ManifestError`, which names file, person and value.
     """
     root, notes = Path(root).absolute(), []
@@ -78,7 +80,9 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
         with_t1w = {scan["session"] for scan in listed if scan["target"] == "t1w"}  # nothing else is used
         for visit in visits:
             noted = notes if visit["session"] in with_t1w else []
-            people.append(visit | _person(visit, visits, table.get(subject.name, {}), scales, noted))
+            cells = table.get(subject.name, {})
+            further = {name: visit["cells"].get(name) or cells.get(name, "") for name in config.attributes}
+            people.append(further | visit | _person(visit, visits, cells, scales, noted))
     if not people:
         raise ManifestError(f"{root}: no sub-* folder; {expected}")
     absent = sorted(table.keys() - {row["person"] for row in people})

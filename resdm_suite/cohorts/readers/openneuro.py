@@ -77,7 +77,8 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
         texts = {target: cells.get(f"{column}{wave}", "") for target, column in _AGES.items()}
         ages = {target: np.nan if (age := to_age(text)) is None else age for target, text in texts.items()}
         measures = {"education": cells.get("eduyrsestcap", ""), "mmse": cells.get(f"mmse_w{wave}", "")}
-        people.append(key | {"age": texts["t1w"], "sex": cells.get("sex", "")} | measures)
+        further = {name: cells.get(f"{name}_w{wave}") or cells.get(name, "") for name in config.attributes}
+        people.append(further | key | {"age": texts["t1w"], "sex": cells.get("sex", "")} | measures)
         t1ws = [path for path, suffix in files if suffix == "T1w"]
         repeated += [where] if len(t1ws) > 1 else []
         found = [("t1w", "", path) for path in t1ws[-1:]]  # by name, so by run

@@ -19,7 +19,7 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
         raise ManifestError(f"{root}: a folder; expected a table, by --root table.csv or cohort.folder in the profile")
     if not root.is_file():
         raise ManifestError(f"{root}: no such table; data_manifests/template.csv is one to start from")
-    frame = read_manifest(root, split=not draw, tracers=config.cohort.tracers)
+    frame = read_manifest(root, split=not draw, tracers=config.cohort.tracers, attributes=config.attributes)
     absent = int((frame["split"] == "").sum())
     if not 0 < absent < len(frame):
         return select_sessions(frame, config, root)

@@ -1,0 +1,211 @@
+"""Further attributes of a person in the prompt: any column of the manifest, a number or a category.
+
+An addition of this suite: the paper's prompt names age and sex. ``prior.fields`` (and ``fields`` of the linear
+controls) name the columns. What a model knows of them comes from its training people and is stored with its weights:
+of a number the range that the text tower learns to read, of a category the values that five sessions or more have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resdm.batch import Prior
+from resdm.settings import PROMPT_FIELDS, further
+
+PHRASES = {
+    "education": "{} years of education",
+    "mmse": "an MMSE score of {}",
+    "diagnosis": "a diagnosis of {}",
+    "apoe4": "APOE ε4 {}",
+    "plasma": "a plasma marker of {}",
+    "earlier_centiloid": "{} Centiloid at an earlier visit",
+}
+"""How the sentence states a field; another field is stated by its name, as in ``"waist 92"``."""
+
+MIN_SESSIONS = 5
+"""Fewest training sessions of a category that a model knows. Rarer ones could not be learned, and may identify."""
+
+Known = Mapping[str, list[Any]]
+"""Field → [lowest, highest, step] of a number (step 1: whole numbers, 0: any), or the names of the categories."""
+
+
+def number_text(value: float) -> str:
+    """A number with three significant digits and no exponent.
+
+    >>> number_text(0.8251), number_text(16.0), number_text(1234.0)
+    ('0.825', '16', '1230')
+    """
+    return f"{float(f'{value:.3g}'):.6f}".rstrip("0").rstrip(".")
+
+
+def phrase(name: str, value: float | str) -> str:
+    """How the prompt states an attribute.
+
+    >>> phrase("education", 16.0), phrase("waist", 92.5), phrase("diagnosis", "MCI")
+    ('16 years of education', 'waist 92.5', 'a diagnosis of MCI')
+    """
+    text = value if isinstance(value, str) else number_text(value)
+    return PHRASES.get(name, name.replace("_", " ") + " {}").format(text)
+
+
+def clause(values: Mapping[str, float | str | None]) -> str:
+    """The end of the sentence: ``" with …, …"``, or nothing where no value is known."""
+    parts = ", ".join(phrase(name, value) for name, value in values.items() if value is not None)
+    return f" with {parts}" if parts else ""
+
+
+def learn(fields: Iterable[str], prior: Prior) -> Known:
+    """What is known of the further ``fields`` from training sessions.
+
+    Of a number, the range from the 2nd to the 98th percentile and a quarter of it on either side, with three
+    significant digits: no bound is the value of a person.
+
+    Raises
+    ------
+    ValueError
+        A field without values, with one value only, or without a category of `MIN_SESSIONS` sessions.
+    """
+    known: dict[str, list[Any]] = {}
+    for name in further(fields):
+        values = [value for value in prior.values(name) if value is not None]
+        fault = f"prior.fields: {name!r} of the training people"
+        remedy = "leave the field out, or complete the column in the source's tables and run `resdm manifest` again"
+        if any(isinstance(value, str) for value in values):
+            counts = Counter(map(str, values))
+            known[name] = sorted(value for value, n in counts.items() if n >= MIN_SESSIONS)
+            if len(known[name]) < 2:
+                raise ValueError(f"{fault} has fewer than two categories of {MIN_SESSIONS} sessions; {remedy}")
+            continue
+        if len(set(values)) < 2:
+            raise ValueError(f"{fault} has {'one value only' if values else 'no value'}; {remedy}")
+        low, high = torch.tensor(values, dtype=torch.double).quantile(torch.tensor([0.02, 0.98]).double()).tolist()
+        margin = (high - low or max(values) - min(values)) / 4
+        low, high = low - margin if min(values) < 0 else max(low - margin, 0.0), high + margin
+        if step := int(all(value == round(value) for value in values)):
+            low, high = math.floor(low), math.ceil(high)
+        known[name] = [float(f"{low:.3g}"), float(f"{high:.3g}"), step]
+    return known
+
+
+def is_number(known: Sequence[Any]) -> bool:
+    """Whether an entry of `Known` is that of a number."""
+    return not isinstance(known[0], str)
+
+
+def pack(known: Known) -> Tensor:
+    """As bytes (n,), to be stored with the weights."""
+    return torch.tensor(list(json.dumps(dict(known)).encode()), dtype=torch.uint8)
+
+
+def unpack(stored: Tensor | None) -> Known:
+    """The inverse of `pack`; empty without bytes."""
+    return json.loads(bytes(stored.tolist())) if stored is not None and stored.numel() else {}
+
+
+def select(prior: Prior, fields: Sequence[str], known: Known) -> Prior:
+    """The prior with these fields only, in their order; a category that the model does not know is left out."""
+    more = {name: prior.values(name) for name in further(fields)}
+    for name, values in more.items():
+        if name in known and not is_number(known[name]):
+            more[name] = tuple(value if value in known[name] else None for value in values)
+    return prior.without(*(set(PROMPT_FIELDS) - set(fields))).stating(more)
+
+
+def check_attributes(values: Mapping[str, Any], known: Known, where: str) -> dict[str, float | str]:
+    """Attributes of one person as the model takes them; text that states a number is read.
+
+    Raises
+    ------
+    ValueError
+        A field, a category or a number that the model does not know; ``where`` starts the message.
+    """
+    checked: dict[str, float | str] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(
+                f"{where}: the model knows no attribute {name!r}; beside age and sex it knows "
+                f"{', '.join(known) or 'none'}: leave it out, or train a model with {name} in prior.fields"
+            )
+        entry = known[name]
+        if not is_number(entry):
+            if value not in entry:
+                raise ValueError(f"{where}: {name} is {value!r}; the model knows {', '.join(entry)}")
+            checked[name] = value
+            continue
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not entry[0] <= number <= entry[1]:
+            expected = f"a number from {entry[0]:g} to {entry[1]:g}, the range that the model has learned"
+            raise ValueError(f"{where}: {name} is {value!r}; expected {expected}")
+        checked[name] = number
+    return checked
+
+
+# ── what the text tower learns, and the columns of a linear design ────────────────────────────────
+
+
+def words(known: Known) -> tuple[str, ...]:
+    """Sentence parts that hold every word of these fields but digits."""
+    parts = [
+        phrase(name, value) for name, entry in known.items() for value in (["-0.5"] if is_number(entry) else entry)
+    ]
+    return tuple(f" with {part}, {part}" for part in parts)
+
+
+def vocabulary(tokens: Tensor) -> Tensor:
+    """CLIP token id → place among the ``tokens`` (N,) in use, or −1."""
+    places = torch.full((int(tokens.max()) + 1,), -1, device=tokens.device)
+    places[tokens] = torch.arange(len(tokens), device=tokens.device)
+    return places
+
+
+def longest(known: Known) -> dict[str, float | str]:
+    """Values of all fields that make a long sentence."""
+    return {name: -0.123 if is_number(entry) else max(entry, key=len) for name, entry in known.items()}
+
+
+def draw(known: Known, n: int, generator: torch.Generator) -> tuple[list[dict[str, float | str | None]], Tensor]:
+    """Random attributes of ``n`` people, each given with a chance of 0.8, and their content.
+
+    The content is what the text tower's pretraining recovers: of a number as stated, its place in the range (−2 to 2)
+    and whether it is given; of a category, 0 or 1 for each.
+    """
+    people: list[dict[str, float | str | None]] = [{} for _ in range(n)]
+    target = [torch.zeros(n, 0)]
+    for name, entry in known.items():
+        columns = torch.zeros(n, 2 if is_number(entry) else len(entry))
+        for i, (u, given) in enumerate(torch.rand((n, 2), generator=generator).tolist()):
+            if given >= 0.8:
+                continue
+            if not is_number(entry):
+                people[i][name] = entry[int(u * len(entry))]
+                columns[i, int(u * len(entry))] = 1
+                continue
+            low, high, step = entry
+            value = low + (high - low) * u
+            value = float(number_text(round(value) if step else value))
+            people[i][name] = value
+            columns[i, 0], columns[i, 1] = (value - (low + high) / 2) / ((high - low) / 4), 1
+        target.append(columns)
+    return people, torch.cat(target, 1)
+
+
+def design_columns(prior: Prior, known: Known) -> list[list[float]]:
+    """Columns of a linear design, NaN where unknown: a number, or 0 and 1 for each category but the first."""
+    columns = []
+    for name, entry in known.items():
+        values = prior.values(name)
+        if is_number(entry):
+            columns.append([math.nan if value is None else float(value) for value in values])
+        for category in () if is_number(entry) else entry[1:]:
+            columns.append([float(value == category) if value in entry else math.nan for value in values])
+    return columns
