@@ -32,6 +32,8 @@ PHANTOM = SETTINGS.cohort.kind == "phantom"
 CONDITIONS = SETTINGS.conditions
 SCORES = f"{WORK}/predictions/{{method}}/factual/scores.csv"
 CEILING = [f"{WORK}/predictions/ceiling/factual/scores.csv"] * PHANTOM
+KNOWN = [*SETTINGS.attributes, "all"] if PHANTOM and SETTINGS.cohort.phantom.plasma else []
+KNOWING = expand(f"{WORK}/predictions/ceiling/knows_{{known}}/scores.csv", known=KNOWN)
 PROMPTED = expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=["factual", *CONDITIONS])
 TRAINING_THREADS = SETTINGS.training.threads or workflow.cores
 
@@ -70,8 +72,11 @@ CHECKED = [f"{FIGURES}/{name.replace('.png', '.csv')}" for name in RESULTS if na
 RESULTS += ["counterfactuals.png"] * ({"wrong_sex", "tracer_only", "shuffled"} <= set(CONDITIONS))
 RESULTS += ["uncertainty.csv", "input_check.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
 RESULTS += ["walkthrough.png", "evaluation.csv"] * ("ResDM" in METHODS)
+RESULTS += ["attributes.csv"] * bool(SETTINGS.attributes)
 if RELEASED:
     RESULTS = ["table1.csv", "departures.csv"]  # the profile of the released code
+if PHANTOM and SETTINGS.cohort.phantom.plasma:
+    RESULTS = ["table1.csv", "attributes.csv"]  # the profile of the planted attributes
 
 
 wildcard_constraints:
@@ -115,7 +120,7 @@ rule manifest:
     params:
         profile=PROFILE,
         source=SETTINGS.cohort.source,
-        settings=SETTINGS.digest("cohort", "seed"),
+        settings=SETTINGS.digest("cohort", "seed") + " ".join(SETTINGS.attributes),
     shell:
         f"resdm manifest {{params.source}} {{params.profile}} {LOGGED}"
 
@@ -133,6 +138,7 @@ rule preprocess:
         notebook=f"{WORK}/notebooks/01_preprocess.ipynb",
     params:
         **notebook("01_preprocess", "cohort", "preprocess"),
+        attributes=" ".join(SETTINGS.attributes),
     threads: workflow.cores
     shell:
         PAPERMILL
@@ -209,6 +215,27 @@ rule conditions:
         f"{PAPERMILL} -r method ResDM -y 'conditions: {{params.conditions}}'"
 
 
+# Those of notebook 22: each further attribute of a method shuffled or wrong.
+TOLD = {name: [one for one in SETTINGS.attribute_conditions(name) if (name, one) not in {("ResDM", c) for c in CONDITIONS}] for name in METHODS}
+for number, (method, told) in enumerate((method, told) for method, told in TOLD.items() if told):
+
+    rule:
+        name:
+            f"attributes_of_{number}"
+        input:
+            f"{WORK}/models/{method}/model.safetensors",
+            method_modules(method, "notebooks/03_synthesise.ipynb"),
+        output:
+            expand(f"{WORK}/predictions/{method}/{{condition}}/scores.csv", condition=told),
+        log:
+            notebook=f"{WORK}/notebooks/03_synthesise_{method}_attributes.ipynb",
+        params:
+            **notebook("03_synthesise", conditions=json.dumps(told), method=method),
+        threads: TRAINING_THREADS
+        shell:
+            f"{PAPERMILL} -r method {{params.method}} -y 'conditions: {{params.conditions}}'"
+
+
 if PHANTOM:
 
     rule ceiling:
@@ -218,11 +245,13 @@ if PHANTOM:
         output:
             CEILING,
             f"{WORK}/predictions/ceiling/factual/latent.csv",
+            KNOWING,
         log:
             f"{WORK}/logs/ceiling.txt",
         params:
             profile=PROFILE,
             settings=SETTINGS.digest("cohort", "preprocess", "seed"),
+            attributes=" ".join(SETTINGS.attributes),
         shell:
             f"resdm ceiling {{params.profile}} {LOGGED}"
 
@@ -337,6 +366,16 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         CHECKED + paper("table1", "table2", "table3", "table4", "claims"),
         {"claims": TABLE},
         ["cohort", "preprocess", "methods"],
+    ),
+    "attributes": (
+        "22_attributes",
+        [
+            *scores(METHODS),
+            *KNOWING,
+            *[f"{WORK}/predictions/{method}/{one}/scores.csv" for method in METHODS for one in SETTINGS.attribute_conditions(method)],
+        ],
+        {"attributes": TABLE + FIGURE},
+        [],
     ),
     "departures": ("12_released_code", expand(SCORES, method=RELEASED), {"departures": TABLE}, []),
 }

@@ -416,6 +416,17 @@ class Config:
         """Fields beside age and sex that any method's prompt or design names: columns of the manifest, in order."""
         return tuple(dict.fromkeys(name for method in self.methods.values() for name in further(fields_of(method))))
 
+    def attribute_conditions(self, name: str) -> tuple[str, ...]:
+        """Conditions under which notebook 22 needs a method: its further fields shuffled, and wrong if there is one.
+
+        With several, age and sex are shuffled too.
+        """
+        fields = fields_of(self.method(name))
+        more = further(fields)
+        if len(more) == 1:
+            return f"shuffled_{more[0]}", f"wrong_{more[0]}"
+        return tuple(f"shuffled_{field}" for field in fields) if more else ()
+
     def seeded(self, name: str) -> Config:
         """The profile with the seed of one of its methods, if the method sets one."""
         seed = self.method(name).seed

@@ -40,8 +40,14 @@ class Section:
 
 
 def _compares(config: Config) -> bool:
-    """Whether a profile compares methods; the released code has its own notebook."""
-    return not any(method.kind == "released" for method in config.methods.values())
+    """Whether a profile compares methods; the released code and the planted attributes have their own notebooks."""
+    return not (
+        _is_released(config) or (config.cohort.phantom is not None and config.cohort.phantom.plasma is not None)
+    )
+
+
+def _is_released(config: Config) -> bool:
+    return any(method.kind == "released" for method in config.methods.values())
 
 
 def _if(needed: Callable[[Config], bool]) -> Callable[[Config], bool]:
@@ -78,7 +84,8 @@ SECTIONS = (
     ),
     Section("17_evaluate", "Evaluation", ("evaluation",), _if(lambda config: "ResDM" in config.methods)),
     Section("18_stress", "Stress", ("stress",), lambda config: False),  # by `make stress`
-    Section("12_released_code", "Released code", ("departures",), lambda config: not _compares(config)),
+    Section("22_attributes", "Attributes", ("attributes",), lambda config: bool(config.attributes)),
+    Section("12_released_code", "Released code", ("departures",), _is_released),
     Section("01_preprocess", "Preprocessing", ("qc",), _compares),
     Section("10_claims", "Claims", ("claims",), _compares),
 )
@@ -109,6 +116,8 @@ CONTENTS = {
     "evaluation": "Gain in PSNR over a model of age and sex, real against synthetic SUVR, and AUC of status, by method",
     "atn": "Cohen's kappa of the joint amyloid, tau and atrophy profile by source, confusions, and decision curves",
     "subgroups": "Image quality, SUVR error and AUC of status by sex, age, diagnosis, tracer and resolution",
+    "attributes": "Loss of image quality, SUVR correlation and AUC of status where an attribute of the prompt is left "
+    "out, shuffled or wrong, by method, with the ceiling that knows it",
     "stress": "Image quality, SUVR error, AUC of status and share of scans refused against the strength of each shift",
 }
 """What a figure shows, for readers who do not see it."""
