@@ -273,36 +273,26 @@ def test_a_method_from_the_page_trains_and_is_in_table_2(study, monkeypatch, cap
     np.testing.assert_allclose(nib.load(path).get_fdata(), expected, atol=1e-3)  # MRIs are stored as float16
 
 
-def test_a_covariate_from_the_page_is_in_prompt_and_sidecar(study, tmp_path):
-    """The page's changes, applied to a copy of the code; then a training and a prediction with that copy."""
+def test_a_covariate_from_the_page_is_in_prompt_and_sidecar(study, capsys):
+    """The setting of the page, with the column of the phantoms; then a training and a prediction."""
     page = ROOT / "docs" / "howto_add_a_prompt_covariate.md"
-    for package in ("resdm", "resdm_suite"):
-        shutil.copytree(ROOT / package, tmp_path / package)
-    for block in blocks(page, "diff"):
-        name, _, hunks = block.partition("\n")
-        text = (tmp_path / name).read_text(encoding="utf-8")
-        for hunk in hunks.split("@@\n"):
-            old, new = ("\n".join(line[1:] for line in hunk.splitlines() if line[0] in " " + sign) for sign in "-+")
-            assert text.count(old) == 1, f"{name}: {old}"
-            text = text.replace(old, new)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    (code,) = blocks(page, "python")
+    (code,), (settings,) = blocks(page, "python"), blocks(page, "yaml")
+    exec(code, {})
+    (expected,) = re.findall("^# (Synthesize.*)$", code, flags=re.MULTILINE)
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert "fields: [age, sex, education" in settings
     profile = (study / "configs" / "smoke.yaml").read_text().replace("profile: smoke", "profile: schooling")
     fields = profile.replace("prior: &prior {", "prior: &prior { fields: [age, sex, education],", 1)
     assert fields != profile
     (study / "configs" / "schooling.yaml").write_text(fields)
-    code += "from resdm_suite.apps import cli\n"
     for command in ("phantom {}", "manifest bids {}", "preprocess {}", "train {} ResDM", "predict {} ResDM"):
-        code += f"assert cli.main({[*command.format('schooling').split()]}) == 0\n"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", code], cwd=study, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    (expected,) = re.findall("^# (Synthesize.*)$", code, flags=re.MULTILINE)
-    assert run.stdout.splitlines()[0] == expected
+        assert cli.main([*command.format(study / "configs" / "schooling.yaml").split()]) == 0
     sidecars = (study / "work/schooling/predictions/ResDM/factual").rglob("*_desc-synth_pet.json")
     prompts = [json.loads(path.read_text())["prompt"] for path in sidecars]
     assert prompts
     assert all(prompt["education"] > 0 for prompt in prompts)
+    model = Model.load(study / "work/schooling/models/ResDM")
+    assert {*model.method.known} == {"education"}
 
 
 @pytest.mark.parametrize(("kind", "message"), [

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
         elif scan.what == "T1w" and (scan.person, scan.session) in people:  # PTIDs of one person at two sites
             notes.append(f"{scan.person} {scan.session}: {scan.path.name} is a second T1, not used")
         elif scan.what == "T1w":
-            people[scan.person, scan.session] = _person(scan, tables, clinica)
+            people[scan.person, scan.session] = _person(scan, tables, clinica, config.attributes)
             scans.append(row | {"target": "t1w", "day": day_number(scan.date)})
     pets = [scan for scan in scans if scan["target"] != "t1w"]
     unmeasured = sum("suvr" not in pet for pet in pets)
@@ -329,8 +330,11 @@ def _measured(scan: Scan, tables: StudyTables, config: Config, notes: list[str])
     return date, {"suvr": row["suvr"], "status": status, "centiloid": row["centiloid"]}
 
 
-def _person(scan: Scan, tables: StudyTables, clinica: _Clinica) -> dict[str, Any]:
-    """Age, sex, diagnosis, education and MMSE at a T1 scan, from the study's tables, else from Clinica's."""
+def _person(scan: Scan, tables: StudyTables, clinica: _Clinica, further: Iterable[str]) -> dict[str, Any]:
+    """Age, sex, diagnosis, education and MMSE at a T1 scan, from the study's tables, else from Clinica's.
+
+    ``further`` columns are Clinica's, by their name.
+    """
     rid = rid_of(scan.person)
     study, participant = tables.people.get(rid, {}), clinica.people.get(rid, {})
     visit, month = clinica.sessions.get((rid, scan.session), {}), _month(scan.session)
@@ -343,7 +347,7 @@ def _person(scan: Scan, tables: StudyTables, clinica: _Clinica) -> dict[str, Any
     at_baseline = participant.get("age_bl", "") if month is not None else ""
     by_label = at_baseline if later is None else later + month / 12
     diagnosis = visit.get("diagnosis") or baseline.get("diagnosis_sc", "")
-    return {
+    return {name: visit.get(name) or participant.get(name, "") for name in further} | {
         "person": scan.person,
         "session": scan.session,
         "age": first(tables.age(rid, scan.date), visit.get("age", ""), by_label),

@@ -75,6 +75,7 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
             notes.append(f"{name}: not in {_TABLES[0]}")
         cells = participants.get(name, {})
         row = key | {"split": splits.get(name, ""), "age": cells.get("age", ""), "sex": cells.get("sex", "")}
+        row |= {name: cells.get(name, "") for name in config.attributes if name not in row}
         people.append(row | {"diagnosis": next((cells[column] for column in _LABELS if cells.get(column)), "")})
     try:
         check_leakage(pd.DataFrame(people), str(root / "data_info"))
