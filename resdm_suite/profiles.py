@@ -27,6 +27,7 @@ from resdm.io import write_text
 from resdm.settings import (
     AGE_RANGE,
     METHODS,
+    PROMPT_FIELDS,
     SEXES,
     TRACERS,
     ConfigError,
@@ -96,16 +97,17 @@ def check_name(name: Any, where: str) -> None:
         )
 
 
-def check_condition(name: str, where: str = "") -> str:
-    """The name of a condition, see `CONDITIONS`; `ConfigError` for another name."""
+def check_condition(name: str, where: str = "", fields: typing.Iterable[str] = PROMPT_FIELDS) -> str:
+    """The name of a condition of a prompt with these fields, see `CONDITIONS`; `ConfigError` for another name."""
     age, sex = re.fullmatch(r"age_(\d+(?:\.\d+)?)", name), re.fullmatch(f"sex_({'|'.join(SEXES)})", name)
     if age and not AGE_RANGE[0] <= float(age[1]) <= AGE_RANGE[1]:
         raise ConfigError(f"{where}: {name!r} is outside {AGE_RANGE[0]:.0f}–{AGE_RANGE[1]:.0f} years")
-    field = re.fullmatch(r"(no|shuffled|wrong)_([a-z][a-z0-9_]*)", name)
-    if not (name in CONDITIONS or age or sex or field):
+    of_fields = [f"{family}_{field}" for field in fields for family in ("no", "shuffled", "wrong")]
+    if not (name in CONDITIONS or age or sex or name in of_fields):
         raise ConfigError(
-            f"{where}: no condition {name!r}{suggest(name, CONDITIONS)}; expected one of {', '.join(CONDITIONS)}, "
-            f"age_<years>, {', '.join(f'sex_{value}' for value in SEXES)}, and no_, shuffled_ or wrong_ with a field"
+            f"{where}: no condition {name!r}{suggest(name, [*CONDITIONS, *of_fields])}; expected one of "
+            f"{', '.join(dict.fromkeys([*CONDITIONS, *of_fields]))}, age_<years>, "
+            f"{', '.join(f'sex_{value}' for value in SEXES)}"
         )
     return name
 

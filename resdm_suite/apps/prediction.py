@@ -26,7 +26,7 @@ from resdm.checkpoint import load_model
 from resdm.cpu_runtime import computes_bf16, set_up
 from resdm.io import atomic, sha256, stored_json, write_json
 from resdm.method import Method
-from resdm.settings import PROMPT_FIELDS, SEXES, ConfigError, check_person, derive_seed, fields_of, further
+from resdm.settings import PROMPT_FIELDS, SEXES, check_person, derive_seed, fields_of, further
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import ModelCard, check_model, load_card
 from resdm_suite.apps.shards import write_timing
@@ -76,7 +76,7 @@ def condition_prior(
     ConfigError
         Unknown condition or field, or an age out of range.
     """
-    check_condition(condition, "prompt")
+    check_condition(condition, "prompt", (*PROMPT_FIELDS, *(more or {})))
     age = tuple(None if value is None or pd.isna(value) else float(value) for value in age)
     sex = tuple(None if value is None or pd.isna(value) else str(value) for value in sex)
     factual, n = Prior(age, sex, more={name: tuple(values) for name, values in (more or {}).items()}), len(age)
@@ -86,8 +86,6 @@ def condition_prior(
     family, _, field = condition.partition("_")
     if family in PROMPT_FIELDS:
         return factual.stating(values | {family: (float(field) if family == "age" else field,) * n})
-    if field and field not in values:
-        raise ConfigError(f"prompt: condition {condition!r}; the model's prompt has {', '.join(values)}")
     if family == "no":
         return factual.without(field)
     if family == "wrong":
