@@ -24,7 +24,7 @@ from resdm.method import Method
 from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, PriorModule, prompt_tokens, prompts
 from resdm.scheduler import ResidualScheduler
-from resdm.settings import MethodConfig, require
+from resdm.settings import MethodConfig, further, require
 from resdm.unet import Attention, norm, sinusoidal
 
 
@@ -49,6 +49,7 @@ class ReleasedConfig(MethodConfig):
         prior = self.prior
         pooled = prior.context == "pooled" or "attention" in self.mended
         require(pooled, "prior.context", prior.context, "pooled; tokens only where mended has attention")
+        require(not further(prior.fields), "prior.fields", list(prior.fields), "age and sex, as the released code")
         require(prior.dim == 8 * self.width, "prior.dim", prior.dim, f"{8 * self.width}, 8 × the network's width")
 
 
