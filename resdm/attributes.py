@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from resdm.batch import Prior
-from resdm.settings import PROMPT_FIELDS, further
+from resdm.settings import AGE_RANGE, PROMPT_FIELDS, SEXES, TRACERS, further
 
 PHRASES = {
     "education": "{} years of education",
@@ -173,30 +173,47 @@ def longest(known: Known) -> dict[str, float | str]:
     return {name: -0.123 if is_number(entry) else max(entry, key=len) for name, entry in known.items()}
 
 
-def draw(known: Known, n: int, generator: torch.Generator) -> tuple[list[dict[str, float | str | None]], Tensor]:
-    """Random attributes of ``n`` people, each given with a chance of 0.8, and their content.
+def draw_prompts(n: int, generator: torch.Generator, known: Known) -> tuple[list[dict[str, Any]], Tensor]:
+    """Random arguments of ``n`` prompts, each field given with a chance of 0.8, and their content (n, 4 + k).
 
-    The content is what the text tower's pretraining recovers: of a number as stated, its place in the range (−2 to 2)
-    and whether it is given; of a category, 0 or 1 for each.
+    The content is what the text tower's pretraining recovers: age in standard deviations, age given, sex (−1, 0, 1),
+    tracer; then of each number as stated, its place in the range (−2 to 2) and whether it is given, and 0 or 1 for each
+    category.
     """
-    people: list[dict[str, float | str | None]] = [{} for _ in range(n)]
-    target = [torch.zeros(n, 0)]
+    low, high = AGE_RANGE
+    people, target = [], torch.zeros(n, 4)
+    for i, (a, with_age, s, with_sex, c) in enumerate(torch.rand((n, 5), generator=generator).tolist()):
+        age = round(low + (high - low) * a, 1) if with_age < 0.8 else None
+        sex = SEXES[int(2 * s)] if with_sex < 0.8 else None
+        people.append({"tracer": TRACERS[int(2 * c)], "age": age, "sex": sex})
+        if age is not None:
+            target[i, 0], target[i, 1] = (age - (low + high) / 2) / ((high - low) / 4), 1
+        if sex is not None:
+            target[i, 2] = 2 * SEXES.index(sex) - 1
+        target[i, 3] = 2 * int(2 * c) - 1
+    columns = [target]
     for name, entry in known.items():
-        columns = torch.zeros(n, 2 if is_number(entry) else len(entry))
-        for i, (u, given) in enumerate(torch.rand((n, 2), generator=generator).tolist()):
-            if given >= 0.8:
-                continue
-            if not is_number(entry):
-                people[i][name] = entry[int(u * len(entry))]
-                columns[i, int(u * len(entry))] = 1
-                continue
+        values, column = _draw_attribute(entry, n, generator)
+        columns.append(column)
+        for person, value in zip(people, values, strict=True):
+            person[name] = value
+    return people, torch.cat(columns, 1)
+
+
+def _draw_attribute(entry: Sequence[Any], n: int, generator: torch.Generator) -> tuple[list[Any], Tensor]:
+    values, content = [], torch.zeros(n, 2 if is_number(entry) else len(entry))
+    for i, (u, given) in enumerate(torch.rand((n, 2), generator=generator).tolist()):
+        if given >= 0.8:
+            values.append(None)
+        elif is_number(entry):
             low, high, step = entry
             value = low + (high - low) * u
-            value = float(number_text(round(value) if step else value))
-            people[i][name] = value
-            columns[i, 0], columns[i, 1] = (value - (low + high) / 2) / ((high - low) / 4), 1
-        target.append(columns)
-    return people, torch.cat(target, 1)
+            values.append(float(number_text(round(value) if step else value)))
+            content[i, 0], content[i, 1] = (values[-1] - (low + high) / 2) / ((high - low) / 4), 1
+        else:
+            values.append(entry[int(u * len(entry))])
+            content[i, int(u * len(entry))] = 1
+    return values, content
 
 
 def design_columns(prior: Prior, known: Known) -> list[list[float]]:

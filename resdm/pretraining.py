@@ -10,13 +10,11 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from resdm.attributes import Known, draw
-from resdm.batch import TRACERS
+from resdm.attributes import draw_prompts
 from resdm.layers import clip
 from resdm.prior import PriorModule, prompt
-from resdm.settings import AGE_RANGE, SEXES
 from resdm.weights import read_weights, save_weights
 
 REVISION = 2
@@ -42,7 +40,8 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         return meta["correlation"]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        readout = nn.Linear(size.embed_dim, prompt_batch(1, torch.Generator(), prior.known)[1].shape[1]).to(device)
+        contents = draw_prompts(1, torch.Generator(), prior.known)[1].shape[1]
+        readout = nn.Linear(size.embed_dim, contents).to(device)
     generator = torch.Generator().manual_seed(seed)
     weights = [*tower.parameters(), *readout.parameters()]
     trainable = [weight.requires_grad for weight in weights]
@@ -52,8 +51,8 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=size.lessons)
     ages, recovered = [], []
     for step in range(size.lessons):
-        texts, target = prompt_batch(batch, generator, prior.known)
-        target = target.to(device)
+        people, target = draw_prompts(batch, generator, prior.known)
+        texts, target = [prompt(**person) for person in people], target.to(device)
         ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
         states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))
         states = tower.transformer(states, attn_mask=tower.attn_mask)
@@ -86,21 +85,3 @@ def _cache_key(prior: PriorModule, seed: int, batch: int) -> str:
     for value in prior.tower.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def prompt_batch(n: int, generator: torch.Generator, known: Known | None = None) -> tuple[list[str], Tensor]:
-    """N random prompts and their content: age in SD, age given, sex (−1, 0, 1), tracer; then that of `draw`."""
-    low, high = AGE_RANGE
-    texts, target, drawn = [], torch.zeros(n, 4), torch.rand((n, 5), generator=generator).tolist()
-    people, more = draw(known or {}, n, generator)
-    for i, (a, with_age, s, with_sex, c) in enumerate(drawn):
-        age = round(low + (high - low) * a, 1) if with_age < 0.8 else None
-        sex = SEXES[int(2 * s)] if with_sex < 0.8 else None
-        tracer = TRACERS[int(2 * c)]
-        texts.append(prompt(tracer, age, sex, **people[i]))
-        if age is not None:
-            target[i, 0], target[i, 1] = (age - (low + high) / 2) / ((high - low) / 4), 1
-        if sex is not None:
-            target[i, 2] = 2 * SEXES.index(sex) - 1
-        target[i, 3] = 2 * TRACERS.index(tracer) - 1
-    return texts, torch.cat([target, more], 1)

@@ -191,7 +191,7 @@ def test_pretrained_towers_are_cached_bit_for_bit(tmp_path, monkeypatch):
 
     first, one = pretrained(0, 3)
     assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr("resdm.pretraining.prompt_batch", None)  # would be called
+    monkeypatch.setattr("resdm.pretraining.draw_prompts", None)  # would be called
     again, other = pretrained(0, 3)
     assert again == first
     for (name, weight), expected in zip(other.named_parameters(), one.parameters(), strict=True):
