@@ -26,7 +26,7 @@ from resdm.io import write_csv, write_text
 from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.evaluation.classification import wilson
 from resdm_suite.preprocessing.input_check import InputCheck
-from resdm_suite.preprocessing.registration import Scan, smooth
+from resdm_suite.preprocessing.resampling import Scan, smooth
 from resdm_suite.preprocessing.scans import VolumeError
 from resdm_suite.preprocessing.t1 import check_contrast, read_t1, t1_on_grid
 from resdm_suite.profiles import Config, load_config

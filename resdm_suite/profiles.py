@@ -12,11 +12,13 @@ import functools
 import hashlib
 import json
 import operator
+import os
 import re
 import textwrap
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,6 +66,15 @@ TARGET_WORDS = ("suvr", "centiloid", "status", "positive", "positivity", "braak"
 
 NO_ATTRIBUTES = ("person", "session", "split", "t1w", *TRACERS, "space", "load", "stage", "severity", "progression")
 """Columns that are no attribute of a person, and names of a phantom's truth."""
+
+TORCH = find_spec("torch") is not None
+"""Whether torch is installed. Without it no method can be built; stored results can be read."""
+
+REDRAWN = os.environ.get("RESDM_FIGURES", "")
+"""Folder of the results of notebooks that `resdm figures` runs, in place of ``figures/``; empty otherwise."""
+
+READING = bool(REDRAWN) or not TORCH
+"""Whether notebooks only read what is stored: nothing is fitted, synthesised or written onto a model card."""
 
 PACKAGED = Path(__file__).parent / "configs"
 """Profiles of an installed package; a checkout has ``configs/`` at its top instead."""
@@ -330,6 +341,33 @@ def _validated(cls: type, name: str, tree: Any) -> Any:
     return _validator(cls).validate_json(json.dumps({name: tree}, default=str))[name]
 
 
+def _settings_of(name: str, settings: dict[str, Any]) -> type[MethodConfig]:
+    """The class of a method's settings, by its ``kind``; without torch one of the settings as they are stated.
+
+    There, the class's defaults and limits are unknown, so the profile must state all, as that of an archive does.
+    """
+    if TORCH:
+        return settings_class(settings["kind"], f"{name}.kind")
+    if unstated := [f.name for f in dataclasses.fields(MethodConfig) if f.name not in settings]:
+        raise ConfigError(
+            f"{name}: {', '.join(unstated)} not stated, and their defaults are unknown without torch; install "
+            "torch, or read the profile of an archive (resdm archive --for-reading)"
+        )
+    return _stated(settings, MethodConfig)
+
+
+def _stated(settings: dict[str, Any], *bases: type) -> type:
+    """A dataclass with the keys of ``settings`` as fields, in addition to those of ``bases``."""
+    known = {f.name for base in bases for f in dataclasses.fields(base)}
+    kinds = {
+        key: _stated(value) if isinstance(value, dict) else tuple if isinstance(value, list) else Any
+        for key, value in settings.items()
+        if key not in known
+    }
+    fields = [(key, kind, field(default=None)) for key, kind in kinds.items()]
+    return dataclasses.make_dataclass("Stated", fields, bases=bases, frozen=True)
+
+
 def _methods(tree: Any) -> dict[str, MethodConfig]:
     """Settings of each method, by the class that its ``kind`` names."""
     if not isinstance(tree, dict) or not tree:
@@ -341,7 +379,7 @@ def _methods(tree: Any) -> dict[str, MethodConfig]:
             raise ConfigError(f": {name!r} differs from another method by capitals only; some file systems mix them up")
         if not isinstance(settings, dict) or "kind" not in settings:
             raise ConfigError(f"{name} needs a kind: one of {', '.join(METHODS)}")
-        methods[name] = _validated(settings_class(settings["kind"], f"{name}.kind"), name, settings)
+        methods[name] = _validated(_settings_of(name, settings), name, settings)
     return methods
 
 
@@ -376,7 +414,7 @@ class Config:
     @property
     def figures(self) -> Path:
         """``figures/<profile>/``: the tables and figures."""
-        return self.root / "figures" / self.profile
+        return Path(REDRAWN) if REDRAWN else self.root / "figures" / self.profile
 
     @property
     def source_root(self) -> Path:
@@ -682,7 +720,7 @@ def _section(keys: tuple, tree: dict[str, Any]) -> type:
     cls: Any = Config
     for depth, key in enumerate(keys):
         if keys[:depth] == ("methods",):
-            cls = settings_class(tree["methods"][key]["kind"])
+            cls = _settings_of(key, tree["methods"][key])
         else:
             hint = typing.get_type_hints(cls).get(key)
             cls = next((c for c in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(c)), MethodConfig)
@@ -720,7 +758,7 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str]]:
         base, mark, _ = name.partition("@")
         if not mark or base not in config.methods:  # the profile of a model folder has one method
             continue
-        same = dataclasses.replace(method, seed=None) == dataclasses.replace(config.methods[base], seed=None)
+        same = to_dict(method) | {"seed": None} == to_dict(config.methods[base]) | {"seed": None}
         yield same, f"methods.{name} repeats methods.{base}: only its seed may differ"
         others = [other for other in config.methods if other != name and other.partition("@")[0] == base]
         equal = [other for other in others if config.seeded(other).seed == config.seeded(name).seed]

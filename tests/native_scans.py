@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map, regions
-from resdm_suite.preprocessing.registration import Scan
+from resdm_suite.preprocessing.resampling import Scan
 
 SOURCE = Grid((84, 96, 84), 2.25)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import zlib
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -79,6 +82,17 @@ def check_latex(text: str) -> None:
     floats = text.count("\\begin{table*}")
     assert floats == text.count("\\begin{adjustbox}{max width=\\linewidth}\n\\begin{tabular}")
     assert len(blocks) == floats or floats == 0
+
+
+def pdf_text(path: Path) -> str:
+    """The letters that a PDF of matplotlib shows as text (codes of two bytes are Unicode), a line each."""
+    lines = []
+    for stream in re.findall(rb"stream\r?\n(.*?)endstream", path.read_bytes(), flags=re.DOTALL):
+        with suppress(zlib.error):
+            for block in re.findall(rb"\nBT\n(.*?)\nET\n", zlib.decompress(stream), flags=re.DOTALL):
+                parts = re.findall(rb"\(((?:\\.|[^\\)])*)\)", block, flags=re.DOTALL)
+                lines.append(re.sub(rb"\\(.)", rb"\1", b"".join(parts), flags=re.DOTALL).decode("utf-16-be", "replace"))
+    return "\n".join(lines)
 
 
 def texts(figure: Figure) -> list[str]:

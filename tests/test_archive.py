@@ -8,8 +8,10 @@ import json
 import zipfile
 
 import pytest
+from stored_cohort import make_cohort
 from tiny_methods import make_config
 
+from resdm.settings import ConfigError
 from resdm_suite.apps.archive import archive
 from resdm_suite.profiles import FidelityConfig
 from resdm_suite.records import RecordError
@@ -91,3 +93,33 @@ def test_results_that_are_not_of_this_run_are_refused(run):
         path.unlink()
     with pytest.raises(RecordError, match="no results; run `make reproduce"):
         archive(config)
+
+
+def test_for_reading_it_holds_what_notebooks_read_of_phantoms_alone(tmp_path):
+    config, index = make_cohort(tmp_path, {"ResDM": 0.5})
+    (tmp_path / "notebooks").mkdir()
+    for name in ("04_table2.ipynb", "16_walkthrough.ipynb"):
+        (tmp_path / "notebooks" / name).write_text("{}")
+    more = ("models/ResDM/timing.json", "models/ResDM/model.json", "predictions/ResDM/samples/mean.json")
+    for name in (*more, "evaluation/.status.record.json", "bids/scan.json", "left_out.csv"):
+        (config.work / name).parent.mkdir(parents=True, exist_ok=True)
+        (config.work / name).write_text("{}")
+    config.figures.mkdir(parents=True)
+    for name in ("table2.csv", "table2.png"):
+        (config.figures / name).write_text(name)
+    write_sidecar(config.figures / "table2", provenance(config, [config.volumes / "index.csv"]))
+    contents, graph, _ = read(archive(config, for_reading=True))
+    assert {name for name in contents if not name.startswith("work/")} == {
+        "configs/tiny.yaml", "notebooks/04_table2.ipynb", "figures/tiny/table2.csv", "figures/tiny/table2.json"
+    }  # fmt: skip
+    work = {name.removeprefix("work/tiny/") for name in contents if name.startswith("work/")}
+    test, train = (index[index["split"] == split].iloc[0] for split in ("test", "train"))
+    assert {"models/ResDM/timing.json", "evaluation/.status.record.json", "left_out.csv", "volumes/index.csv"} <= work
+    assert {f"volumes/{row[what]}" for row, what in ((test, "t1w"), (test, "tau"), (train, "tau"))} <= work
+    assert f"volumes/{train['t1w']}" not in work
+    assert [name for name in work if name.startswith("predictions/ResDM/factual/sub-")]
+    assert not [name for name in work if name.startswith(("bids", "predictions/ResDM/samples", "models/ResDM/model"))]
+    assert graph["work/tiny/"]["description"].startswith(f"{len(work)} files")
+    real = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, kind="dlbs", phantom=None))
+    with pytest.raises(ConfigError, match="volumes of single people, and is written of phantoms only"):
+        archive(real, for_reading=True)

@@ -163,6 +163,7 @@ def test_planted_n_is_of_the_severity(scanned, monkeypatch):
 # ── the notebook ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.filterwarnings("error:Attempting to set identical")
 @pytest.mark.parametrize("tracers", [["amyloid", "tau"], ["amyloid"]], ids=["both", "one"])
 def test_the_notebook_of_a_small_cohort(tmp_path, tracers):
     config, _ = make_cohort(tmp_path, {})

@@ -13,6 +13,7 @@ from conftest import ROOT
 from resdm.baselines.regression import RegressionConfig
 from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm.settings import ConfigError, check_person, derive_seed, method_from_dict, to_dict
+from resdm_suite import profiles
 from resdm_suite.profiles import Config, GridConfig, load_config, write_profile
 
 RESDM, REGRESSION = {"kind": "residual_diffusion"}, {"kind": "regression"}
@@ -88,6 +89,24 @@ def test_a_name_is_found_from_a_subfolder(write, tmp_path, monkeypatch):
     assert load_config("configs/mine.yaml").root == tmp_path
     with pytest.raises(ConfigError, match=r"no profile 'yours': looked for .*; there are: .*mine"):
         load_config("yours")
+
+
+@pytest.mark.parametrize("name", ["phantom", "released", "adni"])
+def test_without_torch_a_profile_that_states_all_is_the_same(name, write, monkeypatch):
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    path = write(to_dict(config), f"{name}.yaml")
+    monkeypatch.setattr(profiles, "TORCH", False)
+    read = load_config(path)
+    assert type(read.method("ResDM" if name != "released" else "released")).__name__ == "Stated"
+    assert [read.digest(f"methods.{one}") for one in config.methods] == [
+        config.digest(f"methods.{one}") for one in config.methods
+    ]
+    assert read.digest() == config.digest()
+    if name == "phantom":
+        assert read.method("ResDM").prior.tower.width == 128
+        assert read.method("ResDM").eta_range == (0.04, 0.999)
+        with pytest.raises(ConfigError, match=r"methods.ResDM: weight_decay, .* unknown without torch; install torch"):
+            load_config(ROOT / "configs" / "phantom.yaml")
 
 
 def test_the_digest_follows_the_settings_not_the_place(write):

@@ -17,7 +17,8 @@ from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status,
 from resdm_suite.evaluation.conditioning import age_effects, age_summary, sex_effects, sex_summary, without_chance
 from resdm_suite.evaluation.status import status_summary
 from resdm_suite.reporting.cases import figure5_data
-from resdm_suite.reporting.diagnosis import status_sources
+from resdm_suite.reporting.diagnosis import source_label, status_sources
+from resdm_suite.reporting.style import COLOURS, method_styles
 from resdm_suite.reporting.tables import number, read_paper, with_interval, with_spread
 
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
@@ -252,3 +253,10 @@ def test_a_handful_of_people_without_controls_is_drawn_without_intervals(people,
     fifth = figure5(age, age_summary(age, "ResDM", seed=0), age_effects(age, other, "ResDM", seed=0))
     for figure in (drawn["figure"], fourth, fifth):
         figure.canvas.draw()
+
+
+def test_no_two_sources_of_the_roc_figure_have_one_colour():
+    sources = [*ROWS, *COLOURS, "+L_high", "+prior", "as_published", "posterior"]
+    colours = [colour for colour, _ in method_styles(sorted({*sources})).values()]
+    assert len(set(colours)) == len(colours) == len({*sources})
+    assert (source_label("as_published"), source_label("mri")) == ("as published", "MRI alone")

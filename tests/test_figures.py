@@ -12,12 +12,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_cells import check_texts, draw, texts
+from notebook_cells import check_texts, draw, pdf_text, texts
 from PIL import Image
 from stored_cohort import GRID, RANGES, make_config, person
 
 from resdm_suite.anatomy import regions
 from resdm_suite.evaluation.suvr import regional_agreement
+from resdm_suite.reporting import style
 from resdm_suite.reporting.slices import FIELD_MM, plane, slice_name
 from resdm_suite.reporting.style import heading, save_figure
 
@@ -96,6 +97,25 @@ def test_same_bytes_twice_whatever_the_users_settings(name, tmp_path):
         assert image.width == pytest.approx(200 * figure.get_figwidth(), abs=1)
         assert not {"Software", "Creation Time"} & set(image.info)
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == sorted(p.name for p in paths)  # nothing left behind
+
+
+def test_for_a_paper_without_heading_with_text_and_the_caption_beside(tmp_path, monkeypatch):
+    headed = draw_curves()
+    monkeypatch.setattr(style, "REDRAWN_AS", "pdf")
+    monkeypatch.setattr(style, "_BARE", ["bare"])
+    figure = draw_curves()
+    pdf, caption, _ = save_figure(figure, tmp_path / "curves", {})
+    assert caption.read_text(encoding="utf-8") == f"Training of ResDM. {NOTICE}."
+    shown = pdf_text(pdf)
+    assert "epoch" in shown
+    assert "Training" not in shown
+    assert "reproduction" not in shown
+    assert figure.get_figheight() == pytest.approx(headed.get_figheight() - 0.30)
+    save_figure(headed, tmp_path / "headed", {})
+    for one, other in zip(figure.axes, headed.axes, strict=True):  # panels keep their size
+        assert one.bbox.size == pytest.approx(other.bbox.size, abs=3)
+    assert b"/FontFile2" in pdf.read_bytes()  # TrueType, as fonttype 42
+    assert b"/Type3" not in pdf.read_bytes()
 
 
 def test_same_bytes_in_another_process(tmp_path):

@@ -13,7 +13,8 @@ from nibabel.affines import apply_affine
 from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
 from resdm_suite.preprocessing import registration
 from resdm_suite.preprocessing.qc import brain_points
-from resdm_suite.preprocessing.registration import Scan, displacement, register_affine, register_rigid, resample
+from resdm_suite.preprocessing.registration import register_affine, register_rigid
+from resdm_suite.preprocessing.resampling import Scan, displacement, resample
 from resdm_suite.preprocessing.scans import read_scan
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,8 +19,14 @@ from browser import open_page
 from bs4 import BeautifulSoup
 from conftest import ROOT
 from crawl import broken_links, fetched_from_a_network
+from notebook_cells import pdf_text
 
+from resdm.io import sha256
+from resdm.settings import ConfigError
+from resdm_suite.apps.archive import READABLE, archive
+from resdm_suite.apps.figures import redraw
 from resdm_suite.apps.stress import SHIFTS
+from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.profiles import load_config
 
 BIN, NOTICE = Path(sys.executable).parent, "not a reproduction of the paper"
@@ -38,6 +45,8 @@ FIGURES += (
     "atn",
     "subgroups",
 )
+OF_MODELS = ("uncertainty", "input_check", "intervals", "memorisation")
+"""Tables of notebooks that run a model."""
 
 
 def snakemake(folder: Path, *arguments: str, profile: str = "smoke") -> str:
@@ -165,6 +174,42 @@ def test_the_report_is_accessible(config, scheme):
             assert [(fault["id"], fault["nodes"][0]["html"]) for fault in faults] == [], path.name
             texts = page.evaluate("[...document.images].map(image => image.alt)")
             assert all(len(text) > 40 and "No description" not in text for text in texts), texts
+
+
+def test_an_archive_is_read_without_torch(config, tmp_path):
+    """Its notebooks make the same tables again, byte for byte, in a folder that holds the archive alone."""
+    path, folder = archive(config, tmp_path / "reading.zip", for_reading=True), tmp_path / "unpacked"
+    with zipfile.ZipFile(path) as crate:
+        crate.extractall(folder)
+    made = folder / "figures" / "smoke"
+    tables = {table.name: table.read_bytes() for table in made.iterdir() if table.suffix in (".csv", ".md", ".tex")}
+    for name in tables.keys() - {f"{table}.csv" for table in OF_MODELS}:
+        (made / name).unlink()
+    environment = os.environ | {"PYTHONPATH": str(config.root.resolve())}
+    command = [sys.executable, ROOT / "tests" / "read_archive.py", "smoke"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=900)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert [line[:2] for line in run.stdout.splitlines() if line[3:] and line[:2] in READABLE] == list(READABLE)
+    again = {name for name in tables if (made / name).is_file()}
+    assert {name for name in tables.keys() - again if name.partition(".")[0] not in OF_MODELS} == set()
+    assert [name for name in again if (made / name).read_bytes() != tables[name]] == []
+
+
+def test_figures_for_a_paper_leave_the_others_as_they_are(config, tmp_path):
+    before = {path: sha256(path) for path in config.figures.iterdir()}
+    readings = (config.evaluation_folder / "sex.csv").stat().st_mtime_ns
+    redraw(config, ["figure4"], tmp_path, bare=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure4.pdf", "figure4.txt"]
+    caption = (tmp_path / "figure4.txt").read_text(encoding="utf-8")
+    assert caption.startswith("Figure 4: Conditioning on sex. phantom data: not a reproduction")
+    test = read_index(config)
+    assert f"People: {test['person'].nunique()} test ({test['present_amyloid'].sum()} with amyloid PET" in caption
+    assert "log odds of own sex" in pdf_text(tmp_path / "figure4.pdf")
+    assert "Conditioning" not in pdf_text(tmp_path / "figure4.pdf")
+    assert before == {path: sha256(path) for path in config.figures.iterdir()}
+    assert (config.evaluation_folder / "sex.csv").stat().st_mtime_ns == readings
+    with pytest.raises(ConfigError, match="no figure 'figure9'"):
+        redraw(config, ["figure9"])
 
 
 def test_a_second_run_does_nothing(reproduced):

@@ -28,7 +28,7 @@ from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.preprocessing.measures import LIMITS, blur, measure_flags, shared_information
 from resdm_suite.preprocessing.qc import brain_points
-from resdm_suite.preprocessing.registration import Scan, displacement, resample, smooth
+from resdm_suite.preprocessing.resampling import Scan, displacement, resample, smooth
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.preprocessing.t1 import check_contrast, preprocess_mri, read_t1, t1_on_grid

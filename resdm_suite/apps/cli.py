@@ -485,9 +485,17 @@ _command("model pull", "download a model from the Hugging Face Hub", "user/resdm
 _command("cost", "time a second of each kind of work, and estimate the time of `make reproduce`", "adni --cores 8",
          _cost, PROFILE, _argument("--cores", type=_integer(1), help="cores for Snakemake (default: all)"))
 _command("report", "build web pages of all results of a profile", "phantom", "reporting.site:write_report", PROFILE)
+_command("figures", "redraw the figures of a run in another format, each with its caption as text",
+         "phantom figure2 --format pdf --bare", "apps.figures:redraw", PROFILE,
+         _argument("figure", nargs="*", help="names, such as figure2 (default: all)"),
+         _argument("--format", dest="form", default="pdf", choices=["pdf", "svg", "png"], help="(default: pdf)"),
+         _argument("--bare", action="store_true", help="no title, notice and explanation in the figure, for a paper"),
+         _argument("--out", type=Path, metavar="FOLDER", help="output folder (default: work/PROFILE/paper)"))
 _command("archive", "write an RO-Crate (zip) of tables, figures, the profile and, of open data, executed notebooks",
          "phantom", "apps.archive:archive", PROFILE,
-         _argument("--out", type=Path, metavar="ZIP", help="the file (default: in work/PROFILE)"))
+         _argument("--out", type=Path, metavar="ZIP", help="the file (default: in work/PROFILE)"),
+         _argument("--for-reading", action="store_true",
+                   help="phantoms: what the analysis notebooks read, so that they run without torch (see docs)"))
 _command("check", "validate a profile, list its settings and files, and compare these with their records",
          "mine --deep", _check, PROFILE,
          _argument("--deep", action="store_true", help="read every file, also where its time has not changed"),

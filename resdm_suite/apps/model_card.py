@@ -12,9 +12,8 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader
 
-from resdm.batch import TRACERS
 from resdm.io import write_text
-from resdm.settings import SEXES
+from resdm.settings import SEXES, TRACERS
 from resdm_suite.apps.model_folder import ModelCard, load_card, read_audit
 from resdm_suite.evaluation.image_quality import METRICS, REGIONS, read_index, read_scores
 from resdm_suite.evaluation.memorisation import LIMIT

@@ -58,7 +58,7 @@ from resdm_suite.paths import (
     write_description,
 )
 from resdm_suite.preprocessing import input_check
-from resdm_suite.preprocessing.registration import Scan, resample
+from resdm_suite.preprocessing.resampling import Scan, resample
 from resdm_suite.preprocessing.t1 import preprocess_mri
 from resdm_suite.reporting.provenance import provenance, versions
 from resdm_suite.reporting.slices import scan_montage

@@ -18,8 +18,8 @@ from resdm_suite.evaluation.intervals import write_calibration
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path, std_path, synthetic_path
 from resdm_suite.preprocessing.dataset import CohortDataset
-from resdm_suite.profiles import Config
-from resdm_suite.records import NAME, alone, read_csv, write_record
+from resdm_suite.profiles import READING, Config
+from resdm_suite.records import NAME, alone, checked, read_csv, write_record
 
 
 @alone("predict {name} {condition} {shard}")
@@ -96,6 +96,8 @@ def sample_method(
     """
     name = config.uncertainty.method if name is None else name
     settings, out = config.method(name), config.predictions(name, "samples")
+    if READING:
+        return checked(out / "regional.csv").parent
     model = Model.of_profile(config, name)
     for outdated in (NAME, "regional.csv"):
         remove(out / outdated)

@@ -14,38 +14,44 @@ all training people but the first fold, on which the threshold, or the mean erro
 real PET and the synthetic one of every finished condition.
 
 Validation people are not used, and nothing is chosen on the test people.
+
+Where notebooks only read (`resdm_suite.profiles.READING`), the stored readings are taken as they are. They need no
+torch, so it is imported where an evaluator is fitted.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from resdm.cpu_runtime import set_up
 from resdm.io import write_csv
 from resdm.settings import TRACERS, derive_seed
 from resdm_suite.anatomy import Grid
 from resdm_suite.cohorts.leakage import LeakageError
-from resdm_suite.evaluation.fitting import Evaluator, classifier, fit_evaluator
 from resdm_suite.evaluation.image_quality import read_index, volume_pairs
 from resdm_suite.evaluation.planted import read_causes
 from resdm_suite.evaluation.readings import COLUMNS, SESSION, readings_path
 from resdm_suite.evaluation.statistics import person_weights
 from resdm_suite.evaluation.stored import Numbers, read_sidecar, read_table, read_volume
 from resdm_suite.paths import sidecar_path
-from resdm_suite.profiles import Config
-from resdm_suite.records import NAME, alone, write_record
+from resdm_suite.profiles import READING, Config
+from resdm_suite.records import NAME, alone, checked, write_record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from resdm_suite.evaluation.fitting import Evaluator
 
 
 class UndefinedError(ValueError):
@@ -137,6 +143,8 @@ def check_folds(train: pd.DataFrame, folds: Iterable[Fold], index: pd.DataFrame)
 
 def read_volumes(config: Config, paths: Iterable[Path]) -> Tensor:
     """Stored volumes as one tensor (n, 1, X, Y, Z), float32, in [0, 1]."""
+    import torch
+
     grid = Grid.of(config.preprocess.grid)
     return torch.from_numpy(np.stack([read_volume(path, grid) for path in paths]))[:, None]
 
@@ -169,6 +177,8 @@ def _status_folds(config: Config, tracer: str, target: str) -> tuple[pd.DataFram
 
 def _status_evaluators(config: Config, tracer: str, target: str, source: str, bar: tqdm) -> list[Evaluator]:
     """One classifier per fold, on ``real`` (the tracer's PET), ``mri`` or ``age_sex``; all have the same folds."""
+    from resdm_suite.evaluation.fitting import classifier, fit_evaluator
+
     train, folds = _status_folds(config, tracer, target)
     people, labels = train["person"].to_numpy(), train["label"].to_numpy()
     if source == "age_sex":
@@ -188,6 +198,8 @@ def _status_evaluators(config: Config, tracer: str, target: str, source: str, ba
 
 def _prior_evaluator(config: Config, tracer: str, target: str, bar: tqdm) -> Evaluator:
     """The classifier of sex, or the brain-age network, of one tracer's PET."""
+    from resdm_suite.evaluation.fitting import fit_evaluator
+
     train = labelled(config, "train", tracer, target)
     scans = partial(read_volumes, config, _real(config, train, tracer))
     fold = draw_folds(config, train, f"{target} in {tracer} PET")[0]
@@ -212,6 +224,8 @@ def _positive(model: Pipeline, table: np.ndarray) -> np.ndarray:
 
 def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
     """A bar over the epochs of all evaluators of some targets; sets up the CPU as training does."""
+    from resdm.cpu_runtime import set_up
+
     set_up(config.training)
     status = len(_targets(config)) * len(TRACERS) * 2 * config.evaluation.folds
     fits = {"status": status, "sex": len(TRACERS), "age": len(TRACERS)}
@@ -252,6 +266,8 @@ def evaluate_status(config: Config, *, progress: bool = True) -> Path:
     `LeakageError` (see `check_folds`), and `ValueError` or `FileNotFoundError` for a broken volume or a session without
     posterior.
     """
+    if READING:
+        return checked(readings_path(config, "status"))
     with _progress(config, ("status",), progress) as bar:
         cases = list(product(_targets(config), TRACERS))
         defined = _defined(cases, lambda target, tracer: _read_status(config, target, tracer, bar), required=False)
@@ -348,6 +364,8 @@ def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
     Stores ``evaluation/sex.csv``, with score (probability of M) and prompt (the sex in the prompt; empty for none), and
     ``sex_folds.csv``.
     """
+    if READING:
+        return checked(readings_path(config, "sex"))
     frame, folds = _read_prompted(config, "sex", progress)
     return _write(config, "sex", frame.astype({"label": int}), folds.rename(columns=_CARD))
 
@@ -358,6 +376,8 @@ def evaluate_age(config: Config, *, progress: bool = True) -> Path:
     Stores ``evaluation/age.csv``, with prompt_age (in the prompt; empty for none) and predicted (years, less the mean
     error ``bias`` on held-out people), and ``age_folds.csv``.
     """
+    if READING:
+        return checked(readings_path(config, "age"))
     frame, folds = _read_prompted(config, "age", progress)
     frame = frame.rename(columns={"label": "age", "prompt": "prompt_age", "score": "predicted"})
     folds = folds.rename(columns={"quality": "held_out_r", "p": "held_out_p", "offset": "bias"})

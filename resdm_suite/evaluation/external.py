@@ -33,7 +33,7 @@ from resdm_suite.evaluation.faults import check_scale, find_faults
 from resdm_suite.evaluation.image_quality import score_pair
 from resdm_suite.evaluation.suvr import regional_agreement, regional_means, texture, texture_summary, to_suvr
 from resdm_suite.paths import stem
-from resdm_suite.preprocessing.registration import resample
+from resdm_suite.preprocessing.resampling import resample
 from resdm_suite.preprocessing.scans import open_image, read_scan
 from resdm_suite.preprocessing.t1 import read_t1, t1_on_grid
 from resdm_suite.profiles import Config

@@ -26,7 +26,7 @@ from resdm_suite.cohorts.phantom import people
 from resdm_suite.cohorts.phantom.dataset import settings_digest
 from resdm_suite.cohorts.phantom.scanner import Visit, make_visit
 from resdm_suite.paths import sidecar_path
-from resdm_suite.preprocessing.registration import Scan
+from resdm_suite.preprocessing.resampling import Scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.profiles import Config
 from resdm_suite.records import read_json

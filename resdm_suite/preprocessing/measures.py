@@ -5,7 +5,7 @@ from scipy.stats import entropy
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid
-from resdm_suite.preprocessing.registration import Scan, smooth
+from resdm_suite.preprocessing.resampling import Scan, smooth
 
 LIMITS = {
     # measured by preprocessing

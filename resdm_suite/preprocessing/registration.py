@@ -10,16 +10,16 @@ left-handed or sheared storage makes no difference. One thread and seeded sampli
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, wraps
+from functools import cache, wraps
 from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its users call it so
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
+from resdm_suite.preprocessing.resampling import Scan, resample
 
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # people run in parallel instead; and sums keep their order
 sitk.ProcessObject.GlobalWarningDisplayOff()  # a start without overlap is dropped
@@ -27,75 +27,9 @@ sitk.ProcessObject.GlobalWarningDisplayOff()  # a start without overlap is dropp
 COARSE_MM = 8.0
 """Resolution of the first search: it finds a head rotated by 15 degrees."""
 
-FWHM_PER_VOXEL = 0.8
-"""FWHM of the smoothing before sampling, in units of the sampling distance (as in `resdm_suite.anatomy.mni_map`)."""
-
 _MARGIN_MM = 25.0  # of background around the head in a working copy
 
 _BRAIN_GRID = Grid((64, 72, 64), 3.0)  # for the transfer of the brain mask to a scan
-
-_SIGMA = 1 / np.sqrt(8 * np.log(2))  # of a Gaussian, per FWHM
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """A volume in its native space.
-
-    Parameters
-    ----------
-    data : ndarray (X, Y, Z), float32
-    affine : ndarray (4, 4)
-        Voxel indices → RAS world, mm.
-    frames : dict
-        Number and weights of the frames that were averaged; empty for a single volume.
-    """
-
-    data: np.ndarray
-    affine: np.ndarray
-    frames: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def derived(self) -> dict[tuple[Hashable, ...], Any]:
-        """Results of ``_per_scan`` functions."""
-        return {}
-
-
-# ── resampling ────────────────────────────────────────────────────────────────────────────────────
-
-
-def smooth(scan: Scan, fwhm_mm: Sequence[float] | float) -> Scan:
-    """Gaussian smoothing by ``fwhm_mm`` along each voxel axis."""
-    sigma = np.asarray(fwhm_mm) * _SIGMA / voxel_sizes(scan.affine)
-    return replace(scan, data=ndimage.gaussian_filter(scan.data, sigma, truncate=3)) if np.any(sigma) else scan
-
-
-def resample(scan: Scan, affine: np.ndarray, shape: tuple[int, ...], to_scan: np.ndarray | None = None) -> np.ndarray:
-    """Sample a scan on a grid: average to the grid's voxel size if that is coarser, then interpolate linearly, once.
-
-    Parameters
-    ----------
-    scan : Scan
-    affine, shape
-        Of the grid: its isotropic voxels → its world, mm.
-    to_scan : ndarray (4, 4), optional
-        The grid's world → the scan's world, mm; by default they are the same.
-
-    Returns
-    -------
-    ndarray, float32
-        Zero outside the scan.
-    """
-    target = voxel_sizes(affine).max()
-    averaged = smooth(scan, FWHM_PER_VOXEL * np.sqrt(np.maximum(target**2 - voxel_sizes(scan.affine) ** 2, 0)))
-    to_voxel = np.linalg.inv(scan.affine) @ (np.eye(4) if to_scan is None else to_scan) @ affine
-    return ndimage.affine_transform(
-        averaged.data, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=tuple(shape), output=np.float32, order=1
-    )
-
-
-def displacement(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distance in mm between the images of each of ``points`` (N, 3) under two matrices."""
-    return np.linalg.norm(apply_affine(one, points) - apply_affine(other, points), axis=1)
 
 
 # ── the two registrations ─────────────────────────────────────────────────────────────────────────

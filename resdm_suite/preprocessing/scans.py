@@ -10,7 +10,7 @@ from nibabel.openers import ImageOpener
 from nibabel.quaternions import quat2mat
 
 from resdm_suite.preprocessing.frames import FrameError, average_frames
-from resdm_suite.preprocessing.registration import Scan, displacement
+from resdm_suite.preprocessing.resampling import Scan, displacement
 
 MAX_AXIS = 1024
 """Voxels along an axis that a scan of a head has at most."""

@@ -6,7 +6,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
-from resdm_suite.preprocessing.registration import Scan, resample, smooth
+from resdm_suite.preprocessing.resampling import Scan, resample, smooth
 from resdm_suite.preprocessing.scans import VolumeError
 from resdm_suite.profiles import PreprocessConfig
 

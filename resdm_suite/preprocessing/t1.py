@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - its users call it so
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
@@ -17,7 +16,7 @@ from resdm_suite.cohorts.manifest import SPACE
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.paths import stem
 from resdm_suite.preprocessing.measures import LIMITS, blur
-from resdm_suite.preprocessing.registration import Scan, register_affine, resample, smooth
+from resdm_suite.preprocessing.resampling import Scan, resample, smooth
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.profiles import Config, PreprocessConfig
 
@@ -190,6 +189,8 @@ def t1_on_grid(
     brain = mni_map("brain", grid)
     mni_to_t1 = np.eye(4)
     if not space:
+        from resdm_suite.preprocessing.registration import register_affine  # SimpleITK: stored volumes need none
+
         with registration_errors(path):
             mni_to_t1 = register_affine(t1, settings.registration_mm)
     array = np.maximum(resample(t1, grid.affine, grid.shape, mni_to_t1), 0)
@@ -224,6 +225,8 @@ def _log_bias(t1: Scan, mni_to_t1: np.ndarray, grid: Grid) -> np.ndarray:
     mask = (mni_map("wm", coarse) >= 0.5) & (array > 0)
     if not mask.any():
         return np.zeros(grid.shape, dtype=np.float32)
+    from resdm_suite.preprocessing.registration import sitk  # set to one thread
+
     image = sitk.GetImageFromArray(np.maximum(array, 0))
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations([20, 20])

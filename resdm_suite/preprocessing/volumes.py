@@ -33,7 +33,7 @@ from resdm_suite.cohorts.manifest import ManifestError, read_manifest
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.paths import NOT_ACQUIRED, bids_fields, bids_uri, image_path, sidecar_path, stem, write_description
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
-from resdm_suite.preprocessing.registration import Scan, register_rigid
+from resdm_suite.preprocessing.resampling import Scan
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid, units
 from resdm_suite.preprocessing.t1 import T1_UNITS, check_contrast, read_t1, registration_errors, t1_on_grid
@@ -271,6 +271,8 @@ def _write_session(config: Config, row: Row) -> None:
     for tracer in [tracer for tracer in TRACERS if tracer in scans]:
         t1_to_pet = np.eye(4)
         if not row["space"]:
+            from resdm_suite.preprocessing.registration import register_rigid  # SimpleITK: reading volumes needs none
+
             with registration_errors(row[tracer]):
                 t1_to_pet = register_rigid(scans["t1w"], scans[tracer], mni_to_t1, settings.registration_mm)
         mni_to_pet = t1_to_pet @ mni_to_t1

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from resdm.residual_diffusion import ResidualDiffusionConfig
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.image_quality import METRICS, read_index
 from resdm_suite.profiles import Config
@@ -96,7 +95,7 @@ def _setting(results: Results, row: Row) -> Finding:
         value = len(present - {REFERENCE_METHOD} if quantity == "competitors" else present)
     elif quantity == "folds":
         value = results.frames["status_folds"]["fold"].nunique()
-    elif not isinstance(method, ResidualDiffusionConfig):
+    elif not hasattr(method, "eta_range"):  # by its settings: their class would import torch
         return Finding(OTHER, f"{file} has no residual diffusion {REFERENCE_METHOD}")
     elif quantity in ("eta_first", "eta_last"):  # limits in the paper: η_1 → 0, η_T → 1
         value, tolerance = method.eta_range[quantity == "eta_last"], 0.05

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from resdm_suite.evaluation.status import CLASSIFICATION
+from resdm_suite.reporting.style import method_label
 from resdm_suite.reporting.tables import (
     CONTROLS,
     TRACER_NAMES,
@@ -36,7 +37,13 @@ JOINT_NAMES = NAMES | {
 }  # fmt: skip
 """Printed names of sources, metrics and sets of markers in the table of joint profiles."""
 
+
 TARGET_NAMES = {"planted": "Planted status", "label": "Cut-off label"}
+
+
+def source_label(source: str) -> str:
+    """A source's name as figures print it."""
+    return NAMES.get(source, method_label(source))
 
 
 def status_sources(read: Iterable[str], printed: Iterable[str]) -> list[str]:

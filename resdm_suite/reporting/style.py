@@ -5,6 +5,7 @@ depends on pyplot or on the user's settings, so the same input gives the same by
 """
 
 import io
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.transforms import Bbox
 
-from resdm.io import atomic
+from resdm.io import atomic, write_text
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.provenance import write_sidecar
 
@@ -40,7 +41,7 @@ COLOURS = {
     "template": "#999999", "ceiling": "#B8860B",
 }  # fmt: skip
 """Colour of each method, the same in all figures."""
-_SPARE_COLOURS = ("#882255", "#44AA99", "#6A3D9A", "#B15928")
+_SPARE_COLOURS = ("#882255", "#44AA99", "#6A3D9A", "#B15928", "#999933", "#117733", "#DDCC77", "#661100", "#AA4499")
 _MARKERS = "osD^vP*X<>hp"
 _METHOD_LABELS = {"+L_high": r"+$L_\mathrm{high}$", "as_published": "as published"}
 
@@ -65,10 +66,18 @@ RC_PARAMS = {
     "legend.fontsize": 6.5,
     "legend.frameon": False,
     "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,  # TrueType: text stays text
     "svg.fonttype": "path",
     "svg.hashsalt": "resdm",
 }
-_DPI = {".svg": 150, ".png": 200}  # of pictures inside the SVG, of the whole PNG
+_DPI = {".svg": 150, ".pdf": 300, ".png": 200}  # of pictures inside SVG and PDF, of the whole PNG
+_UNDATED = {
+    ".svg": {"Date": None, "Creator": None}, ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}  # fmt: skip
+
+REDRAWN_AS, *_BARE = os.environ.get("RESDM_FIGURE_FORMAT", "").split() or [""]
+"""Format of a figure that `resdm figures` draws; empty otherwise. A second word, ``bare``, leaves headings out."""
 
 
 def use_style() -> None:
@@ -128,24 +137,33 @@ def paper_figure(height: float, title: str, notice: str = "", detail: str = "", 
     figure = PaperFigure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     figure.caption = " ".join(f"{part.rstrip('.')}." for part in (title, notice, detail) if part)
+    lines = textwrap.wrap(detail, int(width / 0.049))  # inches per letter of this size
+    head = 0.30 + 0.12 * len(lines)
+    if _BARE:
+        figure.set_figheight(height - head)
+        head = 0.0
+    else:
+        _heading(figure, title, notice, lines)
+    figure.get_layout_engine().set(rect=(0.005, 0, 0.985, 1 - head / height), w_pad=0.04, h_pad=0.04)
+    return figure
+
+
+def _heading(figure: Figure, title: str, notice: str, lines: Sequence[str]) -> None:
+    width, height = figure.get_size_inches()
     left, top = 0.08 / width, 1 - 0.08 / height
     figure.text(left, top, title, fontsize=9, fontweight="bold", color=INK, va="top")
     if notice:
         figure.text(
             1 - left, top - 0.01 / height, notice, fontsize=7, color=WARNING, ha="right", va="top", style="italic"
         )
-    lines = textwrap.wrap(detail, int(width / 0.049))  # inches per letter of this size
-    detail = "\n".join(lines)
-    figure.text(left, 1 - 0.26 / height, detail, fontsize=6.5, color=GREY, va="top", linespacing=1.15)
-    head = 0.30 + 0.12 * len(lines)
-    figure.get_layout_engine().set(rect=(0.005, 0, 0.985, 1 - head / height), w_pad=0.04, h_pad=0.04)
-    return figure
+    figure.text(left, 1 - 0.26 / height, "\n".join(lines), fontsize=6.5, color=GREY, va="top", linespacing=1.15)
 
 
 def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any]) -> list[Path]:
     """Write ``<stem>.svg``, ``<stem>.png`` (200 dpi) and the ``<stem>.json`` sidecar, each atomically.
 
-    No date and a fixed salt: a figure drawn twice from one input has the same bytes.
+    No date and a fixed salt: a figure drawn twice from one input has the same bytes. For `resdm figures`, in its format
+    alone, with the caption as ``<stem>.txt``.
 
     Parameters
     ----------
@@ -155,15 +173,17 @@ def save_figure(figure: Figure, stem: str | Path, provenance: Mapping[str, Any])
     provenance : mapping
         See `resdm_suite.reporting.provenance.provenance`.
     """
-    stem = Path(stem)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png", ".json")]
+    stem, suffixes = Path(stem), (f".{REDRAWN_AS}",) if REDRAWN_AS else (".svg", ".png")
+    paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     with style():
+        matplotlib.rcParams["svg.fonttype"] = "none" if REDRAWN_AS else "path"
         _freeze_layout(figure)
-        for path, metadata in zip(paths, ({"Date": None, "Creator": None}, {"Software": None}), strict=False):
+        for path in paths:
             with atomic(path) as temporary:
-                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata, dpi=_DPI[path.suffix])
-    write_sidecar(stem, provenance)
-    return paths
+                figure.savefig(temporary, format=path.suffix[1:], metadata=_UNDATED[path.suffix], dpi=_DPI[path.suffix])
+    if REDRAWN_AS:
+        paths.append(write_text(stem.with_name(f"{stem.name}.txt"), figure.caption))
+    return [*paths, write_sidecar(stem, provenance)]
 
 
 def _freeze_layout(figure: Figure) -> None:
