@@ -96,21 +96,13 @@ def _people(config: Config) -> str:
 
 
 def _run(notebook: Path, config: Config, environment: dict[str, str]) -> None:
-    """Execute a notebook on a profile; the executed one is discarded."""
+    """Execute a notebook on a profile; the executed one is discarded with the folder of ``RESDM_FIGURES``."""
     places = (config.root / "configs" / f"{config.profile}.yaml", config.root / f"{config.profile}.yaml")
     profile = next((str(path) for path in places if path.is_file()), config.profile)
     kernels = next(folder for folder in (PACKAGED, PACKAGED.parents[1] / "configs") if folder.is_dir())
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(notebook),
-        os.devnull,
-        "--no-progress-bar",
-        "--cwd",
-        str(config.root),
-    ]
-    command += ["-k", "resdm", "-r", "config", profile]
+    out = str(Path(environment["RESDM_FIGURES"]) / notebook.name)
+    command = [sys.executable, "-m", "papermill", str(notebook), out, "--no-progress-bar"]
+    command += ["--cwd", str(config.root), "-k", "resdm", "-r", "config", profile]
     environment = environment | {"JUPYTER_PATH": str(kernels / "jupyter")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
