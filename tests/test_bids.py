@@ -154,7 +154,7 @@ MNI = "space-MNI152NLin2009cSym"
 
 
 @pytest.mark.parametrize(("files", "space", "tracers"), [
-    ([f"anat/{MNI}_T1w.nii.gz", f"pet/trc-18FAV45_{MNI}_pet.nii.gz"], "MNI152", ["18FAV45", ""]),
+    ([f"anat/{MNI}_T1w.nii.gz", f"pet/trc-18FAV45_{MNI}_pet.nii.gz"], MNI[6:], ["18FAV45", ""]),
     ([T1, f"anat/{MNI}_T1w.nii.gz", AV45, f"pet/trc-18FAV45_{MNI}_pet.nii.gz"], "", ["18FAV45", ""]),
     ([T1, "pet/trc-18FAV45_space-T1w_pet.nii.gz"], "", ["18FAV45", ""]),
     ([T1, AV45, f"pet/trc-18FAV1451_{MNI}_pet.nii.gz"], "", ["18FAV45", ""]),
@@ -163,7 +163,7 @@ MNI = "space-MNI152NLin2009cSym"
 def test_scans_of_a_session_come_from_one_space(dataset, config, files, space, tracers):
     frame, _, _, notes = build_manifest(dataset(ONE, {"sub-1/ses-1": files}), config)
     assert frame[["space", "amyloid_tracer", "tau_tracer"]].to_numpy().tolist() == [[space, *tracers]]
-    assert all(("MNI" in cell) == (space == "MNI152") for cell in (frame["t1w"][0], frame["amyloid"][0]))
+    assert all(("MNI" in cell) == bool(space) for cell in (frame["t1w"][0], frame["amyloid"][0]))
     assert len(notes) == (1 if any("1451" in file for file in files) else 0)
 
 

@@ -24,10 +24,16 @@ DIAGNOSES = ("CN", "MCI", "AD")
 """Cognitively normal, mild cognitive impairment, Alzheimer's dementia."""
 
 SPACE = "MNI152"
-"""Column ``space`` of sessions whose scans lie in a space of MNI152 already."""
+"""Column ``space`` of sessions whose scans lie in a space of MNI152 already; a name of BIDS for it begins with this."""
 
 PATHS = ("t1w", *TRACERS)
-"""Columns that name a file."""
+"""Columns that name a scan."""
+
+TRANSFORMS = tuple(f"{what}_transform" for what in PATHS)
+"""Columns that name the transform of a scan that another tool registered; written where one is filled."""
+
+IDENTITY = "identity"
+"""Transform of a PET that lies on the T1 already."""
 
 _SHOWN = 5  # problems that one error spells out; it counts the rest
 
@@ -57,6 +63,7 @@ def _one_of(*codes: str, empty: bool = False) -> pa.Check:
 
 
 _TRACER_LABEL = pa.Check.str_matches(r"^[A-Za-z0-9]*$", error="a label of letters and digits, as 18FAV45")
+_SPACE_NAME = pa.Check.str_matches(rf"^({SPACE}[A-Za-z0-9]*)?$", error=f"{SPACE}, a name that begins so, or nothing")
 _NEEDED = pa.Check.str_length(min_value=1, error="a path")
 
 
@@ -79,8 +86,12 @@ SCHEMA = pa.DataFrameSchema(
                                 remedy="write the tracer's BIDS label"),
         "tau_tracer": _text("BIDS label of the tau tracer; needed where there is a scan.", _TRACER_LABEL,
                             remedy="write the tracer's BIDS label"),
-        "space": _text("MNI152 where the session's scans lie in MNI152 space already: resampled, not registered.",
-                       _one_of(SPACE, empty=True), remedy=f"write {SPACE}, or nothing for scans in their native space"),
+        "space": _text("MNI152, or its name in BIDS (MNI152NLin2009cAsym), where the session's scans lie in such a "
+                       "space already: resampled, not registered.", _SPACE_NAME,
+                       remedy=f"write {SPACE}, or nothing for scans in their native space"),
+        "t1w_transform": _text("ITK transform from the T1 to MNI152, as fMRIPrep writes it; the T1 is not registered."),
+        "amyloid_transform": _text("ITK transform from the amyloid PET to the T1; identity where it lies on the T1."),
+        "tau_transform": _text("Likewise for the tau PET."),
         "amyloid_days": _number("From the T1 scan to the amyloid PET.", -7305, 7305, "days"),
         "tau_days": _number("From the T1 scan to the tau PET.", -7305, 7305, "days"),
         "amyloid_suvr": _number("Cortical summary of amyloid uptake; measured by preprocessing where empty.",
@@ -161,14 +172,15 @@ def read_manifest(
                 problems.append((row, name, cells[row], column.checks[0].error + remedy))
             frame[name] = pd.Series(values, dtype=float).astype("Int64" if whole else float)
     _raise(path, problems, frame, lines)
-    for column in PATHS:
-        frame[column] = [str(path.parent.absolute() / cell) if cell else "" for cell in frame[column]]
+    for column in (*PATHS, *TRANSFORMS):
+        whole = [cell if cell in ("", IDENTITY) else str(path.parent.absolute() / cell) for cell in frame[column]]
+        frame[column] = whole
     frame = check_manifest(frame[[*COLUMNS, *more]], path, lines)
     if tracers is not None:
         _check_tracers(frame, tracers, path, lines)
     if files:
-        cells = [(row, column, frame[column][row]) for row in frame.index for column in PATHS]
-        absent = [cell for cell in cells if cell[2] and not Path(cell[2]).is_file()]
+        cells = [(row, column, frame[column][row]) for row in frame.index for column in (*PATHS, *TRANSFORMS)]
+        absent = [cell for cell in cells if cell[2] not in ("", IDENTITY) and not Path(cell[2]).is_file()]
         _raise(path, [(*cell, "a file; correct the path or leave the session out") for cell in absent], frame, lines)
     return frame
 
@@ -201,6 +213,8 @@ def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] 
     for tracer in TRACERS:
         for row in np.flatnonzero((frame[tracer] != "") & (frame[f"{tracer}_tracer"] == "")):
             problems.append((row, f"{tracer}_tracer", "", f"the tracer of {Path(frame[tracer][row]).name}"))
+    for row in np.flatnonzero(frame["t1w_transform"] == IDENTITY):
+        problems.append((row, "t1w_transform", IDENTITY, f"a file; for a T1 in MNI152 space write space {SPACE}"))
     for row in np.flatnonzero((frame["amyloid"] == "") & (frame["tau"] == "")):
         problems.append((row, "amyloid, tau", "", "at least one PET; leave the session out"))
     _raise(where, problems, frame, lines)
@@ -218,8 +232,9 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
     def shorten(cell: str) -> str:
         return Path(cell).relative_to(folder).as_posix() if cell and Path(cell).is_relative_to(folder) else cell
 
-    frame = frame.assign(**{column: frame[column].map(shorten) for column in PATHS})
-    return write_csv(path, frame[[*COLUMNS, *attribute_columns(frame)]], "%.10g")
+    frame = frame.assign(**{column: frame[column].map(shorten) for column in (*PATHS, *TRANSFORMS)})
+    written = [name for name in COLUMNS if name not in TRANSFORMS or (frame[name] != "").any()]
+    return write_csv(path, frame[[*written, *attribute_columns(frame)]], "%.10g")
 
 
 def attribute_columns(frame: pd.DataFrame) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from resdm.settings import TRACERS
-from resdm_suite.cohorts.manifest import COLUMNS, EMPTY, PATHS, SCHEMA, ManifestError, check_manifest
+from resdm_suite.cohorts.manifest import COLUMNS, EMPTY, PATHS, SCHEMA, TRANSFORMS, ManifestError, check_manifest
 from resdm_suite.cohorts.tables import to_age, to_diagnosis, to_number, to_sex
 from resdm_suite.profiles import Config, MatchConfig
 
@@ -25,8 +25,10 @@ Pairing = Literal["session", "session, then day", "day"]
 Row = dict[str, Any]
 
 _LOGGED = 5  # notes that are logged one by one
-_SCAN = {"person": "", "session": "", "target": "", "tracer": "", "path": "", "space": "", "day": np.nan,
-         "visit_day": np.nan, "by_age": False, "suvr": np.nan, "status": np.nan, "centiloid": np.nan}  # fmt: skip
+_SCAN = {"person": "", "session": "", "target": "", "tracer": "", "path": "", "space": "", "transform": "",
+         "onto": "", "day": np.nan, "visit_day": np.nan, "by_age": False, "suvr": np.nan, "status": np.nan,
+         "centiloid": np.nan}  # fmt: skip
+_OF_PET = ("", "_tracer", "_days", "_transform")
 _KEY = ["person", "session"]
 _NEEDED = (*_KEY, "age", "sex")
 _MEANINGS = {"age": to_age, "sex": to_sex, "diagnosis": to_diagnosis}
@@ -60,9 +62,10 @@ def assemble_manifest(
     ----------
     scans : DataFrame or list of dict
         One row per scan, of several alike the preferred first: person, session, target (``t1w``, ``amyloid`` or
-        ``tau``), path; for PET also tracer (BIDS label). Optional: space (`SPACE` or ``""``); day (number of the day
-        on a calendar of the person); visit_day (day of the visit, used where ``day`` is NaN and sessions are paired),
-        by_age (``visit_day`` comes from ages); suvr, status, centiloid (measured by the study).
+        ``tau``), path; for PET also tracer (BIDS label). Optional: space (of MNI152, or ``""``); transform (of a T1w
+        to MNI152, of a PET to the T1w whose path is ``onto``); day (number of the day on a calendar of the person);
+        visit_day (day of the visit, used where ``day`` is NaN and sessions are paired), by_age (``visit_day`` comes
+        from ages); suvr, status, centiloid (measured by the study).
     people : DataFrame or list of dict
         One row per session: person, session and any of age (years), sex, diagnosis, education, mmse, split and
         `Config.attributes`; as values, or as the source's text.
@@ -85,7 +88,9 @@ def assemble_manifest(
     match, labels, notes = config.cohort.match, list(config.cohort.tracers), list(notes)
     scans = _scan_table(scans)
     inside = os.path.join(os.path.realpath(where), "")
-    outside = [path for path in scans["path"] if not os.path.realpath(path).startswith(inside)]
+    stated = os.path.join(os.path.abspath(where), "")
+    linked = [path for path in scans["path"] if os.path.abspath(path).startswith(stated)]
+    outside = [path for path in linked if not os.path.realpath(path).startswith(inside)]
     if outside:
         notes.append(f"{len(outside)} scans are links to files outside {where} ({outside[0]} …)")
     if pairing == "day":
@@ -95,7 +100,7 @@ def assemble_manifest(
         rows = _session_rows(scans, pd.DataFrame(people))
         if pairing == "session, then day" and not match.same_visit:
             rows = _pair_across_sessions(rows, scans, match, labels, notes)
-    measured = scans.set_index("path")[["suvr", "status", "centiloid"]].to_dict("index")
+    measured = scans.drop_duplicates("path").set_index("path")[["suvr", "status", "centiloid"]].to_dict("index")
     known = {(row["person"], row["session"]): row for row in pd.DataFrame(people).to_dict("records")}
     for row in rows:
         row |= known.get((row["person"], row["session"]), {})
@@ -181,7 +186,7 @@ def _read_cells(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd
     """Give cells their meaning by the schema: the table, and the fault of each row that cannot be used."""
     faults, columns, who = pd.Series("", index=frame.index), {}, frame["person"] + " " + frame["session"]
     for name, column in SCHEMA.columns.items():
-        if name in PATHS or name == "split":
+        if name in (*PATHS, *TRANSFORMS, "split"):
             columns[name] = frame[name]
             continue
         meaning, check = _MEANINGS.get(name, to_number if column.coerce else str), column.checks[0]
@@ -238,7 +243,9 @@ def _choose_scans(scans: pd.DataFrame, labels: Sequence[str], notes: list[str]) 
         where = f"{person} {session}"
         t1w, pets = group[group["target"] == "t1w"], group[group["target"] != "t1w"]
         if len(t1w):
-            space = t1w["space"].min()  # native is ""
+            # native ("") first, unless a tool wrote PETs in MNI152 space alone
+            held = {space: pets.loc[pets["space"] == space, "tracer"].nunique() for space in t1w["space"]}
+            space = min(held, key=lambda space: (-held[space], space))
             for label in pets["tracer"].unique():
                 if not (pets.loc[pets["tracer"] == label, "space"] == space).any():
                     notes.append(f"{where}: {label} PET and T1w lie in different spaces (MNI152, native); not paired")
@@ -295,7 +302,7 @@ def _pair_across_sessions(
             for tracer in (tracer for tracer in tracers if pair[tracer]):
                 near = abs(pair[f"{tracer}_days"]) <= match.window_days
                 if near or not row[tracer]:  # the nearest beyond the window is counted
-                    row |= {name: pair[name] for name in (tracer, f"{tracer}_tracer", f"{tracer}_days")}
+                    row |= {f"{tracer}{part}": pair[f"{tracer}{part}"] for part in _OF_PET}
                 if near:
                     given.add(pair[tracer])
                     pet = origin[pair[tracer]]
@@ -345,8 +352,8 @@ def match_scans(scans: pd.DataFrame | Sequence[Row], match: MatchConfig, labels:
         records = sorted(group.to_dict("records"), key=lambda scan: (_day(scan), scan["session"], scan["path"]))
         heads = [scan for scan in records if scan["target"] == "t1w"]
         rows += _match_person(heads, [scan for scan in records if scan["target"] != "t1w"], match, order)
-    columns = [*_KEY, "space", "t1w", *(f"{target}{part}" for target in TRACERS for part in ("", "_tracer", "_days"))]
-    return pd.DataFrame(rows, columns=[*columns, "reason"])
+    columns = [*_KEY, "space", "t1w", *(f"{target}{part}" for target in TRACERS for part in _OF_PET)]
+    return pd.DataFrame(rows, columns=[*columns, "t1w_transform", "reason"])
 
 
 def _match_person(heads: list[Row], pets: list[Row], match: MatchConfig, order: dict[str, int]) -> list[Row]:
@@ -417,8 +424,10 @@ def _day(scan: Row) -> float:
 def _row(head: Row, chosen: dict[str, Row | None], reason: str = "") -> Row:
     """Join a T1 scan (an empty path where there is none) and its PETs into one row."""
     row = {name: head[name] for name in (*_KEY, "space")} | {"t1w": head["path"], "reason": reason}
+    row["t1w_transform"] = head["transform"] if row["t1w"] else ""
     for target in TRACERS:
         pet = chosen.get(target)
+        row[f"{target}_transform"] = pet["transform"] if pet and pet["onto"] == head["path"] else ""
         row |= {target: pet["path"] if pet else "", f"{target}_tracer": pet["tracer"] if pet else ""}
         row[f"{target}_days"] = float(_gap(head, pet)) if pet and row["t1w"] else np.nan
     return row

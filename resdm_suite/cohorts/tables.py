@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from resdm.io import stored_json
-from resdm_suite.paths import stem
+from resdm_suite.paths import DESCRIPTION, stem
 
 MISSING = {"", "n/a", "na", "nan", "none", "null"}
 """Cells without a value, in lower case."""
@@ -157,8 +157,31 @@ def read_by_key(
 def read_sidecar(scan: str | Path) -> dict[str, Any] | None:
     """Read the JSON of a scan, with the entries that folders above it up to the data set's state (BIDS inheritance).
 
+    Of a derivative, what its JSON does not state is taken from the raw image of its ``Sources`` that has its suffix.
     Empty where there is none, None where one cannot be read.
     """
+    content = _inherited(scan)
+    root = next((folder for folder in Path(scan).parents if (folder / DESCRIPTION).is_file()), None)
+    sources = (content or {}).get("Sources")
+    for uri in sources if root and isinstance(sources, list) else ():
+        image = re.fullmatch(rf"bids:raw:(.+_{stem(Path(scan).name).rpartition('_')[2]}\.nii(?:\.gz)?)", str(uri))
+        if image and (raw := raw_dataset(root)):
+            return (_inherited(raw / image[1]) or {}) | content
+    return content
+
+
+def raw_dataset(root: Path) -> Path | None:
+    """The data set of which one in ``root`` holds derivatives: its link ``raw``, else the one around it.
+
+    Links may be places in the container in which a tool ran; around it is ``<raw>/derivatives/<name>``.
+    """
+    link = ((stored_json(root / DESCRIPTION) or {}).get("DatasetLinks") or {}).get("raw", "")
+    places = [root / str(link).removeprefix("file://")] if link else []
+    places += [root.absolute().parents[1]] if root.absolute().parent.name == "derivatives" else []
+    return next((place for place in places if (place / DESCRIPTION).is_file()), None)
+
+
+def _inherited(scan: str | Path) -> dict[str, Any] | None:
     entities, parents = stem(Path(scan).name).split("_"), list(Path(scan).parents)
     subject = next((n for n, folder in enumerate(parents) if folder.name.startswith("sub-")), -1)
     content: dict[str, Any] = {}

@@ -12,7 +12,6 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.measures import blur, limits, measure_flags, shared_information
-from resdm_suite.preprocessing.resampling import displacement
+from resdm_suite.preprocessing.resampling import brain_points, displacement
 from resdm_suite.preprocessing.scans import VolumeError, form_difference, open_image
 from resdm_suite.preprocessing.volumes import record_path, require_index, session_scans
 from resdm_suite.profiles import Config
@@ -125,7 +124,8 @@ def session_quality(session: PreprocessedSession) -> dict[str, Any]:
         (NMI), ``mirror``: that minus the same of the mirrored PET; ``reference_mean`` in the scan's unit,
         ``reference_cov``, ``reference_suvr`` in the stored volume; ``suvr_low``, ``suvr_high``: 1st and 99th percentile
         in the brain, ``suvr_max`` and ``clipped_percent`` of brain voxels, before clipping. For phantoms
-        `registration_error`. ``flags``: suspected faults, in words.
+        `registration_error`. ``registration``: in words, of scans that were placed without one. ``flags``: suspected
+        faults, in words.
     """
     grid, measured = Grid.of(session.config.preprocess.grid), session.record["measured"]
     brain, masks = mni_map("brain", grid), regions(grid)
@@ -147,6 +147,9 @@ def session_quality(session: PreprocessedSession) -> dict[str, Any]:
             values["suvr_low"], values["suvr_high"] = np.percentile(suvr[brain], (1, 99)).tolist()
         line |= {f"{tracer}_{name}": value for name, value in values.items()}
     line |= registration_error(session)
+    stated = {what: session.sidecar(what).get("registration", "") for what in session.record["outputs"]}
+    if any(stated.values()):
+        line["registration"] = "; ".join(f"{what}: {text}" for what, text in stated.items() if text)
     line["flags"] = "; ".join([*measure_flags(measured), *_quality_flags(line)])
     return line
 
@@ -174,13 +177,6 @@ def registration_error(session: PreprocessedSession) -> dict[str, float]:
             errors[f"{tracer}_error_mm"] = displacement(session.sidecar(tracer)["t1_to_pet"], t1_to_pet, in_t1).mean()
             errors[f"{tracer}_scale"] = session.record["measured"][f"{tracer}_reference_mean"] / scans[tracer]["gain"]
     return {name: float(value) for name, value in errors.items()}
-
-
-@cache
-def brain_points(voxel_mm: float = 8.0) -> np.ndarray:
-    """MNI mm of the brain's voxels, (N, 3)."""
-    grid = Grid((28, 28, 28), voxel_mm)
-    return grid.mm()[:, mni_map("brain", grid)].T
 
 
 def _torque(t1: np.ndarray, grid: Grid) -> float:

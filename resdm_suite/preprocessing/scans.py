@@ -71,6 +71,52 @@ def read_scan(path: str | Path, *, frames: bool = False, tracer: str = "") -> Sc
     return Scan(data, affine, averaging)
 
 
+def read_transform(path: str | Path, points: np.ndarray) -> tuple[np.ndarray, float]:
+    """The affine map nearest to an ITK transform, as fMRIPrep and PETPrep write them (``mode-image_xfm``).
+
+    A warp to a template also removes what makes a brain smaller or its ventricles larger, which predicts uptake. The
+    suite's volumes keep it, so that scans are placed alike whoever registered them.
+
+    Parameters
+    ----------
+    path : path
+        ITK transform file (``.h5``, ``.txt``, ``.mat``).
+    points : ndarray (N, 3)
+        RAS mm in the fixed image, over which the map is nearest in mean square.
+
+    Returns
+    -------
+    ndarray (4, 4)
+        Fixed mm → moving mm, RAS.
+    float
+        Root mean square of what the map leaves out, mm; 0 of an affine transform.
+
+    Raises
+    ------
+    VolumeError
+        No transform of 3D points.
+    """
+    import SimpleITK as sitk  # noqa: N813 - its users call it so; stored volumes are read without it
+
+    to_ras = np.array([-1.0, -1.0, 1.0])  # of ITK's LPS
+    try:
+        transform = sitk.ReadTransform(str(path))
+        moved = np.array([transform.TransformPoint(point) for point in (points * to_ras).tolist()]) * to_ras
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise VolumeError(
+            f"{path}: no ITK transform of 3D points ({reason}); leave its column empty to register"
+        ) from None
+    homogeneous, matrix = np.column_stack([points, np.ones(len(points))]), np.eye(4)
+    matrix[:3] = np.linalg.lstsq(homogeneous, moved)[0].T
+    left_out = np.sqrt(((moved - homogeneous @ matrix[:3].T) ** 2).sum(1).mean())
+    if not (np.isfinite(matrix).all() and np.linalg.det(matrix[:3, :3]) > 0):
+        raise VolumeError(
+            f"{path}: maps a brain to its mirror image, or to nothing; leave its column empty to register"
+        )
+    return matrix, float(left_out)
+
+
 def form_difference(image: nib.Nifti1Pair) -> float:
     """Largest distance in mm between a scan's corners by sform and by qform; NaN if one is not set or is none."""
     if image.header["sform_code"] == 0 or image.header["qform_code"] == 0:

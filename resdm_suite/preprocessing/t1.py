@@ -179,16 +179,16 @@ def registration_errors(path: str | Path) -> Iterator[None]:
 
 
 def t1_on_grid(
-    t1: Scan, settings: PreprocessConfig, path: str | Path, space: str = ""
+    t1: Scan, settings: PreprocessConfig, path: str | Path, space: str = "", given: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """The T1 in [0, 1] on the grid, the matrix MNI → T1, and entries of its sidecar.
 
-    ``space`` is the scan's standard space, if it has one; empty: register it.
+    ``space`` is the scan's standard space, if it has one, and ``given`` the matrix, if it is known; else register it.
     """
     grid = Grid.of(settings.grid)
     brain = mni_map("brain", grid)
-    mni_to_t1 = np.eye(4)
-    if not space:
+    mni_to_t1 = np.eye(4) if given is None else given
+    if not space and given is None:
         from resdm_suite.preprocessing.registration import register_affine  # SimpleITK: stored volumes need none
 
         with registration_errors(path):
@@ -198,11 +198,12 @@ def t1_on_grid(
         array /= np.exp(_log_bias(t1, mni_to_t1, grid))
     scan, template = (blur(volume, grid)[brain] for volume in (array, mni_map("t1", grid)))
     correlation = float(np.corrcoef(scan, template)[0, 1]) if scan.any() else 0.0
-    if space and correlation < MIN_TEMPLATE_CORRELATION:
+    if (space or given is not None) and correlation < MIN_TEMPLATE_CORRELATION:
+        stated, column = (f"it is in {space}", "space") if space else ("a transform leads there", "transform")
         raise VolumeError(
-            f"{path}: the manifest states that it is in {space}, but it does not fit the {SPACE} T1 there (correlation "
-            f"{correlation:.2f} inside the brain, expected {MIN_TEMPLATE_CORRELATION} or more); leave the space empty "
-            "to register it"
+            f"{path}: the manifest states that {stated}, but it does not fit the {SPACE} T1 there (correlation "
+            f"{correlation:.2f} inside the brain, expected {MIN_TEMPLATE_CORRELATION} or more); leave the {column} "
+            "empty to register it"
         )
     one = float(np.percentile(array[brain], settings.mri_percentile))
     array = np.clip(array / one, 0, 1)

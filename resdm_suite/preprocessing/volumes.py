@@ -4,7 +4,8 @@ For one session: T1 → MNI affine and PET → T1 rigid are composed, and every 
 The T1's bias field is removed and its bright end scaled to 1 (`t1`). Each PET is divided by the mean of its reference
 region, and a fixed range of SUVR is mapped to [0, 1] (`preprocessing.suvr`). All voxels outside the MNI brain are set
 to 0. The reference region is measured on the profile's grid, where every later stage measures too, so its mean is 1
-there. A session whose ``space`` is MNI152 is resampled by its headers, without registration.
+there. A session whose ``space`` is of MNI152 is resampled by its headers, without registration, and a scan with a
+transform (``t1w_transform``, …) by that. Spaces of MNI152 are taken for one, mm by mm.
 
 Finished sessions are not repeated: each leaves a record with the digests of its inputs and settings, written last. A
 killed call loses the sessions in work only. ``excluded.csv`` lists the sessions of the manifest that are not in
@@ -22,6 +23,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
+from nibabel.affines import apply_affine
 from tqdm.auto import tqdm
 
 from resdm.io import atomic, remove, sha256, stored_json, write_json, write_text
@@ -29,12 +31,12 @@ from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
 from resdm_suite.anatomy import Grid, mni_map, regions
 from resdm_suite.cohorts.leakage import check_shared_scans
-from resdm_suite.cohorts.manifest import ManifestError, read_manifest
+from resdm_suite.cohorts.manifest import IDENTITY, ManifestError, read_manifest
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.paths import NOT_ACQUIRED, bids_fields, bids_uri, image_path, sidecar_path, stem, write_description
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
-from resdm_suite.preprocessing.resampling import Scan
-from resdm_suite.preprocessing.scans import VolumeError, read_scan
+from resdm_suite.preprocessing.resampling import Scan, brain_points
+from resdm_suite.preprocessing.scans import VolumeError, read_scan, read_transform
 from resdm_suite.preprocessing.suvr import pet_on_grid, units
 from resdm_suite.preprocessing.t1 import T1_UNITS, check_contrast, read_t1, registration_errors, t1_on_grid
 from resdm_suite.profiles import Config
@@ -166,6 +168,17 @@ def session_scans(row: Row) -> dict[str, str]:
     return {what: row[what] for what in ("t1w", *TRACERS) if row[what]}
 
 
+def _transforms(row: Row) -> dict[str, str]:
+    """The session's given transforms, by scan: files, or `IDENTITY`."""
+    return {what: given for what in session_scans(row) if (given := row[f"{what}_transform"])}
+
+
+def _inputs(row: Row) -> dict[str, str]:
+    """All files from which the session's volumes are made."""
+    files = {f"{what}_transform": given for what, given in _transforms(row).items() if given != IDENTITY}
+    return session_scans(row) | files
+
+
 def record_path(config: Config, row: Row) -> Path:
     """The record of a finished session."""
     return config.volumes / row["person"] / row["session"] / f"{row['person']}_{row['session']}_desc-preproc.json"
@@ -193,11 +206,12 @@ def _outputs(row: Row) -> dict[str, str]:
 
 def _current_record(config: Config, row: Row, settings: str) -> dict[str, Any] | None:
     """The session's record, if its volumes were made from these scans under these settings (their digest)."""
-    scans = session_scans(row)
+    scans = _inputs(row)
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # no record, or a damaged one
         record = session_record(config, row)
         same = record["settings"] == settings and record["outputs"] == _outputs(row)
         same = same and record.get("space", "") == row["space"] and set(record["inputs"]) == set(scans)
+        same = same and record.get("transforms", {}) == _transforms(row)
         known = {scans[what]: record["inputs"][what] for what in scans} if same else {}
         known |= {config.volumes / file: {"sha256": digest} for file, digest in record.get("files", {}).items()}
         since = record_path(config, row).stat().st_mtime_ns
@@ -222,7 +236,27 @@ def _check_session(config: Config, row: Row) -> list[str]:
         twin = digests.setdefault(sha256(path), what)
         if twin != what:
             problems.append(f"{path}: the same bytes as the session's {twin}; correct the path in column {what}")
+    for what in _transforms(row):
+        try:
+            _given(row, what, brain_points())
+        except VolumeError as error:
+            problems.append(str(error))
     return problems
+
+
+def _given(row: Row, what: str, points: np.ndarray) -> tuple[np.ndarray | None, dict[str, str]]:
+    """The matrix of a scan that is not registered, from ``points`` (N, 3) of the T1 or MNI152, and how it is known.
+
+    None and empty for a scan to be registered.
+    """
+    if row["space"]:
+        return np.eye(4), {"registration": f"none: in {row['space']}"}
+    file = _transforms(row).get(what)
+    if file is None or file == IDENTITY:
+        return (np.eye(4), {"registration": "given: lies on the T1"}) if file else (None, {})
+    matrix, left_out = read_transform(file, points)
+    part = f", its affine part ({left_out:.1f} mm left out)" if left_out >= 0.05 else ""
+    return matrix, {"registration": f"given transform {Path(file).name}{part}"}
 
 
 def _read(row: Row, what: str) -> Scan:
@@ -242,10 +276,8 @@ def _try_session(config: Config, row: Row) -> list[str]:
 def _write_session(config: Config, row: Row) -> None:
     """Preprocess one session and write its volumes, sidecars and, last, its record."""
     settings, digest, grid = config.preprocess, _settings_digest(config), Grid.of(config.preprocess.grid)
-    inputs, scans = {}, {}
-    for what, path in session_scans(row).items():
-        inputs[what] = state(path) | {"mtime_ns": Path(path).stat().st_mtime_ns}
-        scans[what] = _read(row, what)
+    inputs = {what: state(path) | {"mtime_ns": Path(path).stat().st_mtime_ns} for what, path in _inputs(row).items()}
+    scans = {what: _read(row, what) for what in session_scans(row)}
     outputs = _outputs(row)
     remove(record_path(config, row))
 
@@ -259,18 +291,19 @@ def _write_session(config: Config, row: Row) -> None:
         head = bids_fields(unit, settings.mask, label, sources=sources)
         head |= _acquisition(row[what], scans[what]) if label else {}
         head |= {"source": source, "transform": transform.tolist(), "settings": digest}
-        head |= {"registration_similarity": similarity} | ({"registered": False} if row["space"] else {})
+        head |= {"registration_similarity": similarity} | ({"registered": False} if "registration" in sidecar else {})
         write_json(sidecar_path(path), head | sidecar)
 
     brain = mni_map("brain", grid)
-    t1, mni_to_t1, sidecar = t1_on_grid(scans["t1w"], settings, row["t1w"], row["space"])
+    given, words = _given(row, "t1w", brain_points())
+    t1, mni_to_t1, sidecar = t1_on_grid(scans["t1w"], settings, row["t1w"], row["space"], given)
     measured = {"t1_correlation": sidecar.pop("t1_correlation")}
     check_contrast(scans["t1w"], mni_to_t1, measured["t1_correlation"], row["t1w"])
-    write("t1w", t1, mni_to_t1, measured["t1_correlation"], sidecar)
+    write("t1w", t1, mni_to_t1, measured["t1_correlation"], sidecar | words)
     blurred = blur(t1, grid)[brain]
     for tracer in [tracer for tracer in TRACERS if tracer in scans]:
-        t1_to_pet = np.eye(4)
-        if not row["space"]:
+        t1_to_pet, words = _given(row, tracer, apply_affine(mni_to_t1, brain_points()))
+        if t1_to_pet is None:
             from resdm_suite.preprocessing.registration import register_rigid  # SimpleITK: reading volumes needs none
 
             with registration_errors(row[tracer]):
@@ -278,7 +311,7 @@ def _write_session(config: Config, row: Row) -> None:
         mni_to_pet = t1_to_pet @ mni_to_t1
         array, sidecar, values = pet_on_grid(scans[tracer], mni_to_pet, tracer, settings, row[tracer])
         values["similarity"] = shared_information(blurred, blur(array, grid)[brain])
-        sidecar |= {"tracer": row[f"{tracer}_tracer"], "t1_to_pet": t1_to_pet.tolist()}
+        sidecar |= {"tracer": row[f"{tracer}_tracer"], "t1_to_pet": t1_to_pet.tolist()} | words
         write(tracer, array, mni_to_pet, values["similarity"], sidecar)
         measured |= {f"{tracer}_{name}": value for name, value in values.items()}
     volumes = [config.volumes / name for name in outputs.values()]
@@ -287,7 +320,7 @@ def _write_session(config: Config, row: Row) -> None:
         stale.unlink()  # of a PET that the manifest no longer has
     record = {"settings": digest, "inputs": inputs, "outputs": outputs, "measured": measured}
     record["files"] = {path.relative_to(config.volumes).as_posix(): sha256(path) for path in sorted(written)}
-    record |= {"space": row["space"]} if row["space"] else {}
+    record |= {name: value for name, value in (("space", row["space"]), ("transforms", _transforms(row))) if value}
     notes = [f"{row[what]}: {scan.frames['note']}" for what, scan in scans.items() if "note" in scan.frames]
     write_json(record_path(config, row), record | ({"notes": notes} if notes else {}))
 

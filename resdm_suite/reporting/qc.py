@@ -222,7 +222,8 @@ def _measures(row: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         values = [row.get(name.format(kind), np.nan) for kind in (TRACERS if "{}" in name else ("",))]
         if not np.isnan(values).all():
             lines.append((title, ["–" if np.isnan(v) else f"{v:.4g}".replace("-", "−") for v in values]))
-    return [*lines, ("stored axes", [row["axes"]])]
+    given = row.get("registration")
+    return [*lines, ("stored axes", [row["axes"]]), *([("registration", [given])] if isinstance(given, str) else [])]
 
 
 # ── the figure ────────────────────────────────────────────────────────────────────────────────────

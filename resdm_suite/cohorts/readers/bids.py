@@ -1,7 +1,11 @@
-"""A BIDS data set with T1w and PET.
+"""A BIDS data set with T1w and PET, or outputs of fMRIPrep and PETPrep.
 
 The reader uses file names, ``participants.tsv``, ``sub-*_sessions.tsv``, ``sub-*_scans.tsv`` and the JSON of each PET,
 which may stand in a folder above it (BIDS inheritance). It opens no image.
+
+Outputs of fMRIPrep, sMRIPrep and PETPrep are known by ``GeneratedBy`` of their ``dataset_description.json``. Their
+``desc-preproc`` images are used, with the transforms beside them; people, dates and, where there is none, PET come from
+the raw data set.
 """
 
 import re
@@ -15,9 +19,19 @@ import numpy as np
 import pandas as pd
 
 from resdm.io import stored_json
-from resdm_suite.cohorts.manifest import SPACE, ManifestError
+from resdm_suite.cohorts.manifest import IDENTITY, SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.tables import day_number, images, read_by_key, read_sidecar, to_age, to_date, visible
+from resdm_suite.cohorts.tables import (
+    day_number,
+    images,
+    raw_dataset,
+    read_by_key,
+    read_sidecar,
+    to_age,
+    to_date,
+    visible,
+)
+from resdm_suite.paths import DESCRIPTION
 from resdm_suite.profiles import Config
 
 # names of columns, in lower case; the first that exists and is filled is used
@@ -43,6 +57,7 @@ _TRACER_WORDS = {  # words that belong to one label alone
 _UNITS = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # in years, by the first letter
 _UNIT = "(d|days?|w|weeks?|m|mo|months?|y|yrs?|years?)"
 _BASELINE_LABELS = {"bl", "baseline", "sc", "screening"}
+_PREPARED = {"fmriprep", "smriprep", "petprep"}  # by ``GeneratedBy``
 
 Row = dict[str, Any]
 
@@ -62,20 +77,23 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
 
     Columns of both tables that a profile's ``prior.fields`` name (`Config.attributes`) are read by their name.
 
-    ``root`` holds ``participants.tsv`` and ``sub-*``. Faults raise `ManifestError`, which names file, person and value.
+    ``root`` holds ``participants.tsv`` and ``sub-*``; of outputs of fMRIPrep or PETPrep, ``cohort.tables`` or
+    `raw_dataset` has the tables. Faults raise `ManifestError`, which names file, person and value.
     """
     root, notes = Path(root).absolute(), []
     expected = "expected a BIDS dataset (cohort.folder, or the given folder)"
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; {expected}")
-    table = read_by_key(root / "participants.tsv", "participant_id", "sub-", notes=notes)
-    scales = [_age_scale(root / name, notes) for name in ("sessions.json", "participants.json")]
+    raw = _raw_of_prepared(root, config, notes)
+    tables = raw or root
+    table = read_by_key(tables / "participants.tsv", "participant_id", "sub-", notes=notes)
+    scales = [_age_scale(tables / name, notes) for name in ("sessions.json", "participants.json")]
     scans: list[Row] = []
     people: list[Row] = []
     for subject in (folder for folder in visible(root, "sub-*") if folder.is_dir()):
         if table and subject.name not in table:
             notes.append(f"{subject.name}: not in participants.tsv")
-        visits, listed = _visits(subject, config, notes)
+        visits, listed = _visits(subject, raw and raw / subject.name, config, notes)
         scans += listed
         with_t1w = {scan["session"] for scan in listed if scan["target"] == "t1w"}  # nothing else is used
         for visit in visits:
@@ -96,14 +114,38 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     return assemble_manifest([s for s in scans if s["target"]], people, config, root, notes, "session, then day")
 
 
-def _visits(subject: Path, config: Config, notes: list[str]) -> tuple[list[Row], list[Row]]:
-    """List a person's sessions, with their times and their row of ``sessions.tsv``, and the scans."""
-    person = subject.name
-    table = read_by_key(subject / f"{person}_sessions.tsv", "session_id", "ses-", notes=notes)
+def _raw_of_prepared(root: Path, config: Config, notes: list[str]) -> Path | None:
+    """The raw data set of outputs of fMRIPrep or PETPrep, or these themselves without one; None for other data."""
+    made_by = (stored_json(root / DESCRIPTION) or {}).get("GeneratedBy")
+    names = (
+        [str(tool.get("Name", "")) for tool in made_by if isinstance(tool, dict)] if isinstance(made_by, list) else []
+    )
+    tool = next((name for name in names if name.lower() in _PREPARED), "")
+    if not tool:
+        return None
+    tables = config.cohort.tables
+    raw = raw_dataset(root) if tables is None else config.work / tables
+    if raw is None or not raw.is_dir():
+        notes.append(f"{root}: outputs of {tool} without their raw data set, which has ages and sexes; give --tables")
+        return root
+    return raw
+
+
+def _visits(subject: Path, raw: Path | None, config: Config, notes: list[str]) -> tuple[list[Row], list[Row]]:
+    """List a person's sessions, with their times and their row of ``sessions.tsv``, and the scans.
+
+    ``raw`` is the person's folder in the raw data set, where ``subject`` holds outputs of fMRIPrep or PETPrep.
+    """
+    person, source = subject.name, raw or subject
+    table = read_by_key(source / f"{person}_sessions.tsv", "session_id", "ses-", notes=notes)
     visits: list[Row] = []
     scans: list[Row] = []
-    for folder in [folder for folder in visible(subject, "ses-*") if folder.is_dir()] or [subject]:
-        session = folder.name if folder != subject else "ses-1"
+    names = sorted(
+        {folder.name for place in {subject, source} for folder in visible(place, "ses-*") if folder.is_dir()}
+    )
+    prepared = _prepared_t1w(subject, source, names, notes) if raw else {}
+    for name in names or [""]:
+        folder, session = source / name, name or "ses-1"
         where, cells = f"{person} {session}", table.pop(session, {})
         days = _scan_days(folder, where, notes)
         text = cells.get("acq_time") or cells.get("examination_date") or ""
@@ -117,7 +159,13 @@ def _visits(subject: Path, config: Config, notes: list[str]) -> tuple[list[Row],
             visit_day = day_number(day)
         key = {"person": person, "session": session}
         visits.append(key | {"cells": cells, "visit_day": visit_day, "years": _years_of(session)})
-        scans += _scans(folder, key, days, config, notes)
+        if raw:
+            files = prepared.get(name, [])
+            files = files + (images(subject / name, "pet/*_desc-preproc_pet.nii*") or images(folder, "pet/*pet.nii*"))
+        else:
+            files = images(folder, "anat/*_T1w.nii*", "pet/*pet.nii*")
+        listed = _scans(files, folder, key, days, config, notes)
+        scans += [scan | _given_transform(scan, subject, prepared, name) for scan in listed] if raw else listed
     notes += [f"{person}: {session} of {person}_sessions.tsv has no folder" for session in table]
     if any(a["visit_day"] == b["visit_day"] and abs(a["years"] - b["years"]) > 0 for a, b in combinations(visits, 2)):
         notes.append(f"{person}: sessions of different times have one date; the dates are not used")
@@ -135,26 +183,61 @@ def _years_of(session: str) -> float:
     return 0.0 if label in _BASELINE_LABELS else np.nan
 
 
-def _scans(folder: Path, key: dict[str, str], days: dict[str, float], config: Config, notes: list[str]) -> list[Row]:
+def _prepared_t1w(subject: Path, raw: Path, names: list[str], notes: list[str]) -> dict[str, list[Path]]:
+    """Prepared T1w by session; one of all sessions belongs to the first that has a raw T1w, else to the first."""
+    found = {name: images(subject / name, "anat/*_desc-preproc_T1w.nii*") for name in names or [""]}
+    if names and (whole := images(subject, "anat/*_desc-preproc_T1w.nii*")):
+        home = [name for name in names if images(raw / name, "anat/*_T1w.nii*")] or names
+        if len(home) > 1:
+            notes.append(f"{subject.name}: one T1w of all sessions; it is taken for that of {home[0]}")
+        found[home[0]] = found[home[0]] or whole
+    return found
+
+
+def _given_transform(scan: Row, subject: Path, prepared: dict[str, list[Path]], name: str) -> Row:
+    """The transform beside a prepared scan, and the T1w to which that of a PET leads; empty in MNI152 space."""
+    path = Path(scan["path"])
+    if scan["space"] or not path.is_relative_to(subject):
+        return {}
+    start, kind = path.name.partition("_desc-")[0], "T1w_to-MNI152" if scan["target"] == "t1w" else "petref_to-"
+    files = [file for file in visible(path.parent, f"{start}_from-{kind}*_xfm.*") if file.suffix in (".h5", ".txt")]
+    if scan["target"] == "t1w":  # the templates of 2009 are nearest to the suite's
+        return {"transform": str(min(files, key=lambda file: "MNI152NLin2009" not in file.name, default=""))}
+    t1w = [native for session in ([name] if prepared.get(name) else prepared) for native in prepared[session]
+           if "_space-" not in native.name]  # fmt: skip
+    lies_on_it = "_space-T1w_" in path.name
+    given = (
+        IDENTITY if lies_on_it else next((str(file) for file in files if re.search("_to-(T1w|anat)_", file.name)), "")
+    )
+    return {"transform": given, "onto": str(t1w[0])} if len(t1w) == 1 else {}
+
+
+def _scans(
+    files: list[Path], folder: Path, key: dict[str, str], days: dict[str, float], config: Config, notes: list[str]
+) -> list[Row]:
     """List the T1w and the PETs of one session, by name; an unread PET has no target."""
     where = " ".join(key.values())
     scans = []
-    for path in images(folder, "anat/*_T1w.nii*", "pet/*pet.nii*"):
+    for path in files:
         name, is_pet = path.name, path.parent.name == "pet"
         space = re.search(r"_space-([A-Za-z0-9]+)_", name)
         owner = re.match(r"sub-[^_]+(_ses-[^_]+)?_", name)
         labels = "_".join([key["person"], *([folder.name] if folder.name == key["session"] else [])]) + "_"
+        raw_name = re.sub("_(space|res|desc)-[^_]+", "", name)
         if owner and not (labels.startswith(owner[0]) or owner[0].startswith(labels)):
             notes.append(f"{where}: {name} is named for {owner[0][:-1]}; not used")
         elif re.search("_rec-nac", name, re.IGNORECASE):
             notes.append(f"{where}: {name} has no attenuation correction; not used")
-        elif space and space[1] not in _NATIVE and not space[1].startswith("MNI"):
+        elif "_pvc-" in name:
+            notes.append(f"{where}: {name} is corrected for partial volume, unlike other PETs; not used")
+        elif space and space[1] not in _NATIVE and not space[1].startswith(SPACE):
             notes.append(f"{where}: {name} is in space {space[1]}; not used")
         else:
             label = _tracer(path, where, config, notes) if is_pet else ""
             target = config.cohort.tracers.get(label, "") if is_pet else "t1w"
-            scan = {"target": target, "tracer": label, "path": str(path), "day": days.get(name, np.nan)}
-            scans.append(key | scan | {"space": SPACE if space and space[1] not in _NATIVE else ""})
+            scan = {"target": target, "tracer": label, "path": str(path)}
+            scan["day"] = days.get(name, days.get(raw_name, np.nan))
+            scans.append(key | scan | {"space": space[1] if space and space[1] not in _NATIVE else ""})
     return scans
 
 
