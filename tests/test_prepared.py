@@ -20,7 +20,7 @@ from resdm_suite.cohorts.readers.bids import build_manifest
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.preprocessing import t1, volumes
 from resdm_suite.preprocessing.qc import session_quality, sessions
-from resdm_suite.preprocessing.registration import brain_points, displacement
+from resdm_suite.preprocessing.resampling import brain_points, displacement
 from resdm_suite.preprocessing.scans import VolumeError, read_transform
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm_suite.reporting.qc import _measures

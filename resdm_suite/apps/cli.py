@@ -418,6 +418,12 @@ _command("init", "write a short profile for a study: it extends another profile"
          _argument("--data", type=Path, metavar="PATH", help="dataset, or table of csv (default: in work/NAME)"))
 _command("phantom", "generate the phantom cohort as a BIDS dataset", "smoke --jobs -1",
          "cohorts.phantom:write_phantoms", PROFILE, JOBS, QUIET)
+_command("dicom", "convert folders of DICOM, one per person, to a BIDS data set, by dcm2niix and pypet2bids",
+         "scans bids", "cohorts.readers.dicom:convert_people",
+         _argument("folder", type=Path, help="folder with one folder per person"),
+         _argument("out", type=Path, help="folder of the new data set"),
+         _argument("--t1w", metavar="REGEX", default=argparse.SUPPRESS,
+                   help="descriptions of a T1 series (default: MPRAGE, SPGR, BRAVO, TFE or T1)"), QUIET)
 _command("manifest", "list the sessions of a source, with their split, in manifest.csv", "openneuro dlbs --download",
          _manifest, _argument("source", choices=SOURCES, help="layout of the data"), PROFILE, QUIET,
          _argument("--root", type=Path, metavar="PATH", help="dataset, or table of csv (default: the profile's)"),
@@ -450,7 +456,7 @@ _command("evaluators", "fit the evaluators of status, sex and age on real PET of
          "evaluation.downstream:fit_evaluators", PROFILE, QUIET)
 _command("synthesise", "synthesise both PETs of one person, or of a table, from T1-weighted MRI",
          "T1w.nii.gz --age 74 --sex F --model work/adni/models/ResDM --out out", _synthesise,
-         _argument("t1w", type=Path, nargs="?", metavar="T1w.nii.gz"),
+         _argument("t1w", type=Path, nargs="?", metavar="T1w.nii.gz", help="NIfTI, or a folder of one DICOM series"),
          _argument("--manifest", type=Path, metavar="CSV", help="many MRIs: person, t1w; optional session, age, sex"),
          _argument("--age", type=float, action=_Once, help="years at scan; without it, the prompt has no age"),
          _argument("--sex", type=_sex, action=_Once, metavar="F|M", help="without it, the prompt has no sex"),

@@ -42,6 +42,7 @@ from resdm_suite.apps.prediction import (
     save_image,
     synthesise_mri,
 )
+from resdm_suite.cohorts.readers.dicom import convert_t1w
 from resdm_suite.cohorts.tables import read_table, to_sex
 from resdm_suite.evaluation.atlas import CENTILOID, centiloid
 from resdm_suite.evaluation.fidelity import UNCALIBRATED
@@ -96,7 +97,8 @@ def synthesise_scan(
     Parameters
     ----------
     t1w : path
-        NIfTI, brain only or whole head.
+        NIfTI, brain only or whole head; or a folder of one DICOM series, which is converted into
+        ``<out>/sourcedata/raw`` (`resdm_suite.cohorts.readers.dicom`).
     model : path
         A model folder; the MRI is preprocessed with the settings of the model's training.
     out : path
@@ -129,6 +131,8 @@ def synthesise_scan(
     """
     check_person(age, sex, "prompt")
     _, sampler, force = _prepare(model, **sampling)
+    if Path(t1w).is_dir():
+        t1w = convert_t1w(t1w, Path(out) / "sourcedata" / "raw")
     if not Path(t1w).is_file():
         raise FileNotFoundError(f"{t1w}: no such MRI")
     t1w, loaded = Path(t1w), Model.load(model)
