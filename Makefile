@@ -8,10 +8,10 @@ BIN     := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.csv claims.csv uncertainty.csv \
            figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png walkthrough.png evaluation.csv \
-           input_check.csv
+           input_check.csv longitudinal.csv
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
-.PHONY: help env reproduce cost figures bench ablation steps stress docs test lint format unlock clean
+.PHONY: help env reproduce cost figures bench ablation steps curve stress docs test lint format unlock clean
 help:            ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -52,6 +52,9 @@ ablation: env    ## measure each speed-up and its cost in quality, on the phanto
 
 steps: env       ## measure quality against sampling steps, for the trained ResDM of PROFILE
 	$(BIN)/python benchmarks/steps.py --profile $(PROFILE)
+
+curve: env       ## measure quality against the number of training people (15 to 20 minutes on two cores)
+	$(BIN)/python benchmarks/curve.py --profile $(PROFILE)
 
 stress: env      ## synthesise from shifted scans, by strength (phantoms): figures/PROFILE/stress.png
 	$(SNAKEMAKE) -- figures/$(PROFILE)/stress.csv

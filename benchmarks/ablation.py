@@ -6,18 +6,15 @@ for as long as the fastest row took.
 
 Options that change no value (one pass for both tracers, cached text, fused optimiser, activation checkpointing, memory
 format: see tests/test_levers.py) are the same in all rows; `bench.py` times them. A stopped run continues, from
-``work/ablation``. Writes ``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
+``work/ablation-…``. Writes ``ablation.{csv,md,png,svg}`` below ``benchmarks/results/``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bench import device_name  # noqa: E402
+from jobs import run_jobs  # noqa: E402
 
 from resdm.cpu_runtime import computes_bf16  # noqa: E402
 from resdm.io import write_csv, write_text  # noqa: E402
@@ -128,7 +126,7 @@ def derived(profile: str, steps: int | None, seeds: Sequence[int]) -> Config:
         for row, (_, change, precision) in ROWS.items()
         for seed in seeds
     }
-    config = replace(source, profile=f"ablation/{source.profile}-{epochs}epochs", methods=methods, training=training)
+    config = replace(source, profile=f"ablation-{source.profile}-{epochs}epochs", methods=methods, training=training)
     config.work.mkdir(parents=True, exist_ok=True)
     if not config.volumes.exists():
         config.volumes.symlink_to(source.volumes.resolve(), target_is_directory=True)
@@ -159,23 +157,11 @@ def work(profile: str, key: str, steps: int | None, seeds: Sequence[int], seed: 
 
 def train_all(profile: str, steps: int | None, seeds: Sequence[int], at_once: int) -> None:
     """Train all rows, ``at_once`` in parallel on one thread each; ``full_time`` last, when its budget is known."""
-    began = time.perf_counter()
-
-    def run(key: str, seed: int) -> None:
-        job = ["--job", key, str(seed), "--profile", profile, "--seeds", *map(str, seeds)]
-        job += [] if steps is None else ["--steps", str(steps)]
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, str(Path(__file__).resolve()), *job], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{_name(key, seed)}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
-        now = time.perf_counter()
-        minutes, seconds = divmod(int(now - began), 60)
-        print(f"[{minutes:2d}:{seconds:02d}] {_name(key, seed)} ({now - start:.0f} s)", file=sys.stderr, flush=True)
-
-    with ThreadPoolExecutor(at_once) as pool:
-        for keys in ([key for key in ROWS if key != "full_time"], ["full_time"]):
-            for future in [pool.submit(run, key, seed) for key in keys for seed in seeds]:
-                future.result()
+    options = ["--profile", profile, "--seeds", *map(str, seeds)]
+    options += [] if steps is None else ["--steps", str(steps)]
+    for keys in ([key for key in ROWS if key != "full_time"], ["full_time"]):
+        jobs = {_name(key, seed): ["--job", key, str(seed), *options] for key in keys for seed in seeds}
+        run_jobs(Path(__file__).resolve(), jobs, at_once)
 
 
 # ── comparison ────────────────────────────────────────────────────────────────────────────────────

@@ -71,7 +71,7 @@ def test_steps_by_hand(config):
 def test_stages_add_up(config, monkeypatch):
     """Every method at 2 s per step and 3 s per volume, evaluators 0.1 s; finished work costs nothing."""
     timed_methods = []
-    monkeypatch.setattr(cost, "_method_seconds", lambda config, name: timed_methods.append(name) or (2.0, 3.0))
+    monkeypatch.setattr(cost, "method_seconds", lambda config, name: timed_methods.append(name) or (2.0, 3.0))
     monkeypatch.setattr(cost, "_evaluator_seconds", lambda config, target: 0.1)
     monkeypatch.setattr(cost, "_scan_stages", lambda config, n, cores: iter([Stage("scans", 0.5, n, "s", cores)]))
     monkeypatch.setattr(cost, "seconds_of", lambda work: 4.0)
@@ -106,7 +106,7 @@ def test_stages_add_up(config, monkeypatch):
 
 def test_a_large_grid_is_timed_on_a_small_one(config, monkeypatch):
     shapes = []
-    monkeypatch.setattr(cost, "_method_seconds", lambda c, name: shapes.append(c.preprocess.grid.shape) or (1.0, 1.0))
+    monkeypatch.setattr(cost, "method_seconds", lambda c, name: shapes.append(c.preprocess.grid.shape) or (1.0, 1.0))
     monkeypatch.setattr(cost, "_evaluator_seconds", lambda c, target: 1.0)
     monkeypatch.setattr(cost, "_scan_stages", lambda *_: iter(()))
     monkeypatch.setattr(cost, "seconds_of", lambda work: 0.0)
@@ -122,7 +122,7 @@ def test_work_is_really_timed(tmp_path):
     assert 0 <= seconds_of(lambda: calls.append(1)) < 1
     assert len(calls) == 2
     config = make_config(tmp_path, methods={"regression": load_config("smoke").methods["regression"]})
-    assert all(seconds > 0 for seconds in cost._method_seconds(config, "regression"))
+    assert all(seconds > 0 for seconds in cost.method_seconds(config, "regression"))
     tiny = dataclasses.replace(config, evaluation=load_config("smoke").evaluation)
     assert cost._evaluator_seconds(tiny, "age") > 0
     assert list(tmp_path.rglob("*")) == []  # and leaves nothing behind

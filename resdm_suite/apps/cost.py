@@ -105,7 +105,7 @@ def stages(config: Config, cores: int) -> Iterator[Stage]:
         if imported_method(settings.kind, name).closed_form:  # fitted in about a second
             continue
         key = settings.kind, settings.batch_size, getattr(settings, "network", None)
-        timed[key] = step, volume = timed.get(key) or _method_seconds(small, name)
+        timed[key] = step, volume = timed.get(key) or method_seconds(small, name)
         each, units = scale * step, training_steps(config, name, sessions["train"])
         each, units = (run.seconds, 1) if run.budget == "equal_time" else (each, units)
         yield Stage(f"training {name}", each, untrained * units, "steps", side)
@@ -144,7 +144,7 @@ def _scan_stages(config: Config, sessions: int, cores: int) -> Iterator[Stage]:
         yield Stage("preprocessing", time.perf_counter() - start, sessions, "sessions", cores)
 
 
-def _method_seconds(config: Config, name: str) -> tuple[float, float]:
+def method_seconds(config: Config, name: str) -> tuple[float, float]:
     """Seconds of a training step, and of a synthesis of one person, on the device that trains."""
     settings, shape, device = config.method(name), config.preprocess.grid.shape, device_of(config)
     if hasattr(settings, "prior"):  # a small tower: an estimate downloads nothing
