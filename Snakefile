@@ -63,11 +63,11 @@ def method_modules(method, *stage):
 
 
 RESULTS = ["table1.csv", "table2.csv", "figure1.png", "table4.csv", "atn.csv", "subgroups.csv"]
-RESULTS += ["suvr_fidelity.csv"]
+RESULTS += ["suvr_fidelity.csv", "longitudinal.csv"]
 RESULTS += ["table3.csv"] * ("Base" in METHODS) + ["planted.csv"] * PHANTOM
 RESULTS += ["figure4.png"] * ({"no_sex", "wrong_sex"} <= set(CONDITIONS))
 RESULTS += ["figure5.png"] * ({"no_age", "shuffled_age"} <= set(CONDITIONS))
-UNCHECKED = ("figure1.png", "suvr_fidelity.csv", "subgroups.csv")  # no claim is about them
+UNCHECKED = ("figure1.png", "suvr_fidelity.csv", "subgroups.csv", "longitudinal.csv")  # no claim is about them
 CHECKED = [f"{FIGURES}/{name.replace('.png', '.csv')}" for name in RESULTS if name not in UNCHECKED]
 RESULTS += ["counterfactuals.png"] * ({"wrong_sex", "tracer_only", "shuffled"} <= set(CONDITIONS))
 RESULTS += ["uncertainty.csv", "input_check.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
@@ -323,6 +323,7 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
     "figure5": ("08_figure5_age", [*FITTED, *PROMPTED, *SCORED], {"figure5": [*FIGURE, ".csv"], "figure5_effects": [".csv"]}, ["privacy"]),
     "planted": ("11_planted_effects", scores(RECOVERED), {"planted": TABLE + FIGURE}, []),
     "fidelity": ("13_suvr_fidelity", scores(COMPARED), {"suvr_fidelity": TABLE + FIGURE}, ["fidelity", "privacy"]),
+    "longitudinal": ("23_longitudinal", scores(COMPARED), {"longitudinal": TABLE + FIGURE}, ["privacy"]),
     "subgroups": (  # after the audit, since both write the model card
         "20_subgroups",
         [

@@ -118,6 +118,7 @@ def test_a_changed_template_reruns_its_page(planned):
         "trust",
         "atn",
         "subgroups",
+        "longitudinal",
     }
     rules["table.tex.j2"] = tables
     for path in (ROOT / "resdm_suite" / "reporting" / "templates").iterdir():

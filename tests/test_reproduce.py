@@ -31,7 +31,7 @@ from resdm_suite.profiles import load_config
 
 BIN, NOTICE = Path(sys.executable).parent, "not a reproduction of the paper"
 TABLES = ("table1", "table2", "table3", "table4", "planted", "suvr_fidelity", "claims", "uncertainty", "evaluation")
-TABLES += ("input_check", "intervals", "memorisation", "atn", "subgroups")
+TABLES += ("input_check", "intervals", "memorisation", "atn", "subgroups", "longitudinal")
 FIGURES = ("figure1", "figure2", "figure2_regions", "figure3", "figure4", "figure5", "table4_roc", "planted")
 FIGURES += (
     "suvr_fidelity",
@@ -44,6 +44,7 @@ FIGURES += (
     "memorisation",
     "atn",
     "subgroups",
+    "longitudinal",
 )
 OF_MODELS = ("uncertainty", "input_check", "intervals", "memorisation")
 """Tables of notebooks that run a model."""
@@ -230,7 +231,7 @@ def test_only_what_changed_runs_again(reproduced):
         path.write_bytes(before)
         notebook.write_text(stored)
     reads = {"table2", "table3", "table4", "figure4", "figure5", "fidelity", "claims", "report"}
-    reads |= {"atn", "subgroups"}  # all methods' scores
+    reads |= {"atn", "subgroups", "longitudinal"}  # all methods' scores
     assert jobs(text) == {"train", "synthesise", *reads, "all"}
     assert "models/Pix2Pix/model.safetensors" in _outputs(text, "train")
     assert "models/ResDM/model.safetensors" not in _outputs(text, "train")

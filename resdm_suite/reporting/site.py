@@ -78,6 +78,7 @@ SECTIONS = (
     Section("11_planted_effects", "Planted effects", ("planted",), _if(lambda c: c.cohort.kind == "phantom")),
     Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
     Section("20_subgroups", "Subgroups", ("subgroups",), _compares),
+    Section("23_longitudinal", "Longitudinal", ("longitudinal",), _compares),
     Section("14_uncertainty", "Uncertainty", ("uncertainty",), _if(lambda c: c.uncertainty.method in c.methods)),
     Section(
         "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
@@ -118,6 +119,7 @@ CONTENTS = {
     "subgroups": "Image quality, SUVR error and AUC of status by sex, age, diagnosis, tracer and resolution",
     "attributes": "Loss of image quality, SUVR correlation and AUC of status where an attribute of the prompt is left "
     "out, shuffled or wrong, by method, with the ceiling that knows it",
+    "longitudinal": "Synthetic against real change of SUVR per year, error and correlation of every method",
     "stress": "Image quality, SUVR error, AUC of status and share of scans refused against the strength of each shift",
 }
 """What a figure shows, for readers who do not see it."""

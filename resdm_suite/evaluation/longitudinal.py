@@ -1,0 +1,79 @@
+"""Change of the summary SUVR between visits of one person, in real and in synthetic PET."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from resdm.settings import TRACERS
+from resdm_suite.evaluation.agreement import agreement_table
+from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.evaluation.statistics import interval
+from resdm_suite.evaluation.stored import SESSION
+from resdm_suite.evaluation.suvr import suvr_pairs
+from resdm_suite.profiles import Config
+from resdm_suite.records import read_csv
+
+NO_CHANGE, TRAINING = "template", "training"
+"""Sources that are no method: the mean PET, which is the same at every visit, and real PET of the training people."""
+
+
+def repeated_visits(config: Config, trainings: Iterable[str]) -> pd.DataFrame:
+    """Summary SUVR at every visit of people with visits at several ages.
+
+    Parameters
+    ----------
+    config : Config
+    trainings : iterable of str
+        Methods with predictions of the test people, each training by its name.
+
+    Returns
+    -------
+    DataFrame
+        source (a training, `NO_CHANGE`, or `TRAINING`: training people), person, session, tracer, age (years), real and
+        synthetic (SUVR; of `TRAINING` the mean PET's), planted (phantoms: the true SUVR, else NaN).
+    """
+    index = read_index(config, None)
+    ages = index.groupby("person")["age"]
+    visits = index[ages.transform("max") > ages.transform("min")]
+    test, train = (visits[visits["split"] == split] for split in ("test", "train"))
+    rows = [
+        head | {"source": source, "real": real["summary"], "synthetic": synthetic["summary"]}
+        for source, people in [*((name, test) for name in [*trainings, NO_CHANGE]), (TRAINING, train)]
+        for head, _, (real, synthetic) in suvr_pairs(config, NO_CHANGE if source == TRAINING else source, people)
+    ]
+    frame = pd.DataFrame(rows, columns=["source", *SESSION, "tracer", "real", "synthetic"])
+    frame = frame.merge(visits[[*SESSION, "age"]], on=SESSION)
+    truth = config.work / "truth" / "people.csv"
+    if config.cohort.kind != "phantom" or not truth.is_file():
+        return frame.assign(planted=np.nan)
+    wide = read_csv(truth, dtype=dict.fromkeys(SESSION, str)).rename(columns={f"{t}_suvr": t for t in TRACERS})
+    planted = wide.melt(SESSION, list(TRACERS), "tracer", "planted")
+    return frame.merge(planted, on=[*SESSION, "tracer"], how="left")
+
+
+def compare_changes(values: pd.DataFrame, keys: Iterable[str], *, seed: int) -> pd.DataFrame:
+    """Agreement of changes per year, by combinations of ``keys``.
+
+    Parameters
+    ----------
+    values : DataFrame
+        ``keys``, person, real (the reference change) and synthetic, SUVR a year; one row per person.
+    keys : iterable of str
+    seed : int
+        Of the bootstrap over people.
+
+    Returns
+    -------
+    DataFrame
+        `agreement_table`, and with intervals (``_low``, ``_high``) the mean ``change``, the mean absolute ``error``,
+        and ``gain``: the error of no change less it.
+    """
+    keys, rows = list(keys), []
+    for key, part in values.groupby(keys, sort=False):
+        error, row = (part["synthetic"] - part["real"]).abs(), dict(zip(keys, key, strict=True))
+        for name, one in {"change": part["synthetic"], "error": error, "gain": part["real"].abs() - error}.items():
+            low, high = interval(one, part["person"], seed=seed)
+            row |= {name: one.mean(), f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    return agreement_table(values, keys).merge(pd.DataFrame(rows), on=keys) if rows else pd.DataFrame(columns=keys)
