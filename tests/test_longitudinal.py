@@ -99,6 +99,8 @@ def test_an_interval_is_over_people_and_noise_has_no_r():
     assert row["gain_high"] < 0, "noise in place of no change costs"
     half = 1.96 * np.abs(draws[1] - draws[0]).std() / np.sqrt(200)
     assert (row["error_high"] - row["error_low"]) / 2 == pytest.approx(half, rel=0.1)
+    rounding = values.assign(synthetic=0.01 + 1e-5 * draws[1])
+    assert np.isnan(compare_changes(rounding, ["source"], seed=0)["r"].iloc[0]), "everyone has the same change"
     assert compare_changes(values.iloc[:0].assign(synthetic=0.0), ["source"], seed=0).empty
 
 

@@ -14,6 +14,9 @@ from resdm_suite.evaluation.suvr import suvr_pairs
 from resdm_suite.profiles import Config
 from resdm_suite.records import read_csv
 
+MIN_RANGE = 1e-3
+"""SUVR a year: a source whose changes differ by less gives everyone the same change, so it has no correlation."""
+
 NO_CHANGE, TRAINING = "template", "training"
 """Sources that are no method: the mean PET, which is the same at every visit, and real PET of the training people."""
 
@@ -67,7 +70,7 @@ def compare_changes(values: pd.DataFrame, keys: Iterable[str], *, seed: int) -> 
     -------
     DataFrame
         `agreement_table`, and with intervals (``_low``, ``_high``) the mean ``change``, the mean absolute ``error``,
-        and ``gain``: the error of no change less it.
+        and ``gain``: the error of no change less it. r is NaN where the changes differ by less than `MIN_RANGE`.
     """
     keys, rows = list(keys), []
     for key, part in values.groupby(keys, sort=False):
@@ -75,5 +78,9 @@ def compare_changes(values: pd.DataFrame, keys: Iterable[str], *, seed: int) -> 
         for name, one in {"change": part["synthetic"], "error": error, "gain": part["real"].abs() - error}.items():
             low, high = interval(one, part["person"], seed=seed)
             row |= {name: one.mean(), f"{name}_low": low, f"{name}_high": high}
-        rows.append(row)
-    return agreement_table(values, keys).merge(pd.DataFrame(rows), on=keys) if rows else pd.DataFrame(columns=keys)
+        rows.append(row | {"range": part["synthetic"].max() - part["synthetic"].min()})
+    if not rows:
+        return pd.DataFrame(columns=keys)
+    table = agreement_table(values, keys).merge(pd.DataFrame(rows), on=keys)
+    table.loc[table.pop("range") < MIN_RANGE, ["r", "r_low", "r_high"]] = np.nan
+    return table
