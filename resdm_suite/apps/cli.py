@@ -473,6 +473,15 @@ _command("synthesise", "synthesise both PETs of one person, or of a table, from 
                    help="use a T1 that is unlike those of the training people; every output says so"), TRUST,
          _argument("--quiet", action="store_true", help="print errors only"),
          _argument("--json", dest="as_json", action="store_true", help="print one JSON object, no progress bar"))
+_command("page", "write a web page that synthesises PET in the browser; nothing leaves the machine",
+         "work/phantom/models/ResDM --out page", "apps.page:write_page",
+         _argument("model", type=Path, metavar="FOLDER", help="model folder of ResDM"),
+         _argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the page"),
+         _argument("--assets", type=Path, metavar="FOLDER",
+                   help="archives of the page's libraries; fetched there if absent (default: work/npm)"),
+         _argument("--accept-memorisation", action="store_true",
+                   help="use a model whose training people can be told by its errors, or that was not audited"),
+         TRUST, QUIET)
 _command("evaluate", "compare synthetic PET of any tool with real PET: tables, figures and a page",
          "scans.csv Ours=predictions/ours GAN=predictions/gan --out evaluated", "apps.evaluation:evaluate_volumes",
          _argument("table", type=Path, metavar="CSV", help="person, age, sex, amyloid, tau (real PET); see docs"),
