@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from resdm.layers import clip
 from resdm.layers.paths import LinearPath
 from resdm.prior import PriorModule, prompt
 from resdm.residual_diffusion import ResidualDiffusion
-from resdm.settings import SEXES
+from resdm.settings import SEXES, ConfigError
 from resdm_suite.anatomy import mni_map
 from resdm_suite.apps.prediction import Model
 
@@ -53,11 +54,10 @@ class OneStep(nn.Module):
         generator = torch.Generator(model.device).manual_seed(model.card.config.seed)
         empty = torch.zeros(1, len(TRACERS), *model.grid.shape, device=model.device)
         self.register_buffer("noise", method.scheduler.start(empty, generator))
-        (self.step,) = method.scheduler.set_timesteps(1)
+        (self.step,) = self.method.scheduler.set_timesteps(1)
         inside = mni_map("brain", model.grid).copy() if preprocess.mask else np.ones(model.grid.shape, bool)
         self.register_buffer("inside", torch.from_numpy(inside))
-        scaled = preprocess.intensity == "fixed"
-        self.ranges = [preprocess.suvr_range[tracer] if scaled else (0.0, 1.0) for tracer in TRACERS]
+        self.ranges = [preprocess.pet_range[tracer] for tracer in TRACERS]
 
     def forward(self, t1: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
@@ -128,13 +128,19 @@ def export_onnx(model: Model, path: str | Path) -> Path:
     ------
     CheckpointError
         The model is no residual diffusion.
+    ConfigError
+        The exporter's packages are not installed.
     """
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise ConfigError(f"{' and '.join(missing)} not installed, which the page needs: pip install 'resdm[page]'")
     shape = model.grid.shape[::-1]
     example = torch.zeros(shape, device=model.device), prompt_rows(model.method.prior, None, None)
     options = {"input_names": ["t1", "rows"], "output_names": [*TRACERS], "dynamo": True, "verbose": False}
+    module = OneStep(model)
     with atomic(path) as temporary, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(OneStep(model), example, temporary, external_data=False, **options)
+        module(*example)  # the layers keep constants of their first call, and those of a trace hold no values
+        torch.onnx.export(module, example, temporary, external_data=False, **options)
     return Path(path)
 
 

@@ -172,9 +172,8 @@ def page_settings(model: Model) -> dict[str, Any]:
         volume, entries = model.to_suvr(np.zeros(model.grid.shape, np.float32), tracer)
         image = model.grid.image(volume.astype(np.float32))
         image.header["descrip"] = card.notice.encode("ascii", "replace")[:79]
-        scaled = preprocess.intensity == "fixed"
         tracers.append({
-            "name": tracer, "label": LABELS[tracer], "range": [*(preprocess.suvr_range[tracer] if scaled else (0, 1))],
+            "name": tracer, "label": LABELS[tracer], "range": [*preprocess.pet_range[tracer]],
             "header": base64.b64encode(_header(image)).decode(),
             "sidecar": model.sidecar(tracer, LABELS[tracer], None, None, **extra) | entries,
         })  # fmt: skip
@@ -192,8 +191,6 @@ def _header(image: nib.Nifti1Image) -> bytes:
 def _texts(model: Model) -> dict[str, Any]:
     """Values of the page's template."""
     card, preprocess = model.card, model.card.config.preprocess
-    scale = "Colours: {:g} to {:g} SUVR." if preprocess.intensity == "fixed" else "Colours: {:g} to {:g}; no SUVR."
-    ends = {tracer: preprocess.suvr_range[tracer] if preprocess.intensity == "fixed" else (0, 1) for tracer in TRACERS}
     usual = sampling_steps(card)
     return {
         "policy": POLICY,
@@ -204,8 +201,10 @@ def _texts(model: Model) -> dict[str, Any]:
         "masked": preprocess.mask,
         "ages": AGE_RANGE,
         "fields": card.settings.prior.fields,
+        "unit": preprocess.pet_unit,
         "tracers": [
-            {"name": tracer, "title": TRACER_TITLES[tracer], "scale": scale.format(*ends[tracer])} for tracer in TRACERS
+            {"name": tracer, "title": TRACER_TITLES[tracer], "range": ends}
+            for tracer, ends in preprocess.pet_range.items()
         ],
         "facts": [
             ("Model", card.name), ("Profile", card.config.profile), ("Trained on", card.config.notice or "real people"),

@@ -151,6 +151,7 @@ at("file").addEventListener("change", async () => {
   at("result").hidden = true;
   const [file] = at("file").files;
   if (!file) return report("Choose an MRI.");
+  report(`Reading ${file.name} …`);
   try {
     t1 = { voxels: await readT1(file), file };
     at("run").disabled = false;
