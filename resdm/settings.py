@@ -203,10 +203,15 @@ def _build(hint: Any, value: Any) -> Any:
     return section(**{key: _build(hints[key], item) for key, item in value.items()})
 
 
+ADDED = {"added": True}
+"""Metadata of a field that an older revision had not: its default is not stored, so digests of older runs stay."""
+
+
 def to_dict(config: Any) -> Any:
-    """Plain dictionaries and lists, as YAML and JSON hold them, without ``root``."""
+    """Plain dictionaries and lists, as YAML and JSON hold them, without ``root`` and without defaults of `ADDED`."""
     if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "root"}
+        values = [(f, getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "root"]
+        return {f.name: to_dict(value) for f, value in values if not (f.metadata == ADDED and value == f.default)}
     if isinstance(config, dict):
         return {key: to_dict(item) for key, item in config.items()}
     return [to_dict(item) for item in config] if isinstance(config, list | tuple) else config

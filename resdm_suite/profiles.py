@@ -27,6 +27,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdap
 
 from resdm.io import write_text
 from resdm.settings import (
+    ADDED,
     AGE_RANGE,
     METHODS,
     PROMPT_FIELDS,
@@ -174,7 +175,7 @@ class PhantomConfig:
     coupling: Fraction = 1.0  # probability that atrophy follows the person's disease; 0: it predicts nothing
     noise: NonNegative = 1.0  # multiplies the noise of T1 and PET; 0 for tests that need exact values
     pet_frames: Count = 1  # more than 1: PET files are 4D, frames to be averaged
-    plasma: PlantedAttributes | None = None  # None: without these columns; scans and other columns are the same
+    plasma: PlantedAttributes | None = field(default=None, metadata=ADDED)  # None: without them; scans are the same
 
     def __post_init__(self) -> None:
         low, high = self.pet_fwhm_mm

@@ -67,7 +67,7 @@ def describe(root, tool=""):
     content = {"Name": "study", "BIDSVersion": "1.9.0"}
     if tool:
         content |= {"DatasetType": "derivative", "GeneratedBy": [{"Name": tool, "Version": "0.0.3"}]}
-        content |= {"DatasetLinks": {"raw": "/data", "templateflow": "/home/templateflow"}}
+        content |= {"DatasetLinks": {"raw": "/data", "templateflow": "/templateflow"}}
     (root / "dataset_description.json").write_text(json.dumps(content))
     return root
 

@@ -17,11 +17,11 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from resdm.io import atomic, stored_json, write_csv, write_json, write_text
-from resdm.settings import TRACERS, ConfigError
+from resdm.settings import TRACERS, ConfigError, to_dict
 from resdm_suite.cohorts.phantom.anatomy import draw_deformation
 from resdm_suite.cohorts.phantom.people import SCAN, draw_person, person_name, random_stream
 from resdm_suite.cohorts.phantom.scanner import Acquisition, bids_text, make_visit, scan_pet, scan_t1
-from resdm_suite.cohorts.phantom.truth import planted_settings, write_truth
+from resdm_suite.cohorts.phantom.truth import write_truth
 from resdm_suite.paths import sidecar_path
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, read_record, write_record
@@ -97,7 +97,7 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
 
 def settings_digest(config: Config) -> str:
     """Digest of settings, seed and revision, which set a person's bytes together with the person's number."""
-    settings = planted_settings(config) | {"seed": config.seed, "revision": REVISION}
+    settings = to_dict(config.cohort.phantom) | {"seed": config.seed, "revision": REVISION}
     del settings["people"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 

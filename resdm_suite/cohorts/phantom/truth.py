@@ -89,12 +89,6 @@ def stage_cut(config: Config) -> float:
     return float(brentq(lambda stage: average_regions(config, "tau", stage=stage)[2] - cutoff, *ends, xtol=1e-4))
 
 
-def planted_settings(config: Config) -> dict[str, Any]:
-    """The settings that phantoms depend on; ``plasma`` only where it is set."""
-    settings = to_dict(config.cohort.phantom)
-    return {key: value for key, value in settings.items() if key != "plasma" or value is not None}
-
-
 def write_truth(config: Config, digest: str, people: list[dict[str, Any]]) -> None:
     """``people.csv``, ``regional.csv`` and ``truth.json`` of complete people."""
     folder, cut, planted = config.work / "truth", stage_cut(config), planted_effects(config)
@@ -123,6 +117,6 @@ def write_truth(config: Config, digest: str, people: list[dict[str, Any]]) -> No
             both = region in means.index and {0, 1} <= set(means.columns)
             effects["status"] = float(means.loc[region, 1] - means.loc[region, 0]) if both else None
     write_json(folder / "truth.json", {
-        "digest": digest, "seed": config.seed, "settings": planted_settings(config),
+        "digest": digest, "seed": config.seed, "settings": to_dict(config.cohort.phantom),
         "age_centre": AGE_CENTRE, "left_share": LEFT_SHARE, "torque": TORQUE, "stage_cut": cut, "planted": planted,
     })  # fmt: skip
