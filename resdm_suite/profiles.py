@@ -244,6 +244,8 @@ class PreprocessConfig:
     registration_mm: Positive = 2.0  # finest resolution of the registration pyramid
     n4: bool = True
     mask: bool = True  # zero outside the MNI brain
+    # deepbet (extra deepbet): the T1 is registered without its skull and scalp; mni: inside the MNI brain alone
+    brain_mask: Literal["mni", "deepbet"] = field(default="mni", metadata=ADDED)
     # FWHM of a Gaussian applied to every native PET. Widths add in squares: 6 mm scans smoothed by 8 mm have
     # 10 mm. Studies smooth by 6 or 8 mm; ADNI's processed images already have a common 8 (or 6) mm.
     smooth_mm: Annotated[float, Field(gt=0, le=20)] | None = None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
@@ -68,7 +71,7 @@ def preprocess_mri(path: str | Path, config: Config) -> tuple[np.ndarray, dict[s
         The file cannot be read, is not a single volume, is too coarse, has another contrast than a T1, or does not fit
         the MNI152 T1.
     """
-    scan = read_t1(path)
+    scan = brain_only(read_t1(path), config.preprocess, path)
     array, mni_to_t1, info = t1_on_grid(scan, config.preprocess, path)
     contrast = check_contrast(scan, mni_to_t1, info["t1_correlation"], path)
     return array, {"transform": mni_to_t1.tolist()} | contrast | info
@@ -96,6 +99,30 @@ def read_t1(path: str | Path) -> Scan:
             "or less: it shows too little anatomy to tell a T1 from a PET; take the scan before it was resampled"
         )
     return scan
+
+
+def brain_only(t1: Scan, settings: PreprocessConfig, path: str | Path) -> Scan:
+    """The T1 that is registered: with ``brain_mask: deepbet`` 0 outside the brain, by Fisch et al. 2024.
+
+    `VolumeError` without deepbet, or where it finds no brain.
+    """
+    if settings.brain_mask == "mni":
+        return t1
+    try:
+        _, mask, _ = _deepbet().run(nib.Nifti1Image(t1.data, t1.affine))
+    except ImportError:
+        remedy = "install it by `pip install 'resdm[deepbet]'`, or set brain_mask: mni"
+        raise VolumeError(f"preprocess.brain_mask is deepbet, which is not installed; {remedy}") from None
+    except (AssertionError, ValueError) as error:  # no voxel of brain
+        raise VolumeError(f"{path}: deepbet finds no brain ({error}); is it a T1-weighted MRI of a head?") from None
+    return replace(t1, data=np.where(np.asarray(mask.dataobj) > 0, t1.data, 0))
+
+
+@cache
+def _deepbet() -> Any:
+    from deepbet import BrainExtraction  # here: it is optional
+
+    return BrainExtraction(no_gpu=True)
 
 
 def _mean_voxel_mm(scan: Scan) -> float:

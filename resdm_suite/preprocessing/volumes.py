@@ -38,7 +38,7 @@ from resdm_suite.preprocessing.measures import blur, measure_flags, shared_infor
 from resdm_suite.preprocessing.resampling import Scan, brain_points
 from resdm_suite.preprocessing.scans import VolumeError, read_scan, read_transform
 from resdm_suite.preprocessing.suvr import pet_on_grid, units
-from resdm_suite.preprocessing.t1 import T1_UNITS, check_contrast, read_t1, registration_errors, t1_on_grid
+from resdm_suite.preprocessing.t1 import T1_UNITS, brain_only, check_contrast, read_t1, registration_errors, t1_on_grid
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, check_folder, read_csv, read_record, state, unchanged, write_record
 
@@ -278,6 +278,7 @@ def _write_session(config: Config, row: Row) -> None:
     settings, digest, grid = config.preprocess, _settings_digest(config), Grid.of(config.preprocess.grid)
     inputs = {what: state(path) | {"mtime_ns": Path(path).stat().st_mtime_ns} for what, path in _inputs(row).items()}
     scans = {what: _read(row, what) for what in session_scans(row)}
+    scans["t1w"] = brain_only(scans["t1w"], settings, row["t1w"])
     outputs = _outputs(row)
     remove(record_path(config, row))
 
