@@ -18,7 +18,7 @@ from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_man
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
 from resdm_suite.cohorts.tables import read_sidecar
-from resdm_suite.preprocessing import t1, volumes
+from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing.qc import session_quality, sessions
 from resdm_suite.preprocessing.resampling import brain_points, displacement
 from resdm_suite.preprocessing.scans import VolumeError, read_transform
@@ -230,8 +230,8 @@ def test_given_transforms_replace_registration(prepared, tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("registered again")
 
-    monkeypatch.setattr(t1, "register_affine", refuse)
-    monkeypatch.setattr(volumes, "register_rigid", refuse)
+    for name in ("register_affine", "register_rigid"):
+        monkeypatch.setattr(f"resdm_suite.preprocessing.registration.{name}", refuse)
     volumes.preprocess(config, progress=False)
     for session in sessions(config):
         line = session_quality(session)

@@ -160,8 +160,8 @@ def test_scans_in_mni_space_are_resampled_not_registered(cohort, aligned, tmp_pa
     config = dataclasses.replace(make_config(tmp_path, n4=False, mask=False), cohort=cohort[0].cohort)
     write_manifest(pd.DataFrame([aligned]), config.manifest)
     with monkeypatch.context() as patch:
-        patch.setattr("resdm_suite.preprocessing.t1.register_affine", never)
-        patch.setattr(volumes, "register_rigid", never)
+        for name in ("register_affine", "register_rigid"):
+            patch.setattr(f"resdm_suite.preprocessing.registration.{name}", never)
         index = preprocess(config, progress=False)
         before = state(config.volumes)
         preprocess(config, progress=False)
