@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 from preprocessing import _processor
 
-from resdm.io import write_csv, write_text
+from resdm.io import write_text
 from resdm.settings import TRACERS
 from resdm_suite.cohorts.manifest import write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
@@ -83,15 +83,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = measure(Path(folder), options.people)
-    table = table.assign(device=f"{_processor()} ({platform.machine()})", deepbet=version("deepbet"))
-    write_csv(options.out / "brain_mask.csv", table, "%.6g")
+    machine = f"{_processor()} ({platform.machine()}), deepbet {version('deepbet')}"
     seconds = table.groupby("mask")["cpu_s"].first()
     rows = summarise(table)
     cells = [list(rows), ["---"] * len(rows.columns), *rows.to_numpy().tolist()]
     lines = ["# Brain mask of the person or of MNI152", "",
              f"phantom data: {options.people} people with skull and scalp; T1 of 2 mm, PET of 3 mm, grid of 3 mm. Mean "
              "absolute errors against the truth (mm; SUVR of the cortical summary), the difference deepbet − mni with "
-             f"its 95 % interval over people, and the worst person. {table['device'][0]}; "
+             f"its 95 % interval over people, and the worst person. {machine}; "
              "`python benchmarks/brain_mask.py`", "",
              *(f"| {' | '.join(row)} |" for row in cells), "",
              f"CPU seconds per person: mni {seconds['mni']:.1f}, deepbet {seconds['deepbet']:.1f}.", ""]  # fmt: skip

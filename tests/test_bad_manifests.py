@@ -35,7 +35,7 @@ CELLS = [  # row, column, what is written there, found, expected
     (0, "tau_status", "2", "2", "0 to 1"),
     (0, "tau_status", "0.5", "'0.5'", "0 to 1"),
     (0, "tau_status", "yes", "'yes'", "0 to 1"),
-    (0, "space", "Talairach", "'Talairach'", "MNI152 or nothing; write MNI152, or nothing"),
+    (0, "space", "Talairach", "'Talairach'", "or nothing; write MNI152, or nothing"),
     (0, "split", "training", "'training'", "train, validation, test or nothing; correct the split"),
     (0, "person", "../x", "'../x'", "sub- and then letters and digits, as in BIDS; rename the person"),
     (0, "person", "0001", "'0001'", "sub- and then"),

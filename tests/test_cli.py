@@ -360,7 +360,7 @@ def test_a_table_of_scans_reports_its_failures_and_exits_with_2(model, scan, pre
     table.write_text(f"person,t1w,age,sex\nsub-1,{scan.name},74,F\nsub-2,{scan.name},old,F\nsub-3,gone.nii.gz,70,M\n")
     arguments = ["synthesise", "--manifest", str(table), "--model", str(model("other")), "--out", str(tmp_path / "o")]
     assert cli.main([*arguments, "--age", "70"]) == 2
-    assert "--age and --sex are of one MRI" in capsys.readouterr().err
+    assert "--age, --sex and --attribute are of one MRI" in capsys.readouterr().err
     assert cli.main([*arguments, "--quiet"]) == 2
     out, error = capsys.readouterr()
     assert out == ""

@@ -175,7 +175,7 @@ def page_settings(model: Model) -> dict[str, Any]:
         tracers.append({
             "name": tracer, "label": LABELS[tracer], "range": [*preprocess.pet_range[tracer]],
             "header": base64.b64encode(_header(image)).decode(),
-            "sidecar": model.sidecar(tracer, LABELS[tracer], None, None, **extra) | entries,
+            "sidecar": model.sidecar(tracer, LABELS[tracer], {"age": None, "sex": None}, **extra) | entries,
         })  # fmt: skip
     checks = {"masked": preprocess.mask, "least_correlation": MIN_TEMPLATE_CORRELATION}
     grid = {"shape": [*model.grid.shape], "affine": model.grid.affine.tolist(), "space": SPACE}
