@@ -21,7 +21,7 @@ constraints_oldest = -c $(VENV)/oldest.txt
 constraints_newest =
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ResDM needs Python 3.11 or newer: make PYTHON=python3.11 …")'
-	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)  # an existing one keeps its Python
 	$(if $(filter pinned oldest newest,$(VERSIONS)),,$(error VERSIONS is $(VERSIONS); expected pinned, oldest or newest))
 	@sed -nE 's/^ *"([A-Za-z0-9_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > $(VENV)/oldest.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(constraints_$(VERSIONS)) -e '.[notebooks,dev]'
