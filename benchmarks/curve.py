@@ -31,11 +31,11 @@ from resdm.io import atomic, stored_json, write_csv, write_json, write_text  # n
 from resdm.settings import TRACERS, derive_seed  # noqa: E402
 from resdm.timing import about  # noqa: E402
 from resdm_suite.evaluation.classification import auc  # noqa: E402
-from resdm_suite.evaluation.downstream import labelled  # noqa: E402
+from resdm_suite.evaluation.downstream import status_of_test_people  # noqa: E402
 from resdm_suite.evaluation.image_quality import read_index, read_scores, score_people  # noqa: E402
 from resdm_suite.evaluation.statistics import percentile_interval, person_draws, training_resamples  # noqa: E402
 from resdm_suite.evaluation.stored import SESSION  # noqa: E402
-from resdm_suite.evaluation.suvr import suvr_pairs  # noqa: E402
+from resdm_suite.evaluation.suvr import summary_suvr  # noqa: E402
 from resdm_suite.profiles import Config, load_config  # noqa: E402
 from resdm_suite.reporting import style  # noqa: E402
 from resdm_suite.reporting.tables import TRACER_NAMES, Table, pivot, with_interval  # noqa: E402
@@ -137,9 +137,8 @@ def measured(config: Config, method: str) -> pd.DataFrame:
     """Test sessions of a method: person, session, tracer, psnr (brain, dB), suvr (synthetic, cortical summary)."""
     scores = score_people(config, method) if method == "template" else read_scores(config, [method])
     scores = scores.loc[scores["region"] == "brain", [*SESSION, "tracer", "psnr"]]
-    pairs = suvr_pairs(config, method, read_index(config))
-    summary = pd.DataFrame([head | {"suvr": synthetic["summary"]} for head, _, (_, synthetic) in pairs])
-    return scores.merge(summary[[*SESSION, "tracer", "suvr"]], validate="one_to_one").assign(method=method)
+    summary = summary_suvr(config, method, read_index(config)).rename(columns={"synthetic": "suvr"})
+    return scores.merge(summary.drop(columns="real"), validate="one_to_one")
 
 
 def collect(source: Config, sizes: Sequence[int], seeds: Sequence[int]) -> pd.DataFrame:
@@ -153,9 +152,8 @@ def collect(source: Config, sizes: Sequence[int], seeds: Sequence[int]) -> pd.Da
     ]  # fmt: skip
     stored = {"template", *(["ceiling"] if (source.predictions("ceiling") / "scores.csv").is_file() else [])}
     parts += [measured(source, name).assign(size=0, seed=0) for name in LINES if name in stored]
-    target = "planted" if source.cohort.kind == "phantom" else "label"
-    labels = [labelled(source, "test", tracer, target)[[*SESSION, "label"]].assign(tracer=tracer) for tracer in TRACERS]
-    return pd.concat(parts, ignore_index=True).merge(pd.concat(labels), how="left", validate="many_to_one")
+    status = status_of_test_people(source)
+    return pd.concat(parts, ignore_index=True).merge(status, how="left", validate="many_to_one")
 
 
 def compare(sessions: pd.DataFrame, seed: int) -> pd.DataFrame:

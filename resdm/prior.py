@@ -112,12 +112,15 @@ class PriorModule(nn.Module):
         """N prompts → context (N, 77, dim), or (N, 1, dim) if ``context`` is ``pooled``."""
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         states = torch.stack([self._frozen_state(text, cached) for text in distinct])  # (n, 77, width)
+        return self.context(states, [clip.end_of_text(text) for text in distinct])[[distinct[text] for text in texts]]
+
+    def context(self, states: Tensor, ends: list[int] | Tensor) -> Tensor:
+        """Frozen states (n, 77, width) → (n, 77, dim); ``pooled``: of the token at ``ends`` (n,) alone, (n, 1, dim)."""
         states = self.tower.transformer.resblocks[-1](states, attn_mask=self.tower.attn_mask)
         states = self.tower.ln_final(states) @ self.tower.text_projection  # (n, 77, embed_dim)
         if self.config.context == "pooled":
-            ends = torch.tensor([clip.end_of_text(text) for text in distinct], device=states.device)
             states = states[torch.arange(len(states), device=states.device), ends].unsqueeze(1)  # (n, 1, embed_dim)
-        return self.project(states)[[distinct[text] for text in texts]]
+        return self.project(states)
 
     def mask_fields(self, prior: Prior, generator: torch.Generator | None = None) -> Prior:
         """The prior without fields that the configuration leaves out.

@@ -72,16 +72,12 @@ class OneStep(nn.Module):
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """`PriorModule.forward` and, of the first prompt, `PriorModule.sentence_features` of embedding rows (2, 77)."""
-        prior, tower, each = self.method.prior, self.method.prior.tower, torch.arange(len(TRACERS), device=rows.device)
+        prior, tower = self.method.prior, self.method.prior.tower
         ends = rows.argmax(-1)  # of the text: the largest row, as the largest token
         frozen = tower.token_embedding(rows) + tower.positional_embedding  # (2, 77, width)
         for block in prior.frozen:
             frozen = block(frozen, attn_mask=tower.attn_mask)
-        states = tower.transformer.resblocks[-1](frozen, attn_mask=tower.attn_mask)
-        states = tower.ln_final(states) @ tower.text_projection
-        if prior.config.context == "pooled":
-            states = states[each, ends].unsqueeze(1)
-        return prior.project(states), frozen[each, ends][:1]
+        return prior.context(frozen, ends), frozen[:1, ends[0]]
 
 
 class _GridPath(nn.Module):

@@ -24,7 +24,7 @@ from resdm.settings import AGE_RANGE
 from resdm_suite.anatomy import mni_map
 from resdm_suite.apps.hub import check_memorisation
 from resdm_suite.apps.onnx_model import export_onnx, prompt_parts
-from resdm_suite.apps.prediction import LABELS, Model, sampling_steps
+from resdm_suite.apps.prediction import LABELS, Model, sampling_steps, with_notice
 from resdm_suite.apps.single_scan import SAMPLES
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, fetch
 from resdm_suite.paths import SPACE
@@ -170,8 +170,7 @@ def page_settings(model: Model) -> dict[str, Any]:
     extra = {"condition": "factual", "seed": card.config.seed, "steps": 1, "samples": 1}
     for tracer in TRACERS:
         volume, entries = model.to_suvr(np.zeros(model.grid.shape, np.float32), tracer)
-        image = model.grid.image(volume.astype(np.float32))
-        image.header["descrip"] = card.notice.encode("ascii", "replace")[:79]
+        image = with_notice(model.grid.image(volume.astype(np.float32)), card.notice)
         tracers.append({
             "name": tracer, "label": LABELS[tracer], "range": [*preprocess.pet_range[tracer]],
             "header": base64.b64encode(_header(image)).decode(),

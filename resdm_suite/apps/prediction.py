@@ -255,9 +255,14 @@ def synthetic_head(config: Config, method: str, notice: str, model: dict[str, An
 
 def save_image(path: Path, image: nib.Nifti1Image, notice: str) -> None:
     """Write an image with a notice in its header, atomically."""
-    image.header["descrip"] = notice.encode("ascii", "replace")[:79]
     with atomic(path) as temporary:
-        nib.save(image, temporary)
+        nib.save(with_notice(image, notice), temporary)
+
+
+def with_notice(image: nib.Nifti1Image, notice: str) -> nib.Nifti1Image:
+    """The image, with a notice in its header."""
+    image.header["descrip"] = notice.encode("ascii", "replace")[:79]
+    return image
 
 
 def sampling_steps(card: ModelCard, steps: int | None = None) -> int | None:
@@ -336,9 +341,9 @@ def synthesise_people(
         check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")
     extra = {"condition": condition, "seed": seed, "steps": steps} | ({"samples": samples} if samples > 1 else {})
     seconds, counter = [], FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    jobs = list(enumerate(rows))[part - 1 :: parts]
-    for i, row in tqdm(jobs, desc=f"{model.card.name} {condition}", unit="session", disable=not progress):
-        who, prompt = (row["person"], row["session"]), prior.people()[i]
+    jobs = list(zip(rows, prior.people(), range(len(rows)), strict=True))[part - 1 :: parts]
+    for row, prompt, i in tqdm(jobs, desc=f"{model.card.name} {condition}", unit="session", disable=not progress):
+        who = row["person"], row["session"]
         labels = {tracer: _label(row, tracer) for tracer in TRACERS}
         sources = [f"bids:volumes:{row['t1w']}"] if "t1w" in row else []
         files = [synthetic_path(out, *who, label) for label in labels.values()]

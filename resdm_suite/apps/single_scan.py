@@ -353,8 +353,8 @@ def synthesise_scans(
     card, sampler, force = _prepare(model, **sampling)
     table, out = Path(table), Path(out)
     further_fields = further(fields_of(card.settings))
-    loaded, results, rows = None, [], _read_table(table, further_fields)
-    known = Model.load(model).method.known if further_fields else {}
+    loaded, results, rows = Model.load(model) if further_fields else None, [], _read_table(table, further_fields)
+    known = loaded.method.known if loaded else {}
     root = Path(os.path.commonpath([os.path.abspath(Path(table.parent, row["t1w"]).parent) for row in rows.values()]))
     for line, row in tqdm(rows.items(), desc="scans", unit="scan", disable=not progress):
         person, session, t1w = row["person"], row["session"], Path(table.parent, row["t1w"])

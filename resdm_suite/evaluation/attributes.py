@@ -13,11 +13,11 @@ import pandas as pd
 
 from resdm.settings import TRACERS, fields_of, further
 from resdm_suite.evaluation.classification import auc, weighted_pearson
-from resdm_suite.evaluation.downstream import labelled
+from resdm_suite.evaluation.downstream import status_of_test_people
 from resdm_suite.evaluation.image_quality import read_index, read_scores
 from resdm_suite.evaluation.statistics import percentile_interval, person_draws
 from resdm_suite.evaluation.stored import SESSION
-from resdm_suite.evaluation.suvr import suvr_pairs
+from resdm_suite.evaluation.suvr import summary_suvr
 from resdm_suite.profiles import Config
 
 QUANTITIES = {"psnr": "dB", "r": "", "auc": "%"}
@@ -57,17 +57,10 @@ def session_values(config: Config, method: str, condition: str = "factual") -> p
     """Test sessions of a method: person, session, tracer, psnr (dB, in the brain), real and synthetic summary SUVR,
     label (the planted status of phantoms, else that of the cohort; NaN where unknown).
     """  # noqa: D205
-    target = "planted" if config.cohort.kind == "phantom" else "label"
-    labels = [labelled(config, "test", tracer, target).assign(tracer=tracer) for tracer in TRACERS]
-    known = pd.concat(labels)[[*SESSION, "tracer", "label"]]
-    scores = read_scores(config, [method], condition).query("region == 'brain'")[[*SESSION, "tracer", "psnr"]]
-    rows = [
-        {name: head[name] for name in (*SESSION, "tracer")}
-        | {"real": real["summary"], "synthetic": synthetic["summary"]}
-        for head, _, (real, synthetic) in suvr_pairs(config, method, read_index(config), condition)
-    ]
     keys = [*SESSION, "tracer"]
-    return pd.DataFrame(rows).merge(scores, on=keys).merge(known, on=keys, how="left").sort_values(keys)
+    scores = read_scores(config, [method], condition).query("region == 'brain'")[[*keys, "psnr"]]
+    values = summary_suvr(config, method, read_index(config), condition).drop(columns="method").merge(scores, on=keys)
+    return values.merge(status_of_test_people(config), on=keys, how="left").sort_values(keys)
 
 
 def quantity(part: pd.DataFrame, name: str, weights: np.ndarray) -> np.ndarray:

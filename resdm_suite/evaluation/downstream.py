@@ -97,6 +97,13 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
     return rows.assign(label=((rows["sex"] == "M") if target == "sex" else rows[column]).astype(float))
 
 
+def status_of_test_people(config: Config) -> pd.DataFrame:
+    """Person, session, tracer, label: the planted status of phantoms, else that of the cohort; see `labelled`."""
+    target = _targets(config)[-1]
+    rows = [labelled(config, "test", tracer, target).assign(tracer=tracer) for tracer in TRACERS]
+    return pd.concat(rows)[[*SESSION, "tracer", "label"]]
+
+
 def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:
     """Folds of the training sessions (see `labelled`): by person, classes in proportion, by the profile's seed.
 

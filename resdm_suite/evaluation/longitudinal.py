@@ -10,7 +10,7 @@ from resdm_suite.evaluation.agreement import agreement_table
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.statistics import interval
 from resdm_suite.evaluation.stored import SESSION
-from resdm_suite.evaluation.suvr import suvr_pairs
+from resdm_suite.evaluation.suvr import summary_suvr
 from resdm_suite.profiles import Config
 from resdm_suite.records import read_csv
 
@@ -40,12 +40,9 @@ def repeated_visits(config: Config, trainings: Iterable[str]) -> pd.DataFrame:
     ages = index.groupby("person")["age"]
     visits = index[ages.transform("max") > ages.transform("min")]
     test, train = (visits[visits["split"] == split] for split in ("test", "train"))
-    rows = [
-        head | {"source": source, "real": real["summary"], "synthetic": synthetic["summary"]}
-        for source, people in [*((name, test) for name in [*trainings, NO_CHANGE]), (TRAINING, train)]
-        for head, _, (real, synthetic) in suvr_pairs(config, NO_CHANGE if source == TRAINING else source, people)
-    ]
-    frame = pd.DataFrame(rows, columns=["source", *SESSION, "tracer", "real", "synthetic"])
+    sources = [summary_suvr(config, name, test) for name in (*trainings, NO_CHANGE)]
+    sources.append(summary_suvr(config, NO_CHANGE, train).assign(method=TRAINING))
+    frame = pd.concat(sources, ignore_index=True).rename(columns={"method": "source"})
     frame = frame.merge(visits[[*SESSION, "age"]], on=SESSION)
     truth = config.work / "truth" / "people.csv"
     if config.cohort.kind != "phantom" or not truth.is_file():

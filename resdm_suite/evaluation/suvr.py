@@ -100,6 +100,15 @@ def suvr_pairs(
         yield head, [real, synthetic], means
 
 
+def summary_suvr(config: Config, method: str, index: pd.DataFrame, condition: str = "factual") -> pd.DataFrame:
+    """Summary SUVR of `suvr_pairs`: method, person, session, tracer, real, synthetic."""
+    rows = [
+        head | {"real": real["summary"], "synthetic": synthetic["summary"]}
+        for head, _, (real, synthetic) in suvr_pairs(config, method, index, condition)
+    ]
+    return pd.DataFrame(rows, columns=["method", "person", "session", "tracer", "real", "synthetic"])
+
+
 def regional_suvr(
     config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
