@@ -23,7 +23,7 @@ SETTINGS = load_config(f"configs/{PROFILE}.yaml")
 WORK, FIGURES = f"work/{PROFILE}", f"figures/{PROFILE}"
 TEMPLATES = "resdm_suite/reporting/templates"
 METHODS = list(SETTINGS.methods)
-ABLATION = "Base +L_high +prior ResDM as_published".split()  # Table 3
+ABLATION = "Base +L_high +prior ResDM as_published per_tracer".split()  # Table 3
 VARIANTS = [name for name in METHODS if name.partition("@")[0] in ABLATION]
 COMPARED = [name for name in METHODS if name.partition("@")[0] == "ResDM" or name not in VARIANTS]  # Table 2
 RELEASED = [name for name in METHODS if SETTINGS.method(name).kind == "released"]

@@ -33,6 +33,7 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 METHODS = {
     "residual_diffusion": "resdm.residual_diffusion:ResidualDiffusion",
     "regression": "resdm.baselines.regression:Regression",
+    "separate_diffusion": "resdm.baselines.separate:SeparateDiffusion",
     "released": "resdm.baselines.released:Released",
     "pix2pix": "resdm.baselines.pix2pix:Pix2Pix",
     "scgan": "resdm.baselines.scgan:SCGAN",

@@ -256,7 +256,7 @@ def test_a_handful_of_people_without_controls_is_drawn_without_intervals(people,
 
 
 def test_no_two_sources_of_the_roc_figure_have_one_colour():
-    sources = [*ROWS, *COLOURS, "+L_high", "+prior", "as_published", "posterior"]
+    sources = [*ROWS, *COLOURS, "+L_high", "+prior", "as_published", "per_tracer", "posterior"]
     colours = [colour for colour, _ in method_styles(sorted({*sources})).values()]
     assert len(set(colours)) == len(colours) == len({*sources})
     assert (source_label("as_published"), source_label("mri")) == ("as published", "MRI alone")

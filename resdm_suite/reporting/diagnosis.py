@@ -109,7 +109,8 @@ def status_pages(frame: pd.DataFrame, folds: pd.DataFrame, bases: Sequence[str])
 
 
 STEPS = (("+L_high", "Base"), ("ResDM", "+prior"), ("+prior", "Base"), ("ResDM", "Base"))
-"""Variants of ResDM compared in the table of joint profiles: with and without the loss, the prior, both."""
+STEPS += (("ResDM", "per_tracer"), ("+prior", "per_tracer"))
+"""Variants of ResDM compared in the table of joint profiles: with and without the loss, the prior, the other tracer."""
 
 
 def joint_pages(frame: pd.DataFrame) -> list[Block]:

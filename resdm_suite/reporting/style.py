@@ -41,9 +41,20 @@ COLOURS = {
     "template": "#999999", "ceiling": "#B8860B",
 }  # fmt: skip
 """Colour of each method, the same in all figures."""
-_SPARE_COLOURS = ("#882255", "#44AA99", "#6A3D9A", "#B15928", "#999933", "#117733", "#DDCC77", "#661100", "#AA4499")
+_SPARE_COLOURS = (
+    "#882255",
+    "#44AA99",
+    "#6A3D9A",
+    "#B15928",
+    "#999933",
+    "#117733",
+    "#DDCC77",
+    "#661100",
+    "#AA4499",
+    "#556B2F",
+)
 _MARKERS = "osD^vP*X<>hp"
-_METHOD_LABELS = {"+L_high": r"+$L_\mathrm{high}$", "as_published": "as published"}
+_METHOD_LABELS = {"+L_high": r"+$L_\mathrm{high}$", "as_published": "as published", "per_tracer": "one a tracer"}
 
 INK, GREY, WARNING = "#222222", "#777777", "#B00020"
 

@@ -34,7 +34,7 @@ REFERENCE_METHOD = "ResDM"
 """The method that all others are compared with."""
 
 VARIANTS = {"Base": "base", "+L_high": "intra_domain_loss", "+prior": "prior", REFERENCE_METHOD: "ResDM"}
-VARIANTS |= {"as_published": ""}
+VARIANTS |= {"as_published": "", "per_tracer": ""}
 """Rows of Table 3: method of the profile → ``variant`` of the printed table; "" where the paper has none."""
 
 DIAGNOSES = ("AD", "MCI", "CN")
@@ -46,7 +46,7 @@ METRIC_SCALES = {"mae": 100.0, "psnr": 1.0, "ssim": 100.0}
 TITLES = {
     **TRACER_NAMES, "mae": "MAE (%) ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM (%) ↑", "auc": "AUC (%) ↑",
     "acc": "ACC (%) ↑", "f1": "F1 (%) ↑", "brain": "Inside the brain", "whole": "Whole grid (0 outside the brain)",
-    "as_published": "as published (no global, no linear path)",
+    "as_published": "as published (no global, no linear path)", "per_tracer": "one model a tracer",
 }  # fmt: skip
 """Printed names of tracers, metrics, regions and methods."""
 
