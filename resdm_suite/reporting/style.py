@@ -4,6 +4,7 @@ A notebook calls `use_style` once, makes a page with `paper_figure` and draws wi
 depends on pyplot or on the user's settings, so the same input gives the same bytes.
 """
 
+import gc
 import io
 import os
 import sys
@@ -126,6 +127,7 @@ class _Markdown(str):
 
 def heading(config: Config) -> _Markdown:
     """The line below a notebook's title: notice, profile, seed, digest of the settings; and a kernel from elsewhere."""
+    gc.freeze()  # nilearn collects garbage at each image: half a second with all the libraries that are loaded
     text = (
         f"**{config.notice or 'ADNI'}** · profile `{config.profile}`, seed {config.seed}, settings `{config.digest()}`"
     )
