@@ -168,6 +168,25 @@ def test_a_stored_picture_shows_single_real_pet_only_where_figures_may(explorer,
     assert {"real", "error"} & figure == ({"real", "error"} if real else set())
 
 
+def test_niivue_holds_the_t1_and_the_synthetic_pet_that_is_shown(explorer, monkeypatch):
+    assert explorer.niivue not in explorer.children
+    explorer.overlay.value = "tau"
+    for age in (61, 88):  # a new prompt, a new overlay
+        explorer.age.value = age
+        assert explorer.children[-1] is explorer.niivue
+        for shown, volume in zip(explorer.niivue.volumes, (explorer.scene.mri, explorer.scene.pet["tau"]), strict=True):
+            image = nib.Nifti1Image.from_bytes(shown.data)
+            np.testing.assert_allclose(image.get_fdata(), volume, atol=1e-6)
+            np.testing.assert_allclose(image.affine, explorer.scene.grid.affine)
+    explorer.overlay.value = None
+    assert explorer.niivue not in explorer.children
+    monkeypatch.setattr(explorer.model, "config", dataclasses.replace(explorer.model.config, privacy="aggregate"))
+    explorer.niivue.load_volumes([])
+    explorer.overlay.value = "amyloid"
+    assert "no single people" in explorer.status.value
+    assert (explorer.niivue not in explorer.children, explorer.niivue.volumes) == (True, [])
+
+
 def test_a_slice_has_the_colours_of_its_scale(explorer):
     column = next(column for column in explorer.columns if column.signed)
     flat = dataclasses.replace(column, volume=np.full(explorer.scene.grid.shape, 1e9))
@@ -403,6 +422,10 @@ def test_a_slider_and_a_click_move_the_views_in_a_browser(clone, jupyterlab, pag
     page.locator(".resdm-age [role=slider]").press("End")
     page.get_by_text("change by prompt", exact=True).first.wait_for()
     assert page.evaluate("window.busy")[0] == "synthesising …"
+    page.get_by_role("button", name="tau-PET").click()
+    canvas, start = page.locator("canvas"), time.perf_counter()
+    while len(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB").getcolors(2**20)) < 500:  # blank until drawn
+        assert time.perf_counter() - start < 60
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     assert page.errors == []
     assert "Explorer" in notebook.read_text()

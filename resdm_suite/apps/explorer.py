@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipyniivue
 import ipywidgets as widgets
 import nibabel as nib
 import numpy as np
@@ -211,6 +212,15 @@ class Explorer(widgets.VBox):
         button |= {"icon": "save", "button_style": "primary"}
         self.save = widgets.Button(description="export", tooltip="picture, NIfTI and settings", **button)
         self.status, self.views = widgets.HTML(), Views()
+        shown = [("off", None), *((TRACER_TITLES[tracer], tracer) for tracer in TRACERS)]
+        tight = {
+            "style": {"button_width": "76px", "description_width": "52px"},
+            "layout": widgets.Layout(width="320px"),
+        }
+        self.overlay = widgets.ToggleButtons(options=shown, description="NiiVue", **tight)
+        self.overlay.tooltips = ["", *["the synthetic PET over the T1, also in 3D"] * len(TRACERS)]
+        look = {"crosshair_width_unit": "mm", "multiplanar_show_render": ipyniivue.ShowRender.ALWAYS}
+        self.niivue = ipyniivue.NiiVue(height=420, is_colorbar=True, **look)
         for widget, name in ((self.age, "resdm-age"), (self.cuts["z"], "resdm-z")):
             widget.add_class(name)
         super().__init__(self._rows())
@@ -221,6 +231,7 @@ class Explorer(widgets.VBox):
         for axis, slider in self.cuts.items():
             slider.observe(lambda _, axis=axis: self.draw(axis), "value")
         self.factual.on_click(lambda _: self._show_factual())
+        self.overlay.observe(lambda _: self.show_overlay(), "value")
         self.save.on_click(lambda _: self.export())
         self.views.on_msg(self._on_message)
 
@@ -240,7 +251,7 @@ class Explorer(widgets.VBox):
         heads = [widgets.HTML(f"<b style='{style}'>{title.upper()}</b>") for title in columns]
         controls = [widgets.VBox([head, *column]) for head, column in zip(heads, columns.values(), strict=True)]
         wrap = widgets.Layout(flex_flow="row wrap", grid_gap="4px 12px")
-        rows = ([self.person, self.file, self.save, self.status], controls)
+        rows = ([self.person, self.file, self.save, self.overlay, self.status], controls)
         return [*(widgets.HBox(row, layout=wrap) for row in rows), self.views]
 
     @property
@@ -290,6 +301,27 @@ class Explorer(widgets.VBox):
         page = {"title": title, "detail": detail, "notice": self.model.config.notice}
         self.views.send({"page": page | views.page(self.columns, self.scene.grid)})
         self.draw()
+        self.show_overlay()
+
+    def show_overlay(self) -> None:
+        """Below the views: the T1 under the synthetic PET of the chosen tracer, in NiiVue.
+
+        NiiVue's volumes are part of its widget's state, which a notebook can store. So there is none where figures may
+        not show single people.
+        """
+        tracer, rows = self.overlay.value, [widget for widget in self.children if widget is not self.niivue]
+        if tracer and not self.model.config.individual:
+            self.status.value = "<small>NiiVue: not where figures may show no single people (privacy)</small>"
+        elif tracer and self.request is not None:
+            shown = [c for c in self.columns if c.title == "T1" or (c.tracer, c.title) == (tracer, "synthetic")]
+            self.niivue.load_volumes([
+                ipyniivue.Volume(
+                    name=f"{column.title}.nii", data=self.scene.grid.image(column.volume).to_bytes(), opacity=opacity,
+                    colormap=column.cmap, cal_min=column.norm.vmin, cal_max=column.norm.vmax,
+                ) for column, opacity in zip(shown, (1.0, 0.6), strict=True)
+            ])  # fmt: skip
+            rows.append(self.niivue)
+        self.children = rows
 
     def draw(self, planes: str = "xyz") -> None:
         """Send the slices of some planes at `point`, and the values there, to the browser."""
