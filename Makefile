@@ -53,7 +53,7 @@ ablation: env    ## measure each speed-up and its cost in quality, on the phanto
 steps: env       ## measure quality against sampling steps, for the trained ResDM of PROFILE
 	$(BIN)/python benchmarks/steps.py --profile $(PROFILE)
 
-curve: env       ## measure quality against the number of training people (15 to 20 minutes on two cores)
+curve: env       ## measure quality against the number of training people (prints the time that it will take)
 	$(BIN)/python benchmarks/curve.py --profile $(PROFILE)
 
 stress: env      ## synthesise from shifted scans, by strength (phantoms): figures/PROFILE/stress.png

@@ -4,8 +4,8 @@ Trains ResDM, its regression and the linear model of a profile on parts of its t
 test people. Parts are drawn by seed over people; for one seed a smaller part lies within the larger ones. Settings are
 the profile's. Every part gets the optimiser steps of everyone, to the nearest whole epoch, so that less data is not
 less training. Weights are chosen on the unchanged validation people, at six points of a training if it has as many
-epochs. A stopped run continues, from ``work/curve-…``. Writes ``curve.{csv,md,png,svg}`` and, where single people may
-be shown, ``curve_people.csv`` below ``benchmarks/results/``.
+epochs. A stopped run continues, from ``work/curve-…``, where the scores of single people stay. Writes
+``curve.{csv,md,png,svg}`` below ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -294,14 +294,9 @@ def draw(source: Config, table: pd.DataFrame, machine: str, stem: Path) -> None:
 
 
 def report(source: Config, sessions: pd.DataFrame, out: Path, steps: tuple[int, int]) -> Table:
-    """Write ``curve.{csv,md,png,svg}`` and, where single people may be shown, ``curve_people.csv``."""
+    """Write ``curve.{csv,md,png,svg}``."""
     machine, table = device_name("cpu"), compare(sessions, source.seed)
     write_csv(out / "curve.csv", table, "%.6g")
-    if source.individual:
-        keys = ["size", "seed", "method", "tracer", "person"]
-        write_csv(
-            out / "curve_people.csv", sessions.groupby(keys)[["psnr", "suvr", "label"]].mean().reset_index(), "%.5g"
-        )
     result = page(source, table, machine, steps)
     write_text(out / "curve.md", result.markdown())
     draw(source, table, machine, out / "curve")

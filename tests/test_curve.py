@@ -110,7 +110,6 @@ def test_a_run_writes_its_results_and_a_second_one_trains_nothing(source, monkey
     assert (table.query("method == 'template' and metric == 'auc'")["value"] == 50).all()
     page = (tmp_path / "curve.md").read_text()
     assert "15 to 16 optimiser steps" in page or "16 to 16 optimiser steps" in page
-    assert not (tmp_path / "curve_people.csv").exists(), "people of this cohort may not be shown"
     assert not any(b"sub-" in path.read_bytes() for path in tmp_path.iterdir())
 
 
@@ -168,12 +167,3 @@ def test_a_failed_job_is_named(tmp_path):
     curve.run_jobs(script, {"first": ["a"]}, 1)
     with pytest.raises(RuntimeError, match="second: no space"):
         curve.run_jobs(script, {"first": ["a"], "second": ["b"]}, 2)
-
-
-def test_private_people_get_no_file_and_phantoms_do(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(curve, "draw", lambda *arguments: None)
-    sessions = made_up({25: 0.0, 50: 0.5})
-    curve.report(source, sessions, tmp_path, (16, 16))
-    assert not (tmp_path / "curve_people.csv").exists()
-    curve.report(dataclasses.replace(source, privacy="individual"), sessions, tmp_path, (16, 16))
-    assert len(pd.read_csv(tmp_path / "curve_people.csv")) == len(sessions)
