@@ -17,15 +17,17 @@ from resdm.layers import clip
 from resdm.prior import PriorModule, prompt
 from resdm.weights import read_weights, save_weights
 
-REVISION = 2
+REVISION = 3
 """Raise it when a change of this module changes its result: cached towers of an older revision are not used."""
 
 
 def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: Path | None = None) -> float:
     """Train the whole tower on random prompts, then freeze its lower part again.
 
-    The readout uses every state from the end of the sentence on, as cross-attention starts nearly uniform over the 77
-    states. A tower with pretrained weights, or with ``tower.lessons`` 0, stays as it is.
+    A linear readout uses every output state from the end of the sentence on, as cross-attention starts nearly uniform
+    over the 77 states. A second one uses the frozen blocks' states, which are `PriorModule.sentence_features`: without
+    it only the last block collects the age of a long sentence. A tower with pretrained weights, or with
+    ``tower.lessons`` 0, stays as it is.
     ``batch`` is the number of prompts per step; ``folder`` caches towers, which methods with the same tower share.
     Returns the correlation of recovered and true age over the last quarter of the steps, NaN without pretraining.
     """
@@ -41,9 +43,9 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         contents = draw_prompts(1, torch.Generator(), prior.known)[1].shape[1]
-        readout = nn.Linear(size.embed_dim, contents).to(device)
+        readout, early = (nn.Linear(width, contents).to(device) for width in (size.embed_dim, size.width))
     generator = torch.Generator().manual_seed(seed)
-    weights = [*tower.parameters(), *readout.parameters()]
+    weights = [*tower.parameters(), *readout.parameters(), *early.parameters()]
     trainable = [weight.requires_grad for weight in weights]
     for weight in weights:
         weight.requires_grad_(True)
@@ -55,10 +57,13 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         texts, target = [prompt(**person) for person in people], target.to(device)
         ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
         states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))
-        states = tower.transformer(states, attn_mask=tower.attn_mask)
+        for block in prior.frozen:
+            states = block(states, attn_mask=tower.attn_mask)
+        features = early(states)
+        states = tower.transformer.resblocks[-1](states, attn_mask=tower.attn_mask)
         output = readout(tower.ln_final(states) @ tower.text_projection)  # (batch, 77, 4)
         used = torch.arange(output.shape[1], device=device) >= ends[:, None]  # (batch, 77)
-        error = (output - target[:, None])[used]
+        error = torch.stack([output - target[:, None], features - target[:, None]])[:, used]
         optimiser.zero_grad()
         error.square().mean().backward()
         optimiser.step()
