@@ -10,6 +10,7 @@ from resdm_suite.evaluation.status import CLASSIFICATION
 from resdm_suite.reporting.style import method_label
 from resdm_suite.reporting.tables import (
     CONTROLS,
+    TITLES,
     TRACER_NAMES,
     Block,
     is_best,
@@ -152,7 +153,8 @@ def joint_pages(frame: pd.DataFrame) -> list[Block]:
         for better, base in STEPS:
             rows = part[(part["source"] == better) & (part["metric"] == "kappa") & part[f"over_{base}"].notna()]
             ends = rows[[f"over_{base}{end}" for end in ("", "_low", "_high")]].to_numpy(float)
-            by_step.append(rows.assign(step=f"{better} − {base}", text=[with_interval(*one) for one in ends]))
+            step = f"{better} − {TITLES.get(base, base)}"
+            by_step.append(rows.assign(step=step, text=[with_interval(*one) for one in ends]))
         title = f"{TARGET_NAMES[target]}: what the parts of the method change in κ"
         steps = pd.concat(by_step)
         page = pivot(steps, "step", ["markers"], {"{}": "text"}, title=title, head="Variants", names=JOINT_NAMES)
