@@ -32,7 +32,7 @@ PHANTOM = SETTINGS.cohort.kind == "phantom"
 CONDITIONS = SETTINGS.conditions
 SCORES = f"{WORK}/predictions/{{method}}/factual/scores.csv"
 CEILING = [f"{WORK}/predictions/ceiling/factual/scores.csv"] * PHANTOM
-KNOWN = [*SETTINGS.attributes, "all"] if PHANTOM and SETTINGS.cohort.phantom.plasma else []
+KNOWN = [*SETTINGS.attributes, "all"] if SETTINGS.purpose == "attributes" else []
 KNOWING = expand(f"{WORK}/predictions/ceiling/knows_{{known}}/scores.csv", known=KNOWN)
 PROMPTED = expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=["factual", *CONDITIONS])
 TRAINING_THREADS = SETTINGS.training.threads or workflow.cores
@@ -73,10 +73,8 @@ RESULTS += ["counterfactuals.png"] * ({"wrong_sex", "tracer_only", "shuffled"} <
 RESULTS += ["uncertainty.csv", "input_check.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
 RESULTS += ["walkthrough.png", "evaluation.csv"] * ("ResDM" in METHODS)
 RESULTS += ["attributes.csv"] * bool(SETTINGS.attributes)
-if RELEASED:
-    RESULTS = ["table1.csv", "departures.csv"]  # the profile of the released code
-if PHANTOM and SETTINGS.cohort.phantom.plasma:
-    RESULTS = ["table1.csv", "attributes.csv"]  # the profile of the planted attributes
+if SETTINGS.purpose != "paper":
+    RESULTS = ["table1.csv", {"released": "departures.csv", "attributes": "attributes.csv"}[SETTINGS.purpose]]
 
 
 wildcard_constraints:

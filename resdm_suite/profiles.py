@@ -455,6 +455,13 @@ class Config:
         return self.methods[name]
 
     @property
+    def purpose(self) -> Literal["paper", "released", "attributes"]:
+        """What the workflow makes: the paper's tables, faults of the released code, or worth of planted attributes."""
+        if any(method.kind == "released" for method in self.methods.values()):
+            return "released"
+        return "attributes" if self.cohort.phantom and self.cohort.phantom.plasma else "paper"
+
+    @property
     def attributes(self) -> tuple[str, ...]:
         """Fields beside age and sex that any method's prompt or design names: columns of the manifest, in order."""
         return tuple(dict.fromkeys(name for method in self.methods.values() for name in further(fields_of(method))))

@@ -104,6 +104,19 @@ def test_stages_add_up(config, monkeypatch):
     assert lines[-1] == f"about {about(total)} on this CPU; tables and figures come in addition"
 
 
+@pytest.mark.parametrize("profile", ["released", "phantom_attributes"])
+def test_a_profile_of_another_purpose_counts_neither_evaluators_nor_samples(profile, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "method_seconds", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(cost, "_scan_stages", lambda *_: iter(()))
+    monkeypatch.setattr(cost, "seconds_of", lambda work: 0.0)
+    config = dataclasses.replace(load_config(profile), root=tmp_path)
+    found = {stage.name: stage.units for stage in stages(config, cores=2)}
+    assert not any(name.startswith("evaluators") for name in found)
+    expected = {name: 3 * 34 + 67 * (1 + len(config.attribute_conditions(name))) for name in config.methods}
+    if profile == "phantom_attributes":
+        assert found["synthesis ResDM+all"] == expected["ResDM+all"] == 3 * 34 + 67 * 6
+
+
 def test_a_large_grid_is_timed_on_a_small_one(config, monkeypatch):
     shapes = []
     monkeypatch.setattr(cost, "method_seconds", lambda c, name: shapes.append(c.preprocess.grid.shape) or (1.0, 1.0))

@@ -110,11 +110,12 @@ def stages(config: Config, cores: int) -> Iterator[Stage]:
         each, units = (run.seconds, 1) if run.budget == "equal_time" else (each, units)
         yield Stage(f"training {name}", each, untrained * units, "steps", side)
         volumes = untrained * math.ceil(run.epochs / run.validate_every) * sessions["validation"] + sessions["test"]
-        volumes += sessions["test"] * len(config.conditions) * (name == "ResDM")
-        held_out = sessions["test"] + sessions["validation"]
-        volumes += held_out * config.uncertainty.samples * (name == config.uncertainty.method)
+        told = set(config.attribute_conditions(name)) | (set(config.conditions) if name == "ResDM" else set())
+        volumes += sessions["test"] * len(told)
+        sampled = config.purpose == "paper" and name == config.uncertainty.method
+        volumes += (sessions["test"] + sessions["validation"]) * config.uncertainty.samples * sampled
         yield Stage(f"synthesis {name}", scale * volume, volumes, "volume pairs", side)
-    if not (config.evaluation_folder / "fitted").is_file():
+    if config.purpose == "paper" and not (config.evaluation_folder / "fitted").is_file():
         for target in ("status", "sex", "age"):
             each, units = _evaluator_seconds(small, target), evaluator_steps(config, target, sessions["train"])
             yield Stage(f"evaluators of {target}", scale * each, units, "steps", side)
