@@ -43,17 +43,9 @@ COLOURS = {
 }  # fmt: skip
 """Colour of each method, the same in all figures."""
 _SPARE_COLOURS = (
-    "#882255",
-    "#44AA99",
-    "#6A3D9A",
-    "#B15928",
-    "#999933",
-    "#117733",
-    "#DDCC77",
-    "#661100",
-    "#AA4499",
-    "#556B2F",
-)
+    "#882255", "#44AA99", "#6A3D9A", "#B15928", "#999933", "#117733", "#DDCC77", "#661100",
+    "#AA4499", "#556B2F",
+)  # fmt: skip
 _MARKERS = "osD^vP*X<>hp"
 _METHOD_LABELS = {"+L_high": r"+$L_\mathrm{high}$", "as_published": "as published", "per_tracer": "one a tracer"}
 
