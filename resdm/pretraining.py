@@ -24,12 +24,9 @@ REVISION = 3
 def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: Path | None = None) -> float:
     """Train the whole tower on random prompts, then freeze its lower part again.
 
-    A linear readout uses every output state from the end of the sentence on, as cross-attention starts nearly uniform
-    over the 77 states. A second one uses the frozen blocks' states, which are `PriorModule.sentence_features`: without
-    it only the last block collects the age of a long sentence. A tower with pretrained weights, or with
-    ``tower.lessons`` 0, stays as it is.
-    ``batch`` is the number of prompts per step; ``folder`` caches towers, which methods with the same tower share.
-    Returns the correlation of recovered and true age over the last quarter of the steps, NaN without pretraining.
+    Readouts of the output states from the sentence end on, as cross-attention starts nearly uniform, and of the frozen
+    states, which else lack the age of a long sentence. A tower with pretrained weights or no ``lessons`` stays as it
+    is. ``folder`` caches towers, which methods share. Returns the correlation of recovered and true age, else NaN.
     """
     size, tower, device = prior.config.tower, prior.tower, prior.project.weight.device
     if size is None or prior.config.weights != "none" or size.lessons == 0:
@@ -57,13 +54,11 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         texts, target = [prompt(**person) for person in people], target.to(device)
         ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
         states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))
-        for block in prior.frozen:
-            states = block(states, attn_mask=tower.attn_mask)
-        features = early(states)
-        states = tower.transformer.resblocks[-1](states, attn_mask=tower.attn_mask)
+        for block in tower.transformer.resblocks:
+            early_output, states = early(states), block(states, attn_mask=tower.attn_mask)
         output = readout(tower.ln_final(states) @ tower.text_projection)  # (batch, 77, 4)
         used = torch.arange(output.shape[1], device=device) >= ends[:, None]  # (batch, 77)
-        error = torch.stack([output - target[:, None], features - target[:, None]])[:, used]
+        error = (torch.stack([output, early_output]) - target[:, None])[:, used]
         optimiser.zero_grad()
         error.square().mean().backward()
         optimiser.step()

@@ -140,7 +140,7 @@ def test_expensive_rules_depend_on_little(planned):
     assert rules("resdm/baselines/pix2pix.py") == {"train Pix2Pix", "synthesise Pix2Pix"}
     assert rules("resdm_suite/reporting/site.py") == {"report"}
     unet = {f"{rule} {name}" for name, method in methods.items() for rule in ("train", "synthesise")
-            if method.kind in ("residual_diffusion", "regression")}  # fmt: skip
+            if method.kind in ("residual_diffusion", "regression", "separate_diffusion")}  # fmt: skip
     trained = {name for name in rules("resdm/unet.py") if name.startswith(("train", "synthesise"))}
     assert trained == unet
     assert "manifest" in rules("resdm_suite/cohorts/readers/bids.py")

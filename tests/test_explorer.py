@@ -168,23 +168,21 @@ def test_a_stored_picture_shows_single_real_pet_only_where_figures_may(explorer,
     assert {"real", "error"} & figure == ({"real", "error"} if real else set())
 
 
-def test_niivue_holds_the_t1_and_the_synthetic_pet_that_is_shown(explorer, monkeypatch):
-    assert explorer.niivue not in explorer.children
-    explorer.overlay.value = "tau"
+def test_niivue_holds_the_t1_and_the_synthetic_pet_that_is_shown(explorer, model, monkeypatch):
+    overlay = explorer.children[-1]
+    assert overlay.viewer not in overlay.children
+    overlay.choice.value = "tau"
     for age in (61, 88):  # a new prompt, a new overlay
         explorer.age.value = age
-        assert explorer.children[-1] is explorer.niivue
-        for shown, volume in zip(explorer.niivue.volumes, (explorer.scene.mri, explorer.scene.pet["tau"]), strict=True):
+        assert overlay.children[-1] is overlay.viewer
+        for shown, volume in zip(overlay.viewer.volumes, (explorer.scene.mri, explorer.scene.pet["tau"]), strict=True):
             image = nib.Nifti1Image.from_bytes(shown.data)
             np.testing.assert_allclose(image.get_fdata(), volume, atol=1e-6)
             np.testing.assert_allclose(image.affine, explorer.scene.grid.affine)
-    explorer.overlay.value = None
-    assert explorer.niivue not in explorer.children
-    monkeypatch.setattr(explorer.model, "config", dataclasses.replace(explorer.model.config, privacy="aggregate"))
-    explorer.niivue.load_volumes([])
-    explorer.overlay.value = "amyloid"
-    assert "no single people" in explorer.status.value
-    assert (explorer.niivue not in explorer.children, explorer.niivue.volumes) == (True, [])
+    overlay.choice.value = None
+    assert overlay.viewer not in overlay.children
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, privacy="aggregate"))
+    assert Shown(model).overlay not in Shown(model).children
 
 
 def test_a_slice_has_the_colours_of_its_scale(explorer):

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 
 from resdm.io import atomic, sha256, write_json
 from resdm.settings import AGE_RANGE, SEXES, TRACERS, MethodConfig, check_person, derive_seed
+from resdm_suite.anatomy import Grid
 from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom, synthetic_head
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
@@ -175,6 +176,41 @@ class Views(anywidget.AnyWidget):
     _esm, _css = (Path(views.__file__).with_name("templates") / f"explorer.{kind}" for kind in ("js", "css"))
 
 
+class Overlay(widgets.VBox):
+    """A synthetic PET over the T1 in NiiVue, on demand: three planes and a rendering.
+
+    A notebook can store NiiVue's volumes, which are part of its widget's state.
+    """
+
+    def __init__(self) -> None:
+        choices = [("off", None), *((TRACER_TITLES[tracer], tracer) for tracer in TRACERS)]
+        style, layout = {"button_width": "76px", "description_width": "52px"}, widgets.Layout(width="320px")
+        self.choice = widgets.ToggleButtons(options=choices, description="NiiVue", style=style, layout=layout)
+        look = {"crosshair_width_unit": "mm", "multiplanar_show_render": ipyniivue.ShowRender.ALWAYS}
+        self.viewer = ipyniivue.NiiVue(height=420, is_colorbar=True, **look)
+        self.columns: list[views.Column] = []
+        super().__init__([self.choice])
+        self.choice.observe(lambda _: self.draw(), "value")
+
+    def show(self, columns: list[views.Column], grid: Grid) -> None:
+        """Take the views' columns, and draw."""
+        self.columns, self.grid = columns, grid
+        self.draw()
+
+    def draw(self) -> None:
+        """Load the T1 and the chosen tracer's synthetic PET."""
+        tracer = self.choice.value
+        self.children = [self.choice, *[self.viewer] * (tracer is not None)]
+        if tracer is not None:
+            shown = [c for c in self.columns if c.title == "T1" or (c.tracer, c.title) == (tracer, "synthetic")]
+            self.viewer.load_volumes([
+                ipyniivue.Volume(
+                    name=f"{column.title}.nii", data=self.grid.image(column.volume).to_bytes(), opacity=opacity,
+                    colormap=column.cmap, cal_min=column.norm.vmin, cal_max=column.norm.vmax,
+                ) for column, opacity in zip(shown, (1.0, 0.6), strict=False)
+            ])  # fmt: skip
+
+
 class Explorer(widgets.VBox):
     """Widgets over an `ExplorerModel`; display it in JupyterLab.
 
@@ -211,16 +247,7 @@ class Explorer(widgets.VBox):
         }
         button |= {"icon": "save", "button_style": "primary"}
         self.save = widgets.Button(description="export", tooltip="picture, NIfTI and settings", **button)
-        self.status, self.views = widgets.HTML(), Views()
-        shown = [("off", None), *((TRACER_TITLES[tracer], tracer) for tracer in TRACERS)]
-        tight = {
-            "style": {"button_width": "76px", "description_width": "52px"},
-            "layout": widgets.Layout(width="320px"),
-        }
-        self.overlay = widgets.ToggleButtons(options=shown, description="NiiVue", **tight)
-        self.overlay.tooltips = ["", *["the synthetic PET over the T1, also in 3D"] * len(TRACERS)]
-        look = {"crosshair_width_unit": "mm", "multiplanar_show_render": ipyniivue.ShowRender.ALWAYS}
-        self.niivue = ipyniivue.NiiVue(height=420, is_colorbar=True, **look)
+        self.status, self.views, self.overlay = widgets.HTML(), Views(), Overlay()
         for widget, name in ((self.age, "resdm-age"), (self.cuts["z"], "resdm-z")):
             widget.add_class(name)
         super().__init__(self._rows())
@@ -231,7 +258,6 @@ class Explorer(widgets.VBox):
         for axis, slider in self.cuts.items():
             slider.observe(lambda _, axis=axis: self.draw(axis), "value")
         self.factual.on_click(lambda _: self._show_factual())
-        self.overlay.observe(lambda _: self.show_overlay(), "value")
         self.save.on_click(lambda _: self.export())
         self.views.on_msg(self._on_message)
 
@@ -251,8 +277,9 @@ class Explorer(widgets.VBox):
         heads = [widgets.HTML(f"<b style='{style}'>{title.upper()}</b>") for title in columns]
         controls = [widgets.VBox([head, *column]) for head, column in zip(heads, columns.values(), strict=True)]
         wrap = widgets.Layout(flex_flow="row wrap", grid_gap="4px 12px")
-        rows = ([self.person, self.file, self.save, self.overlay, self.status], controls)
-        return [*(widgets.HBox(row, layout=wrap) for row in rows), self.views]
+        rows = ([self.person, self.file, self.save, self.status], controls)
+        shown = [self.views, *[self.overlay] * self.model.config.individual]  # a notebook may store the overlay
+        return [*(widgets.HBox(row, layout=wrap) for row in rows), *shown]
 
     @property
     def point(self) -> views.Point:
@@ -301,27 +328,7 @@ class Explorer(widgets.VBox):
         page = {"title": title, "detail": detail, "notice": self.model.config.notice}
         self.views.send({"page": page | views.page(self.columns, self.scene.grid)})
         self.draw()
-        self.show_overlay()
-
-    def show_overlay(self) -> None:
-        """Below the views: the T1 under the synthetic PET of the chosen tracer, in NiiVue.
-
-        NiiVue's volumes are part of its widget's state, which a notebook can store. So there is none where figures may
-        not show single people.
-        """
-        tracer, rows = self.overlay.value, [widget for widget in self.children if widget is not self.niivue]
-        if tracer and not self.model.config.individual:
-            self.status.value = "<small>NiiVue: not where figures may show no single people (privacy)</small>"
-        elif tracer and self.request is not None:
-            shown = [c for c in self.columns if c.title == "T1" or (c.tracer, c.title) == (tracer, "synthetic")]
-            self.niivue.load_volumes([
-                ipyniivue.Volume(
-                    name=f"{column.title}.nii", data=self.scene.grid.image(column.volume).to_bytes(), opacity=opacity,
-                    colormap=column.cmap, cal_min=column.norm.vmin, cal_max=column.norm.vmax,
-                ) for column, opacity in zip(shown, (1.0, 0.6), strict=True)
-            ])  # fmt: skip
-            rows.append(self.niivue)
-        self.children = rows
+        self.overlay.show(self.columns, self.scene.grid)
 
     def draw(self, planes: str = "xyz") -> None:
         """Send the slices of some planes at `point`, and the values there, to the browser."""
