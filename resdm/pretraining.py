@@ -24,9 +24,9 @@ REVISION = 3
 def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: Path | None = None) -> float:
     """Train the whole tower on random prompts, then freeze its lower part again.
 
-    Readouts of the output states from the sentence end on, as cross-attention starts nearly uniform, and of the frozen
-    states, which else lack the age of a long sentence. A tower with pretrained weights or no ``lessons`` stays as it
-    is. ``folder`` caches towers, which methods share. Returns the correlation of recovered and true age, else NaN.
+    One readout uses the output states from the sentence end on, as cross-attention starts nearly uniform. Another uses
+    the frozen states, which lacked the age of long sentences. A tower with pretrained weights, or without lessons,
+    stays as it is. ``folder`` caches towers that methods share. Returns the correlation of read and true age, or NaN.
     """
     size, tower, device = prior.config.tower, prior.tower, prior.project.weight.device
     if size is None or prior.config.weights != "none" or size.lessons == 0:
@@ -55,10 +55,10 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
         states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))
         for block in tower.transformer.resblocks:
-            early_output, states = early(states), block(states, attn_mask=tower.attn_mask)
+            features, states = early(states), block(states, attn_mask=tower.attn_mask)  # of the last block's input
         output = readout(tower.ln_final(states) @ tower.text_projection)  # (batch, 77, 4)
         used = torch.arange(output.shape[1], device=device) >= ends[:, None]  # (batch, 77)
-        error = (torch.stack([output, early_output]) - target[:, None])[:, used]
+        error = (torch.stack([output, features]) - target[:, None])[:, used]
         optimiser.zero_grad()
         error.square().mean().backward()
         optimiser.step()

@@ -182,7 +182,8 @@ def test_niivue_holds_the_t1_and_the_synthetic_pet_that_is_shown(explorer, model
     overlay.choice.value = None
     assert overlay.viewer not in overlay.children
     monkeypatch.setattr(model, "config", dataclasses.replace(model.config, privacy="aggregate"))
-    assert Shown(model).overlay not in Shown(model).children
+    private = Shown(model)
+    assert private.overlay not in private.children
 
 
 def test_a_slice_has_the_colours_of_its_scale(explorer):

@@ -51,12 +51,18 @@ class PerTracer(Method):
         """Amyloid's losses over the people who have amyloid, then tau's."""
         self.scalars = {}
         for channel, (tracer, model) in enumerate(self.models.items()):
-            has = batch.present[:, channel]
-            if not has.any():
+            if not batch.present[:, channel].any():
                 continue
-            for name, loss in model.losses(batch.mri[has], batch.pet[has, channel : channel + 1], generator):
+            for name, loss in self.tracer_losses(model, batch, channel, generator):
                 yield f"{tracer}.{name}", loss
             self.scalars |= {f"{tracer}.{name}": value for name, value in model.scalars.items()}
+
+    def tracer_losses(
+        self, model: TracerModel, batch: Batch, channel: int, generator: torch.Generator
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The losses of one model, over the people of the batch who have its tracer."""
+        has = batch.present[:, channel]
+        return model.losses(batch.mri[has], batch.pet[has, channel : channel + 1], generator)
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:

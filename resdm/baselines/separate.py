@@ -57,16 +57,14 @@ class SeparateDiffusion(PerTracer):
         for tracer, model in self.models.items():
             model.resize({name.removeprefix(f"models.{tracer}."): shape for name, shape in shapes.items()})
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-        """Eq. 4 of amyloid's model over the people who have amyloid, then tau's."""
-        self.scalars = {}
-        for channel, (tracer, model) in enumerate(self.models.items()):
-            only = torch.zeros_like(batch.present)
-            only[:, channel] = batch.present[:, channel]
-            if only.any():
-                for name, loss in model.losses(replace(batch, present=only), generator):
-                    yield f"{tracer}.{name}", loss
-                self.scalars[f"{tracer}.rec"] = model.scalars["rec"]
+    def tracer_losses(
+        self, model: ResidualDiffusion, batch: Batch, channel: int, generator: torch.Generator
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Eq. 4 over the people of the batch who have the tracer."""
+        only = torch.zeros_like(batch.present)
+        only[:, channel] = batch.present[:, channel]
+        yield from model.losses(replace(batch, present=only), generator)
+        del model.scalars["high"]  # always 0 without the other tracer
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:

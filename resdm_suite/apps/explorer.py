@@ -199,16 +199,16 @@ class Overlay(widgets.VBox):
 
     def draw(self) -> None:
         """Load the T1 and the chosen tracer's synthetic PET."""
-        tracer = self.choice.value
-        self.children = [self.choice, *[self.viewer] * (tracer is not None)]
-        if tracer is not None:
+        tracer, self.children = self.choice.value, [self.choice]
+        if tracer is not None and self.columns:
             shown = [c for c in self.columns if c.title == "T1" or (c.tracer, c.title) == (tracer, "synthetic")]
             self.viewer.load_volumes([
                 ipyniivue.Volume(
                     name=f"{column.title}.nii", data=self.grid.image(column.volume).to_bytes(), opacity=opacity,
                     colormap=column.cmap, cal_min=column.norm.vmin, cal_max=column.norm.vmax,
-                ) for column, opacity in zip(shown, (1.0, 0.6), strict=False)
+                ) for column, opacity in zip(shown, (1.0, 0.6), strict=True)
             ])  # fmt: skip
+            self.children = [self.choice, self.viewer]
 
 
 class Explorer(widgets.VBox):
