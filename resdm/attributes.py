@@ -200,6 +200,14 @@ def draw_prompts(n: int, generator: torch.Generator, known: Known) -> tuple[list
     return people, torch.cat(columns, 1)
 
 
+def draw_priors(n: int, generator: torch.Generator, known: Known) -> tuple[Prior, Tensor]:
+    """Random people, and the content (n, 3 + k) of their prompts but the tracer: see `draw_prompts`."""
+    people, content = draw_prompts(n, generator, known)
+    columns = {name: tuple(person[name] for person in people) for name in (*PROMPT_FIELDS, *known)}
+    prior = Prior(columns.pop("age"), columns.pop("sex"), more=columns)
+    return prior, torch.cat([content[:, :3], content[:, 4:]], 1)
+
+
 def _draw_attribute(entry: Sequence[Any], n: int, generator: torch.Generator) -> tuple[list[Any], Tensor]:
     values, content = [], torch.zeros(n, 2 if is_number(entry) else len(entry))
     for i, (u, given) in enumerate(torch.rand((n, 2), generator=generator).tolist()):

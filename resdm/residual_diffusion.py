@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from resdm.attributes import draw_priors
 from resdm.batch import PROMPT_FIELDS, TRACERS, Batch, Prior
 from resdm.layers.paths import LinearPath
 from resdm.losses import total_loss
@@ -18,7 +19,7 @@ from resdm.open_prior import prior_module
 from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, prompts
 from resdm.scheduler import ResidualScheduler
-from resdm.settings import MethodConfig, further, require
+from resdm.settings import MethodConfig, derive_seed, further, require
 from resdm.unet import NetworkConfig, UNet
 
 
@@ -61,8 +62,8 @@ class PriorGuided(Method):
         super().__init__(config, shape)
         self.prior = prior_module(config.prior)
         self.unet = UNet(config.network, config.prior.dim)
-        size = shape, self.prior.tower.positional_embedding.shape[1], len(further(config.prior.fields))
-        self.linear = LinearPath(*size) if config.network.linear_path else None
+        width = self.prior.tower.positional_embedding.shape[1]
+        self.linear = LinearPath(shape, width) if config.network.linear_path else None
 
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Pretrain a small text tower, then fit the network's additional paths to the training images."""
@@ -73,7 +74,12 @@ class PriorGuided(Method):
         if self.unet.global_path is not None:
             self.unet.global_path.fit(one.mri for one in sessions)
         if self.linear is not None and sessions:
-            self.linear.fit_sessions(sessions, self.features, self.config.prior.dropout, (*PROMPT_FIELDS, *more))
+            generator = torch.Generator().manual_seed(derive_seed(seed, "content of sentences"))
+            drawn, content = draw_priors(4 * self.linear.text.shape[1], generator, self.prior.known)
+            fields = (*PROMPT_FIELDS, *more)
+            self.linear.fit_text(self.features(drawn), content)
+            self.prior.clear_cache()  # of the random prompts
+            self.linear.fit_sessions(sessions, self.features, self.config.prior.dropout, fields)
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give the linear path and the vocabulary the shapes of stored ones."""

@@ -29,15 +29,20 @@ def cohort():
 
 @pytest.fixture
 def fitted(cohort):
-    path = LinearPath(SHAPE, 6)
+    return fit(*cohort)
+
+
+def fit(*cohort):
+    """A fitted path whose sentence features are their content."""
+    path, rows = LinearPath(SHAPE, 6), torch.randn((50, 6), generator=torch.Generator().manual_seed(5))
+    path.fit_text(rows, rows)
     path.fit(*cohort)
     return path
 
 
 def test_estimates_of_training_sessions_are_those_of_a_fit_without_the_person(cohort):
     mri, pet, present, sentences, _, people = cohort
-    fitted = LinearPath(SHAPE, 6)
-    fitted.fit(mri, pet, present, sentences[:1], (1.0,), people)
+    fitted = fit(mri, pet, present, sentences[:1], (1.0,), people)
     for channel in range(2):
         has = [i for i in range(N) if present[i, channel]]
         d = fitted.design(sentences[0]).double()[has]
@@ -84,6 +89,36 @@ def test_maps_are_in_standard_deviations(cohort, fitted):
     inside = maps[:, 0, 0][:, fitted.voxels]
     torch.testing.assert_close(inside.std(0), torch.ones(inside.shape[1]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(inside.mean(0), torch.zeros(inside.shape[1]), atol=1e-4, rtol=1e-4)
+
+
+def test_content_is_recovered_from_features_and_left_out_where_training_prompts_do_not_vary():
+    draw = torch.Generator().manual_seed(1)
+    content, mixing = torch.randn((200, 3), generator=draw), torch.randn((3, 8), generator=draw)
+    path, mri = LinearPath(SHAPE, 8), torch.rand((N, *SHAPE), generator=draw)
+    path.fit_text(content @ mixing + 5, content)
+    new = torch.randn((N, 3), generator=draw)
+    expected = (new - content.mean(0)) / content.std(0)
+    torch.testing.assert_close(path.design(new @ mixing + 5)[:, 1:], expected, atol=1e-3, rtol=1e-3)
+    new[:, 1] = 2.0  # of one sex, or with an age in every prompt
+    pet, present, people = (
+        mri[:, None].repeat(1, 2, 1, 1, 1),
+        torch.ones((N, 2), dtype=torch.bool),
+        list(map(str, range(N))),
+    )
+    path.fit(mri, pet, present, (new @ mixing + 5)[None], (1.0,), people)
+    before = path(mri[:, None], new @ mixing + 5)
+    new[:, 1] = -2.0
+    torch.testing.assert_close(path(mri[:, None], new @ mixing + 5), before, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("people", [0, 7])
+def test_too_few_people_of_a_tracer_are_named(cohort, people):
+    mri, pet, present, *others = cohort
+    present[people:, 1] = False
+    with pytest.raises(
+        ValueError, match=rf"^linear_path: {max(people - 5, 0)} training people have tau PET, .* needs 9; "
+    ):
+        fit(mri, pet, present, *others)
 
 
 def test_a_stored_path_gives_the_same_values(cohort, fitted):

@@ -18,8 +18,8 @@ from resdm.batch import TRACERS, Batch, Prior
 from resdm.layers.ridge import gram_spectrum
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0)  # candidates, in units of the mean eigenvalue of the MRI's Gram matrix
-TEXT_COMPONENTS = 4  # principal components of the sentence features in the map; two more for each further attribute
 _MIN_STD = 0.01  # below this standard deviation of intensities a voxel's MRI counts as constant
+_MIN_CONTENT = 0.1  # the same for the content of training prompts, in standard deviations of random prompts
 
 
 class GlobalPath(nn.Module):
@@ -58,22 +58,23 @@ class GlobalPath(nn.Module):
 
 
 class LinearPath(nn.Module):
-    """PET = D·C + M·R, voxel by voxel: D holds 1 and sentence components, M is the MRI.
+    """PET = D·C + M·R, voxel by voxel: D holds 1 and the sentence's content, M is the MRI.
 
     ``shape`` is the grid's (X, Y, Z), ``features`` the length of `PriorModule.sentence_features`.
 
-    Sentence and MRI are fitted jointly (Frisch, Waugh, Lovell): the MRI by ridge regression in its dual form, the
-    principal components of the sentence by least squares over all prompts with and without age and sex. The penalty
-    minimises the error on left-out people. Only voxels in which a training image is not 0 are fitted. Memory: about six
-    copies of the training images, 60 MB on the default phantom; too much for grids of 128³ voxels.
+    A linear map of the sentence features, fitted to random prompts without images, gives their content: age, sex and
+    what else they state. Content and MRI are then fitted jointly (Frisch, Waugh, Lovell): the MRI by ridge regression
+    in its dual form, the content by least squares over all prompts with and without age and sex. The penalty minimises
+    the error on left-out people. Only voxels in which a training image is not 0 are fitted. Memory: about six copies of
+    the training images, 60 MB on the default phantom; too much for grids of 128³ voxels.
     """
 
-    def __init__(self, shape: tuple[int, int, int], features: int, more: int = 0) -> None:
+    def __init__(self, shape: tuple[int, int, int], features: int) -> None:
         super().__init__()
-        self.shape, tracers, rows = tuple(shape), len(TRACERS), 1 + TEXT_COMPONENTS + 2 * more
+        self.shape, tracers = tuple(shape), len(TRACERS)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
-        self.register_buffer("text", torch.zeros(rows, features))  # mean, then components by their SD
-        empty = {"mri": (0,), "spread": (0,), "sentence": (tracers, rows, 0)}
+        self.register_buffer("text", torch.zeros(1, features))  # mean, then the maps to the content (1 + k, features)
+        empty = {"mri": (0,), "spread": (0,), "sentence": (tracers, 1, 0)}
         empty |= {"reads": (tracers, 0, 0), "writes": (tracers, 0, 0)}  # no voxel before a fit: the estimate is 0
         for name, size in empty.items():
             self.register_buffer(name, torch.zeros(size))
@@ -102,6 +103,17 @@ class LinearPath(nn.Module):
         self.fit(mri[:, 0], pet, present, sentences, chances, people)
 
     @torch.no_grad()
+    def fit_text(self, sentences: Tensor, content: Tensor) -> None:
+        """Map features of random prompts (n, features) to their content (n, k), by least squares; before `fit`."""
+        rows, content = sentences.double(), content.double().to(sentences.device)
+        away = rows - (mean := rows.mean(0))
+        ridge = 1e-8 * rows.square().sum() / rows.shape[1]  # above rounding errors, below all that a prompt changes
+        gram = away.T @ away + ridge * torch.eye(rows.shape[1]).to(rows)
+        spread = content.std(0).clamp(min=1e-3)
+        axes = torch.linalg.solve(gram, away.T @ ((content - content.mean(0)) / spread))
+        self.text = torch.cat([mean[None], axes.T]).float()
+
+    @torch.no_grad()
     def fit(
         self, mri: Tensor, pet: Tensor, present: Tensor, sentences: Tensor, chances: Sequence[float],
         people: Sequence[str],
@@ -110,13 +122,26 @@ class LinearPath(nn.Module):
 
         ``sentences`` (prompts, n, features): the full prompt of each session first, then prompts with fields left out;
         ``chances``: probability of each of these prompts in training; ``people``: the person of each session.
+
+        Raises
+        ------
+        ValueError
+            Too few people with a tracer.
         """
         self.voxels = torch.cat([mri[:, None], pet], 1).ne(0).any(0).any(0)
         images, targets = mri[:, self.voxels].double(), pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
-        self._fit_text(sentences)
+        varies = self.design(sentences.flatten(0, 1)).std(0) > _MIN_CONTENT
+        varies[0] = True  # 1
+        self.text = self.text[varies]
         design = self.design(sentences.flatten(0, 1)).double().unflatten(0, sentences.shape[:2])  # (prompts, n, 1 + k)
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
+        for tracer, has in zip(TRACERS, present.T, strict=True):
+            if (found := sum(bool(has[rows].any()) for rows in groups)) < (least := design.shape[-1] + 2):
+                remedy = "set network.linear_path: false, or add people"
+                raise ValueError(
+                    f"linear_path: {found} training people have {tracer} PET, the fit needs {least}; {remedy}"
+                )
         pairs = zip(targets.unbind(1), present.unbind(1), strict=True)
         fits = [self._fit_tracer(images, target, has, design, weight, groups) for target, has in pairs]
         sentence, reads, writes, left_out, scale = zip(*fits, strict=True)
@@ -161,18 +186,8 @@ class LinearPath(nn.Module):
         kernel = of_mri @ rest[has].T @ dual  # the map of the part of the MRI that the sentence predicts
         return of_pet - kernel, rest[has], dual, mapped + design[0] @ kernel, errors.square().mean(0).sqrt()
 
-    def _fit_text(self, sentences: Tensor) -> None:
-        """Principal components of the sentence features, each of unit variance; a single prompt has none."""
-        rows = sentences.flatten(0, 1).double()
-        mean = rows.mean(0)
-        _, values, vectors = torch.linalg.svd(rows - mean, full_matrices=False)
-        varies = (values > 1e-6 * rows.norm()).nonzero()[: len(self.text) - 1, 0]  # values fall
-        axes = vectors[varies] * (len(rows) ** 0.5 / values[varies])[:, None]
-        self.text.zero_()
-        self.text[0], self.text[1 : 1 + len(axes)] = mean.float(), axes.float()
-
     def design(self, sentences: Tensor) -> Tensor:
-        """Features (B, features) → 1 and components (B, 1 + k)."""
+        """Features (B, features) → 1 and content (B, 1 + k)."""
         mean, axes = self.text[0], self.text[1:]
         return torch.cat([sentences.new_ones(len(sentences), 1), (sentences - mean) @ axes.T], 1)
 
