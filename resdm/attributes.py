@@ -95,7 +95,7 @@ def learn(fields: Iterable[str], prior: Prior) -> Known:
 
 
 def is_number(known: Sequence[Any]) -> bool:
-    """Whether an entry of `Known` is that of a number."""
+    """Whether an entry of ``Known`` is that of a number."""
     return not isinstance(known[0], str)
 
 

@@ -95,7 +95,7 @@ def bids_fields(
 ) -> dict[str, Any]:
     """Entries of the sidecar of an image that BIDS-Derivatives define; ``tracer`` is the BIDS label of a PET's.
 
-    ``sources`` and ``reference`` (the image whose space it is) are URIs, see `dataset_link`.
+    ``sources`` and ``reference`` (the image whose space it is) are URIs, see `bids_uri`.
     """
     fields = {"SpatialReference": reference, "SkullStripped": masked, "Units": units, "Sources": [*sources]}
     isotope = re.match("([0-9]+)([A-Z])", tracer)

@@ -133,15 +133,6 @@ def test_every_page_notebook_and_table_is_in_the_contents_and_every_figure_in_th
     assert {os.path.relpath(path, gallery.parent) for path in ROOT.glob("figures/phantom*/*.png")} == shown
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
-    """Links between pages, and the names that docstrings give."""
-    pytest.importorskip("myst_nb", reason="no Sphinx: make docs installs it")
-    pytest.importorskip("furo")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "dummy", "-d", tmp_path / "doctrees"]
-    run = subprocess.run([*command, "-c", "docs", ".", tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
-
-
 # ── environments ──────────────────────────────────────────────────────────────────────────────────
 
 

@@ -109,8 +109,8 @@ def status_pages(frame: pd.DataFrame, folds: pd.DataFrame, bases: Sequence[str])
     return [*blocks, pivot(trained, "row", ["tracer", "unit"], cells, title=title, **head)]
 
 
-STEPS = (("+L_high", "Base"), ("ResDM", "+prior"), ("+prior", "Base"), ("ResDM", "Base"))
-STEPS += (("ResDM", "per_tracer"), ("+prior", "per_tracer"))
+STEPS = (("+L_high", "Base"), ("ResDM", "+prior"), ("+prior", "Base"), ("ResDM", "Base"),
+         ("ResDM", "per_tracer"), ("+prior", "per_tracer"))  # fmt: skip
 """Variants of ResDM compared in the table of joint profiles: with and without the loss, the prior, the other tracer."""
 
 
