@@ -95,6 +95,18 @@ def test_results_that_are_not_of_this_run_are_refused(run):
         archive(config)
 
 
+def test_a_result_of_a_target_of_its_own_that_is_not_of_this_run_is_left_out(run):
+    config = run("phantom")
+    for path in (config.figures / "stress.csv", config.work / "model"):
+        path.write_text("of another machine")
+    write_sidecar(config.figures / "stress", provenance(config, [config.work / "scores.csv", config.work / "model"]))
+    (config.work / "model").write_text("of this machine")
+    with pytest.warns(UserWarning, match=r"stress\.json: .*; left out$"):
+        contents, *_ = read(archive(config))
+    assert not [name for name in contents if "stress" in name]
+    assert f"figures/{config.profile}/table2.csv" in contents
+
+
 def test_for_reading_it_holds_what_notebooks_read_of_phantoms_alone(tmp_path):
     config, index = make_cohort(tmp_path, {"ResDM": 0.5})
     (tmp_path / "notebooks").mkdir()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mimetypes
+import warnings
 import zipfile
 from collections.abc import Iterator
 from datetime import date
@@ -29,6 +30,7 @@ from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, read_json
 from resdm_suite.reporting.provenance import outdated, sidecar_of
+from resdm_suite.reporting.site import SECTIONS
 
 METADATA = "ro-crate-metadata.json"
 MEDIA_TYPES = {".md": "text/markdown", ".tex": "application/x-tex", ".yaml": "application/yaml",
@@ -59,7 +61,8 @@ def archive(config: Config, out: Path | None = None, *, for_reading: bool = Fals
     ConfigError
         An archive for reading of people who are no phantoms.
     RecordError
-        No results, or some that are not of this run: edited, of other settings, of inputs that have changed.
+        No results, or some that are not of this run: edited, of other settings, of inputs that have changed. Those
+        that a run of this profile does not make (``stress``) are left out with a warning.
     """
     if for_reading and config.cohort.kind != "phantom":
         raise ConfigError(
@@ -73,8 +76,13 @@ def archive(config: Config, out: Path | None = None, *, for_reading: bool = Fals
     again = f"run `make reproduce PROFILE={config.profile}`"
     if not made:
         raise RecordError(f"{config.figures}: no results; {again} first")
-    if faults := [f"{path}: {fault}" for path in made if (fault := outdated(config, path.stem))]:
-        raise RecordError("\n".join([*faults, f"{again} again"]))
+    faults = {path: fault for path in made if (fault := outdated(config, path.stem))}
+    for section in SECTIONS:  # a result that this profile's run does not make may be a tracked one, of another machine
+        for path in [path for path in faults if path.stem in section.outputs and not section.needed(config)]:
+            warnings.warn(f"{path}: {faults.pop(path)}; left out", stacklevel=2)
+            del made[path]
+    if faults:
+        raise RecordError("\n".join([*(f"{path}: {fault}" for path, fault in faults.items()), f"{again} again"]))
     paths = [path for files in made.values() for path in files]
     if for_reading:
         paths += [path for name in READABLE for path in (config.root / "notebooks").glob(f"{name}_*.ipynb")]
