@@ -127,8 +127,7 @@ def test_for_reading_it_holds_what_notebooks_read_of_phantoms_alone(tmp_path):
     work = {name.removeprefix("work/tiny/") for name in contents if name.startswith("work/")}
     test, train = (index[index["split"] == split].iloc[0] for split in ("test", "train"))
     assert {"models/ResDM/timing.json", "evaluation/.status.record.json", "left_out.csv", "volumes/index.csv"} <= work
-    assert {f"volumes/{row[what]}" for row, what in ((test, "t1w"), (test, "tau"), (train, "tau"))} <= work
-    assert f"volumes/{train['t1w']}" not in work
+    assert {f"volumes/{row[what]}" for row in (test, train) for what in ("t1w", "tau")} <= work
     assert [name for name in work if name.startswith("predictions/ResDM/factual/sub-")]
     assert not [name for name in work if name.startswith(("bids", "predictions/ResDM/samples", "models/ResDM/model"))]
     assert graph["work/tiny/"]["description"].startswith(f"{len(work)} files")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,6 +24,7 @@ from notebook_cells import pdf_text
 
 from resdm.io import sha256
 from resdm.settings import ConfigError
+from resdm_suite.apps.archive import READABLE, archive
 from resdm_suite.apps.figures import redraw
 from resdm_suite.apps.stress import SHIFTS
 from resdm_suite.evaluation.image_quality import read_index
@@ -170,6 +173,21 @@ def test_the_report_is_accessible(config, scheme):
             assert [(fault["id"], fault["nodes"][0]["html"]) for fault in faults] == [], path.name
             texts = page.evaluate("[...document.images].map(image => image.alt)")
             assert all(len(text) > 40 and "No description" not in text for text in texts), texts
+
+
+def test_every_notebook_for_reading_runs_from_an_archive_without_torch(config, tmp_path):
+    with zipfile.ZipFile(archive(config, tmp_path / "reading.zip", for_reading=True)) as packed:
+        packed.extractall(tmp_path)
+    made = tmp_path / "figures" / "smoke"
+    before = {path.name: path.read_bytes() for path in made.glob("*.csv")}
+    (made / "table2.csv").unlink()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # as in a job of Snakemake
+    command = [sys.executable, ROOT / "tests" / "read_archive.py", "smoke", *READABLE]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert re.findall(r"(?m)^(\d\d)_\w+$", run.stdout) == list(READABLE)
+    assert {f"{name}.csv" for name in ("table2", "table4", "atn", "subgroups")} <= {*before}
+    assert [name for name, content in before.items() if (made / name).read_bytes() != content] == []
 
 
 def test_figures_for_a_paper_leave_the_others_as_they_are(config, tmp_path):

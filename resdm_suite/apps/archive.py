@@ -118,8 +118,8 @@ def _stored(config: Config) -> Iterator[Path]:
         for path in sorted((config.work / folder).rglob("*")):
             parts = path.relative_to(config.work).parts
             people = [split[part] for part in parts if part in split]
-            # of training people the PET: notebook 17 fits its controls on them
-            shown = not people or people[0] == "test" or (people[0] == "train" and "_pet." in path.name)
+            # of training people the volumes: notebook 17 fits its controls on them, 19 the limit of atrophy
+            shown = not people or people[0] == "test" or (people[0] == "train" and folder == "volumes")
             if path.suffix in (".csv", ".json", ".gz", ".npz") and shown and "samples" not in parts:
                 yield path
 
