@@ -15,7 +15,6 @@ import pytest
 from notebook_cells import check_texts, draw, pdf_text, texts
 from PIL import Image
 from stored_cohort import GRID, RANGES, make_config, person
-from threadpoolctl import threadpool_info
 
 from resdm_suite.anatomy import regions
 from resdm_suite.evaluation.suvr import regional_agreement
@@ -74,11 +73,6 @@ def test_a_kernel_of_another_environment_is_named(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(own)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "link"))
     assert "kernel" not in heading(config)
-
-
-def test_a_notebook_run_by_hand_uses_one_thread_as_snakemake_lets_it(tmp_path):
-    heading(make_config(tmp_path))
-    assert {library["num_threads"] for library in threadpool_info() if library["internal_api"] == "openblas"} == {1}
 
 
 DRAWN = {"figure1": draw_figure1, "curves": draw_curves, "regional": draw_regional}

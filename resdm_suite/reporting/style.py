@@ -23,7 +23,6 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.transforms import Bbox
-from threadpoolctl import ThreadpoolController
 
 from resdm.io import atomic, write_text
 from resdm_suite.profiles import Config
@@ -120,8 +119,6 @@ class _Markdown(str):
 
 def heading(config: Config) -> _Markdown:
     """The line below a notebook's title: notice, profile, seed, digest of the settings; and a kernel from elsewhere."""
-    # Run by hand as by Snakemake: more threads change last digits.
-    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
     gc.freeze()  # nilearn collects garbage at each image: half a second with all the libraries that are loaded
     text = (
         f"**{config.notice or 'ADNI'}** · profile `{config.profile}`, seed {config.seed}, settings `{config.digest()}`"
