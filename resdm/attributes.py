@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from resdm.batch import Prior
-from resdm.settings import AGE_RANGE, PROMPT_FIELDS, SEXES, TRACERS, further
+from resdm.settings import AGE_RANGE, PROMPT_FIELDS, SEXES, TRACERS, derive_seed, further
 
 PHRASES = {
     "education": "{} years of education",
@@ -200,12 +200,14 @@ def draw_prompts(n: int, generator: torch.Generator, known: Known) -> tuple[list
     return people, torch.cat(columns, 1)
 
 
-def draw_priors(n: int, generator: torch.Generator, known: Known) -> tuple[Prior, Tensor]:
-    """Random people, and the content (n, 3 + k) of their prompts but the tracer: see `draw_prompts`."""
+def draw_priors(n: int, seed: int, known: Known) -> tuple[Prior, Tensor]:
+    """Random people, and the standardised content (n, 3 + k) of their prompts but the tracer: see `draw_prompts`."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "content of sentences"))
     people, content = draw_prompts(n, generator, known)
     columns = {name: tuple(person[name] for person in people) for name in (*PROMPT_FIELDS, *known)}
     prior = Prior(columns.pop("age"), columns.pop("sex"), more=columns)
-    return prior, torch.cat([content[:, :3], content[:, 4:]], 1)
+    content = torch.cat([content[:, :3], content[:, 4:]], 1).double()
+    return prior, (content - content.mean(0)) / content.std(0).clamp(min=1e-3)
 
 
 def _draw_attribute(entry: Sequence[Any], n: int, generator: torch.Generator) -> tuple[list[Any], Tensor]:

@@ -81,8 +81,7 @@ def _cache_key(prior: PriorModule, seed: int, batch: int) -> str:
     """Digest of everything that the result depends on: settings, first weights, revision, torch, device and threads."""
     weight = prior.project.weight
     parts = [prior.config.tower, seed, batch, REVISION, torch.__version__, weight.device.type, torch.get_num_threads()]
-    parts += [prior.known] if prior.known else []
-    digest = hashlib.sha256("/".join(map(str, parts)).encode())
+    digest = hashlib.sha256("/".join(map(str, [*parts, prior.known])).encode())
     for value in prior.tower.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -19,7 +19,7 @@ from resdm.open_prior import prior_module
 from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, prompts
 from resdm.scheduler import ResidualScheduler
-from resdm.settings import MethodConfig, derive_seed, further, require
+from resdm.settings import MethodConfig, further, require
 from resdm.unet import NetworkConfig, UNet
 
 
@@ -74,12 +74,10 @@ class PriorGuided(Method):
         if self.unet.global_path is not None:
             self.unet.global_path.fit(one.mri for one in sessions)
         if self.linear is not None and sessions:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "content of sentences"))
-            drawn, content = draw_priors(4 * self.linear.text.shape[1], generator, self.prior.known)
-            fields = (*PROMPT_FIELDS, *more)
+            drawn, content = draw_priors(4 * self.linear.text.shape[1], seed, self.prior.known)
             self.linear.fit_text(self.features(drawn), content)
             self.prior.clear_cache()  # of the random prompts
-            self.linear.fit_sessions(sessions, self.features, self.config.prior.dropout, fields)
+            self.linear.fit_sessions(sessions, self.features, self.config.prior.dropout, (*PROMPT_FIELDS, *more))
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give the linear path and the vocabulary the shapes of stored ones."""

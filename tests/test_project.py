@@ -99,7 +99,7 @@ def test_hooks_and_workflow_run_what_make_runs():
         assert name == "nbstripout" or (str(pins[name]) == version and name in lint)
     (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"].values()
     called = [step["run"].split()[1] for step in job["steps"] if "run" in step]
-    assert called == ["env", "lint", "test"]
+    assert called == ["env", "lint", "test", "docs"]
     assert {*called} <= {*targets}
     pythons = [Version(one["python"]) for one in job["strategy"]["matrix"]["include"]]
     assert min(pythons) in SpecifierSet(PROJECT["requires-python"])

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from resdm import attributes
 from resdm.batch import PROMPT_FIELDS, TRACERS, Batch, Prior
-from resdm.layers.ridge import gram_spectrum
+from resdm.layers.paths import gram_spectrum
 from resdm.method import Method
 from resdm.settings import SEXES, MethodConfig, Precision, further, require
 

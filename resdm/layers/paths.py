@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.batch import TRACERS, Batch, Prior
-from resdm.layers.ridge import gram_spectrum
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0)  # candidates, in units of the mean eigenvalue of the MRI's Gram matrix
 _MIN_STD = 0.01  # below this standard deviation of intensities a voxel's MRI counts as constant
 _MIN_CONTENT = 0.1  # the same for the content of training prompts, in standard deviations of random prompts
+
+
+def gram_spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n,), ascending, and eigenvectors (n, n) of rows·rowsᵀ for rows (n, V): ridge in its dual form."""
+    return torch.linalg.eigh((rows @ rows.T).double())
 
 
 class GlobalPath(nn.Module):
@@ -71,15 +75,14 @@ class LinearPath(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], features: int) -> None:
         super().__init__()
-        self.shape, tracers = tuple(shape), len(TRACERS)
+        self.shape, n = tuple(shape), len(TRACERS)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("text", torch.zeros(1, features))  # mean, then the maps to the content (1 + k, features)
-        empty = {"mri": (0,), "spread": (0,), "sentence": (tracers, 1, 0)}
-        empty |= {"reads": (tracers, 0, 0), "writes": (tracers, 0, 0)}  # no voxel before a fit: the estimate is 0
-        for name, size in empty.items():
+        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "reads": (n, 0, 0), "writes": (n, 0, 0)}
+        for name, size in empty.items():  # no voxel before a fit: the estimate is 0
             self.register_buffer(name, torch.zeros(size))
-        self.register_buffer("pet", torch.zeros(1, tracers, *shape))  # mean over training people
-        self.register_buffer("scale", torch.ones(1, tracers, *shape))  # standard deviation of the fit's errors
+        self.register_buffer("pet", torch.zeros(1, n, *shape))  # mean over training people
+        self.register_buffer("scale", torch.ones(1, n, *shape))  # standard deviation of the fit's errors
         self.left_out: Tensor | None = None  # (n, 2, V): M·R of each training session, fitted without its person
 
     def resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -91,10 +94,8 @@ class LinearPath(nn.Module):
         self, sessions: Sequence[Batch], features: Callable[[Prior], Tensor], dropout: float, fields: Sequence[str]
     ) -> None:
         """Fit to training sessions, with prompts of all ``fields``, without one and without any, as dropout makes."""
-        device = self.text.device
-        mri, pet, present = (
-            torch.cat([getattr(one, name) for one in sessions]).to(device) for name in ("mri", "pet", "present")
-        )
+        stacks = (torch.cat([getattr(one, name) for one in sessions]) for name in ("mri", "pet", "present"))
+        mri, pet, present = (stack.to(self.text.device) for stack in stacks)
         prior = Prior.joined([one.prior for one in sessions])
         people = [who for one in sessions for who in one.people] or [str(i) for i in range(len(mri))]
         dropped = [(), *((name,) for name in fields), tuple(fields)] if dropout else [()]
@@ -104,13 +105,12 @@ class LinearPath(nn.Module):
 
     @torch.no_grad()
     def fit_text(self, sentences: Tensor, content: Tensor) -> None:
-        """Map features of random prompts (n, features) to their content (n, k), by least squares; before `fit`."""
-        rows, content = sentences.double(), content.double().to(sentences.device)
+        """Map features of random prompts (n, features) to their standardised content (n, k), by least squares."""
+        rows = sentences.double()
         away = rows - (mean := rows.mean(0))
         ridge = 1e-8 * rows.square().sum() / rows.shape[1]  # above rounding errors, below all that a prompt changes
         gram = away.T @ away + ridge * torch.eye(rows.shape[1]).to(rows)
-        spread = content.std(0).clamp(min=1e-3)
-        axes = torch.linalg.solve(gram, away.T @ ((content - content.mean(0)) / spread))
+        axes = torch.linalg.solve(gram, away.T @ content.to(rows))
         self.text = torch.cat([mean[None], axes.T]).float()
 
     @torch.no_grad()
@@ -122,26 +122,18 @@ class LinearPath(nn.Module):
 
         ``sentences`` (prompts, n, features): the full prompt of each session first, then prompts with fields left out;
         ``chances``: probability of each of these prompts in training; ``people``: the person of each session.
-
-        Raises
-        ------
-        ValueError
-            Too few people with a tracer.
+        ValueError: too few people with a tracer.
         """
         self.voxels = torch.cat([mri[:, None], pet], 1).ne(0).any(0).any(0)
         images, targets = mri[:, self.voxels].double(), pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
-        varies = self.design(sentences.flatten(0, 1)).std(0) > _MIN_CONTENT
-        varies[0] = True  # 1
-        self.text = self.text[varies]
+        varies = (self.design(sentences.flatten(0, 1)).std(0) > _MIN_CONTENT).nonzero()[:, 0]  # never the constant 1
+        self.text = self.text[[0, *varies.tolist()]]
         design = self.design(sentences.flatten(0, 1)).double().unflatten(0, sentences.shape[:2])  # (prompts, n, 1 + k)
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
         for tracer, has in zip(TRACERS, present.T, strict=True):
             if (found := sum(bool(has[rows].any()) for rows in groups)) < (least := design.shape[-1] + 2):
-                remedy = "set network.linear_path: false, or add people"
-                raise ValueError(
-                    f"linear_path: {found} training people have {tracer} PET, the fit needs {least}; {remedy}"
-                )
+                raise ValueError(f"linear_path: {found} people with {tracer} PET, {least} needed; set it to false")
         pairs = zip(targets.unbind(1), present.unbind(1), strict=True)
         fits = [self._fit_tracer(images, target, has, design, weight, groups) for target, has in pairs]
         sentence, reads, writes, left_out, scale = zip(*fits, strict=True)
