@@ -115,14 +115,6 @@ def test_content_is_recovered_from_features_and_left_out_where_training_prompts_
     torch.testing.assert_close(path(mri[:, None], new @ mixing + 5), before, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("people", [0, 7])
-def test_too_few_people_of_a_tracer_are_named(cohort, people):
-    mri, pet, present, *others = cohort
-    present[people:, 1] = False
-    with pytest.raises(ValueError, match=rf"^linear_path: {max(people - 5, 0)} people with tau PET, 9 needed; "):
-        fit(mri, pet, present, *others)
-
-
 def test_a_stored_path_gives_the_same_values(cohort, fitted):
     mri, _, _, sentences, *_ = cohort
     again = LinearPath(SHAPE, 6)

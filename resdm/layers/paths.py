@@ -122,7 +122,6 @@ class LinearPath(nn.Module):
 
         ``sentences`` (prompts, n, features): the full prompt of each session first, then prompts with fields left out;
         ``chances``: probability of each of these prompts in training; ``people``: the person of each session.
-        ValueError: too few people with a tracer.
         """
         self.voxels = torch.cat([mri[:, None], pet], 1).ne(0).any(0).any(0)
         images, targets = mri[:, self.voxels].double(), pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
@@ -131,9 +130,6 @@ class LinearPath(nn.Module):
         design = self.design(sentences.flatten(0, 1)).double().unflatten(0, sentences.shape[:2])  # (prompts, n, 1 + k)
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
-        for tracer, has in zip(TRACERS, present.T, strict=True):
-            if (found := sum(bool(has[rows].any()) for rows in groups)) < (least := design.shape[-1] + 2):
-                raise ValueError(f"linear_path: {found} people with {tracer} PET, {least} needed; set it to false")
         pairs = zip(targets.unbind(1), present.unbind(1), strict=True)
         fits = [self._fit_tracer(images, target, has, design, weight, groups) for target, has in pairs]
         sentence, reads, writes, left_out, scale = zip(*fits, strict=True)
