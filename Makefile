@@ -62,7 +62,6 @@ stress: env      ## synthesise from shifted scans, by strength (phantoms): figur
 docs: env        ## build the site from docs/, notebooks (with outputs of the phantom run) and docstrings
 	$(BIN)/python -c 'import furo, myst_nb, numpydoc' 2> /dev/null || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@rm -rf docs/api  # generated: pages of modules that are gone would remain
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs -d work/site/.doctrees . work/site
 	@echo 'Open $(abspath work/site/docs/index.html)'
 

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from read_archive import ABSENT
 
 from resdm_suite.profiles import load_config
 
@@ -45,6 +46,15 @@ def test_every_dependency_is_pinned_inside_its_range():
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} is not in constraints.txt"
         assert pins[name] in requirement.specifier, f"constraints.txt pins {name} {pins[name]} outside {requirement}"
+
+
+def test_the_environment_for_reading_is_a_part_of_the_whole_one():
+    text = (ROOT / "binder" / "requirements.txt").read_text(encoding="utf-8")
+    names = {canonicalize_name(line) for line in text.splitlines() if line and line[0].isalnum()}
+    assert names <= {*pinned()}
+    assert not names & {*map(canonicalize_name, ABSENT)}
+    needed = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert names - needed == {"ipykernel", "jupyterlab", "papermill"}
 
 
 def test_pinned_versions_install_on_the_oldest_python():

@@ -118,16 +118,16 @@ class LinearPath(nn.Module):
         self, mri: Tensor, pet: Tensor, present: Tensor, sentences: Tensor, chances: Sequence[float],
         people: Sequence[str],
     ) -> None:  # fmt: skip
-        """Fit the map to MRI (n, X, Y, Z), PET (n, 2, X, Y, Z) where ``present`` (n, 2), and sentence features.
+        """After `fit_text`: fit to MRI (n, X, Y, Z), PET (n, 2, X, Y, Z) where ``present`` (n, 2), and sentences.
 
         ``sentences`` (prompts, n, features): the full prompt of each session first, then prompts with fields left out;
         ``chances``: probability of each of these prompts in training; ``people``: the person of each session.
         """
         self.voxels = torch.cat([mri[:, None], pet], 1).ne(0).any(0).any(0)
         images, targets = mri[:, self.voxels].double(), pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
-        varies = (self.design(sentences.flatten(0, 1)).std(0) > _MIN_CONTENT).nonzero()[:, 0]  # never the constant 1
-        self.text = self.text[[0, *varies.tolist()]]
-        design = self.design(sentences.flatten(0, 1)).double().unflatten(0, sentences.shape[:2])  # (prompts, n, 1 + k)
+        design = self.design(sentences.flatten(0, 1))
+        varies = [0, *(design.std(0) > _MIN_CONTENT).nonzero()[:, 0].tolist()]  # column 0 is the constant 1
+        self.text, design = self.text[varies], design[:, varies].double().unflatten(0, sentences.shape[:2])
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
         pairs = zip(targets.unbind(1), present.unbind(1), strict=True)

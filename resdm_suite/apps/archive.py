@@ -77,10 +77,11 @@ def archive(config: Config, out: Path | None = None, *, for_reading: bool = Fals
     if not made:
         raise RecordError(f"{config.figures}: no results; {again} first")
     faults = {path: fault for path in made if (fault := outdated(config, path.stem))}
-    for section in SECTIONS:  # a result that this profile's run does not make may be a tracked one, of another machine
-        for path in [path for path in faults if path.stem in section.outputs and not section.needed(config)]:
-            warnings.warn(f"{path}: {faults.pop(path)}; left out", stacklevel=2)
-            del made[path]
+    # A result that this profile's run does not make may be a tracked one, of another machine.
+    optional = {name for section in SECTIONS if not section.needed(config) for name in section.outputs}
+    for path in [path for path in faults if path.stem in optional]:
+        warnings.warn(f"{path}: {faults.pop(path)}; left out", stacklevel=2)
+        del made[path]
     if faults:
         raise RecordError("\n".join([*(f"{path}: {fault}" for path, fault in faults.items()), f"{again} again"]))
     paths = [path for files in made.values() for path in files]
