@@ -115,6 +115,13 @@ def test_content_is_recovered_from_features_and_left_out_where_training_prompts_
     torch.testing.assert_close(path(mri[:, None], new @ mixing + 5), before, atol=1e-3, rtol=1e-3)
 
 
+def test_too_few_training_people_are_refused(cohort):
+    mri, pet, present, sentences, chances, _ = cohort
+    few = slice(8, 11)
+    with pytest.raises(ValueError, match=r"linear_path needs more than 3 training people, or set it to false"):
+        fit(mri[few], pet[few], present[few], sentences[:, few], chances, list("abc"))
+
+
 def test_a_stored_path_gives_the_same_values(cohort, fitted):
     mri, _, _, sentences, *_ = cohort
     again = LinearPath(SHAPE, 6)

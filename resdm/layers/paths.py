@@ -18,6 +18,7 @@ from resdm.batch import TRACERS, Batch, Prior
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0)  # candidates, in units of the mean eigenvalue of the MRI's Gram matrix
 _MIN_STD = 0.01  # below this standard deviation of intensities a voxel's MRI counts as constant
+_MIN_RESIDUAL = 1e-3  # part of an error that must remain in the fit's residual; else there is no fit without the person
 _MIN_CONTENT = 0.1  # the same for the content of training prompts, in standard deviations of random prompts
 
 
@@ -161,6 +162,8 @@ class LinearPath(nn.Module):
             dual = axes / (power.clamp(min=0) + level) @ axes.T  # (n, n)
             # Of a linear smoother with residuals S·y, the residuals of a fit without a person are S[p, p]⁻¹ (S·y)[p].
             smoother = level * (dual - dual @ d[0] @ solve)
+            if smoother.diagonal().min() < _MIN_RESIDUAL:
+                continue
             residuals, errors = smoother @ y, torch.empty_like(y)
             for group in groups:
                 rows = torch.isin(has, group.to(has)).nonzero()[:, 0]
@@ -169,6 +172,8 @@ class LinearPath(nn.Module):
             if (error := float(errors.square().mean())) < best[0]:
                 best = (error, dual @ aim, errors)
         _, dual, errors = best
+        if dual is None:
+            raise ValueError(f"network.linear_path needs more than {len(groups)} training people, or set it to false")
         mapped = rest @ (rest[has].T @ dual)  # (n, V); replaced for the sessions of the fit
         mapped[has] = aim - errors
         kernel = of_mri @ rest[has].T @ dual  # the map of the part of the MRI that the sentence predicts
