@@ -374,7 +374,7 @@ def _stated(settings: dict[str, Any], *bases: type) -> type:
 def _methods(tree: Any) -> dict[str, MethodConfig]:
     """Settings of each method, by the class that its ``kind`` names."""
     if not isinstance(tree, dict) or not tree:
-        raise ConfigError(" is empty; expected a mapping of names to methods")
+        raise ConfigError(" must be a mapping of names to methods, or, with extends, a list of names")
     methods: dict[str, MethodConfig] = {}
     for name, settings in tree.items():
         check_name(name, "")
@@ -609,7 +609,8 @@ def read_config(path: Path, *, trust_code: bool = True) -> Config:
 def _read_tree(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings of a file, over those of the profile that it ``extends``.
 
-    A key of a section (``cohort.tracers``, ``methods.ResDM``) replaces that of the other profile as a whole.
+    A key of a section (``cohort.tracers``, ``methods.ResDM``) replaces that of the other profile as a whole. A list of
+    names as ``methods`` chooses among the other profile's.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -627,6 +628,12 @@ def _read_tree(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: extends: {name!r} extends this profile itself")
     whole = _read_tree(beside if beside.is_file() else _find(name), (path, *extending))
     whole.pop("profile", None)
+    if isinstance(chosen := tree.get("methods"), list):
+        known = whole.pop("methods", {})
+        for method in map(str, chosen):
+            if method not in known:
+                raise ConfigError(f"{path}: methods: {name!r} states no {method!r}{suggest(method, known)}")
+        tree["methods"] = {method: known[method] for method in chosen}
     both = {
         key: whole[key] | value
         for key, value in tree.items()

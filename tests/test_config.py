@@ -126,6 +126,7 @@ def test_a_profile_extends_another(write):
     assert (config.training.epochs, config.training.batch_size, config.cohort.phantom.people) == (7, 2, 12)
     assert config.methods == {"A": ResidualDiffusionConfig(), "B": RegressionConfig()}  # replaced as a whole
     assert load_config(write(to_dict(config))) == config  # as a model folder stores it
+    assert load_config(write({"extends": "middle", "methods": ["B"]})).methods == {"B": RegressionConfig()}
 
 
 @pytest.mark.parametrize(("extends", "message"), [
@@ -137,6 +138,12 @@ def test_a_profile_that_cannot_be_extended(write, extends, message):
     with pytest.raises(ConfigError) as error:
         load_config(write({"extends": extends}))
     assert message in str(error.value)
+
+
+def test_a_method_that_the_extended_profile_does_not_state(write):
+    write(nested("methods", {"A": RESDM}), "base.yaml")
+    with pytest.raises(ConfigError, match=r"mine.yaml: methods: 'base' states no 'a' \(did you mean 'A'\?\)"):
+        load_config(write({"extends": "base", "methods": ["a"]}))
 
 
 @pytest.mark.parametrize(("base", "source", "kind"), [
@@ -201,7 +208,7 @@ def test_a_new_profile_differs_in_its_cohort_alone(tmp_path, monkeypatch, base, 
     ("evaluation.sex.epochs", 0, "evaluation.sex.epochs is 0; expected at least 1"),
     ("evaluation.age.pool", 17, "evaluation.age.pool is 17; expected 8 voxels per axis or more"),
     ("evaluation.status.shift_voxels", -1, "evaluation.status.shift_voxels is -1; expected at least 0"),
-    ("methods", {}, "methods is empty"),
+    ("methods", {}, "methods must be a mapping of names"),
     ("methods.A.kind", ["ddpm"], "methods.A.kind is ['ddpm'] (did you mean 'ddpm'?); expected one of"),
     ("methods.A.kind", "../x:Net", "methods.A.kind is '../x:Net', which cannot be imported"),
     ("conditions", ["no_age", "no_age"], "conditions: one of them stands twice"),
