@@ -645,6 +645,7 @@ def _read_tree(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
 _NEW = """\
 # The settings in which this study differs from the profile {base}; all others are taken from it.
 extends: {base}
+# methods: [ResDM, regression, linear]  # to train some of its methods alone
 cohort:
   kind: {kind}
   source: {source}

@@ -169,12 +169,7 @@ def tissue_contrast(scan: Scan, mni_to_t1: np.ndarray) -> dict[str, float]:
         that deep white matter shows, relative to the SD of 12 to 24 mm. Tissue means are least squares on the MNI152
         tissue maps. The field is a quadratic, fitted in turn.
     """
-    grid = _CONTRAST_GRID
-    inside = ndimage.binary_erosion(mni_map("brain", grid), iterations=2)
-    gm, wm = (mni_map(name, grid)[inside] for name in ("gm", "wm"))
-    tissues = np.column_stack([gm, wm, np.clip(1 - gm - wm, 0, 1)])
-    x, y, z = ((grid.mm() - np.reshape(CENTRE_MM, (3, 1, 1, 1))) / 80).reshape(3, -1)
-    terms = np.column_stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
+    grid, (inside, deep, tissues, terms) = _CONTRAST_GRID, _contrast_maps()
     image, here = resample(scan, grid.affine, grid.shape, mni_to_t1), terms[inside.ravel()]
     values, field = image[inside], np.zeros(terms.shape[1])
     for _ in range(4):
@@ -188,11 +183,24 @@ def tissue_contrast(scan: Scan, mni_to_t1: np.ndarray) -> dict[str, float]:
     flat = Scan(image / np.exp(log_bias), grid.affine)
     blurred = [flat.data, *(smooth(flat, fwhm).data for fwhm in (6, 12, 24))]
     fine, coarse = blurred[0] - blurred[1], (blurred[2] - blurred[3])[inside].std()
-    noise = fine[ndimage.binary_erosion(mni_map("wm", grid) > 0.9) & inside].var()
+    noise = fine[deep].var()
     detail = np.sqrt(max(fine[inside].var() - noise, 0)) / max(coarse, 1e-9)
     depth = (white - grey) / (white - fluid) if white > max(fluid, 0) else -1.0
     ratio = fluid / white if white > 0 else np.inf
     return {"fluid": float(ratio), "depth": float(depth), "detail": float(detail)}
+
+
+@cache
+def _contrast_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Inner brain and deep white matter (X, Y, Z), tissues of the inner brain (n, 3), the field's terms (X·Y·Z, 10)."""
+    grid = _CONTRAST_GRID
+    inside = ndimage.binary_erosion(mni_map("brain", grid), iterations=2)
+    deep = ndimage.binary_erosion(mni_map("wm", grid) > 0.9) & inside
+    gm, wm = (mni_map(name, grid)[inside] for name in ("gm", "wm"))
+    tissues = np.column_stack([gm, wm, np.clip(1 - gm - wm, 0, 1)])
+    x, y, z = ((grid.mm() - np.reshape(CENTRE_MM, (3, 1, 1, 1))) / 80).reshape(3, -1)
+    terms = np.column_stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
+    return inside, deep, tissues, terms
 
 
 @contextmanager
