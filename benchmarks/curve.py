@@ -43,6 +43,7 @@ from resdm_suite.reporting.tables import TRACER_NAMES, Table, pivot, with_interv
 METHODS = ("ResDM", "regression", "linear")
 REFERENCE = "linear"
 METRICS = {"psnr": "PSNR in the brain (dB)", "auc": "AUC of status (%)"}
+SHORT = {"psnr": "PSNR", "auc": "AUC"}
 LINES = {"template": "mean PET of all training people", "ceiling": "ceiling"}
 
 
@@ -213,19 +214,20 @@ def _with_ends(name: str, low: str, high: str, value: np.ndarray, drawn: np.ndar
     return {name: value.mean(), **dict(zip((low, high), percentile_interval((drawn * shares.T).sum(0)), strict=True))}
 
 
-def in_words(table: pd.DataFrame) -> list[str]:
-    """From which size on each network is above the linear model, by mean and by interval."""
-    lines = []
-    for (tracer, metric, name), part in table[table["gain"].notna()].groupby(
-        ["tracer", "metric", "method"], sort=False
-    ):
-        part, found = part.sort_values("size"), {}
-        for kind, above in (("on average", part["gain"] > 0), ("with an interval above 0", part["gain_low"] > 0)):
-            from_here_on = part.loc[above[::-1].cummin()[::-1], "size"]
-            found[kind] = f"from {from_here_on.iloc[0]} people on" if len(from_here_on) else "not at the largest size"
-        texts = "; ".join(f"{kind} {text}" for kind, text in found.items())
-        lines.append(f"{name} above {REFERENCE}, {TRACER_NAMES[tracer]}, {METRICS[metric]}: {texts}.")
-    return lines
+def fewest_people(table: pd.DataFrame) -> pd.DataFrame:
+    """From which size on each network is above the linear model: tracer, metric, method, average, interval.
+
+    ``average``: by its mean; ``interval``: with an interval above 0. Sizes as text; ``none``: not even at the largest.
+    """
+    rows = []
+    gains = table[table["gain"].notna()].sort_values("size", kind="stable")
+    for key, part in gains.groupby(["tracer", "metric", "method"], sort=False):
+        row = dict(zip(("tracer", "metric", "method"), key, strict=True))
+        for kind, bound in (("average", "gain"), ("interval", "gain_low")):
+            from_here_on = part.loc[(part[bound] > 0)[::-1].cummin()[::-1], "size"]
+            row[kind] = str(from_here_on.iloc[0]) if len(from_here_on) else "none"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 # ── output ────────────────────────────────────────────────────────────────────────────────────────
@@ -233,7 +235,10 @@ def in_words(table: pd.DataFrame) -> list[str]:
 
 def page(source: Config, table: pd.DataFrame, machine: str, steps: tuple[int, int]) -> Table:
     """The results; ``steps`` are the fewest and the most of a training."""
-    blocks, parts = [], table[table["size"] > 0]
+    parts, fewest = table[table["size"] > 0], fewest_people(table).replace({"metric": SHORT})
+    cells = {"{}: on average": "average", "{}: interval above 0": "interval"}
+    title = f"Fewest training people from which a network is better than {REFERENCE}"
+    blocks = [pivot(fewest, "method", ["tracer", "metric"], cells, title=title)]
     for metric, title in METRICS.items():
         shown = parts[parts["metric"] == metric].assign(
             people=lambda frame: frame["size"].astype(str) + " people",
@@ -245,10 +250,12 @@ def page(source: Config, table: pd.DataFrame, machine: str, steps: tuple[int, in
         columns = ["tracer", "people"]
         blocks.append(pivot(shown, "method", columns, {"{}": "text"}, title=title))
         blocks.append(pivot(networks, "method", columns, {"{}": "over"}, title=f"Gain: {title}", names=names))
-    lines = table[table["size"] == 0]
+    lines = table[table["size"] == 0].groupby(["method", "metric"], sort=False)["value"]
+    values = {key: " / ".join(f"{value:.1f}" for value in part) for key, part in lines}
     known = [
-        f"{LINES[name]}: {', '.join(f'{TRACER_NAMES[row.tracer]} {row.value:.1f}' for row in part.itertuples())}"
-        for (metric, name), part in lines.groupby(["metric", "method"], sort=False)
+        f"{text} {values[name, 'psnr']} dB, {values[name, 'auc']} %"
+        for name, text in LINES.items()
+        if (name, "psnr") in values
     ]
     trainings = parts["trainings"].max()
     notes = (
@@ -260,8 +267,7 @@ def page(source: Config, table: pd.DataFrame, machine: str, steps: tuple[int, in
         "Status: "
         + ("planted" if source.cohort.kind == "phantom" else "by the cut-off")
         + "; its score is the cortical summary SUVR of the synthetic PET.",
-        f"Without training people of a part: {'; '.join(known)} (PSNR, then AUC).",
-        *in_words(table),
+        f"For comparison, {' / '.join(TRACER_NAMES.values())}, PSNR and AUC: {'; '.join(known)}.",
     )
     return Table("curve", "How many training people does it take?", source.notice, table, tuple(blocks), notes)
 
@@ -325,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_jobs(Path(__file__).resolve(), jobs, options.at_once)
     done = [stored_json(derived(source, *pair).model("ResDM") / "timing.json")["steps"] for pair in pairs]
     result = report(source, collect(source, sizes, options.seeds), options.out, (min(done), max(done)))
-    print("\n".join(in_words(result.frame)))
+    print(fewest_people(result.frame).to_string(index=False))
     return 0
 
 

@@ -146,11 +146,9 @@ def test_values_gains_and_where_the_network_overtakes():
         assert table.loc[("tau", "auc", size, "ResDM"), "value"] == pytest.approx(np.mean(areas))
     assert table.xs("regression", level="method")["gain"].abs().max() == 0
     assert table.xs("linear", level="method")["gain"].isna().all()
-    words = [line for line in curve.in_words(table.reset_index()) if "PSNR" in line and "ResDM" in line]
-    assert len(words) == 2
-    assert all("on average from 50 people on; with an interval above 0 from 100 people on." in line for line in words)
-    (never,) = {line.split(": ")[-1] for line in curve.in_words(table.reset_index()) if line.startswith("regression")}
-    assert never == "on average not at the largest size; with an interval above 0 not at the largest size."
+    fewest = curve.fewest_people(table.reset_index()).set_index(["metric", "method"])
+    assert fewest.loc[("psnr", "ResDM"), ["average", "interval"]].to_numpy().tolist() == [["50", "100"]] * 2
+    assert set(fewest.xs("regression", level="method")[["average", "interval"]].to_numpy().ravel()) == {"none"}
 
 
 def test_a_score_without_a_label_counts_for_the_psnr_alone():
