@@ -65,7 +65,7 @@ def learn(fields: Iterable[str], prior: Prior) -> Known:
     """What is known of the further ``fields`` from training sessions.
 
     Of a number, the range from the 2nd to the 98th percentile and a quarter of it on either side, with three
-    significant digits: no bound is the value of a person.
+    significant digits: no bound is taken from one person.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def learn(fields: Iterable[str], prior: Prior) -> Known:
     known: dict[str, list[Any]] = {}
     for name in further(fields):
         values = [value for value in prior.values(name) if value is not None]
-        fault = f"prior.fields: {name!r} of the training people"
+        fault = f"fields: {name!r} of the training people"
         remedy = "leave the field out, or complete the column in the source's tables and run `resdm manifest` again"
         if any(isinstance(value, str) for value in values):
             counts = Counter(map(str, values))
@@ -91,6 +91,8 @@ def learn(fields: Iterable[str], prior: Prior) -> Known:
         if step := int(all(value == round(value) for value in values)):
             low, high = math.floor(low), math.ceil(high)
         known[name] = [float(f"{low:.3g}"), float(f"{high:.3g}"), step]
+        if known[name][0] == known[name][1]:
+            raise ValueError(f"{fault} has values that are equal in three significant digits; {remedy}")
     return known
 
 
@@ -131,7 +133,7 @@ def check_attributes(values: Mapping[str, Any], known: Known, where: str) -> dic
         if name not in known:
             raise ValueError(
                 f"{where}: the model knows no attribute {name!r}; beside age and sex it knows "
-                f"{', '.join(known) or 'none'}: leave it out, or train a model with {name} in prior.fields"
+                f"{', '.join(known) or 'none'}: leave it out, or train a model with {name} in its fields"
             )
         entry = known[name]
         if not is_number(entry):

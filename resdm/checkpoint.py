@@ -134,7 +134,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_
         raise CheckpointError(f"not a model that this version of resdm can use: {error}") from error
     # The file holds every weight, so pretrained weights of the text tower need not be downloaded.
     prior = getattr(settings, "prior", None)
-    blank = replace(settings, prior=replace(prior, weights="none")) if prior is not None else settings
+    blank = replace(settings, prior=replace(prior, weights="none")) if hasattr(prior, "weights") else settings
     try:
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and discarded
             method = build_method(blank, tuple(meta["shape"]))
@@ -212,7 +212,7 @@ def differences(one: Any, other: Any, at: str = "") -> list[tuple[str, Any, Any]
     return [] if plain[0] == plain[1] else [(at, *plain)]
 
 
-def describe(different: list[tuple[str, Any, Any]], one: str, other: str, most: int = 8) -> str:
+def describe(different: list[tuple[str, Any, Any]], one: str, other: str) -> str:
     """`differences` as lines for an error message."""
-    lines = [f"  {key}: {a} {one}, {b} {other}" for key, a, b in different[:most]]
-    return "\n".join(lines + ([f"  … and {len(different) - most} more"] if len(different) > most else []))
+    lines = [f"  {key}: {a} {one}, {b} {other}" for key, a, b in different]
+    return "\n".join(lines[:8] + ([f"  … and {len(lines) - 8} more"] if len(lines) > 8 else []))

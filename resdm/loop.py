@@ -220,6 +220,8 @@ class Loop:
         A process whose people lack a tracer may have no loss for that tracer's model.
         """
         waiting = {key for key in gather(self.fabric, yielded) if key is not None}
+        if unknown := waiting - self.optimisers.keys():
+            raise ValueError(f"losses yields {min(unknown)!r}; expected an optimiser: {', '.join(self.optimisers)}")
         return next((key for key in self.optimisers if key in waiting), None)
 
     def _average_gradients(self, optimiser: torch.optim.Optimizer, has_loss: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,11 @@ class Method(nn.Module):
         return getattr(getattr(self, "prior", None), "known", {})
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Take the shapes of stored tensors, by name, before they are loaded; for closed forms."""
+        """Give parts that have a `resize` the shapes of stored tensors, by name, before they are loaded."""
+        for name, part in list(self.named_modules()):  # a list: a part may replace its modules
+            if not isinstance(part, Method) and hasattr(part, "resize"):
+                at = f"{name}."
+                part.resize({key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)})
 
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Work without gradients before a training starts or continues.
@@ -123,6 +128,17 @@ class Method(nn.Module):
         config = self.config
         rate, decay = config.learning_rate, config.weight_decay
         return {"model": torch.optim.AdamW(weights, lr=rate, betas=config.betas, weight_decay=decay, fused=True)}
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """A data set session by session, as often as it is read; one session at a time is in memory."""
+
+    data: Dataset
+    collate: Callable[[list[Any]], Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.collate([self.data[i]]) for i in range(len(self.data)))
 
 
 def build_method(config: MethodConfig, shape: tuple[int, int, int]) -> Method:

@@ -56,14 +56,14 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))
         for block in tower.transformer.resblocks:
             features, states = early(states), block(states, attn_mask=tower.attn_mask)  # of the last block's input
-        output = readout(tower.ln_final(states) @ tower.text_projection)  # (batch, 77, 4)
+        output = readout(tower.ln_final(states) @ tower.text_projection)  # (batch, 77, 4 + k)
         used = torch.arange(output.shape[1], device=device) >= ends[:, None]  # (batch, 77)
         error = (torch.stack([output, features]) - target[:, None])[:, used]
         optimiser.zero_grad()
         error.square().mean().backward()
         optimiser.step()
         schedule.step()
-        if step >= 0.75 * size.lessons:
+        if step >= min(0.75 * size.lessons, size.lessons - 1):
             has_age = target[:, 1] > 0
             ages.append(target[has_age, 0])
             recovered.append(output[torch.arange(batch, device=device), ends][has_age, 0].detach())

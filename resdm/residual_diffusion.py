@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -46,6 +46,7 @@ class ResidualDiffusionConfig(MethodConfig):
         low, high = self.eta_range
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(0 < low < high <= 1, "eta_range", self.eta_range, "0 < low < high ≤ 1")
+        require(self.eta_power > 0, "eta_power", self.eta_power, "more than 0")
         require(self.kappa > 0, "kappa", self.kappa, "more than 0")
         chosen = self.sampling_steps is None or 1 <= self.sampling_steps <= self.steps
         require(chosen, "sampling_steps", self.sampling_steps, f"1 to {self.steps}")
@@ -78,12 +79,6 @@ class PriorGuided(Method):
             self.linear.fit_text(self.features(drawn), content)
             self.prior.clear_cache()  # of the random prompts
             self.linear.fit_sessions(sessions, self.features, self.config.prior.dropout, (*PROMPT_FIELDS, *more))
-
-    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Give the linear path and the vocabulary the shapes of stored ones."""
-        for name, part in (("prior.", self.prior), ("linear.", self.linear)):
-            if hasattr(part, "resize"):
-                part.resize({key.removeprefix(name): shape for key, shape in shapes.items()})
 
     def features(self, prior: Prior) -> Tensor:
         """Sentence features (B, width) of each person, for the linear path."""

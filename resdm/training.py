@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -39,7 +40,7 @@ from resdm.checkpoint import (
 from resdm.cpu_runtime import computes_bf16, on_this_machine, peak_memory, set_up
 from resdm.io import write_json, write_rows
 from resdm.loop import Loop, gather
-from resdm.method import Method
+from resdm.method import Method, Sessions
 from resdm.settings import MethodConfig, TrainingConfig, derive_seed, to_dict
 from resdm.timing import forecaster
 
@@ -107,17 +108,6 @@ def fingerprint(
     }
 
 
-@dataclass(frozen=True)
-class _Sessions:
-    """A data set session by session, as often as it is read; one session at a time is in memory."""
-
-    data: Dataset
-    collate: Callable[[list[Any]], Batch]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self.collate([self.data[i]]) for i in range(len(self.data)))
-
-
 @dataclass
 class _Job:
     """The arguments of `train`, resolved."""
@@ -172,8 +162,8 @@ def train(
     collate : callable
         List of sessions → `Batch`.
     folder : path
-        The model folder: gets ``model.safetensors`` (the best averaged weights), ``history.csv`` (one row per epoch, no
-        clock times) and ``timing.json``. During training it holds ``state.pt``.
+        The model folder: gets ``model.safetensors`` (the best averaged weights), ``history.csv`` (one row per epoch, or
+        per candidate of a closed form; no clock times) and ``timing.json``. During training it holds ``state.pt``.
     name : str
         The method's name in messages and in the stored metadata.
     source : mapping, optional
@@ -217,7 +207,9 @@ def train(
     else:
         if run.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        fabric = Fabric(accelerator=run.accelerator, devices=run.devices, precision=job.precision)
+        automatic = "cuda" if CUDAAccelerator.is_available() else "cpu"  # not MPS, which has no float64
+        accelerator = automatic if run.accelerator == "auto" else run.accelerator
+        fabric = Fabric(accelerator=accelerator, devices=run.devices, precision=job.precision)
         fabric.launch(_train, job)
     return job.folder
 
@@ -280,7 +272,7 @@ def _train(fabric: Fabric, job: _Job) -> None:
     """The training of one process."""
     _set_up_device(fabric, job)
     stored = load_state(job.state_file, job.stored["fingerprint"]) if job.state_file.is_file() else None
-    loop = Loop(fabric, job.method, job.run, job.seed, job.cache, _Sessions(job.train_set, job.collate))
+    loop = Loop(fabric, job.method, job.run, job.seed, job.cache, Sessions(job.train_set, job.collate))
     if stored is not None:
         try:
             loop.restore(stored)
@@ -426,7 +418,7 @@ def _diverged(job: _Job, fault: str) -> TrainingDiverged:
 
 def _set_up_device(fabric: Fabric, job: _Job) -> None:
     set_up(job.run)
-    if fabric.device.type == "cpu" and job.precision == "bf16-mixed" and not computes_bf16():
+    if fabric.device.type == "cpu" and job.precision != "32-true" and not computes_bf16():
         warnings.warn(
             f"{job.name}: this CPU emulates bfloat16, about a hundred times slower; stop the training and set "
             "training.precision: 32-true",

@@ -16,7 +16,7 @@ from torch import Tensor
 from resdm.io import atomic
 
 KEY = "resdm-sha256"
-"""Name of the entry: digest, space, JSON. One entry: the order of several is not fixed. Older files have ``resdm``."""
+"""Name of the entry: digest, space, JSON. One entry: the order of several is not fixed."""
 
 
 class CheckpointError(ValueError):
@@ -39,13 +39,12 @@ def read_weights(path: str | Path, what: str, again: str) -> tuple[dict[str, Any
     """
     try:
         with safe_open(path, "pt") as file:
-            entry = file.metadata()
-            digest, _, text = entry[KEY].partition(" ") if KEY in entry else ("", "", entry["resdm"])
+            digest, _, text = file.metadata()[KEY].partition(" ")
             values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         meta = dict(json.loads(text))
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not {what} of resdm ({error}); delete it and {again}") from error
-    if digest and digest != _digest(text, values):
+    if digest != _digest(text, values):
         raise CheckpointError(f"{path}: damaged, its bytes are not those that were written; delete it and {again}")
     return meta, values
 

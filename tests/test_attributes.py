@@ -99,7 +99,9 @@ def test_ranges_and_categories_come_from_training_people():
     assert kept.fields == ("age", "sex", "site")
     assert kept.age[0] is None
     assert kept.values("site")[-1] is None  # a category of four sessions is not known
-    for values, message in (((None,) * n, "no value"), ((3.0,) * n, "one value only"), (("x",) * n, "fewer than two")):
+    near = (2010.0, 2011.0) * (n // 2) + (2010.0,) * (n % 2)
+    faults = {(None,) * n: "no value", (3.0,) * n: "one value", ("x",) * n: "fewer than two", near: "three significant"}
+    for values, message in faults.items():
         with pytest.raises(ValueError, match=message):
             attributes.learn(("dose",), Prior((70.0,) * n, ("F",) * n, more={"dose": values}))
 

@@ -118,8 +118,21 @@ def test_content_is_recovered_from_features_and_left_out_where_training_prompts_
 def test_too_few_training_people_are_refused(cohort):
     mri, pet, present, sentences, chances, _ = cohort
     few = slice(8, 11)
-    with pytest.raises(ValueError, match=r"linear_path needs more than 3 training people, or set it to false"):
+    with pytest.raises(
+        ValueError, match=r"^more than 3 training people with a PET are needed, or network\.linear_path"
+    ):
         fit(mri[few], pet[few], present[few], sentences[:, few], chances, list("abc"))
+
+
+def test_a_tracer_that_nobody_has_is_0(cohort):
+    mri, pet, present, sentences, chances, people = cohort
+    present[:, 1], pet[:, 1] = False, 0
+    fitted = fit(mri, pet, present, sentences, chances, people)
+    for rows in (None, torch.arange(N)):
+        estimate = fitted(mri[:, None], sentences[0], rows)
+        assert estimate[:, 1].abs().max() == 0
+        assert (estimate[:, 0] - pet[:, 0]).square().mean() < 0.5 * pet[:, 0].var(0).mean()
+        assert fitted.maps(mri[:, None], estimate).isfinite().all()
 
 
 def test_a_stored_path_gives_the_same_values(cohort, fitted):

@@ -181,6 +181,12 @@ def test_pretraining_lets_ages_be_recovered():
     assert correlation > 0.9, "a linear map of the sentence's last state recovers ages outside its fit"
 
 
+@pytest.mark.parametrize("lessons", [1, 2, 3])
+def test_few_steps_of_pretraining_end_as_many_do(lessons):
+    size = TowerConfig(width=16, heads=2, layers=2, embed_dim=16, lessons=lessons)
+    assert -1 <= pretrain_text_tower(PriorModule(PriorConfig(weights="none", tower=size)), seed=0) <= 1
+
+
 def test_pretrained_towers_are_cached_bit_for_bit(tmp_path, monkeypatch):
     """The cache serves the same first weights; another seed, number of steps or weights trains again."""
 

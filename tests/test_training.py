@@ -366,6 +366,13 @@ def test_impossible_batches_are_refused(tmp_path, n, settings, message):
         run(make_config(tmp_path, **settings), n=n)
 
 
+def test_a_loss_of_no_optimiser_is_named(tmp_path):
+    method = build(config := make_config(tmp_path), "Plain")
+    method.losses = lambda batch, generator: iter([("generator", method.prompt_weights.sum())])
+    with pytest.raises(ValueError, match="losses yields 'generator'; expected an optimiser: model"):
+        run(config, method=method)
+
+
 # ── budget, precision, processes ──────────────────────────────────────────────────────────────────
 
 

@@ -6,7 +6,7 @@ A method that does not beat `Linear` has not used the MRI better than a regressi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from resdm import attributes
 from resdm.batch import PROMPT_FIELDS, TRACERS, Batch, Prior
 from resdm.layers.paths import gram_spectrum
-from resdm.method import Method
+from resdm.method import Method, Sessions
 from resdm.settings import SEXES, MethodConfig, Precision, further, require
 
 
@@ -52,7 +52,7 @@ Collate = Callable[[list[Any]], Batch]
 
 
 @dataclass(frozen=True)
-class _Sessions:
+class _Scanned:
     """Sessions that have a tracer: MRI and PET (n, V) in the fitted voxels, and their design (n, 1 + fields)."""
 
     mri: Tensor
@@ -111,7 +111,7 @@ class Demographics(Method):
     def fit(self, train: Dataset, validation: Dataset | None, collate: Collate) -> list[dict[str, Any]]:
         """Fit both tracers; returns one row per setting tried."""
         priors, tracers = [], set()
-        for batch in _batches(train, collate):
+        for batch in Sessions(train, collate):
             self.voxels |= torch.cat([batch.mri, batch.pet], 1)[0].ne(0).any(0)
             priors.append(batch.prior)
             tracers |= {tracer for tracer, has in zip(TRACERS, batch.present[0], strict=True) if has}
@@ -128,7 +128,7 @@ class Demographics(Method):
             for row in self._fit(tracer, *(self._stack(people, collate, channel) for people in (train, validation)))
         ]
 
-    def _fit(self, tracer: str, train: _Sessions, validation: _Sessions | None) -> list[dict[str, Any]]:
+    def _fit(self, tracer: str, train: _Scanned, validation: _Scanned | None) -> list[dict[str, Any]]:
         model = self.maps[tracer]
         model.pet = _least_squares(train.design, train.pet)
         score = math.nan
@@ -136,14 +136,14 @@ class Demographics(Method):
             score = _psnr((validation.pet - validation.design @ model.pet).square().mean(1))
         return [{"fit": "age and sex", "validation": score}]
 
-    def _stack(self, people: Dataset | None, collate: Collate, channel: int) -> _Sessions | None:
+    def _stack(self, people: Dataset | None, collate: Collate, channel: int) -> _Scanned | None:
         """The sessions that have a tracer; None where there is none."""
         rows = []
-        for batch in _batches(people, collate):
+        for batch in () if people is None else Sessions(people, collate):
             if batch.present[0, channel]:
                 mri, pet = (image[self.voxels].float() for image in (batch.mri[0, 0], batch.pet[0, channel]))
                 rows.append((mri, pet, self._design(batch.prior)[0]))
-        return _Sessions(*map(torch.stack, zip(*rows, strict=True))) if rows else None
+        return _Scanned(*map(torch.stack, zip(*rows, strict=True))) if rows else None
 
     def _values(self, prior: Prior) -> Tensor:
         """Age in years, sex as 0 or 1, and further fields (B, columns), NaN where unknown."""
@@ -187,11 +187,16 @@ class Linear(Demographics):
 
     config: LinearConfig
 
-    def _fit(self, tracer: str, train: _Sessions, validation: _Sessions | None) -> list[dict[str, Any]]:
+    def _fit(self, tracer: str, train: _Scanned, validation: _Scanned | None) -> list[dict[str, Any]]:
         if validation is None:
             raise ValueError(
                 f"linear: no validation session has {tracer} PET, so components and penalty cannot be chosen; raise "
                 "cohort.split.validation, or leave the method out of the profile"
+            )
+        if len(train.pet) <= (rank := int(torch.linalg.matrix_rank(train.design))):
+            raise ValueError(
+                f"linear: {len(train.pet)} training sessions have {tracer} PET, expected more than {rank}; leave the "
+                "method out of the profile"
             )
         super()._fit(tracer, train, validation)
         model, config = self.maps[tracer], self.config
@@ -228,12 +233,6 @@ class Linear(Demographics):
         else:
             model.reads, model.writes = reads.T @ mri, writes.T @ pet
         return rows
-
-
-def _batches(people: Dataset | None, collate: Collate) -> Iterator[Batch]:
-    """Session by session, so that one whole grid at most is in memory."""
-    for i in range(0 if people is None else len(people)):
-        yield collate([people[i]])
 
 
 def _least_squares(design: Tensor, values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,11 +51,6 @@ class SeparateDiffusion(PerTracer):
         sessions = list(train)
         for model in self.models.values():
             model.prepare(seed, folder, sessions)
-
-    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """As ResDM, each model."""
-        for tracer, model in self.models.items():
-            model.resize({name.removeprefix(f"models.{tracer}."): shape for name, shape in shapes.items()})
 
     def tracer_losses(
         self, model: ResidualDiffusion, batch: Batch, channel: int, generator: torch.Generator

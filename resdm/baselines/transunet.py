@@ -27,7 +27,7 @@ class TransUNetConfig(AdversarialConfig):
     """TransUNet (Chen et al. 2021) trained as Pix2Pix, one model per tracer."""
 
     kind: str = "transunet"
-    width: int = 32  # a multiple of 4
+    width: int = 32
     units: tuple[int, int, int] = (3, 4, 9)  # residual units at 1/4, 1/8 and 1/16
     dim: int = 512
     layers: int = 8

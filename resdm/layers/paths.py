@@ -36,12 +36,12 @@ class GlobalPath(nn.Module):
 
     CELLS = (8, 8, 8)
 
-    def __init__(self, time_dim: int, hidden: int = 64) -> None:
+    def __init__(self, time_dim: int) -> None:
         super().__init__()
         cells = math.prod(self.CELLS)
         self.register_buffer("mean", torch.zeros(cells))
         self.register_buffer("spread", torch.ones(cells))
-        self.layers = nn.Sequential(nn.Linear(cells, hidden), nn.SiLU(), nn.Linear(hidden, time_dim))
+        self.layers = nn.Sequential(nn.Linear(cells, 64), nn.SiLU(), nn.Linear(64, time_dim))
         nn.init.normal_(self.layers[-1].weight, std=1e-3)
         nn.init.zeros_(self.layers[-1].bias)
 
@@ -150,6 +150,9 @@ class LinearPath(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One tracer's map: of the sentence, reads and writes of the MRI, M·R without the person, error SD."""
         has = present.nonzero()[:, 0]
+        if not len(has):  # nobody has this tracer: its estimate is 0
+            none, zeros = images[:0], images.new_zeros(images.shape[1])
+            return zeros.expand(design.shape[2], -1), none, none, torch.zeros_like(images), zeros
         d, x, y = design[:, has], images[has], target[has]
         # Normal equations over all prompts of all sessions: an image has prompts with and without fields.
         solve = torch.linalg.pinv((weight * d).flatten(0, 1).T @ d.flatten(0, 1)) @ (weight * d).sum(0).T
@@ -173,7 +176,8 @@ class LinearPath(nn.Module):
                 best = (error, dual @ aim, errors)
         _, dual, errors = best
         if dual is None:
-            raise ValueError(f"network.linear_path needs more than {len(groups)} training people, or set it to false")
+            people = sum(bool(torch.isin(has, group.to(has)).any()) for group in groups)
+            raise ValueError(f"more than {people} training people with a PET are needed, or network.linear_path: false")
         mapped = rest @ (rest[has].T @ dual)  # (n, V); replaced for the sessions of the fit
         mapped[has] = aim - errors
         kernel = of_mri @ rest[has].T @ dual  # the map of the part of the MRI that the sentence predicts
