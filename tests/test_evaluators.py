@@ -29,6 +29,7 @@ from resdm_suite.evaluation.downstream import (
     evaluate_status,
     fit_evaluators,
     labelled,
+    status_of_test_people,
 )
 from resdm_suite.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
 from resdm_suite.evaluation.image_quality import read_index
@@ -435,6 +436,7 @@ def test_a_tracer_that_these_people_do_not_define_is_left_out(tmp_path, capsys, 
         assert set(pd.read_csv(protocol(config, progress=False))["tracer"]) == {"amyloid"}
         assert message in capsys.readouterr().out
     assert set(read_readings(config, "status")["target"]) == {"label"}, "real people have a label only"
+    assert set(status_of_test_people(config)["tracer"]) == ({"amyloid"} if "present_tau" in columns else {*TRACERS})
     folds = read_readings(config, "status_folds").set_index("tracer")
     assert folds["held_out_auc"].isna().groupby("tracer").sum().to_dict() == {"amyloid": 0, "tau": 1}
     write_csv(path, pd.read_csv(path).assign(amyloid_status=0, sex="M"))

@@ -196,5 +196,6 @@ def test_the_typical_session_has_the_median_psnr():
     assert typical_session(table) == ("c", "1")  # of 20, 22, 24, 26, 29
     without_tau = table[~((table["person"] == "c") & (table["tracer"] == "tau"))]
     assert typical_session(without_tau) == ("d", "1")  # lower middle of 20, 22, 26, 29
-    with pytest.raises(ValueError, match="both tracers"):
-        typical_session(table[table["tracer"] == "tau"])
+    assert typical_session(table[table["tracer"] == "tau"]) == ("c", "1")  # a cohort of one tracer
+    with pytest.raises(ValueError, match="no session of 'Base' is scored in region 'brain'"):
+        typical_session(table, "Base")

@@ -15,6 +15,7 @@ from tiny_methods import PlainConfig, build
 
 from resdm_suite.apps.model_card import write_card
 from resdm_suite.apps.model_folder import save_profile_model
+from resdm_suite.evaluation import subgroups
 from resdm_suite.evaluation.image_quality import score_method
 from resdm_suite.evaluation.subgroups import compare_groups, groups_of_test_people, worst_groups
 from resdm_suite.profiles import MIN_GROUP_SIZE
@@ -81,6 +82,13 @@ def test_small_groups_are_left_out():
     labelled = values.assign(label=0, score_0=values["value"])
     labelled.loc[:MIN_GROUP_SIZE, "label"] = 1
     assert list(compare_groups(labelled, groups, seed=0)) == [], "an AUC needs enough people of both classes"
+
+
+def test_a_birth_cohort_has_no_thirds_of_age(tmp_path, monkeypatch):
+    config, index = make_cohort(tmp_path, {}, people=12)
+    of_one_age = index.assign(age=70.0)
+    monkeypatch.setattr(subgroups, "read_index", lambda _, split: of_one_age[of_one_age["split"] == split])
+    assert "age" not in set(groups_of_test_people(config)["axis"])
 
 
 def test_groups_of_a_cohort(tmp_path):

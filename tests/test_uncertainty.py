@@ -22,6 +22,7 @@ from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import Model
 from resdm_suite.apps.synthesis import sample_method
+from resdm_suite.evaluation import uncertainty
 from resdm_suite.evaluation.statistics import interval
 from resdm_suite.evaluation.uncertainty import (
     LEVELS,
@@ -349,6 +350,15 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
     assert set(table.frame["measure"]) >= {"coverage_90", "width_90", "nll_gain", "rho", "aurc", "q95", "a"}
     for individual in (True, False):
         figure(found, individual).canvas.draw()
+
+
+def test_a_tracer_that_nobody_has_is_left_out(config, monkeypatch):
+    monkeypatch.setattr(uncertainty, "read_index", lambda _: pd.DataFrame({"present_amyloid": [1], "present_tau": [0]}))
+    for name in ("read_samples", "read_regional"):
+        monkeypatch.setattr(uncertainty, name, lambda config, method, tracer, split: tracer)
+    parts = uncertainty.Uncertainty.__dataclass_fields__
+    monkeypatch.setattr(uncertainty, "compare_predictors", lambda *_, **__: {name: pd.DataFrame([1]) for name in parts})
+    assert set(uncertainty.evaluate_samples(config, "ResDM").people["tracer"]) == {"amyloid"}
 
 
 def test_a_profile_needs_two_samples(tmp_path):

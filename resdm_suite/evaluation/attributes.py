@@ -82,6 +82,8 @@ def compare_sessions(own: pd.DataFrame, other: pd.DataFrame | None, *, seed: int
         parts = [frame[frame["tracer"] == tracer] for frame in (own, other) if frame is not None]
         if any(part[SESSION].to_numpy().tolist() != parts[0][SESSION].to_numpy().tolist() for part in parts):
             raise ValueError(f"{tracer}: the two were not scored on the same sessions; synthesise and score both again")
+        if parts[0].empty:
+            continue
         weights, draws = person_draws(parts[0]["person"], seed=seed)
         for name, unit in QUANTITIES.items():
             values, drawn = ([quantity(part, name, one) for part in parts] for one in (weights, draws))

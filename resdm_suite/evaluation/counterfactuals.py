@@ -27,18 +27,17 @@ def present_conditions(config: Config, method: str) -> list[str]:
 def prompted_suvr(config: Config, method: str, conditions: Iterable[str]) -> pd.DataFrame:
     """Regional SUVR of every synthetic PET under ``factual`` and other prompts, where there is a real PET too.
 
-    Columns are condition, person, session, tracer, sex (the person's), age, region, suvr; without the tracer's
+    Columns are condition, person, session, tracer, sex (the person's), region, suvr; without the tracer's
     reference region, which is 1 by construction in real PET.
     """
     grid, index = Grid.of(config.preprocess.grid), read_index(config)
-    people = index.set_index(["person", "session"])[["age", "sex"]]
+    sex = index.set_index(["person", "session"])["sex"]
     rows = []
     for condition in dict.fromkeys(["factual", *conditions]):
         for person, session, tracer, real, synthetic in volume_pairs(config, method, index, condition):
             means = regional_means(to_suvr(read_volume(synthetic, grid), sidecar_range(real)), grid, tracer)
-            age, sex = people.loc[(person, session)]
             head = {"condition": condition, "person": person, "session": session, "tracer": tracer}
-            head |= {"sex": sex, "age": float(age)}
+            head |= {"sex": sex[person, session]}
             rows += [head | {"region": r, "suvr": mean} for r, mean in means.items() if r != REFERENCE[tracer]]
     return pd.DataFrame(rows)
 

@@ -176,8 +176,8 @@ def _check_cases(cases: pd.DataFrame, methods: list[str], where: str, trained_on
     test = cases[cases["split"] == "test"]
     if test.empty:
         raise EvaluationError(f"{where}: nobody to evaluate; expected rows with a PET and split test or nothing")
-    if (twice := test.duplicated([*_KEYS, "tracer"])).any():
-        row = test[twice].iloc[0]
+    if (twice := cases.duplicated([*_KEYS, "tracer"])).any():
+        row = cases[twice].iloc[0]
         raise EvaluationError(
             f"{where}, row {row['line']}: {row['person']} {row['session']} stands twice; keep one row"
         )

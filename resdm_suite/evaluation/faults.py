@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage, stats
 
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm_suite.evaluation.statistics import over_people
 from resdm_suite.evaluation.suvr import to_suvr
 
 Volumes = Sequence[np.ndarray]
@@ -94,7 +95,7 @@ def _flipped(real: Volumes, synthetic: Volumes, people: Sequence[str], grid: Gri
     brain = mni_map("brain", grid)
     both = brain & brain[::-1]
     pairs = [[(one - one[::-1])[both] for one in pair] for pair in zip(real, synthetic, strict=True)]
-    values = np.array([_correlation(*pair) for pair in pairs])
+    values = over_people(np.array([_correlation(*pair) for pair in pairs]), np.array(people)).to_numpy()
     if _above_zero(-values) and np.mean(values < 0) > 0.8:
         yield {
             "fault": "left and right exchanged",
@@ -109,7 +110,8 @@ def _shifted(real: Volumes, synthetic: Volumes, people: Sequence[str], grid: Gri
 
     def fits(step: tuple[int, ...]) -> np.ndarray:
         moved = (np.roll(one, step, axis=(0, 1, 2)) for one in synthetic)
-        return np.array([_correlation(one[inner], other[inner]) for one, other in zip(real, moved, strict=True)])
+        values = np.array([_correlation(one[inner], other[inner]) for one, other in zip(real, moved, strict=True)])
+        return over_people(values, np.array(people)).to_numpy()
 
     unmoved = fits((0, 0, 0))
     gains = {step: fits(step) - unmoved for step in steps}

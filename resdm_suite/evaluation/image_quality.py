@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from skimage.metrics import structural_similarity
 
-from resdm.io import remove, write_csv
+from resdm.io import write_csv
 from resdm.settings import SEXES, TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.cohorts.leakage import check_leakage, check_tested
@@ -194,8 +194,6 @@ def score_method(config: Config, method: str, index: pd.DataFrame | None = None,
 
 def record_predictions(config: Config, folder: Path, method: str, stage: str) -> None:
     """The record of a folder of predictions: all files in it, made of the volumes by a model."""
-    for outdated in folder.rglob("*_space-MNI152_*"):
-        remove(outdated)  # names of an earlier version
     name = f"Synthetic PET of profile {config.profile} by {method}" + f" ({config.notice})" * bool(config.notice)
     write_description(folder, name, stage, {"volumes": config.volumes})
     made = [path for path in folder.rglob("*") if not path.name.startswith(".")]

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from resdm.settings import TRACERS
 from resdm_suite.evaluation.image_quality import LOWER_IS_BETTER, METRICS
 
 REPEATS = 10_000
@@ -278,13 +277,19 @@ def beats(
 def typical_session(scores: pd.DataFrame, method: str = "ResDM", *, region: str = "brain") -> tuple[str, str]:
     """Person and session that figures show: the one of median PSNR, so that nobody chooses it.
 
-    PSNR is averaged over the two tracers, of sessions scored on both. Of an even number the lower middle one is taken,
-    of equal ones the first by identifier.
+    PSNR is averaged over the tracers, of sessions scored on most of them (both, if any is). Of an even number the lower
+    middle one is taken, of equal ones the first by identifier.
     """
     chosen = scores[(scores["method"] == method) & (scores["region"] == region)]
     sessions = chosen.groupby(["person", "session"])
-    psnr = sessions["psnr"].mean()[sessions["tracer"].nunique() == len(TRACERS)]
-    if psnr.empty:
-        raise ValueError(f"no session of {method!r} is scored on both tracers in region {region!r}")
+    if chosen.empty:
+        raise ValueError(f"no session of {method!r} is scored in region {region!r}")
+    count = sessions["tracer"].nunique()
+    psnr = sessions["psnr"].mean()[count == count.max()]
     person, session = psnr.sort_index().sort_values(kind="stable").index[(len(psnr) - 1) // 2]
     return person, session
+
+
+def over_people(values: np.ndarray, person: np.ndarray) -> pd.Series:
+    """Mean over the sessions (N,) of each person."""
+    return pd.Series(values).groupby(person, sort=False).mean()

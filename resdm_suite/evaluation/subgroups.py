@@ -1,6 +1,6 @@
 """Whether a method serves some groups of the test people worse than others.
 
-Groups are by sex, age (thirds of the training people), diagnosis and amyloid tracer, in phantoms also by the resolution
+Groups are by sex, age (thirds of the training people), diagnosis and radiotracer, in phantoms also by the resolution
 of the simulated scanner. Groups of fewer than `MIN_GROUP_SIZE` people are left out, for an AUC also those with fewer
 positives or negatives. A person belongs to the group of the first session.
 
@@ -32,7 +32,8 @@ def groups_of_test_people(config: Config) -> pd.DataFrame:
     train, test = (read_index(config, split).drop_duplicates("person") for split in ("train", "test"))
     low, high = train["age"].quantile([1 / 3, 2 / 3]).round(1)
     names = [f"below {low:g}", f"{low:g} to {high:g}", f"above {high:g}"]
-    age = pd.cut(test["age"], [-np.inf, low, high, np.inf], labels=names)
+    bins = [-np.inf, low, high, np.inf]
+    age = pd.cut(test["age"], bins, labels=names) if low < high else pd.Series(np.nan, test.index)  # a birth cohort
     rows = []
     for tracer in TRACERS:
         axes = {"sex": (test["sex"], SEXES), "age": (age, names), "diagnosis": (test["diagnosis"], ("CN", "MCI", "AD"))}

@@ -31,7 +31,7 @@ from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map
 from resdm_suite.evaluation.classification import reliability
 from resdm_suite.evaluation.image_quality import read_index
-from resdm_suite.evaluation.statistics import REPEATS, interval, percentile_interval
+from resdm_suite.evaluation.statistics import REPEATS, interval, over_people, percentile_interval
 from resdm_suite.evaluation.stored import Numbers, read_table, read_volume
 from resdm_suite.evaluation.suvr import sidecar_range, to_suvr
 from resdm_suite.paths import std_path, synthetic_path
@@ -300,7 +300,8 @@ def evaluate_samples(config: Config, method: str) -> Uncertainty:
     """Calibrate the stored samples of a method on validation people and evaluate them on test people."""
     grid = Grid.of(config.preprocess.grid)
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in Uncertainty.__dataclass_fields__}
-    for tracer in TRACERS:
+    index = read_index(config)
+    for tracer in (t for t in TRACERS if (index[f"present_{t}"] == 1).any()):
         for unit, read in (("voxel", read_samples), ("regions", read_regional)):
             splits = (read(config, method, tracer, split) for split in ("validation", "test"))
             results = compare_predictors(*splits, seed=config.seed, grid=grid if unit == "voxel" else None)
@@ -356,8 +357,3 @@ def _coverage_rows(test: Samples, sigma: np.ndarray, fit: Calibration, person: n
             row = {"unit": name, "nominal": level, "coverage": share.mean(), "low": low, "high": high}
             rows.append(row | {"width": float(2 * q * sigma[:, which].mean()), "n": len(share)})
     return pd.DataFrame(rows)
-
-
-def over_people(values: np.ndarray, person: np.ndarray) -> pd.Series:
-    """Mean over the sessions (N,) of each person."""
-    return pd.Series(values).groupby(person, sort=False).mean()

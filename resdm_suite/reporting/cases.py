@@ -95,7 +95,7 @@ def _case(
     """The mean over the people of some sessions, each person's sessions averaged first."""
     grid, suvr_range = Grid.of(config.preprocess.grid), config.preprocess.pet_range[tracer]
     count = rows["person"].nunique()
-    weights = (1 / rows.groupby("person")["session"].transform("size") / count).to_numpy()
+    weights = person_weights(rows["person"]) / count
     scored = scores.merge(rows[["person", "session"]]).query("tracer == @tracer and region == 'brain'")
     synthetic, quality = {}, {}
     for method in methods:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from resdm.settings import TRACERS
 from resdm_suite.profiles import Config
+from resdm_suite.reporting.claims import CONTRADICTED, FAILED, HELD
 from resdm_suite.reporting.provenance import read_result
 from resdm_suite.reporting.tables import PAPER_METHODS, REFERENCE_METHOD, TRACER_NAMES, p_value, with_interval
 
@@ -151,11 +152,9 @@ def _age(config: Config) -> Answer:
 def _claims(config: Config) -> Answer:
     frame = read_result(config, "claims")
     counts = frame.loc[~frame["kind"].isin(["setting", "control"]), "status"].value_counts()
-    tested = [f"{counts.get(status, 0)} {status}" for status in ("held", "did not hold")]
-    names = {"contradicts itself": "in which the paper contradicts itself"}
-    rest = [
-        f"{n} {names.get(status, status)}" for status, n in counts.items() if status not in ("held", "did not hold")
-    ]
+    tested = [f"{counts.get(status, 0)} {status}" for status in (HELD, FAILED)]
+    names = {CONTRADICTED: "in which the paper contradicts itself"}
+    rest = [f"{n} {names.get(status, status)}" for status, n in counts.items() if status not in (HELD, FAILED)]
     text = f"Of those that this cohort can test, {' and '.join(tested)}. The others: {', '.join(rest) or 'none'}."
     return Answer("Which claims of the paper hold here?", text, "10_claims", "Every claim")
 

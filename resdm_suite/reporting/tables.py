@@ -69,13 +69,13 @@ def comparison(test: Comparison, prefix: str = "") -> dict[str, float]:
 # ── stored scores ─────────────────────────────────────────────────────────────────────────────────
 
 
-def seeds_of(config: Config, method: str, condition: str = "factual") -> list[str]:
+def seeds_of(config: Config, method: str) -> list[str]:
     """The trainings of a method that have stored scores: ``X``, ``X@seed1`` and so on."""
     names = [name for name in config.methods if name.partition("@")[0] == method]
-    return [name for name in names if (config.predictions(name, condition) / "scores.csv").is_file()]
+    return [name for name in names if (config.predictions(name) / "scores.csv").is_file()]
 
 
-def read_trainings(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:
+def read_trainings(config: Config, methods: Iterable[str]) -> pd.DataFrame:
     """The stored scores of every training of some methods, one row per session, tracer and region.
 
     Raises
@@ -86,7 +86,7 @@ def read_trainings(config: Config, methods: Iterable[str], condition: str = "fac
     methods = list(methods)
     if not methods:
         raise ValueError(f"{config.work / 'predictions'}: no method has scores.csv; synthesise and score one first")
-    scores = read_scores(config, [t for m in methods for t in seeds_of(config, m, condition) or [m]], condition)
+    scores = read_scores(config, [t for m in methods for t in seeds_of(config, m) or [m]])
     for tracer, part in scores.groupby("tracer"):
         people = {name: set(rows["person"]) for name, rows in part.groupby("method", sort=False)}
         reference = REFERENCE_METHOD if REFERENCE_METHOD in people else next(iter(people))
@@ -109,11 +109,11 @@ def person_values(scores: pd.DataFrame) -> pd.DataFrame:
     return people.assign(row=people["method"].str.partition("@")[0])
 
 
-def present_methods(config: Config, condition: str = "factual") -> list[str]:
+def present_methods(config: Config) -> list[str]:
     """Rows of Table 2 that have stored scores: the paper's methods in its order, the profile's others, the controls."""
     others = [m for m in config.methods if "@" not in m and m not in {*PAPER_METHODS, *CONTROLS, *VARIANTS}]
     names = (*PAPER_METHODS, *others, *CONTROLS)
-    return [m for m in names if (config.predictions(m, condition) / "scores.csv").is_file()]
+    return [m for m in names if (config.predictions(m) / "scores.csv").is_file()]
 
 
 def known_inputs(config: Config, method: str) -> str:
@@ -136,12 +136,12 @@ COSTS = {
 scale and decimals in print."""
 
 
-def costs(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:
+def costs(config: Config, methods: Iterable[str]) -> pd.DataFrame:
     """Measured costs of each method's first training: column ``method``, then those of `COSTS`; NaN if not measured."""
     rows = []
     for method in methods:
         row: dict[str, Any] = {"method": method}
-        folders = {"model": config.model(method), "predictions": config.predictions(method, condition)}
+        folders = {"model": config.model(method), "predictions": config.predictions(method)}
         for name, (place, key, scale, *_) in COSTS.items():
             path = folders[place] / "timing.json"
             measured = read_json(path) if path.is_file() else {}
