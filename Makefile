@@ -8,7 +8,7 @@ BIN     := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.csv claims.csv uncertainty.csv \
            figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png walkthrough.png evaluation.csv \
-           input_check.csv longitudinal.csv
+           input_check.csv longitudinal.csv atn.csv subgroups.csv attributes.csv qc.png
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
 
 .PHONY: help env reproduce cost figures bench ablation steps curve stress docs test lint format unlock clean
@@ -77,5 +77,5 @@ format: env      ## format the code
 unlock: env      ## remove the lock of a killed run
 	$(SNAKEMAKE) --unlock
 
-clean:           ## delete the work folder of PROFILE (figures stay)
-	rm -rf work/$(PROFILE)
+clean:           ## delete the work folder of PROFILE, with data downloaded there (figures stay)
+	rm -rf work/$(or $(strip $(PROFILE)),$(error PROFILE is empty))

@@ -38,15 +38,15 @@ def sidecar_path(image: str | Path) -> Path:
     return Path(stem(image) + ".json")
 
 
-def image_path(folder: str | Path, prefix: str, desc: str, tracer: str = "", *, space: str = SPACE) -> Path:
-    """Path of a derived T1 or, with a tracer's BIDS label, PET in a data set.
+def image_path(folder: str | Path, prefix: str, desc: str, tracer: str = "") -> Path:
+    """Path in a data set of a T1 or, with a tracer's BIDS label, of a PET on a grid over `SPACE`.
 
-    >>> image_path("out", "sub-1_ses-2_run-3", "synth", "18FAV45", space="T1w").as_posix()
-    'out/sub-1/ses-2/pet/sub-1_ses-2_trc-18FAV45_run-3_space-T1w_desc-synth_pet.nii.gz'
+    >>> image_path("out", "sub-1_ses-2_run-3", "synth", "18FAV45").as_posix()
+    'out/sub-1/ses-2/pet/sub-1_ses-2_trc-18FAV45_run-3_space-MNI152NLin2009aSym_desc-synth_pet.nii.gz'
     """
     who, run, number = prefix.partition("_run-")
     kind, end = ("pet", f"_trc-{tracer}") if tracer else ("anat", "")
-    name = f"{who}{end}{run}{number}_space-{space}_desc-{desc}_{'pet' if tracer else 'T1w'}.nii.gz"
+    name = f"{who}{end}{run}{number}_space-{SPACE}_desc-{desc}_{'pet' if tracer else 'T1w'}.nii.gz"
     return session_folder(folder, prefix) / kind / name
 
 
@@ -90,14 +90,12 @@ pictures and records of the suite, which are no BIDS files, are listed in .bidsi
 """
 
 
-def bids_fields(
-    units: str, masked: bool, tracer: str = "", *, sources: Iterable[str] = (), reference: str = REFERENCE
-) -> dict[str, Any]:
+def bids_fields(units: str, masked: bool, tracer: str = "", *, sources: Iterable[str] = ()) -> dict[str, Any]:
     """Entries of the sidecar of an image that BIDS-Derivatives define; ``tracer`` is the BIDS label of a PET's.
 
-    ``sources`` and ``reference`` (the image whose space it is) are URIs, see `bids_uri`.
+    ``sources`` are URIs, see `bids_uri`.
     """
-    fields = {"SpatialReference": reference, "SkullStripped": masked, "Units": units, "Sources": [*sources]}
+    fields = {"SpatialReference": REFERENCE, "SkullStripped": masked, "Units": units, "Sources": [*sources]}
     isotope = re.match("([0-9]+)([A-Z])", tracer)
     named = {"TracerName": tracer, "TracerRadionuclide": f"{isotope[2]}{isotope[1]}" if isotope else "n/a"}
     return {key: value for key, value in fields.items() if value != []} | (named if tracer else {})

@@ -705,7 +705,7 @@ def write_profile(name: str, base: str, source: Source, data: Path | None = None
 
 def _find(source: str | Path) -> Path:
     text, here = str(source), Path.cwd()
-    name = text if text.endswith((".yaml", ".yml")) else f"configs/{text}.yaml"
+    name = text if text.endswith(".yaml") else f"configs/{text}.yaml"
     folders = [here, *here.parents, PACKAGED.parent]
     for folder in folders:
         if (folder / name).is_file():
@@ -771,6 +771,11 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str]]:
             f"methods.{name}.network.linear_path is fitted on images as they are stored; set training.shift_voxels: 0 "
             "and flip: false",
         )
+        network = getattr(method, "network", None)
+        for key in (key for key in ("cross_heads", "attention_heads") if hasattr(network, key)):
+            channels, heads = network.width * network.multipliers[-1], getattr(network, key)
+            fault = f"methods.{name}.network.{key} is {heads}; expected a divisor of {channels}, the coarsest channels"
+            yield heads > 0 and channels % heads == 0, fault
         for field_name in further(fields_of(method)):
             check_field(field_name, f"methods.{name}: fields")
         base, mark, _ = name.partition("@")

@@ -10,6 +10,7 @@ The name begins with a dot, so BIDS tools pass it over.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -135,9 +136,9 @@ def checked(path: str | Path, *, deep: bool = False) -> Path:
     return Path(path)
 
 
-def check_folder(folder: str | Path, *, name: str = NAME, deep: bool = False) -> None:
+def check_folder(folder: str | Path) -> None:
     """Raise `RecordError` or `FileNotFoundError` for the first file of a folder's record that changed or is missing."""
-    for fault in _faults(Path(os.path.abspath(folder)) / name, deep=deep):
+    for fault in _faults(Path(os.path.abspath(folder)) / NAME, deep=False):
         raise fault
 
 
@@ -251,7 +252,9 @@ def _lock(work: Path, name: str) -> AbstractContextManager:
         except Timeout:
             print(f"{name}: another process is at work on it in {work}; waiting until it ends", file=sys.stderr)
             return lock.acquire()
-        except NotImplementedError:  # a file system without locks
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+                raise
             return nullcontext()
 
 

@@ -406,9 +406,12 @@ def test_manifest_prints_who_is_left_out_and_why(profile, tmp_path, capsys):
     config = load_config(profile)
     assert out.endswith(f"{config.manifest}\n")
     assert (config.work / "left_out.csv").read_text().count("\n") == 4
-    (tmp_path / "a_0.nii").unlink()
+    (tmp_path / "a_1.nii").unlink()
+    table.write_text(table.read_text().replace("18FAV45,10", "18FAV45,900", 1))
+    before = {path: path.read_bytes() for path in config.work.glob("*.*")}
     assert cli.main(["manifest", "csv", str(profile), "--root", str(table)]) == 2
-    assert "a_0.nii" in capsys.readouterr().err
+    assert "a_1.nii" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in config.work.glob("*.*")}  # tables of the manifest that stays
 
 
 @pytest.mark.parametrize(("words", "work"), [(["report"], "report"), (["manifest", "bids"], "manifest")])
@@ -424,3 +427,12 @@ def test_report_and_manifest_wait_for_another_process(profile, monkeypatch, word
 def test_only_openneuro_is_downloaded(profile, capsys):
     assert cli.main(["manifest", "bids", str(profile), "--download"]) == 2
     assert "--download fetches openneuro's data only; the source is bids" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["openneuro", "--url", "https://x"], "--url is where --download fetches from"),
+    (["csv", "--tables", "t"], "--tables are those of adni and bids; the source is csv"),
+], ids=["url", "tables"])  # fmt: skip
+def test_an_option_that_would_be_ignored_is_refused(profile, capsys, words, message):
+    assert cli.main(["manifest", words[0], str(profile), *words[1:]]) == 2
+    assert message in capsys.readouterr().err

@@ -104,6 +104,17 @@ def test_stages_add_up(config, monkeypatch):
     assert lines[-1] == f"about {about(total)} on this CPU; tables and figures come in addition"
 
 
+def test_networks_of_other_widths_are_timed_apart(config, monkeypatch):
+    timed, narrow = [], config.methods["Pix2Pix"]
+    monkeypatch.setattr(cost, "method_seconds", lambda config, name: timed.append(name) or (1.0, 1.0))
+    monkeypatch.setattr(cost, "_evaluator_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(cost, "_scan_stages", lambda *_: iter(()))
+    monkeypatch.setattr(cost, "seconds_of", lambda work: 0.0)
+    methods = {"A": narrow, "B": dataclasses.replace(narrow, width=64), "C": dataclasses.replace(narrow, seed=3)}
+    list(stages(dataclasses.replace(config, methods=methods), cores=1))
+    assert timed == ["A", "B"]
+
+
 @pytest.mark.parametrize("profile", ["released", "phantom_attributes"])
 def test_a_profile_of_another_purpose_counts_neither_evaluators_nor_samples(profile, tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "method_seconds", lambda *_: (1.0, 1.0))

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("pydicom")
 pytest.importorskip("pypet2bids")
 from dicom_files import PERSON, write_pet, write_t1
+from pydicom import dcmread
 
 from resdm_suite.apps.cli import main
 from resdm_suite.cohorts.readers.bids import build_manifest
@@ -102,6 +103,16 @@ def test_a_second_call_converts_nothing_again(archive, monkeypatch):
     assert convert_people(archive[0] / "scans", archive[0] / "bids", progress=False) == archive[2]
 
 
+def test_scans_that_move_a_session_are_not_mixed_with_older_ones(tmp_path):
+    write_t1(tmp_path / "in" / "a" / "new", T1)
+    convert_people(tmp_path / "in", tmp_path / "out", progress=False)
+    write_t1(tmp_path / "in" / "a" / "old", T1[::-1], day="20190310", number=4)
+    with pytest.raises(
+        DicomError, match=r"ses-1_T1w\.nii\.gz is of another series, since scans were added or removed; "
+    ):
+        convert_people(tmp_path / "in", tmp_path / "out", progress=False)
+
+
 def test_without_a_time_of_injection_none_is_claimed(tmp_path):
     write_pet(tmp_path / "in" / "a", PET[..., :1], injected="")
     convert_people(tmp_path / "in", tmp_path / "out", progress=False)
@@ -123,6 +134,13 @@ def test_a_folder_of_one_t1(tmp_path):
         convert_t1w(tmp_path / "sub-07" / "other", tmp_path / "raw")
 
 
+def without_position(folder, _):
+    """A series of which one image, not the first, states no position."""
+    header = dcmread(folder / "IM0030")
+    del header.ImagePositionPatient
+    header.save_as(folder / "IM0030")
+
+
 @pytest.mark.parametrize(("write", "message"), [
     (lambda folder: (write_t1(folder / "a", T1), write_pet(folder / "b", PET[..., :1])),
      r"2 series, expected one: MR 3 'MPRAGE_SAG' \(62 images\); PT 7 'PET Brain AC' \(12 images\)"),
@@ -130,6 +148,7 @@ def test_a_folder_of_one_t1(tmp_path):
     (lambda folder: write_pet(folder, PET[..., :1]), r"PT 7 'PET Brain AC' is no MRI"),
     (lambda folder: write_t1(folder, T1, left_out=(30, 31)), r"MR 3 'MPRAGE_SAG': slices are missing after position"),
     (lambda folder: write_t1(folder, T1[:, :, :1]), "1 images of one position"),
+    (lambda folder: without_position(folder, write_t1(folder, T1)), "an image without position or orientation"),
     (lambda folder: (write_t1(folder / "a", T1), write_t1(folder / "b", T1, PatientID="S1")), "more than one Patient"),
     (lambda folder: folder.mkdir(), "no DICOM image"),
 ])  # fmt: skip

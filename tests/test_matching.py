@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resdm_suite.cohorts.manifest import EMPTY
-from resdm_suite.cohorts.matching import match_scans, select_sessions
+from resdm_suite.cohorts.manifest import EMPTY, ManifestError
+from resdm_suite.cohorts.matching import assemble_manifest, match_scans, select_sessions
 from resdm_suite.profiles import CohortConfig, Config, MatchConfig
 
 MATCH = MatchConfig(window_days=180)
@@ -146,6 +146,11 @@ def test_against_brute_force(tie):
         assert {session: pair for session, pair in got.items() if pair != ("", "")} == expected
         several += len(expected) > 1
     assert several > 50
+
+
+def test_a_source_without_any_scan_is_refused_by_name():
+    with pytest.raises(ManifestError, match=r"^here: no session can be used: of 0 found.* tables of the source$"):
+        assemble_manifest([], [], Config(profile="t"), "here", [], "day")
 
 
 def test_a_reader_may_state_why_a_visit_has_no_pet():

@@ -137,6 +137,8 @@ def test_models_that_are_not_for_a_page(tmp_path, folder, capsys):
     plain = save_profile_model(tmp_path / "Plain", build(config, "Plain"), config, "Plain")
     with pytest.raises(CheckpointError, match=r"Plain is no residual diffusion \(tiny_plain\)"):
         OneStep(Model.load(plain, "cpu"))
+    assert cli.main(["page", str(plain), "--out", str(tmp_path / "page")]) == cli.BAD_INPUT
+    assert "Plain is no residual diffusion (tiny_plain)" in capsys.readouterr().err  # before anything is downloaded
     real = model_of(tmp_path, kind="other")
     assert cli.main(["page", str(real), "--out", str(tmp_path / "page")]) == cli.BAD_INPUT
     assert "it is not known whether it memorised its training people" in capsys.readouterr().err

@@ -350,6 +350,18 @@ def test_a_static_scan_outside_the_window_is_flagged(tmp_path, duration, injecti
     assert measure_flags({f"amyloid_{names[key]}": v for key, v in frames.items() if key in names}) == flags
 
 
+@pytest.mark.parametrize(("sidecar", "injection"), [
+    ({"FrameDuration": [300] * 29, "FrameTimesStart": [300 * i for i in range(29)], "InjectionStart": None}, 0),
+    ({"FrameDuration": [300000] * 4, "FrameTimesStart": [0, 300000, 600000, 900000], "InjectionStart": -3e6}, -3000),
+    (LATE | {"InjectionStart": -3000}, -3000),
+], ids=["null", "milliseconds", "seconds"])  # fmt: skip
+def test_the_sidecar_states_the_time_of_the_averaged_frames_in_seconds(tmp_path, sidecar, injection):
+    scan = read_pet(tmp_path, random_frames(len(sidecar["FrameDuration"])), sidecar)
+    entries, span = volumes._acquisition(tmp_path / "sub-1_pet.nii.gz", scan), scan.frames["minutes_after_injection"]
+    assert (entries["InjectionStart"], entries["FrameTimesStart"]) == (injection, [injection + 60 * span[0]])
+    assert entries["FrameDuration"] == [60 * (span[1] - span[0])]
+
+
 def random_frames(number):
     return np.random.default_rng(0).uniform(1, 9, (9, 9, 9, number)).astype(np.float32)
 

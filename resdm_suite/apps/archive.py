@@ -100,7 +100,8 @@ def archive(config: Config, out: Path | None = None, *, for_reading: bool = Fals
     out = out or config.work / f"{config.profile}_{'reading' if for_reading else 'ro-crate'}.zip"
     with atomic(out) as temporary, zipfile.ZipFile(temporary, "w") as crate:
         for name, content in ({METADATA: metadata.encode()} | contents).items():
-            crate.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)  # no time: same results, same bytes
+            # without a time: the same results give the same bytes, on one day
+            crate.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
         for name, path in stored.items():
             packed = zipfile.ZIP_STORED if path.suffix in (".gz", ".npz") else zipfile.ZIP_DEFLATED
             crate.writestr(zipfile.ZipInfo(name), path.read_bytes(), packed)

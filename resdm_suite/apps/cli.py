@@ -232,7 +232,11 @@ def _manifest(
 ) -> Path:
     if download and source != "openneuro":
         raise ConfigError(f"--download fetches openneuro's data only; the source is {source}")
+    if fetch["url"] and not download:
+        raise ConfigError("--url is where --download fetches from; give both")
     if tables is not None:
+        if source not in ("adni", "bids"):
+            raise ConfigError(f"--tables are those of adni and bids; the source is {source}")
         config = replace(config, cohort=replace(config.cohort, tables=str(tables.absolute())))
     from resdm_suite.cohorts.assembly import find_sessions, make_manifest
 
@@ -320,14 +324,11 @@ def _synthesise(t1w: Path | None, manifest: Path | None, quiet: bool, as_json: b
     prompt = {"age": options.pop("age"), "sex": options.pop("sex"), "attributes": _stated(options.pop("attribute"))}
     if manifest is not None and any(value not in (None, {}) for value in prompt.values()):
         raise ConfigError("--age, --sex and --attribute are of one MRI; with --manifest they are columns of the table")
+    from torch import device
+
+    from resdm.cpu_runtime import peak_memory
     from resdm_suite.apps.model_folder import load_card
-    from resdm_suite.apps.single_scan import (
-        ScanError,
-        input_check_text,
-        peak_memory_bytes,
-        synthesise_scan,
-        synthesise_scans,
-    )
+    from resdm_suite.apps.single_scan import ScanError, input_check_text, synthesise_scan, synthesise_scans
 
     start = time.perf_counter()
     options["progress"] = not (quiet or as_json)
@@ -342,7 +343,8 @@ def _synthesise(t1w: Path | None, manifest: Path | None, quiet: bool, as_json: b
         found = input_check_text(files["record"])
         results = {"files": {name: str(path) for name, path in files.items()}, "input_check": found}
         lines = [*filter(None, [found]), *(f"{name}: {path}" for name, path in files.items())]
-    notice, memory, seconds = load_card(options["model"]).notice, peak_memory_bytes(), time.perf_counter() - start
+    notice, memory = load_card(options["model"]).notice, peak_memory(device("cpu"))
+    seconds = time.perf_counter() - start
     if as_json:
         record = {"notice": notice, **results, "seconds": round(seconds, 1), "peak_memory_bytes": memory}
         print(json.dumps(record, indent=2, ensure_ascii=False))

@@ -4,6 +4,7 @@ Networks are timed on random volumes of the profile's grid. Grids above `MOST_VO
 and scaled by the number of voxels. Finished work costs nothing. Tables, figures and the order of jobs are not included.
 """
 
+import json
 import math
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from resdm.batch import Batch, Prior
 from resdm.cpu_runtime import set_up
 from resdm.method import build_method
-from resdm.settings import imported_method
+from resdm.settings import imported_method, to_dict
 from resdm.timing import about
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
@@ -104,7 +105,8 @@ def stages(config: Config, cores: int) -> Iterator[Stage]:
         jobs += 1 + untrained
         if imported_method(settings.kind, name).closed_form:  # fitted in about a second
             continue
-        key = settings.kind, settings.batch_size, getattr(settings, "network", None)
+        without = ("seed", "learning_rate", "lambda_high", "prior")  # of no effect on the time
+        key = json.dumps({name: value for name, value in to_dict(settings).items() if name not in without})
         timed[key] = step, volume = timed.get(key) or method_seconds(small, name)
         each, units = scale * step, training_steps(config, name, sessions["train"])
         each, units = (run.seconds, 1) if run.budget == "equal_time" else (each, units)

@@ -1,7 +1,8 @@
 """``resdm figures``: the figures of a run in another format, for a paper, by their notebooks and from stored results.
 
-Notebooks run with ``RESDM_FIGURES`` set (`resdm_suite.profiles.REDRAWN`), so they fit and synthesise nothing, and their
-tables and figures go to a temporary folder: ``figures/`` stays as it is.
+Notebooks run with ``RESDM_FIGURES`` set (`resdm_suite.profiles.REDRAWN`), so they take stored results (the walk through
+the method alone computes its few steps), and their tables and figures go to a temporary folder: ``figures/`` stays as
+it is.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from resdm.io import write_text
+from resdm.io import atomic, write_text
 from resdm.settings import TRACERS, ConfigError, suggest
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.profiles import PACKAGED, Config
 from resdm_suite.records import RecordError
-
-FORMATS = ("pdf", "svg", "png")
 
 _SYNTHESISES = ("18_",)  # stores nothing from which it could be drawn
 
@@ -66,20 +65,20 @@ def redraw(
         A notebook that failed, with its error.
     """
     known, out = drawn_by(config), out or config.work / "paper"
+    if not known:
+        raise ConfigError(f"{config.figures}: no figures; run `make reproduce PROFILE={config.profile}` first")
     if unknown := [name for name in figure if name not in known]:
         name = unknown[0]
         raise ConfigError(f"{config.figures}: no figure {name!r}{suggest(name, known)}; there are: {', '.join(known)}")
-    if not known:
-        raise ConfigError(f"{config.figures}: no figures; run `make reproduce PROFILE={config.profile}` first")
     names = list(figure) or list(known)
     people = _people(config)
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"RESDM_FIGURES": folder, "RESDM_FIGURE_FORMAT": f"{form}{' bare' * bare}"}
         for notebook in dict.fromkeys(known[name] for name in names):
             _run(notebook, config, environment)
-        out.mkdir(parents=True, exist_ok=True)
         for name in names:
-            (out / f"{name}.{form}").write_bytes((Path(folder) / f"{name}.{form}").read_bytes())
+            with atomic(out / f"{name}.{form}") as to:
+                to.write_bytes((Path(folder) / f"{name}.{form}").read_bytes())
             write_text(out / f"{name}.txt", f"{(Path(folder) / f'{name}.txt').read_text(encoding='utf-8')}\n{people}\n")
     return out
 

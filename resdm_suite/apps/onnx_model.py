@@ -129,10 +129,9 @@ def export_onnx(model: Model, path: str | Path) -> Path:
     """
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise ConfigError(f"{' and '.join(missing)} not installed, which the page needs: pip install 'resdm[page]'")
-    shape = model.grid.shape[::-1]
+    module, shape = OneStep(model), model.grid.shape[::-1]
     example = torch.zeros(shape, device=model.device), prompt_rows(model.method.prior, None, None)
     options = {"input_names": ["t1", "rows"], "output_names": [*TRACERS], "dynamo": True, "verbose": False}
-    module = OneStep(model)
     with atomic(path) as temporary, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module(*example)  # the layers keep constants of their first call, and those of a trace hold no values

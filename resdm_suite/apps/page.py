@@ -112,10 +112,10 @@ def write_page(
     out, loaded = Path(out), Model.load(model, "cpu", trust_code=trust_code)
     if not accept_memorisation:
         check_memorisation(loaded.card)
+    export_onnx(loaded, out / "model.onnx")  # before the download: it refuses other methods
     archives = fetch_packages(Path(assets or "work/npm"), progress=progress)
     for package, archive in archives.items():
         _extract(package, archive, out)
-    export_onnx(loaded, out / "model.onnx")
     write_json(out / "page.json", page_settings(loaded))
     inside = mni_map("brain", loaded.grid)
     template = np.where(inside, np.clip(np.rint(255 * mni_map("t1", loaded.grid)), 1, 255), 0).astype(np.uint8)

@@ -15,8 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,8 +212,6 @@ def _synthesise(
 
 def _describe(out: Path, root: Path, notice: str) -> str:
     """Describe the data set of the outputs; the name in it of the folder below which a T1 lies."""
-    if old := next(out.rglob("*_space-MNI152_*"), None):
-        raise ScanError(f"{old}: by an earlier version, under a name that BIDS does not know; give another --out")
     links = (stored_json(out / DESCRIPTION) or {}).get("DatasetLinks", {})
     links, place = {name: os.path.abspath(out / at) for name, at in links.items()}, os.path.abspath(root)
     link = next((name for name, at in links.items() if at == place), f"raw{len(links) + 1 if links else ''}")
@@ -411,7 +407,7 @@ def _prompt(row: dict[str, str], where: str, known: Known) -> dict[str, Any]:
             f"{where}: age {row['age']!r} is no number of years; leave the cell empty where unknown"
         ) from None
     check_person(age, sex, where)
-    stated = {name: row[name] for name in known if row[name] not in ("", "n/a")}
+    stated = {name: row[name] for name in known if row[name]}
     return {"age": age, "sex": sex} | check_attributes(stated, known, where)
 
 
@@ -441,8 +437,3 @@ def _is_done(record: Path, inputs: dict[str, Any], force: bool) -> bool:
     files, found, _ = (stored.pop(name, {}) for name in ("files", "input_check", "regional"))
     allowed = force or found.get("passed") is not False
     return allowed and stored == inputs and all((record.parent / name).is_file() for name in files.values())
-
-
-def peak_memory_bytes() -> int:
-    """Peak memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

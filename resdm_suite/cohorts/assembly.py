@@ -80,14 +80,19 @@ def make_manifest(
     Raises
     ------
     ManifestError
-        Scans of the manifest are missing on disk, or a split is empty; ``manifest.csv`` stays as it was.
+        Scans of the manifest are missing on disk, or a split is empty; an older ``manifest.csv`` and its tables stay.
     """
     config = load_config(config)
     source = source or config.cohort.source
     cohort = find_sessions(config, root, source, draw=draw) if cohort is None else cohort
-    write_csv(config.work / "flow.csv", cohort.flow)
-    write_csv(config.work / "left_out.csv", cohort.left_out)
-    write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in cohort.notes))
+
+    def write_tables() -> None:
+        write_csv(config.work / "flow.csv", cohort.flow)
+        write_csv(config.work / "left_out.csv", cohort.left_out)
+        write_text(config.work / "notes.txt", "".join(f"{note}\n" for note in cohort.notes))
+
+    if not config.manifest.is_file():  # they show why a first call fails; later they describe the manifest that stays
+        write_tables()
     _check_files(config, Path(root or config.source_root), source, cohort.manifest)
     for name in config.attributes:
         if name not in cohort.manifest or not (cohort.manifest[name].notna() & (cohort.manifest[name] != "")).any():
@@ -107,6 +112,7 @@ def make_manifest(
     check_leakage(frame, str(config.manifest))
     write_json(config.work / "split.json", split_card(frame, config.cohort.split if drawn else None, config.seed))
     write_manifest(frame, config.manifest)
+    write_tables()
     return cohort.flow
 
 

@@ -172,11 +172,12 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
     if len(notes) > _LOGGED:
         log.warning("… and %d more notes on %s", len(notes) - _LOGGED, where)
     if not selected.any():
+        first = f"; the first is {' '.join(frame.loc[0, _KEY])}: {reason[0]}" if len(frame) else ""
         raise ManifestError(
             f"{where}: no session can be used: of {len(frame)} found, {int(has_t1.sum())} have a T1w, "
             f"{int(enough.sum())} {scans} PET too (trc- {', '.join(config.cohort.tracers)}), {int(in_window.sum())} in "
             f"the window of {match.window_days:g} days, {int(known.sum())} also age and sex; look at cohort.tracers, "
-            f"cohort.match and the tables of the source; the first is {' '.join(frame.loc[0, _KEY])}: {reason[0]}"
+            f"cohort.match and the tables of the source{first}"
         )
     frame = frame[selected].sort_values(_KEY)
     return Cohort(check_manifest(frame, where), flow, left_out, notes)

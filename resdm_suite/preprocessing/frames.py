@@ -126,7 +126,7 @@ def _starts_after_injection(sidecar: dict[str, Any], starts: np.ndarray, duratio
     FrameTimesStart, InjectionStart and ScanStart count from one time zero. Some converters count the frames from the
     scan's start, which is later.
     """
-    injection, scan = (_seconds(sidecar, key) / 60 for key in ("InjectionStart", "ScanStart"))
+    injection, scan = (seconds(sidecar, key) / 60 for key in ("InjectionStart", "ScanStart"))
     if not starts.size:  # the frames follow each other
         if np.isnan(scan) or np.isnan(injection):
             return None
@@ -158,7 +158,7 @@ def _numbers(sidecar: Any, key: str) -> np.ndarray:
         return np.empty(0)
 
 
-def _seconds(sidecar: Any, key: str) -> float:
+def seconds(sidecar: Any, key: str) -> float:
     """A time in a sidecar; NaN if there is none."""
     values = _numbers(sidecar, key)
     if values.size != 1 or not np.isfinite(values[0]):

@@ -34,6 +34,7 @@ from resdm_suite.cohorts.leakage import check_shared_scans
 from resdm_suite.cohorts.manifest import IDENTITY, ManifestError, read_manifest
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.paths import NOT_ACQUIRED, bids_fields, bids_uri, image_path, sidecar_path, stem, write_description
+from resdm_suite.preprocessing.frames import seconds
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
 from resdm_suite.preprocessing.resampling import Scan, brain_points
 from resdm_suite.preprocessing.scans import VolumeError, read_scan, read_transform
@@ -136,13 +137,13 @@ def cohort_flow(config: Config) -> pd.DataFrame:
     FileNotFoundError
         The cohort is not preprocessed.
     """
-    manifest, path = read_manifest(config.manifest, files=False, attributes=config.attributes), config.work / "flow.csv"
-    excluded_path = config.volumes / "excluded.csv"
+    path, excluded_path = config.work / "flow.csv", config.volumes / "excluded.csv"
     text = {"person": str, "session": str}
-    included = read_csv(require_index(config), dtype=text).assign(step="")
+    included = read_csv(require_index(config), dtype=text)
     if path.is_file():
         flow = read_csv(path)
     else:  # a manifest written by hand
+        manifest = read_manifest(config.manifest, files=False, attributes=config.attributes)
         flow = pd.DataFrame([("kept", manifest["person"].nunique(), len(manifest))], columns=_FLOW)
     excluded = read_csv(excluded_path, dtype=text) if excluded_path.is_file() else pd.DataFrame(columns=_EXCLUDED)
     usable = pd.concat([included, excluded[excluded["step"] == "flagged"]])
@@ -331,7 +332,10 @@ def _acquisition(path: str, scan: Scan) -> dict[str, Any]:
     stated = read_sidecar(path) or {}
     entries = {key: stated[key] for key in ("TracerName", "TracerRadionuclide", *NOT_ACQUIRED) if key in stated}
     if span := scan.frames.get("minutes_after_injection"):
-        entries["FrameTimesStart"] = [entries.get("InjectionStart", 0) + 60 * span[0]]
+        injection = float(np.nan_to_num(seconds(stated, "InjectionStart")))
+        if entries.get("InjectionStart", injection) != injection:  # in milliseconds, or no number
+            entries["InjectionStart"] = injection
+        entries["FrameTimesStart"] = [injection + 60 * span[0]]
         entries["FrameDuration"] = [60 * (span[1] - span[0])]
     return entries
 

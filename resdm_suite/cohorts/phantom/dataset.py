@@ -106,13 +106,14 @@ def _prepare_folder(root: Path, truth: Path, digest: str, keep: set[str]) -> Non
     """Refuse a folder of other origin; remove people of other settings or numbers, and unfinished files."""
     description = root / "dataset_description.json"
     if root.exists() and any(root.iterdir()):
-        made_by = (stored_json(description) or {}).get("GeneratedBy") or [{}]
-        if made_by[0].get("Name") != GENERATOR:
+        made_by = (stored_json(description) or {}).get("GeneratedBy")
+        made_by = made_by[0] if isinstance(made_by, list) and made_by and isinstance(made_by[0], dict) else {}
+        if made_by.get("Name") != GENERATOR:
             raise PhantomError(
                 f"{root}: holds files that the phantom generator did not write (no {description.name} with "
                 f"GeneratedBy {GENERATOR!r}); give cohort.folder an empty folder, or move these files away"
             )
-        if made_by[0].get("Digest") != digest:
+        if made_by.get("Digest") != digest:
             fault = "phantoms of other settings or of another revision; they are removed and made again"
             warnings.warn(f"{root}: {fault}", stacklevel=3)
             keep = set()

@@ -107,12 +107,12 @@ def plasma_value(standard: float) -> float:
     return max(2.0 + 0.5 * standard, 0.01)
 
 
-def _quasi_random(seed: int, index: int, dimensions: int = 6) -> np.ndarray:
-    """Point ``index`` of a Kronecker sequence: small cohorts have nearly the intended proportions."""
+def _quasi_random(seed: int, index: int) -> np.ndarray:
+    """Point ``index`` (6,) of a Kronecker sequence: small cohorts have nearly the intended proportions."""
     root = 2.0
-    for _ in range(60):  # of x^(d+1) = x + 1
-        root = (1 + root) ** (1 / (dimensions + 1))
-    return (random_stream(seed).random(dimensions) + (index + 1) / root ** np.arange(1, dimensions + 1)) % 1.0
+    for _ in range(60):  # of x⁷ = x + 1
+        root = (1 + root) ** (1 / 7)
+    return (random_stream(seed).random(6) + (index + 1) / root ** np.arange(1, 7)) % 1.0
 
 
 def _head_shape(rng: np.random.Generator, sex: str) -> list[list[float]]:

@@ -8,6 +8,7 @@ start of the scan.
 No name, birth date or date of a scan is written. Days count from a person's first scan, which is put on 1900-01-01.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -26,7 +27,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from resdm import __version__
-from resdm.io import atomic, sha256, write_csv, write_json, write_text
+from resdm.io import atomic, sha256, stored_json, write_csv, write_json, write_text
 from resdm_suite.cohorts.readers.bids import tracer_labels
 from resdm_suite.cohorts.tables import visible
 from resdm_suite.paths import DESCRIPTION, sidecar_path
@@ -69,6 +70,11 @@ class Series:
         """Number and description, for messages."""
         name = self.get("SeriesDescription", "no description")
         return f"{self.get('Modality')} {self.get('SeriesNumber', '?')} {name!r}"
+
+    @property
+    def digest(self) -> str:
+        """Of its UID, which could tell who the person is."""
+        return hashlib.sha256(str(self.get("SeriesInstanceUID")).encode()).hexdigest()[:16]
 
     @property
     def day(self) -> pd.Timestamp:
@@ -141,8 +147,9 @@ def check_slices(series: Series) -> tuple[int, int]:
         raise DicomError(f"{where}: images of different size or orientation; remove those of a localiser")
     if "NumberOfFrames" in series.headers[0]:
         return int(series.get("NumberOfFrames")), len(series.headers)
-    if "ImagePositionPatient" not in series.headers[0] or "ImageOrientationPatient" not in series.headers[0]:
-        raise DicomError(f"{where}: no position or orientation in its headers; export it again as original images")
+    needed = ("ImagePositionPatient", "ImageOrientationPatient")
+    if any(name not in header for header in series.headers for name in needed):
+        raise DicomError(f"{where}: an image without position or orientation; export it again as original images")
     row, column = np.reshape(series.get("ImageOrientationPatient"), (2, 3)).astype(float)
     places = [round(float(np.cross(row, column) @ np.array(h.ImagePositionPatient, float)), 2) for h in series.headers]
     count, steps = Counter(places), np.diff(sorted(set(places)))
@@ -193,7 +200,7 @@ def convert_series(series: Series, image: Path) -> Path:
         expected = slices * frames * int(series.get("Rows")) * int(series.get("Columns"))
         if np.prod(shape) != expected:
             raise DicomError(f"{where}: {arguments[0]} made an image of {shape}, expected {expected} voxels in all")
-        content = json.loads(sidecar_path(images[0]).read_text(encoding="utf-8"))
+        content = json.loads(sidecar_path(images[0]).read_text(encoding="utf-8")) | {"SeriesDigest": series.digest}
         image.parent.mkdir(parents=True, exist_ok=True)
         with atomic(image) as to:
             to.write_bytes(images[0].read_bytes())
@@ -314,8 +321,12 @@ def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -
         taken[f"{session}{entities}_{suffix}"] += 1
         run = taken[f"{session}{entities}_{suffix}"]
         name = f"{kind}/{out.name}_{session}{entities}{f'_run-{run}' if run > 1 else ''}_{suffix}.nii.gz"
-        if not sidecar_path(out / session / name).is_file():
-            convert_series(series, out / session / name)
+        image = out / session / name
+        if (stored := stored_json(sidecar_path(image))) is None:
+            convert_series(series, image)
+        elif stored.get("SeriesDigest", series.digest) != series.digest:
+            fault = f"{image} is of another series, since scans were added or removed"
+            raise DicomError(f"{place}: {fault}; delete {out} and run the same command again")
         scans[number].append((name, _shifted(days[number], days[0])))
     for number, rows in scans.items():
         session = f"ses-{number + 1}"
