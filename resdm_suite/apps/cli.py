@@ -129,7 +129,7 @@ EXAMPLES = """Examples:
   resdm phantom smoke                     generate a small simulated cohort
   resdm check phantom                     list a profile's settings and files
   resdm train phantom ResDM               train a method
-  resdm synthesise T1w.nii.gz --age 74 --sex F --model work/phantom/models/ResDM --out out
+  resdm synthesise T1w.nii.gz --age 74 --sex F --model work/phantom/models/ResDM --allow-phantom-model --out out
   resdm completion bash                   print a script that completes commands and options"""
 
 
