@@ -13,6 +13,7 @@ import os
 import sys
 
 from resdm.settings import METHODS as METHOD_CLASSES
+from resdm.settings import ConfigError
 from resdm_suite.apps.dependencies import code_digest, modules
 from resdm_suite.cohorts.assembly import READERS
 from resdm_suite.profiles import check_name, load_config
@@ -26,6 +27,8 @@ METHODS = list(SETTINGS.methods)
 ABLATION = "Base +L_high +prior ResDM as_published per_tracer".split()  # Table 3
 VARIANTS = [name for name in METHODS if name.partition("@")[0] in ABLATION]
 COMPARED = [name for name in METHODS if name.partition("@")[0] == "ResDM" or name not in VARIANTS]  # Table 2
+if SETTINGS.purpose == "paper" and "ResDM" not in METHODS:
+    raise ConfigError(f"configs/{PROFILE}.yaml: the notebooks compare with ResDM, which methods lacks; add it, or run single stages")
 RELEASED = [name for name in METHODS if SETTINGS.method(name).kind == "released"]
 SAMPLED = [name for name in METHODS if name.partition("@")[0] == SETTINGS.uncertainty.method]
 PHANTOM = SETTINGS.cohort.kind == "phantom"
@@ -296,7 +299,7 @@ SCORED = expand(SCORES, method=METHODS)  # the evaluators read every method that
 RECOVERED = [name for name in METHODS if name.partition("@")[0] in ("ResDM", "linear")]
 TABLE, FIGURE = (".csv", ".md", ".tex"), (".svg", ".png")
 ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the settings that it reads
-    "cohort": ("00_cohort", [rules.preprocess.output[0], *paper("table1")], {"table1": TABLE}, []),
+    "cohort": ("00_cohort", [rules.preprocess.output[0], *paper("table1")], {"table1": TABLE}, ["privacy"]),
     "figure1": ("09_figure1_method", PROMPTED[:1], {"figure1": FIGURE}, ["privacy"]),
     "table2": ("04_table2_comparison", scores(COMPARED) + paper("table2"), {"table2": TABLE, "figure2": FIGURE}, ["privacy"]),
     "table3": (

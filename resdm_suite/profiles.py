@@ -699,6 +699,8 @@ def write_profile(name: str, base: str, source: Source, data: Path | None = None
         base=extended.profile, kind=kind, source=source, name=name, folder=json.dumps(place, ensure_ascii=False)
     )
     text += "  phantom: null  # no simulated people\n" * (extended.cohort.kind == "phantom")
+    if kind == "adni" != extended.cohort.kind:
+        text += "  match: { window_days: 180 }  # from the T1 scan to each PET, as in the profile adni\n"
     folder.mkdir(exist_ok=True)
     return write_text(folder / f"{name}.yaml", text + _OWN_DATA * (kind == "other"))
 

@@ -106,6 +106,12 @@ def test_ranges_and_categories_come_from_training_people():
             attributes.learn(("dose",), Prior((70.0,) * n, ("F",) * n, more={"dose": values}))
 
 
+def test_a_category_stays_text_where_a_part_of_the_people_has_numbers_alone():
+    index = pd.DataFrame({"site": ["2", "10"], "dose": ["1", "2"]})
+    known = {"site": ["10", "11A", "2"], "dose": [0, 3, 1]}
+    assert read_attributes(index, ("site", "dose"), "x", known) == {"site": ["2", "10"], "dose": [1.0, 2.0]}
+
+
 def test_attributes_of_one_scan_are_checked_by_name_range_and_category():
     known = {"plasma": [0.5, 3.5, 0], "apoe4": ["carrier", "noncarrier"]}
     assert attributes.check_attributes({"plasma": "0.8", "apoe4": "carrier"}, known, "x") == {

@@ -33,8 +33,13 @@ def test_entries_are_stable_and_portable(tmp_path):
     text = json.dumps(made)
     assert str(tmp_path.parent) not in text  # no path of this machine
     assert made["inputs"] == {outside.name: sha256(outside), "work/b.csv": sha256(inside)}
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-disk"
+    (elsewhere / "A").mkdir(parents=True)
+    (elsewhere / "A" / "c.csv").touch()
+    (tmp_path / "work" / "tiny").symlink_to(elsewhere, target_is_directory=True)  # a folder on another disk
+    assert list(provenance(config, [tmp_path / "work/tiny/A/c.csv"])["inputs"]) == ["work/tiny/A/c.csv"]
     assert made["config"] == config.digest()
-    assert made["settings"] == {part: config.digest(part) for part in ("cohort", "preprocess", "seed")}
+    assert made["settings"] == {part: config.digest(part) for part in ("cohort", "preprocess", "privacy", "seed")}
     assert made["notice"] == "phantom data: not a reproduction of the paper's numbers"
     assert (made["seed"], made["device"], made["profile"]) == (0, "cuda: H100", "tiny")
     assert list(made)[-1] == "person"

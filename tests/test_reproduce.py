@@ -249,6 +249,18 @@ def test_a_profile_that_yaml_reads_as_another_value_is_refused(profile, tmp_path
     assert line.startswith("--config profile: ")
 
 
+def test_a_profile_without_resdm_is_refused_by_name(tmp_path):
+    (tmp_path / "configs").mkdir()
+    shutil.copy(ROOT / "configs" / "phantom.yaml", tmp_path / "configs")
+    (tmp_path / "configs" / "mine.yaml").write_text("extends: phantom\nmethods: [linear]\n")
+    command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run", "--config", "profile=mine"]
+    run = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert run.returncode
+    assert "configs/mine.yaml: the notebooks compare with ResDM, which methods lacks" in run.stdout + run.stderr
+
+
 @pytest.mark.parametrize("profile", ["adni", "dlbs"])
 def test_profiles_of_real_cohorts_plan_the_whole_dag(profile, tmp_path):
     """Without any file or data, every table, figure and training is planned."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 import pytest
 from mock_sources import write_csv_cohort
@@ -9,7 +11,7 @@ from mock_sources import write_csv_cohort
 from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import LeakageError, ManifestError, read_manifest
 from resdm_suite.cohorts.readers.table import build_manifest
-from resdm_suite.profiles import CohortConfig, Config
+from resdm_suite.profiles import CohortConfig, Config, SplitConfig
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,15 @@ def test_leakage_in_the_table_is_refused(changed, config):
     with pytest.raises(LeakageError, match=r"changed\.csv: 1 person is in more than one split: sub-own02 in test and"):
         make_manifest(config, path)
     make_manifest(config, path, draw=True)
+
+
+def test_folds_beside_a_split_of_the_table_are_refused(changed, config):
+    folds = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, split=SplitConfig(folds=3)))
+    numbers = pd.factorize(pd.read_csv(changed())["person"])[0] % 3
+    path = changed(split=[("train", "validation", "test")[number] for number in numbers])
+    with pytest.raises(ManifestError, match=r"came with the data, so cohort\.split\.folds would have no effect"):
+        make_manifest(folds, path)
+    make_manifest(folds, path, draw=True)
 
 
 def test_a_split_that_leaves_nobody_to_test_on(changed, config):

@@ -21,6 +21,7 @@ from resdm.baselines.regression import RegressionConfig
 from resdm.io import write_csv, write_json
 from resdm.prior import PriorConfig
 from resdm.residual_diffusion import ResidualDiffusionConfig
+from resdm.settings import MethodConfig
 from resdm_suite.anatomy import mni_map
 from resdm_suite.cohorts.manifest import EMPTY, write_manifest
 from resdm_suite.evaluation.image_quality import read_index, read_scores, score_method
@@ -52,6 +53,7 @@ KEYS = ["method", "tracer", "region", "metric"]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     config, index = make_cohort(tmp_path_factory.mktemp("cohort"), METHODS)
+    config = dataclasses.replace(config, methods={name: MethodConfig("x") for name in METHODS})
     for method in METHODS:
         score_method(config, method)
     timing = {"parameters": 29_200_000, "seconds": 120.5, "peak_memory_bytes": 3 * 2**30}
@@ -122,12 +124,14 @@ def test_people_must_be_the_same(config):
 
 def test_any_set_of_methods(config, tmp_path):
     for name in ("regression", "ResDM"):
-        part, _ = make_cohort(tmp_path / name, {name: 0.4})
+        part = dataclasses.replace(make_cohort(tmp_path / name, {name: 0.4})[0], methods={name: MethodConfig("x")})
         score_method(part, name)
         table = table2(part)
         assert set(table.frame["method"]) == {name, "template"}
         assert table.frame["p"].isna().all() == (name != "ResDM")
         assert ("No test: it needs ResDM" in table.markdown()) == (name != "ResDM")
+    without = dataclasses.replace(part, methods={"regression": MethodConfig("x")})
+    assert present_methods(without) == ["template"], "what a removed method left behind is no row"
     with pytest.raises(ValueError, match="no method has scores"):
         read_trainings(make_config(tmp_path), [])
 

@@ -352,8 +352,10 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
         figure(found, individual).canvas.draw()
 
 
-def test_a_tracer_that_nobody_has_is_left_out(config, monkeypatch):
-    monkeypatch.setattr(uncertainty, "read_index", lambda _: pd.DataFrame({"present_amyloid": [1], "present_tau": [0]}))
+def test_a_tracer_of_one_validation_person_is_left_out(config, monkeypatch):
+    index = pd.DataFrame({"person": list("abc"), "split": ["validation", "validation", "test"]})
+    index = index.assign(present_amyloid=1, present_tau=[0, 1, 1])
+    monkeypatch.setattr(uncertainty, "read_index", lambda config, split: index)
     for name in ("read_samples", "read_regional"):
         monkeypatch.setattr(uncertainty, name, lambda config, method, tracer, split: tracer)
     parts = uncertainty.Uncertainty.__dataclass_fields__

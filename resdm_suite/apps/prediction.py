@@ -334,7 +334,7 @@ def synthesise_people(
     model = model if isinstance(model, Model) else Model.load(model)
     seed = model.card.config.seed if seed is None else seed
     steps = sampling_steps(model.card, steps)
-    more = read_attributes(people, further(fields_of(model.card.settings)), "the list of people")
+    more = read_attributes(people, further(fields_of(model.card.settings)), "the list of people", model.method.known)
     prior = condition_prior(condition, people["age"].tolist(), people["sex"].tolist(), seed, more)
     rows = people.to_dict("records")
     for i, row in enumerate(rows):  # before any work starts

@@ -101,6 +101,9 @@ def make_manifest(
                 f"of that name to the tables of the source, or leave {name} out of prior.fields"
             )
     frame, drawn = cohort.manifest, (cohort.manifest["split"] == "").any()
+    if not drawn and config.cohort.split.folds is not None:
+        fault = "a split came with the data, so cohort.split.folds would have no effect; remove one of the two"
+        raise ManifestError(f"{root or config.source_root}: {fault}")
     if drawn:
         frame = split_people(frame, config.cohort.split, config.seed)
     empty = [name for name in SPLITS if name not in set(frame["split"])]

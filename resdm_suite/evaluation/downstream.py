@@ -348,7 +348,8 @@ def _write(config: Config, name: str, frame: pd.DataFrame, folds: pd.DataFrame) 
         path = write_csv(readings_path(config, file), table.reindex(columns=list(COLUMNS[file])), "%.9g")
     notebook = {"status": "06_table4_diagnosis", "sex": "07_figure4_gender", "age": "08_figure5_age"}[name]
     methods = (*config.methods, "ceiling")
-    scored = [config.predictions(method, one) for method in methods for one in conditions(config, method)]
+    scored = [config.predictions(method, one) for method in methods for one in conditions(config, method)
+              if one == "factual" or name != "status"]  # fmt: skip
     inputs = [config.volumes / "index.csv", config.volumes / "cohort.json", *(one / "scores.csv" for one in scored)]
     made = [path, readings_path(config, f"{name}_folds")]
     write_record(path.parent, f"notebooks/{notebook}.ipynb", made, inputs, name=f".{name}{NAME}")

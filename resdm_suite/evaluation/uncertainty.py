@@ -300,8 +300,15 @@ def evaluate_samples(config: Config, method: str) -> Uncertainty:
     """Calibrate the stored samples of a method on validation people and evaluate them on test people."""
     grid = Grid.of(config.preprocess.grid)
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in Uncertainty.__dataclass_fields__}
-    index = read_index(config)
-    for tracer in (t for t in TRACERS if (index[f"present_{t}"] == 1).any()):
+    index, known = read_index(config, None), []
+    for tracer in TRACERS:
+        people = index[index[f"present_{tracer}"] == 1].groupby("split")["person"].nunique()
+        known += [tracer] * bool(people.get("validation", 0) >= 2 and people.get("test", 0))
+    if not known:
+        raise UncertaintyError(
+            f"{config.profile}: two validation people and a test person with one kind of PET are needed"
+        )
+    for tracer in known:
         for unit, read in (("voxel", read_samples), ("regions", read_regional)):
             splits = (read(config, method, tracer, split) for split in ("validation", "test"))
             results = compare_predictors(*splits, seed=config.seed, grid=grid if unit == "voxel" else None)

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from resdm.attributes import Known, is_number
 from resdm.batch import PROMPT_FIELDS, Batch, Prior
 from resdm.settings import TRACERS, derive_seed, to_dict
 from resdm_suite.cohorts.leakage import check_attributes, check_leakage
@@ -125,8 +126,12 @@ class CohortDataset(Dataset):
         return self.__dict__ | {"_array": None}  # else workers would receive the contents
 
 
-def read_attributes(index: pd.DataFrame, names: Sequence[str], where: str) -> dict[str, list[float | str | None]]:
+def read_attributes(
+    index: pd.DataFrame, names: Sequence[str], where: str, known: Known | None = None
+) -> dict[str, list[float | str | None]]:
     """Columns of ``index.csv`` (at ``where``) as values of `resdm.batch.Prior`: numbers, or text; None where missing.
+
+    A column is text where a value is no number or, of rows of a part of the people, where it is ``known`` as text.
 
     Raises
     ------
@@ -143,7 +148,9 @@ def read_attributes(index: pd.DataFrame, names: Sequence[str], where: str) -> di
     for name in names:
         column = index[name].where(index[name].astype(str) != "")
         numbers = pd.to_numeric(column, errors="coerce")
-        convert = float if column.dtype != bool and numbers.notna().sum() == column.notna().sum() else str
+        of_text = known is not None and name in known and not is_number(known[name])
+        number = column.dtype != bool and not of_text and numbers.notna().sum() == column.notna().sum()
+        convert = float if number else str
         columns[name] = [None if pd.isna(value) else convert(value) for value in column]
     return columns
 

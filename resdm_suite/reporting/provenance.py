@@ -114,7 +114,7 @@ def depends_on(config: Config, inputs: Iterable[Path]) -> set[str]:
 
     They match the settings that make the Snakefile rerun its rule.
     """
-    parts, work = {"cohort", "preprocess", "seed"}, config.work.resolve()
+    parts, work = {"cohort", "preprocess", "privacy", "seed"}, config.work.resolve()
     for path in map(Path.resolve, inputs):
         stage, name, *rest = (*path.relative_to(work).parts, "", "") if path.is_relative_to(work) else ("", "")
         if stage in ("models", "predictions"):
@@ -245,5 +245,6 @@ def versions() -> dict[str, str]:
 
 def _portable(path: Path, root: Path) -> str:
     """A path that is valid on other machines."""
-    resolved, base = path.resolve(), root.resolve()
-    return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else path.name
+    places = ((Path(os.path.abspath(path)), Path(os.path.abspath(root))), (path.resolve(), root.resolve()))
+    # first as they are named: work/ may be a link to another disk
+    return next((at.relative_to(base).as_posix() for at, base in places if at.is_relative_to(base)), path.name)

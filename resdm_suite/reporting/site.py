@@ -74,7 +74,7 @@ SECTIONS = (
     Section("07_figure4_gender", "Figure 4", ("figure4",), _answers("no_sex", "wrong_sex")),
     Section("08_figure5_age", "Figure 5", ("figure5",), _answers("no_age", "shuffled_age")),
     Section("09_figure1_method", "Figure 1", ("figure1",), _compares),
-    Section("16_method_walkthrough", "Walk-through", ("walkthrough",), lambda config: "ResDM" in config.methods),
+    Section("16_method_walkthrough", "Walk-through", ("walkthrough",), _if(lambda config: "ResDM" in config.methods)),
     Section("11_planted_effects", "Planted effects", ("planted",), _if(lambda c: c.cohort.kind == "phantom")),
     Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
     Section("20_subgroups", "Subgroups", ("subgroups",), _compares),

@@ -112,7 +112,8 @@ def person_values(scores: pd.DataFrame) -> pd.DataFrame:
 def present_methods(config: Config) -> list[str]:
     """Rows of Table 2 that have stored scores: the paper's methods in its order, the profile's others, the controls."""
     others = [m for m in config.methods if "@" not in m and m not in {*PAPER_METHODS, *CONTROLS, *VARIANTS}]
-    names = (*PAPER_METHODS, *others, *CONTROLS)
+    known = {*config.methods, "template", "ceiling"}  # predictions of a method that was removed stay on disk
+    names = [m for m in (*PAPER_METHODS, *others, *CONTROLS) if m in known]
     return [m for m in names if (config.predictions(m) / "scores.csv").is_file()]
 
 
