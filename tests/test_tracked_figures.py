@@ -165,7 +165,7 @@ def test_a_changed_setting_is_named_with_the_remedy(stored):
     path = config.root / "configs" / "smoke.yaml"
     text = path.read_text()
     assert faults(sidecar, config.root) == []
-    path.write_text(text + "\nprivacy: aggregate\n")  # no setting that the scores depend on
+    path.write_text(text + "\nuncertainty: { samples: 5 }\n")  # no setting that the scores depend on
     assert faults(sidecar, config.root) == []
     path.write_text(text.replace("seed: 0", "seed: 3", 1))
     (fault,) = faults(sidecar, config.root)
@@ -208,7 +208,7 @@ def test_an_edited_table_is_none_of_this_run(stored):
 def test_a_result_depends_on_what_its_inputs_depend_on(stored):
     config, sidecar = stored
     record = json.loads(sidecar.read_text())
-    assert set(record["settings"]) == {"cohort", "preprocess", "seed", "training", "methods.DDPM"}
+    assert set(record["settings"]) == {"cohort", "preprocess", "privacy", "seed", "training", "methods.DDPM"}
     ddpm = config.methods["DDPM"]
     others = {name: replace(method, learning_rate=0.5) for name, method in config.methods.items()}
     assert stale(replace(config, methods=others | {"DDPM": ddpm}), record) == []
@@ -235,4 +235,4 @@ def test_parts_by_place(tmp_path, place, expected):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     parts = set(provenance(config, [path], parts=["fidelity"])["settings"])
-    assert parts == {"cohort", "preprocess", "seed", "fidelity"} | expected
+    assert parts == {"cohort", "preprocess", "privacy", "seed", "fidelity"} | expected
