@@ -90,7 +90,7 @@ def test_a_run_writes_its_results_and_a_second_one_trains_nothing(source, monkey
     monkeypatch.setattr(
         curve, "run_jobs", lambda script, jobs, at_once: [curve.main(list(words)) for words in jobs.values()]
     )
-    arguments = ["--sizes", "3", "--seeds", "0", "--out", str(tmp_path)]
+    arguments = ["--sizes", "5", "--seeds", "0", "--out", str(tmp_path)]
     assert curve.main(arguments) == 0
     models = sorted((source.root / "work").glob("curve-*/models/*/model.safetensors"))
     assert len(models) == 6
@@ -99,11 +99,11 @@ def test_a_run_writes_its_results_and_a_second_one_trains_nothing(source, monkey
     assert curve.main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in models} == before
     assert (tmp_path / "curve.csv").read_bytes() == first
-    assert set(table["size"]) == {0, 3, 7}
+    assert set(table["size"]) == {0, 5, 7}
     named = table[table["size"] > 0].groupby(["tracer", "metric", "size"])["method"].agg(tuple)
     assert set(named) == {curve.METHODS}
-    stored = pd.read_csv(source.root / "work/curve-tiny-3-seed0/predictions/ResDM/factual/scores.csv")
-    row = table.query("size == 3 and method == 'ResDM' and tracer == 'tau' and metric == 'psnr'").iloc[0]
+    stored = pd.read_csv(source.root / "work/curve-tiny-5-seed0/predictions/ResDM/factual/scores.csv")
+    row = table.query("size == 5 and method == 'ResDM' and tracer == 'tau' and metric == 'psnr'").iloc[0]
     assert (row["n"], row["trainings"]) == (6, 1)
     assert row["value"] == pytest.approx(stored.query("region == 'brain' and tracer == 'tau'")["psnr"].mean(), rel=1e-5)
     assert (table.query("method == 'template' and metric == 'auc'")["value"] == 50).all()

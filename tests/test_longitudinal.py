@@ -11,6 +11,7 @@ from notebook_cells import check_latex, check_texts, run_cells, texts
 from stored_cohort import GRID, LABELS, RANGES, make_config, save
 
 from resdm.io import write_csv
+from resdm.settings import MethodConfig
 from resdm_suite.evaluation.image_quality import score_method
 from resdm_suite.evaluation.longitudinal import compare_changes, repeated_visits
 from resdm_suite.paths import synthetic_path
@@ -28,7 +29,8 @@ def flat(tracer: str, suvr: float) -> np.ndarray:
 @pytest.fixture
 def config(tmp_path):
     """Six test people, of whom the last has one tau PET, three training people, and one who came once."""
-    config, rows, truth = make_config(tmp_path), [], []
+    methods = {name: MethodConfig("x") for name in SHARES}
+    config, rows, truth = make_config(tmp_path, methods=methods), [], []
     people = [*((f"sub-{i}", "test", change) for i, change in enumerate(CHANGES)),
               *((f"sub-1{i}", "train", change) for i, change in enumerate((0.01, 0.02, 0.06))),
               ("sub-20", "test", 0.5)]  # fmt: skip

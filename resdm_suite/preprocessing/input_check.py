@@ -218,8 +218,9 @@ def _describe(grid: Grid, train: CohortDataset, config: Config) -> tuple[InputCh
 
 def _measure(check: InputCheck, people: CohortDataset, config: Config, i: int) -> dict[str, float]:
     row = people.index.iloc[i]
-    matrix = read_json(sidecar_path(config.volumes / row["t1w"]))["transform"]
-    return check.measure(people.mri(i), matrix, float(row["t1_correlation"]))
+    sidecar = sidecar_path(config.volumes / row.get("t1w", ""))
+    matrix = read_json(sidecar)["transform"] if sidecar.is_file() else np.eye(4)
+    return check.measure(people.mri(i), matrix, float(row.get("t1_correlation", 1.0)))
 
 
 def _measure_all(check: InputCheck, people: CohortDataset, config: Config) -> list[dict[str, float]]:
