@@ -43,7 +43,6 @@ from resdm_suite.reporting.tables import TRACER_NAMES, Table, pivot, with_interv
 METHODS = ("ResDM", "regression", "linear")
 REFERENCE = "linear"
 METRICS = {"psnr": "PSNR in the brain (dB)", "auc": "AUC of status (%)"}
-SHORT = {"psnr": "PSNR", "auc": "AUC"}
 LINES = {"template": "mean PET of all training people", "ceiling": "ceiling"}
 
 
@@ -235,9 +234,10 @@ def fewest_people(table: pd.DataFrame) -> pd.DataFrame:
 
 def page(source: Config, table: pd.DataFrame, machine: str, steps: tuple[int, int]) -> Table:
     """The results; ``steps`` are the fewest and the most of a training."""
-    parts, fewest = table[table["size"] > 0], fewest_people(table).replace({"metric": SHORT})
+    parts, fewest = table[table["size"] > 0], fewest_people(table)
     cells = {"{}: on average": "average", "{}: interval above 0": "interval"}
     title = f"Fewest training people from which a network is better than {REFERENCE}"
+    fewest = fewest.assign(metric=fewest["metric"].str.upper())
     blocks = [pivot(fewest, "method", ["tracer", "metric"], cells, title=title)]
     for metric, title in METRICS.items():
         shown = parts[parts["metric"] == metric].assign(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resdm import __version__
-from resdm.io import write_json, write_text
+from resdm.io import stored_json, write_json, write_text
 
 DESCRIPTION = "dataset_description.json"
 """Of a BIDS data set, in its root."""
@@ -99,6 +99,12 @@ def bids_fields(units: str, masked: bool, tracer: str = "", *, sources: Iterable
     isotope = re.match("([0-9]+)([A-Z])", tracer)
     named = {"TracerName": tracer, "TracerRadionuclide": f"{isotope[2]}{isotope[1]}" if isotope else "n/a"}
     return {key: value for key, value in fields.items() if value != []} | (named if tracer else {})
+
+
+def tools_of(folder: str | Path) -> list[dict[str, Any]]:
+    """What made a data set: the entries of ``GeneratedBy``; empty where it states none in the form of BIDS."""
+    made_by = (stored_json(Path(folder) / DESCRIPTION) or {}).get("GeneratedBy")
+    return [tool for tool in made_by if isinstance(tool, dict)] if isinstance(made_by, list) else []
 
 
 def write_description(

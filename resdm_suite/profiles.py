@@ -628,9 +628,9 @@ def _read_tree(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: extends: {name!r} extends this profile itself")
     whole = _read_tree(beside if beside.is_file() else _find(name), (path, *extending))
     whole.pop("profile", None)
-    if isinstance(chosen := tree.get("methods"), list):
-        known = whole.pop("methods", {})
-        for method in map(str, chosen):
+    if isinstance(tree.get("methods"), list):
+        chosen, known = [*map(str, tree["methods"])], whole.pop("methods", {})
+        for method in chosen:
             if method not in known:
                 raise ConfigError(f"{path}: methods: {name!r} states no {method!r}{suggest(method, known)}")
         tree["methods"] = {method: known[method] for method in chosen}
@@ -767,13 +767,12 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str]]:
         yield training.clip_norm is None or precision != "16-mixed", fault
     for name, method in config.methods.items():
         yield name.lower() not in _TAKEN, f"methods: {name!r} cannot be a method's name: the suite uses it"
-        linear = getattr(getattr(method, "network", None), "linear_path", False)
+        network = getattr(method, "network", None)
         yield (
-            not (linear and (training.shift_voxels > 0 or training.flip)),
+            not (getattr(network, "linear_path", False) and (training.shift_voxels > 0 or training.flip)),
             f"methods.{name}.network.linear_path is fitted on images as they are stored; set training.shift_voxels: 0 "
             "and flip: false",
         )
-        network = getattr(method, "network", None)
         for key in (key for key in ("cross_heads", "attention_heads") if hasattr(network, key)):
             channels, heads = network.width * network.multipliers[-1], getattr(network, key)
             fault = f"methods.{name}.network.{key} is {heads}; expected a divisor of {channels}, the coarsest channels"

@@ -100,7 +100,8 @@ def test_ranges_and_categories_come_from_training_people():
     assert kept.age[0] is None
     assert kept.values("site")[-1] is None  # a category of four sessions is not known
     near = (2010.0, 2011.0) * (n // 2) + (2010.0,) * (n % 2)
-    faults = {(None,) * n: "no value", (3.0,) * n: "one value", ("x",) * n: "fewer than two", near: "three significant"}
+    faults = {(None,) * n: "no value", (3.0,) * n: "one value only", ("x",) * n: "fewer than two"}
+    faults |= {near: "has values that are equal in three significant digits"}
     for values, message in faults.items():
         with pytest.raises(ValueError, match=message):
             attributes.learn(("dose",), Prior((70.0,) * n, ("F",) * n, more={"dose": values}))

@@ -153,11 +153,13 @@ def test_misplaced_volumes_are_flagged(cohort, fault):
 
 def test_visits_of_one_person_count_once(monkeypatch):
     """An asymmetry below 0 by chance, the same at four visits: no fault over ten people, one over forty sessions."""
-    grid, people = Grid((24, 24, 24), 8.0), [f"sub-{i // 4}" for i in range(40)]
-    values = iter(np.repeat(np.random.default_rng(0).normal(-0.1, 0.1, 10), 4))
-    monkeypatch.setattr(faults, "_correlation", lambda *_: next(values))
-    blank = [np.zeros(grid.shape)] * 40
-    assert list(faults._flipped(blank, blank, people, grid)) == []
+    grid = Grid((24, 24, 24), 8.0)
+    asymmetry, blank = np.repeat(np.random.default_rng(0).normal(-0.1, 0.1, 10), 4), [np.zeros(grid.shape)] * 40
+    for visits, found in ((4, 0), (1, 1)):
+        values = iter(asymmetry)
+        monkeypatch.setattr(faults, "_correlation", lambda *_, values=values: next(values))
+        people = [f"sub-{i // visits}" for i in range(40)]
+        assert len(list(faults._flipped(blank, blank, people, grid))) == found
 
 
 def test_another_persons_pet_is_flagged(cohort):

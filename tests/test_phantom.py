@@ -209,12 +209,13 @@ def test_later_stages_read_phantoms_as_they_were_written(tmp_path, stage):
         assert digests(config.source_root) == before
 
 
-def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
+@pytest.mark.parametrize("made_by", ["", ', "GeneratedBy": {"Name": "scanner"}', ', "GeneratedBy": ["scanner"]'])
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, made_by):
     config = profile(tmp_path)
     scan = config.source_root / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz"
     scan.parent.mkdir(parents=True)
     scan.write_bytes(b"real")
-    (config.source_root / "dataset_description.json").write_text('{"Name": "Real people", "BIDSVersion": "1.8.0"}')
+    (config.source_root / "dataset_description.json").write_text(f'{{"Name": "Real people"{made_by}}}')
     with pytest.raises(PhantomError, match=r"bids: holds files that .* did not write"):
         write_phantoms(config, progress=False)
     assert scan.read_bytes() == b"real"

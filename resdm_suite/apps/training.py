@@ -62,12 +62,9 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     remove(folder / INPUT_CHECK)  # of other people
     if check := input_check.of_cohort(config):
         check.save(folder)
-    write_json(
-        folder / "provenance.json",
-        provenance(
-            config, [config.volumes / "index.csv"], device=read_json(folder / "timing.json")["device"], method=name
-        ),
-    )
+    device = read_json(folder / "timing.json")["device"]
+    made = provenance(config, [config.volumes / "index.csv"], device=device, method=name)
+    write_json(folder / "provenance.json", made)
     files = (*results, "config.yaml", "provenance.json", INPUT_CHECK)
     volumes = [config.volumes / file for file in ("index.csv", "cohort.json")]
     write_record(folder, f"resdm train {config.profile} {name}", [folder / file for file in files], volumes)

@@ -22,7 +22,6 @@ torch, so it is imported where an evaluator is fitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -101,11 +100,13 @@ def labelled(config: Config, split: str, tracer: str, target: str) -> pd.DataFra
 def status_of_test_people(config: Config) -> pd.DataFrame:
     """Person, session, tracer, label: the planted status of phantoms, else that of the cohort; see `labelled`."""
     target = _targets(config)[-1]
-    rows = [pd.DataFrame(columns=[*SESSION, "tracer", "label"])]
-    for tracer in TRACERS:
-        with suppress(UndefinedError):  # nobody has both this PET and a status
-            rows.append(labelled(config, "test", tracer, target).assign(tracer=tracer)[rows[0].columns])
-    return pd.concat(rows[1:] or rows)
+    columns = [*SESSION, "tracer", "label"]
+
+    def read(tracer: str) -> pd.DataFrame:
+        return labelled(config, "test", tracer, target).assign(tracer=tracer)[columns]
+
+    parts = _defined([(tracer,) for tracer in TRACERS], read, required=False)
+    return pd.concat(parts.values()) if parts else pd.DataFrame(columns=columns)
 
 
 def draw_folds(config: Config, train: pd.DataFrame, name: str) -> list[Fold]:

@@ -300,10 +300,9 @@ def evaluate_samples(config: Config, method: str) -> Uncertainty:
     """Calibrate the stored samples of a method on validation people and evaluate them on test people."""
     grid = Grid.of(config.preprocess.grid)
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in Uncertainty.__dataclass_fields__}
-    index, known = read_index(config, None), []
-    for tracer in TRACERS:
-        people = index[index[f"present_{tracer}"] == 1].groupby("split")["person"].nunique()
-        known += [tracer] * bool(people.get("validation", 0) >= 2 and people.get("test", 0))
+    index = read_index(config, None)
+    people = {t: index[index[f"present_{t}"] == 1].groupby("split")["person"].nunique() for t in TRACERS}
+    known = [t for t, n in people.items() if n.get("validation", 0) >= 2 and n.get("test", 0)]
     if not known:
         raise UncertaintyError(
             f"{config.profile}: two validation people and a test person with one kind of PET are needed"

@@ -148,7 +148,7 @@ def read_attributes(
     for name in names:
         column = index[name].where(index[name].astype(str) != "")
         numbers = pd.to_numeric(column, errors="coerce")
-        of_text = known is not None and name in known and not is_number(known[name])
+        of_text = name in (known or {}) and not is_number(known[name])
         number = column.dtype != bool and not of_text and numbers.notna().sum() == column.notna().sum()
         convert = float if number else str
         columns[name] = [None if pd.isna(value) else convert(value) for value in column]

@@ -22,7 +22,7 @@ from resdm_suite.cohorts.phantom.anatomy import draw_deformation
 from resdm_suite.cohorts.phantom.people import SCAN, draw_person, person_name, random_stream
 from resdm_suite.cohorts.phantom.scanner import Acquisition, bids_text, make_visit, scan_pet, scan_t1
 from resdm_suite.cohorts.phantom.truth import write_truth
-from resdm_suite.paths import sidecar_path
+from resdm_suite.paths import sidecar_path, tools_of
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, read_record, write_record
 
@@ -106,8 +106,7 @@ def _prepare_folder(root: Path, truth: Path, digest: str, keep: set[str]) -> Non
     """Refuse a folder of other origin; remove people of other settings or numbers, and unfinished files."""
     description = root / "dataset_description.json"
     if root.exists() and any(root.iterdir()):
-        made_by = (stored_json(description) or {}).get("GeneratedBy")
-        made_by = made_by[0] if isinstance(made_by, list) and made_by and isinstance(made_by[0], dict) else {}
+        made_by = next(iter(tools_of(root)), {})
         if made_by.get("Name") != GENERATOR:
             raise PhantomError(
                 f"{root}: holds files that the phantom generator did not write (no {description.name} with "

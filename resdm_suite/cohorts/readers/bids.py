@@ -31,7 +31,7 @@ from resdm_suite.cohorts.tables import (
     to_date,
     visible,
 )
-from resdm_suite.paths import DESCRIPTION
+from resdm_suite.paths import tools_of
 from resdm_suite.profiles import Config
 
 # names of columns, in lower case; the first that exists and is filled is used
@@ -116,10 +116,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
 
 def _raw_of_prepared(root: Path, config: Config, notes: list[str]) -> Path | None:
     """The raw data set of outputs of fMRIPrep or PETPrep, or these themselves without one; None for other data."""
-    made_by = (stored_json(root / DESCRIPTION) or {}).get("GeneratedBy")
-    names = (
-        [str(tool.get("Name", "")) for tool in made_by if isinstance(tool, dict)] if isinstance(made_by, list) else []
-    )
+    names = [str(tool.get("Name", "")) for tool in tools_of(root)]
     tool = next((name for name in names if name.lower() in _PREPARED), "")
     if not tool:
         return None
