@@ -82,7 +82,9 @@ def test_make_conda_and_docker_install_the_same_environment():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert f"--disable-pip-version-check {constraints} -e '.[notebooks,dev]'\n" in done.stdout, done.stderr
     assert subprocess.run([*command, "VERSIONS=new"], cwd=ROOT, capture_output=True).returncode
-    empty = subprocess.run(["make", "-n", "clean", "PROFILE="], cwd=ROOT, capture_output=True, text=True)
+    empty = subprocess.run(
+        ["make", "--no-print-directory", "-n", "clean", "PROFILE="], cwd=ROOT, capture_output=True, text=True
+    )
     assert (empty.stdout, "PROFILE is empty" in empty.stderr) == ("", True)
 
 
