@@ -103,9 +103,10 @@ def synthesise(config: Config, method: str, split: str, n: int) -> dict[str, Any
     """Make and score missing volumes; returns ``steps``, `COST`, and the ``machine`` of the measurement."""
     import torch
 
-    from resdm_suite.apps.synthesis import synthesise_method
+    from resdm_suite.apps.synthesis import split_folder, synthesise_method
 
-    timing, where = config.predictions(method) / "timing.json", config.work / "machine.json"
+    folder, where = config.predictions(method, split_folder("factual", split)), config.work / "machine.json"
+    timing = folder / "timing.json"
     before = sha256(timing) if timing.is_file() else None
     synthesise_method(config, method, split=split, steps=n, progress=False)
     if not timing.is_file():
@@ -122,10 +123,12 @@ def synthesise(config: Config, method: str, split: str, n: int) -> dict[str, Any
 
 def by_person(config: Config, method: str, split: str) -> pd.DataFrame:
     """One row per tracer and person: `METRICS`, means over sessions; SUVR error is the mean over regions."""
-    scan = ["person", "session", "tracer"]
-    scores = pd.read_csv(config.predictions(method) / "scores.csv", dtype={"person": str, "session": str})
+    from resdm_suite.apps.synthesis import split_folder
+
+    scan, folder = ["person", "session", "tracer"], split_folder("factual", split)
+    scores = pd.read_csv(config.predictions(method, folder) / "scores.csv", dtype={"person": str, "session": str})
     whole, brain = (scores[scores["region"] == region].set_index(scan) for region in ("whole", "brain"))
-    regional, textures = regional_suvr(config, method, read_index(config, split))
+    regional, textures = regional_suvr(config, method, read_index(config, split), folder)
     error = (regional["synthetic"] - regional["real"]).abs().groupby([regional[column] for column in scan]).mean()
     sessions = {"psnr": whole["psnr"], "ssim": whole["ssim"], "psnr_brain": brain["psnr"], "mae_brain": brain["mae"]}
     sessions |= {"suvr_error": error, "texture": textures.set_index(scan)["texture"]}

@@ -17,7 +17,7 @@ from resdm.io import write_csv
 from resdm_suite.anatomy import Grid
 from resdm_suite.evaluation import atlas as atlases
 from resdm_suite.evaluation.agreement import agreement_table
-from resdm_suite.evaluation.atlas import CENTILOID_AVID, AtlasError, centiloid, centiloid_regions, load_atlas
+from resdm_suite.evaluation.atlas import AtlasError, centiloid, centiloid_regions, load_atlas
 from resdm_suite.evaluation.fidelity import quantities
 from resdm_suite.evaluation.suvr import regional_means, regional_suvr
 from resdm_suite.paths import synthetic_path
@@ -92,8 +92,6 @@ def test_centiloid_anchors():
     assert centiloid(1.009 + 1.067, "11CPIB") == pytest.approx(100)
     assert centiloid(1.08, "18FFBB") == pytest.approx(10.772)  # Rowe et al. 2017
     assert centiloid(1.10, "18FAV45") == pytest.approx(10.64)  # Navitsky et al. 2018, standard volumes
-    assert centiloid(1.10, "18FAV45", CENTILOID_AVID) == pytest.approx(24.3)  # the same, Avid's pipeline
-    assert math.isnan(centiloid(1.10, "18FFBB", CENTILOID_AVID))
     assert math.isnan(centiloid(1.2, "18FUNKNOWN"))
     assert centiloid(1.2, "18FAV45", {"18FAV45": (100.0, -100.0)}) == pytest.approx(20)
 

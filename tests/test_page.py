@@ -23,9 +23,10 @@ from tiny_methods import SHAPE, PlainConfig, build, make_config
 
 from resdm.batch import TRACERS
 from resdm.checkpoint import CheckpointError
+from resdm.io import write_json
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps import cli, page
-from resdm_suite.apps.model_folder import save_profile_model
+from resdm_suite.apps.model_folder import PROVENANCE, save_profile_model
 from resdm_suite.apps.onnx_model import OneStep, prompt_parts, prompt_rows
 from resdm_suite.apps.prediction import Model
 from resdm_suite.cohorts.readers import download
@@ -113,7 +114,7 @@ def test_the_exported_module_equals_the_method(tmp_path, t1, settings):
         with torch.no_grad():
             synthetic = OneStep(model)(torch.from_numpy(t1.T.copy()), prompt_rows(model.method.prior, *prompt))
         for volume, suvr in zip(synthetic, expected(model, t1, *prompt).values(), strict=True):
-            np.testing.assert_allclose(volume.T, suvr, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(volume.permute(2, 1, 0), suvr, rtol=0, atol=1e-4)
 
 
 def test_prompts_are_spelt_as_the_tokeniser_does(model):
@@ -142,6 +143,10 @@ def test_models_that_are_not_for_a_page(tmp_path, folder, capsys):
     real = model_of(tmp_path, kind="other")
     assert cli.main(["page", str(real), "--out", str(tmp_path / "page")]) == cli.BAD_INPUT
     assert "it is not known whether it memorised its training people" in capsys.readouterr().err
+    one_tracer = model_of(tmp_path)
+    write_json(one_tracer / PROVENANCE, {"scans": {"amyloid": {"18FFBB": 9}, "tau": {}}})
+    assert cli.main(["page", str(one_tracer), "--out", str(tmp_path / "page")]) == cli.BAD_INPUT
+    assert "trained without tau PET, and the page shows both" in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
 
 
@@ -221,7 +226,7 @@ def test_the_page_equals_torch_and_asks_for_nothing(opened, model, t1, tmp_path)
         opened.wait_for_selector('#status:has-text("Done."), #error:not([hidden])', timeout=120_000)
         print(opened.inner_text("#made"))
         for tracer, suvr in expected(model, t1, age, sex).items():
-            label = page.LABELS[tracer]
+            label = model.card.labels[tracer]
             with opened.expect_download() as got:
                 opened.click(f"#{tracer}-nifti")
             name = f"sub-07_ses-1_trc-{label}_space-MNI152NLin2009aSym_desc-synth_pet.nii.gz"

@@ -62,6 +62,12 @@ def test_the_same_profile_gives_the_same_bytes_and_the_random_state_does_not_mat
 def test_conditions_have_separate_folders_and_the_trace_has_the_factual_prompt(config):
     train_method(config, "ResDM", progress=False)
     factual = synthesise_method(config, "ResDM", progress=False)
+    before = (factual / "scores.csv").read_bytes()
+    validation = synthesise_method(config, "ResDM", split="validation", progress=False)
+    assert validation == factual.with_name("factual_validation")
+    people = [set(pd.read_csv(out / "scores.csv")["person"]) for out in (factual, validation)]
+    assert people[0].isdisjoint(people[1])
+    assert (factual / "scores.csv").read_bytes() == before
     tracer_only = synthesise_method(config, "ResDM", "tracer_only", progress=False)
     assert tracer_only == config.predictions("ResDM", "tracer_only")
     sidecars = [json.loads(next(folder.rglob("sub-0007*.json")).read_text()) for folder in (factual, tracer_only)]

@@ -21,7 +21,7 @@ from resdm.io import sha256, write_json
 from resdm_suite.anatomy import CENTRE_MM, Grid
 from resdm_suite.apps import cli
 from resdm_suite.apps import single_scan as scans
-from resdm_suite.apps.model_folder import load_card, save_profile_model
+from resdm_suite.apps.model_folder import PROVENANCE, load_card, save_profile_model
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm_suite.cohorts.tables import ManifestError
@@ -382,6 +382,26 @@ def test_calibrated_intervals_status_and_centiloid(tmp_path, t1w, registered, un
         assert [one["status"] for one in record["regional"] if one["region"] == "summary"] == [expected, ""]
         statuses = [synthesise_scans(table, model, out, samples=1)["status"][0] for _ in range(2)]
         assert statuses == ["done", "kept"]
+
+
+def test_a_pet_is_of_the_tracers_of_the_training(tmp_path, t1w, registered, undrawn):
+    """Names, cut-off and Centiloid are of the label with the most training scans; no PET of a tracer without scans."""
+    model, scans = folder(tmp_path), {"amyloid": {"11CPIB": 7, "18FAV45": 2}, "tau": {}}
+    write_json(model / PROVENANCE, {"scans": scans})
+    write_json(model / CALIBRATION, {
+        "model": sha256(model / "model.safetensors"),
+        "tracers": {"amyloid": {"people": 30, "half_width": {"summary": 9.0}}},
+    })  # fmt: skip
+    files = synthesise_scan(t1w, model, tmp_path / "out", samples=1)
+    assert {"amyloid", "amyloid_native"} == {name for name in files if "amyloid" in name or "tau" in name}
+    assert [path.name.split("_")[2] for path in (tmp_path / "out").rglob("*_pet.nii.gz")] == ["trc-11CPIB"] * 2
+    sidecar = read_sidecar(files["amyloid_native"])
+    assert (sidecar["TracerName"], sidecar["training_scans"]) == ("11CPIB", scans["amyloid"])
+    rows = pd.read_csv(files["suvr"], keep_default_na=False).query("region != 'frontal'").set_index("region")
+    assert set(rows["label"]) == {"11CPIB"}
+    assert rows.loc["summary", "status"] == ""  # the profile has no cut-off for this tracer
+    suvr, scale = rows.loc[["summary", "uncalibrated Centiloid estimate"], "mean"].astype(float)
+    assert scale == pytest.approx(100 * (suvr - 1.009) / 1.067, rel=1e-4)  # Klunk et al. 2015
 
 
 # ── many scans ────────────────────────────────────────────────────────────────────────────────────

@@ -294,7 +294,7 @@ def test_one_mri(folder, tmp_path):
     pet = Model.load(folder).synthesise(mri(0), 74, "F", seed=4)
     for channel, tracer in enumerate(("amyloid", "tau")):
         image = nib.load(files[tracer])
-        np.testing.assert_array_equal(pets[channel], pet[channel])
+        np.testing.assert_array_equal(pets[tracer], pet[channel])
         np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), 3 * pet[channel])  # SUVR
         np.testing.assert_array_equal(image.affine, Grid(SHAPE, 12.0).affine)
     sidecar = json.loads(sidecar_path(files["tau"]).read_text())

@@ -8,7 +8,8 @@ from tqdm.auto import tqdm
 
 from resdm.io import remove, write_csv, write_json
 from resdm_suite.anatomy import Grid
-from resdm_suite.apps.prediction import LABELS, save_image, synthetic_sidecar
+from resdm_suite.apps.model_folder import LABELS
+from resdm_suite.apps.prediction import save_image, synthetic_sidecar
 from resdm_suite.evaluation.image_quality import read_index, record_predictions, score_method
 from resdm_suite.paths import sidecar_path, synthetic_path
 from resdm_suite.preprocessing import ceiling

@@ -11,13 +11,13 @@ from huggingface_hub import HfApi, snapshot_download
 from resdm.checkpoint import CheckpointError, load_model
 from resdm.io import write_text
 from resdm.settings import to_dict
-from resdm_suite.apps.model_folder import ModelCard, load_card, read_audit
+from resdm_suite.apps.model_folder import PROVENANCE, ModelCard, load_card, read_audit
 from resdm_suite.evaluation.memorisation import LIMIT
 from resdm_suite.paths import CALIBRATION, INPUT_CHECK, MEMORISATION
 from resdm_suite.records import NAME
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
-FILES = (*REQUIRED, "history.csv", "timing.json", "provenance.json", INPUT_CHECK, CALIBRATION, MEMORISATION)
+FILES = (*REQUIRED, "history.csv", "timing.json", PROVENANCE, INPUT_CHECK, CALIBRATION, MEMORISATION)
 """Files of a shared model folder. A pickle such as ``state.pt`` is not allowed: reading it could run code."""
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from resdm.io import write_text
 from resdm.settings import SEXES, TRACERS
-from resdm_suite.apps.model_folder import ModelCard, load_card, read_audit
+from resdm_suite.apps.model_folder import ModelCard, load_card, read_audit, tracer_scans
 from resdm_suite.evaluation.image_quality import METRICS, REGIONS, read_index, read_scores
 from resdm_suite.evaluation.memorisation import LIMIT
 from resdm_suite.evaluation.statistics import by_person
@@ -109,10 +109,9 @@ def _people(index: pd.DataFrame) -> list[tuple[str, str]]:
         ("age at first session (years)", f"{people['age'].mean():.1f} ± {people['age'].std():.1f}"),
         ("sex", ", ".join(sexes)),
     ]
-    for tracer in TRACERS:
-        labels = index.loc[index[f"present_{tracer}"] == 1, f"{tracer}_tracer"]
-        named = ", ".join(f"{count} {label}" for label, count in labels.value_counts().sort_index().items())
-        rows.append((f"sessions with {tracer} PET", f"{len(labels)}" + (f" ({named})" if named else "")))
+    for tracer, labels in tracer_scans(index).items():
+        named = ", ".join(f"{count} {label}" for label, count in labels.items())
+        rows.append((f"sessions with {tracer} PET", f"{sum(labels.values())}" + (f" ({named})" if named else "")))
     return rows
 
 

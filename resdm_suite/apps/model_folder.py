@@ -10,18 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from resdm.checkpoint import ABSENT, CheckpointError, describe, differences, read_metadata, save_model
-from resdm.io import sha256, write_text
+from resdm.io import sha256, stored_json, write_text
 from resdm.method import Method
-from resdm.settings import ConfigError, MethodConfig, to_dict
+from resdm.settings import TRACERS, ConfigError, MethodConfig, to_dict
 from resdm_suite.paths import INPUT_CHECK, MEMORISATION
 from resdm_suite.profiles import Config, read_config
 from resdm_suite.records import checked, read_of_model, read_record
 
 SYNTHETIC = "synthetic, not for clinical use"
 """Notice of every synthetic volume and its sidecar."""
+
+LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
+"""BIDS labels of the tracers where neither a real PET nor the model's training scans tell them."""
+
+PROVENANCE = "provenance.json"
+"""File of a model folder: the training's sidecar, with `tracer_scans`."""
 
 FREE_SETTINGS = ("sampling_steps",)
 """Settings of a method in which a profile may differ from the trained model: they change no weight."""
@@ -68,6 +75,23 @@ class ModelCard:
     def notice(self) -> str:
         """Notice of every output."""
         return "; ".join([SYNTHETIC, *(["made by a phantom-trained model"] if self.phantom else [])])
+
+    @property
+    def scans(self) -> dict[str, dict[str, int]]:
+        """`tracer_scans` of the training; empty where no training of this version stored it."""
+        return (stored_json(self.folder / PROVENANCE) or {}).get("scans", {})
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """BIDS label of each tracer that the model was trained on; of several that of the most training scans."""
+        known = {tracer: max(labels, key=labels.get) for tracer, labels in self.scans.items() if labels}
+        return known or LABELS
+
+
+def tracer_scans(index: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Number of PETs by tracer and BIDS label, of sessions of ``index.csv``."""
+    labels = {tracer: index.loc[index[f"present_{tracer}"] == 1, f"{tracer}_tracer"] for tracer in TRACERS}
+    return {tracer: names.value_counts().sort_index().to_dict() for tracer, names in labels.items()}
 
 
 def source_settings(config: Config) -> dict[str, Any]:

@@ -19,12 +19,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 
 from resdm.batch import TRACERS
+from resdm.checkpoint import CheckpointError
 from resdm.io import atomic, write_json, write_text
 from resdm.settings import AGE_RANGE
 from resdm_suite.anatomy import mni_map
 from resdm_suite.apps.hub import check_memorisation
 from resdm_suite.apps.onnx_model import export_onnx, prompt_parts
-from resdm_suite.apps.prediction import LABELS, Model, sampling_steps, with_notice
+from resdm_suite.apps.prediction import Model, sampling_steps, with_notice
 from resdm_suite.apps.single_scan import SAMPLES
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, fetch
 from resdm_suite.paths import SPACE
@@ -105,13 +106,15 @@ def write_page(
     Raises
     ------
     CheckpointError
-        A model that cannot be used, or is not to be shared.
+        A model that cannot be used, is not to be shared, or was trained on one tracer: the page shows both.
     DownloadError
         The libraries are not there and cannot be fetched, or an archive is not the expected one.
     """
     out, loaded = Path(out), Model.load(model, "cpu", trust_code=trust_code)
     if not accept_memorisation:
         check_memorisation(loaded.card)
+    if absent := ", ".join(sorted(set(TRACERS) - set(loaded.card.labels))):
+        raise CheckpointError(f"{model}: trained without {absent} PET, and the page shows both; use resdm synthesise")
     export_onnx(loaded, out / "model.onnx")  # before the download: it refuses other methods
     archives = fetch_packages(Path(assets or "work/npm"), progress=progress)
     for package, archive in archives.items():
@@ -172,9 +175,9 @@ def page_settings(model: Model) -> dict[str, Any]:
         volume, entries = model.to_suvr(np.zeros(model.grid.shape, np.float32), tracer)
         image = with_notice(model.grid.image(volume.astype(np.float32)), card.notice)
         tracers.append({
-            "name": tracer, "label": LABELS[tracer], "range": [*preprocess.pet_range[tracer]],
+            "name": tracer, "label": card.labels[tracer], "range": [*preprocess.pet_range[tracer]],
             "header": base64.b64encode(_header(image)).decode(),
-            "sidecar": model.sidecar(tracer, LABELS[tracer], {"age": None, "sex": None}, **extra) | entries,
+            "sidecar": model.sidecar(tracer, card.labels[tracer], {"age": None, "sex": None}, **extra) | entries,
         })  # fmt: skip
     checks = {"masked": preprocess.mask, "least_correlation": MIN_TEMPLATE_CORRELATION}
     grid = {"shape": [*model.grid.shape], "affine": model.grid.affine.tolist(), "space": SPACE}

@@ -28,7 +28,7 @@ from resdm.io import atomic, sha256, stored_json, write_json
 from resdm.method import Method
 from resdm.settings import PROMPT_FIELDS, SEXES, check_person, derive_seed, fields_of, further
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.apps.model_folder import ModelCard, check_model, load_card
+from resdm_suite.apps.model_folder import LABELS, ModelCard, check_model, load_card
 from resdm_suite.apps.shards import write_timing
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import bids_fields, bids_uri, image_path, sidecar_path, std_path, stem, synthetic_path
@@ -36,9 +36,6 @@ from resdm_suite.preprocessing.dataset import read_attributes
 from resdm_suite.preprocessing.suvr import units
 from resdm_suite.preprocessing.t1 import T1_UNITS
 from resdm_suite.profiles import Config, check_condition
-
-LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
-"""BIDS labels of the tracers for a person without a real PET."""
 
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
@@ -344,7 +341,7 @@ def synthesise_people(
     jobs = list(zip(rows, prior.people(), range(len(rows)), strict=True))[part - 1 :: parts]
     for row, prompt, i in tqdm(jobs, desc=f"{model.card.name} {condition}", unit="session", disable=not progress):
         who = row["person"], row["session"]
-        labels = {tracer: _label(row, tracer) for tracer in TRACERS}
+        labels = {tracer: _label(row, tracer, model.card) for tracer in TRACERS}
         sources = [f"bids:volumes:{row['t1w']}"] if "t1w" in row else []
         files = [synthetic_path(out, *who, label) for label in labels.values()]
         sidecars = [model.sidecar(*tracer, prompt, sources=sources, **extra) for tracer in labels.items()]
@@ -368,9 +365,9 @@ def synthesise_people(
     return Path(out)
 
 
-def _label(row: dict[str, Any], tracer: str) -> str:
+def _label(row: dict[str, Any], tracer: str, card: ModelCard) -> str:
     label = row.get(f"{tracer}_tracer")
-    return LABELS[tracer] if label is None or pd.isna(label) or label == "" else label
+    return card.labels.get(tracer, LABELS[tracer]) if label is None or pd.isna(label) or label == "" else label
 
 
 def _write(
@@ -410,8 +407,10 @@ def synthesise_mri(
     model: Model, mri: np.ndarray, out: str | Path, *, age: float | None, sex: str | None, seed: int,
     steps: int | None = None, samples: int = 1, prefix: str = "sub-01", source: dict[str, Any] | None = None,
     raw: str = "", each: Callable[[], None] | None = None, more: Mapping[str, float | str] | None = None,
-) -> tuple[dict[str, Path], np.ndarray]:  # fmt: skip
-    """Both PETs of one real MRI, in MNI space, in SUVR where the model has its scale: the mean over samples.
+) -> tuple[dict[str, Path], dict[str, np.ndarray]]:  # fmt: skip
+    """The PETs of one real MRI, in MNI space, in SUVR where the model has its scale: the mean over samples.
+
+    Each has the BIDS label of the tracer that the model was trained on; one without training scans is left out.
 
     Parameters
     ----------
@@ -434,7 +433,7 @@ def synthesise_mri(
     -------
     files : dict of str to Path
         ``amyloid``, ``tau`` and ``mri``, the T1 on the same grid: NIfTI with sidecars.
-    pet : ndarray (2, X, Y, Z)
+    pets : dict of str to ndarray (X, Y, Z)
         The PETs in [0, 1].
     """
 
@@ -444,21 +443,22 @@ def synthesise_mri(
             if each is not None:
                 each()
 
-    pet, _ = mean_and_std(draws())
+    pets = dict(zip(TRACERS, mean_and_std(draws())[0], strict=True))
+    pets = {tracer: pet for tracer, pet in pets.items() if tracer in model.card.labels}
     files, t1 = {}, image_path(out, prefix, "preproc")
     extra = {"condition": "factual", "seed": seed, "steps": sampling_steps(model.card, steps), "samples": samples}
-    extra |= {"source": source}
-    for channel, tracer in enumerate(TRACERS):
-        label, (volume, entries) = LABELS[tracer], model.to_suvr(pet[channel], tracer)
+    for tracer, pet in pets.items():
+        label, (volume, entries) = model.card.labels[tracer], model.to_suvr(pet, tracer)
         prompt = {"age": age, "sex": sex, **(more or {})}
-        sidecar = model.sidecar(tracer, label, prompt, sources=[bids_uri(t1, out)], **extra)
+        known = extra | {"training_scans": model.card.scans.get(tracer), "source": source}
+        sidecar = model.sidecar(tracer, label, prompt, sources=[bids_uri(t1, out)], **known)
         files[tracer] = image_path(out, prefix, "synth", label)
         model.write(files[tracer], volume, sidecar | {"statistic": "mean over samples"} | entries)
     with atomic(t1) as temporary:
         nib.save(model.grid.image(np.asarray(mri, dtype=np.float32)), temporary)
     fields = bids_fields(T1_UNITS, model.card.config.preprocess.mask, sources=[raw] if raw else [])
     write_json(sidecar_path(t1), fields | {"source": source})
-    return files | {"mri": t1}, pet
+    return files | {"mri": t1}, pets
 
 
 def check_phantom(card: ModelCard, allowed: bool) -> None:

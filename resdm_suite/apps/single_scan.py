@@ -25,14 +25,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from resdm.attributes import Known, check_attributes, phrase
-from resdm.batch import TRACERS
 from resdm.cpu_runtime import set_up
 from resdm.io import remove, sha256, stored_json, write_csv, write_json
 from resdm.settings import check_person, fields_of, further
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.model_folder import ModelCard, load_card
 from resdm_suite.apps.prediction import (
-    LABELS,
     Model,
     bids_prefix,
     check_phantom,
@@ -90,7 +88,7 @@ def synthesise_scan(
     progress: bool = False,
     **sampling: Any,
 ) -> dict[str, Path]:
-    """Both PETs of one person from a T1-weighted MRI in its native space.
+    """Both PETs of one person from a T1-weighted MRI in its native space; of a tracer without training scans none.
 
     Parameters
     ----------
@@ -181,11 +179,10 @@ def _synthesise(
         bar.update()
         raw = bids_uri(t1w, root, _describe(out, root, card.notice))
         source = {"file": t1w.name, "sha256": sha256(t1w), **info, "input_check": found, "versions": versions()}
-        files, pets = synthesise_mri(
+        files, volumes = synthesise_mri(
             model, mri, out, age=prompt["age"], sex=prompt["sex"], **sampler, prefix=prefix, source=source, raw=raw,
             each=bar.update, more={name: prompt[name] for name in further(prompt)},
         )  # fmt: skip
-        volumes = dict(zip(TRACERS, pets, strict=True))
         for tracer, volume in volumes.items():
             files[f"{tracer}_native"] = _write_native(files[tracer], volume, tracer, t1w, info["transform"], model, raw)
         if config.preprocess.intensity == "fixed":
@@ -254,9 +251,10 @@ def _suvr_table(pets: dict[str, np.ndarray], model: Model, samples: int) -> pd.D
     """
     card, rows = model.card, []
     cohort, calibration = card.config.cohort, read_calibration(card.folder, card.digest)
-    cutoffs = {"amyloid": cohort.amyloid_cutoff.get(LABELS["amyloid"], np.nan), "tau": cohort.tau_cutoff}
     for tracer, pet in pets.items():
-        head, known = {"tracer": tracer, "label": LABELS[tracer]}, calibration.get(tracer)
+        label, known = card.labels[tracer], calibration.get(tracer)
+        head = {"tracer": tracer, "label": label}
+        cutoff = cohort.tau_cutoff if tracer == "tau" else cohort.amyloid_cutoff.get(label, np.nan)
         text = "none: no calibration is stored with the model (resdm sample)"
         if known:
             text = f"{100 * LEVEL:g} %, by the errors of {known['people']} validation people"
@@ -265,11 +263,11 @@ def _suvr_table(pets: dict[str, np.ndarray], model: Model, samples: int) -> pd.D
             half = known["half_width"].get(region, np.nan) if known else np.nan
             ends = {"mean": mean, "low": mean - half, "high": mean + half}
             row = head | {"region": region, "unit": "SUVR", **ends, "status": "", "interval": text}
-            if region == "summary" and np.isfinite(half + cutoffs[tracer]):
-                row["status"] = status(ends["low"], ends["high"], cutoffs[tracer])
+            if region == "summary" and np.isfinite(half + cutoff):
+                row["status"] = status(ends["low"], ends["high"], cutoff)
             rows.append(row)
-            if region == "summary" and LABELS[tracer] in CENTILOID:
-                scale = {name: centiloid(value, LABELS[tracer]) for name, value in ends.items()}
+            if region == "summary" and label in CENTILOID:
+                scale = {name: centiloid(value, label) for name, value in ends.items()}
                 rows.append(row | scale | {"region": UNCALIBRATED, "unit": "CL", "status": ""})
     return pd.DataFrame(rows).assign(samples=samples, notice=card.notice)
 

@@ -22,7 +22,12 @@ from resdm_suite.profiles import READING, Config
 from resdm_suite.records import NAME, alone, checked, read_csv, write_record
 
 
-@alone("predict {name} {condition} {shard}")
+def split_folder(condition: str, split: str) -> str:
+    """Folder of the predictions of a split: other people than the test people never replace these."""
+    return condition if split == "test" else f"{condition}_{split}"
+
+
+@alone("predict {name} {condition} {split} {shard}")
 def synthesise_method(
     config: Config | str | Path,
     name: str,
@@ -51,10 +56,11 @@ def synthesise_method(
     Returns
     -------
     Path
-        ``predictions/<name>/<condition>`` with volumes, sidecars, ``scores.csv`` and, for a residual diffusion,
-        ``trace.npz``.
+        ``predictions/<name>/<condition>`` (of another split than the test people ``…/<condition>_<split>``) with
+        volumes, sidecars, ``scores.csv`` and, for a residual diffusion, ``trace.npz``.
     """
-    settings, out = config.method(name), config.predictions(name, condition)
+    folder = split_folder(condition, split)
+    settings, out = config.method(name), config.predictions(name, folder)
     model, people, data = Model.of_profile(config, name), read_index(config, split), CohortDataset(config, split)
     for outdated in (NAME, "scores.csv"):
         remove(out / outdated)  # written again when all volumes are made
@@ -65,10 +71,11 @@ def synthesise_method(
         return out
     if condition == "factual":
         write_trace(model, data, out, individual=config.individual)
-    score_method(config, name, people, condition)
+    score_method(config, name, people, folder)
     prompt = "" if condition == "factual" else f" --condition {condition}"
+    prompt += "" if split == "test" else f" --split {split}"
     record_predictions(config, out, name, f"resdm predict {config.profile} {name}{prompt}")
-    if condition == "factual" and split == "test":
+    if folder == "factual":
         write_card(config, name)  # its metrics
     return out
 

@@ -11,7 +11,7 @@ from resdm.io import remove, write_json
 from resdm.method import build_method
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps.model_card import write_card
-from resdm_suite.apps.model_folder import check_unchanged, training_options, write_config
+from resdm_suite.apps.model_folder import PROVENANCE, check_unchanged, tracer_scans, training_options, write_config
 from resdm_suite.evaluation.image_quality import psnr, ssim
 from resdm_suite.paths import INPUT_CHECK
 from resdm_suite.preprocessing import input_check
@@ -63,9 +63,9 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     if check := input_check.of_cohort(config):
         check.save(folder)
     device = read_json(folder / "timing.json")["device"]
-    made = provenance(config, [config.volumes / "index.csv"], device=device, method=name)
-    write_json(folder / "provenance.json", made)
-    files = (*results, "config.yaml", "provenance.json", INPUT_CHECK)
+    extra = {"method": name, "scans": tracer_scans(train_set.index)}
+    write_json(folder / PROVENANCE, provenance(config, [config.volumes / "index.csv"], device=device, **extra))
+    files = (*results, "config.yaml", PROVENANCE, INPUT_CHECK)
     volumes = [config.volumes / file for file in ("index.csv", "cohort.json")]
     write_record(folder, f"resdm train {config.profile} {name}", [folder / file for file in files], volumes)
     write_card(config, name)

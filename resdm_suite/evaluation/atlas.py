@@ -38,12 +38,6 @@ Each equation is for that pipeline. Registration here is affine, so the result i
 needs a calibration on the data that GAAIN publishes (Klunk et al., level 2), given as ``fidelity.centiloid.equations``.
 """
 
-CENTILOID_AVID = {"18FAV45": (183.0, -177.0)}
-"""The same for the cortical average over whole cerebellum of Avid's regions and pipeline (Navitsky et al. 2018).
-
-Over the standard volumes it is 13 CL too high at SUVR 1.0, and 17 at 1.5.
-"""
-
 
 class AtlasError(ValueError):
     """An atlas that is not available or does not fit: names the reason and the remedy."""

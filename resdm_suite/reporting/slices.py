@@ -12,7 +12,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates
 
-from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.profiles import PreprocessConfig
@@ -156,18 +155,18 @@ def scan_montage(
     mri : ndarray (X, Y, Z)
         In [0, 1].
     volumes : mapping of str to ndarray (X, Y, Z)
-        ``amyloid`` and ``tau`` in [0, 1].
+        Of ``amyloid`` and ``tau``, in [0, 1].
     grid : Grid
     preprocess : PreprocessConfig
         What intensities 0 and 1 stand for.
     notice, title, detail : str
     """
     brain = mni_map("brain", grid)
-    pets = {tracer: to_suvr(volumes[tracer], preprocess.pet_range[tracer]) for tracer in TRACERS}
+    pets = {tracer: to_suvr(volumes[tracer], preprocess.pet_range[tracer]) for tracer in volumes}
     norm = suvr_window(pets.values(), brain)
     rows: list[tuple[str, np.ndarray, Normalize, str, str]] = [("T1", mri, Normalize(0, 1), style.T1_MAP, "intensity")]
     names, unit = style.TRACER_TITLES, preprocess.pet_unit
-    rows += [(f"{names[tracer]}, mean", pets[tracer], norm, style.PET_MAP, unit) for tracer in TRACERS]
+    rows += [(f"{names[tracer]}, mean", pets[tracer], norm, style.PET_MAP, unit) for tracer in pets]
     widths = [1 / slice_aspect(cut) for cut in SCAN_CUTS]  # at height 1
     detail = f"{detail} Outline: MNI152 brain; left is left.".strip()
     figure = style.paper_figure(0.8 + len(rows) * (style.WIDTH - 0.8) / sum(widths), title, notice, detail)
