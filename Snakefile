@@ -133,8 +133,6 @@ rule preprocess:
     output:
         f"{WORK}/volumes/index.csv",
         f"{WORK}/volumes/cohort.npy",
-        f"{WORK}/volumes/template_amyloid.nii.gz",
-        f"{WORK}/volumes/template_tau.nii.gz",
     log:
         notebook=f"{WORK}/notebooks/01_preprocess.ipynb",
     params:

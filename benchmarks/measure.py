@@ -84,7 +84,7 @@ class Case:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """What the network sees."""
+        """Input of the network."""
         return (self.size,) * 3
 
 

@@ -1,8 +1,8 @@
 """Further attributes of a person in the prompt: any column of the manifest, a number or a category.
 
 An addition of this suite: the paper's prompt names age and sex. ``prior.fields`` (and ``fields`` of the linear
-controls) name the columns. What a model knows of them comes from its training people and is stored with its weights:
-of a number the range that the text tower learns to read, of a category the values that five sessions or more have.
+controls) name the columns. The accepted values come from the training people and are stored with the weights: for a
+number the range of the prompts in pretraining, for a category the values that at least five sessions have.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PHRASES = {
 """How the sentence states a field; another field is stated by its name, as in ``"waist 92"``."""
 
 MIN_SESSIONS = 5
-"""Fewest training sessions of a category that a model knows. Rarer ones could not be learned, and may identify."""
+"""Fewest training sessions of an accepted category. Rarer ones cannot be fitted, and may identify a person."""
 
 Known = Mapping[str, list[Any]]
 """Field → [lowest, highest, step] of a number (step 1: whole numbers, 0: any), or the names of the categories."""
@@ -132,13 +132,13 @@ def check_attributes(values: Mapping[str, Any], known: Known, where: str) -> dic
     for name, value in values.items():
         if name not in known:
             raise ValueError(
-                f"{where}: the model knows no attribute {name!r}; beside age and sex it knows "
+                f"{where}: the model has no attribute {name!r}; besides age and sex it has "
                 f"{', '.join(known) or 'none'}: leave it out, or train a model with {name} in its fields"
             )
         entry = known[name]
         if not is_number(entry):
             if value not in entry:
-                raise ValueError(f"{where}: {name} is {value!r}; the model knows {', '.join(entry)}")
+                raise ValueError(f"{where}: {name} is {value!r}; expected {', '.join(entry)}, as in training")
             checked[name] = value
             continue
         try:
@@ -146,7 +146,7 @@ def check_attributes(values: Mapping[str, Any], known: Known, where: str) -> dic
         except ValueError:
             number = math.nan
         if not entry[0] <= number <= entry[1]:
-            expected = f"a number from {entry[0]:g} to {entry[1]:g}, the range that the model has learned"
+            expected = f"a number from {entry[0]:g} to {entry[1]:g}, the range covered in training"
             raise ValueError(f"{where}: {name} is {value!r}; expected {expected}")
         checked[name] = number
     return checked

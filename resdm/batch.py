@@ -26,6 +26,11 @@ class Prior:
         Rank of this process and number of processes: person i here is person ``i · processes + rank`` of the batch.
     more : mapping of str to tuple of float, str or None
         Further attributes: numbers, or categories as text. See `resdm.attributes`.
+
+    Raises
+    ------
+    ValueError
+        Fields of different lengths.
     """
 
     age: tuple[float | None, ...]

@@ -115,9 +115,9 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_
     Parameters
     ----------
     folder : path
-        Of the file.
+        The model folder, which holds ``model.safetensors``.
     device : torch.device or str
-        Of the weights.
+        Where the weights are put.
     trust_code : bool
         Whether to import a class of another package that the file names (``kind: module:Class``). Without it, such a
         class is used only if the program has imported its module already.

@@ -109,7 +109,7 @@ class RandomSources:
 class EpochLog:
     """Means over the current epoch, and the rows of ``history.csv``.
 
-    Values stay on the device until the epoch ends: reading one would stop the host.
+    Values stay on the device until the epoch ends: reading one would make the host wait for the device.
     """
 
     def __init__(self) -> None:

@@ -68,12 +68,17 @@ class Method(nn.Module):
         generator : torch.Generator
             On the device of ``mri``; the only source of randomness.
         steps : int, optional
-            Sampling steps, by default the configuration's; ignored by methods without steps.
+            Sampling steps, by default the configuration's; not used by methods without steps.
 
         Returns
         -------
         Tensor (B, 2, X, Y, Z)
             Amyloid, tau, in [0, 1].
+
+        Raises
+        ------
+        ValueError
+            A number of ``steps`` that the method cannot take.
         """
         raise NotImplementedError
 
@@ -83,12 +88,13 @@ class Method(nn.Module):
         """Compute the weights of a `closed_form` method; ``validation`` selects its hyperparameters.
 
         Returns rows of ``history.csv``: ``tracer``, the candidate, and ``validation``, its score (higher is better).
+        Raises `ValueError` where the sessions do not suffice.
         """
         raise NotImplementedError
 
     @property
     def known(self) -> Known:
-        """What the method knows of a person's attributes beside age and sex, see `resdm.attributes`."""
+        """Attributes besides age and sex that the method accepts, with their values, see `resdm.attributes`."""
         return getattr(getattr(self, "prior", None), "known", {})
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -142,7 +148,20 @@ class Sessions:
 
 
 def build_method(config: MethodConfig, shape: tuple[int, int, int]) -> Method:
-    """A method with fresh weights from torch's global random state: seed it first."""
+    """A method with fresh weights from torch's global random state: seed it first.
+
+    Parameters
+    ----------
+    config : MethodConfig
+        Its ``kind`` names the class.
+    shape : (int, int, int)
+        Voxels of the grid, (X, Y, Z).
+
+    Raises
+    ------
+    ConfigError
+        ``kind`` names no method, or code that cannot be imported.
+    """
     cls = imported_method(config.kind, "kind")
     if not issubclass(cls, Method):
         raise ConfigError(f"kind is {config.kind!r}; expected a subclass of resdm.Method")

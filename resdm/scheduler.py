@@ -11,7 +11,7 @@ from torch import Tensor
 class ResidualScheduler:
     """Shifts a PET x_0 towards its MRI y_0 in T steps, and back. Defaults: released code (`Ouzaixin/ResDM`).
 
-    ``steps`` is T, ``kappa`` the noise scale: the standard deviation at step t is κ√η_t. ``eta`` is the shape of the
+    ``steps`` is T, ``kappa`` κ; noise at step t has SD κ√η_t. ``eta`` (`ValueError` for another) is the shape of the
     shifting sequence: ``linear`` from η_1 to η_T (``eta_range``), or ``geometric`` as in `zsyOAOA/ResShift`,
     √η_t = s·b^{τ_t} with s = min(m/κ, m), ``eta_range`` = (m, √η_T) and τ_t = (T−1)((t−1)/(T−1))^p, p = ``power``.
     """
@@ -37,7 +37,7 @@ class ResidualScheduler:
         self.set_timesteps(steps)
 
     def set_timesteps(self, n: int) -> list[int]:
-        """Choose the ``n`` indices of a reverse pass, descending in equal strides from T−1, where η is η_T."""
+        """Choose ``n`` indices of a reverse pass, in equal strides down from T−1; `ValueError` unless 1 ≤ n ≤ T."""
         if not 1 <= n <= self.steps:
             raise ValueError(f"{n} sampling steps; expected 1 to T = {self.steps}")
         self.timesteps = [math.ceil(self.steps * k / n) - 1 for k in range(n, 0, -1)]

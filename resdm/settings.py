@@ -114,19 +114,19 @@ class TrainingConfig:
 
     budget: Literal["equal_epochs", "equal_time"] = "equal_epochs"
     epochs: int = 1000  # not used by equal_time
-    seconds: float | None = None  # of training steps, the budget of equal_time; turned into a number of steps once
-    batch_size: int = 1  # people (sessions) a step, over all devices together, both tracers each
+    seconds: float | None = None  # s, of training steps, the budget of equal_time; turned into a number of steps once
+    batch_size: int = 1  # sessions per step, over all devices together, both tracers each
     shift_voxels: int = 2  # augmentation: a translation of up to this many voxels, the same for MRI and PETs
     flip: bool = False  # left–right, the same for all volumes of a person
     validate_every: int = 10  # epochs; the last step is always validated
     checkpoint_every: int = 500  # optimiser steps
-    clip_norm: float | None = None
-    accelerator: str = "auto"
-    devices: int = 1
+    clip_norm: float | None = None  # largest L2 norm of an optimiser's gradients; None: no clipping
+    accelerator: str = "auto"  # of Lightning Fabric: cpu, cuda, …; auto: a CUDA GPU where there is one
+    devices: int = 1  # processes, one per device
     precision: Precision = "32-true"
     channels_last: bool | None = None  # memory format of volumes in the networks, other last bits; None: on AVX2 CPUs
     compile: bool = False  # torch.compile of the networks, in training and sampling; other last bits, minutes to start
-    deterministic: bool = True  # CUDA kernels that give the same bits every time, where there are any; CPU always does
+    deterministic: bool = True  # CUDA kernels that repeat their bytes, where there are any; those of CPUs always do
     threads: int | None = None  # CPU threads of torch; a number makes results independent of the machine's cores
     keep_memory: bool = True  # CPU: what tensors free stays with the process: the same values, faster on large grids
     workers: int = 0  # processes that load volumes; 0: the memory map is read in the training process
@@ -175,7 +175,7 @@ def imported_method(kind: str, where: str, trust_code: bool = True) -> type:
 
 
 def settings_class(kind: str, where: str = "kind", trust_code: bool = True) -> type[MethodConfig]:
-    """The settings of a method: the dataclass that its class annotates as ``config``."""
+    """The settings of a method: the dataclass that its class annotates as ``config``; `ConfigError` without one."""
     method = imported_method(kind, where, trust_code)
     settings = typing.get_type_hints(method).get("config", MethodConfig) if isinstance(method, type) else None
     if not (isinstance(settings, type) and issubclass(settings, MethodConfig)):
@@ -184,7 +184,10 @@ def settings_class(kind: str, where: str = "kind", trust_code: bool = True) -> t
 
 
 def method_from_dict(tree: dict[str, Any], where: str, trust_code: bool = True) -> MethodConfig:
-    """Rebuild a method's settings from `to_dict`, as a model file holds them; types of values are not checked."""
+    """Rebuild a method's settings from `to_dict`, as a model file holds them; types of values are not checked.
+
+    Raises `ConfigError` for settings that do not build the class; ``where`` starts the message.
+    """
     if not isinstance(tree, dict) or "kind" not in tree:
         raise ConfigError(f"{where}: a method needs a kind: one of {', '.join(METHODS)}")
     try:

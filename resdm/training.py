@@ -62,7 +62,7 @@ class TrainingDiverged(ArithmeticError):
 
 
 def psnr(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of a whole volume in dB, data range 1: the default criterion."""
+    """PSNR in dB of a whole volume (X, Y, Z), data range 1: the default criterion; infinite for equal volumes."""
     mse = float(np.mean((synthetic.astype(np.float64) - real.astype(np.float64)) ** 2))
     return -10 * math.log10(mse) if mse else math.inf
 

@@ -142,7 +142,7 @@ def check_field(name: str, where: str) -> None:
 
 @dataclass(frozen=True)
 class GridConfig:
-    """The common space: a cube of voxels over the MNI brain."""
+    """The common space: a box of cubic voxels over the MNI brain."""
 
     shape: tuple[Side, Side, Side] = (128, 128, 128)
     voxel_mm: Positive = 1.5
@@ -463,7 +463,7 @@ class Config:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Fields beside age and sex that any method's prompt or design names: columns of the manifest, in order."""
+        """Fields besides age and sex that any method's prompt or design names: columns of the manifest, in order."""
         return tuple(dict.fromkeys(name for method in self.methods.values() for name in further(fields_of(method))))
 
     def attribute_conditions(self, name: str) -> tuple[str, ...]:
@@ -755,6 +755,9 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str]]:
     training, shape = config.training, config.preprocess.grid.shape
     phantom = config.cohort.kind != "phantom" or config.cohort.phantom is not None
     yield phantom, "cohort.kind is phantom, but cohort.phantom is missing"
+    tau = [label for label, target in config.cohort.tracers.items() if target == "tau"]
+    scales = f"{len(tau)} tau tracers ({', '.join(tau)}), whose SUVRs are on different scales"
+    yield len(tau) <= 1, f"cohort.tracers names {scales}; keep one of them"
     for name in ("status", "sex", "age"):
         pool = getattr(config.evaluation, name).pool
         expected = f"8 voxels per axis or more after pooling a grid of {shape}"

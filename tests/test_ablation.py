@@ -116,7 +116,7 @@ def test_numbers_by_hand_with_one_seed(single, third):
     accuracy = third.frame[third.frame["metric"] == "acc"]  # nobody classified
     assert accuracy["mean"].isna().all()
     assert accuracy.loc[~accuracy["method"].isin(["as_published", "per_tracer"]), "paper"].notna().all()
-    assert "No ACC: evaluation/status.csv does not exist" in text
+    assert "No ACC: status is not classified yet" in text
     assert [label for _, label in third.blocks[0].columns if "ACC" in label] == []
 
 
@@ -190,7 +190,7 @@ def test_any_part_of_the_variants(single, tmp_path):
     some = dataclasses.replace(single, methods={name: single.methods[name] for name in ("+prior", "ResDM")})
     table = table3(some)
     assert table.frame["base_p"].isna().all()
-    missing = "Base, +L_high, as published (no global, no linear path), one model a tracer"
+    missing = "Base, +L_high, as published (no global, no linear path), one model per tracer"
     assert f"Without stored scores: {missing}." in table.markdown()
     with pytest.raises(ValueError, match="no method has scores"):
         run_cells("05", make_config(tmp_path))
@@ -207,7 +207,7 @@ def test_no_defined_status_leaves_accuracy_out(single, third):
 def test_figure3_is_figure2_with_the_variants(single):
     cells = run_cells("05", single, "05-02", "05-11", record={}, **given(single))
     titles = [axes.get_title() for axes in cells["figure"].axes if axes.get_title()]
-    assert titles == ["Real", "Base", r"+$L_\mathrm{high}$", "+prior", "ResDM", "as published", "one a tracer"]
+    assert titles == ["Real", "Base", r"+$L_\mathrm{high}$", "+prior", "ResDM", "as published", "one per tracer"]
 
 
 # ── the seed of a method ──────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,15 @@ from resdm_suite.cohorts.readers.adni import build_manifest
 from resdm_suite.cohorts.readers.adni_tables import _date, read_tables, rid_of
 from resdm_suite.cohorts.tables import to_date
 from resdm_suite.preprocessing.volumes import preprocess
-from resdm_suite.profiles import CohortConfig, Config, GridConfig, MatchConfig, PreprocessConfig
+from resdm_suite.profiles import (
+    CohortConfig,
+    Config,
+    ConfigError,
+    GridConfig,
+    MatchConfig,
+    PreprocessConfig,
+    load_config,
+)
 
 WRITERS = {"bids": write_clinica_bids, "caps": write_caps, "loni": write_loni}
 COARSE = PreprocessConfig(grid=GridConfig((24, 24, 24), 8.0), registration_mm=6.0, n4=False)
@@ -172,6 +180,42 @@ def test_levels_and_repeats_of_loni(tmp_path, config):
     assert any("PET do not exist at level uniform_8mm; standardized is used" in note for note in notes)
 
 
+def test_files_that_are_no_nifti_are_counted_by_ending(tmp_path, config):
+    mock = write_loni(tmp_path, people=4, images=False)
+    for number, ending in enumerate((".NII", ".img", ".v")):
+        for path in (tmp_path / "ADNI" / mock.people[number].ptid).rglob("*.nii*"):
+            path.rename(path.with_name(path.name.partition(".nii")[0] + ending))
+    frame, _, _, notes = build_manifest(tmp_path, config)
+    assert set(frame["person"]) == {NAMED[0], NAMED[3]}
+    for count, ending in ((6, ".img"), (5, ".v")):
+        assert f"{count} image folders hold {ending} only and are not read; convert them to NIfTI" in notes
+
+
+def test_a_person_of_two_sites_is_one_person(tmp_path, config):
+    mock = write_loni(tmp_path, people=2, images=False)
+    place = tmp_path / "ADNI" / mock.people[0].ptid
+    moved = place.with_name(f"998_S_{mock.people[0].rid:04d}")
+    shutil.copytree(place, moved)
+    for folder in moved.glob("*/*"):
+        folder.rename(folder.with_name(folder.name.replace("2012-", "2014-")))
+    frame, _, _, notes = build_manifest(tmp_path, config)
+    label = NAMED[0].replace("999S", "998S")
+    assert frame["person"].tolist() == [label, label, NAMED[1]]
+    assert frame["sex"].tolist() == ["F", "F", "M"]
+    assert f"{NAMED[0]}: its RID is that of {label}; both are one person, {label}" in notes
+
+
+def test_the_tracer_of_older_clinica_is_in_acq(tmp_path, config):
+    write_clinica_bids(tmp_path, people=3, images=False)
+    for label, word in ((AV45, "av45"), (TAU, "xyz")):
+        for path in tmp_path.rglob(f"*_trc-{label}_*"):
+            path.rename(path.with_name(path.name.partition("_trc-")[0] + f"_task-rest_acq-{word}_pet.nii.gz"))
+    frame, _, _, notes = build_manifest(tmp_path, config)
+    assert frame[["amyloid_tracer", "tau"]].to_numpy().tolist() == [[AV45, ""]] * 3
+    assert frame["amyloid_suvr"].tolist() == pytest.approx([person.amyloid for person in make_people(3)])
+    assert "3 PET without trc- and without a known tracer in acq-; not read" in notes
+
+
 def test_options_of_matching(tmp_path, config):
     mock = write_clinica_bids(tmp_path, images=False)
     wide = build_manifest(tmp_path, matched(config, window_days=1200)).manifest
@@ -189,10 +233,19 @@ def test_options_of_matching(tmp_path, config):
     assert build_manifest(tmp_path, florbetaben).manifest.set_index("person").loc[NAMED[3], "amyloid_tracer"] == FBB
 
 
-def test_tau_tracers_are_never_pooled(tmp_path, config):
+@pytest.mark.parametrize("source", ["adni", "bids", "csv"])
+def test_a_profile_with_two_tau_tracers_is_refused(tmp_path, source):
+    path = tmp_path / "two.yaml"
+    tracers = f"{{{AV45}: amyloid, {FBB}: amyloid, {TAU}: tau, {MK}: tau}}"
+    path.write_text(f"profile: two\ncohort: {{kind: other, source: {source}, tracers: {tracers}}}\n")
+    with pytest.raises(ConfigError, match=r"names 2 tau tracers .18FAV1451, 18FMK6240., whose SUVRs are on"):
+        load_config(path)
+    path.write_text(path.read_text().replace(f", {MK}: tau", ""))
+    assert list(load_config(path).cohort.tracers) == [AV45, FBB, TAU]
+
+
+def test_another_tau_tracer_may_be_read_in_place_of_flortaucipir(tmp_path, config):
     write_clinica_bids(tmp_path, images=False)
-    with pytest.raises(ManifestError, match=r"names 2 tau tracers .18FAV1451, 18FMK6240., whose SUVRs are on"):
-        build_manifest(tmp_path, changed(config, tracers=config.cohort.tracers | {MK: "tau"}))
     frame = build_manifest(tmp_path, changed(config, tracers={MK: "tau"})).manifest
     assert frame[["person", "tau_tracer"]].to_numpy().tolist() == [[NAMED[8], MK]]
     assert frame["tau_suvr"].tolist() == pytest.approx([make_people()[8].tau])
@@ -302,6 +355,37 @@ def test_diagnoses_by_change_in_old_tables(tmp_path):
     assert diagnoses == ["CN", "MCI", "AD", "MCI", "AD", "AD", "CN", "MCI", "CN"]
 
 
+def test_each_phase_of_the_study_has_columns_of_its_own(tmp_path):
+    head = "RID,EXAMDATE,VISDATE,DXCURREN,DXCHANGE,DIAGNOSIS\n"
+    rows = "1,2006-01-01,,3,,\n2,,2012-01-01,,5,-4\n3,,2017-01-01,,,2\n4,2006-01-01,,maybe,,\n"
+    rows += "5,,2012-01-01,,Stable: MCI to MCI,\n"
+    demog = "RID,PTDOB,PTDOBMM,PTDOBYY\n1,,5,1940\n2,06/1941,,\n"
+    found = tables(tmp_path, DXSUM_PDXCONV_ADNIALL_01Jan2022=head + rows, PTDEMOG=demog)
+    years = {1: 2006, 2: 2012, 3: 2017, 4: 2006, 5: 2012}
+    diagnoses = [found.diagnosis(rid, pd.Timestamp(f"{year}-01-01")) for rid, year in years.items()]
+    assert diagnoses == ["AD", "AD", "MCI", "", "MCI"]
+    assert [found.people[rid]["born"] for rid in (1, 2)] == [pd.Timestamp("1940-05-15"), pd.Timestamp("1941-06-15")]
+    (note,) = found.notes
+    assert "row 5, DXCURREN: found 'maybe', expected CN, MCI, AD or a code of them; 1 such cells are taken" in note
+
+
+def test_lone_quotes_join_no_rows(tmp_path):
+    text = 'RID,VISDATE,NOTE,MMSCORE\n1,2012-01-01,a,30\n2,2012-01-01,"b,29\n3,2012-01-01,c,28\n4,2012-01-01,d",27\n'
+    text += '5,2012-01-01,"two\nlines, of one cell",26\n'
+    found = tables(tmp_path, MMSE=text)
+    assert [found.score(rid, pd.Timestamp("2012-01-01")) for rid in range(1, 6)] == [30, 29, 28, 27, 26]
+    assert found.notes == [f"{tmp_path / 'MMSE.csv'}: rows 3 to 5: quotes join them; each line is read as a row"]
+
+
+def test_tables_that_are_absent_or_not_read_are_named(tmp_path):
+    (tmp_path / "MMSE_15Nov2024.CSV").write_text("RID,VISDATE,MMSCORE\n7,2012-01-01,28\n")
+    found = tables(tmp_path, PTDEMOG_final="RID\n7\n", other="RID\n7\n")
+    assert found.score(7, pd.Timestamp("2012-01-01")) == 28
+    assert found.absent == ["PTDEMOG", "DXSUM", "UCBERKELEY_AMY_6MM", "UCBERKELEY_TAU_6MM"]
+    (note,) = found.notes
+    assert note.startswith(f"{tmp_path / 'PTDEMOG_final.csv'}: not read")
+
+
 def test_files_are_found_by_stem_and_the_newest_is_read(tmp_path):
     row = "I1,7,2012-01-01,2,FBP,{},1,\n"
     (tmp_path / "study").mkdir()
@@ -314,8 +398,8 @@ def test_files_are_found_by_stem_and_the_newest_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
-    (AMY, HEAD + "I1,7,2012-01-01,2,FBP,1.2,1,0\n\nI2,7,23/01/2013,2,FBP,1.2,1,0\n",
-     "row 4, SCANDATE: found '23/01/2013', expected a date, YYYY-MM-DD or MM/DD/YYYY; 1 such cells are taken"),
+    (AMY, HEAD + "I1,7,2012-01-01,2,FBP,1.2,1,0\n\nI2,7,01/32/2013,2,FBP,1.2,1,0\n",
+     "row 4, SCANDATE: found '01/32/2013', expected a date, YYYY-MM-DD or MM/DD/YYYY; 1 such cells are taken"),
     (AMY, HEAD + 'I1,7,2012-01-01,2,FBP,"1,2",1,0\n', "row 2, SUMMARY_SUVR: found '1,2', expected a number"),
     (AMY, HEAD + "I1,7,2012-01-01,2,FBP,12,1,0\n", "row 2, SUMMARY_SUVR: found '12', expected a number from 0.2"),
     (AMY, HEAD + "I1,7,2012-01-01,2,XYZ,1.2,1,0\n", "row 2, TRACER: found 'XYZ', expected FBP, AV45, FBB, NAV"),
@@ -335,6 +419,8 @@ def test_a_cell_that_is_none_is_taken_as_missing_and_noted(tmp_path, name, text,
 
 @pytest.mark.parametrize(("text", "message"), [
     (HEAD.replace("SUMMARY_SUVR,", ""), "no column SUMMARY_SUVR or SUMMARYSUVR_WHOLECEREBNORM; download"),
+    (HEAD + "I1,7,05/01/2012,2,FBP,1.2,1,0\nI2,7,23/01/2013,2,FBP,1.2,1,0\n",
+     "row 3, SCANDATE: found '23/01/2013', a date with the day first, as a spreadsheet may save it; download"),
     (HEAD.replace(",", ";"), "columns are separated by semicolons or tabs"),
     ("", "empty; expected a header"), ("SITE,VISCODE\n1,bl\n", "no column RID or PTID; found SITE, VISCODE"),
 ])  # fmt: skip

@@ -118,7 +118,7 @@ def test_attributes_of_one_scan_are_checked_by_name_range_and_category():
     assert attributes.check_attributes({"plasma": "0.8", "apoe4": "carrier"}, known, "x") == {
         "plasma": 0.8, "apoe4": "carrier"}  # fmt: skip
     wrong = {("plasm", "1"): "no attribute 'plasm'", ("plasma", "high"): "from 0.5 to 3.5"}
-    wrong |= {("plasma", "9"): "from 0.5 to 3.5", ("apoe4", "yes"): "knows carrier, noncarrier"}
+    wrong |= {("plasma", "9"): "from 0.5 to 3.5", ("apoe4", "yes"): "expected carrier, noncarrier"}
     for (name, value), message in wrong.items():
         stated = {name: value}
         with pytest.raises(ValueError, match=message):

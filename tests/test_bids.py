@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import LeakageError, ManifestError
 from resdm_suite.cohorts.readers.bids import build_manifest
 from resdm_suite.profiles import CohortConfig, Config, MatchConfig
@@ -192,6 +193,63 @@ def test_names_that_begin_with_a_dot_are_passed_over(dataset, config):
     assert (Path(frame["t1w"][0]).name, frame["age"].tolist(), notes) == ("sub-1_ses-1_T1w.nii.gz", [71.0], [])
 
 
+def test_links_to_nothing_are_named(dataset, config):
+    root = dataset(ONE, {"sub-1/ses-1": [T1, AV45]}, {"sub-1": "session_id\tage\nses-1\t71\n"})
+    scan = root / "sub-1/ses-1/anat/sub-1_ses-1_T1w.nii.gz"
+    scan.unlink()
+    scan.symlink_to("../../../.git/annex/objects/y")
+    with pytest.raises(
+        ManifestError, match=rf"1 of 2 scans are missing .*{scan}; .* `datalad get` what git-annex holds"
+    ):
+        make_manifest(config, root, "bids")
+    for path in (root / "sub-1" / "sub-1_sessions.tsv", root / "participants.tsv"):
+        path.unlink()
+        path.symlink_to(".git/annex/objects/x")
+        with pytest.raises(ManifestError, match=rf"{path}: a link to a file .* `datalad get {path.name}`"):
+            build_manifest(root, config)
+
+
+def test_tables_of_another_folder_are_refused_for_a_raw_dataset(dataset, config):
+    cohort = dataclasses.replace(config.cohort, tables="elsewhere")
+    with pytest.raises(ManifestError, match=r"no outputs of fMRIPrep or PETPrep: .* leave out cohort\.tables"):
+        build_manifest(dataset(ONE, {"sub-1/ses-1": [T1, AV45]}), dataclasses.replace(config, cohort=cohort))
+
+
+def test_lone_quotes_in_two_rows_join_no_people(dataset, config):
+    words = ("x", '"mild', "x", '"mild', "x")
+    rows = "".join(f"sub-{i}\t{word}\t{60 + i}\tF\n" for i, word in enumerate(words, 1))
+    table = "participant_id\tnote\tage\tsex\n" + rows
+    frame = build_manifest(dataset(table, {f"sub-{i}/ses-1": [T1, AV45] for i in range(1, 6)}), config).manifest
+    assert frame["age"].tolist() == [61, 62, 63, 64, 65]
+
+
+def test_contrast_agent_and_early_frames_come_last(dataset, config):
+    early, late = (f"pet/trc-18FAV45_acq-{phase}_pet.nii.gz" for phase in ("early", "late"))
+    files = {1: ["anat/ce-gad_T1w.nii.gz", "anat/run-1_T1w.nii.gz", early, late], 2: ["anat/ce-gad_T1w.nii.gz", early]}
+    root = dataset(ONE + "sub-2\tM\t71\n", {f"sub-{i}": names for i, names in files.items()})
+    frame, _, _, notes = build_manifest(root, config)
+    assert [Path(cell).name for cell in frame[["t1w", "amyloid"]].to_numpy().flat] == [
+        "sub-1_run-1_T1w.nii.gz", "sub-1_trc-18FAV45_acq-late_pet.nii.gz",
+        "sub-2_ce-gad_T1w.nii.gz", "sub-2_trc-18FAV45_acq-early_pet.nii.gz",
+    ]  # fmt: skip
+    only = [note for note in notes if "though it is after contrast agent or of the early phase" in note]
+    assert sorted(note.split(",")[0] for note in only) == [
+        "sub-2 ses-1: sub-2_ce-gad_T1w.nii.gz is the only T1w",
+        "sub-2 ses-1: sub-2_trc-18FAV45_acq-early_pet.nii.gz is the only 18FAV45",
+    ]
+
+
+def test_sessions_that_differ_in_sex_are_left_out(dataset, config):
+    root = dataset(
+        ONE + "sub-2\tM\t71\n",
+        {f"sub-{i}/ses-{n}": [T1, AV45] for i in (1, 2) for n in (1, 2)},
+        {"sub-2": "session_id\tsex\nses-1\tF\nses-2\tM\n"},
+    )
+    frame, _, left_out, _ = build_manifest(root, config)
+    assert set(frame["person"]) == {"sub-1"}
+    assert left_out["reason"].tolist() == ["sex: differs between the sessions of the person"] * 2
+
+
 def test_links_that_lead_out_of_the_dataset_are_noted(dataset, config, tmp_path):
     root = dataset(ONE + "sub-2\tM\t71\n", {f"sub-{i}/ses-1": [T1, AV45] for i in (1, 2)})
     pets = [root / f"sub-{i}/ses-1/pet/sub-{i}_ses-1_trc-18FAV45_pet.nii.gz" for i in (1, 2)]
@@ -353,6 +411,12 @@ def test_ages_in_months_and_sessions_without_a_folder(dataset, config):
     assert frame["age"].tolist() == [70.0]
     assert notes == ["participants.json: ages are in months; they are changed to years",
                      "sub-1: ses-2 of sub-1_sessions.tsv has no folder"]  # fmt: skip
+
+
+def test_the_age_of_a_first_session_that_is_late_by_its_label_is_noted(dataset, config):
+    _, _, _, notes = build_manifest(dataset(ONE, {"sub-1/ses-d1500": [T1, AV45]}), config)
+    late = "age of participants.tsv is taken as that of this session, 4.1 years after baseline by its label"
+    assert notes == [f"sub-1 ses-d1500: {late}"]
 
 
 # ── across sessions ───────────────────────────────────────────────────────────────────────────────

@@ -198,10 +198,17 @@ def variant_rows() -> list[dict]:
     return quality_rows(VARIANTS, against=BOTH) + quality_rows(VARIANTS, ("acc",), ("status",), against=BOTH)
 
 
-def status_rows(values: dict[str, float] = SOURCES, half: float = 1.0, target: str = "label") -> list[dict]:
+def status_rows(
+    values: dict[str, float] = SOURCES, half: float = 1.0, target: str = "label", paired: dict | None = None
+) -> list[dict]:
+    """``paired``: the source's difference to ResDM with its interval."""
+    none = dict.fromkeys(values, (math.nan,) * 3)
+    over = {name: zip(("", "_low", "_high"), ends, strict=True) for name, ends in (none | (paired or {})).items()}
+    over = {name: {f"over_ResDM{end}": value for end, value in ends} for name, ends in over.items()}
     return [
         {"source": source, "target": target, "tracer": tracer, "metric": metric, "mean": value, "std": 2.0, "n": 20}
         | {"ci_low": value - half, "ci_high": value + half}
+        | over[source]
         for source, value in values.items()
         for tracer in TRACERS
         for metric in ("auc", "acc", "f1")
@@ -375,6 +382,7 @@ FEW = {"DDPM": 1.0, "ResDM": 0.0}
 UNSUPPORTED = "direction holds, not supported"
 SSIM = {"method": "ResViT", "tracer": "tau", "metric": "ssim", "region": "brain"}
 WEAK = change(change(variant_rows(), {"method": "+L_high"}, base_p=0.2), {"method": "Base"}, full_p=0.3)
+UNCERTAIN = change(variant_rows(), {"method": "Base"}, full_difference_low=-0.1, full_difference_high=2.1)
 NO_STATUS = change(variant_rows(), {"metric": "acc"}, mean=math.nan, base_difference=math.nan, full_difference=math.nan)
 NEAR = prompt_rows({"right": 0.71, "none": 0.70, "wrong": 0.69}, 0.05, 4)
 STEPS = [effect_rows(f"{metric}_{step}", "tau", 0.01, low, 0.02)
@@ -408,6 +416,11 @@ VERDICTS = {  # outputs → claim → status and parts of the reason, with how o
         "table3/prior/tau/acc": (UNTESTABLE, r"^\+prior, tau ACC is not in figures/tiny/table3.csv$")}),
     "wide intervals of two sides": ({"table4": status_rows(SOURCES | {"DDPM": 88.0}, half=6.0)}, {
         "diagnosis_tau": (FAILED, r"tau AUC, ResDM against DDPM: \+2.00 % \[−6.49, 10.49\]")}),
+    "a stored paired interval goes before two sides": ({
+        "table4": status_rows(SOURCES | {"DDPM": 88.0}, half=6.0, paired={"DDPM": (-2.0, -3.0, -1.0)})}, {
+        "diagnosis_tau": (HELD, r"tau AUC, ResDM against DDPM: \+2.00 % \[1.00, 3.00\]")}),
+    "a test without its interval": ({"table3": UNCERTAIN}, {
+        "both_tau": (FAILED, r"tau MAE, ResDM against Base: \+1.00 % \[−0.10, 2.10\], p = 0.001")}),
     "orders without support": ({"figure4": NEAR, "figure5": prompt_rows({"factual": 0.3, "no_age": 0.5}, 0.4, 5)}, {
         "figure4_tau_acc": (FAILED, f"({UNSUPPORTED}.*){{2}}"),
         "figure5_tau": (FAILED, r"^the other way round: tau r, own prompt against no age: −0.20 \[")}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 
 import nibabel as nib
@@ -14,11 +15,11 @@ import pytest
 pytest.importorskip("pydicom")
 pytest.importorskip("pypet2bids")
 from dicom_files import PERSON, write_pet, write_t1
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from resdm_suite.apps.cli import main
 from resdm_suite.cohorts.readers.bids import build_manifest
-from resdm_suite.cohorts.readers.dicom import DicomError, convert_people, convert_t1w, read_series
+from resdm_suite.cohorts.readers.dicom import T1W, DicomError, Series, convert_people, convert_t1w, read_series
 from resdm_suite.preprocessing.frames import average_frames
 from resdm_suite.preprocessing.scans import read_scan
 from resdm_suite.profiles import CohortConfig, Config
@@ -118,6 +119,31 @@ def test_without_a_time_of_injection_none_is_claimed(tmp_path):
     convert_people(tmp_path / "in", tmp_path / "out", progress=False)
     (path,) = (tmp_path / "out").rglob("*_pet.json")
     assert "InjectionStart" not in json.loads(path.read_text())
+
+
+def test_a_pet_without_a_date_is_paired_with_no_t1(tmp_path):
+    write_t1(tmp_path / "in" / "a" / "t1", T1)
+    write_pet(tmp_path / "in" / "a" / "pet", PET[..., :1])
+    write_pet(tmp_path / "in" / "a" / "old", PET[..., :1], day="", number=8)
+    said = convert_people(tmp_path / "in", tmp_path / "out", progress=False)
+    assert "PT 8 'PET Brain AC' has no date; it is put in a session of its own, ses-3, without day and age" in said
+    table = pd.read_csv(tmp_path / "out/sub-a/sub-a_sessions.tsv", sep="\t").set_index("session_id")
+    assert table.loc["ses-3"].isna().all()
+    assert table["acq_time"].tolist()[:2] == ["1900-01-01T00:00:00", "1900-01-11T00:00:00"]
+    frame = build_manifest(
+        tmp_path / "out", Config(profile="t", cohort=CohortConfig(kind="other"), root=tmp_path)
+    ).manifest
+    assert frame[["session", "amyloid_days"]].to_numpy().tolist() == [["ses-1", 10]]
+
+
+@pytest.mark.parametrize(("words", "plain"), [
+    ("t1_mprage_sag", True), ("MPRAGE_GD", False), ("T1 +C", False), ("t1_km_tra", False), ("T1_CE", False),
+    ("t1 gdansk ceremony", True), ("T1_SPGR_POST", False),
+])  # fmt: skip
+def test_a_t1_after_contrast_agent_is_not_taken(words, plain):
+    header = Dataset()
+    header.Modality, header.SeriesDescription, header.NumberOfFrames = "MR", words, 100
+    assert Series(None, [header]).is_t1w(re.compile(T1W, re.IGNORECASE)) == plain
 
 
 # ── one T1 ────────────────────────────────────────────────────────────────────────────────────────

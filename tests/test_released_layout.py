@@ -80,6 +80,24 @@ def test_two_visits_of_one_person_in_two_lists_are_refused(mock, copy, config):
     assert frame[frame["person"] == f"sub-{name}"]["session"].tolist() == ["ses-1", "ses-m24"]
 
 
+def test_people_with_rids_of_five_digits_stay_apart(mock, copy, config):
+    (copy / "data").unlink()
+    ids = {"990S10123": "train", "990S10129": "validation", "990S10222": "test", "990S1012": "train"}
+    for folder in ("whole_MRI", "whole_Abeta"):
+        (copy / "data" / folder).mkdir(parents=True)
+        for name in ids:
+            shutil.copy(
+                mock.root / "data" / folder / f"{participant(0)}.nii", copy / "data" / folder / f"{name}_m12.nii"
+            )
+    rows = "".join(f"{name}_m12,7{i},F\n" for i, name in enumerate(ids))
+    (copy / "data_info" / "data_info.csv").write_text("ID,Age,Sex\n" + rows)
+    for split in ("train", "validation", "test"):
+        (copy / "data_info" / f"{split}.txt").write_text(" ".join(f"{n}_m12" for n, of in ids.items() if of == split))
+    frame = build_manifest(copy, config).manifest.set_index("person")
+    assert frame["split"].to_dict() == {f"sub-{name}": split for name, split in ids.items()}
+    assert frame["session"].eq("ses-m12").all()
+
+
 def test_people_in_no_list_are_not_used(copy, config):
     path = copy / "data_info" / "train.txt"
     names = path.read_text().split()

@@ -90,6 +90,10 @@ def test_shuffles_give_everyone_the_values_of_another_person(people):
     both = condition_prior("shuffled", ages, sexes, seed=1)
     assert both.age == one.age
     assert all((age < 40) == (sex == "F") for age, sex in zip(both.age, both.sex, strict=True))  # one person's two
+    visits = [str(int(age) // 2) for age in ages]  # two of each person
+    other = condition_prior("shuffled_age", ages, ["F"] * 40, seed=1, people=visits).age
+    assert not any(str(int(age) // 2) == person for age, person in zip(other, visits, strict=True))
+    assert sorted(set(other)) == ages[::2]
 
 
 def test_unknown_and_impossible_conditions():

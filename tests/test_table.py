@@ -105,6 +105,16 @@ def test_a_split_that_leaves_nobody_to_test_on(changed, config):
     assert not config.manifest.exists()
 
 
+def test_one_person_has_one_sex_and_each_session_its_own_t1(changed, mock, config):
+    table = pd.read_csv(mock.root)
+    again = (table["person"] == "sub-own02") & (table["session"] == "ses-3")
+    with pytest.raises(ManifestError, match=r"\(sub-own02 ses-3\), sex: found 'M', expected one sex in all sessions"):
+        build_manifest(changed(sex=table["sex"].mask(again, "M")), config)
+    first = table.loc[table["person"] == "sub-own02", "t1w"].iloc[0]
+    with pytest.raises(ManifestError, match=r"sub-own02 ses-3: .* is the T1 of another session of the person; correct"):
+        build_manifest(changed(t1w=table["t1w"].mask(again, first)), config)
+
+
 def test_no_table_or_one_that_does_not_fit(changed, config, tmp_path):
     with pytest.raises(ManifestError, match=r"row 2 \(sub-own00 ses-1\), sex: found 'female', expected F, M"):
         build_manifest(changed(sex="female"), config)

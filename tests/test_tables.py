@@ -151,7 +151,7 @@ def test_markdown(second):
     text = second.markdown()
     assert text.startswith(f"## Table 2: Quantitative evaluation of the synthetic PET ({NOTICE})\n")
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
-    assert len(tables) == 6  # two tracers, whole grid, paper, share without a ceiling, cost
+    assert len(tables) == 5  # two tracers, whole grid, paper, cost; no share without a ceiling
     assert "<br>" not in text  # one line per cell
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1

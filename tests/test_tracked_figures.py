@@ -74,7 +74,7 @@ README_ROWS = {
     "mean PET": "template",
     "age and sex": "demographics",
     "SC-GAN": "SC-GAN",
-    "ResDM as published": "as_published",
+    "ResDM without": "as_published",
     "linear": "linear",
     "**ResDM**": "ResDM",
     "regression": "regression",

@@ -109,7 +109,7 @@ class DDPM(Method):
 
     @torch.no_grad()
     def synthesise(self, mri: Tensor, prior: Prior, generator: torch.Generator, *, steps: int | None = None) -> Tensor:
-        """Both tracers in one DDIM chain (Song et al. 2021) of ``steps`` steps, a divisor of T.
+        """Both tracers in one DDIM chain (Song et al. 2021) of ``steps`` steps, a divisor of T (else `ValueError`).
 
         It visits t = T − 1, T − 1 − T/n, …. MONAI's list has the spacing (T − 1)/(n − 1) but steps of T/n, and its
         scheduler clips x̂_0 without changing ε. Here x̂_0 is clipped before the step derives ε from it.

@@ -99,7 +99,7 @@ class Demographics(Method):
 
     @property
     def known(self) -> attributes.Known:
-        """What the model knows of fields beside age and sex."""
+        """Fields besides age and sex that the model accepts, with their values."""
         return attributes.unpack(getattr(self, "catalogue", None))
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

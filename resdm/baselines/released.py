@@ -186,6 +186,7 @@ class Released(Method):
     As released: CLIP's pooled ``encode_text``, not normalised, then a linear layer; T, η and κ; both tracers share t
     and have independent noise; 10 (MSE_Aβ + MSE_tau) + ``MSE(|x¹ − x²|, |x̂¹ − x̂²|)``; AdamW; the EMA covers only
     the U-Net; in training the MRI is shifted and the PETs are not. Departures: ``docs/baselines.md``.
+    The axes of the grid are multiples of 8, else `ValueError`.
     """
 
     config: ReleasedConfig

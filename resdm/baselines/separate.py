@@ -1,4 +1,4 @@
-"""The control for joint synthesis that the paper does not show: ResDM as one model a tracer."""
+"""The control for joint synthesis that the paper does not show: ResDM as one model per tracer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SeparateConfig(ResidualDiffusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.lambda_high == 0, "lambda_high", self.lambda_high, "0: each model learns one tracer")
+        require(self.lambda_high == 0, "lambda_high", self.lambda_high, "0: each model is trained on one tracer")
 
 
 class SeparateDiffusion(PerTracer):

@@ -1,4 +1,4 @@
-"""Score the best estimate that a phantom's truth allows: an upper bound for every method."""
+"""Score the best estimate that a phantom's truth allows: the least expected squared error."""
 
 from collections.abc import Sequence
 from pathlib import Path

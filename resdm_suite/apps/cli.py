@@ -448,7 +448,7 @@ _command("predict", "synthesise and score the people of a split with trained met
          _argument("--split", default="test", choices=["test", "validation", "train"]),
          _argument("--shard", type=_shard, default=(1, 1), metavar="I/N",
                    help="make part I of N of the people, unscored; when all are made, run without it to score"))
-_command("ceiling", "estimate the test people's PET from the phantoms' truth: an upper bound for every method",
+_command("ceiling", "estimate the test people's PET from the phantoms' truth: least expected squared error",
          "phantom", "apps.ceiling:synthesise_ceiling", PROFILE, QUIET)
 _command("sample", "draw several samples of validation and test people, to evaluate their spread", "phantom",
          "apps.synthesis:sample_method", PROFILE, QUIET)
@@ -482,21 +482,22 @@ _command("page", "write a web page that synthesises PET in the browser; nothing 
          _argument("--assets", type=Path, metavar="FOLDER",
                    help="archives of the page's libraries; fetched there if absent (default: work/npm)"),
          _argument("--accept-memorisation", action="store_true",
-                   help="use a model whose training people can be told by its errors, or that was not audited"),
+                   help="use a model that failed the audit of memorisation, or was not audited"),
          TRUST, QUIET)
 _command("evaluate", "compare synthetic PET of any tool with real PET: tables, figures and a page",
          "scans.csv Ours=predictions/ours GAN=predictions/gan --out evaluated", "apps.evaluation:evaluate_volumes",
          _argument("table", type=Path, metavar="CSV", help="person, age, sex, amyloid, tau (real PET); see docs"),
          _argument("synthetic", type=_named_folder, nargs="*", metavar="NAME=FOLDER", help="volumes of a method"),
          _argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder"),
-         _argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="SUVR of values 0 and 1, if no SUVR"),
+         _argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                   help="SUVR that the values 0 and 1 stand for, where volumes are not in SUVR"),
          _argument("--trained-on", type=Path, metavar="CSV", help="column person: people a method was trained on"),
          QUIET)
 _command("model show", "print the model card", "work/phantom/models/ResDM", "apps.model_card:show", FOLDER, TRUST)
 _command("model push", "upload a model to the Hugging Face Hub, with the token of `hf auth login`",
          "work/phantom/models/ResDM user/resdm-phantom", "apps.hub:push", FOLDER, REPOSITORY, TRUST,
          _argument("--accept-memorisation", action="store_true",
-                   help="upload a model whose training people can be told by its errors, or that was not audited"),
+                   help="upload a model that failed the audit of memorisation, or was not audited"),
          _argument("--public", dest="private", action="store_false", help="visible to everybody (default: private)"))
 _command("model pull", "download a model from the Hugging Face Hub", "user/resdm-phantom models/resdm", "apps.hub:pull",
          REPOSITORY, FOLDER, TRUST, _argument("--revision", help="branch, tag or commit (default: main)"))

@@ -53,8 +53,9 @@ def condition_prior(
     sex: Sequence[str | None],
     seed: int,
     more: Mapping[str, Sequence[float | str | None]] | None = None,
+    people: Sequence[str] | None = None,
 ) -> Prior:
-    """Contents of the prompts of a list of people under a condition.
+    """Contents of the prompts of a list of sessions under a condition.
 
     Parameters
     ----------
@@ -64,9 +65,11 @@ def condition_prior(
         Years; NaN counts as unknown and is left out of the prompt.
     sex : sequence of {"F", "M"} or None
     seed : int
-        Seed of the shuffle, in which everyone gets the values of another person.
+        Seed of the shuffle, in which everyone gets the values of another person (of the first session).
     more : mapping, optional
         Further attributes, by field.
+    people : sequence of str, optional
+        The person of each session; each session is another person's by default.
 
     Raises
     ------
@@ -87,9 +90,11 @@ def condition_prior(
         return factual.without(field)
     if family == "wrong":
         return factual.stating(values | {field: _wrong(values[field], SEXES if field == "sex" else ())})
-    order = np.random.default_rng(derive_seed(seed, "shuffled")).permutation(n)
-    source = np.empty(n, dtype=int)
-    source[order] = np.roll(order, 1)  # one cycle through everyone
+    names, first, who = np.unique(range(n) if people is None else list(people), return_index=True, return_inverse=True)
+    order = np.random.default_rng(derive_seed(seed, "shuffled")).permutation(len(names))
+    other = np.empty_like(order)
+    other[order] = np.roll(order, 1)  # one cycle through everyone
+    source = first[other[who]]
     names = [field] if field else list(values)
     return factual.stating(values | {name: tuple(values[name][i] for i in source) for name in names})
 
@@ -332,7 +337,8 @@ def synthesise_people(
     seed = model.card.config.seed if seed is None else seed
     steps = sampling_steps(model.card, steps)
     more = read_attributes(people, further(fields_of(model.card.settings)), "the list of people", model.method.known)
-    prior = condition_prior(condition, people["age"].tolist(), people["sex"].tolist(), seed, more)
+    values = people["age"].tolist(), people["sex"].tolist()
+    prior = condition_prior(condition, *values, seed, more, people["person"].tolist())
     rows = people.to_dict("records")
     for i, row in enumerate(rows):  # before any work starts
         check_person(prior.age[i], prior.sex[i], f"row {i}: {row['person']} {row['session']}")

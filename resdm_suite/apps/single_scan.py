@@ -5,7 +5,7 @@ the T1's voxels by the inverse of the same affine, in one interpolation. No file
 scan, model, prompt and seed give the same bytes.
 
 The spread over samples is not written. It is no error: uncalibrated, its nominal 90 % interval holds far fewer real
-values, and calibrated it is no better than the average error (notebook 14). The intervals of the regional SUVR are that
+values; calibrated, it adds little to the average error (notebook 14). The intervals of the regional SUVR are that
 average error of validation people, where `resdm sample` has stored it with the model. A status is stated only where
 the whole interval lies on one side of the cohort's cut-off.
 """

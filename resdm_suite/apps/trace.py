@@ -117,7 +117,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: bool = True) -> None:
-    """Write ``trace.npz``, the data of Figure 1, of the first participant with both tracers.
+    """Write ``trace.npz``, the data of Figure 1, of the first participant with all tracers that anyone has.
 
     Where single participants must not be shown, it holds the means over the first `TRACED` such participants and their
     number (``people``), without prompts; it is not written for fewer than `MIN_GROUP_SIZE` of them.
@@ -127,11 +127,12 @@ def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: boo
         return
     sums: dict[str, Any] = {}
     seen: set[str] = set()
+    acquired = torch.tensor([bool((data.index[f"present_{tracer}"] == 1).any()) for tracer in TRACERS])
     for number, person in enumerate(data.index["person"]):
         if person in seen or len(seen) == (1 if individual else TRACED):
             continue
         batch = collate([data[number]])
-        if not batch.present.all():
+        if not batch.present[0, acquired].all():
             continue
         generator = torch.Generator(model.device).manual_seed(model.card.config.seed)
         tensors = trace(model.method, batch.to(model.device), generator)

@@ -128,7 +128,7 @@ def _check_files(config: Config, root: Path, source: str, frame: pd.DataFrame) -
         remedy = openneuro.remedy(config)
     else:
         absent = sorted(cell for name in PATHS for cell in frame[name] if cell and not Path(cell).is_file())
-        remedy = "correct the paths, or leave those sessions out"
+        remedy = "correct the paths, `datalad get` what git-annex holds, or leave those sessions out"
     if absent:
         scans = int((frame[list(PATHS)] != "").to_numpy().sum())
         amount = f"{len(absent)} of {scans} scans" + (f" of {size / 1e9:.2f} GB" if size else "")

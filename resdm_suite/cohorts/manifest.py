@@ -217,6 +217,8 @@ def check_manifest(frame: pd.DataFrame, where: str | Path, lines: Sequence[int] 
         problems.append((row, "t1w_transform", IDENTITY, f"a file; for a T1 in MNI152 space write space {SPACE}"))
     for row in np.flatnonzero((frame["amyloid"] == "") & (frame["tau"] == "")):
         problems.append((row, "amyloid, tau", "", "at least one PET; leave the session out"))
+    for row in np.flatnonzero(frame.groupby("person")["sex"].transform("nunique") > 1):
+        problems.append((row, "sex", frame["sex"][row], "one sex in all sessions of a person; correct or leave out"))
     _raise(where, problems, frame, lines)
     check_leakage(frame, str(where))
     check_shared_scans(frame, str(where))

@@ -131,6 +131,8 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
             for name in further
         }
     )
+    sexes = frame["sex"].mask(frame["sex"] == "").groupby(frame["person"]).transform("nunique")
+    faults[(sexes > 1) & (faults == "")] = "sex: differs between the sessions of the person"
     has_t1 = frame["t1w"] != ""
     has = {tracer: has_t1 & (frame[tracer] != "") for tracer in TRACERS}
     for tracer in TRACERS:

@@ -42,7 +42,7 @@ def visible(root: Path, pattern: str) -> list[Path]:
 
 def images(root: Path, *patterns: str) -> list[Path]:
     """Sorted NIfTI files below a folder."""
-    return sorted(path for pattern in patterns for path in visible(root, pattern) if path.name.endswith(NIFTI))
+    return sorted(path for pattern in patterns for path in visible(root, pattern) if path.name.lower().endswith(NIFTI))
 
 
 def read_table(
@@ -86,12 +86,21 @@ def read_table(
     text = text.replace("\0", "")
     # BIDS knows no quotes in TSV: a lone one must not join rows
     quoting = csv.QUOTE_NONE if separator == "\t" and text.count('"') % 2 else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=notes is None, quoting=quoting)
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=separator, strict=notes is None, quoting=quoting)
     rows: dict[int, list[str]] = {}
+    end = 0
     try:
         for row in reader:
-            if any(cells := [cell.strip() for cell in row]):
-                rows[reader.line_num] = ["" if cell.lower() in MISSING else cell for cell in cells]
+            begin, end = end, reader.line_num
+            alone = list(csv.reader(lines[begin:end], delimiter=separator, quoting=csv.QUOTE_NONE))
+            # a cell may span lines, but lines that are rows by themselves were joined by lone quotes
+            joined = bool(rows) and any(len(cells) == len(next(iter(rows.values()))) for cells in alone[1:])
+            if joined and notes is not None:
+                notes.append(f"{path}: rows {begin + 1} to {end}: quotes join them; each line is read as a row")
+            for line, cells in enumerate(alone, begin + 1) if joined else [(end, row)]:
+                if any(cells := [cell.strip() for cell in cells]):
+                    rows[line] = ["" if cell.lower() in MISSING else cell for cell in cells]
     except csv.Error as error:
         raise ManifestError(f"{path}: row {reader.line_num}: not {kind}: {error}; save it as {kind} UTF-8") from None
     if not rows:
@@ -128,9 +137,13 @@ def read_by_key(
 ) -> dict[str, dict[str, str]]:
     """Read a table by its key column, whose cells get a prefix: key → cells by lower-case column.
 
-    Empty without a file. Keys whose file name begins with a dot are ignored. A key of several different rows is
-    not used; every fault of a row is noted.
+    Empty without a file; a link to none (of git-annex) is an error. Keys whose file name begins with a dot are ignored.
+    A key of several different rows is not used; every fault of a row is noted.
     """
+    if path.is_symlink() and not path.exists():
+        raise ManifestError(
+            f"{path}: a link to a file that is not here; get it, `datalad get {path.name}` in its folder"
+        )
     if not path.is_file():
         return {}
     table = read_table(path, separator, notes=notes, any_encoding=any_encoding)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resdm.settings import TRACERS, fields_of, further
+from resdm.settings import TRACERS, MethodConfig, fields_of, further, to_dict
 from resdm_suite.evaluation.classification import auc, weighted_pearson
 from resdm_suite.evaluation.downstream import status_of_test_people
 from resdm_suite.evaluation.image_quality import read_index, read_scores
@@ -33,7 +33,7 @@ def attribute_pairs(config: Config) -> list[dict[str, str]]:
     rows = []
     for name, fields in methods.items():
         head = {"family": config.method(name).kind, "method": name}
-        alike = {other for other in methods if config.method(other).kind == head["family"]}
+        alike = {other for other in methods if _but_fields(config.method(other)) == _but_fields(config.method(name))}
         more = further(fields)
         groups = [(one,) for one in more] + ([more] if len(more) > 1 else [])
         for group in groups:
@@ -51,6 +51,11 @@ def attribute_pairs(config: Config) -> list[dict[str, str]]:
             for name, text in known.items()
         ]
     return [{"own": "factual"} | row for row in rows]
+
+
+def _but_fields(method: MethodConfig) -> dict[str, Any]:
+    """A method's settings without its prompt (more fields need a longer pretraining) or the fields of its design."""
+    return {name: value for name, value in to_dict(method).items() if name not in ("prior", "fields")}
 
 
 def session_values(config: Config, method: str, condition: str = "factual") -> pd.DataFrame:

@@ -65,15 +65,14 @@ def f1(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray
 
 
 def balanced_accuracy(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over the classes with weight of the share called right; of several calls (k, n) the mean.
+    """Mean over the classes of the share called right, NaN without weight of a class; of several calls (k, n) the mean.
 
     Labels and calls are whole numbers, one per class.
     """
     label = np.asarray(label)
     members = (label == np.unique(label)[:, None]).astype(float)  # (classes, n)
     hits = members * np.mean(np.atleast_2d(called) == label, axis=0)
-    recalls = _ratio(hits @ weights.T, members @ weights.T)
-    return _ratio(np.nansum(recalls, axis=0), np.isfinite(recalls).sum(axis=0))
+    return _ratio(hits @ weights.T, members @ weights.T).mean(axis=0)
 
 
 def kappa(label: np.ndarray, called: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -171,8 +171,9 @@ def _synthetic(config: Config, method: str, rows: pd.DataFrame, tracer: str, con
 
 
 def conditions(config: Config, method: str) -> list[str]:
-    """The conditions under which a method's synthesis is finished, that is, has its ``scores.csv``."""
-    return sorted(path.parent.name for path in config.predictions(method).parent.glob("*/scores.csv"))
+    """The profile's conditions under which a method's synthesis is finished, that is, has its ``scores.csv``."""
+    names = sorted({"factual", *config.conditions})
+    return [name for name in names if (config.predictions(method, name) / "scores.csv").is_file()]
 
 
 # ── fitting ───────────────────────────────────────────────────────────────────────────────────────

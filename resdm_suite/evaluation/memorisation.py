@@ -36,7 +36,7 @@ def memorisation(people: pd.DataFrame, *, seed: int) -> dict[str, Any]:
     people : DataFrame
         One row per person: person, member (of the training people), error (mean absolute, brain, over tracers),
         nearest (distance to the nearest training PET), own (share of tracers whose synthetic PET is nearer to the
-        person's real PET than to that of any training person else).
+        person's real PET than to that of any other training person).
     seed : int
         Of the bootstrap.
 

@@ -1,4 +1,4 @@
-"""The best estimate of a phantom's PET that its MRI and prompt allow: an upper bound for every method.
+"""The best estimate of a phantom's PET that its MRI and prompt allow: the least expected squared error.
 
 The MRI shows a person's anatomy and tissues, and through them severity; the prompt states age and sex. Of the truth,
 only these are taken as known. Load, tau stage and status are not: by Bayes' rule over latent people drawn from the
@@ -102,7 +102,7 @@ def expected_pet(
     population, truth : dict
         From `draw_population` and `read_truth`.
     known : sequence of str
-        Planted attributes that are taken as known, beside the MRI, age and sex.
+        Planted attributes that are taken as known, besides the MRI, age and sex.
 
     Returns
     -------

@@ -183,7 +183,7 @@ def read_trace(config: Config, method: str = REFERENCE_METHOD) -> dict[str, np.n
     path = config.predictions(method) / "trace.npz"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no trace of {method!r}; synthesise the test people. One person with both tracers is needed, or "
+            f"{path}: no trace of {method!r}; synthesise the test people. One person with all tracers is needed, or "
             f"{MIN_GROUP_SIZE} where privacy is aggregate"
         )
     with np.load(path) as stored:
@@ -197,18 +197,22 @@ def read_trace(config: Config, method: str = REFERENCE_METHOD) -> dict[str, np.n
 
 
 def _examples(config: Config, split: str) -> pd.DataFrame:
-    """The first person with both tracers, or `MIN_GROUP_SIZE` where single people may not be shown; else no row."""
+    """The first person with all tracers of the split, or `MIN_GROUP_SIZE` where single people may not be shown.
+
+    No row where there are too few.
+    """
     index = read_index(config, split)
-    both = index[(index["present_amyloid"] == 1) & (index["present_tau"] == 1)].drop_duplicates("person")
+    present = index[[f"present_{tracer}" for tracer in TRACERS]] == 1
+    whole = index[present.loc[:, present.any()].all(axis=1)].drop_duplicates("person")
     count = 1 if config.individual else MIN_GROUP_SIZE
-    return both[:count] if len(both) >= count else both[:0]
+    return whole[:count] if len(whole) >= count else whole[:0]
 
 
 def example_volumes(config: Config, method: str, condition: str = "factual") -> dict[str, np.ndarray]:
     """T1, real and synthetic PETs of one test person, or of the mean of `MIN_GROUP_SIZE` people, by title.
 
     T1 intensities lie in [0, 1], PETs are SUVR unless each scan has its own scale, all (X, Y, Z). Empty where too few
-    people have both tracers.
+    people have all tracers.
     """
     grid, rows = Grid.of(config.preprocess.grid), _examples(config, "test")
     if rows.empty:
@@ -217,7 +221,7 @@ def example_volumes(config: Config, method: str, condition: str = "factual") -> 
     who = "" if len(rows) == 1 else f", mean of {len(rows)} people"
     volumes = {f"T1{who}": _mean([config.volumes / path for path in rows["t1w"]], weights, grid)}
     pairs = list(volume_pairs(config, method, rows, condition))
-    for tracer in TRACERS:
+    for tracer in dict.fromkeys(pair[2] for pair in pairs):
         for i, name in ((3, "real"), (4, f"{method}, {condition}")):
             mean = _mean([pair[i] for pair in pairs if pair[2] == tracer], weights, grid)
             volumes[f"{style.TRACER_TITLES[tracer]}, {name}{who}"] = to_suvr(mean, config.preprocess.pet_range[tracer])
@@ -230,19 +234,21 @@ def walkthrough_volumes(config: Config) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``mri`` (X, Y, Z) and ``pet`` (2, X, Y, Z), in [0, 1]; ``age``, ``sex`` (None for a mean), ``people``.
+        ``mri`` (X, Y, Z) and ``pet`` (2, X, Y, Z), in [0, 1], 0 for a tracer that nobody has; ``age``, ``sex`` (None
+        for a mean), ``people``.
 
     Raises
     ------
     ValueError
-        Too few training people have both tracers.
+        Too few training people have all tracers.
     """
     grid, rows = Grid.of(config.preprocess.grid), _examples(config, "train")
     if rows.empty:
         needed = 1 if config.individual else MIN_GROUP_SIZE
-        raise ValueError(f"{config.volumes}: too few training people have both tracers; {needed} needed")
+        raise ValueError(f"{config.volumes}: too few training people have all tracers; {needed} needed")
     weights = np.full(len(rows), 1 / len(rows))
-    mri, *pet = (_mean([config.volumes / path for path in rows[name]], weights, grid) for name in ("t1w", *TRACERS))
+    stored = [[config.volumes / path for path in rows[name].dropna()] for name in ("t1w", *TRACERS)]
+    mri, *pet = (_mean(paths, weights[: len(paths)], grid) for paths in stored)
     sex = str(rows["sex"].iloc[0]) if config.individual else None
     return {"mri": mri, "pet": np.stack(pet), "age": float(rows["age"].mean()), "sex": sex, "people": len(rows)}
 

@@ -143,7 +143,9 @@ def _demographic(results: Results, row: Row) -> Finding:
     text, n = tables.demographic(values), float(part["n"].iloc[0])
     if "mean" not in values:
         return _absolute(results, row, text, (float(values.iloc[0]) if len(values) == 1 else math.nan,), n)
-    reach, printed_std = 1.96 * values["std"] / math.sqrt(n), float(row["printed"].split(" ± ")[1])
+    same = frame[frame["diagnosis"] == row["subjects"]]
+    people = min([n, *same.loc[same["subject"] == "people", "value"]])  # visits of one person go together
+    reach, printed_std = 1.96 * values["std"] / math.sqrt(people), float(row["printed"].split(" ± ")[1])
     interval = values["mean"], values["mean"] - reach, values["mean"] + reach
     return _absolute(results, row, text, interval, n, printed_std / math.sqrt(results.sizes[row["subjects"]]))
 

@@ -51,7 +51,7 @@ STORED = {
 REFERENCES = {"table2": {"": REFERENCE_METHOD}, "table3": {"base_": "Base", "full_": REFERENCE_METHOD}}
 """By table: prefix of the columns ``_PAIRED`` → the method that is subtracted in them."""
 
-BASES = {"atn": ("majority", "age_sex")}
+BASES = {"table4": (REFERENCE_METHOD,), "atn": ("majority", "age_sex")}
 """By table: the sources whose paired difference to each row is in the columns ``over_<base>…``."""
 
 _PAIRED = ("difference", "difference_low", "difference_high", "p")
@@ -158,9 +158,10 @@ def stored_values(
                 differences[reference, row["subject"], *cell] = -difference, -high, -low, p
                 differences.setdefault((row["subject"], reference, *cell), (difference, low, high, p))
         for base in BASES.get(name, ()):
-            ends = [row[f"over_{base}{end}"] for end in ("", "_low", "_high")]
-            if not math.isnan(ends[0]):
-                differences[row["subject"], base, *cell] = (*ends, math.nan)
+            difference, low, high = (row[f"over_{base}{end}"] for end in ("", "_low", "_high"))
+            if not math.isnan(difference):
+                differences[row["subject"], base, *cell] = difference, low, high, math.nan
+                differences[base, row["subject"], *cell] = -difference, -high, -low, math.nan
     for row in [] if effects is None else effects.fillna({"low": -math.inf, "high": math.inf}).to_dict("records"):
         metric, _, step = row["subject"].partition("_")
         if step in _STEPS:
@@ -187,8 +188,8 @@ class Comparison:
 
     @property
     def held(self) -> bool:
-        """Whether the direction is right and the test, or else the interval, supports it."""
-        return self.gain > 0 and (self.low > 0 if math.isnan(self.p) else self.p < ALPHA)
+        """Whether the direction is right, and the interval and the test (where there is one) support it."""
+        return self.tested and self.gain > 0 and not (self.low <= 0 or self.p >= ALPHA)
 
     @property
     def direction(self) -> str:

@@ -47,7 +47,7 @@ _SPARE_COLOURS = (
     "#AA4499", "#556B2F",
 )  # fmt: skip
 _MARKERS = "osD^vP*X<>hp"
-_METHOD_LABELS = {"+L_high": r"+$L_\mathrm{high}$", "as_published": "as published", "per_tracer": "one a tracer"}
+_METHOD_LABELS = {"+L_high": r"+$L_\mathrm{high}$", "as_published": "as published", "per_tracer": "one per tracer"}
 
 INK, GREY, WARNING = "#222222", "#777777", "#B00020"
 

@@ -46,7 +46,7 @@ METRIC_SCALES = {"mae": 100.0, "psnr": 1.0, "ssim": 100.0}
 TITLES = {
     **TRACER_NAMES, "mae": "MAE (%) ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM (%) ↑", "auc": "AUC (%) ↑",
     "acc": "ACC (%) ↑", "f1": "F1 (%) ↑", "brain": "Inside the brain", "whole": "Whole grid (0 outside the brain)",
-    "as_published": "as published (no global, no linear path)", "per_tracer": "one model a tracer",
+    "as_published": "as published (no global, no linear path)", "per_tracer": "one model per tracer",
 }  # fmt: skip
 """Printed names of tracers, metrics, regions and methods."""
 
@@ -118,7 +118,7 @@ def present_methods(config: Config) -> list[str]:
 
 
 def known_inputs(config: Config, method: str) -> str:
-    """The person's data that a method uses beside the MRI, by its settings: ``age, sex``, or – for none."""
+    """The person's data that a method uses besides the MRI, by its settings: ``age, sex``, or – for none."""
     settings = config.methods.get(method)
     prior = getattr(settings, "prior", None)
     known = getattr(settings, "labels", getattr(settings if prior is None else prior, "fields", ()))
@@ -206,10 +206,10 @@ def with_spread(mean: float, std: float, decimals: int = 2) -> str:
 
 
 def with_interval(value: float, low: float, high: float, decimals: int = 2, p: float = math.nan) -> str:
-    """``−1.02 [−1.42, −0.62]``, with * where p < 0.05; – without a value, no brackets without an interval."""
+    """``−1.02 [−1.42, −0.62]``, with * where p < 0.05 and the interval excludes 0; – without a value."""
     ends = [number(round(one, decimals) + 0.0 if math.isfinite(one) else one, decimals) for one in (value, low, high)]
     text = ends[0] if ends[1] == "–" else f"{ends[0]} [{ends[1]}, {ends[2]}]"
-    return f"{text} *" if p < 0.05 else text
+    return f"{text} *" if p < 0.05 and not low <= 0 <= high else text
 
 
 def demographic(values: pd.Series, decimals: int = 2) -> str:
@@ -366,10 +366,10 @@ def text_block(columns: Mapping[str, Sequence[str]], title: str = "", best: Iter
 
 
 def cost_block(costs: pd.DataFrame) -> Block:
-    """Inputs beside the MRI (column ``told``) and `COSTS`, one row per method."""
+    """Inputs besides the MRI (column ``told``) and `COSTS`, one row per method."""
     texts = {title: [number(value * scale, decimals) for value in costs[name]]
              for name, (*_, title, scale, decimals) in COSTS.items()}  # fmt: skip
-    return text_block({"Method": costs["method"], "input beside the MRI": costs["told"]} | texts, "Inputs and cost")
+    return text_block({"Method": costs["method"], "input besides the MRI": costs["told"]} | texts, "Inputs and cost")
 
 
 def notes(name: str, **values: Any) -> tuple[str, ...]:

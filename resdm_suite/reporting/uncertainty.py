@@ -87,7 +87,7 @@ def interval_finding(intervals: pd.DataFrame) -> str:
         width = part.set_index("predictor")["width"]
         better = part[part["gain_low"] > 0]
         names = " and ".join(
-            f"{INTERVAL_TITLES[name]} ({100 * (width[name] / width['map'] - 1):+.0f} % wide on test people)"
+            f"{INTERVAL_TITLES[name]} ({_wider(width[name] / width['map'])} on test people)"
             for name in better["predictor"]
         )
         parts.append(f"{TRACER_NAMES[tracer]}: {names or 'none'}")
@@ -95,6 +95,11 @@ def interval_finding(intervals: pd.DataFrame) -> str:
         f"Predictors whose interval has a better score than the map, on validation people (95 % interval above zero): "
         f"{'; '.join(parts)}. `resdm synthesise` states the map."
     )
+
+
+def _wider(ratio: float) -> str:
+    """A ratio of widths in words, such as "4 % narrower"."""
+    return f"{abs(100 * (ratio - 1)):.0f} % {'wider' if ratio > 1 else 'narrower'}"
 
 
 # ── findings ──────────────────────────────────────────────────────────────────────────────────────

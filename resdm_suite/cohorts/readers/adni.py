@@ -24,6 +24,7 @@ import pandas as pd
 from resdm_suite.cohorts.manifest import SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.readers.adni_tables import AMYLOID_LABELS, PASSED, TAU_LABELS, StudyTables, read_tables, rid_of
+from resdm_suite.cohorts.readers.bids import tracer_labels
 from resdm_suite.cohorts.tables import day_number, images, read_by_key, to_age, to_date, visible
 from resdm_suite.profiles import Config
 
@@ -82,10 +83,6 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     no status, the cut-offs of ``cohort`` give it. Every choice is noted; faults raise `ManifestError`.
     """
     root, cohort = Path(root).absolute(), config.cohort
-    tau = [label for label, target in cohort.tracers.items() if target == "tau"]
-    if len(tau) > 1:
-        named = f"{len(tau)} tau tracers ({', '.join(tau)}), whose SUVRs are on different scales"
-        raise ManifestError(f"cohort.tracers names {named}; keep one of them")
     layout, folder = _layout(root)
     given = root if cohort.tables is None else config.work / cohort.tables
     if not given.is_dir():
@@ -93,12 +90,15 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     tables, notes = read_tables(given), []
     clinica = _read_clinica([folder, given], notes)
     notes = [*tables.notes, *notes]
+    if tables.absent:
+        notes.append(f"{given}: study tables that were not found: {', '.join(tables.absent)}")
     if layout == "LONI":
         if cohort.match.same_visit:
             raise ManifestError(f"{root}: LONI's tree files scans by day, not by visit; set match.same_visit: false")
         files = _loni_scans(folder, config, tables, notes)
     else:
         files = _clinica_scans(folder, layout, config, tables, clinica, notes)
+    files = _one_label_per_person(files, notes)
     if layout == "CAPS":
         notes.append(
             "scans of CAPS are in MNI space already and are resampled; their PETs come divided by Clinica's reference, "
@@ -154,12 +154,23 @@ def _layout(root: Path) -> tuple[str, Path]:
     )
 
 
+def _one_label_per_person(files: list[Scan], notes: list[str]) -> list[Scan]:
+    """Give scans of one RID one label: a person who moved to another site has two PTIDs."""
+    labels: dict[int | None, str] = {}
+    for scan in files:
+        labels.setdefault(rid_of(scan.person), scan.person)
+    label_of = {scan.person: labels[rid_of(scan.person)] for scan in files}
+    notes += [f"{other}: its RID is that of {label}; both are one person, {label}"
+              for other, label in label_of.items() if other != label]  # fmt: skip
+    return [scan._replace(person=label_of[scan.person]) for scan in files]
+
+
 def _clinica_scans(
     folder: Path, layout: str, config: Config, tables: StudyTables, clinica: _Clinica, notes: list[str]
 ) -> list[Scan]:
     """List the scans of Clinica's BIDS or CAPS."""
     t1, pet = ("anat", "pet") if layout == "BIDS" else ("t1_linear", "pet_linear")
-    scans = []
+    scans, unknown = [], 0
     for visit in visible(folder, "sub-*/ses-*"):
         person, session = visit.parent.name, visit.name
         rid, month = rid_of(person), _month(session)
@@ -179,9 +190,9 @@ def _clinica_scans(
             if "_rec-nac" in path.name.lower():
                 notes.append(f"{person} {session}: {path.name} has no attenuation correction; not used")
                 continue
-            label = re.search(r"_trc-([A-Za-z0-9]+)_", path.name)
-            if kind := "T1w" if path.parent.name == t1 else label and label[1]:
-                by_kind[kind].append(path)
+            kind = "T1w" if path.parent.name == t1 else _clinica_tracer(path.name)
+            by_kind[kind].append(path)
+        unknown += len(by_kind.pop("", []))
         for what, paths in by_kind.items():
             # the crop cuts at the edge of the head, inside the grid of 192 mm
             whole = [path for path in paths if "_desc-Crop_" not in path.name] or paths
@@ -191,25 +202,37 @@ def _clinica_scans(
             scans.append(Scan(person, session, what, whole[0], acquired or date, acquired is not None))
     if layout == "CAPS" and any("_desc-Crop_" in scan.path.name for scan in scans):
         notes.append("cropped scans (desc-Crop) are used where there is no uncropped one")
+    if unknown:
+        notes.append(f"{unknown} PET without trc- and without a known tracer in acq-; not read")
     return scans
+
+
+def _clinica_tracer(name: str) -> str:
+    """Label of a PET by ``trc-``, else by ``acq-`` as in older versions; empty where neither names one tracer."""
+    stated = re.search(r"_trc-([A-Za-z0-9]+)_", name)
+    acquired = re.search(r"_acq-([A-Za-z0-9]+)_", name)
+    labels = [stated[1]] if stated else tracer_labels(acquired[1]) if acquired else []
+    return labels[0] if len(labels) == 1 else ""
 
 
 _Images = dict[tuple[str, pd.Timestamp, str], dict[str, list[tuple[str, Path]]]]  # of a scan, by level
 
 
-def _loni_images(folder: Path, tables: StudyTables, notes: list[str]) -> tuple[_Images, int]:
-    """List the images of LONI's tree: PTID, sequence, date and time, image number, files; count those of DICOM only."""
+def _loni_images(folder: Path, tables: StudyTables, notes: list[str]) -> tuple[_Images, Counter[str]]:
+    """List the images of LONI's tree: PTID, sequence, date and time, image number, files; count those without NIfTI."""
     named: _Images = {}
     by_table: _Images = {}
     unread: Counter[str] = Counter()
-    dicom = 0
+    others: Counter[str] = Counter()
     for place in [path for path in visible(folder, "*/*/*/*") if path.is_dir() and _PTID.fullmatch(path.parts[-4])]:
         ptid, sequence, stamp, image = place.parts[-4:]
         words = re.sub(r"[^a-z0-9]+", " ", sequence.lower())
         files = images(place, "*")
         date = to_date(stamp.partition("_")[0])
         if not files:
-            dicom += any(path.suffix.lower() in (".dcm", ".ima") for path in visible(place, "*"))
+            endings = {path.suffix.lower() for path in visible(place, "*") if path.is_file()}
+            if endings:
+                others["DICOM" if endings & {".dcm", ".ima"} else " and ".join(sorted(endings)) or "no ending"] += 1
             continue
         if _UNUSED.search(words):
             unread[f"{sequence}: without attenuation correction, or a CT, map or mask"] += 1
@@ -233,18 +256,20 @@ def _loni_images(folder: Path, tables: StudyTables, notes: list[str]) -> tuple[_
             by_level = found.setdefault((ptid, date, what), {})
             by_level.setdefault("T1w" if what == "T1w" else level, []).append((image, files[0]))
     notes += [f"{count} images of {reason}; not read" for reason, count in sorted(unread.items())]
-    return by_table | named, dicom  # a PET without a named tracer beside one with it may be FDG
+    return by_table | named, others  # a PET without a named tracer beside one with it may be FDG
 
 
 def _loni_scans(folder: Path, config: Config, tables: StudyTables, notes: list[str]) -> list[Scan]:
     """List the scans of LONI's tree, one of each kind and day, by level and number."""
-    images_of, dicom = _loni_images(folder, tables, notes)
-    if dicom:
-        notes.append(f"{dicom} image folders hold DICOM only and are not read; convert them with dcm2niix")
+    images_of, others = _loni_images(folder, tables, notes)
+    for kind, count in sorted(others.items()):
+        remedy = "convert them with dcm2niix" if kind == "DICOM" else "convert them to NIfTI"
+        notes.append(f"{count} image folders hold {kind} only and are not read; {remedy}")
     if not images_of:
+        found = ", ".join(f"{count} image folders hold {kind} only" for kind, count in others.items())
         raise ManifestError(
-            f"{folder}: no T1 and no PET as NIfTI in <PTID>/<sequence>/<date_time>/<image>/; {dicom} image folders "
-            "hold DICOM only: convert them in place with dcm2niix"
+            f"{folder}: no T1 and no PET as NIfTI in <PTID>/<sequence>/<date_time>/<image>/; "
+            f"{found or '0 image folders hold DICOM only'}: convert them in place with dcm2niix"
         )
     scans, levels = [], Counter()
     wanted = config.cohort.pet_level

@@ -2,7 +2,8 @@
 
 The reader uses UC Berkeley's PET tables (6 mm, or the older ones of one tracer each) and either ADNIMERGE or PTDEMOG,
 DXSUM and MMSE, as downloaded from LONI. The date in a file's name is free; of several files of one table the newest is
-read. A person is the RID as a whole number.
+read. A person is the RID as a whole number. Of several columns of one thing (``DIAGNOSIS``, ``DXCHANGE``, ``DXCURREN``:
+each is filled in its phase of the study) a row gives the first that is filled.
 
 Missing are empty cells, NA, and the study's codes -1 and -4 in columns without negative values; a Centiloid or a QC
 flag of -1 is a value. Dates are YYYY-MM-DD or MM/DD/YYYY.
@@ -44,6 +45,7 @@ _DIAGNOSIS = DIAGNOSIS_WORDS | {"1": "CN", "2": "MCI", "3": "AD"}
 _CHANGE = dict(zip("123456789", ("CN", "MCI", "AD", "MCI", "AD", "AD", "CN", "MCI", "CN"), strict=True))  # DXCHANGE
 _QC = {"pass": "2", "partial": "1", "fail": "0"}
 _CODES = {"-4", "-1", "-4.0", "-1.0"}  # missing
+_OF_PEOPLE = ("PTDEMOG", "DXSUM", "MMSE")  # ADNIMERGE holds what these do
 
 
 class StudyTables(NamedTuple):
@@ -51,7 +53,7 @@ class StudyTables(NamedTuple):
 
     ``pets``: one row per PET (rid, tracer, date, suvr, status, centiloid, qc, image: LONI's number, source: file and
     row). ``people``: by RID, any of sex, education, age with baseline (its day), born. ``diagnoses``, ``mmse``: rid,
-    date, value. ``visits``: day by RID and month.
+    date, value. ``visits``: day by RID and month. ``absent``: tables that were not found.
     """
 
     pets: pd.DataFrame
@@ -60,6 +62,7 @@ class StudyTables(NamedTuple):
     mmse: pd.DataFrame
     visits: dict[tuple[int, int], pd.Timestamp]
     notes: list[str]
+    absent: list[str]
 
     def age(self, rid: int, date: pd.Timestamp) -> float:
         """Age on a day, years: AGE + (date − EXAMDATE_bl)/365.25, or from the date of birth; NaN if not known."""
@@ -109,6 +112,11 @@ def diagnosis_of(text: str) -> str | None:
     return _DIAGNOSIS.get(text.lower().rpartition(" to ")[2])
 
 
+def _outcome_of(text: str) -> str | None:
+    """Likewise of DXCHANGE, whose codes are those of a change."""
+    return _CHANGE.get(text) or diagnosis_of(text)
+
+
 def read_tables(folder: Path) -> StudyTables:
     """Read the study tables in a folder, or in a folder of it.
 
@@ -118,11 +126,14 @@ def read_tables(folder: Path) -> StudyTables:
         A table without a needed column, or no table. Impossible cells are taken as missing, with a note.
     """
     notes: list[str] = []
-    files = [*visible(folder, "*.csv"), *visible(folder, "*/*.csv")]
+    files = [path for path in [*visible(folder, "*"), *visible(folder, "*/*")] if path.suffix.lower() == ".csv"]
+    found: dict[str, list[Path]] = {}
 
     def read(*stems: str) -> Table | None:
-        path = next((path for stem in stems if (path := _newest(files, stem, notes))), None)
-        return None if path is None else Table.read(path, notes)
+        dated = next((dated for stem in stems if (dated := _dated(files, stem, notes))), [])
+        if dated:
+            found[stems[-1]] = dated
+        return Table.read(dated[-1], notes) if dated else None
 
     pets = [_amyloid_rows(table, label) for stem, label in _AMYLOID.items() if (table := read(stem))]
     pets += [_tau_rows(table, label) for stem, label in _TAU.items() if (table := read(stem))]
@@ -133,15 +144,14 @@ def read_tables(folder: Path) -> StudyTables:
         both = age.notna() & baseline.notna()
         merged.add_people(people, age=age[both], baseline=baseline[both])
         dates = merged.dates("EXAMDATE")
-        diagnoses.append(merged.by_date(dates, merged.words(diagnosis_of, "DX", "DXCHANGE")))
+        diagnoses.append(merged.by_date(dates, merged.words(DX=diagnosis_of, DXCHANGE=diagnosis_of)))
         mmse.append(merged.by_date(dates, merged.numbers("MMSE", limits=(0, 30))))
         visits.append(merged.by_date(dates, merged.months("VISCODE")))
     if table := read("PTDEMOG"):
         table.add_people(people, born=_born(table))
     if table := read("DXSUM_PDXCONV_ADNIALL", "DXSUM_PDXCONV", "DXSUM"):
         dates = table.dates("EXAMDATE", "VISDATE")
-        change = "DIAGNOSIS" not in table.cells and "DXCHANGE" in table.cells
-        words = table.words(_CHANGE.get if change else diagnosis_of, "DIAGNOSIS", "DXCHANGE", "DXCURREN")
+        words = table.words(DIAGNOSIS=diagnosis_of, DXCHANGE=_outcome_of, DXCURREN=diagnosis_of)
         diagnoses.append(table.by_date(dates, words))
         visits.append(table.by_date(dates, table.months("VISCODE2", "VISCODE")))
     if table := read("MMSE"):
@@ -151,7 +161,13 @@ def read_tables(folder: Path) -> StudyTables:
     days: dict[tuple[int, int], pd.Timestamp] = {}
     for rid, date, month in _join(visits, ["rid", "date", "value"]).itertuples(index=False):
         days.setdefault((rid, int(month)), date)
-    return StudyTables(_one_per_scan(pets), people, _by_date(diagnoses), _by_date(mmse), days, notes)
+    stems = "|".join([*_AMYLOID, *_TAU, *_OF_PEOPLE, "ADNIMERGE"])
+    unread = {*files}.difference(*found.values())
+    notes += [f"{path}: not read, for its name is not that of a download or another such table is read" for path in
+              sorted(unread) if re.match(f"(All_Subjects_)?({stems})", path.name, re.IGNORECASE)]  # fmt: skip
+    absent = [stem for stem in _OF_PEOPLE if not found.keys() & {stem, "ADNIMERGE"}]
+    absent += [next(iter(group)) for group in (_AMYLOID, _TAU) if not found.keys() & {*group}]
+    return StudyTables(_one_per_scan(pets), people, _by_date(diagnoses), _by_date(mmse), days, notes, absent)
 
 
 class Table(NamedTuple):
@@ -183,11 +199,14 @@ class Table(NamedTuple):
         return cls(path, cells, pd.Series({line: rids[line].pop() for line in cells.index}, dtype=int), notes)
 
     def column(self, *names: str, needed: bool = False) -> pd.Series:
-        """Text of the first column that exists, under its name; empty where none does."""
-        name = next((name for name in names if name in self.cells), None)
-        if name is None and needed:
+        """Text of the first column that is filled in a row, under the names of those that exist; empty without one."""
+        found = [name for name in names if name in self.cells]
+        if needed and not found:
             raise ManifestError(f"{self.path}: no column {' or '.join(names)}; download the table again, whole")
-        return pd.Series("", index=self.cells.index, name=names[0]) if name is None else self.cells[name]
+        cells = self.cells[found[0]] if found else pd.Series("", index=self.cells.index)
+        for name in found[1:]:
+            cells = cells.mask(cells.isin({"", ".", *_CODES}), self.cells[name])
+        return cells.rename(" or ".join(found) or names[0])
 
     def convert(self, cells: pd.Series, meaning: Callable[[str], Any], expected: str, dtype: Any = object) -> pd.Series:
         """Convert cells; those that mean None are taken as missing, with one note."""
@@ -217,13 +236,26 @@ class Table(NamedTuple):
 
     def dates(self, *names: str) -> pd.Series:
         """A column of dates, NaT where missing."""
-        column = self.column(*names, needed=True)
-        return self.convert(column, _date, "a date, YYYY-MM-DD or MM/DD/YYYY", "datetime64[s]")
+        return self.days(self.column(*names, needed=True), "a date, YYYY-MM-DD or MM/DD/YYYY")
 
-    def words(self, meaning: Callable[[str], str | None], *names: str) -> pd.Series:
-        """A column of codes by their meaning; NaN for others."""
-        cells = self.column(*names).str.removesuffix(".0")
-        return cells.map(lambda text: (meaning(text) if text not in _CODES else None) or np.nan)
+    def days(self, cells: pd.Series, expected: str) -> pd.Series:
+        """Cells as dates; one that can only be DD/MM/YYYY is an error, since the others would be read as American."""
+        if (day_first := cells.str.fullmatch(r"(1[3-9]|2\d|3[01])/(0?[1-9]|1[0-2])/\d{4}( [\d:.]+)?")).any():
+            line = day_first.idxmax()
+            raise ManifestError(
+                f"{self.path}: row {line}, {cells.name}: found {cells[line]!r}, a date with the day first, as a "
+                "spreadsheet may save it; download the table again and do not save it with another program"
+            )
+        return self.convert(cells, _date, expected, "datetime64[s]")
+
+    def words(self, **meanings: Callable[[str], str | None]) -> pd.Series:
+        """Diagnoses of the first column that states one in a row, each with the meaning of its words; NaN without."""
+        values = pd.Series(np.nan, index=self.cells.index, dtype=object)
+        for name, meaning in meanings.items():
+            cells = self.column(name).str.removesuffix(".0").replace(dict.fromkeys({*_CODES, "."}, ""))
+            known = {text: meaning(text) for text in cells.unique()} | {"": np.nan}
+            values = values.where(values.notna(), self.convert(cells, known.get, "CN, MCI, AD or a code of them"))
+        return values
 
     def months(self, *names: str) -> pd.Series:
         """Visit codes as months after baseline (bl and sc: 0; m12: 12); NaN for others."""
@@ -253,8 +285,8 @@ def _date(text: str) -> pd.Timestamp | None:
     return pd.NaT if text in _CODES or text == "." else to_date(text)
 
 
-def _newest(files: Iterable[Path], stem: str, notes: list[str]) -> Path | None:
-    """The file of a table by its stem, whatever date the download has added."""
+def _dated(files: Iterable[Path], stem: str, notes: list[str]) -> list[Path]:
+    """The files of a table by its stem, whatever date the download has added; the newest is the last."""
     day = r"\d{1,2}[A-Za-z]{3}\d{4}"
     name = rf"(?:All_Subjects_)?{stem}(?:_8MM)?(?:_(\d\d_\d\d_\d\d(?:\d\d)?))?(?:_({day}))?(?: ?\(\d+\))?\.csv"
     dated = []
@@ -265,10 +297,11 @@ def _newest(files: Iterable[Path], stem: str, notes: list[str]) -> Path | None:
             with suppress(ValueError):
                 date = next((datetime.strptime(text, form) for text, form in forms if text), date)
             dated.append((date, path.stat().st_mtime_ns, path.name, path))
-    if len(dated) > 1:
-        others = ", ".join(sorted(entry[2] for entry in dated if entry is not max(dated)))
-        notes.append(f"{max(dated)[2]} is the newest of {len(dated)} files of {stem}; not read: {others}")
-    return max(dated)[3] if dated else None
+    *older, newest = [entry[3] for entry in sorted(dated)] or [None]
+    if older:
+        others = ", ".join(sorted(path.name for path in older))
+        notes.append(f"{newest.name} is the newest of {len(dated)} files of {stem}; not read: {others}")
+    return [*older, newest] if newest else []
 
 
 # ── PET ───────────────────────────────────────────────────────────────────────────────────────────
@@ -343,8 +376,8 @@ def _value(rows: pd.DataFrame, rid: int, date: pd.Timestamp, default: Any) -> An
 def _born(table: Table) -> pd.Series:
     """Dates of birth: PTDOB as a date, or month and year (PTDOBMM and PTDOBYY in older tables): then mid-month."""
     cells = table.column("PTDOB")
-    if "PTDOB" not in table.cells:
-        month, year = (table.column(name).str.removesuffix(".0") for name in ("PTDOBMM", "PTDOBYY"))
-        cells = (month + "/" + year).where((month != "") & (year != "") & ~year.isin(_CODES), "").rename("PTDOB")
+    month, year = (table.column(name).str.removesuffix(".0") for name in ("PTDOBMM", "PTDOBYY"))
+    by_parts = (month + "/" + year).where((month != "") & (year != "") & ~year.isin(_CODES), "")
+    cells = cells.mask(cells.isin({"", ".", *_CODES}), by_parts)
     cells = cells.str.replace(r"^(\d{1,2})/(\d{4})$", r"\1/15/\2", regex=True)
-    return table.convert(cells, _date, "MM/YYYY, MM/DD/YYYY or YYYY-MM-DD", "datetime64[s]")
+    return table.days(cells, "MM/YYYY, MM/DD/YYYY or YYYY-MM-DD")

@@ -58,6 +58,7 @@ _UNITS = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # in years, 
 _UNIT = "(d|days?|w|weeks?|m|mo|months?|y|yrs?|years?)"
 _BASELINE_LABELS = {"bl", "baseline", "sc", "screening"}
 _PREPARED = {"fmriprep", "smriprep", "petprep"}  # by ``GeneratedBy``
+_POOR = re.compile("_ce-|_acq-early", re.IGNORECASE)  # T1w after contrast agent, PET of the early phase
 
 Row = dict[str, Any]
 
@@ -66,11 +67,12 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     """Find the sessions of a BIDS data set that have a T1w and at least one PET of a known tracer.
 
     Age, diagnosis and MMSE come from ``sub-*_sessions.tsv``, else from ``participants.tsv``. An age there is that of
-    the first session; later ones add the years between, by dates, else by labels (``ses-M012``). Of several T1w
-    or several PETs of one tracer in a session, the first by name is used. The tracer is the file name's ``trc-``
-    entity, even if the sidecar differs; without it, the sidecar's ``TracerName``. PETs without attenuation correction
-    (``rec-nac…``) and files named for another person or session are not used. Scans of one session come from one
-    space: native, else ``space-MNI…``. Each such choice is noted.
+    the first session; later ones add the years between, by dates, else by labels (``ses-M012``). Of several T1w or
+    several PETs of one tracer in a session, the first by name is used; a T1w after contrast agent (``ce-``) and a PET
+    of the early phase (``acq-early``) come last. The tracer is the file name's ``trc-`` entity, even if the sidecar
+    differs; without it, the sidecar's ``TracerName``. PETs without attenuation correction (``rec-nac…``) and files
+    named for another person or session are not used. Scans of one session come from one space: native, else
+    ``space-MNI…``. Each such choice is noted.
 
     Days between scans come from ``acq_time`` in ``scans.tsv``. Across sessions (`assemble_manifest`), a scan without it
     has the day of its session: ``acq_time`` or ``examination_date`` in ``sessions.tsv``, else by the session's age.
@@ -119,6 +121,9 @@ def _raw_of_prepared(root: Path, config: Config, notes: list[str]) -> Path | Non
     names = [str(tool.get("Name", "")) for tool in tools_of(root)]
     tool = next((name for name in names if name.lower() in _PREPARED), "")
     if not tool:
+        if config.cohort.tables is not None:
+            fault = "its tables are its own participants.tsv and sessions.tsv; leave out cohort.tables and --tables"
+            raise ManifestError(f"{root}: no outputs of fMRIPrep or PETPrep: {fault}")
         return None
     tables = config.cohort.tables
     raw = raw_dataset(root) if tables is None else config.work / tables
@@ -215,7 +220,7 @@ def _scans(
     """List the T1w and the PETs of one session, by name; an unread PET has no target."""
     where = " ".join(key.values())
     scans = []
-    for path in files:
+    for path in sorted(files, key=lambda path: bool(_POOR.search(path.name))):
         name, is_pet = path.name, path.parent.name == "pet"
         space = re.search(r"_space-([A-Za-z0-9]+)_", name)
         owner = re.match(r"sub-[^_]+(_ses-[^_]+)?_", name)
@@ -235,6 +240,9 @@ def _scans(
             scan = {"target": target, "tracer": label, "path": str(path)}
             scan["day"] = days.get(name, days.get(raw_name, np.nan))
             scans.append(key | scan | {"space": space[1] if space and space[1] not in _NATIVE else ""})
+    first = {(scan["target"], scan["tracer"]): Path(scan["path"]).name for scan in reversed(scans) if scan["target"]}
+    notes += [f"{where}: {name} is the only {label or 'T1w'}, though it is after contrast agent or of the early phase"
+              for (_, label), name in first.items() if _POOR.search(name)]  # fmt: skip
     return scans
 
 
@@ -281,6 +289,9 @@ def _person(visit: Row, visits: list[Row], participant: dict[str, str], scales: 
             if age is None:
                 break
             years = _years_between(first, visit) if cells is participant else 0.0
+            if cells is participant and visit is first and visit["years"] > 0 and name != "age_bl":
+                late = f"{visit['years']:.1f} years after baseline by its label"
+                notes.append(f"{where}: age of participants.tsv is taken as that of this session, {late}")
             if name == "age_bl" and cells is participant:
                 years += np.nan_to_num(first["years"])
             elif np.isnan(years):

@@ -35,7 +35,11 @@ from resdm_suite.paths import DESCRIPTION, sidecar_path
 T1W = "mp-?rage|spgr|bravo|t1|tfe"
 """Descriptions of a T1-weighted series, a regular expression."""
 
-_NO_T1W = re.compile("flair|t2|loc|scout|survey|calib|b1|dwi|dti|swi|map|post|gad|contrast", re.IGNORECASE)
+_NO_T1W = re.compile(
+    r"flair|t2|loc|scout|survey|calib|b1|dwi|dti|swi|map|post|gad|contrast|(?<![a-z0-9])(gd|km|ce)(?![a-z0-9])"
+    r"|\+ ?c(?![a-z0-9])",
+    re.IGNORECASE,
+)
 _LEAST_SLICES = 60  # of a T1w of the whole head; a localiser has fewer
 _DAY = 86_400  # seconds
 _FIRST_DAY = pd.Timestamp("1900-01-01")  # BIDS: dates before 1925 are shifted
@@ -311,11 +315,15 @@ def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -
     used = [series for series in everything if series.get("Modality") == "PT" or series.is_t1w(t1w)]
     notes += [f"{place}: not converted: {series.text}, {len(series.headers)} images" for series in everything
               if series not in used]  # fmt: skip
-    days = sorted({series.day for series in used if not pd.isna(series.day)}) or [pd.NaT]
+    days = sorted({series.day for series in used if not pd.isna(series.day)})
+    undated = [series.text for series in used if pd.isna(series.day)] if days else []
+    days += [pd.NaT] * bool(undated or not days)
+    notes += [f"{place}: {text} has no date; it is put in a session of its own, ses-{len(days)}, without day and age"
+              for text in undated]  # fmt: skip
     sessions, scans = [], {number: [] for number in range(len(days))}
     taken: Counter[str] = Counter()
     for series in used:
-        number = 0 if pd.isna(series.day) else days.index(series.day)
+        number = len(days) - 1 if pd.isna(series.day) else days.index(series.day)
         session = f"ses-{number + 1}"
         kind, entities, suffix = series.bids_name()
         taken[f"{session}{entities}_{suffix}"] += 1
@@ -330,7 +338,8 @@ def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -
         scans[number].append((name, _shifted(days[number], days[0])))
     for number, rows in scans.items():
         session = f"ses-{number + 1}"
-        age = next((series.age for series in used if series.day == days[number]), used[0].age if used else "n/a")
+        same = [series.age for series in used if series.day == days[number] or len(days) == 1]
+        age = next(iter(same), "n/a")
         sessions.append((session, _shifted(days[number], days[0]), age))
         if rows:
             table = pd.DataFrame(rows, columns=["filename", "acq_time"])

@@ -28,7 +28,7 @@ from resdm_suite.profiles import Config
 _FOLDERS = {"t1w": "whole_MRI", "amyloid": "whole_Abeta", "tau": "whole_Tau"}
 _TABLES = ("data_info.csv", "info.csv")  # of its README, and of its code
 _LABELS = ("label", "dx", "diagnosis", "group")
-_PARTICIPANT = re.compile(r"(\d{3})_?S_?(\d{4})(.*)")
+_PARTICIPANT = re.compile(r"(\d{3})_?S_?(\d{4,6})(\D.*)?")
 _MNI_CODE = 4
 
 
@@ -61,7 +61,7 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
     scans, people, in_mni = [], [], 0
     for name in names:
         match = _PARTICIPANT.fullmatch(name)
-        number, visit = (f"{match[1]}S{match[2]}", match[3]) if match else (name, "")
+        number, visit = (f"{match[1]}S{match[2]}", match[3] or "") if match else (name, "")
         key = {"person": f"sub-{_label(number)}", "session": f"ses-{_label(visit) or '1'}"}
         paths = {target: volumes[target][name] for target in PATHS if name in volumes[target]}
         space = SPACE if paths and all(_in_mni(path) for path in paths.values()) else ""

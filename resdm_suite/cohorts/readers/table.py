@@ -20,6 +20,9 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
     if not root.is_file():
         raise ManifestError(f"{root}: no such table; data_manifests/template.csv is one to start from")
     frame = read_manifest(root, split=not draw, tracers=config.cohort.tracers, attributes=config.attributes)
+    for row in frame[frame.duplicated(["person", "t1w"])].to_dict("records")[:1]:
+        fault = f"{row['person']} {row['session']}: {row['t1w']} is the T1 of another session of the person"
+        raise ManifestError(f"{root}: {fault}; correct the path, or keep one row")
     absent = int((frame["split"] == "").sum())
     if not 0 < absent < len(frame):
         return select_sessions(frame, config, root)
