@@ -157,6 +157,7 @@ rule qc:
         f"{WORK}/logs/qc.txt",
     params:
         profile=PROFILE,
+        settings=SETTINGS.digest("privacy"),
     threads: workflow.cores
     shell:
         f"resdm qc {{params.profile}} --jobs {{threads}} {LOGGED}"

@@ -163,7 +163,8 @@ def train(
         List of sessions → `Batch`.
     folder : path
         The model folder: gets ``model.safetensors`` (the best averaged weights), ``history.csv`` (one row per epoch, or
-        per candidate of a closed form; no clock times) and ``timing.json``. During training it holds ``state.pt``.
+        per candidate of a closed form; no clock times) and ``timing.json``. Until the next call it holds
+        ``state.pt`` too.
     name : str
         The method's name in messages and in the stored metadata.
     source : mapping, optional
@@ -201,7 +202,7 @@ def train(
             "devices; make training.batch_size a multiple of training.devices"
         )
     if _is_finished(job):
-        job.state_file.unlink(missing_ok=True)  # left by a kill right after the model was written
+        job.state_file.unlink(missing_ok=True)
     elif method.closed_form:
         _fit(job)
     else:
@@ -289,8 +290,8 @@ def _train(fabric: Fabric, job: _Job) -> None:
         weights = list(job.method.parameters()), list(loop.trained.values())
         _write_timing(job, fabric.device, loop.seconds, loop.step, loop.memory(), fabric.world_size, weights)
         last = {"weights": loop.averaged(), "step": loop.step, "epoch": len(loop.log.rows), "score": None}
+        write_rows(job.folder / "history.csv", loop.log.rows)  # again: the run may have begun at the last step
         save_model(job.folder, job.method, **(loop.best or last), **job.stored)  # last: it marks the end
-        job.state_file.unlink(missing_ok=True)
     fabric.barrier()
 
 
@@ -320,7 +321,7 @@ def _run_steps(fabric: Fabric, job: _Job, loop: Loop) -> None:
                 loop.seconds += time.perf_counter() - clock
                 if epoch_ends:
                     _close_epoch(loop, job)
-                if save and not done:
+                if save or done:  # the last one, too: a workflow removes the results of a job that fails later
                     state = loop.state() | {"fingerprint": job.stored["fingerprint"]}
                     if fabric.is_global_zero:
                         save_state(job.state_file, state)

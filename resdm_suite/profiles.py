@@ -511,7 +511,7 @@ class Config:
     def digest(self, *parts: str) -> str:
         """SHA-256 (16 hex digits) of the settings, or of the named ``parts`` of them (``"methods.ResDM"``)."""
         whole = to_dict(self)
-        chosen = {part: functools.reduce(operator.getitem, part.split("."), whole) for part in parts} or whole
+        chosen = {part: functools.reduce(operator.getitem, part.split(".", 1), whole) for part in parts} or whole
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 

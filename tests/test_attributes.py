@@ -239,7 +239,7 @@ def test_conditions_of_any_field():
                           "tracer_only", "shuffled", "age_60")}  # fmt: skip
     assert prior["factual"].values("plasma") == (1.0, None, 3.0, 2.0)
     assert prior["no_plasma"].values("plasma") == (None,) * 4
-    assert prior["wrong_plasma"].values("plasma") == (3.0, None, 1.0, 2.0)
+    assert prior["wrong_plasma"].values("plasma") == (3.0, None, 1.0, 3.0)
     assert prior["wrong_apoe4"].values("apoe4") == ("noncarrier", "carrier", None, "noncarrier")
     assert prior["wrong_sex"].sex == ("M",) * 4
     assert prior["wrong_sex"].more == prior["age_60"].more == more

@@ -116,6 +116,8 @@ def test_the_digest_follows_the_settings_not_the_place(write):
     changed = load_config(write(nested("training.epochs", 7), "mine.yaml"))
     assert changed.digest("preprocess") == config.digest("preprocess")
     assert changed.digest("training") != config.digest("training")
+    dotted = dataclasses.replace(config, methods={"v1.5": next(iter(config.methods.values()))})
+    assert dotted.digest("methods.v1.5") != config.digest("methods")
 
 
 def test_a_profile_extends_another(write):

@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from conftest import tiny_network, tiny_resdm
 from huggingface_hub.errors import HFValidationError
 from tiny_methods import PlainConfig, build, make_config
 
@@ -106,6 +107,15 @@ def test_only_complete_model_folders_are_uploaded(folder, remote, name, message)
         (folder / name).touch()
     with pytest.raises(CheckpointError, match=message):
         push(folder, "lab/resdm")
+    assert not remote.root.exists()
+
+
+def test_weights_that_hold_scans_of_real_people_are_not_uploaded(tmp_path, remote):
+    network = tiny_network(linear_path=True)
+    config = make_config(tmp_path, methods={"ResDM": tiny_resdm(network=network)}, shift_voxels=0, flip=False)
+    made = save_profile_model(tmp_path / "model", build(config, "ResDM"), config, "ResDM")
+    with pytest.raises(CheckpointError, match=r"weights of network\.linear_path hold the MRIs of the training people"):
+        push(made, "lab/resdm")
     assert not remote.root.exists()
 
 

@@ -37,6 +37,7 @@ def config(tmp_path):
 def test_from_volumes_to_scores(config):
     folder = train_method(config, "Plain", progress=False)
     assert folder == config.model("Plain")
+    assert not (folder / "state.pt").exists()
     record = json.loads((folder / "provenance.json").read_text())
     assert (record["method"], record["config"]) == ("Plain", config.digest())
     assert record["inputs"] == {"work/tiny/volumes/index.csv": sha256(config.volumes / "index.csv")}

@@ -96,6 +96,12 @@ def test_shuffles_give_everyone_the_values_of_another_person(people):
     assert sorted(set(other)) == ages[::2]
 
 
+def test_a_wrong_value_is_never_the_own_one():
+    doses = [0.0] * 12 + [1.0] * 6 + [2.0] * 2
+    prior = condition_prior("wrong_dose", [70.0] * 20, ["F"] * 20, 0, {"dose": doses})
+    assert prior.more["dose"] == (2.0,) * 12 + (2.0,) * 6 + (0.0,) * 2
+
+
 def test_unknown_and_impossible_conditions():
     with pytest.raises(ConfigError, match=r"'factul' \(did you mean 'factual'\?\); expected one of factual, no_age"):
         condition_prior("factul", AGES, SEXES, 0)

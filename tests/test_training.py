@@ -166,7 +166,7 @@ def test_files_of_a_training(tmp_path):
     folder = run(config, method=method)
     assert folder == tmp_path / "work" / "tiny" / "models" / "Plain"
     assert {file.name for file in folder.iterdir()} == {
-        "config.yaml", "history.csv", "model.safetensors", "timing.json",
+        "config.yaml", "history.csv", "model.safetensors", "state.pt", "timing.json",
     }  # fmt: skip
     history = pd.read_csv(folder / "history.csv")
     assert history[["epoch", "step"]].to_numpy().tolist() == [[1, 3], [2, 6], [3, 9]]
@@ -271,14 +271,25 @@ def test_a_finished_training_returns_at_once_unless_its_model_was_deleted(tmp_pa
     """Snakemake deletes a rule's outputs when something that they depend on has changed: no old result may return."""
     config = make_config(tmp_path)
     folder = run(config)
-    expected, before = digests(folder), {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    (folder / "state.pt").touch()  # left by a kill right after the model was written
+    results = [file for file in folder.iterdir() if file.name != "state.pt"]
+    expected, before = digests(folder), {file: file.stat().st_mtime_ns for file in results}
     run(config)
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
     for file in folder.iterdir():
         file.unlink()
     stop(config, 0)
     assert digests(run(config)) == expected
+
+
+def test_a_job_that_fails_after_the_last_step_loses_nothing(tmp_path):
+    """Snakemake deletes the results of a failed job; the state is none of them."""
+    config = make_config(tmp_path)
+    folder = run(config)
+    expected = digests(folder)
+    for name in ("model.safetensors", "history.csv"):
+        (folder / name).unlink()
+    method = observe(build(config, "Plain"), before_step=lambda: pytest.fail("a step was repeated"))
+    assert digests(run(config, method=method)) == expected
 
 
 CHANGES = [

@@ -111,7 +111,10 @@ def stages(config: Config, cores: int) -> Iterator[Stage]:
         each, units = scale * step, training_steps(config, name, sessions["train"])
         each, units = (run.seconds, 1) if run.budget == "equal_time" else (each, units)
         yield Stage(f"training {name}", each, untrained * units, "steps", side)
-        volumes = untrained * math.ceil(run.epochs / run.validate_every) * sessions["validation"] + sessions["test"]
+        epochs = run.epochs
+        if run.budget == "equal_time":  # as many as fit
+            epochs = math.ceil(run.seconds / (scale * step * training_steps(config, name, sessions["train"]) / epochs))
+        volumes = untrained * math.ceil(epochs / run.validate_every) * sessions["validation"] + sessions["test"]
         told = set(config.attribute_conditions(name)) | (set(config.conditions) if name == "ResDM" else set())
         volumes += sessions["test"] * len(told)
         sampled = config.purpose == "paper" and name == config.uncertainty.method

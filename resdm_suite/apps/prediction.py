@@ -37,6 +37,9 @@ from resdm_suite.preprocessing.suvr import units
 from resdm_suite.preprocessing.t1 import T1_UNITS
 from resdm_suite.profiles import Config, check_condition
 
+REVISION = 1
+"""Raise it whenever the same model, MRI and prompt give another PET, so that stored ones are made again."""
+
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
 }
@@ -100,13 +103,18 @@ def condition_prior(
 
 
 def _wrong(values: Sequence[float | str | None], categories: Sequence[str]) -> tuple[float | str | None, ...]:
-    """Of numbers the one at the other end of their order, of categories the next one; None stays."""
-    known = sorted(value for value in values if value is not None)
-    if known and isinstance(known[0], str):
-        names = list(categories) or sorted(set(known))
+    """Of numbers the one at the other end of their order, of categories the next one; None stays.
+
+    The number in the middle of an odd count of different numbers becomes the next one.
+    """
+    names = sorted({value for value in values if value is not None})
+    if names and isinstance(names[0], str):
+        names = list(categories) or names
         other = dict(zip(names, [*names[1:], names[0]], strict=True))
     else:
-        other = dict(zip(known, reversed(known), strict=True))
+        other = dict(zip(names, reversed(names), strict=True))
+        if len(names) % 2 and len(names) > 1:
+            other[names[len(names) // 2]] = names[len(names) // 2 + 1]
     return tuple(None if value is None else other[value] for value in values)
 
 
@@ -143,7 +151,12 @@ class Model:
     @property
     def origin(self) -> dict[str, Any]:
         """Entries of a sidecar that name the model."""
-        return {"sha256": self.card.digest, "profile": self.card.config.profile, "step": self.card.step}
+        return {
+            "sha256": self.card.digest,
+            "profile": self.card.config.profile,
+            "step": self.card.step,
+            "revision": REVISION,
+        }
 
     @property
     def grid(self) -> Grid:

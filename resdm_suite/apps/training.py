@@ -69,4 +69,5 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     volumes = [config.volumes / file for file in ("index.csv", "cohort.json")]
     write_record(folder, f"resdm train {config.profile} {name}", [folder / file for file in files], volumes)
     write_card(config, name)
+    remove(folder / "state.pt")  # last: until here, an interrupted job continues from it
     return folder

@@ -202,7 +202,7 @@ def write_calibration(config: Config, method: str, model: str, folder: Path) -> 
                 widths = dict(zip(samples.names, map(float, half[0].round(6)), strict=True))
                 tracers[tracer] = {"people": int(people.nunique()), "half_width": widths}
     calibration = {"model": model, "level": LEVEL, "predictor": PREDICTORS["map"], "tracers": tracers}
-    calibration |= {"stage": f"resdm sample {config.profile}", "samples": config.uncertainty.samples}
+    calibration |= {"stage": f"resdm sample {config.profile}"}
     write_json(folder / CALIBRATION, calibration)
     return folder / CALIBRATION
 

@@ -29,7 +29,7 @@ from resdm_suite.preprocessing.qc import PreprocessedSession, session_quality, s
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, read_csv, read_record, write_record
 from resdm_suite.reporting import style
-from resdm_suite.reporting.provenance import provenance
+from resdm_suite.reporting.provenance import outdated, provenance
 from resdm_suite.reporting.slices import FIELD_MM, SHOWN_AXES, SIDE_MARKS, Cut, plane, slice_name
 
 CUTS = (("x", 7.0), ("y", -58.0), ("z", -18.0))
@@ -160,7 +160,7 @@ def _write_cohort(config: Config, table: pd.DataFrame) -> None:
     figures = [config.figures / "qc.png", config.figures / "qc.svg", folder / "distributions.png"]
     current = [(folder / name).is_file() and (folder / name).read_text(encoding="utf-8") == text
                for name, text in texts.items()]  # fmt: skip
-    if all(current) and all(path.is_file() for path in figures):
+    if all(current) and all(path.is_file() for path in figures) and not outdated(config, "qc"):
         return
     for name, text in texts.items():
         write_text(folder / name, text)
