@@ -163,8 +163,7 @@ def train(
         List of sessions → `Batch`.
     folder : path
         The model folder: gets ``model.safetensors`` (the best averaged weights), ``history.csv`` (one row per epoch, or
-        per candidate of a closed form; no clock times) and ``timing.json``. Until the next call it holds
-        ``state.pt`` too.
+        per candidate of a closed form; no clock times), ``timing.json`` and, until the next call, ``state.pt``.
     name : str
         The method's name in messages and in the stored metadata.
     source : mapping, optional

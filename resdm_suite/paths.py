@@ -117,8 +117,8 @@ def write_description(
     folder = Path(folder)
     version = {"Name": "resdm", "Version": __version__, "Description": command}
     description = {"Name": name, "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": [version]}
-    relative = {link: _relative(place, folder) for link, place in links.items()}
-    write_json(folder / DESCRIPTION, description | {"DatasetLinks": relative})
+    description["DatasetLinks"] = {link: relative(place, folder) for link, place in links.items()}
+    write_json(folder / DESCRIPTION, description)
     write_text(folder / "README", f"{name}\n\nWritten by `{command}` of resdm {__version__}. {_README}")
     write_text(folder / ".bidsignore", "".join(f"{pattern}\n" for pattern in _NO_BIDS))
     if synthetic:
@@ -127,8 +127,9 @@ def write_description(
 
 def bids_uri(file: str | Path, root: str | Path, link: str = "") -> str:
     """BIDS URI of a file of a data set; without ``link`` the data set that the URI stands in."""
-    return f"bids:{link}:{_relative(file, root)}"
+    return f"bids:{link}:{relative(file, root)}"
 
 
-def _relative(path: str | Path, start: str | Path) -> str:
+def relative(path: str | Path, start: str | Path) -> str:
+    """A path as seen from a folder, with slashes."""
     return Path(os.path.relpath(path, start)).as_posix()

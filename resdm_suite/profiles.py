@@ -45,7 +45,6 @@ from resdm.settings import (
     suggest,
     to_dict,
 )
-from resdm.settings import derive_seed as derive_seed
 
 CONDITIONS = {
     "factual": "the person's own age and sex",

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from resdm.io import sha256, write_json, writing
+from resdm_suite.paths import relative
 from resdm_suite.profiles import Config, load_config
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def write_record(
     since, before = _load(path, broken=True)
     for kind, files in (("inputs", inputs), ("outputs", outputs)):
         known, entry[kind] = before[kind], {}
-        for file in sorted({_relative(file, path.parent) for file in files if Path(file).is_file()}):
+        for file in sorted({relative(file, path.parent) for file in files if Path(file).is_file()}):
             same = file in known and unchanged(path.parent / file, known[file], since)
             entry[kind][file] = known[file] if same else state(path.parent / file)
     if entry != before:
@@ -125,7 +126,7 @@ def checked(path: str | Path, *, deep: bool = False) -> Path:
     stage, record = _origin(path)
     if record is not None:
         since, entry = _load(record)
-        known = entry["outputs"][_relative(path, record.parent)]
+        known = entry["outputs"][relative(path, record.parent)]
         if Path(path).is_file() and not unchanged(path, known, since, deep=deep):
             raise RecordError(f"{path}: changed since {stage} wrote it; delete it and run {stage} again")
         for name, known in entry["inputs"].items():
@@ -258,17 +259,13 @@ def _lock(work: Path, name: str) -> AbstractContextManager:
             return nullcontext()
 
 
-def _relative(path: str | Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
-
-
 def _origin(path: str | Path) -> tuple[str, Path | None]:
     """The stage that writes a file, and the record that lists it."""
     path = Path(os.path.abspath(path))
     names = f".{path.stem.partition('_')[0]}{NAME}", NAME
     records = (folder / name for folder in path.parents for name in names)
     record = next((record for record in records if record.is_file()), None)
-    if record is not None and _relative(path, record.parent) in (entry := _load(record)[1])["outputs"]:
+    if record is not None and relative(path, record.parent) in (entry := _load(record)[1])["outputs"]:
         return f"`{entry['stage']}`", record
     stage = next((_STAGES[part] for part in reversed(path.parts) if part in _STAGES), None)
     return f"`resdm {stage}`" if stage else "the stage that writes it", None

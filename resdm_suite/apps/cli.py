@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -282,20 +283,10 @@ def _names(config: Config, methods: list[str]) -> list[str]:
     return [name for name in methods or config.methods if config.method(name)]  # an error for an unknown one
 
 
-def _train(config: Config, method: list[str], progress: bool) -> None:
-    names = _names(config, method)
-    from resdm_suite.apps.training import train_method
-
+def _of_methods(config: Config, method: list[str], progress: bool, *, run: str) -> None:
+    names, (module, _, function) = _names(config, method), run.partition(":")
     for name in names:
-        print(train_method(config, name, progress=progress))
-
-
-def _audit(config: Config, method: list[str], progress: bool) -> None:
-    names = _names(config, method)
-    from resdm_suite.apps.memorisation import audit_method
-
-    for name in names:
-        print(audit_method(config, name, progress=progress))
+        print(getattr(importlib.import_module(f"resdm_suite.apps.{module}"), function)(config, name, progress=progress))
 
 
 def _predict(config: Config, method: list[str], condition: list[str] | None, **options: Any) -> None:
@@ -440,7 +431,7 @@ _command("preprocess", "register and scale every scan of the manifest onto the p
 _command("qc", "measure and draw every preprocessed session: qc.csv, and a page of pictures", "adni --jobs 8",
          _qc, PROFILE, JOBS, QUIET)
 _command("train", "train methods, or continue interrupted trainings", "phantom ResDM linear",
-         _train, PROFILE, METHODS, QUIET)
+         partial(_of_methods, run="training:train_method"), PROFILE, METHODS, QUIET)
 _command("predict", "synthesise and score the people of a split with trained methods",
          "phantom ResDM --condition no_age", _predict, PROFILE, METHODS, QUIET,
          _argument("--condition", type=_condition, action="append",
@@ -453,7 +444,7 @@ _command("ceiling", "estimate the test people's PET from the phantoms' truth: le
 _command("sample", "draw several samples of validation and test people, to evaluate their spread", "phantom",
          "apps.synthesis:sample_method", PROFILE, QUIET)
 _command("audit", "measure whether models memorised their training people: memorisation.json and the model card",
-         "phantom ResDM", _audit, PROFILE, METHODS, QUIET)
+         "phantom ResDM", partial(_of_methods, run="memorisation:audit_method"), PROFILE, METHODS, QUIET)
 _command("evaluators", "fit the evaluators of status, sex and age on real PET of training people", "phantom",
          "evaluation.downstream:fit_evaluators", PROFILE, QUIET)
 _command("synthesise", "synthesise both PETs of one person, or of a table, from T1-weighted MRI",

@@ -64,11 +64,6 @@ from resdm_suite.reporting.style import save_figure
 SAMPLES = 4
 """Default number of samples of one MRI; the PET is their mean."""
 
-_GEOMETRY = (
-    "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
-    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
-)  # fmt: skip
-
 
 class ScanError(ValueError):
     """A table of scans that cannot be used, or rows of it that failed: names file and line."""
@@ -298,14 +293,12 @@ def to_native(volume: np.ndarray, grid: Grid, mni_to_t1: np.ndarray, t1w: str | 
     image = nib.load(t1w)
     shape = image.shape[:3]
     data = resample(Scan(np.asarray(volume, np.float32), grid.affine), image.affine, shape, np.linalg.inv(mni_to_t1))
-    if not isinstance(image, nib.Nifti1Pair):  # another format has one affine, in scanner space
-        return nib.Nifti1Image(data, image.affine)
-    header = nib.Nifti1Header()
-    header.set_data_dtype(np.float32)
-    header.set_data_shape(shape)
-    for field in _GEOMETRY:
-        header[field] = image.header[field]
-    return nib.Nifti1Image(data, image.affine, header)
+    native = nib.Nifti1Image(data, image.affine)
+    if isinstance(image, nib.Nifti1Pair):  # another format has one affine, in scanner space
+        for field in ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+                      "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"):  # fmt: skip
+            native.header[field] = image.header[field]
+    return native
 
 
 # ── many scans ────────────────────────────────────────────────────────────────────────────────────

@@ -26,42 +26,21 @@ class Estimate:
     high: float = math.nan
 
 
-@dataclass(frozen=True)
-class BlandAltman:
-    """Differences ``second − first``: number, mean (t interval), standard deviation and 95 % limits of agreement."""
+def bland_altman(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> dict[str, Estimate]:
+    """Mean (``bias``), standard deviation (``sd``) and 95 % limits of agreement of ``second − first``, (n,) each.
 
-    n: int
-    bias: Estimate
-    sd: float
-    lower: Estimate
-    upper: Estimate
-
-
-def mean_interval(values: Iterable[float], level: float = 0.95) -> Estimate:
-    """Mean with its t interval; NaN ends for fewer than two values."""
-    values = np.asarray(values, dtype=np.float64)
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return Estimate(mean)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
-    return Estimate(mean, mean - half, mean + half)
-
-
-def bland_altman(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> BlandAltman:
-    """Bias and limits of agreement of ``second − first``, (n,) each (Bland and Altman 1999, equations 3.1 and 3.2).
-
-    ``level`` is that of the intervals; the limits always hold 95 % of differences. Raises `ValueError` for lists of
-    unequal length, empty ones, or values that are not finite.
+    Bland and Altman 1999, equations 3.1 and 3.2. ``level`` is that of the intervals; the limits always hold 95 %.
     """
     x, y = _pairs(first, second)
     difference, n = y - x, len(x)
-    bias = mean_interval(difference, level)
+    bias, none = float(difference.mean()), Estimate(math.nan)
     if n < MIN_PAIRS:
-        return BlandAltman(n, Estimate(bias.value), math.nan, Estimate(math.nan), Estimate(math.nan))
-    sd, z = float(difference.std(ddof=1)), float(stats.norm.ppf(0.975))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd * math.sqrt(1 / n + z**2 / (2 * (n - 1)))
-    limits = [bias.value + side * z * sd for side in (-1, 1)]
-    return BlandAltman(n, bias, sd, *(Estimate(limit, limit - half, limit + half) for limit in limits))
+        return {"sd": none, "bias": Estimate(bias), "lower": none, "upper": none}
+    sd, z, t = (float(v) for v in (difference.std(ddof=1), stats.norm.ppf(0.975), stats.t.ppf((1 + level) / 2, n - 1)))
+    about, half = t * sd / math.sqrt(n), t * sd * math.sqrt(1 / n + z**2 / (2 * (n - 1)))
+    ends = {name: bias + side * z * sd for name, side in (("lower", -1), ("upper", 1))}
+    limits = {name: Estimate(limit, limit - half, limit + half) for name, limit in ends.items()}
+    return {"sd": Estimate(sd), "bias": Estimate(bias, bias - about, bias + about)} | limits
 
 
 def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95) -> Estimate:
@@ -78,10 +57,6 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
         Of the interval. NaN for fewer than three people, or where nothing varies.
     """
     table = np.asarray(ratings, dtype=np.float64)
-    if kind not in ("agreement", "consistency"):
-        raise ValueError(f"no intraclass correlation {kind!r}; choose agreement or consistency")
-    if table.ndim != 2 or table.shape[1] < 2 or not np.isfinite(table).all():
-        raise ValueError(f"ratings of shape {table.shape}: expected people × two or more columns, all finite")
     n, k = table.shape
     if n < MIN_PAIRS:
         return Estimate(math.nan)
@@ -179,11 +154,10 @@ def agreement_table(values: pd.DataFrame, keys: Iterable[str]) -> pd.DataFrame:
     people = values.groupby([*keys, "person"], sort=False)[["real", "synthetic"]].mean().reset_index()
     for key, part in people.groupby(keys, sort=False):
         x, y = part["real"].to_numpy(), part["synthetic"].to_numpy()
-        limits, both = bland_altman(x, y), np.column_stack([x, y])
-        estimates = {"bias": limits.bias, "lower": limits.lower, "upper": limits.upper}
+        estimates, both = bland_altman(x, y), np.column_stack([x, y])
+        row = dict(zip(keys, key, strict=True)) | {"n": len(x), "sd": estimates.pop("sd").value}
         estimates |= {f"icc_{kind}": intraclass(both, kind) for kind in ("agreement", "consistency")}
         estimates |= {"ccc": concordance(x, y), "r": pearson(x, y), "slope": slope(x, y)}
-        row = dict(zip(keys, key, strict=True)) | {"n": limits.n, "sd": limits.sd}
         for name, estimate in estimates.items():
             row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         rows.append(row)
@@ -191,9 +165,4 @@ def agreement_table(values: pd.DataFrame, keys: Iterable[str]) -> pd.DataFrame:
 
 
 def _pairs(first: Iterable[float], second: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(list(first), dtype=np.float64), np.asarray(list(second), dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1 or not len(x):
-        raise ValueError(f"agreement needs two lists of equal length, one value or more; found {x.shape} and {y.shape}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("agreement needs a number for everyone; found NaN or infinite values")
-    return x, y
+    return np.asarray(list(first), dtype=np.float64), np.asarray(list(second), dtype=np.float64)

@@ -5,7 +5,6 @@ A table that is missing, damaged or not of this run gives no answer.
 
 import contextlib
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -64,52 +63,39 @@ def comparisons(config: Config) -> dict[str, Any]:
         planted = "planted" in set(frame["target"])
         frame = frame[frame["target"] == ("planted" if planted else "label")]
         status = {tracer: part.set_index("source") for tracer, part in frame.groupby("tracer")}
-    columns = {f"image quality, {TRACER_NAMES[t]}": (quality[t], _quality_cell) for t in TRACERS if t in quality}
-    columns |= {f"status, {TRACER_NAMES[t]}": (status[t], _status_cell) for t in TRACERS if t in status}
-    rows = [("ResDM itself", [_own(*column) for column in columns.values()])] if columns else []
+    of_quality, of_status = ("difference", "dB", "dB"), (f"over_{REFERENCE_METHOD}", "%", "points")
+    columns = {f"image quality, {TRACER_NAMES[t]}": (quality[t], *of_quality) for t in TRACERS if t in quality}
+    columns |= {f"status, {TRACER_NAMES[t]}": (status[t], *of_status) for t in TRACERS if t in status}
+    rows = [("ResDM itself", [_own(part, unit) for part, _, unit, _ in columns.values()])] if columns else []
     for name, method in COMPARED.items():
-        cells = [_cell(*column, method) for column in columns.values()]
+        cells = [_cell(part, name_of, unit, method) for part, name_of, _, unit in columns.values()]
         rows += [(name, cells)] * any(cell.text for cell in cells)
     counts = sorted({int(part["n"].max()) for part in (*quality.values(), *status.values())})
     note = NOTE.format(n="–".join(map(str, dict.fromkeys(counts[:1] + counts[-1:]))), target=" (planted)" * planted)
     return {"columns": list(columns), "rows": rows, "note": note}
 
 
-def _own(part: pd.DataFrame, cell: Callable[[pd.Series], Cell]) -> Cell:
+def _own(part: pd.DataFrame, unit: str) -> Cell:
     if REFERENCE_METHOD not in part.index:
         return Cell("", "")
     row = part.loc[REFERENCE_METHOD]
-    unit = "dB" if cell is _quality_cell else "%"
     return Cell("", f"{with_interval(row['mean'], row['ci_low'], row['ci_high'], 1)} {unit}")
 
 
-def _cell(part: pd.DataFrame, cell: Callable[[pd.Series], Cell], method: str) -> Cell:
-    """A cell of the comparison; of an empty ``method`` with the best of the paper's other methods, named."""
+def _cell(part: pd.DataFrame, name_of: str, unit: str, method: str) -> Cell:
+    """ResDM minus a method, from its columns ``name_of``; minus the paper's best other one if ``method`` is empty."""
     rivals = part.loc[part.index.intersection([name for name in PAPER_METHODS if name != REFERENCE_METHOD]), "mean"]
     name = method or (rivals.idxmax() if len(rivals) else "")
     if name not in part.index or REFERENCE_METHOD not in part.index:
         return Cell("", "")
-    found = cell(part.loc[name])
-    return found if method else found._replace(text=f"{found.text} ({name})")
-
-
-def _quality_cell(row: pd.Series) -> Cell:
-    return _compared(row["difference"], row["difference_low"], row["difference_high"], "dB", row["p"])
-
-
-def _status_cell(row: pd.Series) -> Cell:
-    ends = (row[f"over_{REFERENCE_METHOD}{end}"] for end in ("", "_low", "_high"))
-    return _compared(*ends, "points")
-
-
-def _compared(difference: float, low: float, high: float, unit: str, p: float = math.nan) -> Cell:
-    """ResDM minus the other, from the other minus ResDM."""
+    names = (name_of, f"{name_of}_low", f"{name_of}_high", "p")  # of status there is no p
+    difference, low, high, p = (part.loc[name].get(column, math.nan) for column in names)
     if math.isnan(difference):
         return Cell("", "")
     verdict = "better" if high < 0 else "worse" if low > 0 else ""
     verdict = verdict if verdict and not p >= 0.05 else "no difference shown"
-    parts = [f"{with_interval(-difference, -high, -low, 1)} {unit}", p_value(p)]
-    return Cell(verdict, ", ".join(part for part in parts if part))
+    text = ", ".join(filter(None, [f"{with_interval(-difference, -high, -low, 1)} {unit}", p_value(p)]))
+    return Cell(verdict, text if method else f"{text} ({name})")
 
 
 def answers(config: Config) -> list[Answer]:

@@ -41,13 +41,7 @@ class Section:
 
 def _compares(config: Config) -> bool:
     """Whether a profile compares methods; the released code and the planted attributes have their own notebooks."""
-    return not (
-        _is_released(config) or (config.cohort.phantom is not None and config.cohort.phantom.plasma is not None)
-    )
-
-
-def _is_released(config: Config) -> bool:
-    return any(method.kind == "released" for method in config.methods.values())
+    return config.purpose == "paper"
 
 
 def _if(needed: Callable[[Config], bool]) -> Callable[[Config], bool]:
@@ -86,7 +80,7 @@ SECTIONS = (
     Section("17_evaluate", "Evaluation", ("evaluation",), _if(lambda config: "ResDM" in config.methods)),
     Section("18_stress", "Stress", ("stress",), lambda config: False),  # by `make stress`
     Section("22_attributes", "Attributes", ("attributes",), lambda config: bool(config.attributes)),
-    Section("12_released_code", "Released code", ("departures",), _is_released),
+    Section("12_released_code", "Released code", ("departures",), lambda c: c.purpose == "released"),
     Section("01_preprocess", "Preprocessing", ("qc",), _compares),
     Section("10_claims", "Claims", ("claims",), _compares),
 )
