@@ -124,7 +124,10 @@ def test_compile_marks_the_networks_of_every_method(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_networks_give_the_same_values():
+def test_compiled_networks_give_the_same_values(monkeypatch):
+    """Traced and differentiated as by torch.compile; its default backend would build C++ for minutes."""
+    default = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: default(module, backend="aot_eager"))
     plain, compiled = (build(tiny_network(stem="haar")).eval() for _ in range(2))
     compiled.adapt(TrainingConfig(compile=True), torch.device("cpu"))
     assert compiled.unet._compiled_call_impl is not None
