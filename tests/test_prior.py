@@ -75,11 +75,12 @@ def test_equals_the_whole_tower_run_at_once():
     torch.testing.assert_close(prior(TEXTS)[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_cache_changes_no_bit_in_any_batch():
+def test_cached_equals_uncached_bitwise_in_any_batch():
     prior = module()
     together, again = prior(TEXTS), prior(TEXTS)
     assert len(prior._cache) == 4
     assert torch.equal(together, again)
+    assert torch.equal(together, prior(TEXTS, cached=False))
     other = module()
     other(TEXTS[2:])  # the cache fills in another order
     assert torch.equal(together, other(TEXTS))

@@ -82,7 +82,7 @@ def test_two_visits_of_one_person_in_two_lists_are_refused(mock, copy, config):
 
 def test_people_with_rids_of_five_digits_stay_apart(mock, copy, config):
     (copy / "data").unlink()
-    ids = {"990S10123": "train", "990S10129": "validation", "990S10222": "test", "990S1012": "train"}
+    ids = {"999S10123": "train", "999S10129": "validation", "999S10222": "test", "999S1012": "train"}
     for folder in ("whole_MRI", "whole_Abeta"):
         (copy / "data" / folder).mkdir(parents=True)
         for name in ids:

@@ -59,6 +59,7 @@ def config(tmp_path_factory):
     timing = {"parameters": 29_200_000, "seconds": 120.5, "peak_memory_bytes": 3 * 2**30}
     write_json(config.model("ResDM") / "timing.json", timing)
     write_json(config.predictions("ResDM") / "timing.json", {"seconds": 3.5, "seconds_per_session": 0.5, "steps": 5})
+    index["sex"] = index.groupby("person")["sex"].transform("first")
     rows = [
         EMPTY | {name: row[name] for name in ("person", "session", "age", "sex")} | {"t1w": f"{number}_t1.nii"}
         | {"tau": f"{number}_tau.nii", "tau_tracer": "18FAV1451", "tau_days": 10.0 + number, "amyloid_centiloid": 50.0}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from resdm.io import write_csv, write_json, write_text
-from resdm_suite.cohorts.manifest import PATHS, SPLITS, ManifestError, write_manifest
+from resdm_suite.cohorts.manifest import PATHS, SPLITS, ManifestError, check_leakage, write_manifest
 from resdm_suite.cohorts.matching import Cohort
 from resdm_suite.cohorts.splits import split_card, split_people
 from resdm_suite.profiles import Config, load_config
@@ -112,6 +112,7 @@ def make_manifest(
             f"{config.manifest}: the split that came with the data leaves nobody for {', '.join(empty)}; complete it, "
             f"or draw another: `resdm manifest {source} {config.profile} --draw-split`"
         )
+    check_leakage(frame, str(config.manifest))
     write_manifest(frame, config.manifest)
     write_json(config.work / "split.json", split_card(frame, config.cohort.split if drawn else None, config.seed))
     write_tables()

@@ -312,6 +312,8 @@ def _five_years(part: pd.DataFrame) -> pd.DataFrame:
 def regional_comparison(config: Config, methods: Iterable[str] | None = None) -> tuple[pd.DataFrame, ...]:
     """Regional SUVR of every method with stored predictions, real against synthetic.
 
+    No row where each volume is scaled to its own range, so that there is no SUVR.
+
     Returns
     -------
     points : DataFrame
@@ -321,6 +323,9 @@ def regional_comparison(config: Config, methods: Iterable[str] | None = None) ->
     agreement, textures : DataFrame
         See `regional_agreement` and `texture_summary`.
     """
+    if config.preprocess.intensity != "fixed":
+        empty = pd.DataFrame(columns=["method", "tracer", "region", "r", "bias", "error", "icc"], dtype=float)
+        return empty, empty, empty
     parts = [regional_suvr(config, m) for m in (present_methods(config) if methods is None else methods)]
     regional, textures = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
     rows, summary = ["method", "tracer"], regional[regional["region"] == "summary"]
@@ -334,6 +339,8 @@ def regional_comparison(config: Config, methods: Iterable[str] | None = None) ->
 
 def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame, textures: pd.DataFrame) -> None:
     """Draw `regional_comparison`: scatter of ResDM, texture, correlation and bias by region, one row per tracer."""
+    if agreement.empty:
+        return
     tracers, names = (list(dict.fromkeys(agreement[key])) for key in ("tracer", "method"))
     method = REFERENCE_METHOD if REFERENCE_METHOD in names else names[0]
     looks, dot, ticks = (

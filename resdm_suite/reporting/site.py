@@ -49,6 +49,11 @@ def _if(needed: Callable[[Config], bool]) -> Callable[[Config], bool]:
     return lambda config: _compares(config) and needed(config)
 
 
+def _of_suvr(needed: Callable[[Config], bool] = _compares) -> Callable[[Config], bool]:
+    """A condition that also requires volumes in SUVR, not each scaled to its own range."""
+    return lambda config: config.preprocess.intensity == "fixed" and needed(config)
+
+
 def _answers(*conditions: str) -> Callable[[Config], bool]:
     return _if(lambda config: set(conditions) <= set(config.conditions))
 
@@ -63,21 +68,26 @@ SECTIONS = (
         "21_trust",
         "Trust",
         ("input_check", "intervals", "memorisation"),
-        _if(lambda c: c.uncertainty.method in c.methods),
+        _of_suvr(_if(lambda c: c.uncertainty.method in c.methods)),
     ),
     Section("07_figure4_gender", "Figure 4", ("figure4",), _answers("no_sex", "wrong_sex")),
     Section("08_figure5_age", "Figure 5", ("figure5",), _answers("no_age", "shuffled_age")),
     Section("09_figure1_method", "Figure 1", ("figure1",), _compares),
     Section("16_method_walkthrough", "Walk-through", ("walkthrough",), _if(lambda config: "ResDM" in config.methods)),
-    Section("11_planted_effects", "Planted effects", ("planted",), _if(lambda c: c.cohort.kind == "phantom")),
-    Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _compares),
-    Section("20_subgroups", "Subgroups", ("subgroups",), _compares),
-    Section("23_longitudinal", "Longitudinal", ("longitudinal",), _compares),
-    Section("14_uncertainty", "Uncertainty", ("uncertainty",), _if(lambda c: c.uncertainty.method in c.methods)),
+    Section("11_planted_effects", "Planted effects", ("planted",), _of_suvr(_if(lambda c: c.cohort.kind == "phantom"))),
+    Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _of_suvr()),
+    Section("20_subgroups", "Subgroups", ("subgroups",), _of_suvr()),
+    Section("23_longitudinal", "Longitudinal", ("longitudinal",), _of_suvr()),
     Section(
-        "15_counterfactuals", "Counterfactuals", ("counterfactuals",), _answers("wrong_sex", "tracer_only", "shuffled")
+        "14_uncertainty", "Uncertainty", ("uncertainty",), _of_suvr(_if(lambda c: c.uncertainty.method in c.methods))
     ),
-    Section("17_evaluate", "Evaluation", ("evaluation",), _if(lambda config: "ResDM" in config.methods)),
+    Section(
+        "15_counterfactuals",
+        "Counterfactuals",
+        ("counterfactuals",),
+        _of_suvr(_answers("wrong_sex", "tracer_only", "shuffled")),
+    ),
+    Section("17_evaluate", "Evaluation", ("evaluation",), _of_suvr(_if(lambda config: "ResDM" in config.methods))),
     Section("18_stress", "Stress", ("stress",), lambda config: False),  # by `make stress`
     Section("22_attributes", "Attributes", ("attributes",), lambda config: bool(config.attributes)),
     Section("12_released_code", "Released code", ("departures",), lambda c: c.purpose == "released"),
