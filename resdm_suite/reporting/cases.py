@@ -340,6 +340,7 @@ def regional_comparison(config: Config, methods: Iterable[str] | None = None) ->
 def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame, textures: pd.DataFrame) -> None:
     """Draw `regional_comparison`: scatter of ResDM, texture, correlation and bias by region, one row per tracer."""
     if agreement.empty:
+        figure.text(0.01, 0.1, "No SUVR: each volume is scaled to its own range.")
         return
     tracers, names = (list(dict.fromkeys(agreement[key])) for key in ("tracer", "method"))
     method = REFERENCE_METHOD if REFERENCE_METHOD in names else names[0]
