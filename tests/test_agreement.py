@@ -91,9 +91,16 @@ def test_sessions_of_a_person_count_once():
     assert row["bias"] == pytest.approx(np.mean([0.2, 0.0, 0.1, -0.1]))
 
 
-def test_undefined_estimates_are_nan():
+def test_undefined_estimates_are_nan_and_wrong_input_is_refused():
     assert math.isnan(pearson([1, 1, 1], [1, 2, 3]).value)
     assert math.isnan(intraclass(np.ones((5, 2))).value)
     assert math.isnan(intraclass(np.ones((2, 2))).value)
     assert bland_altman([1, 2], [2, 3])["bias"].value == 1
     assert math.isnan(bland_altman([1, 2], [2, 3])["upper"].value)
+    for call in (bland_altman, concordance, pearson, slope):
+        with pytest.raises(ValueError, match="equal length"):
+            call([1, 2], [1])
+        with pytest.raises(ValueError, match="number for everyone"):
+            call([1, 2, math.nan], [1, 2, 3])
+    with pytest.raises(ValueError, match="agreement or consistency"):
+        intraclass(SHROUT_FLEISS, "absolute")

@@ -486,6 +486,9 @@ def test_gain_is_towards_better_for_errors_and_scores():
     ("table2", lambda f: f.drop(columns="p"), r"table2\.csv: columns missing: p; run notebooks/04_table2"),
     ("table4", lambda f: f.drop(columns="ci_low"), r"table4\.csv: columns missing: ci_low; run notebooks/06"),
     ("figure5", lambda f: f.drop(columns="condition"), r"figure5\.csv: columns missing: condition"),
+    ("figure4", lambda f: pd.concat([f, f.tail(1)]), r"figure4\.csv: wrong_sex/ResDM/tau/f1 stands twice"),
+    ("table3", lambda f: f.assign(mean="high"), r"table3\.csv, line 2: mean 'high' is no number"),
+    ("table1", lambda f: pd.DataFrame(), r"table1\.csv: no CSV table .*run notebooks/00_cohort"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_used_is_named(config, name, spoil, message):
     path = config.figures / f"{name}.csv"
@@ -518,6 +521,8 @@ def test_columns_and_prompts_beyond_the_needed_are_left_alone(config):
 
 def test_the_printed_claims_are_well_formed():
     frame = read_claims()
+    first = ["id", "section", "kind", "output", "subjects", "tracers", "quantities", "printed", "unit"]
+    assert list(frame) == [*first, "statement", "quote", "note"]
     assert frame["id"].is_unique
     assert set(frame["kind"]) <= {*NUMBERS, "characteristic", "best", "chain", "close", "words"}
     assert set(frame["section"]) <= set(SECTIONS)

@@ -57,6 +57,10 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
         Of the interval. NaN for fewer than three people, or where nothing varies.
     """
     table = np.asarray(ratings, dtype=np.float64)
+    if kind not in ("agreement", "consistency"):
+        raise ValueError(f"no intraclass correlation {kind!r}; choose agreement or consistency")
+    if table.ndim != 2 or table.shape[1] < 2 or not np.isfinite(table).all():
+        raise ValueError(f"ratings of shape {table.shape}: expected people × two or more columns, all finite")
     n, k = table.shape
     if n < MIN_PAIRS:
         return Estimate(math.nan)
@@ -165,4 +169,9 @@ def agreement_table(values: pd.DataFrame, keys: Iterable[str]) -> pd.DataFrame:
 
 
 def _pairs(first: Iterable[float], second: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(list(first), dtype=np.float64), np.asarray(list(second), dtype=np.float64)
+    x, y = np.asarray(list(first), dtype=np.float64), np.asarray(list(second), dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or not len(x):
+        raise ValueError(f"agreement needs two lists of equal length, one value or more; found {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("agreement needs a number for everyone; found NaN or infinite values")
+    return x, y

@@ -82,7 +82,7 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
     Raises
     ------
     ValueError
-        Columns are missing, as in a file of an earlier version; names the notebook to run.
+        An invalid file; names the file, the fault and the notebook to run.
     """
     shown, notebook = place(config, name)
     path, remedy = config.root / shown, f"run {notebook} again"
@@ -90,7 +90,10 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
         return None
     if checked(path).name in altered(path.parent, path.stem):
         raise RecordError(f"{path}: changed since {notebook} wrote it; {remedy}")
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: no CSV table ({error}); {remedy}") from error
     keys, numbers = STORED[name].keys.split(), STORED[name].numbers.split()
     numbers += [prefix + column for prefix in REFERENCES.get(name, ()) for column in _PAIRED]
     numbers += [f"over_{base}{end}" for base in BASES.get(name, ()) for end in ("", "_low", "_high")]
@@ -99,7 +102,14 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
     if name in ("figure4", "figure5"):
         frame[keys[0]] = frame[keys[0]].replace(_PROMPTS)
         frame = frame[frame[keys[0]].isin([*_SUBJECTS, "real"]) & frame["source"].isin([REFERENCE_METHOD, "real"])]
-    values = frame[numbers].apply(pd.to_numeric, errors="coerce")
+    if (twice := frame.duplicated(keys)).any():
+        raise ValueError(f"{path}: {'/'.join(frame.loc[twice, keys].iloc[0])} stands twice; {remedy}")
+    values = frame[numbers].replace("", "nan").apply(pd.to_numeric, errors="coerce")
+    for column in numbers:
+        invalid = frame[column][values[column].isna() & ~frame[column].str.lower().isin(["", "nan"])]
+        if len(invalid):
+            line = f"{path}, line {invalid.index[0] + 2}"
+            raise ValueError(f"{line}: {column} {invalid.iloc[0]!r} is no number; {remedy}")
     return frame.assign(**values).rename(columns=_COLUMNS | {keys[0]: "subject"})
 
 
