@@ -76,7 +76,7 @@ RESULTS += ["counterfactuals.png"] * ({"wrong_sex", "tracer_only", "shuffled"} <
 RESULTS += ["uncertainty.csv", "input_check.csv"] * (SETTINGS.uncertainty.method in METHODS) + ["claims.csv", "qc.png"]
 RESULTS += ["walkthrough.png", "evaluation.csv"] * ("ResDM" in METHODS)
 RESULTS += ["attributes.csv"] * bool(SETTINGS.attributes)
-if SETTINGS.preprocess.intensity != "fixed":  # each volume is scaled to its own range: what measures SUVR is left out
+if not SETTINGS.preprocess.in_suvr:  # each volume is scaled to its own range: what measures SUVR is left out
     RESULTS = [name for name in RESULTS if name.startswith(("table", "figure", "atn", "claims", "qc", "walkthrough"))]
     CHECKED = [name for name in CHECKED if "planted" not in name]
 if SETTINGS.purpose != "paper":

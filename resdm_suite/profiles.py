@@ -261,14 +261,19 @@ class PreprocessConfig:
             require(low < high, f"suvr_range.{tracer}", (low, high), "low < high")
 
     @property
+    def in_suvr(self) -> bool:
+        """Whether PETs have a common scale, so that SUVR can be measured; minmax scales each to its own range."""
+        return self.intensity == "fixed"
+
+    @property
     def pet_range(self) -> dict[str, tuple[float, float]]:
         """What intensities 0 and 1 of a PET stand for, by tracer, in `pet_unit`."""
-        return self.suvr_range if self.intensity == "fixed" else dict.fromkeys(TRACERS, (0.0, 1.0))
+        return self.suvr_range if self.in_suvr else dict.fromkeys(TRACERS, (0.0, 1.0))
 
     @property
     def pet_unit(self) -> str:
         """The unit in which PETs are shown: each scan's own scale leaves no SUVR."""
-        return "SUVR" if self.intensity == "fixed" else "PET in [0, 1]"
+        return "SUVR" if self.in_suvr else "PET in [0, 1]"
 
 
 # ── processing and evaluation ─────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class ModelCard:
         """Notice of every output."""
         return "; ".join([SYNTHETIC, *(["made by a phantom-trained model"] if self.phantom else [])])
 
-    @property
+    @cached_property
     def scans(self) -> dict[str, dict[str, int]]:
         """`tracer_scans` of the training; empty where no training of this version stored it."""
         return (stored_json(self.folder / PROVENANCE) or {}).get("scans", {})

@@ -232,7 +232,7 @@ class Model:
     def to_suvr(self, pet: np.ndarray, tracer: str) -> tuple[np.ndarray, dict[str, Any]]:
         """A PET (X, Y, Z) in [0, 1] turned to SUVR, if the model has a scale; and what its sidecar says of it."""
         preprocess = self.card.config.preprocess
-        if preprocess.intensity != "fixed":
+        if not preprocess.in_suvr:
             return pet, {}
         suvr = to_suvr(pet, preprocess.suvr_range[tracer])
         suvr = np.where(mni_map("brain", self.grid), suvr, 0) if preprocess.mask else suvr
@@ -462,8 +462,8 @@ def synthesise_mri(
             if each is not None:
                 each()
 
-    pets = dict(zip(TRACERS, mean_and_std(draws())[0], strict=True))
-    pets = {tracer: pet for tracer, pet in pets.items() if tracer in model.card.labels}
+    mean, _ = mean_and_std(draws())
+    pets = {tracer: pet for tracer, pet in zip(TRACERS, mean, strict=True) if tracer in model.card.labels}
     files, t1 = {}, image_path(out, prefix, "preproc")
     extra = {"condition": "factual", "seed": seed, "steps": sampling_steps(model.card, steps), "samples": samples}
     for tracer, pet in pets.items():

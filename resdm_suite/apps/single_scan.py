@@ -180,7 +180,7 @@ def _synthesise(
         )  # fmt: skip
         for tracer, volume in volumes.items():
             files[f"{tracer}_native"] = _write_native(files[tracer], volume, tracer, t1w, info["transform"], model, raw)
-        if config.preprocess.intensity == "fixed":
+        if config.preprocess.in_suvr:
             table = _suvr_table(volumes, model, samples)
             files["suvr"] = write_csv(folder / f"{prefix}_desc-synth_suvr.csv", table, "%.6g")
             outcome["regional"] = json.loads(table.drop(columns=["samples", "notice"]).to_json(orient="records"))

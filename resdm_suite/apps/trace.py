@@ -15,6 +15,7 @@ from resdm.prior import prompts
 from resdm.residual_diffusion import ResidualDiffusion
 from resdm.unet import UNet
 from resdm_suite.apps.prediction import Model
+from resdm_suite.evaluation.image_quality import has_all_tracers
 from resdm_suite.preprocessing.dataset import CohortDataset, collate
 from resdm_suite.profiles import MIN_GROUP_SIZE
 
@@ -127,13 +128,11 @@ def write_trace(model: Model, data: CohortDataset, out: Path, *, individual: boo
         return
     sums: dict[str, Any] = {}
     seen: set[str] = set()
-    acquired = torch.tensor([bool((data.index[f"present_{tracer}"] == 1).any()) for tracer in TRACERS])
-    for number, person in enumerate(data.index["person"]):
+    for number in np.flatnonzero(has_all_tracers(data.index)):
+        person = data.index["person"].iloc[number]
         if person in seen or len(seen) == (1 if individual else TRACED):
             continue
         batch = collate([data[number]])
-        if not batch.present[0, acquired].all():
-            continue
         generator = torch.Generator(model.device).manual_seed(model.card.config.seed)
         tensors = trace(model.method, batch.to(model.device), generator)
         seen.add(person)

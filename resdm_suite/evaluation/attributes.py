@@ -30,10 +30,10 @@ def attribute_pairs(config: Config) -> list[dict[str, str]]:
     The ceiling that knows an attribute is compared with the ceiling that does not.
     """
     methods = {name: fields_of(method) for name, method in config.methods.items() if "@" not in name}
-    rows = []
+    settings, rows = {name: _but_fields(config.method(name)) for name in methods}, []
     for name, fields in methods.items():
         head = {"family": config.method(name).kind, "method": name}
-        alike = {other for other in methods if _but_fields(config.method(other)) == _but_fields(config.method(name))}
+        alike = {other for other in methods if settings[other] == settings[name]}
         more = further(fields)
         groups = [(one,) for one in more] + ([more] if len(more) > 1 else [])
         for group in groups:

@@ -108,6 +108,12 @@ def read_index(config: Config, split: str | None = "test") -> pd.DataFrame:
     return chosen.reset_index(drop=True)
 
 
+def has_all_tracers(index: pd.DataFrame) -> pd.Series:
+    """Whether a session of an index has every tracer that any of its sessions has."""
+    present = index[[f"present_{tracer}" for tracer in TRACERS]] == 1
+    return present.loc[:, present.any()].all(axis=1)
+
+
 def check_people(frame: pd.DataFrame, config: Config, path: Path) -> None:
     """Raise where a stored table (at ``path``) holds people whom ``index.csv`` does not test, or does not hold.
 

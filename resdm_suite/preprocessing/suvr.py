@@ -17,7 +17,7 @@ MIN_REFERENCE_COVERAGE = 0.5
 def units(settings: PreprocessConfig, tracer: str, *, difference: bool = False) -> str:
     """``Units`` of a PET as the suite stores it, in [0, 1], or of differences and standard deviations of such PETs."""
     low, high = settings.suvr_range[tracer]
-    if settings.intensity != "fixed":
+    if not settings.in_suvr:
         return "1 (each scan scaled to [0, 1]; no SUVR)"
     return f"1 (SUVR = {'' if difference or not low else f'{low:g} + '}{high - low:g} × value)"
 
@@ -43,7 +43,7 @@ def pet_on_grid(
     parts = {"summary": np.any([masks[name] for name in SUMMARY[tracer]], axis=0)} | masks
     regional = {name: float(array[mask].mean(dtype=np.float64)) for name, mask in parts.items()}  # before clipping
     low, high = settings.suvr_range[tracer]
-    if settings.intensity == "minmax":
+    if not settings.in_suvr:
         low, high = float(array[brain].min()), float(array[brain].max())
     clipped = float(100 * np.mean((array[brain] < low) | (array[brain] > high)))
     measured = {"suvr": regional["summary"], "reference_mean": mean, "reference_cov": float(reference.std() / mean)}

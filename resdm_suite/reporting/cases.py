@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.evaluation.conditioning import age_part, age_sweep
-from resdm_suite.evaluation.image_quality import read_index, read_volume, volume_pairs
+from resdm_suite.evaluation.image_quality import has_all_tracers, read_index, read_volume, volume_pairs
 from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.statistics import person_weights, typical_session
 from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary, to_suvr
@@ -202,8 +202,7 @@ def _examples(config: Config, split: str) -> pd.DataFrame:
     No row where there are too few.
     """
     index = read_index(config, split)
-    present = index[[f"present_{tracer}" for tracer in TRACERS]] == 1
-    whole = index[present.loc[:, present.any()].all(axis=1)].drop_duplicates("person")
+    whole = index[has_all_tracers(index)].drop_duplicates("person")
     count = 1 if config.individual else MIN_GROUP_SIZE
     return whole[:count] if len(whole) >= count else whole[:0]
 
@@ -323,7 +322,7 @@ def regional_comparison(config: Config, methods: Iterable[str] | None = None) ->
     agreement, textures : DataFrame
         See `regional_agreement` and `texture_summary`.
     """
-    if config.preprocess.intensity != "fixed":
+    if not config.preprocess.in_suvr:
         empty = pd.DataFrame(columns=["method", "tracer", "region", "r", "bias", "error", "icc"], dtype=float)
         return empty, empty, empty
     parts = [regional_suvr(config, m) for m in (present_methods(config) if methods is None else methods)]

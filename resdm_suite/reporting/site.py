@@ -51,7 +51,7 @@ def _if(needed: Callable[[Config], bool]) -> Callable[[Config], bool]:
 
 def _of_suvr(needed: Callable[[Config], bool] = _compares) -> Callable[[Config], bool]:
     """A condition that also requires volumes in SUVR, not each scaled to its own range."""
-    return lambda config: config.preprocess.intensity == "fixed" and needed(config)
+    return lambda config: config.preprocess.in_suvr and needed(config)
 
 
 def _answers(*conditions: str) -> Callable[[Config], bool]:

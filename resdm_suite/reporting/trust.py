@@ -39,7 +39,7 @@ def interval_table(config: Config, method: str, shares: pd.DataFrame) -> Table:
         else text_block({"Tracer": []}),
     )
     n = span(shares.loc[shares["measure"] == "inside", "n"]) if len(shares) else ""
-    stated = len(shares) > 0 and (shares["measure"] == "right").any()
+    stated = "right" in set(shares.get("measure", ()))
     lines = notes("intervals", method=method, level=LEVEL, n=n, stated=stated)
     return Table("intervals", "What the interval of one person states", config.notice, shares, pages, lines)
 
