@@ -33,6 +33,15 @@ def stem(image: str | Path) -> str:
     return str(image).removesuffix(".gz").removesuffix(".nii")
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Sorted paths below a folder. Names that begin with a dot are ignored: what a killed writer left, ``._`` of macOS.
+
+    See `resdm.io.atomic` for the former.
+    """
+    paths = sorted(folder.glob(pattern))
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
 def sidecar_path(image: str | Path) -> Path:
     """JSON sidecar beside a NIfTI image (``.nii`` or ``.nii.gz``)."""
     return Path(stem(image) + ".json")

@@ -45,6 +45,7 @@ from resdm.settings import (
     suggest,
     to_dict,
 )
+from resdm_suite.paths import visible
 
 CONDITIONS = {
     "factual": "the person's own age and sex",
@@ -694,7 +695,7 @@ def write_profile(name: str, base: str, source: Source, data: Path | None = None
     extended, packaged = load_config(base), PACKAGED.resolve()
     folder = _find(base).resolve().parent
     folder = Path.cwd() / "configs" if folder == packaged else folder
-    for path in (*folder.glob("*.yaml"), *packaged.glob("*.yaml")):
+    for path in (*visible(folder, "*.yaml"), *visible(packaged, "*.yaml")):
         if path.stem.lower() == name.lower():
             raise ConfigError(f"there is a profile {path.stem!r} already ({path}); choose another name")
     kind = {"adni": "adni", "openneuro": "dlbs"}.get(source, "other")
@@ -716,7 +717,7 @@ def _find(source: str | Path) -> Path:
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    known = sorted({p.stem for folder in folders for p in (folder / "configs").glob("*.yaml") if p.is_file()})
+    known = sorted({p.stem for folder in folders for p in visible(folder / "configs", "*.yaml") if p.is_file()})
     raise ConfigError(f"no profile {text!r}: looked for {here / name}; there are: {', '.join(known) or 'none'}")
 
 

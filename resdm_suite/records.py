@@ -164,6 +164,8 @@ def faults(folder: str | Path, *, deep: bool = False) -> list[str]:
     """
     lines = {}
     for record in sorted(Path(os.path.abspath(folder)).rglob(f"*{NAME}")):
+        if re.match(r"\.\d+\.\.", record.name):  # what a killed writer left of a record, see `resdm.io.atomic`
+            continue
         stale = False
         for fault in _faults(record, deep=deep):
             if not (stale and isinstance(fault, StaleError)):

@@ -32,6 +32,7 @@ from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.fitting import Evaluator, fit_evaluator
 from resdm_suite.evaluation.image_quality import read_scores, score_people
 from resdm_suite.evaluation.readings import read_readings
+from resdm_suite.paths import visible
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import EvaluationConfig, EvaluatorConfig
 from resdm_suite.records import (
@@ -326,6 +327,16 @@ def test_kills_at_random_moments_end_in_the_same_bytes(tmp_path):
     run(config)
     assert contents(config) == contents(reference)
     assert faults(config.work, deep=True) == []
+
+
+def test_what_a_killed_writer_left_is_no_result(copy):
+    """Beside every file, records included, half of a further one."""
+    for path in [path for path in copy.work.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        path.with_name(f".999999.{path.name}").write_bytes(content[: len(content) // 2])
+    use(copy)
+    assert faults(copy.work, deep=True) == []
+    assert not [path for path in visible(copy.work, "**/*") if "999999" in path.name]
 
 
 def test_two_runs_at_once_wait_for_each_other(tmp_path, capfd):

@@ -27,6 +27,7 @@ from resdm import __version__
 from resdm.io import atomic
 from resdm.settings import ConfigError, to_dict
 from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.paths import visible
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, read_json
 from resdm_suite.reporting.provenance import outdated, sidecar_of
@@ -70,7 +71,7 @@ def archive(config: Config, out: Path | None = None, *, for_reading: bool = Fals
             "phantoms only; leave out --for-reading"
         )
     made: dict[Path, list[Path]] = {}
-    for path in sorted(config.figures.glob("*.*")):
+    for path in visible(config.figures, "*.*"):
         if (sidecar := sidecar_of(config.figures, path.stem)) and not (for_reading and path.suffix in _PICTURES):
             made.setdefault(sidecar, []).append(path)
     again = f"run `make reproduce PROFILE={config.profile}`"
@@ -86,10 +87,10 @@ def archive(config: Config, out: Path | None = None, *, for_reading: bool = Fals
         raise RecordError("\n".join([*(f"{path}: {fault}" for path, fault in faults.items()), f"{again} again"]))
     paths = [path for files in made.values() for path in files]
     if for_reading:
-        paths += [path for name in READABLE for path in (config.root / "notebooks").glob(f"{name}_*.ipynb")]
-        paths += sorted((config.root / "data_manifests" / "paper").glob("*.csv"))
+        paths += [path for name in READABLE for path in visible(config.root / "notebooks", f"{name}_*.ipynb")]
+        paths += visible(config.root / "data_manifests" / "paper", "*.csv")
     elif config.individual:
-        paths += sorted((config.work / "notebooks").glob("*.ipynb"))
+        paths += visible(config.work / "notebooks", "*.ipynb")
     contents = {path.relative_to(config.root).as_posix(): path.read_bytes() for path in paths}
     settings = yaml.safe_dump(to_dict(config.shareable), sort_keys=False, allow_unicode=True)
     contents[f"configs/{config.profile}.yaml"] = settings.encode()
@@ -114,10 +115,10 @@ _PICTURES = (".png", ".svg")
 def _stored(config: Config) -> Iterator[Path]:
     """Files below the work folder that the notebooks of `READABLE` read."""
     split = read_index(config, None).set_index("person")["split"].to_dict()
-    yield from sorted(config.work.glob("*.csv"))
-    yield from sorted((config.work / "models").glob("*/timing.json"))
+    yield from visible(config.work, "*.csv")
+    yield from visible(config.work / "models", "*/timing.json")
     for folder in ("truth", "volumes", "predictions", "evaluation"):
-        for path in sorted((config.work / folder).rglob("*")):
+        for path in visible(config.work / folder, "**/*"):
             parts = path.relative_to(config.work).parts
             people = [split[part] for part in parts if part in split]
             # of training people the volumes: notebook 17 fits its controls on them, 19 the limit of atrophy

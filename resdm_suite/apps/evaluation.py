@@ -15,6 +15,7 @@ from resdm.settings import TRACERS, ConfigError, to_dict
 from resdm_suite.anatomy import Grid
 from resdm_suite.cohorts.tables import read_sidecar, read_table
 from resdm_suite.evaluation.external import EvaluationError, read_cases
+from resdm_suite.paths import visible
 from resdm_suite.preprocessing.scans import open_image
 from resdm_suite.profiles import PACKAGED, Config, GridConfig, load_config
 
@@ -109,7 +110,7 @@ def _profile(table: Path, synthetic: dict[str, str | Path], out: Path) -> Config
     }
     if ranges:
         preprocess["suvr_range"] = {tracer: ranges.get(tracer, [0.0, 3.0]) for tracer in TRACERS}
-    first = (next(iter(Path(folder).glob("**/*_pet.nii*")), folder) for folder in synthetic.values())
+    first = (next(iter(visible(Path(folder), "**/*_pet.nii*")), folder) for folder in synthetic.values())
     sidecars = [read_sidecar(path) for path in first]
     phantom = any("phantom" in str((sidecar or {}).get("cohort_notice")) for sidecar in sidecars)
     cohort = {"kind": "phantom", "phantom": {}} if phantom else {"kind": "other"}

@@ -18,6 +18,7 @@ from pathlib import Path
 from resdm.io import atomic, write_text
 from resdm.settings import TRACERS, ConfigError, suggest
 from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.paths import visible
 from resdm_suite.profiles import PACKAGED, Config
 from resdm_suite.records import RecordError
 
@@ -27,7 +28,7 @@ _SYNTHESISES = ("18_",)  # stores nothing from which it could be drawn
 def drawn_by(config: Config) -> dict[str, Path]:
     """Every figure of a run that a notebook draws from stored results, and the notebook."""
     places = {}
-    for path in sorted((config.root / "notebooks").glob("[0-9]*.ipynb")):
+    for path in visible(config.root / "notebooks", "[0-9]*.ipynb"):
         names = re.findall(r'save_figure\(figure, profile\.figures / \\"(\w+)\\"', path.read_text(encoding="utf-8"))
         if not path.name.startswith(_SYNTHESISES):
             places |= {name: path for name in names if (config.figures / f"{name}.png").is_file()}

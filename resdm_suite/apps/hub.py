@@ -13,8 +13,7 @@ from resdm.io import write_text
 from resdm.settings import to_dict
 from resdm_suite.apps.model_folder import PROVENANCE, ModelCard, load_card, read_audit
 from resdm_suite.evaluation.memorisation import LIMIT
-from resdm_suite.paths import CALIBRATION, INPUT_CHECK, MEMORISATION
-from resdm_suite.records import NAME
+from resdm_suite.paths import CALIBRATION, INPUT_CHECK, MEMORISATION, visible
 
 REQUIRED = ("README.md", "config.yaml", "model.safetensors")
 FILES = (*REQUIRED, "history.csv", "timing.json", PROVENANCE, INPUT_CHECK, CALIBRATION, MEMORISATION)
@@ -49,8 +48,8 @@ def push(
     card = load_card(folder, trust_code=trust_code)
     if not accept_memorisation:
         check_memorisation(card)
-    paths = (path for path in card.folder.rglob("*") if not path.is_dir() and not path.name.endswith(NAME))
-    names = sorted(str(path.relative_to(card.folder)) for path in paths)  # records are of this machine's folders
+    paths = (path for path in visible(card.folder, "**/*") if not path.is_dir())
+    names = [str(path.relative_to(card.folder)) for path in paths]
     other, missing = [name for name in names if name not in FILES], [name for name in REQUIRED if name not in names]
     if other or missing:
         problems = [f"beside them {', '.join(other)}"] * bool(other) + [f"no {', no '.join(missing)}"] * bool(missing)

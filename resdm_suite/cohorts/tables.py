@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from resdm.io import stored_json
-from resdm_suite.paths import DESCRIPTION, stem
+from resdm_suite.paths import DESCRIPTION, stem, visible
 
 MISSING = {"", "n/a", "na", "nan", "none", "null"}
 """Cells without a value, in lower case."""
@@ -31,13 +31,6 @@ NIFTI = (".nii", ".nii.gz")
 
 class ManifestError(ValueError):
     """A table or data set that cannot be used; the message names file, row, column, value and remedy."""
-
-
-def visible(root: Path, pattern: str) -> list[Path]:
-    """Sorted paths below a folder. Names that begin with a dot are ignored: ``._`` copies of macOS, ``.git``."""
-    return sorted(
-        path for path in root.glob(pattern) if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
 
 
 def images(root: Path, *patterns: str) -> list[Path]:

@@ -26,7 +26,7 @@ from resdm.settings import SEXES, TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.cohorts.leakage import check_leakage, check_tested
 from resdm_suite.evaluation.stored import SESSION, Numbers, read_table, read_volume
-from resdm_suite.paths import synthetic_path, write_description
+from resdm_suite.paths import synthetic_path, visible, write_description
 from resdm_suite.profiles import Config
 from resdm_suite.records import write_record
 
@@ -202,9 +202,8 @@ def record_predictions(config: Config, folder: Path, method: str, stage: str) ->
     """The record of a folder of predictions: all files in it, made of the volumes by a model."""
     name = f"Synthetic PET of profile {config.profile} by {method}" + f" ({config.notice})" * bool(config.notice)
     write_description(folder, name, stage, {"volumes": config.volumes})
-    made = [path for path in folder.rglob("*") if not path.name.startswith(".")]
     inputs = [config.model(method) / "model.safetensors", config.volumes / "index.csv", config.volumes / "cohort.json"]
-    write_record(folder, stage, made, inputs)
+    write_record(folder, stage, visible(folder, "**/*"), inputs)
 
 
 def read_scores(config: Config, methods: Iterable[str], condition: str = "factual") -> pd.DataFrame:

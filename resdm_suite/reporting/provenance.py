@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info
 
 from resdm.io import sha256, write_json
 from resdm_suite.cohorts.splits import split_digest
+from resdm_suite.paths import visible
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, parsing, read_csv, read_json, unchanged
 
@@ -82,7 +83,7 @@ def write_sidecar(stem: str | Path, provenance: Mapping[str, Any]) -> Path:
     They are ``<stem>`` and ``<stem>_…`` as CSV, Markdown and LaTeX, under ``files``.
     """
     stem = Path(stem)
-    tables = sorted(path for path in stem.parent.glob("*.*") if path.suffix in (".csv", ".md", ".tex"))
+    tables = [path for path in visible(stem.parent, "*.*") if path.suffix in (".csv", ".md", ".tex")]
     digests = {path.name: sha256(path) for path in tables if f"{path.stem}_".startswith(f"{stem.name}_")}
     entry = dict(provenance) | ({"files": digests} if digests else {})
     return write_json(stem.with_name(f"{stem.name}.json"), entry)

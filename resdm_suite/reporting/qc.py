@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from resdm.io import atomic, remove, stored_json, write_json, write_text
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm_suite.paths import visible
 from resdm_suite.preprocessing.measures import limits
 from resdm_suite.preprocessing.qc import PreprocessedSession, session_quality, sessions
 from resdm_suite.profiles import Config
@@ -145,8 +146,7 @@ def write_qc(config: Config, *, jobs: int = 1, progress: bool = True) -> pd.Data
         if path.stem not in names:  # of a session that left the manifest
             path.unlink()
     _write_cohort(config, table)
-    made = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    write_record(folder, f"resdm qc {config.profile}", made, [config.volumes / "index.csv"])
+    write_record(folder, f"resdm qc {config.profile}", visible(folder, "*"), [config.volumes / "index.csv"])
     return table
 
 

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 from resdm.io import stored_json, writing
+from resdm_suite.paths import visible
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, read_csv
 from resdm_suite.reporting.glance import Answer, answers, comparisons
@@ -161,12 +162,12 @@ def write_report(config: Config) -> Path:
     FileNotFoundError
         The profile has no results yet.
     """
-    if not (any(config.work.glob("[!.]*")) or config.figures.is_dir()):
+    if not (visible(config.work, "*") or config.figures.is_dir()):
         raise FileNotFoundError(f"{config.work}: nothing there to report; make reproduce PROFILE={config.profile}")
-    pages = [_page(path) for path in sorted((config.work / "notebooks").glob("*.ipynb"))]
+    pages = [_page(path) for path in visible(config.work / "notebooks", "*.ipynb")]
     with _replaced(config.work / "report") as folder:
         _write_notebooks(pages, folder / "notebooks")
-        files = sorted(path for path in config.figures.glob("*.*") if path.is_file())
+        files = [path for path in visible(config.figures, "*.*") if path.is_file()]
         (folder / "files").mkdir()
         for path in files:
             shutil.copyfile(path, folder / "files" / path.name)

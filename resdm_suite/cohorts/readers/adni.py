@@ -25,7 +25,8 @@ from resdm_suite.cohorts.manifest import SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.readers.adni_tables import AMYLOID_LABELS, PASSED, TAU_LABELS, StudyTables, read_tables, rid_of
 from resdm_suite.cohorts.readers.bids import tracer_labels
-from resdm_suite.cohorts.tables import day_number, images, read_by_key, to_age, to_date, visible
+from resdm_suite.cohorts.tables import day_number, images, read_by_key, to_age, to_date
+from resdm_suite.paths import visible
 from resdm_suite.profiles import Config
 
 _T1 = re.compile(r"\bmp ?rage|\bmpr\b|spgr|\bmt1\b|\bt1w?\b")

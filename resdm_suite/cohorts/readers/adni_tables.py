@@ -23,7 +23,8 @@ import pandas as pd
 
 from resdm.settings import AGE_RANGE
 from resdm_suite.cohorts.manifest import ManifestError
-from resdm_suite.cohorts.tables import DIAGNOSIS_WORDS, SEX_WORDS, read_table, to_date, to_number, visible
+from resdm_suite.cohorts.tables import DIAGNOSIS_WORDS, SEX_WORDS, read_table, to_date, to_number
+from resdm_suite.paths import visible
 
 AMYLOID_LABELS = {"FBP": "18FAV45", "AV45": "18FAV45", "FBB": "18FFBB", "NAV": "18FNAV4694", "NAV4694": "18FNAV4694"}
 TAU_LABELS = {"FTP": "18FAV1451", "AV1451": "18FAV1451", "MK6240": "18FMK6240", "PI2620": "18FPI2620"}

@@ -29,9 +29,8 @@ from resdm_suite.cohorts.tables import (
     read_sidecar,
     to_age,
     to_date,
-    visible,
 )
-from resdm_suite.paths import tools_of
+from resdm_suite.paths import tools_of, visible
 from resdm_suite.profiles import Config
 
 # names of columns, in lower case; the first that exists and is filled is used

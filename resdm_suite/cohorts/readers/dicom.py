@@ -29,8 +29,7 @@ from tqdm.auto import tqdm
 from resdm import __version__
 from resdm.io import atomic, sha256, stored_json, write_csv, write_json, write_text
 from resdm_suite.cohorts.readers.bids import tracer_labels
-from resdm_suite.cohorts.tables import visible
-from resdm_suite.paths import DESCRIPTION, sidecar_path
+from resdm_suite.paths import DESCRIPTION, sidecar_path, visible
 
 T1W = "mp-?rage|spgr|bravo|t1|tfe"
 """Descriptions of a T1-weighted series, a regular expression."""
@@ -124,7 +123,7 @@ def read_series(folder: str | Path) -> list[Series]:
     import pydicom  # here: it is optional
 
     folder, found = Path(folder), {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+    for path in [path for path in visible(folder, "**/*") if path.is_file()]:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
         except (pydicom.errors.InvalidDicomError, OSError, EOFError, ValueError):
