@@ -21,7 +21,7 @@ RUN mkdir -p configs notebooks resdm/baselines resdm/layers resdm_suite/apps res
 COPY . .
 # Again, for the version of the code. `make` then takes the environment as it is.
 RUN .venv/bin/python -m pip install --no-cache-dir --no-deps -e . \
-    && touch .venv/.ready \
+    && pwd > .venv/.ready \
     && git config --system --add safe.directory /resdm
 
 ENV PATH=/resdm/.venv/bin:$PATH

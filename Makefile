@@ -19,13 +19,16 @@ env: $(VENV)/.ready  ## install the environment in .venv; VERSIONS=pinned, oldes
 constraints_pinned = -c constraints.txt
 constraints_oldest = -c $(VENV)/oldest.txt
 constraints_newest =
-$(VENV)/.ready: pyproject.toml constraints.txt
+# It holds the path of the checkout: after a move or a copy, programs of the environment would still run the old place.
+$(VENV)/.ready: pyproject.toml constraints.txt $(if $(filter $(CURDIR),$(shell cat $(VENV)/.ready 2> /dev/null)),,moved)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ResDM needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	@test ! -s $@ || grep -qxF '$(CURDIR)' $@ || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)  # an existing one keeps its Python
 	$(if $(filter pinned oldest newest,$(VERSIONS)),,$(error VERSIONS is $(VERSIONS); expected pinned, oldest or newest))
 	@sed -nE 's/^ *"([A-Za-z0-9_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > $(VENV)/oldest.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(constraints_$(VERSIONS)) -e '.[notebooks,dev]'
-	@touch $@
+	@echo '$(CURDIR)' > $@
+.PHONY: moved
 
 reproduce: env   ## run everything, from raw scans to tables and figures; continue an interrupted run
 	@resdm check $(PROFILE) --settings > /dev/null

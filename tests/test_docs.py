@@ -376,8 +376,9 @@ def test_make_reproduce_ends_with_the_report_or_the_remedy(tmp_path, fails, prof
     for name, text in programs.items():
         (tmp_path / ".venv" / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / ".venv" / "bin" / name).chmod(0o755)
-    for name in ("pyproject.toml", "constraints.txt", ".venv/.ready"):
+    for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
+    (tmp_path / ".venv" / ".ready").write_text(f"{tmp_path}\n")
     command = ["make", "reproduce", f"PROFILE={profile}", "CORES=1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode == 0) == (fails == "0")

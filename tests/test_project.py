@@ -68,7 +68,7 @@ def test_pinned_versions_install_on_the_oldest_python():
             assert oldest in SpecifierSet(needed), f"{name} {package.version} needs Python {needed}"
 
 
-def test_make_conda_and_docker_install_the_same_environment():
+def test_make_conda_and_docker_install_the_same_environment(tmp_path):
     tree = yaml.safe_load((ROOT / "environment.yml").read_text())
     python = next(item for item in tree["dependencies"] if isinstance(item, str) and item.startswith("python="))
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python.split("=")[1])
@@ -82,6 +82,13 @@ def test_make_conda_and_docker_install_the_same_environment():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert f"--disable-pip-version-check {constraints} -e '.[notebooks,dev]'\n" in done.stdout, done.stderr
     assert subprocess.run([*command, "VERSIONS=new"], cwd=ROOT, capture_output=True).returncode
+    assert "pwd > .venv/.ready" in (ROOT / "Dockerfile").read_text()
+    (tmp_path / ".ready").write_text(f"{ROOT}\n")
+    command = ["make", "env", f"VENV={tmp_path}", "PYTHON=echo"]
+    assert subprocess.run([*command, "-q"], cwd=ROOT, capture_output=True).returncode == 0
+    (tmp_path / ".ready").write_text("/another/checkout\n")  # a moved or copied one
+    done = subprocess.run([*command, "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert f"|| echo -m venv --clear {tmp_path}\n" in done.stdout
     empty = subprocess.run(
         ["make", "--no-print-directory", "-n", "clean", "PROFILE="], cwd=ROOT, capture_output=True, text=True
     )
