@@ -58,11 +58,12 @@ class PriorGuided(Method):
 
     config: ResidualDiffusionConfig
     shared_draws = True
+    has_network = True
 
     def __init__(self, config: ResidualDiffusionConfig, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
         self.prior = prior_module(config.prior)
-        self.unet = UNet(config.network, config.prior.dim)
+        self.unet = UNet(config.network, config.prior.dim) if self.has_network else None
         width = self.prior.tower.positional_embedding.shape[1]
         self.linear = LinearPath(shape, width) if config.network.linear_path else None
 
@@ -72,8 +73,8 @@ class PriorGuided(Method):
         if more := further(self.config.prior.fields):
             self.prior.learn(Prior.joined([one.prior for one in sessions]), seed)
         pretrain_text_tower(self.prior, seed, folder=folder)
-        if self.unet.global_path is not None:
-            self.unet.global_path.fit(one.mri for one in sessions)
+        if (path := getattr(self.unet, "global_path", None)) is not None:
+            path.fit(one.mri for one in sessions)
         if self.linear is not None and sessions:
             drawn, content = draw_priors(4 * self.linear.text.shape[1], seed, self.prior.known)
             self.linear.fit_text(self.features(drawn), content)

@@ -40,6 +40,7 @@ METHODS = {
     "transunet": "resdm.baselines.transunet:TransUNet",
     "resvit": "resdm.baselines.resvit:ResViT",
     "ddpm": "resdm.baselines.ddpm:DDPM",
+    "linear_path": "resdm.baselines.linear_path:LinearPathAlone",
     "linear": "resdm.baselines.linear:Linear",
     "demographics": "resdm.baselines.linear:Demographics",
 }

@@ -232,6 +232,7 @@ def _fit(job: _Job) -> None:
     """Fit a `Method.closed_form` method on the CPU; the model folder has the same files as after `_train`."""
     set_up(job.run)
     start = time.perf_counter()
+    job.method.prepare(job.seed, job.cache, Sessions(job.train_set, job.collate))
     history = job.method.fit(job.train_set, job.validation_set, job.collate)
     seconds, weights = time.perf_counter() - start, list(tensors(job.method).values())
     write_rows(job.folder / "history.csv", history)

@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.style import style
 
-PICTURES = ("04-06", "04-10", "04-12", "04-19", "04-13")
+PICTURES = ("04-06", "04-10", "04-19", "04-13")
 """Cells of notebook 04 without which Table 2 is the same."""
 
 

@@ -154,6 +154,7 @@ def test_intervals_and_tests_of_several_trainings_by_hand(config, repeated):
 def make_status(sources, folds=2) -> pd.DataFrame:
     """Four people and two folds; person a has two sessions. All calls are right except those listed."""
     wrong = {("Base", 0): ("b", "c"), ("Base", 1): ("c",), ("ResDM", 0): ("a1",), ("+prior", 1): ("a1", "a2")}
+    wrong |= {("majority", fold): ("a2", "c") for fold in range(folds)}  # those of label 1
     rows = []
     for source in sources:
         for fold in range(folds):
@@ -168,7 +169,7 @@ def make_status(sources, folds=2) -> pd.DataFrame:
 
 
 def test_accuracy_by_hand(single, tmp_path):
-    status, path = make_status(["Base", "+prior", "ResDM", "real"]), readings_path(single, "status")
+    status, path = make_status(["Base", "+prior", "ResDM", "real", "majority"]), readings_path(single, "status")
     write_csv(path, pd.concat([status, status.assign(target="planted", score=0.0)]))  # the paper's status is the label
     try:
         table = table3(single)
@@ -184,6 +185,7 @@ def test_accuracy_by_hand(single, tmp_path):
     assert np.isnan(row_of(table.frame, "Base", "tau", "status", "acc")["mean"])
     assert "62.50 ± 17.68" in table.markdown()
     assert "No ACC" not in table.markdown()
+    assert "Always the more frequent class is right in 62.5 (Aβ-PET)." in " ".join(table.notes)  # 50, 100, 0, 100
 
 
 def test_any_part_of_the_variants(single, tmp_path):
@@ -322,7 +324,7 @@ def test_the_shares_of_augmentation_and_y0_are_printed(single):
 
 @pytest.mark.parametrize(("profile", "changed", "methods"), [
     ("phantom_null", {"age_effect": 0.0, "sex_effect": 0.0, "age_atrophy": 0.0}, ["ResDM"]),
-    ("phantom_uncoupled", {"coupling": 0.0}, ["ResDM", "regression", "linear", "demographics"]),
+    ("phantom_uncoupled", {"coupling": 0.0}, ["ResDM", "regression", "linear_path", "linear", "demographics"]),
 ])  # fmt: skip
 def test_a_negative_control_is_the_default_phantom_without_an_effect(profile, changed, methods):
     control, default = (load_config(ROOT / "configs" / f"{name}.yaml") for name in (profile, "phantom"))

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import tiny_network, tiny_prior, tiny_resdm
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression, Ridge
 from stored_cohort import make_config, write_volumes
 
 from resdm.baselines.linear import DemographicsConfig, LinearConfig
-from resdm.batch import Batch, Prior
+from resdm.baselines.linear_path import LinearPathConfig
+from resdm.batch import TRACERS, Batch, Prior
 from resdm.checkpoint import load_model
 from resdm.io import sha256
 from resdm.method import build_method
@@ -22,6 +24,8 @@ from resdm.settings import TrainingConfig
 from resdm_suite.apps.model_folder import load_card
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
+from resdm_suite.preprocessing.dataset import CohortDataset
+from resdm_suite.preprocessing.dataset import collate as cohort_collate
 
 SHAPE, TRAINED, VALIDATION = (5, 4, 3), 24, 10
 INSIDE = np.arange(60).reshape(SHAPE) % 4 != 0  # the rest is 0, as outside a brain
@@ -208,3 +212,30 @@ def test_images_are_not_augmented(config):
     still.volumes.symlink_to(config.volumes)
     moved, unmoved = (load_model(train_method(c, "linear", progress=False)).state_dict() for c in (config, still))
     assert all(torch.equal(moved[name], unmoved[name]) for name in moved)
+
+
+def test_the_linear_path_alone_is_the_start_of_resdm(tmp_path):
+    """The same map as the path in ResDM's model folder, clipped; no network is stored."""
+    resdm = tiny_resdm(network=tiny_network(linear_path=True), prior=tiny_prior(dropout=0.1))
+    methods = {"ResDM": resdm, "alone": LinearPathConfig(prior=resdm.prior)}
+    training = TrainingConfig(accelerator="cpu", threads=1, shift_voxels=0, epochs=1, batch_size=4)
+    config = make_config(tmp_path, methods=methods, training=training)
+    write_volumes(config, ["train"] * 12 + ["validation"] * 3 + ["test"] * 2, without_tau=(0, 12))
+    whole, alone = (load_model(train_method(config, name, progress=False)) for name in methods)
+    assert not [name for name in alone.state_dict() if name.startswith("unet.")]
+    for name, buffer in whole.linear.state_dict().items():
+        assert torch.equal(buffer, alone.linear.state_dict()[name]), name
+    data = CohortDataset(config, "validation")
+    errors = {}
+    for one in (cohort_collate([data[i]]) for i in range(3)):
+        pet = alone.synthesise(one.mri, one.prior, torch.Generator())
+        assert torch.equal(pet, whole.estimate(one.mri, one.prior).clamp(0, 1))
+        error = (alone.estimate(one.mri, one.prior) - one.pet)[0][:, alone.linear.voxels].double()
+        for channel, tracer in enumerate(TRACERS):
+            if one.present[0, channel]:
+                errors.setdefault(tracer, []).append(-10 * np.log10(float(error[channel].square().mean())))
+    history = pd.read_csv(config.model("alone") / "history.csv").set_index("tracer")["validation"]
+    assert {tracer: len(values) for tracer, values in errors.items()} == {"amyloid": 3, "tau": 2}
+    assert history.to_dict() == pytest.approx({tracer: np.mean(values) for tracer, values in errors.items()}, rel=1e-5)
+    scores = pd.read_csv(synthesise_method(config, "alone", progress=False) / "scores.csv")
+    assert np.isfinite(scores[["mae", "psnr", "ssim"]]).all(axis=None)

@@ -28,6 +28,7 @@ from resdm_suite.evaluation.image_quality import read_index, read_scores, score_
 from resdm_suite.evaluation.statistics import interval, paired_test
 from resdm_suite.paths import image_path
 from resdm_suite.profiles import CohortConfig
+from resdm_suite.reporting.cases import regional_comparison
 from resdm_suite.reporting.tables import (
     Block,
     Table,
@@ -203,7 +204,9 @@ def test_controls_follow_the_papers_methods_with_trainings_in_one_row_and_their_
     expected |= dict.fromkeys(("Pix2Pix", "template"), "–") | {"ceiling": "causes, age, sex"}
     assert {name: known_inputs(full, name) for name in expected} == expected
     assert "| DDPM | age, sex |" in full_table.markdown()
-    assert "Below the mean template in PSNR inside the brain, for both tracers: Pix2Pix." in full_table.notes
+    (note,) = [note for note in full_table.notes if note.startswith("Below the mean template")]
+    r = regional_comparison(full)[1].query("method == 'Pix2Pix'")["r"].mean()
+    assert f"PSNR inside the brain, for both tracers: Pix2Pix ({r:.2f}). In brackets: correlation" in note
     assert "Below" not in second.markdown()
 
 

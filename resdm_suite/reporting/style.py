@@ -38,8 +38,8 @@ TRACER_TITLES = {"amyloid": "Aβ-PET", "tau": "tau-PET"}
 
 COLOURS = {
     "ResDM": "#D55E00", "DDPM": "#0072B2", "ResViT": "#CC79A7", "TransUNet": "#56B4E9", "SC-GAN": "#009E73",
-    "Pix2Pix": "#E69F00", "regression": "#333333", "linear": "#332288", "demographics": "#8E86C4",
-    "template": "#999999", "ceiling": "#B8860B",
+    "Pix2Pix": "#E69F00", "regression": "#333333", "linear": "#332288", "linear_path": "#88CCEE",
+    "demographics": "#8E86C4", "template": "#999999", "ceiling": "#B8860B",
 }  # fmt: skip
 """Colour of each method, the same in all figures."""
 _SPARE_COLOURS = (
@@ -47,7 +47,10 @@ _SPARE_COLOURS = (
     "#AA4499", "#556B2F",
 )  # fmt: skip
 _MARKERS = "osD^vP*X<>hp"
-_METHOD_LABELS = {"+L_high": r"+$L_\mathrm{high}$", "as_published": "as published", "per_tracer": "one per tracer"}
+_METHOD_LABELS = {
+    "+L_high": r"+$L_\mathrm{high}$", "as_published": "as published", "per_tracer": "one per tracer",
+    "linear_path": "linear path",
+}  # fmt: skip
 
 INK, GREY, WARNING = "#222222", "#777777", "#B00020"
 

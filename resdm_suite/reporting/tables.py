@@ -27,7 +27,7 @@ from resdm_suite.reporting.provenance import write_sidecar
 PAPER_METHODS = ("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT", "ResDM")
 """Methods of the paper's Table 2, in its order."""
 
-CONTROLS = ("regression", "linear", "demographics", "template", "ceiling")
+CONTROLS = ("regression", "linear_path", "linear", "demographics", "template", "ceiling")
 """Rows that the paper does not show, in this order; notebook 04 describes them."""
 
 REFERENCE_METHOD = "ResDM"
@@ -47,6 +47,7 @@ TITLES = {
     **TRACER_NAMES, "mae": "MAE (%) ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM (%) ↑", "auc": "AUC (%) ↑",
     "acc": "ACC (%) ↑", "f1": "F1 (%) ↑", "brain": "Inside the brain", "whole": "Whole grid (0 outside the brain)",
     "as_published": "as published (no global, no linear path)", "per_tracer": "one model per tracer",
+    "linear_path": "linear path alone",
 }  # fmt: skip
 """Printed names of tracers, metrics, regions and methods."""
 
