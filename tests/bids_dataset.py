@@ -20,9 +20,9 @@ def check_dataset(folder: Path) -> None:
     """No error and no warning but those, and no BIDS URI without its file; skips where the validator cannot run."""
     command = Path(sys.executable).with_name("bids-validator-deno")
     try:
-        run = subprocess.run([command, "--format", "json", folder], capture_output=True, text=True, timeout=120)
+        run = subprocess.run([command, "--format", "json", folder], capture_output=True, text=True, timeout=600)
         issues = json.loads(run.stdout)["issues"]["issues"]
-    except (OSError, ValueError) as error:
+    except OSError as error:
         pytest.skip(f"bids-validator-deno cannot run here: {error}")
     severe = [(one["code"], one.get("subCode"), one.get("location")) for one in issues if one["severity"] == "error"]
     assert severe == [], folder

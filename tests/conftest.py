@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from browser import page as page  # a fixture
+from hypothesis import settings
 from stored_cohort import sessions
 
 from resdm.baselines.regression import RegressionConfig
@@ -20,6 +21,8 @@ from resdm.unet import NetworkConfig
 from resdm_suite.apps import cli
 from resdm_suite.cohorts.manifest import PATHS, write_manifest
 
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")  # the same examples on every machine
 torch.set_num_threads(1)  # two test workers on two cores; and sums in one order
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -64,7 +64,7 @@ def test_steps_by_hand(config):
     four = dataclasses.replace(config.method("ResDM"), batch_size=4)
     assert training_steps(dataclasses.replace(config, methods={"ResDM": four}), "ResDM", 235) == 3 * 58
     # 188 sessions a fold in batches of 8, label and planted status
-    assert evaluator_steps(config, "status", 235) == 2 * 2 * 2 * 5 * 8 * 24
+    assert evaluator_steps(config, "status", 235) == 2 * 2 * 5 * 8 * 24
     assert evaluator_steps(config, "age", 235) == 2 * 15 * 24
 
 
@@ -85,7 +85,7 @@ def test_stages_add_up(config, monkeypatch):
     assert first["synthesis Base"].units == 3 * 34 + 67
     conditions, samples = len(config.conditions), config.uncertainty.samples
     assert first["synthesis ResDM"].units == 3 * 34 + 67 * (1 + conditions) + samples * (34 + 67)
-    assert first["evaluators of status"].total == pytest.approx(0.1 * 7680 / 2)
+    assert first["evaluators of status"].total == pytest.approx(0.1 * 3840 / 2)
     assert (first["starts of jobs"].units, first["starts of jobs"].seconds) == (16 + 2 * 4, 4.0)
     for place in (config.model("regression") / "model.safetensors", config.predictions("Base") / "scores.csv"):
         place.parent.mkdir(parents=True)

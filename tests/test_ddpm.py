@@ -184,6 +184,6 @@ def test_overfits_two_people():
     x_t = method.scheduler.add_noise(x0, noise, t)
     with torch.no_grad():
         predicted = method.predict(x_t, batch.mri.repeat_interleave(2, 0), t, method.labels(batch.prior).flatten(0, 1))
-    assert float((predicted - noise).square().mean()) < 0.06
+    assert float((predicted - noise).square().mean()) < 0.1  # 0.05 to 0.06 by CPU; 1 for no answer
     error = (method.x0(x_t, predicted, 200) - x0).abs().mean()
     assert float(error) < float(2 * (batch.pet - batch.pet.mean(0)).abs().mean())

@@ -95,7 +95,7 @@ def test_people_become_sessions_of_the_reader(archive):
 def test_no_name_and_no_date_is_written(archive):
     for path in (archive[0] / "bids").rglob("*.*"):
         if path.suffix in (".tsv", ".json"):
-            text = path.read_text()
+            text = re.sub(r'"SeriesDigest": "\w+"', "", path.read_text())  # random digits
             assert not [word for word in (PERSON["PatientName"][:3], "S0042", "1950", "2021") if word in text], path
 
 

@@ -379,7 +379,7 @@ def test_make_reproduce_ends_with_the_report_or_the_remedy(tmp_path, fails, prof
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
     (tmp_path / ".venv" / ".ready").write_text(f"{tmp_path}\n")
-    command = ["make", "reproduce", f"PROFILE={profile}", "CORES=1"]
+    command = ["make", "reproduce", f"PROFILE={profile}", "CORES=1", "VENV=.venv"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode == 0) == (fails == "0")
     assert ("jobs" in done.stdout) == (profile == "smoke")  # a profile that cannot be read starts nothing

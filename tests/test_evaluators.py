@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_curve
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.preprocessing import StandardScaler
 from stored_cohort import GRID, LABELS, RANGES, make_config, save
 from torch import nn
 
@@ -285,7 +288,7 @@ def test_leaks_are_refused(config):
 
 
 def test_no_test_or_validation_volume_is_trained_on(tmp_path, monkeypatch):
-    """Spies on what reaches the optimiser: volumes of training people alone, in a fold those of its people."""
+    """Spies on what reaches a fit: volumes of training people alone, in a fold those of its people."""
     config, seen = make_people(tmp_path), []
     index = read_index(config, None)
     owner = {}
@@ -294,19 +297,39 @@ def test_no_test_or_validation_volume_is_trained_on(tmp_path, monkeypatch):
             scan = downstream.read_volumes(config, [config.volumes / row[column]])
             owner[scan.numpy().tobytes()] = (row["person"], row["split"], column)
 
-    def spy(network, volumes, *rest):
+    def read(volumes):
         seen.append([owner[volume[None].numpy().tobytes()] for volume in volumes])
-        return fit(network, volumes, *rest)
+        return volumes
 
-    monkeypatch.setattr(fitting, "fit", spy)
+    fit_mri = downstream._fit_mri
+    monkeypatch.setattr(fitting, "fit", lambda network, volumes, *rest: fit(network, read(volumes), *rest))
+    monkeypatch.setattr(downstream, "_fit_mri", lambda volumes, *rest: fit_mri(read(volumes), *rest))
     fit_evaluators(config, progress=False)
-    assert len(seen) == 2 * (2 * 2 * 3 + 2)
+    networks = 2 * (2 * 3 + 2)  # tracers × (targets × folds + sex and age)
+    assert len(seen) == networks
+    evaluate_status(config, progress=False)
+    assert len(seen) == networks + 2 * 2 * 3, "scoring fits the regressions on MRI, and no network again"
     assert {split for fitted in seen for _, split, _ in fitted} == {"train"}
     for fitted in seen:
         assert len({column for *_, column in fitted}) == 1
         assert len({who for who, *_ in fitted}) < len(fitted), "repeat visits are among them"
-    evaluate_status(config, progress=False)
-    assert len(seen) == 28, "scoring fits nothing again"
+
+
+def test_status_from_the_mri_is_ridge_regression_of_all_voxels():
+    rng = np.random.default_rng(0)
+    latent, people = rng.normal(size=(60, 3)), np.repeat(np.arange(30), 2)
+    volumes = 0.5 + 0.1 * latent @ rng.normal(size=(3, 120)) + 0.05 * rng.normal(size=(60, 120))
+    volumes[:, :5] = 0.5 + 0.001 * rng.normal(size=(60, 5))  # noise alone
+    labels = (latent[:, 0] + 0.5 * rng.normal(size=60) > 0).astype(float)
+    answer = downstream._fit_mri(torch.from_numpy(volumes[:40]).reshape(40, 1, 4, 5, 6), labels[:40], people[:40])
+    scores = answer(torch.from_numpy(volumes[40:]).reshape(20, 1, 4, 5, 6))
+    grid = {"alpha": 115 * downstream._PENALTIES}  # the kernel is divided by the number of voxels that vary
+    search = GridSearchCV(Ridge(), grid, cv=GroupKFold(5), scoring="neg_mean_squared_error")
+    scale = StandardScaler().fit(volumes[:40, 5:])
+    search.fit(scale.transform(volumes[:40, 5:]), labels[:40], groups=people[:40])
+    assert search.best_params_["alpha"] not in grid["alpha"][[0, -1]]
+    np.testing.assert_allclose(scores, search.predict(scale.transform(volumes[40:, 5:])).clip(0, 1), atol=1e-8)
+    assert roc_auc_score(labels[40:], scores) > 0.8
 
 
 def test_status_table(config):

@@ -396,7 +396,7 @@ def test_a_slider_and_a_click_move_the_views_in_a_browser(clone, jupyterlab, pag
     notebook = clone / "notebooks" / "live.ipynb"
     notebook.write_text((ROOT / "notebooks" / "explore.ipynb").read_text().replace('\\"phantom\\"', '\\"smoke\\"'))
     page.set_default_timeout(120_000)
-    for _ in range(300):
+    for _ in range(1500):
         try:
             page.goto(f"{jupyterlab}/doc/tree/notebooks/live.ipynb")
             break

@@ -262,7 +262,7 @@ def test_the_download_brings_what_the_manifest_needs_and_no_more(mock, bucket, t
     assert len(scans) == 21 + 28
     assert n == 49 + 28 + 2  # a sidecar for each PET, two documents
     assert not any("func" in str(path) or path.suffix == ".part" for path in root.rglob("*"))
-    assert server.most <= 3
+    assert server.most <= 4  # three at a time; the server counts one down after its client has the last byte
     make_manifest(config, root)
     assert download(config, root, url=server.url, progress=False) == 0  # nothing to do
     scans[0].write_bytes(b"broken")

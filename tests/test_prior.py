@@ -122,7 +122,6 @@ def test_the_vocabulary_knows_every_prompt(size):
             assert (prior.vocabulary[clip.tokens(prompt("tau", age, sex))] >= 0).all()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's account of a process")
 def test_frozen_weights_are_mapped_from_a_file():
     """The same values; weights loaded later are used, and a pickled copy is complete."""
     torch.manual_seed(0)
@@ -134,6 +133,7 @@ def test_frozen_weights_are_mapped_from_a_file():
     assert torch.equal(pickle.loads(pickle.dumps(layer))[0].weight, before + 1)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's account of a process")
 def test_mapped_weights_take_no_process_memory():
     """In a process of its own: another test may have told malloc to keep freed memory."""
     code = """

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import time
 from dataclasses import replace
 from multiprocessing import Process, get_context
@@ -26,6 +27,7 @@ from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, PriorModule, TowerConfig
 from resdm.settings import TrainingConfig
 from resdm.weights import CheckpointError
+from resdm_suite.apps import training
 from resdm_suite.apps.prediction import Model
 from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
@@ -219,7 +221,7 @@ def test_a_kept_time_is_no_proof(copy):
     write_record(copy.volumes, "resdm preprocess tiny", [path])
     time.sleep(0.01)
     record = copy.volumes / NAME
-    os.utime(record, ns=(time.time_ns() + 10**9,) * 2)  # everything below is older
+    os.utime(record, ns=(time.time_ns() + 10**12,) * 2)  # everything below is older
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -320,6 +322,7 @@ def test_kills_at_random_moments_end_in_the_same_bytes(tmp_path):
         child.kill()
         child.join()
         if child.exitcode:
+            assert child.exitcode == -signal.SIGKILL
             killed += 1
             continue
         for name in ("models", "predictions"):  # it was faster: begin again
@@ -339,9 +342,11 @@ def test_what_a_killed_writer_left_is_no_result(copy):
     assert not [path for path in visible(copy.work, "**/*") if "999999" in path.name]
 
 
-def test_two_runs_at_once_wait_for_each_other(tmp_path, capfd):
+def test_two_runs_at_once_wait_for_each_other(tmp_path, capfd, monkeypatch):
     config, reference = make_profile(tmp_path / "twice"), make_profile(tmp_path / "whole")
     run(reference)
+    set_up = training.set_up  # within the lock: the first run holds it until the second has started
+    monkeypatch.setattr(training, "set_up", lambda *settings: (time.sleep(1), set_up(*settings)))
     children = [start(config) for _ in range(2)]
     for child in children:
         child.join()

@@ -52,7 +52,8 @@ FIGURES += (
 def snakemake(folder: Path, *arguments: str, profile: str = "smoke") -> str:
     """Run the workflow in a folder; what it prints."""
     environment = os.environ | {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]), "PYTHONPATH": str(folder)}
-    command = [BIN / "snakemake", "--cores", "2", "--rerun-incomplete", "--config", f"profile={profile}", *arguments]
+    command = [BIN / "snakemake", "--cores", "2", "--rerun-incomplete", "--retries", "1"]
+    command += ["--config", f"profile={profile}", *arguments]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=2400)
     assert run.returncode == 0, run.stderr[-4000:]
     return run.stdout + run.stderr

@@ -388,13 +388,13 @@ def test_a_loss_of_no_optimiser_is_named(tmp_path):
 
 
 def test_equal_time_fixes_the_steps_once(tmp_path):
-    config = make_config(tmp_path, budget="equal_time", seconds=0.4, epochs=1, checkpoint_every=1)
+    config = make_config(tmp_path, budget="equal_time", seconds=1.6, epochs=1, checkpoint_every=1)
     config = with_method(config, "GAN", pause=0.03)
     stop(config, 8 + 2, "GAN")  # eight steps are timed and undone
     folder = config.model("GAN")
     state = torch.load(folder / "state.pt", weights_only=True)
     assert state["step"] == 2
-    assert 3 <= state["total"] <= 13
+    assert 3 <= state["total"] <= 53
     run(config, "GAN")
     assert json.loads((folder / "timing.json").read_text())["steps"] == state["total"]
     assert pd.read_csv(folder / "history.csv")["step"].iloc[-1] == state["total"]

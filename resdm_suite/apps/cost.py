@@ -70,12 +70,12 @@ def training_steps(config: Config, name: str, sessions: int) -> int:
 def evaluator_steps(config: Config, target: str, sessions: int) -> int:
     """Optimiser steps of the evaluators of a target.
 
-    Status has one evaluator per source (PET, MRI), tracer and fold, by label and on phantoms also by planted status.
+    Status has one evaluator per tracer and fold, by label and on phantoms also by planted status.
     Sex and age have one per tracer.
     """
     folds, settings = config.evaluation.folds, getattr(config.evaluation, target)
     kinds = 2 if config.cohort.kind == "phantom" else 1
-    fits = 4 * folds * kinds if target == "status" else 2
+    fits = 2 * folds * kinds if target == "status" else 2
     return fits * settings.epochs * math.ceil(sessions * (folds - 1) / folds / settings.batch_size)
 
 
