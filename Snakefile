@@ -7,7 +7,8 @@
 # cells count, so saving one in JupyterLab reruns nothing. Executed notebooks stand under `log:`, so a failed run keeps
 # them. Training states and volumes of single participants are not declared: an interrupted run continues from them.
 #
-# `snakemake --lint` is clean but for the missing `conda:` of each rule: `make env` builds one environment for all.
+# `snakemake --lint` reports the missing `conda:` of each rule, since `make env` builds one environment for all, and
+# `envvars` for the two lines that set os.environ. It has no other findings.
 import json
 import os
 import sys
@@ -219,8 +220,8 @@ rule conditions:
 
 
 # Those of notebook 22: each further attribute of a method shuffled or wrong.
-TOLD = {name: [one for one in SETTINGS.attribute_conditions(name) if (name, one) not in {("ResDM", c) for c in CONDITIONS}] for name in METHODS}
-for number, (method, told) in enumerate((method, told) for method, told in TOLD.items() if told):
+ATTRIBUTE_CONDITIONS = {name: [one for one in SETTINGS.attribute_conditions(name) if (name, one) not in {("ResDM", c) for c in CONDITIONS}] for name in METHODS}
+for number, (method, conditions) in enumerate((name, some) for name, some in ATTRIBUTE_CONDITIONS.items() if some):
 
     rule:
         name:
@@ -229,11 +230,11 @@ for number, (method, told) in enumerate((method, told) for method, told in TOLD.
             f"{WORK}/models/{method}/model.safetensors",
             method_modules(method, "notebooks/03_synthesise.ipynb"),
         output:
-            expand(f"{WORK}/predictions/{method}/{{condition}}/scores.csv", condition=told),
+            expand(f"{WORK}/predictions/{method}/{{condition}}/scores.csv", condition=conditions),
         log:
             notebook=f"{WORK}/notebooks/03_synthesise_{method}_attributes.ipynb",
         params:
-            **notebook("03_synthesise", conditions=json.dumps(told), method=method),
+            **notebook("03_synthesise", conditions=json.dumps(conditions), method=method),
         threads: TRAINING_THREADS
         shell:
             f"{PAPERMILL} -r method {{params.method}} -y 'conditions: {{params.conditions}}'"
@@ -259,7 +260,7 @@ if PHANTOM:
             f"resdm ceiling {{params.profile}} {LOGGED}"
 
 
-# Evaluators see real PET only, so they are fitted beside the trainings. Fitted files are not declared: a second run
+# Evaluators need real PET only, so they are fitted beside the trainings. Fitted files are not declared: a second run
 # takes those that exist.
 rule evaluators:
     input:

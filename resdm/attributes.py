@@ -112,7 +112,7 @@ def unpack(stored: Tensor | None) -> Known:
 
 
 def select(prior: Prior, fields: Sequence[str], known: Known) -> Prior:
-    """The prior with these fields only, in their order; a category that the model does not know is left out."""
+    """The prior with these fields only, in their order; a category on which the model was not trained is left out."""
     more = {name: prior.values(name) for name in further(fields)}
     for name, values in more.items():
         if name in known and not is_number(known[name]):
@@ -126,7 +126,7 @@ def check_attributes(values: Mapping[str, Any], known: Known, where: str) -> dic
     Raises
     ------
     ValueError
-        A field, a category or a number that the model does not know; ``where`` starts the message.
+        A field, a category or a number on which the model was not trained; ``where`` starts the message.
     """
     checked: dict[str, float | str] = {}
     for name, value in values.items():

@@ -113,8 +113,9 @@ class Method(nn.Module):
     def adapt(self, run: TrainingConfig, device: torch.device) -> None:
         """Set the memory layout of the weights for the device, and compile the networks if ``run.compile`` is set.
 
-        Convolutions work in the layout of their weights, so no input is converted. On a CPU large kernels, which see
-        few voxels, stay as they are: oneDNN would copy their gradients into the other layout. Weights keep their names.
+        Convolutions work in the layout of their weights, so no input is converted. On a CPU large kernels, which are
+        applied at few voxels, stay as they are: oneDNN would copy their gradients into the other layout. Weights keep
+        their names.
         """
         if channels_last(run, device):
             for weight in self.parameters():

@@ -1,7 +1,7 @@
 """Pretraining of a small text tower on prompts alone: an addition of this suite, not part of the paper.
 
 Frozen states of a random tower are nearly the same for two ages. Where CLIP's weights cannot be downloaded, a small
-tower first learns to recover age, sex, tracer and further attributes from the sentence, without images.
+tower is first trained to recover age, sex, tracer and further attributes from the sentence, without images.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def check_condition(name: str, where: str = "", fields: typing.Iterable[str] = P
 
 
 def check_field(name: str, where: str) -> None:
-    """Raise `ConfigError` for a field of a prompt that is no column's name, or would tell the model its target."""
+    """Raise `ConfigError` for a field of a prompt that is no column's name, or that contains the model's target."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"{where}: {name!r}; expected the name of a column in lower case, of letters, digits and _")
     derived = any(re.search(rf"(^|_){word}", name) for word in TARGET_WORDS) and not name.startswith("earlier_")
@@ -206,7 +206,7 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class MatchConfig:
-    """Which scans of a person make a session, where a source knows the days of its scans."""
+    """Which scans of a person make a session, where a source has the dates of its scans."""
 
     window_days: NonNegative = 365.0  # from the T1 scan to each PET; studies use ±180, ±365 and ±730, the paper none
     same_visit: bool = False  # only scans that the source files under one visit

@@ -414,7 +414,7 @@ def test_formats_that_do_not_state_left_and_right_are_refused(tmp_path, kind, na
     if good:
         np.testing.assert_array_equal(read_scan(tmp_path / name).data, HEAD)
     else:
-        with pytest.raises(VolumeError, match=r"a format that may not say which side is left.*convert it from DICOM"):
+        with pytest.raises(VolumeError, match=r"format that may not define which side is left.*convert it from DICOM"):
             read_scan(tmp_path / name)
 
 

@@ -69,7 +69,7 @@ def test_ten_people_trained_for_two_hundred_epochs_are_caught(tmp_path, capsys, 
     assert "sub-0" not in path.read_text()
     assert cli.main(["model", "push", str(folder), "lab/none"]) == 2  # no Hub here
     error = capsys.readouterr().err
-    assert ("its training people can be told by the error of their synthetic PET: AUC" in error) == caught
+    assert ("its training people can be identified by the error of their synthetic PET: AUC" in error) == caught
     assert "--accept-memorisation" in error or not caught
 
 

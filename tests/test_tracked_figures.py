@@ -104,8 +104,8 @@ def test_the_joint_profiles_of_the_readme_are_those_of_the_tracked_table():
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     right = [f"{means[source, 'acc']:.0f} %" for source in ("ResDM", "mri", "majority")]
     agreed = [f"{means[source, 'kappa']:.2f}" for source in ("ResDM", "mri")]
-    assert "is right in {} of the test people, from the MRI alone in {}, and always".format(*right[:2]) in readme
-    assert f"the most frequent profile in {right[2]}; Cohen's κ is {agreed[0]}, {agreed[1]} and 0." in readme
+    assert "From ResDM's PET, {} of profiles are right, from the MRI alone {};".format(*right[:2]) in readme
+    assert f"the most frequent profile is right in {right[2]}. Cohen's κ is {agreed[0]}, {agreed[1]} and 0." in readme
 
 
 def test_every_tracked_result_has_a_sidecar():

@@ -260,7 +260,7 @@ def test_findings_follow_the_numbers(knows, blind):
     sentences = findings(knows)
     assert len(sentences) == 3
     assert "both inside 85 to 95 %" in sentences[0]
-    assert "more of the error of a voxel" in sentences[1]
+    assert ": better prediction of the error of a voxel" in sentences[1]
     assert "samples, uncalibrated and both rank people by error" in sentences[2]
     sentences = findings(blind)
     covered = blind.coverage.query("unit == 'left_one' and predictor == 'both' and nominal == 0.9").iloc[0]
@@ -268,7 +268,7 @@ def test_findings_follow_the_numbers(knows, blind):
     assert "not both inside 85 to 95 %" in sentences[0]
     numbers = tuple(f"{100 * covered[key]:.0f}" for key in ("coverage", "low", "high"))
     assert "left one {} [{}, {}]".format(*numbers) in sentences[0]
-    assert "more of the error" not in sentences[1]
+    assert "better prediction" not in sentences[1]
     assert "no score ranks people by error" in sentences[2]
     drawn = figure(blind)
     assert any("no score ranks people by error" in text and "samples add to" not in text for text in texts(drawn))

@@ -116,7 +116,7 @@ class DDPM(Method):
         """
         total, steps = self.config.steps, steps or self.config.sampling_steps
         if total % steps:
-            raise ValueError(f"DDIM cannot take {steps} steps of T = {total}; ask for a divisor of {total}")
+            raise ValueError(f"DDIM cannot take {steps} steps of T = {total}; choose a divisor of {total}")
         from monai.networks.schedulers import DDIMScheduler
 
         ddim = DDIMScheduler(**self.schedule, prediction_type="sample", clip_sample=False)

@@ -28,7 +28,7 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
     Path
         ``predictions/ceiling/factual`` as `synthesise_method` writes it, and ``latent.csv``: person, session, tracer,
         positive (probability of the planted status). Of phantoms with planted attributes also ``knows_<name>`` and
-        ``knows_all``: the estimates that know these too.
+        ``knows_all``: the estimates that use these too.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
 
 
 def _synthesise(config: Config, condition: str, known: Sequence[str], progress: bool) -> Path:
-    """The ceiling that knows MRI, age, sex and the ``known`` attributes."""
+    """The ceiling from MRI, age, sex and the ``known`` attributes."""
     truth = ceiling.read_truth(config)
     people, out, grid = read_index(config), config.predictions("ceiling", condition), Grid.of(config.preprocess.grid)
     population, latent = ceiling.draw_population(config.seed), []

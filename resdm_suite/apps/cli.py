@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flush() -> int:
-    """Write what is printed, and discard what cannot be written: Python's exit would complain of it."""
+    """Write what is printed, and discard what cannot be written: Python would report an error at exit."""
     try:
         print(end="", flush=True)
     except OSError as error:
@@ -463,7 +463,7 @@ _command("synthesise", "synthesise both PETs of one person, or of a table, from 
          _argument("--allow-phantom-model", action="store_true",
                    help="use a model of phantoms for a real MRI; every output carries a notice"),
          _argument("--force", action="store_true",
-                   help="use a T1 that is unlike those of the training people; every output says so"), TRUST,
+                   help="use a T1 that is unlike those of the training people; every output states this"), TRUST,
          _argument("--quiet", action="store_true", help="print errors only"),
          _argument("--json", dest="as_json", action="store_true", help="print one JSON object, no progress bar"))
 _command("page", "write a web page that synthesises PET in the browser; nothing leaves the machine",

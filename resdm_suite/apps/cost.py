@@ -115,8 +115,8 @@ def stages(config: Config, cores: int) -> Iterator[Stage]:
         if run.budget == "equal_time":  # as many as fit
             epochs = math.ceil(run.seconds / (scale * step * training_steps(config, name, sessions["train"]) / epochs))
         volumes = untrained * math.ceil(epochs / run.validate_every) * sessions["validation"] + sessions["test"]
-        told = set(config.attribute_conditions(name)) | (set(config.conditions) if name == "ResDM" else set())
-        volumes += sessions["test"] * len(told)
+        conditions = set(config.attribute_conditions(name)) | (set(config.conditions) if name == "ResDM" else set())
+        volumes += sessions["test"] * len(conditions)
         sampled = config.purpose == "paper" and name == config.uncertainty.method
         volumes += (sessions["test"] + sessions["validation"]) * config.uncertainty.samples * sampled
         yield Stage(f"synthesis {name}", scale * volume, volumes, "volume pairs", side)

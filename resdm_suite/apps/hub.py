@@ -76,7 +76,7 @@ def push(
 
 
 def check_memorisation(card: ModelCard) -> None:
-    """Raise `CheckpointError` for a model whose training people can be told by its errors, or that was not audited.
+    """Raise `CheckpointError` for a model whose errors identify its training people, or that was not audited.
 
     Also for one with a linear path, whose weights hold the training people's MRIs. A model of phantoms needs no audit.
     """
@@ -93,7 +93,7 @@ def check_memorisation(card: ModelCard) -> None:
         )
     if found and not found["auc_low"] <= LIMIT:
         raise CheckpointError(
-            f"{card.folder}: its training people can be told by the error of their synthetic PET: AUC "
+            f"{card.folder}: its training people can be identified by the error of their synthetic PET: AUC "
             f"{found['auc']:.2f} [{found['auc_low']:.2f}, {found['auc_high']:.2f}], lower end above {LIMIT:g}; train "
             "it on more people or for fewer epochs, or share it with their consent (--accept-memorisation)"
         )

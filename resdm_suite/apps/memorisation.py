@@ -28,7 +28,7 @@ PEOPLE = 100
 
 @alone("audit {name}")
 def audit_method(config: Config | str | Path, name: str, *, progress: bool = True) -> Path:
-    """Synthesise training, validation and test people, and write what their errors tell: ``memorisation.json``.
+    """Synthesise training, validation and test people, and write the audit of their errors: ``memorisation.json``.
 
     One session of at most `PEOPLE` people of each kind, drawn by the profile's seed. Nothing of a person is stored.
     """

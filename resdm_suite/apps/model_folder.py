@@ -26,7 +26,7 @@ SYNTHETIC = "synthetic, not for clinical use"
 """Notice of every synthetic volume and its sidecar."""
 
 LABELS = {"amyloid": "18FAV45", "tau": "18FAV1451"}
-"""BIDS labels of the tracers where neither a real PET nor the model's training scans tell them."""
+"""BIDS labels of the tracers where neither a real PET nor the model's training scans define them."""
 
 PROVENANCE = "provenance.json"
 """File of a model folder: the training's sidecar, with `tracer_scans`."""

@@ -43,7 +43,7 @@ REVISION = 1
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
 }
-"""Attention on a CPU for torch's FLOP counter, which knows CUDA's only."""
+"""Attention on a CPU, for torch's FLOP counter, which counts attention on CUDA only."""
 
 
 class SynthesisError(ValueError):
@@ -230,7 +230,7 @@ class Model:
         return nullcontext()
 
     def to_suvr(self, pet: np.ndarray, tracer: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """A PET (X, Y, Z) in [0, 1] turned to SUVR, if the model has a scale; and what its sidecar says of it."""
+        """A PET (X, Y, Z) in [0, 1] turned to SUVR, if the model has a scale; and sidecar entries on the scale."""
         preprocess = self.card.config.preprocess
         if not preprocess.in_suvr:
             return pet, {}

@@ -97,14 +97,14 @@ def synthesise_scan(
     age, sex
         Prior information in the prompt; left out where ``None``.
     attributes : mapping, optional
-        Further ones that the model knows, by the name of the field: a number or a category.
+        Further ones on which the model was trained, by the name of the field: a number or a category.
     progress : bool
         Show a bar.
     **sampling
         ``samples`` (int): the PETs are the mean of so many, `SAMPLES` by default; the first is that of ``samples=1``.
         ``seed``, ``steps`` (int): the model's by default. ``allow_phantom_model`` (bool): see
         `resdm_suite.apps.prediction.check_phantom`. ``trust_code`` (bool): see `resdm.load_model`. ``force`` (bool):
-        whether to use a T1 that is unlike the training people's; every sidecar and the record then say so.
+        whether to use a T1 that is unlike the training people's; every sidecar and the record then state this.
 
     Returns
     -------

@@ -1,8 +1,8 @@
 """Synthesis from scans that differ from the training data: planted shifts of known strength, on phantoms.
 
 Shifts are applied to the preprocessed T1 of test people, so they act on the network alone: registration and bias-field
-removal, which would weaken some of them, are not repeated. Shifts of the real PET ask what a score says when the
-scanner or the tracer of the reference differs.
+removal, which would weaken some of them, are not repeated. Shifts of the real PET show how the scores change when
+the scanner or the tracer of the reference differs.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def stress(config: Config, methods: Iterable[str], *, progress: bool = True) -> 
 
 
 def planted_faults(config: Config, check: InputCheck | None) -> pd.DataFrame:
-    """What an input check says of the T1s of test people: as they are, and with a gross fault.
+    """The result of an input check for the T1s of test people: as they are, and with a gross fault.
 
     Faults are the shifts of the T1, each at its greatest strength. One session per person.
 

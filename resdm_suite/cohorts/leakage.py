@@ -15,7 +15,9 @@ from resdm.settings import TRACERS
 REPEATS = 0.98
 """Correlation with the target's SUVR above which an attribute counts as derived from it."""
 
-_ENOUGH = 20  # sessions for such a judgement
+MIN_SESSIONS = 20
+"""Fewest sessions for this test of an attribute."""
+
 _SHOWN = 5  # people that one error names
 
 Scan = tuple[str, str, str]  # person, session, path
@@ -141,11 +143,11 @@ def check_attributes(index: pd.DataFrame, names: Iterable[str], where: str) -> N
             repeated = ""
             known = index[index[name].notna() & (index[name].astype(str) != "")]
             suvr = known[known.get(f"{tracer}_suvr", pd.Series(dtype=float)).notna()] if len(known) else known
-            if len(suvr) >= _ENOUGH and pd.api.types.is_numeric_dtype(index[name]) and suvr[name].nunique() > 2:
+            if len(suvr) >= MIN_SESSIONS and pd.api.types.is_numeric_dtype(index[name]) and suvr[name].nunique() > 2:
                 r = suvr[name].astype(float).corr(suvr[f"{tracer}_suvr"].astype(float))
                 repeated = f"correlates with {tracer}_suvr by {r:.3f}" if abs(r) > REPEATS else ""
             status = known[known.get(f"{tracer}_status", pd.Series(dtype=float)).notna()] if len(known) else known
-            if len(status) >= _ENOUGH and status[name].nunique() == 2:
+            if len(status) >= MIN_SESSIONS and status[name].nunique() == 2:
                 alike = status.groupby(name)[f"{tracer}_status"].nunique().max() == 1
                 both = status[f"{tracer}_status"].nunique() == 2
                 repeated = f"equals {tracer}_status" if alike and both else repeated

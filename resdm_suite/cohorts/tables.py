@@ -77,7 +77,7 @@ def read_table(
         line = text.partition("\0")[0].count("\n") + 1
         raise ManifestError(f"{path}: row {line}: not {kind}: it holds a zero byte")
     text = text.replace("\0", "")
-    # BIDS knows no quotes in TSV: a lone one must not join rows
+    # BIDS defines no quoting in TSV: a single quote character must not join rows
     quoting = csv.QUOTE_NONE if separator == "\t" and text.count('"') % 2 else csv.QUOTE_MINIMAL
     lines = list(io.StringIO(text, newline=""))
     reader = csv.reader(lines, delimiter=separator, strict=notes is None, quoting=quoting)

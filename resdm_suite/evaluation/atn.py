@@ -7,7 +7,7 @@ planted status, else, or beside it, the cut-off label of the real PET. Only sess
 **N** is atrophy of the medial temporal lobe, from the MRI: the mean T1 intensity over `REGION` in MNI space, in which a
 voxel that lost tissue to fluid is darker. N is positive below the quantile `SHARE` of the cognitively normal training
 people, or of all training people in a cohort without diagnoses. Phantoms also have a planted N: their severity above
-the quantile 1 − `SHARE` of the same people. Every source has the same N, since every source needs the MRI or knows it.
+the quantile 1 − `SHARE` of the same people. Every source has the same N, because it is computed from the MRI alone.
 
 A profile is a whole number, the sum of `CODES` of its positive markers. Validation people are not used, and nothing is
 chosen on test people.

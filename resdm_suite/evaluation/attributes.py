@@ -1,7 +1,7 @@
 """What an attribute of a person in the prompt is worth, by method.
 
 A method with the attribute is compared with itself on the same test people: trained without the attribute (*left out*),
-told that of another person (*shuffled*), or told a wrong value (*wrong*, see `resdm_suite.profiles.CONDITIONS`).
+given that of another person (*shuffled*), or given a wrong value (*wrong*, see `resdm_suite.profiles.CONDITIONS`).
 Differences are positive where the person's own attribute helps.
 """
 
@@ -27,7 +27,7 @@ QUANTITIES = {"psnr": "dB", "r": "", "auc": "%"}
 def attribute_pairs(config: Config) -> list[dict[str, str]]:
     """Every comparison that the profile has: method, attribute, change, and ``other`` with its ``condition``.
 
-    The ceiling that knows an attribute is compared with the ceiling that does not.
+    The ceiling that uses an attribute is compared with the ceiling that does not.
     """
     methods = {name: fields_of(method) for name, method in config.methods.items() if "@" not in name}
     settings, rows = {name: _but_fields(config.method(name)) for name in methods}, []

@@ -233,7 +233,7 @@ class Reader:
         stated = sidecar.get("intensity") or {}
         if stated.get("kind") == "minmax":
             raise EvaluationError(
-                f"{path}: its sidecar says that each image was scaled to its own range, so its SUVR is lost; give "
+                f"{path}: its sidecar states that each image was scaled to its own range, so its SUVR is lost; give "
                 "volumes in SUVR"
             )
         low, high = stated["suvr_range"] if stated.get("kind") == "fixed" else (0.0, 1.0)
@@ -259,7 +259,7 @@ class Reader:
         return self._registered[t1w]
 
     def regional(self, path: Path, values: np.ndarray, tracer: str) -> dict[str, float]:
-        """Regional SUVR of a real PET; as preprocessing of the suite measured it, where its sidecar says so."""
+        """Regional SUVR of a real PET; as measured by the suite's preprocessing, where its sidecar has it."""
         stored = (read_sidecar(path) or {}).get("regional_suvr")
         return stored or regional_means(to_suvr(values, self.config.preprocess.suvr_range[tracer]), self.grid, tracer)
 

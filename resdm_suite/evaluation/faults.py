@@ -1,7 +1,7 @@
 """Signs that synthetic PET was rescaled, flipped, shifted or cropped, or is of other people.
 
-Each check compares a method with real PET of the same people and says nothing about its quality: a poor method passes,
-a good one handed in mirrored does not. Tests are over people.
+Each check compares a method with real PET of the same people. It does not measure quality: inaccurate synthetic PET
+passes, and accurate but mirrored PET does not. Tests are over people.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIN_FILLED = 0.5
 """Least part of the reference region that a volume holds."""
 
 FINE_MM = 6.0
-"""Standard deviation of the Gaussian whose result is subtracted, to leave the structure that tells people apart."""
+"""Standard deviation of the Gaussian whose result is subtracted, to leave the structure that differs between people."""
 
 MIN_LIKENESS = 3.0
 """Standard deviations by which one person must be more like a synthetic PET than the others are on average. In the

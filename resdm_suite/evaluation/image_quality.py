@@ -8,7 +8,7 @@ Conventions, the same for every method:
 * ``brain``: voxels of the MNI152 brain mask (`resdm_suite.anatomy.mni_map`), the same mask for everyone.
 * SSIM is 3D with scikit-image's defaults (uniform 7 × 7 × 7 window, sample covariance), as in the released code.
   ``whole`` is scikit-image's mean, which leaves out a border of half a window; ``brain`` is the mean of the SSIM map
-  over the mask, so windows at the brain's edge see some background.
+  over the mask, so windows at the brain's edge contain some background.
 * A perfect prediction has a PSNR of infinity, written ``inf`` in CSV.
 """
 

@@ -1,12 +1,11 @@
-"""Did a model memorise its training people? What an attacker can tell from its errors, and whose PET its output shows.
+"""Did a model memorise its training people? Membership inference by its errors, and nearest training people.
 
 Membership inference (Yeom et al. 2018): someone who has a person's MRI and PET synthesises the PET and calls the person
 a training person if the error is small. The AUC of this attack is 0.5 for a model whose error is the same for everyone.
 A model that fits its training people closely has a higher one, whether it memorises them or only fits too well.
 
-Nearest training person: a model that copies draws PETs that lie near one training person's real PET. For a training
-person's MRI that is their own, and more often so than another person's output is nearest to the real PET of that
-person.
+Nearest training person: the output of a model that copies is close to the real PET of one training person. For the MRI
+of a training person this is more often the person's own PET than for the MRI of another person.
 """
 
 from __future__ import annotations

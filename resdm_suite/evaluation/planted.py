@@ -14,8 +14,8 @@ their true regional SUVR, from their real PET and from synthetic PET, by one lin
 Intervals are those of a jackknife that leaves out one person with all sessions: visits are not independent. SUVR of a
 method's trainings are averaged, and the variance between their estimates is added.
 
-The truth serves tests and readers. No synthesiser is trained, chosen or tuned by it; only the classifiers of Table 4
-are trained on the planted status of training people.
+The truth is used in tests and shown to readers. No synthesiser is trained, chosen or tuned by it; only the classifiers
+of Table 4 are trained on the planted status of training people.
 """
 
 import math

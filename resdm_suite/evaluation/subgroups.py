@@ -1,10 +1,10 @@
-"""Whether a method serves some groups of the test people worse than others.
+"""Whether a method is worse for some groups of the test people than for others.
 
 Groups are by sex, age (thirds of the training people), diagnosis and radiotracer, in phantoms also by the resolution
 of the simulated scanner. Groups of fewer than `MIN_GROUP_SIZE` people are left out, for an AUC also those with fewer
 positives or negatives. A person belongs to the group of the first session.
 
-The test of an axis asks whether its groups differ at all: the statistic is the largest minus the smallest value of a
+Each axis is tested for any difference between its groups: the statistic is the largest minus the smallest value of a
 group, its null distribution that of permuted groups. For an AUC people are permuted within their status, so that groups
 may differ in prevalence.
 """

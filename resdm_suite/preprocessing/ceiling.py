@@ -11,7 +11,7 @@ It is put on the grid like a real PET, through the transform that preprocessing 
 is the estimate of least squared error, except for two non-linear steps: the division by the reference region and the
 clipping at the end of the SUVR range.
 
-Nothing is trained, chosen or tuned by it, and no model sees it.
+Nothing is trained, chosen or tuned by it, and it is no input of any model.
 """
 
 from collections.abc import Sequence

@@ -121,7 +121,7 @@ def _frame_times(path: Path, number: int) -> tuple[np.ndarray | None, np.ndarray
 
 
 def _starts_after_injection(sidecar: dict[str, Any], starts: np.ndarray, durations: np.ndarray) -> np.ndarray | None:
-    """Minutes from injection to each frame; None where the sidecar does not say, or contradicts itself.
+    """Minutes from injection to each frame; None where the sidecar does not state them, or contradicts itself.
 
     FrameTimesStart, InjectionStart and ScanStart count from one time zero. Some converters count the frames from the
     scan's start, which is later.

@@ -29,7 +29,7 @@ def read_scan(path: str | Path, *, frames: bool = False, tracer: str = "") -> Sc
     """Read a NIfTI or MGH file and check that it can be a scan of a head.
 
     The header is checked first, then the size of the file against it, so that no more memory is taken than the file
-    fills. Other formats are refused: several of them, such as Analyze 7.5, do not say which side is left.
+    fills. Other formats are refused: several of them, such as Analyze 7.5, do not define which side is left.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def open_image(path: Path, *, header_only: bool = False) -> nib.spatialimages.Sp
     try:
         image = nib.load(path)
         if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
-            raise TypeError(f"found {type(image).__name__}, a format that may not say which side is left")
+            raise TypeError(f"found {type(image).__name__}, a format that may not define which side is left")
         if image.get_data_dtype().kind not in "buif":
             raise TypeError(f"voxels of type {image.get_data_dtype()}, expected plain numbers")
         if isinstance(image, nib.MGHImage) and not _states_orientation(path):

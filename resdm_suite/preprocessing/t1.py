@@ -96,7 +96,7 @@ def read_t1(path: str | Path) -> Scan:
     if _mean_voxel_mm(scan) > _MAX_T1_VOXEL_MM:
         raise VolumeError(
             f"{path}: voxels of {_mean_voxel_mm(scan):.1f} mm (mean of the three axes), expected {_MAX_T1_VOXEL_MM:g} "
-            "or less: it shows too little anatomy to tell a T1 from a PET; take the scan before it was resampled"
+            "or less: it shows too little anatomy to distinguish a T1 from a PET; use the scan before resampling"
         )
     return scan
 

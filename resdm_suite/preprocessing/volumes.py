@@ -454,6 +454,6 @@ def _write_arrays(config: Config, index: pd.DataFrame, records: list[dict[str, A
 
 def _refuse_empty(config: Config, excluded: list[tuple[str, ...]]) -> NoReturn:
     raise VolumeError(
-        f"{config.manifest}: all {len(excluded)} sessions are left out, the first because: {excluded[0][3]}; mend the "
-        "scans, or set cohort.exclude_flagged and cohort.skip_unreadable to false"
+        f"{config.manifest}: all {len(excluded)} sessions are left out, the first because: {excluded[0][3]}; "
+        "correct the scans, or set cohort.exclude_flagged and cohort.skip_unreadable to false"
     )

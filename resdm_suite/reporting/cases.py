@@ -85,7 +85,7 @@ def shown_cases(config: Config, scores: pd.DataFrame, methods: Sequence[str]) ->
         caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people. "
         caption += "Colours saturate at the bars' tips."
         if not groups:
-            caption = f"Fewer than {MIN_GROUP_SIZE} test people: no mean is drawn, as privacy: aggregate asks."
+            caption = f"Fewer than {MIN_GROUP_SIZE} test people: no mean is drawn, to protect their privacy."
     return caption, [_case(config, scores, methods, *key, part) for key, part in groups.items()]
 
 

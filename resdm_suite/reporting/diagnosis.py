@@ -56,7 +56,7 @@ def status_sources(read: Iterable[str], printed: Iterable[str]) -> list[str]:
 
 
 def status_limits(frame: pd.DataFrame, folds: pd.DataFrame, cohort: str) -> dict[str, Any]:
-    """What the notes of Table 4 say is not defined, and whether the status is a mere cut-off of regional uptake."""
+    """What is not defined, for the notes of Table 4, and whether the status is a mere cut-off of regional uptake."""
     names = folds[folds["held_out_auc"].isna()].replace({"target": TARGET_NAMES, "tracer": NAMES})
     one_class = frame.loc[frame["metric"] == "auc", "mean"].hasnans
     return {"undefined": names[["target", "tracer"]].to_numpy(), "one_class": one_class, "uptake": cohort == "dlbs"}

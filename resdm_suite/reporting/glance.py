@@ -171,5 +171,5 @@ def _statuses(config: Config) -> Answer:
 def _membership(config: Config) -> Answer:
     found = read_result(config, "memorisation").iloc[0]
     area = with_interval(found["auc"], found["auc_low"], found["auc_high"])
-    text = f"Training people can be told from others with an AUC of {area}; 0.5 would reveal nothing."
+    text = f"Training people can be distinguished from others with an AUC of {area}; 0.5 is chance."
     return Answer("Does the model reveal its training people?", text, "21_trust", "Trust")

@@ -115,15 +115,15 @@ CONTENTS = {
     "error of the people kept, by tracer",
     "input_check": "Bars: share of scans that the check of the input refuses, of sound ones and of each gross fault",
     "intervals": "Interval of the summary SUVR of every test person, by the status that it states, with the real SUVR",
-    "memorisation": "AUC of telling training people from others, with its interval and the limit of sharing; how often "
-    "a synthetic PET is nearest to the person's own real PET",
+    "memorisation": "AUC for distinguishing training people from others, with its interval and the limit of sharing; "
+    "how often a synthetic PET is nearest to the person's own real PET",
     "counterfactuals": "Change of regional SUVR when age or sex of the prompt are replaced, by region and tracer",
     "walkthrough": "The shifting sequence, and brain slices of one case in the forward and the reverse process",
     "evaluation": "Gain in PSNR over a model of age and sex, real against synthetic SUVR, and AUC of status, by method",
     "atn": "Cohen's kappa of the joint amyloid, tau and atrophy profile by source, confusions, and decision curves",
     "subgroups": "Image quality, SUVR error and AUC of status by sex, age, diagnosis, tracer and resolution",
     "attributes": "Loss of image quality, SUVR correlation and AUC of status where an attribute of the prompt is left "
-    "out, shuffled or wrong, by method, with the ceiling that knows it",
+    "out, shuffled or wrong, by method, with the ceiling that uses it",
     "longitudinal": "Synthetic against real change of SUVR per year, error and correlation of every method",
     "stress": "Image quality, SUVR error, AUC of status and share of scans refused against the strength of each shift",
 }

@@ -128,7 +128,7 @@ def heading(config: Config) -> _Markdown:
     )
     environment = config.root / ".venv"
     if environment.is_dir() and environment.resolve() != Path(sys.prefix).resolve():
-        text += f" · **kernel of `{sys.prefix}`, not of `{environment}`: start JupyterLab as the README says**"
+        text += f" · **kernel of `{sys.prefix}`, not of `{environment}`: start JupyterLab as described in the README**"
     return _Markdown(text)
 
 

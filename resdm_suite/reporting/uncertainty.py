@@ -25,7 +25,7 @@ INTERVAL_TITLES = {
 NOMINAL = 0.9
 """Level of the intervals by region."""
 
-_GAINED = {1: "they tell more of the error", -1: "they tell less of the error", 0: "nothing measurable of the error"}
+_GAINED = {1: "better prediction", -1: "worse prediction", 0: "no measurable difference in the prediction"}
 
 ACCEPTED = (0.85, 0.95)
 """Accepted coverage of the interval of level `NOMINAL`."""
@@ -149,9 +149,10 @@ def findings(result: Uncertainty) -> tuple[str, ...]:
             + (f"{len(left)} leave {accepted}: {outside}." if len(left) else f"none leaves {accepted}.")
         )
         texts = [
-            f"{_GAINED[_sign(row)]} of a {unit.removesuffix('s')} ({_gain(row)})" for unit, row in gains.iterrows()
+            f"{_GAINED[_sign(row)]} of the error of a {unit.removesuffix('s')} ({_gain(row)})"
+            for unit, row in gains.iterrows()
         ]
-        lines.append(f"{name}, what samples add to the error map, in log-likelihood: {'; '.join(texts)}.")
+        lines.append(f"{name}, gain of the samples over the error map alone, in log-likelihood: {'; '.join(texts)}.")
         rhos = "; ".join(f"{TITLES[score]} {_rho(ranking.loc[score])}" for score in ("raw", "both"))
         lines.append(f"{name}, ranking: {_ranked(ranking)} (ρ: {rhos}).")
     return tuple(lines)

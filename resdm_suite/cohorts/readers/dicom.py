@@ -76,7 +76,7 @@ class Series:
 
     @property
     def digest(self) -> str:
-        """Of its UID, which could tell who the person is."""
+        """Of its UID, which could identify the person."""
         return hashlib.sha256(str(self.get("SeriesInstanceUID")).encode()).hexdigest()[:16]
 
     @property
@@ -190,15 +190,15 @@ def convert_series(series: Series, image: Path) -> Path:
         arguments = ["dcm2niix", "-b", "y", "-ba", "y", "-z", "y", "-f", "scan", "-o", made, source]
         if pet:
             arguments = ["pypet2bids.dcm2niix4pet", source, "--destination-path", made / "sub-01", "--notrack"]
-        # pypet2bids writes a file of settings into the home folder, and reports its use unless told not to
+        # pypet2bids writes a file of settings into the home folder, and reports its use unless this is disabled
         settings = {"HOME": temporary, "PET2BIDS_TELEMETRY_ENABLED": "false"}
         settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         done = subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=temporary, env=os.environ | settings,
                               capture_output=True, text=True, errors="replace")  # fmt: skip
         images = sorted(made.rglob("*.nii.gz"))
         if done.returncode or len(images) != 1:
-            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            raise DicomError(f"{where}: {arguments[0]} made {len(images)} images, expected 1 ({said})")
+            last_line = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            raise DicomError(f"{where}: {arguments[0]} made {len(images)} images, expected 1 ({last_line})")
         shape = nib.load(images[0]).shape
         expected = slices * frames * int(series.get("Rows")) * int(series.get("Columns"))
         if np.prod(shape) != expected:
