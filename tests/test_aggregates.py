@@ -110,6 +110,8 @@ def test_figure2_of_one_person_shares_scales_and_is_the_same_twice(config):
         assert low == -high < 0
     pets = [image.get_clim() for image in images if image.get_cmap().name == "inferno"]
     assert len(set(pets[:6])) == len(set(pets[6:])) == 1
+    bars = [axes.get_ylabel() for axes in figure.axes if axes not in pictures]
+    assert bars == ["SUVR", "error (SUVR)"] * 4
     labels = [axes.get_ylabel() for axes in pictures[::6]]
     assert labels == ["Aβ-PET\nx = +7 mm", "Aβ-PET\nz = +24 mm", "tau-PET\ny = −20 mm", "tau-PET\nz = −16 mm"]
 

@@ -255,7 +255,13 @@ def test_a_handful_of_people_without_controls_is_drawn_without_intervals(people,
         figure.canvas.draw()
 
 
-def test_no_two_sources_of_the_roc_figure_have_one_colour():
+def test_the_roc_figure_has_few_curves_and_the_best_other_method(drawn):
+    labels = [label.partition(":")[0] for label in drawn["figure"].axes[0].get_legend_handles_labels()[1]][::-1]
+    assert labels == ["Real PET", "Ceiling", "ResDM", "DDPM", "linear", "MRI alone", "Age and sex alone"]
+    assert "Table 4 has all sources" in drawn["figure"].caption
+
+
+def test_no_two_sources_have_one_colour():
     sources = [*ROWS, *COLOURS, "+L_high", "+prior", "as_published", "per_tracer", "posterior"]
     colours = [colour for colour, _ in method_styles(sorted({*sources})).values()]
     assert len(set(colours)) == len(colours) == len({*sources})

@@ -151,7 +151,7 @@ def _draw_case(
             error.set_xlabel("{:.1f}\n{:.2f}".format(*case.quality[method]), fontsize=6)
             errors[0].set_xlabel("PSNR (dB)\nMAE (%)", fontsize=6, color=style.GREY)
     style.colour_bar(images, window, style.PET_MAP, settings.pet_unit, extend="max")
-    style.colour_bar(errors, signed, style.ERROR_MAP, "error", extend="both")
+    style.colour_bar(errors, signed, style.ERROR_MAP, f"error ({settings.pet_unit})", extend="both")
 
 
 def _status_groups(rows: pd.DataFrame, tracer: str) -> dict[str, pd.DataFrame]:

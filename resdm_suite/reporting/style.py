@@ -38,12 +38,13 @@ TRACER_TITLES = {"amyloid": "Aβ-PET", "tau": "tau-PET"}
 
 COLOURS = {
     "ResDM": "#D55E00", "DDPM": "#0072B2", "ResViT": "#CC79A7", "TransUNet": "#56B4E9", "SC-GAN": "#009E73",
-    "Pix2Pix": "#E69F00", "regression": "#333333", "linear": "#332288", "linear_path": "#88CCEE",
-    "demographics": "#8E86C4", "template": "#999999", "ceiling": "#B8860B",
+    "Pix2Pix": "#E69F00", "regression": "#117733", "linear": "#332288", "linear_path": "#88CCEE",
+    "demographics": "#8E86C4", "template": "#999999", "ceiling": "#B8860B", "real": "#000000", "mri": "#8C564B",
+    "age_sex": "#00A3A3",
 }  # fmt: skip
-"""Colour of each method, the same in all figures."""
+"""Colour of each method and of each other source of a status, the same in all figures."""
 _SPARE_COLOURS = (
-    "#882255", "#44AA99", "#6A3D9A", "#B15928", "#999933", "#117733", "#DDCC77", "#661100",
+    "#882255", "#44AA99", "#6A3D9A", "#B15928", "#999933", "#CC6677", "#DDCC77", "#661100",
     "#AA4499", "#556B2F",
 )  # fmt: skip
 _MARKERS = "osD^vP*X<>hp"
@@ -210,10 +211,11 @@ def _freeze_layout(figure: Figure) -> None:
 
 
 def colour_bar(
-    axes: Sequence[Axes], norm: Normalize, cmap: str, label: str, extend: str = "neither", location: str = "right"
-) -> Colorbar:
-    """A colour bar beside axes; ``extend`` marks ends at which colours saturate."""
-    layout = {"fraction": 0.03, "aspect": 25, "pad": 0.01, "location": location}
+    axes: Sequence[Axes], norm: Normalize, cmap: str, label: str, extend: str = "neither", location: str = "right",
+    pad: float = 0.01,
+) -> Colorbar:  # fmt: skip
+    """A colour bar beside axes; ``extend`` marks ends at which colours saturate, ``pad`` is a share of the axes."""
+    layout = {"fraction": 0.03, "aspect": 25, "pad": pad, "location": location}
     bar = axes[0].figure.colorbar(ScalarMappable(norm, cmap), ax=list(axes), extend=extend, **layout)
     bar.ax.locator_params(nbins=4)
     bar.outline.set_linewidth(0.4)

@@ -186,12 +186,13 @@ def _rho(row: pd.Series) -> str:
 
 
 def short_findings(result: Uncertainty, tracer: str) -> str:
-    """`findings` of one tracer in one line."""
+    """`findings` of one tracer in two lines."""
     covered, gains, ranking = _of_tracer(result, tracer)
     added = {1: "add to", -1: "take from", 0: "add nothing to"}[_sign(gains.loc["voxel"])]
     return (
         f"{100 * NOMINAL:g} % interval: {_percent(covered.loc[('voxel', 'both')])} % of voxels, uncalibrated "
-        f"{number(100 * covered.loc[('voxel', 'raw'), 'coverage'], 0)} %; samples {added} the map; {_ranked(ranking)}."
+        f"{number(100 * covered.loc[('voxel', 'raw'), 'coverage'], 0)} %;\n"
+        f"samples {added} the map (log-likelihood {_gain(gains.loc['voxel'])} per voxel); {_ranked(ranking)}."
     )
 
 
