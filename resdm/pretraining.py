@@ -20,8 +20,10 @@ from resdm.weights import read_weights, save_weights
 REVISION = 3
 """Raise it when a change of this module changes its result: cached towers of an older revision are not used."""
 
+_BATCH = 16  # prompts of a step
 
-def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: Path | None = None) -> float:
+
+def pretrain_text_tower(prior: PriorModule, seed: int, folder: Path | None = None) -> float:
     """Train the whole tower on random prompts, then freeze its lower part again.
 
     One readout uses the output states from the sentence end on, as cross-attention starts nearly uniform. Another uses
@@ -31,7 +33,7 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
     size, tower, device = prior.config.tower, prior.tower, prior.project.weight.device
     if size is None or prior.config.weights != "none" or size.lessons == 0:
         return float("nan")
-    path = None if folder is None else folder / f"{_cache_key(prior, seed, batch)}.safetensors"
+    path = None if folder is None else folder / f"{_cache_key(prior, seed)}.safetensors"
     if path is not None and path.is_file():
         meta, values = read_weights(path, "a pretrained text tower", "train again: it is pretrained anew")
         tower.load_state_dict(values)
@@ -50,7 +52,7 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=size.lessons)
     ages, recovered = [], []
     for step in range(size.lessons):
-        people, target = draw_prompts(batch, generator, prior.known)
+        people, target = draw_prompts(_BATCH, generator, prior.known)
         texts, target = [prompt(**person) for person in people], target.to(device)
         ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
         states = prior.embed(torch.stack([clip.tokens(text) for text in texts]).to(device))
@@ -66,7 +68,7 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
         if step >= min(0.75 * size.lessons, size.lessons - 1):
             has_age = target[:, 1] > 0
             ages.append(target[has_age, 0])
-            recovered.append(output[torch.arange(batch, device=device), ends][has_age, 0].detach())
+            recovered.append(output[torch.arange(_BATCH, device=device), ends][has_age, 0].detach())
     for weight, before in zip(weights, trainable, strict=True):
         weight.requires_grad_(before)
         weight.grad = None
@@ -77,10 +79,10 @@ def pretrain_text_tower(prior: PriorModule, seed: int, batch: int = 16, folder: 
     return correlation
 
 
-def _cache_key(prior: PriorModule, seed: int, batch: int) -> str:
+def _cache_key(prior: PriorModule, seed: int) -> str:
     """Digest of everything that the result depends on: settings, first weights, revision, torch, device and threads."""
     weight = prior.project.weight
-    parts = [prior.config.tower, seed, batch, REVISION, torch.__version__, weight.device.type, torch.get_num_threads()]
+    parts = [prior.config.tower, seed, _BATCH, REVISION, torch.__version__, weight.device.type, torch.get_num_threads()]
     digest = hashlib.sha256("/".join(map(str, [*parts, prior.known])).encode())
     for value in prior.tower.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())

@@ -209,8 +209,7 @@ def train(
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         automatic = "cuda" if CUDAAccelerator.is_available() else "cpu"  # not MPS, which has no float64
         accelerator = automatic if run.accelerator == "auto" else run.accelerator
-        fabric = Fabric(accelerator=accelerator, devices=run.devices, precision=job.precision)
-        fabric.launch(_train, job)
+        Fabric(accelerator=accelerator, devices=run.devices, precision=job.precision).launch(_train, job)
     return job.folder
 
 

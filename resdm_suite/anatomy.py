@@ -127,6 +127,12 @@ def mni_map(name: str, grid: Grid) -> np.ndarray:
     return array
 
 
+@cache
+def brain_points(grid: Grid = Grid((28, 28, 28), 8.0)) -> np.ndarray:
+    """MNI mm of the MNI152 brain's voxels on a grid, by default of 8 mm, (N, 3)."""
+    return grid.mm()[:, mni_map("brain", grid)].T
+
+
 # name: centre (mm, right hemisphere; x = 0 for a midline region), radii (mm), tissue map it is cut with
 _ELLIPSOIDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], str]] = {
     "precuneus": ((9, -62, 40), (11, 16, 18), "gm"),

@@ -710,6 +710,11 @@ def write_profile(name: str, base: str, source: Source, data: Path | None = None
     return write_text(folder / f"{name}.yaml", text + _OWN_DATA * (kind == "other"))
 
 
+def shipped(folder: str) -> Path:
+    """``configs`` or ``notebooks``: of the installed package, or at the checkout's top."""
+    return next(top / folder for top in (PACKAGED.parent, PACKAGED.parents[1]) if (top / folder).is_dir())
+
+
 def _find(source: str | Path) -> Path:
     text, here = str(source), Path.cwd()
     name = text if text.endswith(".yaml") else f"configs/{text}.yaml"

@@ -197,7 +197,7 @@ def reading(path: str | Path, *, deep: bool = False) -> AbstractContextManager[P
 def read_json(path: str | Path) -> dict[str, Any]:
     """A `checked` JSON object."""
     with reading(path):
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if not isinstance(value, dict):
             raise TypeError("no JSON object")
         return value

@@ -14,6 +14,7 @@ from stored_cohort import sessions
 
 from resdm.baselines.regression import RegressionConfig
 from resdm.batch import Batch, Prior
+from resdm.io import sha256
 from resdm.method import Method
 from resdm.prior import PriorConfig, TowerConfig
 from resdm.residual_diffusion import ResidualDiffusionConfig
@@ -63,6 +64,16 @@ def smoke_folder(tmp_path_factory) -> Path:
     for command in ("phantom", "manifest bids", "preprocess"):
         assert cli.main([*command.split(), str(folder / "configs" / "smoke.yaml")]) == 0
     return folder
+
+
+def digests(folder: Path, pattern: str = "*") -> dict[str, str]:
+    """SHA-256 of all files below a folder, by their place in it."""
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob(pattern)) if path.is_file()}
+
+
+def flow(steps: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """People and sessions left after each step of a selection."""
+    return {step: (people, sessions) for step, people, sessions in steps.itertuples(index=False)}
 
 
 @pytest.fixture

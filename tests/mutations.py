@@ -1,7 +1,7 @@
 """Planted faults, each caught by a named test: ``python tests/mutations.py``.
 
 Each fault is planted in a temporary copy of the project. All tests must pass without a fault, and its test must fail
-with it. A line that is not found is an error, so the table stays valid.
+with it. ``test_project.py`` holds the table against the code.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAULTS = [  # file, right code, faulty code, test
     ("resdm_suite/evaluation/statistics.py", "np.arange(len(order), 0, -1)", "len(order)",
      "test_statistics.py::test_holm"),
     ("resdm_suite/evaluation/suvr.py", "low + (high - low)", "low + high", "test_suvr.py"),
-    ("resdm/weights.py", "digest and digest != _digest(text, values)", "digest and False",
+    ("resdm/weights.py", "if digest != _digest(text, values)", "if False",
      "test_checkpoint.py::test_a_corrupted_model_file_is_named"),
     ("resdm/settings.py", "trust_code or kind in METHODS or module in sys.modules", "True",
      "test_checkpoint.py::test_code_that_a_model_names_is_not_imported_unless_trusted"),
@@ -66,8 +66,6 @@ def main() -> int:
             raise SystemExit("the tests fail without a fault")
         for file, right, faulty, test in FAULTS:
             source = (folder / file).read_text(encoding="utf-8")
-            if source.count(right) != 1:
-                raise SystemExit(f"{file}: expected once: {right}")
             (folder / file).write_text(source.replace(right, faulty), encoding="utf-8")
             caught = not passes(folder, test)
             (folder / file).write_text(source, encoding="utf-8")

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import flow
 from mock_adni import AV45, FBB, MK, SITE, TAU, make_people, write_caps, write_clinica_bids, write_loni
 
 from resdm_suite.cohorts.manifest import ManifestError, write_manifest
@@ -53,10 +54,10 @@ def born_in_the_middle(person) -> pd.Timestamp:
 @pytest.mark.parametrize("layout", WRITERS)
 def test_each_layout_gives_the_same_people_and_numbers(tmp_path, config, layout, tables):
     mock = WRITERS[layout](tmp_path / "data", tables=tables, images=False)
-    frame, flow, left_out, notes = build_manifest(mock.root, config)
+    frame, steps, left_out, notes = build_manifest(mock.root, config)
     assert set(frame["person"]) == mock.kept_people
     assert len(frame) == len(mock.kept) == 11
-    assert dict(zip(flow["step"], flow[["people", "sessions"]].itertuples(index=False, name=None), strict=True)) == {
+    assert flow(steps) == {
         "found": (14, 16), "has T1": (13, 15), "has amyloid": (12, 13), "has tau": (11, 12),
         "has amyloid and tau": (11, 12), "has amyloid or tau": (12, 13), "in window": (11, 12),
         "amyloid and tau in window": (10, 11), "has age and sex": (10, 11), "kept": (10, 11),

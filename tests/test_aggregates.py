@@ -145,14 +145,14 @@ def test_the_regional_scatter_shows_people_or_groups(config, monkeypatch):
     halves = [people.iloc[:6].mean(), people.iloc[6:].mean()]  # 12 people: two groups of at least five
 
     def points(profile):
-        return regional_comparison(profile, ["ResDM"])[0].query("tracer == 'amyloid'")
+        return regional_comparison(profile)[0].query("tracer == 'amyloid'")
 
     np.testing.assert_allclose(points(dataclasses.replace(config, privacy="individual"))[["real", "synthetic"]], people)
     np.testing.assert_allclose(points(config)[["real", "synthetic"]], halves)
     np.testing.assert_allclose(points(config)["real_std"], [people["real"][:6].std(), people["real"][6:].std()])
     few = regional[regional["person"].isin(people.index[: MIN_GROUP_SIZE - 1])]
     monkeypatch.setattr("resdm_suite.reporting.cases.regional_suvr", lambda *_: (few, textures))
-    no_points, agreement, ratios = regional_comparison(config, ["ResDM"])
+    no_points, agreement, ratios = regional_comparison(config)
     assert no_points.empty
     names = {"points": no_points, "agreement": agreement, "textures": ratios}
     figure = draw("04_table2_comparison", profile=config, **names)

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import digests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_scans import make_visit, save
@@ -74,10 +75,6 @@ def config(good, tmp_path):
     config = make_config(tmp_path)
     write_manifest(manifest(config, "sub-good", "sub-other"), config.manifest)
     return config
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ── faults: each replaces a scan, given its path, data and affine ───────────────────────────────────
@@ -223,7 +220,7 @@ def test_a_bad_scan_is_named_and_results_stay(config, name):
     path = config.work / "scans" / f"sub-other_{which}.nii.gz"
     image = nib.load(path)
     data, affine = image.get_fdata(dtype=np.float32), image.affine
-    made = contents(config.volumes)
+    made = digests(config.volumes)
     spoil(path, data, affine)
     with pytest.raises((VolumeError, ManifestError)) as error:
         preprocess(config, progress=False)
@@ -231,7 +228,7 @@ def test_a_bad_scan_is_named_and_results_stay(config, name):
     assert str(path) in text
     assert any(part in text for part in message.split("|"))
     assert any(mark in text for mark in (";", "?")), "states the remedy"
-    assert contents(config.volumes).items() >= made.items()
+    assert digests(config.volumes).items() >= made.items()
 
 
 def test_unusual_but_valid_scans_pass(config):
@@ -289,19 +286,19 @@ def test_an_unreadable_file_is_named(config, monkeypatch):
 
 
 def test_a_file_where_the_folder_must_be_is_named(config):
-    made = contents(config.volumes)
+    made = digests(config.volumes)
     (config.volumes / "sub-other").write_text("in the way")
     with pytest.raises(WriteError, match=r"sub-other.*cannot be written.*a file is where a folder must be"):
         preprocess(config, progress=False)
     (config.volumes / "sub-other").unlink()
-    assert contents(config.volumes) == made
+    assert digests(config.volumes) == made
     assert len(preprocess(config, progress=False)) == 2
 
 
 @pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EROFS, "on a disk that can be"),
                                               (errno.EACCES, "change the permissions")])  # fmt: skip
 def test_a_refused_write_is_named_and_the_next_call_continues(config, monkeypatch, code, remedy):
-    made, save_image = contents(config.volumes), nib.save
+    made, save_image = digests(config.volumes), nib.save
 
     def full(image, path):
         Path(path).write_bytes(b"half")
@@ -310,7 +307,7 @@ def test_a_refused_write_is_named_and_the_next_call_continues(config, monkeypatc
     monkeypatch.setattr(volumes.nib, "save", full)
     with pytest.raises(WriteError, match=f"sub-other.*cannot be written.*{remedy}.*finished files stay"):
         preprocess(config, progress=False)
-    assert contents(config.volumes) == made
+    assert digests(config.volumes) == made
     monkeypatch.setattr(volumes.nib, "save", save_image)
     assert len(preprocess(config, progress=False)) == 2
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import flow
 
 from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import LeakageError, ManifestError
@@ -74,8 +75,8 @@ def test_the_flow_lists_who_is_left_out(dataset, config):
             "sub-6/ses-1": [T1, AV45],
         },
     )  # fmt: skip
-    frame, flow, *_ = build_manifest(root, config)
-    assert dict(zip(flow["step"], flow[["people", "sessions"]].itertuples(index=False, name=None), strict=True)) == {
+    frame, steps, *_ = build_manifest(root, config)
+    assert flow(steps) == {
         "found": (6, 7), "has T1": (5, 6), "has amyloid": (3, 3), "has tau": (2, 2),
         "has amyloid and tau": (1, 1), "has amyloid or tau": (4, 4), "in window": (4, 4),
         "amyloid and tau in window": (1, 1), "has age and sex": (2, 2), "kept": (2, 2),

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import digests
 from scipy import stats
 
-from resdm.io import sha256
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.ceiling import synthesise_ceiling
@@ -154,9 +154,9 @@ def test_with_known_causes_it_approaches_the_pet(config):
 
 
 def test_the_same_bytes_each_time(config, out):
-    before = {path.relative_to(out): sha256(path) for path in sorted(out.rglob("*")) if path.is_file()}
+    before = digests(out)
     synthesise_ceiling(config, progress=False)
-    assert {path.relative_to(out): sha256(path) for path in sorted(out.rglob("*")) if path.is_file()} == before
+    assert digests(out) == before
 
 
 def test_it_needs_the_truth_of_these_phantoms(config, tmp_path):

@@ -13,7 +13,16 @@ import torch
 import yaml
 from conftest import random_batch, tiny_regression, tiny_resdm
 from safetensors.torch import load_file, save_file
-from tiny_methods import AdversarialConfig, PlainConfig, Sessions, build, collate, make_config, with_method
+from tiny_methods import (
+    AdversarialConfig,
+    PlainConfig,
+    Sessions,
+    build,
+    collate,
+    make_config,
+    save_profile_model,
+    with_method,
+)
 
 from resdm.checkpoint import CheckpointError, differences, load_model, load_state, save_model, save_state, tensors
 from resdm.io import sha256
@@ -21,7 +30,7 @@ from resdm.method import build_method
 from resdm.prior import PriorConfig
 from resdm.weights import read_weights, save_weights
 from resdm_suite.apps import model_folder
-from resdm_suite.apps.model_folder import check_model, load_card, save_profile_model
+from resdm_suite.apps.model_folder import check_model, load_card
 from resdm_suite.profiles import GridConfig, load_config
 
 

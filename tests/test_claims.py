@@ -33,7 +33,7 @@ from resdm_suite.reporting import claims
 from resdm_suite.reporting.claims import CONTRADICTED, FAILED, HELD, MISSING, OTHER, SAME, STATUSES, UNTESTABLE
 from resdm_suite.reporting.printed import NUMBERS, OUTPUTS, SECTIONS, contradictions, printed_claims, read_claims
 from resdm_suite.reporting.provenance import provenance, write_sidecar
-from resdm_suite.reporting.stored import Comparison, Estimate, compare_estimates, mover, place, read_output
+from resdm_suite.reporting.stored import Comparison, Estimate, Results, compare_estimates, mover, place, read_output
 from resdm_suite.reporting.tables import PAPER_METHODS, read_paper, save_table
 
 PAPER = ROOT / "data_manifests" / "paper"
@@ -312,11 +312,11 @@ def test_every_row_resolves_to_a_value_or_a_reason(tmp_path, config, kind):
         assert (lacking["ours"] == "–").all()
         assert lacking["reason"].str.contains(r"\.csv is not there; notebooks/\d\d_\w+\.ipynb makes it").all()
         assert {HELD, FAILED} & set(frame.loc[frame["kind"].isin(COMPARED), "status"]) == set()
-        assert claims.claim_inputs(config) == []
+        assert Results(config).inputs() == []
     else:
         assert MISSING not in set(frame["status"])
         assert frame.loc[(frame["kind"] != "words") & ~settings, "ours"].ne("–").all()
-        assert len(claims.claim_inputs(config)) == 9
+        assert len(Results(config).inputs()) == 9
 
 
 def test_values_are_those_of_the_files_and_comparisons_are_tested_on_any_cohort(config):
@@ -618,7 +618,7 @@ def test_each_training_is_held_against_the_sentence(tmp_path):
     assert frame.loc["over_ddpm_tau", "trainings"] == "2 of 3"
     assert frame.loc["over_ddpm_tau", "reason"].endswith("1 of 1 held. In 2 of 3 trainings")
     assert frame.loc["figure4_tau_acc", "trainings"] == frame.loc["loss_tau", "trainings"] == ""
-    assert {path.parent.parent.name for path in claims.claim_inputs(config) if path.name == "scores.csv"} == set(names)
+    assert {path.parent.parent.name for path in Results(config).inputs() if path.name == "scores.csv"} == set(names)
 
 
 def test_accuracy_of_each_training_is_of_its_label(tmp_path):
@@ -638,12 +638,12 @@ def test_accuracy_of_each_training_is_of_its_label(tmp_path):
     for name in config.methods:
         write_scores(config, name, 26.0)
     assert ledger(config).loc["prior_value", "trainings"] == "1 of 2"
-    assert config.evaluation_folder / "status.csv" in claims.claim_inputs(config)
+    assert config.evaluation_folder / "status.csv" in Results(config).inputs()
 
 
 def test_what_is_written(config):
     table = claims.claims(config)
-    written = save_table(table, config.figures, provenance(config, claims.claim_inputs(config)))
+    written = save_table(table, config.figures, provenance(config, Results(config).inputs()))
     assert [path.name for path in written] == ["claims.csv", "claims.md", "claims.tex", "claims.json"]
     again = pd.read_csv(written[0], dtype=str, keep_default_na=False)
     assert (list(again), len(again)) == (claims.COLUMNS, len(table.frame))

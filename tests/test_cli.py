@@ -17,14 +17,14 @@ import pytest
 import yaml
 from conftest import ROOT
 from filelock import FileLock
-from tiny_methods import Sessions, build, make_config
+from tiny_methods import Sessions, build, make_config, save_profile_model
 
 import resdm
 from resdm.settings import check_person, to_dict
 from resdm_suite import records
 from resdm_suite.apps import cli
 from resdm_suite.apps import single_scan as scans
-from resdm_suite.apps.model_folder import load_card, save_profile_model
+from resdm_suite.apps.model_folder import load_card
 from resdm_suite.profiles import load_config
 
 FILES = ["amyloid", "tau", "mri", "amyloid_native", "tau_native", "suvr", "picture", "record"]

@@ -29,7 +29,7 @@ from resdm_suite.profiles import load_config
 
 pytest.importorskip("anywidget", reason="no anywidget: pip install -e '.[notebooks]'")
 
-from resdm_suite.apps.explorer import Explorer, ExplorerModel, Request, explore, step_choices
+from resdm_suite.apps.explorer import Explorer, ExplorerModel, Request, step_choices
 from resdm_suite.apps.training import train_method
 from resdm_suite.reporting.style import TRACER_TITLES
 from resdm_suite.reporting.views import Scene, columns, orthogonal_views, slice_png
@@ -308,7 +308,7 @@ def test_a_corrupt_scan_is_reported_and_cannot_be_cut_or_exported(clone, model, 
 
 def test_a_file_is_preprocessed_and_has_no_factual_prompt(config):
     t1 = next(config.source_root.rglob("*_T1w.nii.gz"))
-    shown = explore(config, person=str(t1), allow_phantom_model=True)
+    shown = Explorer(ExplorerModel(config, "ResDM", True), str(t1))
     shown.start()
     assert (shown.request.source, shown.request.age, shown.request.sex) == (str(t1), None, None)
     assert np.abs(shown.scene.change["tau"]).max() == 0

@@ -14,7 +14,7 @@ import torch
 import yaml
 from conftest import tiny_network, tiny_resdm
 from huggingface_hub.errors import HFValidationError
-from tiny_methods import PlainConfig, build, make_config
+from tiny_methods import PlainConfig, build, make_config, save_profile_model
 
 from resdm.checkpoint import CheckpointError, load_model
 from resdm.io import sha256, write_json
@@ -23,7 +23,7 @@ from resdm.settings import to_dict
 from resdm_suite.apps import cli, hub
 from resdm_suite.apps.hub import FILES, HubError, pull, push
 from resdm_suite.apps.model_card import render
-from resdm_suite.apps.model_folder import load_card, save_profile_model
+from resdm_suite.apps.model_folder import load_card
 from resdm_suite.profiles import CentiloidConfig
 from resdm_suite.records import write_record
 

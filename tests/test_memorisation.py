@@ -11,7 +11,7 @@ import pytest
 from conftest import tiny_network, tiny_regression
 from sklearn.metrics import roc_auc_score
 from stored_cohort import make_config, write_volumes
-from tiny_methods import PlainConfig, build
+from tiny_methods import PlainConfig, build, save_profile_model
 
 from resdm.checkpoint import CheckpointError
 from resdm.io import sha256, write_json
@@ -20,7 +20,7 @@ from resdm_suite.apps import cli
 from resdm_suite.apps.hub import check_memorisation
 from resdm_suite.apps.memorisation import audit_method
 from resdm_suite.apps.model_card import render
-from resdm_suite.apps.model_folder import load_card, save_profile_model
+from resdm_suite.apps.model_folder import load_card
 from resdm_suite.apps.training import train_method
 from resdm_suite.evaluation.memorisation import LIMIT, memorisation
 from resdm_suite.paths import MEMORISATION

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 from stored_cohort import make_cohort
-from tiny_methods import PlainConfig, build
+from tiny_methods import PlainConfig, build, save_profile_model
 
 from resdm.io import sha256, write_csv
 from resdm_suite.apps.model_card import render, show, write_card
-from resdm_suite.apps.model_folder import load_card, save_profile_model
+from resdm_suite.apps.model_folder import load_card
 from resdm_suite.cohorts.leakage import LeakageError
 from resdm_suite.evaluation.image_quality import read_index, score_people
 

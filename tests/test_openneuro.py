@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import flow
 from mock_sources import write_dlbs
 
 from resdm_suite.cohorts.assembly import make_manifest
@@ -37,10 +38,6 @@ def mock(tmp_path_factory):
     return write_dlbs(folder, seed=None, corrupt=False)
 
 
-def flow(found) -> dict[str, tuple[int, int]]:
-    return {step: (people, sessions) for step, people, sessions in found.flow.itertuples(index=False)}
-
-
 # ── the real metadata ─────────────────────────────────────────────────────────────────────────────
 
 REAL_FLOW = {
@@ -52,7 +49,7 @@ REAL_FLOW = {
 def test_the_real_metadata(real_dlbs, tmp_path):
     """From the listing alone: 464 people, 123 triplets of 105 people, 51 of them within one year by ages."""
     found = build_manifest(real_dlbs, make_config(tmp_path, require="both"))
-    assert flow(found) == REAL_FLOW | dict.fromkeys(("in window", "has age and sex", "kept"), (49, 51))
+    assert flow(found.flow) == REAL_FLOW | dict.fromkeys(("in window", "has age and sex", "kept"), (49, 51))
     assert found.left_out["reason"].value_counts().to_dict() == {
         "no amyloid and tau PET": 834, "PET more than 366 days from the T1": 72, "no T1": 12,
     }  # fmt: skip
@@ -72,7 +69,7 @@ def test_the_profile_on_the_real_metadata(real_dlbs):
     found = build_manifest(real_dlbs, config)
     frame = found.manifest
     steps = dict.fromkeys(("in window", "has age and sex", "kept"), (293, 536))
-    assert flow(found) == REAL_FLOW | {"has amyloid or tau": (331, 600)} | steps
+    assert flow(found.flow) == REAL_FLOW | {"has amyloid or tau": (331, 600)} | steps
     assert (len(frame), frame["person"].nunique()) == (536, 293)
     assert ((frame["amyloid"] != "").sum(), (frame["tau"] != "").sum()) == (536, 51)
     assert frame["sex"].value_counts().to_dict() == {"F": 324, "M": 212}

@@ -61,9 +61,11 @@ def test_an_installed_package_works_in_an_empty_folder(wheel, tmp_path):
     code = (
         "import resdm_suite; from resdm_suite.apps.cli import main; print(resdm_suite.__file__)\n"
         "from pathlib import Path; from resdm.method import build_method\n"
-        "from resdm_suite.apps.model_folder import save_profile_model; from resdm_suite.profiles import load_config\n"
+        "from resdm.checkpoint import save_model; from resdm_suite.apps import model_folder as models\n"
+        "from resdm_suite.profiles import load_config\n"
         "config = load_config('mini.yaml'); linear = build_method(config.method('linear'), (16, 16, 16))\n"
-        "model = str(save_profile_model(config.model('linear'), linear, config, 'linear'))\n"
+        "folder = models.write_config(config.model('linear'), config, 'linear')\n"
+        "model = str(save_model(folder, linear, name='linear', source=models.source_settings(config)))\n"
         "codes = main(['check', 'phantom']), main(['check', 'fantom']), main(['phantom', 'mini.yaml', '--quiet'])\n"
         "t1 = str(next(config.source_root.rglob('*_T1w.nii.gz')))\n"
         "options = ['--model', model, '--out', 'out', '--allow-phantom-model', '--samples', '1', '--quiet']\n"

@@ -19,14 +19,14 @@ import pytest
 import torch
 from browser import open_page
 from conftest import ROOT, random_batch, tiny_network, tiny_prior, tiny_resdm
-from tiny_methods import SHAPE, PlainConfig, build, make_config
+from tiny_methods import SHAPE, PlainConfig, build, make_config, save_profile_model
 
 from resdm.batch import TRACERS
 from resdm.checkpoint import CheckpointError
 from resdm.io import write_json
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.apps import cli, page
-from resdm_suite.apps.model_folder import PROVENANCE, save_profile_model
+from resdm_suite.apps.model_folder import PROVENANCE
 from resdm_suite.apps.onnx_model import OneStep, prompt_parts, prompt_rows
 from resdm_suite.apps.prediction import Model
 from resdm_suite.cohorts.readers import download

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import digests
 from scipy import ndimage, stats
 
-from resdm.io import sha256
 from resdm.settings import ConfigError
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.cohorts.assembly import find_sessions
@@ -38,10 +38,6 @@ def write(root: Path, **settings) -> Config:
     config = profile(root, **settings)
     write_phantoms(config, progress=False)
     return config
-
-
-def digests(folder: Path, pattern: str = "*") -> dict[str, str]:
-    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob(pattern)) if p.is_file()}
 
 
 def truth(config: Config) -> list[dict]:

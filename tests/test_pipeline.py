@@ -83,7 +83,7 @@ def test_conditions_have_separate_folders_and_the_trace_has_the_factual_prompt(c
 
 def test_best_weights_are_chosen_as_the_released_code_does(config):
     volumes = person(0), person(1)
-    expected = psnr(volumes[0]["tau"], volumes[1]["tau"]) + 10 * ssim(volumes[0]["tau"], volumes[1]["tau"])
+    expected = psnr(volumes[0]["tau"], volumes[1]["tau"]) + 10 * ssim(volumes[0]["tau"], volumes[1]["tau"])[0]
     assert validation_score(volumes[0]["tau"], volumes[1]["tau"]) == expected
     history = pd.read_csv(train_method(config, "Plain", progress=False) / "history.csv")
     card = load_card(config.model("Plain"))

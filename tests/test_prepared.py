@@ -14,13 +14,14 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its own users call it so
 
+from resdm_suite.anatomy import brain_points
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing.qc import session_quality, sessions
-from resdm_suite.preprocessing.resampling import brain_points, displacement
+from resdm_suite.preprocessing.resampling import displacement
 from resdm_suite.preprocessing.scans import VolumeError, read_transform
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm_suite.reporting.qc import _measures

@@ -16,12 +16,12 @@ from nibabel.affines import apply_affine
 
 from resdm.io import write_csv, write_json
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import Grid, mni_map
+from resdm_suite.anatomy import Grid, brain_points, mni_map
 from resdm_suite.cohorts.manifest import read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
 from resdm_suite.cohorts.splits import split_people
-from resdm_suite.preprocessing.qc import brain_points, session_quality, sessions
+from resdm_suite.preprocessing.qc import session_quality, sessions
 from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 from resdm_suite.records import NAME

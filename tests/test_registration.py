@@ -10,9 +10,8 @@ import SimpleITK as sitk  # noqa: N813 - its own users call it so
 from native_scans import SOURCE, make_visit, rotation, save, scan_of, storage
 from nibabel.affines import apply_affine
 
-from resdm_suite.anatomy import CENTRE_MM, Grid, mni_map
+from resdm_suite.anatomy import CENTRE_MM, Grid, brain_points, mni_map
 from resdm_suite.preprocessing import registration
-from resdm_suite.preprocessing.qc import brain_points
 from resdm_suite.preprocessing.registration import register_affine, register_rigid
 from resdm_suite.preprocessing.resampling import Scan, displacement, resample
 from resdm_suite.preprocessing.scans import read_scan

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import random_batch, step, tiny_prior
 from tiny_baselines import TINY
-from tiny_methods import Sessions, collate, make_config, train
+from tiny_methods import Sessions, collate, make_config, save_profile_model, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.baselines.released import ReleasedConfig, ReleasedUNet, load_released, shifted
@@ -21,7 +21,7 @@ from resdm.layers import clip
 from resdm.method import build_method
 from resdm.prior import PriorConfig, PriorModule, prompt, prompt_tokens
 from resdm.unet import Attention
-from resdm_suite.apps.model_folder import load_card, save_profile_model
+from resdm_suite.apps.model_folder import load_card
 
 SHAPE = (16, 16, 16)
 IDLE = ("middle_block.0.", "middle_block.1.", "middle_block.3.")

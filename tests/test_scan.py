@@ -11,17 +11,18 @@ import pandas as pd
 import pytest
 import torch
 from bids_dataset import check_dataset
+from conftest import digests
 from native_scans import rotation, save, storage
 from nibabel.affines import apply_affine
 from scipy import ndimage
-from tiny_methods import SHAPE, Sessions, build, make_config
+from tiny_methods import SHAPE, Sessions, build, make_config, save_profile_model
 
 from resdm.checkpoint import CheckpointError
 from resdm.io import sha256, write_json
 from resdm_suite.anatomy import CENTRE_MM, Grid
 from resdm_suite.apps import cli
 from resdm_suite.apps import single_scan as scans
-from resdm_suite.apps.model_folder import PROVENANCE, load_card, save_profile_model
+from resdm_suite.apps.model_folder import PROVENANCE, load_card
 from resdm_suite.apps.prediction import Model, SynthesisError, mean_and_std
 from resdm_suite.apps.single_scan import ScanError, synthesise_scan, synthesise_scans, to_native
 from resdm_suite.cohorts.tables import ManifestError
@@ -81,10 +82,6 @@ def undrawn(monkeypatch):
 
     monkeypatch.setattr(scans, "scan_montage", lambda *args, **options: None)
     monkeypatch.setattr(scans, "save_figure", save_figure)
-
-
-def digests(out):
-    return {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 # ── left and right ────────────────────────────────────────────────────────────────────────────────

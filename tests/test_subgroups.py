@@ -11,10 +11,9 @@ from notebook_cells import check_latex, run_cells
 from scipy import stats
 from stored_cohort import make_cohort
 from stored_readings import make_status, store_readings
-from tiny_methods import PlainConfig, build
+from tiny_methods import PlainConfig, build, save_profile_model
 
 from resdm_suite.apps.model_card import write_card
-from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.evaluation import subgroups
 from resdm_suite.evaluation.image_quality import score_method
 from resdm_suite.evaluation.subgroups import compare_groups, groups_of_test_people, worst_groups

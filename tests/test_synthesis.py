@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_resdm
-from tiny_methods import SHAPE, Sessions, build, make_config
+from conftest import digests, tiny_resdm
+from tiny_methods import SHAPE, Sessions, build, make_config, save_profile_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, derive_seed
 from resdm_suite.anatomy import Grid
-from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import (
     CPU_ATTENTION,
     Model,
@@ -59,7 +58,7 @@ def mri(i):
 
 
 def volumes(out):
-    return {str(file.relative_to(out)): sha256(file) for file in sorted(out.rglob("*.nii.gz"))}
+    return digests(out, "*.nii.gz")
 
 
 # ── conditions ────────────────────────────────────────────────────────────────────────────────────

@@ -14,12 +14,12 @@ import torch
 from conftest import tiny_resdm
 from notebook_cells import check_latex, check_texts, draw, texts
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
+from tiny_methods import save_profile_model
 
 from resdm.io import sha256
 from resdm.method import build_method
 from resdm.settings import ConfigError, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.apps.model_folder import save_profile_model
 from resdm_suite.apps.prediction import Model
 from resdm_suite.apps.synthesis import sample_method
 from resdm_suite.evaluation import uncertainty
@@ -118,15 +118,17 @@ def test_the_error_follows_the_right_predicted_deviation(rng):
     assert shuffled["error"].max() / shuffled["error"].min() < 1.1  # an uninformative spread
 
 
-def test_an_error_map_is_made_without_the_person():
+def test_an_error_map_is_made_without_the_person(monkeypatch):
+    monkeypatch.setattr(uncertainty, "FOLDS", 3)
     residual = np.ones((6, 3))
     residual[4] = 100
-    whole, without = error_maps(residual, range(6), folds=3)
+    whole, without = error_maps(residual, range(6))
     np.testing.assert_allclose(whole, np.sqrt((5 + 1e4) / 6))
     np.testing.assert_allclose(without[[1, 4]], 1)  # persons 1 and 4 are in one fold
     np.testing.assert_allclose(without[0], np.sqrt((3 + 1e4) / 4))
     residual = np.array([[100.0], [100], [1], [1]])
-    whole, without = error_maps(residual, ["a", "a", "b", "c"], folds=2)  # a and c are in one fold
+    monkeypatch.setattr(uncertainty, "FOLDS", 2)
+    whole, without = error_maps(residual, ["a", "a", "b", "c"])  # a and c are in one fold
     np.testing.assert_allclose(whole, np.sqrt((2e4 + 2) / 4))
     np.testing.assert_allclose(without, [[1], [1], [np.sqrt((2e4 + 1) / 3)], [1]])
     with pytest.raises(UncertaintyError, match="1 validation people; at least 2"):

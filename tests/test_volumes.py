@@ -12,13 +12,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import digests
 from native_scans import make_visit, save
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from resdm.io import write_json
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import CENTRE_MM, REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm_suite.anatomy import CENTRE_MM, REFERENCE, SUMMARY, Grid, brain_points, mni_map, regions
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
@@ -27,7 +28,6 @@ from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing import volumes
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.preprocessing.measures import LIMITS, blur, measure_flags, shared_information
-from resdm_suite.preprocessing.qc import brain_points
 from resdm_suite.preprocessing.resampling import Scan, displacement, resample, smooth
 from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
@@ -84,10 +84,6 @@ def files(folder):
 
 def state(folder):
     return {name: path.stat().st_mtime_ns for name, path in files(folder).items()}
-
-
-def contents(folder):
-    return {name: path.read_bytes() for name, path in files(folder).items()}
 
 
 # ── against the truth ─────────────────────────────────────────────────────────────────────────────
@@ -483,7 +479,7 @@ def test_resume_after_a_kill_gives_the_same_bytes(cohort, tmp_path, monkeypatch)
     preprocess(other, jobs=2, progress=False)
     after = state(other.volumes)
     assert all(after[name] == time for name, time in survived.items())
-    assert contents(other.volumes) == contents(config.volumes)
+    assert digests(other.volumes) == digests(config.volumes)
 
 
 def changed(config, before, **options):
@@ -523,7 +519,7 @@ def test_only_changed_sessions_are_repeated(copy):
 
     other = dataclasses.replace(copy, preprocess=dataclasses.replace(copy.preprocess, n4=False))
     write_manifest(frame.iloc[:2].assign(split="train"), copy.manifest)
-    before = contents(copy.volumes)
+    before = digests(copy.volumes)
     index = preprocess(other, progress=False)
     assert all(before[path] != (copy.volumes / path).read_bytes() for path in index["t1w"])
 
@@ -574,14 +570,14 @@ def test_a_field_of_view_that_cuts_the_reference_region_does_not_raise_suvr(trac
 def test_a_volume_that_is_not_what_was_written_is_refused_and_made_again(copy):
     index = pd.read_csv(copy.volumes / "index.csv")
     path, other = copy.volumes / index["t1w"][0], Grid((30, 32, 32), 6.0)
-    before = contents(copy.volumes)
+    before = digests(copy.volumes)
     nib.save(other.image(np.zeros(other.shape, np.float32)), path)
     with pytest.raises(ValueError, match=rf"{path}: volumes of unequal grid: found \(30, 32, 32\)"):
         GRID.read(path)
     with pytest.raises(RecordError, match=f"{path}: changed since `resdm preprocess tiny` wrote it"):
         checked(path)
     preprocess(copy, progress=False)
-    assert contents(copy.volumes) == before
+    assert digests(copy.volumes) == before
 
 
 # ── one MRI ───────────────────────────────────────────────────────────────────────────────────────

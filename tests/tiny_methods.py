@@ -11,10 +11,11 @@ from torch import nn
 
 from resdm.baselines.per_tracer import PerTracer, TracerModel
 from resdm.batch import Batch, Prior
+from resdm.checkpoint import save_model
 from resdm.method import Method, build_method
 from resdm.settings import METHODS, MethodConfig, TrainingConfig
 from resdm.training import train as train_method
-from resdm_suite.apps.model_folder import training_options, write_config
+from resdm_suite.apps.model_folder import source_settings, training_options, write_config
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
 SHAPE = (16, 16, 16)
@@ -192,3 +193,9 @@ def train(method, config, name, train_set, validation_set=None, *, folder=None, 
 
 def with_method(config: Config, name: str, **settings) -> Config:
     return replace(config, methods=config.methods | {name: replace(config.method(name), **settings)})
+
+
+def save_profile_model(folder, method, config, name, **options):
+    """Write a model folder without training; options as in `save_model`."""
+    write_config(folder, config, name)
+    return save_model(folder, method, name=name, source=source_settings(config), **options)

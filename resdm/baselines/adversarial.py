@@ -69,18 +69,25 @@ def detached(**values: Tensor) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in values.items()}
 
 
-def adversarial_optimisers(config: AdversarialConfig, **networks: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    """One Adam per network, in the order in which they step.
+class Adversarial(nn.Module):
+    """Optimisers of a method with a generator and a discriminator: one Adam each, in the order of ``phases``.
 
     The discriminator may have a separate learning rate (Heusel et al., NeurIPS 2017): at a common rate a small
     discriminator learns faster than the generator, whose adversarial gradient then carries no information.
     """
-    rates = {"discriminator": config.discriminator_learning_rate or config.learning_rate}
-    options = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
-    return {
-        name: torch.optim.Adam(network.parameters(), lr=rates.get(name, config.learning_rate), **options)
-        for name, network in networks.items()
-    }
+
+    phases = ("discriminator", "generator")
+    """The networks in the order in which they step."""
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by network."""
+        config = self.config
+        rates = {"discriminator": config.discriminator_learning_rate or config.learning_rate}
+        options = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
+        return {
+            name: torch.optim.Adam(getattr(self, name).parameters(), rates.get(name, config.learning_rate), **options)
+            for name in self.phases
+        }
 
 
 class Conv3d(nn.Conv3d):
@@ -150,7 +157,7 @@ def patch_discriminator(channels: int, width: int, shape: Shape) -> nn.Module:
     return PatchDiscriminator(3, width, channels, num_layers_d=layers, norm=norm).apply(normal_weights)
 
 
-class ConditionalGAN(TracerModel):
+class ConditionalGAN(Adversarial, TracerModel):
     """Pix2Pix's training: a patch discriminator on (MRI, PET) pairs; the generator minimises BCE + λ·L1.
 
     As in `junyanz/pytorch-CycleGAN-and-pix2pix`. The discriminator steps first, with half its loss, on a detached
@@ -180,10 +187,6 @@ class ConditionalGAN(TracerModel):
     def synthesise(self, mri: Tensor, generator: torch.Generator) -> Tensor:
         """One pass of the network; no random numbers are drawn."""
         return (self.generator(2 * mri - 1) + 1) / 2
-
-    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam each."""
-        return adversarial_optimisers(self.config, discriminator=self.discriminator, generator=self.generator)
 
     def _logits(self, source: Tensor, pet: Tensor) -> Tensor:
         return self.discriminator(torch.cat([source, pet], 1))[-1]  # (B, 1, x, y, z)

@@ -6,7 +6,7 @@ A method that does not beat `Linear` has not used the MRI better than a regressi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from resdm import attributes
 from resdm.batch import PROMPT_FIELDS, TRACERS, Batch, Prior
-from resdm.layers.paths import gram_spectrum
+from resdm.layers.paths import LinearPath, gram_spectrum
 from resdm.method import Method, Sessions
 from resdm.settings import SEXES, MethodConfig, Precision, further, require
 
@@ -88,6 +88,7 @@ class Demographics(Method):
 
     config: DemographicsConfig
     closed_form = True
+    resize = LinearPath.resize
 
     def __init__(self, config: DemographicsConfig, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
@@ -101,11 +102,6 @@ class Demographics(Method):
     def known(self) -> attributes.Known:
         """Fields besides age and sex that the model accepts, with their values."""
         return attributes.unpack(getattr(self, "catalogue", None))
-
-    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Buffers take the shapes of a stored model, which depend on its training people."""
-        for name, buffer in self.named_buffers():
-            buffer.resize_(shapes.get(name, buffer.shape))
 
     @torch.no_grad()
     def fit(self, train: Dataset, validation: Dataset | None, collate: Collate) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdm.baselines.adversarial import (
+    Adversarial,
     AdversarialConfig,
     Conv3d,
     InstanceNorm3d,
     Shape,
     TokenEmbedding,
     adversarial_loss,
-    adversarial_optimisers,
     conv_norm_relu,
     detached,
     frozen,
@@ -124,7 +124,7 @@ class Generator(nn.Module):
         return self.head(x).float().tanh()
 
 
-class ResViT(Method):
+class ResViT(Adversarial, Method):
     """Dalmaz et al., "ResViT: Residual vision transformers for multimodal medical image synthesis", TMI 2022.
 
     Facts from `icon-lab/ResViT`; the unified model, whose code is not public, from the paper's §III. Departures:
@@ -181,10 +181,6 @@ class ResViT(Method):
         volumes = F.pad(2 * mri - 1, (0, 0, 0, 0, 0, 0, 0, len(TRACERS)))  # (B, 3, X, Y, Z)
         available = torch.tensor([[True, False, False]], device=mri.device).expand(len(mri), -1)
         return (self._translate(volumes, available)[:, 1:] + 1) / 2
-
-    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam each."""
-        return adversarial_optimisers(self.config, discriminator=self.discriminator, generator=self.generator)
 
     def _available(self, present: Tensor, generator: torch.Generator) -> Tensor:
         """Which PETs (B, 2) are input in a training step: at most one, and never a person's only one."""

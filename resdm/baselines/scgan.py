@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from resdm.baselines.adversarial import (
+    Adversarial,
     AdversarialConfig,
     Conv3d,
     InstanceNorm3d,
     Shape,
     adversarial_loss,
-    adversarial_optimisers,
     detached,
     frozen,
     halved,
@@ -182,8 +182,10 @@ def l2(module: nn.Module) -> Tensor:
     return 0.5 * torch.stack([weight.square().sum() for weight in module.parameters()]).sum()
 
 
-class TracerSCGAN(TracerModel):
+class TracerSCGAN(Adversarial, TracerModel):
     """One tracer's generator and discriminator."""
+
+    phases = ("generator", "discriminator")
 
     def __init__(self, config: SCGANConfig, shape: Shape) -> None:
         super().__init__()
@@ -213,10 +215,6 @@ class TracerSCGAN(TracerModel):
     def synthesise(self, mri: Tensor, generator: torch.Generator) -> Tensor:
         """One pass of the network; no random numbers are drawn."""
         return (self.generator(mri) + 1) / 2
-
-    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        """One Adam each."""
-        return adversarial_optimisers(self.config, generator=self.generator, discriminator=self.discriminator)
 
 
 class SCGAN(PerTracer):

@@ -17,10 +17,9 @@ from resdm_suite.cohorts.tables import read_sidecar, read_table
 from resdm_suite.evaluation.external import EvaluationError, read_cases
 from resdm_suite.paths import visible
 from resdm_suite.preprocessing.scans import open_image
-from resdm_suite.profiles import PACKAGED, Config, GridConfig, load_config
+from resdm_suite.profiles import Config, GridConfig, load_config, shipped
 
 _OF_INPUT = ("EvaluationError", "FaultError", "LeakageError", "VolumeError")
-_INSTALLED, _CHECKOUT = PACKAGED.parent, PACKAGED.parents[1]
 
 
 def evaluate_volumes(
@@ -69,17 +68,13 @@ def evaluate_volumes(
     people = [] if trained_on is None else _people(Path(trained_on))
     config = _profile(Path(table), synthetic, out)
     read_cases(table, synthetic, config, people)  # errors of the input, before a kernel starts
-    folder, kernels = (
-        next(place / name for place in (_INSTALLED, _CHECKOUT) if (place / name).is_dir())
-        for name in ("notebooks", "configs")
-    )
-    os.environ["JUPYTER_PATH"] = str(kernels / "jupyter")
+    os.environ["JUPYTER_PATH"] = str(shipped("configs") / "jupyter")
     settings = {"config": str((out / "evaluation.yaml").absolute()), "table": str(Path(table).absolute())}
     settings |= {"synthetic": {name: str(Path(place).absolute()) for name, place in synthetic.items()}}
     settings |= {"scale": None if scale is None else list(scale), "trained_on": people}
     try:
         notebook = papermill.execute_notebook(
-            folder / "17_evaluate.ipynb", out / "evaluation.ipynb", settings, kernel_name="resdm",
+            shipped("notebooks") / "17_evaluate.ipynb", out / "evaluation.ipynb", settings, kernel_name="resdm",
             progress_bar=progress, cwd=out,
         )  # fmt: skip
     except papermill.exceptions.PapermillExecutionError as error:

@@ -352,8 +352,7 @@ class Explorer(widgets.VBox):
         """The views as a figure; without real PET where no single person may be shown in a file."""
         scene = self.scene if self.model.config.individual else replace(self.scene, real={})
         title, detail = self._captions()
-        notice = self.model.config.notice
-        return views.orthogonal_views(scene, self.point, title=title, detail=detail, notice=notice)
+        return views.orthogonal_views(scene, self.point, title=title, detail=detail, notice=self.model.config.notice)
 
     def export(self) -> Path | None:
         """Write the shown volumes, name the folder above the views, return it; ``None`` if nothing was written."""
@@ -411,13 +410,6 @@ class Explorer(widgets.VBox):
     def _on_prompt(self, _: Any) -> None:
         if not self._muted:
             self.synthesise()
-
-
-def explore(
-    config: Config, method: str = "ResDM", person: str | None = None, *, allow_phantom_model: bool = False
-) -> Explorer:
-    """The explorer of a profile's trained method; parameters as of `ExplorerModel` and `Explorer`."""
-    return Explorer(ExplorerModel(config, method, allow_phantom_model), person)
 
 
 def _session_label(key: str, row: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from resdm.io import atomic, write_text
 from resdm.settings import TRACERS, ConfigError, suggest
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.paths import visible
-from resdm_suite.profiles import PACKAGED, Config
+from resdm_suite.profiles import Config, shipped
 from resdm_suite.records import RecordError
 
 _SYNTHESISES = ("18_",)  # stores nothing from which it could be drawn
@@ -99,11 +99,10 @@ def _run(notebook: Path, config: Config, environment: dict[str, str]) -> None:
     """Execute a notebook on a profile; the executed one is discarded with the folder of ``RESDM_FIGURES``."""
     places = (config.root / "configs" / f"{config.profile}.yaml", config.root / f"{config.profile}.yaml")
     profile = next((str(path) for path in places if path.is_file()), config.profile)
-    kernels = next(folder for folder in (PACKAGED, PACKAGED.parents[1] / "configs") if folder.is_dir())
     out = str(Path(environment["RESDM_FIGURES"]) / notebook.name)
     command = [sys.executable, "-m", "papermill", str(notebook), out, "--no-progress-bar"]
     command += ["--cwd", str(config.root), "-k", "resdm", "-r", "config", profile]
-    environment = environment | {"JUPYTER_PATH": str(kernels / "jupyter")}
+    environment = environment | {"JUPYTER_PATH": str(shipped("configs") / "jupyter")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -14,9 +14,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from resdm.checkpoint import ABSENT, CheckpointError, describe, differences, read_metadata, save_model
+from resdm.checkpoint import ABSENT, CheckpointError, describe, differences, read_metadata
 from resdm.io import sha256, stored_json, write_text
-from resdm.method import Method
 from resdm.settings import TRACERS, ConfigError, MethodConfig, to_dict
 from resdm_suite.paths import INPUT_CHECK, MEMORISATION
 from resdm_suite.profiles import Config, read_config
@@ -119,12 +118,6 @@ def write_config(folder: str | Path, config: Config, name: str) -> Path:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
     return Path(folder)
-
-
-def save_profile_model(folder: str | Path, method: Method, config: Config, name: str, **options: Any) -> Path:
-    """Write a model folder without training, such as one of imported weights; options as in `save_model`."""
-    write_config(folder, config, name)
-    return save_model(folder, method, name=name, source=source_settings(config), **options)
 
 
 def load_card(folder: str | Path, *, trust_code: bool = False) -> ModelCard:

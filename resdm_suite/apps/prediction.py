@@ -367,12 +367,11 @@ def synthesise_people(
         if all(_is_done(model, file, sidecar, samples) for file, sidecar in zip(files, sidecars, strict=True)):
             continue
         start = time.perf_counter()
-        volume = mri(i)
         try:
             with nullcontext() if seconds else counter:
                 known = {"more": {name: prompt[name] for name in more}, "steps": steps}
                 own = {"seed": derive_seed(seed, *who), "samples": samples}
-                draws = list(model.draws(volume, prompt["age"], prompt["sex"], **own, **known))
+                draws = list(model.draws(mri(i), prompt["age"], prompt["sex"], **own, **known))
         except SynthesisError as error:
             raise SynthesisError(f"{' '.join(who)}: {error}") from error
         seconds.append(time.perf_counter() - start)

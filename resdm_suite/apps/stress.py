@@ -61,10 +61,6 @@ def _noisy(volume: Volume, sd: float, grid: Grid, generator: np.random.Generator
     return np.hypot(volume + real, imaginary) * (volume > 0)
 
 
-def _gamma(volume: Volume, exponent: float, grid: Grid, _: np.random.Generator) -> Volume:
-    return volume**exponent
-
-
 def _biased(volume: Volume, change: float, grid: Grid, _: np.random.Generator) -> Volume:
     """Brighter in front by ``change``, darker behind."""
     place = np.linspace(-1, 1, volume.shape[1])[None, :, None]
@@ -76,11 +72,6 @@ def _with_skull(volume: Volume, brightness: float, grid: Grid, _: np.random.Gene
     brain = mni_map("brain", grid)
     rim = ndimage.binary_dilation(brain, iterations=max(1, round(6 / grid.voxel_mm))) & ~brain
     return np.where(rim, brightness, volume)
-
-
-def _ghosted(volume: Volume, share: float, grid: Grid, _: np.random.Generator) -> Volume:
-    """A copy of the head, displaced by half the field of view along the phase encoding."""
-    return (1 - share) * volume + share * np.roll(volume, volume.shape[1] // 2, axis=1)
 
 
 def _cropped(volume: Volume, height_mm: float, grid: Grid, _: np.random.Generator) -> Volume:
@@ -96,26 +87,22 @@ def _with_lesion(volume: Volume, radius_mm: float, grid: Grid, generator: np.ran
     return np.where(distance < radius_mm, 0.15, volume)
 
 
-def _mirrored(volume: Volume, _: float, grid: Grid, generator: np.random.Generator) -> Volume:
-    return volume[::-1]
-
-
-def _rescaled(volume: Volume, factor: float, grid: Grid, _: np.random.Generator) -> Volume:
-    return volume * factor
-
-
 SHIFTS = {
     "resolution": Shift("FWHM (mm)", (4, 8, 12, 16), _blurred),
     "noise": Shift("SD (of the T1's range)", (0.03, 0.06, 0.12, 0.24), _noisy),
-    "contrast": Shift("exponent", (0.7, 1.4, 2.0, 3.0), _gamma),
+    "contrast": Shift("exponent", (0.7, 1.4, 2.0, 3.0), lambda volume, exponent, *_: volume**exponent),
     "bias field": Shift("change at the edges", (0.1, 0.2, 0.4, 0.8), _biased),
     "skull left in": Shift("brightness", (0.25, 0.5, 1.0), _with_skull),
-    "motion ghosts": Shift("share", (0.05, 0.1, 0.2, 0.4), _ghosted),
+    "motion ghosts": Shift(  # a copy of the head, displaced by half the field of view along the phase encoding
+        "share",
+        (0.05, 0.1, 0.2, 0.4),
+        lambda volume, share, *_: (1 - share) * volume + share * np.roll(volume, volume.shape[1] // 2, axis=1),
+    ),
     "cropped field": Shift("missing (mm)", (12, 24, 36, 48), _cropped),
     "lesion": Shift("radius (mm)", (8, 16, 24, 32), _with_lesion),
-    "left and right exchanged": Shift("", (1,), _mirrored),
+    "left and right exchanged": Shift("", (1,), lambda volume, *_: volume[::-1]),
     "PET resolution": Shift("FWHM (mm)", (4, 8, 12), _blurred, "amyloid"),
-    "another tau tracer": Shift("factor of SUVR", (0.7, 1.3, 1.6), _rescaled, "tau"),
+    "another tau tracer": Shift("factor of SUVR", (0.7, 1.3, 1.6), lambda volume, factor, *_: volume * factor, "tau"),
 }
 """Name → shift. Strengths run from hardly visible to obvious."""
 
@@ -199,7 +186,8 @@ def _session(
         for tracer in one:
             scale = sidecar_range(config.volumes / row[tracer])
             means = [regional_means(to_suvr(pet[tracer], scale), grid, tracer)["summary"] for pet in (one, other)]
-            quality = psnr(one[tracer], other[tracer], mni_map("brain", grid))
+            brain = mni_map("brain", grid)
+            quality = psnr(one[tracer][brain], other[tracer][brain])
             values = {"psnr": quality, "real": means[0], "synthetic": means[1], "label": row[f"{tracer}_status"]}
             yield {**head, **who, "tracer": tracer, **values}
 

@@ -13,10 +13,16 @@ from resdm.settings import TRACERS
 from resdm_suite.apps.model_card import write_card
 from resdm_suite.apps.prediction import Model, synthesise_people
 from resdm_suite.apps.trace import write_trace
-from resdm_suite.evaluation.image_quality import read_index, read_volume, record_predictions, score_method
+from resdm_suite.evaluation.image_quality import (
+    read_index,
+    read_volume,
+    record_predictions,
+    score_method,
+    volume_pairs,
+)
 from resdm_suite.evaluation.intervals import write_calibration
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
-from resdm_suite.paths import sidecar_path, std_path, synthetic_path
+from resdm_suite.paths import sidecar_path, std_path
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import READING, Config
 from resdm_suite.records import NAME, alone, checked, read_csv, write_record
@@ -120,31 +126,18 @@ def sample_method(
     for split in ("validation", "test"):
         people, data = read_index(config, split), CohortDataset(config, split)
         synthesise_people(model, people, data.mri, out, **options)
-        for row in people.to_dict("records"):
-            rows += _regional_rows(config, row, out, model)
+        for person, session, tracer, source, path in volume_pairs(config, name, people, "samples"):
+            measured = json.loads(sidecar_path(std_path(path)).read_text())["measured"]
+            suvr = to_suvr(read_volume(source, model.grid), sidecar_range(source))
+            real = real_regional_means(source, suvr, model.grid, tracer)
+            who = {"person": person, "session": session, "split": split, "tracer": tracer}
+            rows += [who | {"region": r, "mean": m, "std": s, "real": real[r]} for r, (m, s) in measured.items()]
     write_csv(out / "regional.csv", pd.DataFrame(rows), "%.9g")
     stage = f"resdm sample {config.profile}"
     record_predictions(config, out, name, stage)
     calibration = write_calibration(config, name, model.card.digest, model.card.folder)
     write_record(calibration.parent, stage, [calibration], [out / "regional.csv"], name=f".{calibration.stem}{NAME}")
     return out
-
-
-def _regional_rows(config: Config, row: dict[str, Any], out: Path, model: Model) -> list[dict[str, Any]]:
-    """Rows of ``regional.csv`` of one session."""
-    rows = []
-    for tracer in TRACERS:
-        label = row[f"{tracer}_tracer"]
-        if not int(row[f"present_{tracer}"]):
-            continue
-        path = std_path(synthetic_path(out, row["person"], row["session"], label))
-        measured = json.loads(sidecar_path(path).read_text())["measured"]
-        source = config.volumes / row[tracer]
-        suvr = to_suvr(read_volume(source, model.grid), sidecar_range(source))
-        real = real_regional_means(source, suvr, model.grid, tracer)
-        who = {"person": row["person"], "session": row["session"], "split": row["split"], "tracer": tracer}
-        rows += [who | {"region": r, "mean": m, "std": s, "real": real[r]} for r, (m, s) in measured.items()]
-    return rows
 
 
 def synthesise_conditions(

@@ -28,7 +28,7 @@ def validation_score(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray |
     """
     if mask is not None:
         synthetic = np.where(mask, synthetic, np.float32(0))
-    return psnr(real, synthetic) + 10 * ssim(real, synthetic)
+    return psnr(real, synthetic) + 10 * ssim(real, synthetic)[0]
 
 
 @alone("train {name}")

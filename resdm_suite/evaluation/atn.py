@@ -205,14 +205,12 @@ def confusions(status: pd.DataFrame, people: Mapping[str, pd.DataFrame], sources
 # ── decisions ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def decision_curves(
-    status: pd.DataFrame, sources: Iterable[str], thresholds: np.ndarray, base: str = "age_sex", *, seed: int
-) -> pd.DataFrame:
+def decision_curves(status: pd.DataFrame, sources: Iterable[str], thresholds: np.ndarray, *, seed: int) -> pd.DataFrame:
     """Net benefit of each source's score, averaged over the folds, against the threshold probability.
 
     One row per target, tracer, source and threshold: net_benefit with low and high (95 %, over people; trainings are
-    averaged), and ``over_base`` with ``…_low`` and ``…_high``, the difference to ``base``. Two sources need no reading:
-    ``all`` treats everyone, and treating nobody has 0. The test people are those of the tracer.
+    averaged), and ``over_base`` with ``…_low`` and ``…_high``, the difference to ``age_sex``. Two sources need no
+    reading: ``all`` treats everyone, and treating nobody has 0. The test people are those of the tracer.
     """
     rows, sources = [], list(sources)
     for target, tracer, parts in status_blocks(status, sources):
@@ -227,9 +225,9 @@ def decision_curves(
                 row = {"target": target, "tracer": tracer, "source": name, "threshold": threshold}
                 row |= {"n": first["person"].nunique(), "net_benefit": mean[name][k]}
                 row |= dict(zip(("low", "high"), percentile_interval(drawn[name][:, k]), strict=True))
-                if base in scores and name != base:
-                    ends = percentile_interval(drawn[name][:, k] - drawn[base][:, k])
-                    row |= {"over_base": mean[name][k] - mean[base][k]}
+                if "age_sex" in scores and name != "age_sex":
+                    ends = percentile_interval(drawn[name][:, k] - drawn["age_sex"][:, k])
+                    row |= {"over_base": mean[name][k] - mean["age_sex"][k]}
                     row |= dict(zip(("over_base_low", "over_base_high"), ends, strict=True))
                 rows.append(row)
     columns = ["target", "tracer", "source", "threshold", "n", "net_benefit", "low", "high"]

@@ -43,14 +43,14 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"covers_zero": "boolean"})
 
 
-def without_chance(effects: pd.DataFrame, folds: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+def without_chance(effects: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
     """Effects (`sex_effects`, `age_effects`) without the intervals that rest on an evaluator at chance.
 
-    An evaluator no better than chance on held-out real PET (``held_out_p`` ≥ ``alpha`` in ``…_folds.csv``) cannot show
+    An evaluator no better than chance on held-out real PET (``held_out_p`` ≥ 0.05 in ``…_folds.csv``) cannot show
     what a prompt changes: it and the synthesiser are trained on the same people, and chance patterns in those shift
     both alike. Its rows keep the estimate and lose the interval. Rows in dB need no evaluator.
     """
-    above_chance = folds.loc[folds["held_out_p"] < alpha, "tracer"]
+    above_chance = folds.loc[folds["held_out_p"] < 0.05, "tracer"]
     chance = ~effects["tracer"].isin(above_chance) & (effects["unit"] != "dB")
     left = effects.copy()
     left.loc[chance, ["low", "high"]] = math.nan

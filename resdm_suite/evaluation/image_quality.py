@@ -46,42 +46,22 @@ _INDEX |= dict.fromkeys(name for t in TRACERS for name in (f"{t}_tracer", t))
 _PEOPLE = {"age": Numbers(0, 130), "sex": SEXES, "t1w": str} | {f"{t}_status": (0, 1, math.nan) for t in TRACERS}
 
 
-def mae(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean absolute error of volumes (X, Y, Z) in [0, 1], over all voxels or those of a boolean mask."""
-    return float(np.mean(np.abs(_difference(real, synthetic, mask))))
+def mae(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Mean absolute error of two arrays of one shape, in [0, 1]: volumes, or their voxels in a mask."""
+    return float(np.mean(np.abs(synthetic.astype(np.float64) - real.astype(np.float64))))
 
 
-def psnr(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
+def psnr(real: np.ndarray, synthetic: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, 10 log₁₀(1 / MSE), infinite for a perfect prediction; input as `mae`."""
-    mse = float(np.mean(_difference(real, synthetic, mask) ** 2))
+    mse = float(np.mean((synthetic.astype(np.float64) - real.astype(np.float64)) ** 2))
     return float(10 * np.log10(1 / mse)) if mse > 0 else float("inf")
 
 
-def ssim(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean structural similarity in 3D, of the inner voxels or of a mask; input as `mae`, 7 voxels or more an axis."""
-    mean, similarity = _ssim(real, synthetic)
-    return mean if mask is None else float(similarity[_checked(mask, real)].mean())
-
-
-def _ssim(real: np.ndarray, synthetic: np.ndarray) -> tuple[float, np.ndarray]:
-    _difference(real, synthetic, None)  # for its check
+def ssim(real: np.ndarray, synthetic: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean structural similarity of the inner voxels, and its map; of volumes (X, Y, Z), 7 voxels or more an axis."""
     real, synthetic = real.astype(np.float64), synthetic.astype(np.float64)
     mean, similarity = structural_similarity(real, synthetic, data_range=1.0, full=True)
     return float(mean), similarity
-
-
-def _difference(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    if real.shape != synthetic.shape:
-        raise ValueError(f"volumes of unequal grid: real {real.shape}, synthetic {synthetic.shape}")
-    difference = synthetic.astype(np.float64) - real.astype(np.float64)
-    return difference if mask is None else difference[_checked(mask, real)]
-
-
-def _checked(mask: np.ndarray, volume: np.ndarray) -> np.ndarray:
-    if mask.shape != volume.shape or mask.dtype != bool or not mask.any():
-        found = f"{mask.dtype} {mask.shape} with {int(np.count_nonzero(mask))}"
-        raise ValueError(f"mask: expected a boolean array of shape {volume.shape} with a voxel in it; found {found}")
-    return mask
 
 
 # ── stored volumes ────────────────────────────────────────────────────────────────────────────────
@@ -185,11 +165,11 @@ def score_people(
 
 def score_pair(real: np.ndarray, synthetic: np.ndarray, brain: np.ndarray) -> list[dict[str, Any]]:
     """`METRICS` of a synthetic volume (X, Y, Z) in [0, 1], one entry for each of ``REGIONS``; ``brain`` is the mask."""
-    mean, similarity = _ssim(real, synthetic)
-    return [
-        {"region": region, "mae": mae(real, synthetic, mask), "psnr": psnr(real, synthetic, mask), "ssim": value}
-        for region, mask, value in (("whole", None, mean), ("brain", brain, float(similarity[brain].mean())))
-    ]
+    mean, similarity = ssim(real, synthetic)
+    whole = {"mae": mae(real, synthetic), "psnr": psnr(real, synthetic), "ssim": mean}
+    pair = real[brain], synthetic[brain]
+    inside = {"mae": mae(*pair), "psnr": psnr(*pair), "ssim": float(similarity[brain].mean())}
+    return [{"region": "whole"} | whole, {"region": "brain"} | inside]
 
 
 def score_method(config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual") -> Path:

@@ -28,9 +28,10 @@ from scipy import stats
 from resdm.settings import SEXES, TRACERS
 from resdm_suite.anatomy import REFERENCE
 from resdm_suite.evaluation.image_quality import read_index
-from resdm_suite.evaluation.stored import SESSION, Numbers, read_json, read_table
+from resdm_suite.evaluation.stored import SESSION, Numbers, read_table
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.profiles import Config
+from resdm_suite.records import read_json
 
 EFFECTS = {"status": "SUVR", "sex": "SUVR", "age": "SUVR per decade"}
 """Effect → unit: positive − negative, women − men, and a decade of age."""
@@ -82,7 +83,7 @@ def _read_truth(config: Config) -> dict:
     path = config.work / "truth" / "truth.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no {_MAKER[0]}; run {_MAKER[1]} first")
-    match truth := read_json(path, f"run {_MAKER[1]} again"):
+    match truth := read_json(path):
         case {"planted": {"amyloid": dict(), "tau": dict()}, "age_centre": int() | float()}:
             return truth
     raise ValueError(f"{path}: no planted effects or age_centre; run {_MAKER[1]} again")

@@ -274,16 +274,16 @@ def beats(
     return frame.assign(p_holm=holm(frame["p"])) if rows else frame
 
 
-def typical_session(scores: pd.DataFrame, method: str = "ResDM", *, region: str = "brain") -> tuple[str, str]:
+def typical_session(scores: pd.DataFrame, method: str = "ResDM") -> tuple[str, str]:
     """Person and session that figures show: the one of median PSNR, so that nobody chooses it.
 
     PSNR is averaged over the tracers, of sessions scored on most of them (both, if any is). Of an even number the lower
     middle one is taken, of equal ones the first by identifier.
     """
-    chosen = scores[(scores["method"] == method) & (scores["region"] == region)]
+    chosen = scores[(scores["method"] == method) & (scores["region"] == "brain")]
     sessions = chosen.groupby(["person", "session"])
     if chosen.empty:
-        raise ValueError(f"no session of {method!r} is scored in region {region!r}")
+        raise ValueError(f"no session of {method!r} is scored in region 'brain'")
     count = sessions["tracer"].nunique()
     psnr = sessions["psnr"].mean()[count == count.max()]
     person, session = psnr.sort_index().sort_values(kind="stable").index[(len(psnr) - 1) // 2]

@@ -171,7 +171,7 @@ def _metric(part: pd.DataFrame, metric: str) -> tuple[Callable[[np.ndarray, np.n
     return partial(function, label), part[columns].to_numpy().T
 
 
-def status_reliability(status: pd.DataFrame, sources: Iterable[str], bins: int = 5) -> pd.DataFrame:
+def status_reliability(status: pd.DataFrame, sources: Iterable[str]) -> pd.DataFrame:
     """Calibration of each source: source, target, tracer, score, observed, low, high (Wilson, 95 %), n (people).
 
     The score is averaged over the folds; the trainings of a method share the weight of each session.
@@ -181,7 +181,7 @@ def status_reliability(status: pd.DataFrame, sources: Iterable[str], bins: int =
         for source, repeats in parts.items():
             part = pd.concat(repeats, ignore_index=True)
             weights = np.tile(person_weights(repeats[0]["person"]), len(repeats)) / len(repeats)
-            table = reliability(part["score"].to_numpy(), part["label"].to_numpy(), weights, bins)
+            table = reliability(part["score"].to_numpy(), part["label"].to_numpy(), weights, 5)
             low, high = wilson(table["observed"], table["n"])
             head = {"source": source, "target": target, "tracer": tracer}
             tables.append(table.rename(columns={"predicted": "score"}).assign(**head, low=low, high=high))

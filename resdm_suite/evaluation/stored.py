@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from resdm.io import stored_json
 from resdm_suite.anatomy import Grid
 from resdm_suite.paths import sidecar_path
-from resdm_suite.records import checked
+from resdm_suite.records import checked, read_json
 
 SESSION = ["person", "session"]
 
@@ -77,15 +76,7 @@ def read_sidecar(image: str | Path) -> dict[str, Any]:
     path = sidecar_path(image)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no sidecar beside {Path(image).name}; make the image again")
-    return read_json(path, "make the image and its sidecar again")
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object; `ValueError` naming the file and the remedy where it holds none."""
-    content = stored_json(checked(path))
-    if content is None:
-        raise ValueError(f"{path}: not a JSON object; {remedy}")
-    return content
+    return read_json(path)
 
 
 def read_volume(path: str | Path, grid: Grid) -> np.ndarray:

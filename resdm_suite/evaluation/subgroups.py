@@ -19,8 +19,8 @@ from resdm.settings import SEXES, TRACERS
 from resdm_suite.evaluation.classification import auc
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.statistics import REPEATS, percentile_interval, person_draws, person_weights
-from resdm_suite.evaluation.stored import read_json
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
+from resdm_suite.records import read_json
 
 
 def groups_of_test_people(config: Config) -> pd.DataFrame:
@@ -53,7 +53,7 @@ def groups_of_test_people(config: Config) -> pd.DataFrame:
 
 def _fwhm(config: Config, person: str, session: str, tracer: str) -> float:
     """Resolution of the scanner of a phantom's PET in mm; NaN without that PET."""
-    truth = read_json(config.work / "truth" / f"{person}.json", f"run `resdm phantom {config.profile}` again")
+    truth = read_json(config.work / "truth" / f"{person}.json")
     (visit,) = [one for one in truth["sessions"] if one["session"] == session]
     return float(visit["scans"].get(tracer, {}).get("fwhm_mm", np.nan))
 

@@ -30,11 +30,11 @@ from scipy.ndimage import gaussian_filter
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map
 from resdm_suite.evaluation.classification import reliability
-from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.evaluation.image_quality import read_index, volume_pairs
 from resdm_suite.evaluation.statistics import REPEATS, interval, over_people, percentile_interval
-from resdm_suite.evaluation.stored import Numbers, read_table, read_volume
+from resdm_suite.evaluation.stored import SESSION, Numbers, read_table, read_volume
 from resdm_suite.evaluation.suvr import sidecar_range, to_suvr
-from resdm_suite.paths import std_path, synthetic_path
+from resdm_suite.paths import std_path
 from resdm_suite.profiles import Config
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -81,25 +81,19 @@ class Calibration:
         return np.sqrt(np.maximum(self.a * std**2 + self.b * error_map**2, MIN_SIGMA**2))
 
 
-def calibrate(
-    residual: np.ndarray,
-    std: np.ndarray,
-    error_map: np.ndarray,
-    predictor: str = "both",
-    levels: Sequence[float] = LEVELS,
-) -> Calibration:
+def calibrate(residual: np.ndarray, std: np.ndarray, error_map: np.ndarray, predictor: str = "both") -> Calibration:
     """Fit a calibration to validation people; ``raw`` is not fitted: σ = s, Gaussian quantiles.
 
     ``residual`` (real − mean) and ``std`` (over samples) are (N, V) of N people at V voxels or regions; ``error_map``
     (N, V) is made without each person. Raises `UncertaintyError` for nobody, or values that are not finite.
     """
     if predictor == "raw":
-        return Calibration(1.0, 0.0, {level: float(stats.norm.ppf((1 + level) / 2)) for level in levels})
+        return Calibration(1.0, 0.0, {level: float(stats.norm.ppf((1 + level) / 2)) for level in LEVELS})
     if len(residual) == 0 or not all(np.isfinite(array).all() for array in (residual, std, error_map)):
         raise UncertaintyError("calibration: nobody to calibrate on, or values that are not finite")
     a, b = _weights(residual, std, error_map, predictor)
     ratio = np.abs(residual) / Calibration(a, b, {}).sigma(std, error_map)
-    return Calibration(a, b, dict(zip(levels, map(float, np.quantile(ratio, levels)), strict=True)))
+    return Calibration(a, b, dict(zip(LEVELS, map(float, np.quantile(ratio, LEVELS)), strict=True)))
 
 
 def _weights(residual: np.ndarray, std: np.ndarray, error_map: np.ndarray, predictor: str) -> tuple[float, float]:
@@ -113,16 +107,14 @@ def _weights(residual: np.ndarray, std: np.ndarray, error_map: np.ndarray, predi
     return float(weights[0]), float(weights[1])
 
 
-def error_maps(
-    residual: np.ndarray, person: Sequence[str] | np.ndarray, folds: int = FOLDS
-) -> tuple[np.ndarray, np.ndarray]:
+def error_maps(residual: np.ndarray, person: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Root mean square error at every voxel, of all people (V,) and for each session without its person's fold (N, V).
 
-    ``residual`` is (N, V), ``person`` (N,); the i-th person is in fold i mod ``folds`` with all sessions.
+    ``residual`` is (N, V), ``person`` (N,); the i-th person is in fold i mod `FOLDS` with all sessions.
     """
     who = pd.factorize(np.asarray(person))[0]
     n = len(np.unique(who))
-    folds = min(folds, n)
+    folds = min(FOLDS, n)
     if folds < 2:
         raise UncertaintyError(f"error map: {n} validation people; at least 2 are needed")
     squares = residual.astype(np.float64) ** 2
@@ -142,9 +134,9 @@ def likelihood(residual: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     return np.mean(np.log(sigma) + residual**2 / (2 * sigma**2), axis=1) + 0.5 * np.log(2 * np.pi)
 
 
-def deviation_bins(residual: np.ndarray, sigma: np.ndarray, bins: int = BINS) -> pd.DataFrame:
+def deviation_bins(residual: np.ndarray, sigma: np.ndarray) -> pd.DataFrame:
     """Reliability of σ: bin, predicted (root mean square of σ), error (of the residual), n (voxels)."""
-    curve = reliability(sigma.ravel() ** 2, residual.ravel().astype(np.float64) ** 2, np.ones(sigma.size), bins)
+    curve = reliability(sigma.ravel() ** 2, residual.ravel().astype(np.float64) ** 2, np.ones(sigma.size), BINS)
     roots = np.sqrt(curve[["predicted", "observed"]]).rename(columns={"observed": "error"})
     return roots.assign(n=curve["n"].astype(int)).rename_axis("bin").reset_index()
 
@@ -158,7 +150,7 @@ def risk_coverage(score: np.ndarray, error: np.ndarray) -> np.ndarray:
     return np.cumsum(error[order]) / np.arange(1, len(error) + 1)
 
 
-def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int, repeats: int = REPEATS) -> dict[str, float]:
+def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int) -> dict[str, float]:
     """How well a score (N,) ranks people by their error (N,).
 
     Keys are n, rho (Spearman), rho_low, rho_high (percentile bootstrap over people, 95 %), aurc (area under the
@@ -174,7 +166,7 @@ def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int, repeats: in
     aurc = random if constant else float(risk_coverage(score, error).mean())
     rho, low, high = nan, nan, nan
     if n >= 3 and not constant and np.ptp(error) > 0:
-        rows = np.random.default_rng(seed).integers(0, n, (repeats, n))
+        rows = np.random.default_rng(seed).integers(0, n, (REPEATS, n))
         rho = float(_spearman(score[None], error[None])[0])
         low, high = percentile_interval(_spearman(score[rows], error[rows]))
     return {
@@ -216,22 +208,20 @@ def read_samples(config: Config, method: str, tracer: str, split: str) -> Sample
     """
     grid = Grid.of(config.preprocess.grid)
     brain = mni_map("brain", grid)
-    index, folder = read_index(config, split), config.predictions(method, "samples")
-    index = index[index[f"present_{tracer}"].astype(int) == 1]
+    pairs = [pair for pair in volume_pairs(config, method, read_index(config, split), "samples") if pair[2] == tracer]
+    if not pairs:
+        raise UncertaintyError(f"{config.work}: nobody of split {split!r} has {tracer} PET")
     arrays = {"real": [], "mean": [], "std": []}
-    for row in index.to_dict("records"):
-        path = synthetic_path(folder, row["person"], row["session"], row[f"{tracer}_tracer"])
+    for *_, source, path in pairs:
         if not (path.is_file() and std_path(path).is_file()):
             raise UncertaintyError(f"{path}: no samples of {method!r} there; make them first: resdm sample")
-        source = config.volumes / row[tracer]
         low, high = sidecar_range(source)
         arrays["real"].append(to_suvr(read_volume(source, grid)[brain], (low, high)))
         arrays["mean"].append(to_suvr(read_volume(path, grid)[brain], (low, high)))
         arrays["std"].append((high - low) * read_volume(std_path(path), grid)[brain])
-    if index.empty:
-        raise UncertaintyError(f"{config.work}: nobody of split {split!r} has {tracer} PET")
     real, mean, std = (np.stack(rows).astype(np.float64) for rows in arrays.values())
-    return Samples(index[["person", "session"]].reset_index(drop=True), real - mean, mean, std)
+    who = pd.DataFrame([pair[:2] for pair in pairs], columns=SESSION)
+    return Samples(who, real - mean, mean, std)
 
 
 def read_regional(config: Config, method: str, tracer: str, split: str) -> Samples:
@@ -250,10 +240,10 @@ def read_regional(config: Config, method: str, tracer: str, split: str) -> Sampl
     return Samples(tables[0].index.to_frame(index=False), real - mean, mean, std, tuple(tables[0].columns))
 
 
-def smooth_map(error: np.ndarray, grid: Grid, fwhm_mm: float = MAP_FWHM_MM) -> np.ndarray:
+def smooth_map(error: np.ndarray, grid: Grid) -> np.ndarray:
     """Error maps over the brain's voxels (…, V), their squares averaged with neighbours inside the brain."""
     brain = mni_map("brain", grid)
-    sigma = fwhm_mm / np.sqrt(8 * np.log(2)) / grid.voxel_mm
+    sigma = MAP_FWHM_MM / np.sqrt(8 * np.log(2)) / grid.voxel_mm
     weight = gaussian_filter(brain.astype(np.float64), sigma)
     out = np.empty_like(error, dtype=np.float64)
     for index in np.ndindex(error.shape[:-1]):

@@ -175,7 +175,8 @@ def fit(config: Config) -> InputCheck | None:
     with threadpool_limits(1):  # the same bytes on any number of cores
         check, measured = _describe(grid, train, config)
         scores = [_first_sessions(check, train, measured)] if held_out.index["person"].nunique() < MIN_HELD_OUT else []
-        scores.append(_first_sessions(check, held_out, _measure_all(check, held_out, config)))
+        held_out_measures = [_measure(check, held_out, config, i) for i in range(len(held_out))]
+        scores.append(_first_sessions(check, held_out, held_out_measures))
     ordered = np.sort(np.concatenate(scores))
     if len(ordered) < MIN_HELD_OUT:
         return None
@@ -221,10 +222,6 @@ def _measure(check: InputCheck, people: CohortDataset, config: Config, i: int) -
     sidecar = sidecar_path(config.volumes / row.get("t1w", ""))
     matrix = read_json(sidecar)["transform"] if sidecar.is_file() else np.eye(4)
     return check.measure(people.mri(i), matrix, float(row.get("t1_correlation", 1.0)))
-
-
-def _measure_all(check: InputCheck, people: CohortDataset, config: Config) -> list[dict[str, float]]:
-    return [_measure(check, people, config, i) for i in range(len(people))]
 
 
 def _first_sessions(check: InputCheck, people: CohortDataset, measured: Sequence[dict[str, float]]) -> np.ndarray:

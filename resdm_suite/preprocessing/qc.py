@@ -20,11 +20,11 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from resdm.settings import TRACERS
-from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
+from resdm_suite.anatomy import REFERENCE, Grid, brain_points, mni_map, regions
 from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.measures import blur, limits, measure_flags, shared_information
-from resdm_suite.preprocessing.resampling import brain_points, displacement
+from resdm_suite.preprocessing.resampling import displacement
 from resdm_suite.preprocessing.scans import VolumeError, form_difference, open_image
 from resdm_suite.preprocessing.volumes import record_path, require_index, session_scans
 from resdm_suite.profiles import Config

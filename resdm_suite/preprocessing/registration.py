@@ -56,7 +56,7 @@ def register_affine(t1: Scan, finest_mm: float) -> np.ndarray:
     affine = _start(sitk.AffineTransform(3), centre, apply_affine(matrix, centre) - centre)
     affine.SetMatrix(matrix[:3, :3].ravel().tolist())
     for mm in finer:
-        _optimise(affine, _to_template(t1, mm), _gradient_steps)
+        _optimise(affine, _to_template(t1, mm))
     return _matrix(affine)
 
 
@@ -83,7 +83,7 @@ def register_rigid(t1: Scan, pet: Scan, mni_to_t1: np.ndarray, finest_mm: float)
     shifts = _centre_of_mass(pair.moving) - middle, np.zeros(3), field - middle
     rigid = _search(pair, [_start(sitk.Euler3DTransform(), middle, shift) for shift in shifts])
     for mm in finer:
-        _optimise(rigid, _to_t1(t1, pet, mni_to_t1, mm), _gradient_steps)
+        _optimise(rigid, _to_t1(t1, pet, mni_to_t1, mm))
     return _matrix(rigid)
 
 
@@ -217,16 +217,6 @@ def _matrix(transform: sitk.Transform) -> np.ndarray:
     return matrix
 
 
-def _powell(method: sitk.ImageRegistrationMethod) -> None:
-    """Line searches without gradients: they find large rotations at which gradient steps stall (measured)."""
-    method.SetOptimizerAsPowell(10, 6, 2.0, 0.5, 1e-2)
-
-
-def _gradient_steps(method: sitk.ImageRegistrationMethod) -> None:
-    """Steps of half a millimetre and less: with steps of 2 mm one phantom in 200 was lost."""
-    method.SetOptimizerAsRegularStepGradientDescent(0.5, 0.01, 60, 0.75, 1e-6)
-
-
 def _method(pair: _Pair, points: int = 6000) -> sitk.ImageRegistrationMethod:
     """Mattes mutual information on about so many points of the mask."""
     method = sitk.ImageRegistrationMethod()
@@ -242,15 +232,13 @@ def _method(pair: _Pair, points: int = 6000) -> sitk.ImageRegistrationMethod:
     return method
 
 
-def _optimise(
-    transform: sitk.Transform,
-    pair: _Pair,
-    optimiser: Callable[[sitk.ImageRegistrationMethod], None],
-    points: int = 6000,
-) -> None:
+def _optimise(transform: sitk.Transform, pair: _Pair, points: int = 6000, *, powell: bool = False) -> None:
     """Improve ``transform`` in place; restore it if the optimiser ends at a worse value."""
     method = _method(pair, points)
-    optimiser(method)
+    if powell:  # line searches without gradients find large rotations at which gradient steps stall (measured)
+        method.SetOptimizerAsPowell(10, 6, 2.0, 0.5, 1e-2)
+    else:  # steps of half a millimetre and less: with steps of 2 mm one phantom in 200 was lost
+        method.SetOptimizerAsRegularStepGradientDescent(0.5, 0.01, 60, 0.75, 1e-6)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
     before, values = transform.GetParameters(), []
@@ -273,7 +261,7 @@ def _search(pair: _Pair, starts: Sequence[sitk.Transform]) -> sitk.Transform:
             return np.inf
 
     best = min(starts, key=value)
-    _optimise(best, pair, _powell, 1500)
+    _optimise(best, pair, 1500, powell=True)
     return best
 
 

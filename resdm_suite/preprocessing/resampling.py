@@ -5,26 +5,17 @@ Apart from `resdm_suite.preprocessing.registration`, since neither needs SimpleI
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
-from resdm_suite.anatomy import Grid, mni_map
-
 FWHM_PER_VOXEL = 0.8
 """FWHM of the smoothing before sampling, in units of the sampling distance (as in `resdm_suite.anatomy.mni_map`)."""
 
 _SIGMA = 1 / np.sqrt(8 * np.log(2))  # of a Gaussian, per FWHM
-_POINT_GRID = Grid((28, 28, 28), 8.0)
-
-
-@cache
-def brain_points() -> np.ndarray:
-    """MNI mm of the MNI152 brain's voxels of 8 mm, (N, 3)."""
-    return _POINT_GRID.mm()[:, mni_map("brain", _POINT_GRID)].T
 
 
 @dataclass(frozen=True, eq=False)

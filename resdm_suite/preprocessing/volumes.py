@@ -29,14 +29,14 @@ from tqdm.auto import tqdm
 from resdm.io import atomic, remove, sha256, stored_json, write_json, write_text
 from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
-from resdm_suite.anatomy import Grid, mni_map, regions
+from resdm_suite.anatomy import Grid, brain_points, mni_map, regions
 from resdm_suite.cohorts.leakage import check_shared_scans
 from resdm_suite.cohorts.manifest import IDENTITY, ManifestError, read_manifest
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.paths import NOT_ACQUIRED, bids_fields, bids_uri, image_path, sidecar_path, stem, write_description
 from resdm_suite.preprocessing.frames import seconds
 from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
-from resdm_suite.preprocessing.resampling import Scan, brain_points
+from resdm_suite.preprocessing.resampling import Scan
 from resdm_suite.preprocessing.scans import VolumeError, read_scan, read_transform
 from resdm_suite.preprocessing.suvr import pet_on_grid, units
 from resdm_suite.preprocessing.t1 import T1_UNITS, brain_only, check_contrast, read_t1, registration_errors, t1_on_grid

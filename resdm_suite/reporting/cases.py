@@ -308,7 +308,7 @@ def _five_years(part: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["years", "predicted", "spread"])
 
 
-def regional_comparison(config: Config, methods: Iterable[str] | None = None) -> tuple[pd.DataFrame, ...]:
+def regional_comparison(config: Config) -> tuple[pd.DataFrame, ...]:
     """Regional SUVR of every method with stored predictions, real against synthetic.
 
     No row where each volume is scaled to its own range, so that there is no SUVR.
@@ -325,7 +325,7 @@ def regional_comparison(config: Config, methods: Iterable[str] | None = None) ->
     if not config.preprocess.in_suvr:
         empty = pd.DataFrame(columns=["method", "tracer", "region", "r", "bias", "error", "icc"], dtype=float)
         return empty, empty, empty
-    parts = [regional_suvr(config, m) for m in (present_methods(config) if methods is None else methods)]
+    parts = [regional_suvr(config, method) for method in present_methods(config)]
     regional, textures = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
     rows, summary = ["method", "tracer"], regional[regional["region"] == "summary"]
     people = summary.groupby([*rows, "person"], as_index=False)[["real", "synthetic"]].mean().sort_values("real")

@@ -7,7 +7,6 @@ stored tables of a profile, without volumes or models. ``templates/notes_claims.
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -335,11 +334,6 @@ def _rules() -> tuple[str, ...]:
     names = {"SAME": SAME, "OTHER": OTHER, "HELD": HELD, "FAILED": FAILED, "UNTESTABLE": UNTESTABLE}
     names |= {"CONTRADICTED": CONTRADICTED, "MISSING": MISSING, "GAIN_TOLERANCE": paper.GAIN_TOLERANCE}
     return tables.notes("claims", **names)
-
-
-def claim_inputs(config: Config) -> list[Path]:
-    """The existing files that the ledger reads, for the provenance."""
-    return Results(config).inputs()
 
 
 def headline(frame: pd.DataFrame) -> str:

@@ -242,7 +242,7 @@ _PANELS = {  # columns, {} is a tracer: title of the x axis
 
 
 @style.style()
-def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -> style.PaperFigure:
+def qc_distributions(table: pd.DataFrame, *, notice: str = "") -> style.PaperFigure:
     """Histograms of the measures of quality over sessions, with the limits beyond which a session is flagged.
 
     Parameters
@@ -250,7 +250,6 @@ def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -
     table : DataFrame
         Of `write_qc`. Measures without a value (errors, where no truth is known) get no panel.
     notice : str
-    bins : int
     """
     panels = [(_columns(table, name), title) for name, title in _PANELS.items()]
     panels = [(columns, title) for columns, title in panels if columns]
@@ -266,7 +265,7 @@ def qc_distributions(table: pd.DataFrame, *, notice: str = "", bins: int = 24) -
         near = [limit for limit in ends if np.isfinite(limit) and _near(limit, pooled)]
         low, high = min([pooled.min(), *near]), max([pooled.max(), *near])
         rim = 0.04 * (high - low) or 0.5
-        edges = np.linspace(low - rim, high + rim, bins + 1)
+        edges = np.linspace(low - rim, high + rim, 25)
         for kind, numbers in values.items():
             colour, label = TRACER_COLOURS[kind], style.TRACER_TITLES.get(kind, "T1")
             axes.hist(numbers, edges, histtype="stepfilled", alpha=0.25, color=colour, linewidth=0)

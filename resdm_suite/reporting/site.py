@@ -32,68 +32,57 @@ from resdm_suite.reporting.provenance import outdated, provenance
 
 @dataclass(frozen=True)
 class Section:
-    """Outputs of a notebook, and whether a profile needs them."""
+    """Outputs of a notebook, and what a profile needs to have for them."""
 
     notebook: str
     short: str  # in the navigation
     outputs: tuple[str, ...]  # files below figures/<profile>/, without suffix
-    needed: Callable[[Config], bool]
+    suvr: bool = False  # volumes in SUVR, not each scaled to its own range
+    prompts: tuple[str, ...] = ()  # conditions
+    given: Callable[[Config], bool] = lambda config: True  # and what else
+    purpose: tuple[str, ...] = ("paper",)  # the released code and the planted attributes have their own notebooks
+
+    def needed(self, config: Config) -> bool:
+        """Whether a run of the profile makes the outputs."""
+        fits = config.purpose in self.purpose and (config.preprocess.in_suvr or not self.suvr)
+        return fits and {*self.prompts} <= {*config.conditions} and self.given(config)
 
 
-def _compares(config: Config) -> bool:
-    """Whether a profile compares methods; the released code and the planted attributes have their own notebooks."""
-    return config.purpose == "paper"
+def _has(method: str) -> Callable[[Config], bool]:
+    return lambda config: method in config.methods
 
 
-def _if(needed: Callable[[Config], bool]) -> Callable[[Config], bool]:
-    """A condition that also requires a profile that compares methods."""
-    return lambda config: _compares(config) and needed(config)
+def _samples(config: Config) -> bool:
+    return config.uncertainty.method in config.methods
 
 
-def _of_suvr(needed: Callable[[Config], bool] = _compares) -> Callable[[Config], bool]:
-    """A condition that also requires volumes in SUVR, not each scaled to its own range."""
-    return lambda config: config.preprocess.in_suvr and needed(config)
-
-
-def _answers(*conditions: str) -> Callable[[Config], bool]:
-    return _if(lambda config: set(conditions) <= set(config.conditions))
-
+_ANY = ("paper", "released", "attributes")
 
 SECTIONS = (
-    Section("00_cohort", "Table 1", ("table1",), lambda config: True),
-    Section("04_table2_comparison", "Table 2", ("figure2", "table2", "figure2_regions"), _compares),
-    Section("05_table3_ablation", "Table 3", ("figure3", "table3"), _if(lambda config: "Base" in config.methods)),
-    Section("06_table4_diagnosis", "Table 4", ("table4_roc", "table4"), _compares),
-    Section("19_atn", "A/T/(N)", ("atn",), _compares),
+    Section("00_cohort", "Table 1", ("table1",), purpose=_ANY),
+    Section("04_table2_comparison", "Table 2", ("figure2", "table2", "figure2_regions")),
+    Section("05_table3_ablation", "Table 3", ("figure3", "table3"), given=_has("Base")),
+    Section("06_table4_diagnosis", "Table 4", ("table4_roc", "table4")),
+    Section("19_atn", "A/T/(N)", ("atn",)),
+    Section("21_trust", "Trust", ("input_check", "intervals", "memorisation"), suvr=True, given=_samples),
+    Section("07_figure4_gender", "Figure 4", ("figure4",), prompts=("no_sex", "wrong_sex")),
+    Section("08_figure5_age", "Figure 5", ("figure5",), prompts=("no_age", "shuffled_age")),
+    Section("09_figure1_method", "Figure 1", ("figure1",)),
+    Section("16_method_walkthrough", "Walk-through", ("walkthrough",), given=_has("ResDM")),
+    Section("11_planted_effects", "Planted effects", ("planted",), True, given=lambda c: c.cohort.kind == "phantom"),
+    Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), suvr=True),
+    Section("20_subgroups", "Subgroups", ("subgroups",), suvr=True),
+    Section("23_longitudinal", "Longitudinal", ("longitudinal",), suvr=True),
+    Section("14_uncertainty", "Uncertainty", ("uncertainty",), suvr=True, given=_samples),
     Section(
-        "21_trust",
-        "Trust",
-        ("input_check", "intervals", "memorisation"),
-        _of_suvr(_if(lambda c: c.uncertainty.method in c.methods)),
+        "15_counterfactuals", "Counterfactuals", ("counterfactuals",), True, ("wrong_sex", "tracer_only", "shuffled")
     ),
-    Section("07_figure4_gender", "Figure 4", ("figure4",), _answers("no_sex", "wrong_sex")),
-    Section("08_figure5_age", "Figure 5", ("figure5",), _answers("no_age", "shuffled_age")),
-    Section("09_figure1_method", "Figure 1", ("figure1",), _compares),
-    Section("16_method_walkthrough", "Walk-through", ("walkthrough",), _if(lambda config: "ResDM" in config.methods)),
-    Section("11_planted_effects", "Planted effects", ("planted",), _of_suvr(_if(lambda c: c.cohort.kind == "phantom"))),
-    Section("13_suvr_fidelity", "SUVR", ("suvr_fidelity",), _of_suvr()),
-    Section("20_subgroups", "Subgroups", ("subgroups",), _of_suvr()),
-    Section("23_longitudinal", "Longitudinal", ("longitudinal",), _of_suvr()),
-    Section(
-        "14_uncertainty", "Uncertainty", ("uncertainty",), _of_suvr(_if(lambda c: c.uncertainty.method in c.methods))
-    ),
-    Section(
-        "15_counterfactuals",
-        "Counterfactuals",
-        ("counterfactuals",),
-        _of_suvr(_answers("wrong_sex", "tracer_only", "shuffled")),
-    ),
-    Section("17_evaluate", "Evaluation", ("evaluation",), _of_suvr(_if(lambda config: "ResDM" in config.methods))),
-    Section("18_stress", "Stress", ("stress",), lambda config: False),  # by `make stress`
-    Section("22_attributes", "Attributes", ("attributes",), lambda config: bool(config.attributes)),
-    Section("12_released_code", "Released code", ("departures",), lambda c: c.purpose == "released"),
-    Section("01_preprocess", "Preprocessing", ("qc",), _compares),
-    Section("10_claims", "Claims", ("claims",), _compares),
+    Section("17_evaluate", "Evaluation", ("evaluation",), suvr=True, given=_has("ResDM")),
+    Section("18_stress", "Stress", ("stress",), purpose=()),  # by `make stress`
+    Section("22_attributes", "Attributes", ("attributes",), given=lambda c: bool(c.attributes), purpose=_ANY),
+    Section("12_released_code", "Released code", ("departures",), purpose=("released",)),
+    Section("01_preprocess", "Preprocessing", ("qc",)),
+    Section("10_claims", "Claims", ("claims",)),
 )
 """In the order of the index; other files follow in a section \"More\"."""
 

@@ -121,8 +121,7 @@ def present_methods(config: Config) -> list[str]:
 def known_inputs(config: Config, method: str) -> str:
     """The person's data that a method uses besides the MRI, by its settings: ``age, sex``, or – for none."""
     settings = config.methods.get(method)
-    prior = getattr(settings, "prior", None)
-    known = getattr(settings, "labels", getattr(settings if prior is None else prior, "fields", ()))
+    known = getattr(settings, "labels", getattr(getattr(settings, "prior", None) or settings, "fields", ()))
     return ", ".join({"ceiling": ("causes", "age", "sex")}.get(method, sorted(known))) or "–"
 
 

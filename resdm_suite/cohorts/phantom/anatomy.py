@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from resdm_suite.anatomy import Grid, mni_map, regions
+from resdm_suite.anatomy import Grid, brain_points, mni_map, regions
 from resdm_suite.cohorts.phantom.people import DEFORMATION, random_stream
 
 CORTEX = dict.fromkeys(
@@ -111,16 +111,9 @@ def thin_cortex(
     return gm, template.wm, template.csf + template.gm - gm
 
 
-@cache
-def _brain_points() -> np.ndarray:
-    """MNI mm of the brain's voxels on a 10 mm grid, (N, 3)."""
-    grid = _head_grid(10.0)
-    return grid.mm()[:, mni_map("brain", grid)].T
-
-
 def random_field(rng: np.random.Generator, template: Template, count: int, sd: tuple[float, float]) -> np.ndarray:
     """A random field on the anatomy grid, of about unit variance in the brain: ``count`` Gaussians of ``sd`` mm."""
-    points = _brain_points()
+    points = brain_points(_head_grid(10.0))
     centre = points[rng.integers(len(points), size=count)]
     width, weight = rng.uniform(*sd, count), rng.normal(0, 1, count)
     gauss = [
@@ -182,7 +175,7 @@ def displacement_on_axes(deformation: dict[str, Any], axes: tuple[np.ndarray, ..
 def draw_deformation(seed: int, index: int, ventricles: float) -> dict[str, Any]:
     """The person's smooth deformation with this session's ventricles, without an affine part over the brain."""
     rng = random_stream(seed, index, DEFORMATION)
-    points = _brain_points()
+    points = brain_points(_head_grid(10.0))
     zero = np.zeros((1, 3))
     centre = points[rng.integers(len(points), size=_BUMPS)] + rng.uniform(-4, 4, (_BUMPS, 3))
     sd = np.repeat(rng.uniform(15, 32, (_BUMPS, 1)), 3, axis=1)
