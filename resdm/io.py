@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,6 +67,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):  # do not hide the block's error
                 temporary.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether it is the temporary file of a killed writer, see `atomic`."""
+    return re.match(r"\.\d+\.", path.name) is not None
 
 
 def remove(path: str | Path) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from resdm.io import sha256, write_json, writing
+from resdm.io import is_leftover, sha256, write_json, writing
 from resdm_suite.paths import relative
 from resdm_suite.profiles import Config, load_config
 
@@ -164,7 +164,7 @@ def faults(folder: str | Path, *, deep: bool = False) -> list[str]:
     """
     lines = {}
     for record in sorted(Path(os.path.abspath(folder)).rglob(f"*{NAME}")):
-        if re.match(r"\.\d+\.\.", record.name):  # what a killed writer left of a record, see `resdm.io.atomic`
+        if is_leftover(record):
             continue
         stale = False
         for fault in _faults(record, deep=deep):

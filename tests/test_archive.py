@@ -113,7 +113,7 @@ def test_for_reading_it_holds_what_notebooks_read_of_phantoms_alone(tmp_path):
     for name in ("04_table2.ipynb", "16_walkthrough.ipynb"):
         (tmp_path / "notebooks" / name).write_text("{}")
     more = ("models/ResDM/timing.json", "models/ResDM/model.json", "predictions/ResDM/samples/mean.json")
-    for name in (*more, "evaluation/.status.record.json", "bids/scan.json", "left_out.csv"):
+    for name in (*more, "evaluation/.status.record.json", "bids/scan.json", "left_out.csv", "evaluation/.7.status.csv"):
         (config.work / name).parent.mkdir(parents=True, exist_ok=True)
         (config.work / name).write_text("{}")
     config.figures.mkdir(parents=True)
@@ -129,6 +129,7 @@ def test_for_reading_it_holds_what_notebooks_read_of_phantoms_alone(tmp_path):
     assert {"models/ResDM/timing.json", "evaluation/.status.record.json", "left_out.csv", "volumes/index.csv"} <= work
     assert {f"volumes/{row[what]}" for row in (test, train) for what in ("t1w", "tau")} <= work
     assert [name for name in work if name.startswith("predictions/ResDM/factual/sub-")]
+    assert not [name for name in work if ".7." in name]  # what a killed writer left
     assert not [name for name in work if name.startswith(("bids", "predictions/ResDM/samples", "models/ResDM/model"))]
     assert graph["work/tiny/"]["description"].startswith(f"{len(work)} files")
     real = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, kind="dlbs", phantom=None))

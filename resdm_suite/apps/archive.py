@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from resdm import __version__
-from resdm.io import atomic
+from resdm.io import atomic, is_leftover
 from resdm.settings import ConfigError, to_dict
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.paths import visible
@@ -118,12 +118,13 @@ def _stored(config: Config) -> Iterator[Path]:
     yield from visible(config.work, "*.csv")
     yield from visible(config.work / "models", "*/timing.json")
     for folder in ("truth", "volumes", "predictions", "evaluation"):
-        for path in visible(config.work / folder, "**/*"):
+        for path in sorted((config.work / folder).rglob("*")):  # with the records, whose names begin with a dot
             parts = path.relative_to(config.work).parts
             people = [split[part] for part in parts if part in split]
             # of training people the volumes: notebook 17 fits its controls on them, 19 the limit of atrophy
             shown = not people or people[0] == "test" or (people[0] == "train" and folder == "volumes")
-            if path.suffix in (".csv", ".json", ".gz", ".npz") and shown and "samples" not in parts:
+            kept = path.suffix in (".csv", ".json", ".gz", ".npz") and not is_leftover(path)
+            if kept and shown and "samples" not in parts:
                 yield path
 
 
