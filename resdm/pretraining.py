@@ -17,10 +17,9 @@ from resdm.layers import clip
 from resdm.prior import PriorModule, prompt
 from resdm.weights import read_weights, save_weights
 
+_BATCH = 16  # prompts of a step
 REVISION = 3
 """Raise it when a change of this module changes its result: cached towers of an older revision are not used."""
-
-_BATCH = 16  # prompts of a step
 
 
 def pretrain_text_tower(prior: PriorModule, seed: int, folder: Path | None = None) -> float:

@@ -57,8 +57,7 @@ class PriorGuided(Method):
     """The part that ResDM and its regression control share: network, text, both tracers of a batch in one pass."""
 
     config: ResidualDiffusionConfig
-    shared_draws = True
-    has_network = True
+    shared_draws, has_network = True, True
 
     def __init__(self, config: ResidualDiffusionConfig, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
