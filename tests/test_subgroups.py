@@ -128,6 +128,10 @@ def test_the_notebook_fills_the_model_card(tmp_path):
     assert (config.figures / "subgroups.png").is_file()
     assert set(table.frame["axis"]) <= {"sex", "age", "diagnosis", "radiotracer"}
     assert table.frame["n"].min() >= MIN_GROUP_SIZE
+    parts = table.frame.query("quantity == 'psnr'").set_index(["tracer", "axis", "group"])
+    parts = {source: part["value"] for source, part in parts.groupby("source")}
+    gain = parts["ResDM"] - parts["linear"]  # over the same people
+    assert parts["ResDM − linear"].to_dict() == pytest.approx(gain.to_dict(), abs=1e-9)
     card = write_card(config, "ResDM").read_text()
     assert "## Subgroups of the test people" in card
     worst = table.frame.query("source == 'ResDM' and quantity == 'psnr' and tracer == 'tau'")
