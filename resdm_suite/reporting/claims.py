@@ -351,9 +351,10 @@ def _controls(results: Results) -> list[Row]:
         *others, last = (NAMES[metric] for metric in quantities.split())
         better_in = " and ".join([", ".join(others), last] if others else [last])
         rows += [
-            {"id": f"control/{output}/{name}", "section": BESIDE, "kind": "control", "output": output, "printed": ""}
+            {"id": f"control/{output}/{name}", "section": BESIDE, "kind": "control", "output": output}
             | {"subjects": f"{REFERENCE_METHOD} {name}", "tracers": " ".join(TRACERS), "quantities": quantities}
-            | {"unit": "", "statement": f"{REFERENCE_METHOD} is better than {name}: {better_in}"}
+            | dict.fromkeys(("printed", "unit"), "")
+            | {"statement": f"{REFERENCE_METHOD} is better than {tables.TITLES.get(name, name)}: {better_in}"}
             for name in CONTROLS
             if name != "ceiling" and any(subject == name for subject, *_ in results.stored[output, "brain"][0])
         ]

@@ -360,8 +360,9 @@ def quality_blocks(frame: pd.DataFrame, changes: Mapping[str, str], head: str = 
 
 
 def text_block(columns: Mapping[str, Sequence[str]], title: str = "", best: Iterable[tuple[int, int]] = ()) -> Block:
-    """A block from its columns of text; the first names the rows, ``best`` are row and column of bold cells."""
-    rows = tuple(zip(*columns.values(), strict=True))
+    """A block from its columns of text; the first names the rows (see `TITLES`), ``best`` are places of bold cells."""
+    names, *texts = columns.values()
+    rows = tuple(zip([TITLES.get(name, name) for name in names], *texts, strict=True))
     return Block(title, tuple(("", label) for label in columns), rows, frozenset(best))
 
 
