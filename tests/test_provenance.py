@@ -89,8 +89,9 @@ def test_git_state(tmp_path):
     git(tmp_path, "commit", "-qm", "first")
     head = git(tmp_path, "rev-parse", "HEAD")
     assert git_state(tmp_path) == {"commit": head, "dirty": False}
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "new.svg").write_text("drawn")
+    for folder in ("figures", "benchmarks/results"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "new.svg").write_text("drawn")
     assert git_state(tmp_path) == {"commit": head, "dirty": False}  # drawing is not a change of code
     (tmp_path / "code.py").write_text("b")
     assert git_state(tmp_path) == {"commit": head, "dirty": True}

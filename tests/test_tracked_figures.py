@@ -75,10 +75,11 @@ README_ROWS = {
     "age and sex": "demographics",
     "SC-GAN": "SC-GAN",
     "ResDM without": "as_published",
+    "the linear estimate": "linear_path",
     "linear": "linear",
     "**ResDM**": "ResDM",
     "regression": "regression",
-    "classifier on the MRI": "mri",
+    "ridge regression of the status": "mri",
     "ceiling": "ceiling",
 }
 
@@ -106,6 +107,42 @@ def test_the_joint_profiles_of_the_readme_are_those_of_the_tracked_table():
     agreed = [f"{means[source, 'kappa']:.2f}" for source in ("ResDM", "mri")]
     assert "From ResDM's PET, {} of profiles are right, from the MRI alone {};".format(*right[:2]) in readme
     assert f"the most frequent profile is right in {right[2]}. Cohen's κ is {agreed[0]}, {agreed[1]} and 0." in readme
+
+
+def test_the_comparisons_of_the_readme_are_those_of_the_tracked_tables():
+    """What the network adds to its linear estimate, and the MRI to ResDM's PET: the signs are turned."""
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split()).replace("−", "-")
+    image = pd.read_csv(ROOT / "figures" / "phantom" / "table2.csv").query("region == 'brain' and metric == 'psnr'")
+    status = pd.read_csv(ROOT / "figures" / "phantom" / "table4.csv")
+    status = status.query("target == 'planted' and metric == 'auc_mean_score' and source == 'ResDM'")
+    image, ends = image.query("method == 'linear_path'"), ("", "_high", "_low")
+    gain = -image.set_index("tracer")[[f"difference{end}" for end in ends]]
+    lost = -status.set_index("tracer")[[f"over_mri{end}" for end in ends]]
+    network = " and ".join("{:.2f} dB [{:.2f}, {:.2f}]".format(*gain.loc[tracer]) for tracer in ("amyloid", "tau"))
+    assert f"The network adds {network} to it" in readme
+    mri = ["{:.1f}{} [{:.1f}, {:.1f}]".format(lost.loc[tracer].iloc[0], unit, *lost.loc[tracer].iloc[1:])
+           for tracer, unit in (("amyloid", " points of AUC"), ("tau", ""))]  # fmt: skip
+    assert f"predicts status better than ResDM's PET**: by {mri[0]} in amyloid and {mri[1]} in tau." in readme
+
+
+def test_the_numbers_of_the_method_page_are_those_of_the_tracked_tables():
+    page = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
+    audit = pd.read_csv(ROOT / "figures" / "phantom" / "memorisation.csv").iloc[0]
+    auc = "{auc:.2f} [{auc_low:.2f}, {auc_high:.2f}]".format(**audit)
+    errors = "{:.1f} % against {:.1f} %".format(100 * audit["error_training"], 100 * audit["error_other"])
+    people = f"({audit['training']:.0f} training people against {audit['other']:.0f} others, mean error {errors}"
+    assert f"The default ResDM has {auc} {people} of the intensity range)" in page
+    ends = ["mean", "ci_low", "ci_high"]
+    uncoupled = ROOT / "figures" / "phantom_uncoupled"
+    status = pd.read_csv(uncoupled / "table4.csv").query("target == 'planted' and metric == 'auc_adjusted'")
+    rows = status.query("source == 'ResDM'").set_index("tracer")[ends]
+    amyloid, tau = ("{:.0f} % [{:.0f}, {:.0f}]".format(*rows.loc[tracer]) for tracer in ("amyloid", "tau"))
+    assert f"from ResDM's PET is {amyloid} for amyloid and {tau} for tau" in page
+    made = status[~status["source"].isin(["real", "ceiling", "posterior", "template", "majority"])]
+    assert ((made["ci_low"] <= 50) & (made["ci_high"] >= 50)).all(), "50 % lies in the interval of every method"
+    joint = pd.read_csv(uncoupled / "atn.csv").query("target == 'planted' and markers == 'AT' and metric == 'kappa'")
+    kappa = "{:.2f} [{:.2f}, {:.2f}]".format(*joint.query("source == 'ResDM'").iloc[0][ends]).replace("-", "−")
+    assert f"κ of the joint profile is {kappa}" in page
 
 
 def test_every_tracked_result_has_a_sidecar():

@@ -204,10 +204,10 @@ def _split(config: Config) -> str | None:
 
 
 def git_state(folder: str | Path | None = None) -> dict[str, str | bool | None]:
-    """Commit of the source, and whether tracked or new files outside ``figures/`` differ from it.
+    """Commit of the source, and whether tracked or new files differ from it.
 
-    ``dirty`` ignores figures: drawing one must not change the sidecar of the next. Both are ``None`` outside a git
-    checkout (an installed package, an archive, no git).
+    ``dirty`` ignores results (``figures/``, ``benchmarks/results/``): drawing a figure must not change the sidecar of
+    the next. Both are ``None`` outside a git checkout (an installed package, an archive, no git).
 
     Parameters
     ----------
@@ -217,7 +217,8 @@ def git_state(folder: str | Path | None = None) -> dict[str, str | bool | None]:
     file = Path(__file__).resolve()
     here = file.parents[2] if folder is None else Path(folder)
     commit = _git(here, "rev-parse", "--verify", "HEAD")
-    changed = _git(here, "status", "--porcelain", "--", ":/", ":(top,exclude)figures")
+    results = ":(top,exclude)figures", ":(top,exclude)benchmarks/results"
+    changed = _git(here, "status", "--porcelain", "--", ":/", *results)
     foreign = folder is None and _git(here, "ls-files", "--error-unmatch", str(file)) is None  # inside another checkout
     if commit is None or changed is None or foreign:
         return {"commit": None, "dirty": None}
