@@ -145,6 +145,22 @@ def test_the_numbers_of_the_method_page_are_those_of_the_tracked_tables():
     assert f"κ of the joint profile is {kappa}" in page
 
 
+def test_the_numbers_of_the_covariate_page_are_those_of_the_tracked_table():
+    page = " ".join((ROOT / "docs" / "howto_add_a_prompt_covariate.md").read_text(encoding="utf-8").split())
+    frame = pd.read_csv(ROOT / "figures" / "phantom_attributes" / "attributes.csv")
+    auc = frame.query("tracer == 'amyloid' and quantity == 'auc' and change == 'value'").set_index("method")["value"]
+    worth = frame.query("tracer == 'amyloid' and quantity == 'auc' and change == 'left out'").set_index("method")
+    plasma, apoe4 = ("+{:.1f} [{:.1f}, {:.1f}]".format(*worth.loc[f"ResDM+{name}", ["value", "low", "high"]])
+                     for name in ("plasma", "apoe4"))  # fmt: skip
+    gains = f"from {auc['ResDM']:.0f} to {auc['ResDM+plasma']:.0f} % ({plasma} points; "
+    gains += f"the linear model from {auc['linear']:.0f} to {auc['linear+plasma']:.0f}"
+    assert gains in page
+    assert f"APOE ε4 alone to {auc['ResDM+apoe4']:.0f} % ({apoe4};" in page
+    null = frame[(frame["attribute"] == "marker") & (frame["change"] != "value") & (frame["method"] != "ceiling")]
+    held = ((null["low"] <= 0) & (null["high"] >= 0)).sum()
+    assert f"Of {len(null)} intervals about the null marker, in ResDM and the linear model, {held} hold 0." in page
+
+
 def test_every_tracked_result_has_a_sidecar():
     names = {path.with_suffix("") for path in tracked(".json")}
     for path in (*tracked(".csv"), *tracked(".png")):
