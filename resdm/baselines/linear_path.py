@@ -48,7 +48,8 @@ class LinearPathAlone(PriorGuided):
             error = (self.estimate(one.mri, one.prior) - one.pet)[0, :, self.linear.voxels].square().mean(1)
             for tracer, has, psnr in zip(TRACERS, one.present[0], -10 * error.double().log10(), strict=True):
                 psnrs[tracer] += [float(psnr)] * bool(has)
-        means = {tracer: sum(values) / len(values) if values else float("nan") for tracer, values in psnrs.items()}
+        means = {tracer: sum(values) / len(values) for tracer, values in psnrs.items() if values}
+        means = means or dict.fromkeys(TRACERS, float("nan"))  # nobody to validate on
         return [{"tracer": tracer, "fit": "linear path", "validation": mean} for tracer, mean in means.items()]
 
     @torch.no_grad()
