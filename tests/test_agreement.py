@@ -27,6 +27,16 @@ def test_intraclass_by_hand():
     assert intraclass(np.array([[1, 3], [2, 2], [3, 1]])).value < 0
 
 
+def test_intraclass_of_opposite_ratings_has_no_interval():
+    """Satterthwaite's degrees of freedom are nearly 0, and the quantile of F infinite."""
+    ratings = np.array([[1.01572696, 1.00935236], [1.01538749, 1.00960938], [1.01146025, 1.01210322]])
+    n, rows, columns = 3, 2 * ratings.mean(1).var(ddof=1), 3 * ratings.mean(0).var(ddof=1)
+    error = (ratings - ratings.mean(1)[:, None] - ratings.mean(0) + ratings.mean()).var(ddof=0) * 6 / 2
+    found = intraclass(ratings)
+    assert found.value == pytest.approx((rows - error) / (rows + error + 2 * (columns - error) / n))
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_intraclass_ignores_or_counts_a_bias():
     values = np.random.default_rng(0).normal(1.4, 0.2, 40)
     shifted = np.column_stack([values, values + 0.3])

@@ -54,7 +54,8 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
         ``agreement`` is ICC(2,1) of Shrout and Fleiss, ICC(A,1) of McGraw and Wong: a bias or a wrong scale lowers it.
         ``consistency`` is ICC(3,1), ICC(C,1): a bias does not.
     level : float
-        Of the interval. NaN for fewer than three people, or where nothing varies.
+        Of the interval. NaN for fewer than three people, or where nothing varies; no ends where Satterthwaite's degrees
+        of freedom are nearly 0.
     """
     table = np.asarray(ratings, dtype=np.float64)
     if kind not in ("agreement", "consistency"):
@@ -90,6 +91,8 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
     v = (a * columns + b * error) ** 2 / below
     spread = k * columns + (k * n - k - n) * error
     low, high = stats.f.ppf(tail, n - 1, v), stats.f.ppf(tail, v, n - 1)
+    if not low < math.inf:  # hardly a degree of freedom is left: no interval
+        return Estimate(float(value))
     return Estimate(
         float(value),
         float(n * (rows - low * error) / (low * spread + n * rows)),
