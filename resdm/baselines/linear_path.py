@@ -42,7 +42,7 @@ class LinearPathAlone(PriorGuided):
     def fit(
         self, train: Dataset, validation: Dataset | None, collate: Callable[[list[Any]], Batch]
     ) -> list[dict[str, Any]]:
-        """Score the path, which `prepare` has fitted: PSNR in the fitted voxels, before clipping, of each tracer."""
+        """Score the path, which ``prepare`` has fitted: PSNR in the fitted voxels, before clipping, of each tracer."""
         psnrs: dict[str, list[float]] = {tracer: [] for tracer in TRACERS}
         for one in Sessions(validation, collate) if validation is not None else ():
             error = (self.estimate(one.mri, one.prior) - one.pet)[0, :, self.linear.voxels].square().mean(1)
