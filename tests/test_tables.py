@@ -37,6 +37,7 @@ from resdm_suite.reporting.tables import (
     demographic,
     is_best,
     known_inputs,
+    notes,
     number,
     p_value,
     pivot,
@@ -207,6 +208,10 @@ def test_controls_follow_the_papers_methods_with_trainings_in_one_row_and_their_
     (note,) = [note for note in full_table.notes if note.startswith("Below the mean template")]
     r = regional_comparison(full)[1].query("method == 'Pix2Pix'")["r"].mean()
     assert f"PSNR inside the brain, for both tracers: Pix2Pix ({r:.2f}). In brackets: correlation" in note
+    values = {"n": "3", "tested": True, "samplers": [], "masked": True, "trainings": ""}
+    start = "Below the mean template in PSNR inside the brain, for both tracers:"
+    assert f"{start} A, B." in notes("table2", below={"A": None, "B": None}, **values)  # volumes without SUVR
+    assert any(line.startswith(f"{start} A (−0.20). In") for line in notes("table2", below={"A": -0.2}, **values))
     assert "Below" not in second.markdown()
 
 
