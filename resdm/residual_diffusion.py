@@ -57,12 +57,12 @@ class PriorGuided(Method):
     """The part that ResDM and its regression control share: network, text, both tracers of a batch in one pass."""
 
     config: ResidualDiffusionConfig
-    shared_draws, has_network = True, True
+    shared_draws = True
 
     def __init__(self, config: ResidualDiffusionConfig, shape: tuple[int, int, int]) -> None:
         super().__init__(config, shape)
         self.prior = prior_module(config.prior)
-        self.unet = UNet(config.network, config.prior.dim) if self.has_network else None
+        self.unet = None if self.closed_form else UNet(config.network, config.prior.dim)
         width = self.prior.tower.positional_embedding.shape[1]
         self.linear = LinearPath(shape, width) if config.network.linear_path else None
 

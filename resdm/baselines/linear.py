@@ -129,7 +129,7 @@ class Demographics(Method):
         model.pet = _least_squares(train.design, train.pet)
         score = math.nan
         if validation is not None:
-            score = _psnr((validation.pet - validation.design @ model.pet).square().mean(1))
+            score = mean_psnr((validation.pet - validation.design @ model.pet).square().mean(1))
         return [{"fit": "age and sex", "validation": score}]
 
     def _stack(self, people: Dataset | None, collate: Collate, channel: int) -> _Scanned | None:
@@ -215,13 +215,13 @@ class Linear(Demographics):
                     q = min(pet_count or gain.shape[1], gain.shape[1])
                     error = (new_pet.square().sum(1) - gain[:, q - 1]) / new_pet.shape[1]
                     rows.append({"fit": "components", "mri_components": min(count or len(power), len(power)),
-                                 "pet_components": q, "penalty": penalty, "validation": _psnr(error)})  # fmt: skip
+                                 "pet_components": q, "penalty": penalty, "validation": mean_psnr(error)})  # fmt: skip
                     fits.append((None, axes[:, k] @ ridge[:, :q], basis[:, :q]))
         products, squares = (mri * pet).sum(0), mri.square().sum(0)
         for penalty in config.penalties:
             slope = products / (squares + penalty * squares.mean())
             error = (new_pet - slope * new_mri).square().mean(1)
-            rows.append({"fit": "voxelwise", "penalty": penalty, "validation": _psnr(error)})
+            rows.append({"fit": "voxelwise", "penalty": penalty, "validation": mean_psnr(error)})
             fits.append((slope, None, None))
         slope, reads, writes = fits[max(range(len(rows)), key=lambda i: rows[i]["validation"])]
         if slope is not None:
@@ -243,6 +243,6 @@ def _principal_axes(rows: Tensor) -> Tensor:
     return (vectors[:, above_rounding] / power[above_rounding].sqrt()).flip(1).to(rows)
 
 
-def _psnr(mse: Tensor) -> float:
+def mean_psnr(mse: Tensor) -> float:
     """PSNR (data range 1) of each session's mean squared error, averaged over sessions."""
     return float((-10 * mse.double().log10()).mean())

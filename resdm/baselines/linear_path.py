@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from resdm.baselines.linear import mean_psnr
 from resdm.baselines.regression import RegressionConfig
 from resdm.batch import TRACERS, Batch, Prior
 from resdm.method import Sessions
@@ -36,19 +37,19 @@ class LinearPathAlone(PriorGuided):
 
     config: LinearPathConfig
     closed_form = True
-    has_network = False
 
     @torch.no_grad()
     def fit(
         self, train: Dataset, validation: Dataset | None, collate: Callable[[list[Any]], Batch]
     ) -> list[dict[str, Any]]:
         """Score the path, which ``prepare`` has fitted: PSNR in the fitted voxels, before clipping, of each tracer."""
-        psnrs: dict[str, list[float]] = {tracer: [] for tracer in TRACERS}
+        errors: dict[str, list[Tensor]] = {}
         for one in Sessions(validation, collate) if validation is not None else ():
-            error = (self.estimate(one.mri, one.prior) - one.pet)[0, :, self.linear.voxels].square().mean(1)
-            for tracer, has, psnr in zip(TRACERS, one.present[0], -10 * error.double().log10(), strict=True):
-                psnrs[tracer] += [float(psnr)] * bool(has)
-        means = {tracer: sum(values) / len(values) for tracer, values in psnrs.items() if values}
+            squared = (self.estimate(one.mri, one.prior) - one.pet)[0, :, self.linear.voxels].square().mean(1)
+            for tracer, has, error in zip(TRACERS, one.present[0], squared, strict=True):
+                if has:
+                    errors.setdefault(tracer, []).append(error)
+        means = {tracer: mean_psnr(torch.stack(values)) for tracer, values in errors.items()}
         means = means or dict.fromkeys(TRACERS, float("nan"))  # nobody to validate on
         return [{"tracer": tracer, "fit": "linear path", "validation": mean} for tracer, mean in means.items()]
 

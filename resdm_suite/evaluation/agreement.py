@@ -91,7 +91,7 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
     v = (a * columns + b * error) ** 2 / below
     spread = k * columns + (k * n - k - n) * error
     low, high = stats.f.ppf(tail, n - 1, v), stats.f.ppf(tail, v, n - 1)
-    if not low < math.inf:  # hardly a degree of freedom is left: no interval
+    if not math.isfinite(low):  # hardly a degree of freedom is left: no interval
         return Estimate(float(value))
     return Estimate(
         float(value),

@@ -280,11 +280,13 @@ def fit_evaluators(config: Config, *, progress: bool = True) -> Path:
     """
     with _progress(config, ("status", "sex", "age"), progress) as bar:
 
-        def work(target: str, tracer: str, *source: str) -> None:
-            fitted = _status_evaluators if source else _prior_evaluator
-            fitted(config, tracer, target, *source, bar)
+        def work(target: str, tracer: str) -> None:
+            if target in ("sex", "age"):
+                _prior_evaluator(config, tracer, target, bar)
+            else:
+                _status_evaluators(config, tracer, target, "real", bar)
 
-        _defined([*product(_targets(config), TRACERS, ("real",)), *product(("sex", "age"), TRACERS)], work)
+        _defined([*product((*_targets(config), "sex", "age"), TRACERS)], work)
     return config.evaluation_folder / "models"
 
 
