@@ -114,7 +114,7 @@ def test_weights_that_hold_scans_of_real_people_are_not_uploaded(tmp_path, remot
     network = tiny_network(linear_path=True)
     config = make_config(tmp_path, methods={"ResDM": tiny_resdm(network=network)}, shift_voxels=0, flip=False)
     made = save_profile_model(tmp_path / "model", build(config, "ResDM"), config, "ResDM")
-    with pytest.raises(CheckpointError, match=r"weights of network\.linear_path hold the MRIs of the training people"):
+    with pytest.raises(CheckpointError, match=r"weights of network\.linear_path hold images of the training people"):
         push(made, "lab/resdm")
     assert not remote.root.exists()
 

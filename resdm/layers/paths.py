@@ -1,8 +1,8 @@
 """Two paths around the network's normalisation: additions of this suite, not part of the paper.
 
 GroupNorm removes the amplitude of features. `GlobalPath` passes the MRI's coarse amplitude to every block.
-`LinearPath` estimates both PETs in closed form, and the network learns the residual. During training each session uses
-the estimate of a fit without its person; otherwise residuals of training people would be too small.
+`LinearPath` estimates both PETs from it in closed form, and the network learns the residual. During training each
+session uses the estimate of a fit without its person; otherwise residuals of training people would be too small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resdm.batch import TRACERS, Batch, Prior
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0)  # candidates, in units of the mean eigenvalue of the MRI's Gram matrix
+PENALTIES = (0.1, 0.3, 1.0, 3.0)  # candidates, in units of the mean eigenvalue of the coarse MRI's Gram matrix
 _MIN_STD = 0.01  # below this standard deviation of intensities a voxel's MRI counts as constant
 _MIN_RESIDUAL = 1e-3  # part of an error that must remain in the fit's residual; else there is no fit without the person
 _MIN_CONTENT = 0.1  # the same for the content of training prompts, in standard deviations of random prompts
@@ -27,14 +27,27 @@ def gram_spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigh((rows @ rows.T).double())
 
 
-class GlobalPath(nn.Module):
-    """The MRI's coarse amplitude → (B, time_dim), added to the time embedding.
+def _deviation(rows: Tensor, least: float = 1e-3) -> Tensor:
+    """Standard deviation over rows (n, k) → (k,); infinite where it is not above ``least``, so that quotients are 0."""
+    return torch.where((deviation := rows.std(0)) > least, deviation, torch.inf)
 
-    The MRI, averaged over 8 × 8 × 8 cells and standardised over the training people, scales and shifts every block as
-    the time step does. The last layer starts near 0: a fresh network is nearly the paper's.
-    """
+
+class CoarseMRI(nn.Module):
+    """The MRI averaged over 8 × 8 × 8 cells: what both paths read."""
 
     CELLS = (8, 8, 8)
+
+    def coarse(self, y0: Tensor) -> Tensor:
+        """(B, 1, X, Y, Z) → means over cells (B, cells)."""
+        return F.adaptive_avg_pool3d(y0, self.CELLS).flatten(1)
+
+
+class GlobalPath(CoarseMRI):
+    """The MRI's coarse amplitude → (B, time_dim), added to the time embedding.
+
+    Standardised over the training people, it scales and shifts every block as the time step does. The last layer starts
+    near 0: a fresh network is nearly the paper's.
+    """
 
     def __init__(self, time_dim: int) -> None:
         super().__init__()
@@ -45,33 +58,31 @@ class GlobalPath(nn.Module):
         nn.init.normal_(self.layers[-1].weight, std=1e-3)
         nn.init.zeros_(self.layers[-1].bias)
 
-    def coarse(self, y0: Tensor) -> Tensor:
-        """(B, 1, X, Y, Z) → means over cells (B, cells)."""
-        return F.adaptive_avg_pool3d(y0, self.CELLS).flatten(1)
-
     def fit(self, volumes: Iterable[Tensor]) -> None:
         """Mean and standard deviation over training MRI (…, 1, X, Y, Z), volume by volume; constant cells get 0."""
         coarse = [self.coarse(mri.to(self.mean)) for mri in volumes]
         if coarse:
             cells = torch.cat(coarse)
             self.mean.copy_(cells.mean(0))
-            self.spread.copy_(torch.where((spread := cells.std(0)) > 1e-3, spread, torch.inf))
+            self.spread.copy_(_deviation(cells))
 
     def forward(self, y0: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) → (B, time_dim)."""
         return self.layers(4 * (self.coarse(y0) - self.mean) / self.spread / math.sqrt(len(self.mean)))
 
 
-class LinearPath(nn.Module):
-    """PET = D·C + M·R, voxel by voxel: D holds 1 and the sentence's content, M is the MRI.
+class LinearPath(CoarseMRI):
+    """PET = D·C + M·R, voxel by voxel: D holds 1 and the sentence's content, M is the standardised coarse MRI.
 
     ``shape`` is the grid's (X, Y, Z), ``features`` the length of `PriorModule.sentence_features`.
 
     A linear map of the sentence features, fitted to random prompts without images, gives their content: age, sex and
     what else they state. Content and MRI are then fitted jointly (Frisch, Waugh, Lovell): the MRI by ridge regression
     in its dual form, the content by least squares over all prompts with and without age and sex. The penalty minimises
-    the error on left-out people. Only voxels in which a training image is not 0 are fitted. Memory: about six copies of
-    the training images, 60 MB on the default phantom; too much for grids of 128³ voxels.
+    the error on left-out people. Means over cells carry less noise than voxels: on left-out training people of the
+    default phantom the estimate has a higher PSNR and diagnostic value (benchmarks/results/trials.md). Only voxels in
+    which a training image is not 0 are fitted. Memory: about six copies of the training images, 60 MB on the default
+    phantom; too much for grids of 128³ voxels.
     """
 
     def __init__(self, shape: tuple[int, int, int], features: int) -> None:
@@ -125,39 +136,41 @@ class LinearPath(nn.Module):
         ``chances``: probability of each of these prompts in training; ``people``: the person of each session.
         """
         self.voxels = torch.cat([mri[:, None], pet], 1).ne(0).any(0).any(0)
-        images, targets = mri[:, self.voxels].double(), pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
+        images, targets = mri[:, self.voxels], pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
+        cells = self.coarse(mri[:, None]).double()
+        deviation = _deviation(cells)
         design = self.design(sentences.flatten(0, 1))
         varies = [0, *(design.std(0) > _MIN_CONTENT).nonzero()[:, 0].tolist()]  # column 0 is the constant 1
         self.text, design = self.text[varies], design[:, varies].double().unflatten(0, sentences.shape[:2])
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
         pairs = zip(targets.unbind(1), present.unbind(1), strict=True)
-        fits = [self._fit_tracer(images, target, has, design, weight, groups) for target, has in pairs]
+        fits = [self._fit_tracer(cells / deviation, target, has, design, weight, groups) for target, has in pairs]
         sentence, reads, writes, left_out, scale = zip(*fits, strict=True)
         most = max(len(rows) for rows in reads)
+        reads = [rows / deviation for rows in reads]  # of cells as they are
         reads, writes = ([F.pad(r, (0, 0, 0, most - len(r))) for r in rows] for rows in (reads, writes))
         self.sentence, self.reads, self.writes = (torch.stack(v).float() for v in (sentence, reads, writes))
         self.left_out = torch.stack(left_out, 1).float()
         self.scale = self._grid(torch.stack(scale)[None].float())
-        self.mri, spread = images.mean(0).float(), images.std(0).float()
-        self.spread = torch.where(spread > _MIN_STD, spread, torch.inf)
+        self.mri, self.spread = images.mean(0), _deviation(images, _MIN_STD)
         weights = present.double()[..., None]
         self.pet = self._grid(((targets * weights).sum(0) / weights.sum(0).clamp(min=1))[None].float())
 
     @staticmethod
     def _fit_tracer(
-        images: Tensor, target: Tensor, present: Tensor, design: Tensor, weight: Tensor, groups: list[Tensor]
+        cells: Tensor, target: Tensor, present: Tensor, design: Tensor, weight: Tensor, groups: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One tracer's map: of the sentence, reads and writes of the MRI, M·R without the person, error SD."""
         has = present.nonzero()[:, 0]
         if not len(has):  # nobody has this tracer: its estimate is 0
-            none, zeros = images[:0], images.new_zeros(images.shape[1])
-            return zeros.expand(design.shape[2], -1), none, none, torch.zeros_like(images), zeros
-        d, x, y = design[:, has], images[has], target[has]
+            zeros = torch.zeros_like(target)
+            return zeros[:1].expand(design.shape[2], -1), cells[:0], zeros[:0], zeros, zeros[0]
+        d, x, y = design[:, has], cells[has], target[has]
         # Normal equations over all prompts of all sessions: an image has prompts with and without fields.
         solve = torch.linalg.pinv((weight * d).flatten(0, 1).T @ d.flatten(0, 1)) @ (weight * d).sum(0).T
-        of_mri, of_pet = solve @ x, solve @ y  # (1 + k, V) each
-        rest, aim = images - design[0] @ of_mri, y - d[0] @ of_pet
+        of_mri, of_pet = solve @ x, solve @ y  # (1 + k, cells), (1 + k, V)
+        rest, aim = cells - design[0] @ of_mri, y - d[0] @ of_pet
         power, axes = gram_spectrum(rest[has])
         best = (torch.inf, None, None)
         for penalty in PENALTIES:
@@ -198,7 +211,7 @@ class LinearPath(nn.Module):
             text = torch.einsum("bk, ckv -> bcv", self.design(sentences), self.sentence)
             if sessions is not None and self.left_out is not None:
                 return self._grid(text + self.left_out[sessions])
-            scores = torch.einsum("bv, cnv -> bcn", mri[:, 0, self.voxels], self.reads)
+            scores = torch.einsum("bk, cnk -> bcn", self.coarse(mri), self.reads)
             return self._grid(text + torch.einsum("bcn, cnv -> bcv", scores, self.writes))
 
     @torch.no_grad()

@@ -78,11 +78,11 @@ def push(
 def check_memorisation(card: ModelCard) -> None:
     """Raise `CheckpointError` for a model whose errors identify its training people, or that was not audited.
 
-    Also for one with a linear path, whose weights hold the training people's MRIs. A model of phantoms needs no audit.
+    Also for one with a linear path, whose weights hold images of training people. A model of phantoms needs no audit.
     """
     if not card.phantom and getattr(getattr(card.settings, "network", None), "linear_path", False):
         raise CheckpointError(
-            f"{card.folder}: the weights of network.linear_path hold the MRIs of the training people; train with "
+            f"{card.folder}: the weights of network.linear_path hold images of the training people; train with "
             "linear_path: false, or share it with their consent (--accept-memorisation)"
         )
     found = read_audit(card)

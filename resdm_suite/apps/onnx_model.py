@@ -23,7 +23,7 @@ from resdm.batch import TRACERS
 from resdm.checkpoint import CheckpointError
 from resdm.io import atomic
 from resdm.layers import clip
-from resdm.layers.paths import LinearPath
+from resdm.layers.paths import CoarseMRI, LinearPath
 from resdm.prior import PriorModule, prompt
 from resdm.residual_diffusion import ResidualDiffusion
 from resdm.settings import SEXES, ConfigError
@@ -49,7 +49,7 @@ class OneStep(nn.Module):
         self.method = copy.deepcopy(method).eval()
         if method.linear is not None:
             self.method.linear = _GridPath(method.linear)
-        if (path := self.method.unet.global_path) is not None:
+        for path in (part for part in self.method.modules() if isinstance(part, CoarseMRI)):
             path.coarse = _coarse(model.grid.shape, path.CELLS)
         generator = torch.Generator(model.device).manual_seed(model.card.config.seed)
         empty = torch.zeros(1, len(TRACERS), *model.grid.shape, device=model.device)
@@ -104,7 +104,7 @@ class _GridPath(nn.Module):
 
     def forward(self, mri: Tensor, sentences: Tensor) -> Tensor:
         """As `LinearPath.forward`."""
-        return self.put(self.path(self.take(mri), sentences))
+        return self.put(self.path(mri, sentences))
 
     def maps(self, mri: Tensor, estimate: Tensor) -> Tensor:
         """As `LinearPath.maps`."""
@@ -112,7 +112,7 @@ class _GridPath(nn.Module):
 
 
 def _coarse(shape: tuple[int, ...], cells: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """`GlobalPath.coarse` as products with matrices, since ONNX has no adaptive pooling."""
+    """`CoarseMRI.coarse` as products with matrices, since ONNX has no adaptive pooling."""
     means = [F.adaptive_avg_pool1d(torch.eye(n)[None], m)[0] for n, m in zip(shape, cells, strict=True)]  # (n, m) each
     return lambda y0: torch.einsum("bcxyz, xi, yj, zk -> bcijk", y0, *means).flatten(1)
 
