@@ -36,8 +36,7 @@ PHANTOM = SETTINGS.cohort.kind == "phantom"
 CONDITIONS = SETTINGS.conditions
 SCORES = f"{WORK}/predictions/{{method}}/factual/scores.csv"
 CEILING = [f"{WORK}/predictions/ceiling/factual/scores.csv"] * PHANTOM
-KNOWN = [*SETTINGS.attributes, "all"] if SETTINGS.purpose == "attributes" else []
-KNOWING = expand(f"{WORK}/predictions/ceiling/knows_{{known}}/scores.csv", known=KNOWN)
+CEILING_OF_ATTRIBUTES = expand(f"{WORK}/predictions/ceiling/{{condition}}/scores.csv", condition=SETTINGS.ceiling_conditions)
 PROMPTED = expand(f"{WORK}/predictions/ResDM/{{condition}}/scores.csv", condition=["factual", *CONDITIONS])
 TRAINING_THREADS = SETTINGS.training.threads or workflow.cores
 
@@ -249,13 +248,13 @@ if PHANTOM:
         output:
             CEILING,
             f"{WORK}/predictions/ceiling/factual/latent.csv",
-            KNOWING,
+            CEILING_OF_ATTRIBUTES,
         log:
             f"{WORK}/logs/ceiling.txt",
         params:
             profile=PROFILE,
             settings=SETTINGS.digest("cohort", "preprocess", "seed"),
-            attributes=" ".join(SETTINGS.attributes),
+            conditions=" ".join(SETTINGS.ceiling_conditions),
         shell:
             f"resdm ceiling {{params.profile}} {LOGGED}"
 
@@ -376,7 +375,7 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         "22_attributes",
         [
             *scores(METHODS),
-            *KNOWING,
+            *CEILING_OF_ATTRIBUTES,
             *[f"{WORK}/predictions/{method}/{one}/scores.csv" for method in METHODS for one in SETTINGS.attribute_conditions(method)],
         ],
         {"attributes": TABLE + FIGURE},

@@ -482,6 +482,14 @@ class Config:
             return f"shuffled_{more[0]}", f"wrong_{more[0]}"
         return tuple(f"shuffled_{field}" for field in fields) if more else ()
 
+    @property
+    def ceiling_conditions(self) -> dict[str, tuple[str, ...]]:
+        """Condition of the ceiling → further fields that it uses: those of each method, if phantoms have attributes."""
+        if not (self.cohort.phantom and self.cohort.phantom.plasma):
+            return {}
+        fields = (further(fields_of(method)) for method in self.methods.values())
+        return {"with_" + "_".join(more): more for more in fields if more}
+
     def seeded(self, name: str) -> Config:
         """The profile with the seed of one of its methods, if the method sets one."""
         seed = self.method(name).seed

@@ -330,11 +330,12 @@ def test_the_ceiling_that_knows_an_attribute_predicts_status_better():
     """In the generator's own people; the null marker leaves it as it is."""
     population = ceiling.draw_population(0, 5_000)
     people = [draw_person(phantoms(strength=0.7, missing=0.1), i) for i in range(300)]
-    scores = {names: [] for names in ((), ("marker",), ("apoe4",), ("plasma",), ("plasma", "apoe4"))}
+    clinic = ("diagnosis",), ("mmse",), ("education",), ("diagnosis", "mmse", "education")
+    scores = {names: [] for names in ((), ("marker",), ("apoe4",), ("plasma",), ("plasma", "apoe4"), *clinic)}
     for one in people:
         visit = one["visits"][0]
         for names, values in scores.items():
-            known = {name: value for name, value in one["attributes"].items() if name in names}
+            known = {name: value for name, value in (one | visit | one["attributes"]).items() if name in names}
             shown = {"severity": visit["severity"], "age": visit["age"], "sex": one["sex"]}
             weight = ceiling.posterior(population, **shown, known=known, strength=0.7)
             values.append(float(weight @ population["positive"]))
@@ -343,6 +344,8 @@ def test_the_ceiling_that_knows_an_attribute_predicts_status_better():
     assert area[("marker",)] == area[()]
     assert area[()] < area[("apoe4",)] < area[("plasma", "apoe4")]
     assert area[("plasma",)] > area[()] + 0.03
+    assert scores[clinic[3]] == pytest.approx(scores[clinic[0]]), "of the three, only the diagnosis goes with causes"
+    assert area[clinic[0]] > area[()] - 0.01
 
 
 # ── notebook 22 ───────────────────────────────────────────────────────────────────────────────────
@@ -354,7 +357,9 @@ def test_pairs_of_the_profile_are_methods_that_differ_by_an_attribute():
     left_out = pairs[pairs["change"] == "left out"].set_index(["method", "attribute"])["other"]
     assert left_out["ResDM+plasma", "plasma"] == "ResDM"
     assert left_out["linear+all", "plasma, marker, apoe4"] == "linear"
-    assert {*left_out["ceiling"].index} == {"plasma", "marker", "apoe4", "plasma, marker, apoe4"}
+    planted, clinic = ("plasma", "marker", "apoe4"), ("diagnosis", "mmse", "education")
+    assert {*left_out["ceiling"].index} == {*planted, *clinic, ", ".join(planted)}
+    assert config.ceiling_conditions["with_plasma_marker_apoe4"] == planted
     told = pairs[pairs["change"] != "left out"]
     assert {*told.loc[told["method"] == "ResDM+plasma", "condition"]} == {"shuffled_plasma", "wrong_plasma"}
     assert (told["method"] == told["other"]).all()

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy import stats
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.ceiling import synthesise_ceiling
-from resdm_suite.cohorts.phantom.people import AGE_CENTRE, DIAGNOSES, causes_after, draw_person
+from resdm_suite.cohorts.phantom.people import AGE_CENTRE, DIAGNOSES, EDUCATION, MMSE, causes_after, draw_person
 from resdm_suite.evaluation.image_quality import read_index, read_volume, score_people
 from resdm_suite.evaluation.planted import read_causes
 from resdm_suite.paths import sidecar_path, synthetic_path
@@ -41,7 +42,8 @@ def latent_people(coupling: float, people: int = 1000) -> pd.DataFrame:
         weight = ceiling.posterior(POPULATION, **shown, years=years, coupling=coupling)
         later = causes_after(POPULATION, years) | {"positive": POPULATION["positive"]}
         expected = {f"expected_{cause}": weight @ later[cause] for cause in ("load", "stage", "positive")}
-        rows.append(visit | shown | expected | {"positive": float(person["positive"]), "years": years})
+        told = {"positive": float(person["positive"]), "education": person["education"], "years": years}
+        rows.append(visit | shown | expected | told)
     return pd.DataFrame(rows)
 
 
@@ -71,6 +73,25 @@ def test_expectations_are_calibrated_among_people_of_the_generator(coupling):
             assert abs(error.corr(values)) < 3.3 / np.sqrt(len(people)), name
         assert error.std() < 0.99 * people[cause].std()
     assert people["stage"].corr(people["expected_stage"]) > {1.0: 0.75, 0.5: 0.38}[coupling]
+
+
+def test_probabilities_of_mmse_and_education_are_those_of_the_generator():
+    people = latent_people(1.0)
+    for years in (0.0, 2.0):
+        chances = {
+            name: pd.DataFrame([ceiling._at_the_clinic({name: value}, years) for value in range(low, high + 1)],
+                               range(low, high + 1), columns=list(DIAGNOSES))
+            for name, (low, high) in {"education": EDUCATION, "mmse": MMSE}.items()
+        }  # fmt: skip
+        for table in chances.values():
+            np.testing.assert_allclose(table.sum(), 1, atol=1e-9)
+        of_years = people[(people["years"] - years).abs() < 0.3]
+        for (diagnosis, part), name in product(of_years.groupby("diagnosis"), chances):
+            expected = np.average(chances[name].index, weights=chances[name][diagnosis])
+            tolerance = 3.5 * part[name].std() / np.sqrt(len(part))
+            assert part[name].mean() == pytest.approx(expected, abs=tolerance), (name, diagnosis, years)
+    told = ceiling._at_the_clinic({"diagnosis": "MCI", "mmse": None, "education": None}, 0.0)
+    assert told.tolist() == [diagnosis == "MCI" for diagnosis in DIAGNOSES]
 
 
 def test_without_coupling_the_mri_is_uninformative():

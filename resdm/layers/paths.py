@@ -90,7 +90,8 @@ class LinearPath(CoarseMRI):
         self.shape, n = tuple(shape), len(TRACERS)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("text", torch.zeros(1, features))  # mean, then the maps to the content (1 + k, features)
-        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "reads": (n, 0, 0), "writes": (n, 0, 0)}
+        reads = (n, 0, math.prod(self.CELLS))
+        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "reads": reads, "writes": (n, 0, 0)}
         for name, size in empty.items():  # no voxel before a fit: the estimate is 0
             self.register_buffer(name, torch.zeros(size))
         self.register_buffer("pet", torch.zeros(1, n, *shape))  # mean over training people
@@ -100,7 +101,9 @@ class LinearPath(CoarseMRI):
     def resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Give the buffers the shapes of a stored model; they depend on the training people."""
         for name, buffer in self.named_buffers():
-            buffer.resize_(shapes.get(name, buffer.shape))
+            shape = shapes.get(name, buffer.shape)
+            if name != "reads" or shape[-1] == buffer.shape[-1]:  # else of an older version: it does not fit
+                buffer.resize_(shape)
 
     def fit_sessions(
         self, sessions: Sequence[Batch], features: Callable[[Prior], Tensor], dropout: float, fields: Sequence[str]

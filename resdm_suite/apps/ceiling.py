@@ -27,8 +27,8 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
     -------
     Path
         ``predictions/ceiling/factual`` as `synthesise_method` writes it, and ``latent.csv``: person, session, tracer,
-        positive (probability of the planted status). Of phantoms with planted attributes also ``knows_<name>`` and
-        ``knows_all``: the estimates that use these too.
+        positive (probability of the planted status). Beside it the estimates that use attributes too, of
+        `Config.ceiling_conditions`.
 
     Raises
     ------
@@ -37,9 +37,7 @@ def synthesise_ceiling(config: Config | str | Path, *, progress: bool = True) ->
     FileNotFoundError, ValueError
         No volumes; phantoms without their truth, or with that of others.
     """
-    attributes = config.attributes if config.cohort.phantom and config.cohort.phantom.plasma else ()
-    known = {f"knows_{name}": (name,) for name in attributes} | {"knows_all": attributes} if attributes else {}
-    for condition, names in known.items():
+    for condition, names in config.ceiling_conditions.items():
         _synthesise(config, condition, names, progress)
     return _synthesise(config, "factual", (), progress)
 

@@ -43,13 +43,9 @@ def attribute_pairs(config: Config) -> list[dict[str, str]]:
         for condition in config.attribute_conditions(name):
             change, _, one = condition.partition("_")
             rows.append(head | {"attribute": one, "change": change, "condition": condition, "other": name})
-    if config.cohort.phantom is not None and config.cohort.phantom.plasma is not None:
-        head, rest = {"family": "ceiling", "method": "ceiling"}, {"change": "left out", "condition": "factual"}
-        known = {name: name for name in config.attributes} | {"all": ", ".join(config.attributes)}
-        rows += [
-            head | rest | {"attribute": text, "own": f"knows_{name}", "other": "ceiling"}
-            for name, text in known.items()
-        ]
+    head = {"family": "ceiling", "method": "ceiling", "change": "left out", "condition": "factual", "other": "ceiling"}
+    for condition, more in config.ceiling_conditions.items():
+        rows.append(head | {"attribute": ", ".join(more), "own": condition})
     return [{"own": "factual"} | row for row in rows]
 
 

@@ -64,7 +64,7 @@ def posterior(
 
     ``severity`` is the neurodegeneration that the MRI shows, ``age`` that at this session, ``years`` the time since
     the first session. With probability 1 − ``coupling`` severity is that of an independent person. ``known`` holds
-    planted attributes that are known too (None: missing), of which plasma has the ``strength`` of its settings.
+    attributes that are known too (None: missing), of which plasma has the ``strength`` of its settings.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def posterior(
     groups = people.DIAGNOSES.values()
     women = np.array([group["women"] for group in groups])
     prior = np.array([stats.norm.pdf(age - years, *group["age"]) for group in groups])
-    prior *= women if sex == "F" else 1 - women
+    prior *= (women if sex == "F" else 1 - women) * _at_the_clinic(known or {}, years)
     expected = people.causes_after(population | {"severity": population["foretold"]}, years)["severity"]
     shown = stats.norm.pdf(severity, expected, people.SEVERITY_SD)
     weight = prior[population["diagnosis"]] * (coupling * shown + (1 - coupling) * shown.mean())
@@ -87,6 +87,28 @@ def posterior(
         carriers = np.where(population["positive"], people.CARRIERS[True], people.CARRIERS[False])
         weight = weight * (carriers if apoe4 == "carrier" else 1 - carriers)
     return weight / weight.sum()
+
+
+def _at_the_clinic(known: dict[str, Any], years: float) -> np.ndarray:
+    """Probability of the known diagnosis, MMSE and education under each diagnosis; see `people.draw_person`."""
+    likelihood = np.ones(len(people.DIAGNOSES))
+    for i, (diagnosis, group) in enumerate(people.DIAGNOSES.items()):
+        if known.get("diagnosis") is not None:
+            likelihood[i] *= diagnosis == known["diagnosis"]
+        if (education := known.get("education")) is not None:
+            likelihood[i] *= np.diff(stats.norm(*group["education"]).cdf(_rounded(education, *people.EDUCATION)))[0]
+        if (mmse := known.get("mmse")) is not None:
+            shape, scale = people.points_lost(group)
+            progress = years * people.LATENT[diagnosis]["severity"] * stats.halfnorm.ppf((np.arange(64) + 0.5) / 64)
+            low, high = sorted(30 - bound for bound in _rounded(mmse, *people.MMSE))
+            chances = [stats.gamma.cdf(bound - progress, shape, scale=scale) for bound in (low, high)]
+            likelihood[i] *= np.mean(chances[1] - chances[0])
+    return likelihood
+
+
+def _rounded(value: float, low: float, high: float) -> tuple[float, float]:
+    """Between which numbers a value lay before it was clipped and rounded."""
+    return (value - 0.5 if value > low else -np.inf), (value + 0.5 if value < high else np.inf)
 
 
 def expected_pet(
@@ -102,7 +124,7 @@ def expected_pet(
     population, truth : dict
         From `draw_population` and `read_truth`.
     known : sequence of str
-        Planted attributes that are taken as known, besides the MRI, age and sex.
+        Attributes that are taken as known, besides the MRI, age and sex.
 
     Returns
     -------
@@ -120,8 +142,8 @@ def expected_pet(
     years, coupling = int(row["session"].removeprefix("ses-M")) / 12, config.cohort.phantom.coupling
     shown = {"severity": record["severity"], "age": record["age"], "sex": person["sex"]}
     if planted := config.cohort.phantom.plasma:
-        given = {name: value for name, value in person["attributes"].items() if name in known}
-        shown |= {"known": given, "strength": planted.strength}
+        given = person | record | person["attributes"]
+        shown |= {"known": {name: given.get(name) for name in known}, "strength": planted.strength}
     weight = posterior(population, **shown, years=years, coupling=coupling)
     causes = people.causes_after(population, years)
     order = np.argsort(causes["stage"])

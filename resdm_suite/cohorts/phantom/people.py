@@ -23,11 +23,14 @@ DIAGNOSES: dict[str, dict[str, Any]] = {
 }
 # Latent causes by diagnosis: probability of amyloid, mean load of the positive (1 is about +0.45 SUVR), mean tau stage
 # of the amyloid-negative, mean neurodegeneration. Age and sex do not enter: their effects on uptake are planted apart.
-_LATENT: dict[str, dict[str, float]] = {
+LATENT: dict[str, dict[str, float]] = {
     "CN": {"positive": 0.28, "load": 0.98, "stage": 0.40, "severity": 0.10},
     "MCI": {"positive": 0.52, "load": 1.07, "stage": 0.75, "severity": 0.45},
     "AD": {"positive": 0.86, "load": 1.25, "stage": 1.45, "severity": 1.00},
 }
+
+EDUCATION, MMSE = (8, 20), (8, 30)
+"""Lowest and highest years of education and MMSE score."""
 
 SEVERITY_SD = 0.16
 """SD of neurodegeneration at a given diagnosis and tau stage."""
@@ -60,7 +63,7 @@ def draw_disease(by_diagnosis: float | np.ndarray, by_status: float | np.ndarray
     """Diagnosis (position in `DIAGNOSES`), status and latent means, from two uniform numbers per person."""
     shares = np.cumsum([group["n"] for group in DIAGNOSES.values()])
     diagnosis = np.searchsorted(shares / shares[-1], by_diagnosis, side="right")
-    mean = {key: np.array([latent[key] for latent in _LATENT.values()])[diagnosis] for key in _LATENT["CN"]}
+    mean = {key: np.array([latent[key] for latent in LATENT.values()])[diagnosis] for key in LATENT["CN"]}
     return {"diagnosis": diagnosis, "positive": by_status < mean["positive"], "mean": mean}
 
 
@@ -102,6 +105,12 @@ def draw_attributes(rng: np.random.Generator, causes: dict[str, Any], settings: 
     return {name: value if known else None for (name, value), known in zip(values.items(), given, strict=True)}
 
 
+def points_lost(group: dict[str, Any]) -> tuple[float, float]:
+    """Shape and scale of the gamma distribution of MMSE points below 30 in a diagnosis: skewed, as MMSE is."""
+    mean, sd = 30 - group["mmse"][0], group["mmse"][1]
+    return mean**2 / sd**2, sd**2 / mean
+
+
 def plasma_value(standard: float) -> float:
     """The value of plasma and marker in arbitrary units, of one in standard deviations; above 0."""
     return max(2.0 + 0.5 * standard, 0.01)
@@ -135,9 +144,8 @@ def draw_person(config: Config, index: int) -> dict[str, Any]:
     rng = random_stream(config.seed, index, PERSON)
     sex = "F" if by_sex < group["women"] else "M"
     age = float(np.clip(rng.normal(*group["age"]), 55, 95))
-    education = round(float(np.clip(rng.normal(*group["education"]), 8, 20)))
-    mean, sd = 30 - group["mmse"][0], group["mmse"][1]
-    points_lost = rng.gamma(mean**2 / sd**2, sd**2 / mean)  # points below 30: skewed, as MMSE is
+    education = round(float(np.clip(rng.normal(*group["education"]), *EDUCATION)))
+    lost = rng.gamma(*points_lost(group))
     causes = draw_causes(rng, disease)
     donor = random_stream(config.seed, index, DONOR)
     shown = causes if donor.random() < settings.coupling else draw_causes(donor, draw_disease(*donor.random(2)))
@@ -166,7 +174,7 @@ def draw_person(config: Config, index: int) -> dict[str, Any]:
             "date": (start + datetime.timedelta(days=days)).isoformat(),
             "age": age_now,
             "diagnosis": diagnosis,
-            "mmse": int(np.clip(round(30 - points_lost - lost_since), 8, 30)),
+            "mmse": int(np.clip(round(30 - lost - lost_since), *MMSE)),
             **causes_now,
             "ventricles": float(np.clip(ventricles, -0.1, 0.75)),
         })  # fmt: skip
