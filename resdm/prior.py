@@ -149,15 +149,14 @@ class PriorModule(nn.Module):
         One prompt at a time: the last bit of a matrix product may depend on its batch, and a resumed training fills the
         cache in another order.
         """
-        state = self._cache.get(text) if cached else None
-        if state is None:
-            state = self.embed(clip.tokens(text).to(self.vocabulary.device)[None])
-            for block in self.frozen:
-                state = block(state, attn_mask=self.tower.attn_mask)
-            state = state[0]
-            if cached:
-                self._cache[text] = state
-        return state
+        if cached and text in self._cache:
+            return self._cache[text]
+        state = self.embed(clip.tokens(text).to(self.vocabulary.device)[None])
+        for block in self.frozen:
+            state = block(state, attn_mask=self.tower.attn_mask)
+        if cached:
+            self._cache[text] = state[0]
+        return state[0]
 
     def clear_cache(self) -> None:
         """Empty the cache after a change of the frozen weights, their device or their type."""

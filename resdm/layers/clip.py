@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # open_clip takes two seconds to import
     import open_clip
     from open_clip.transformer import TextTransformer
 
+_VOCABULARY = 49408
+
 
 @cache
 def tokens(text: str) -> Tensor:
@@ -78,9 +80,6 @@ def map_from_file(module: nn.Module) -> None:
 def known_rows(embedding: Tensor, known: Tensor) -> Tensor:
     """Rows of CLIP's complete token embedding for some tokens; any other embedding is returned unchanged."""
     return embedding[known] if len(embedding) == _VOCABULARY else embedding
-
-
-_VOCABULARY = 49408
 
 
 def _read(file: str) -> dict[str, Tensor]:

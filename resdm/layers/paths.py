@@ -35,7 +35,7 @@ def _deviation(rows: Tensor, least: float = 1e-3) -> Tensor:
 class CoarseMRI(nn.Module):
     """The MRI averaged over 8 × 8 × 8 cells: what both paths read."""
 
-    CELLS = (8, 8, 8)
+    CELLS, COUNT = (8, 8, 8), 512
 
     def coarse(self, y0: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) → means over cells (B, cells)."""
@@ -43,32 +43,29 @@ class CoarseMRI(nn.Module):
 
 
 class GlobalPath(CoarseMRI):
-    """The MRI's coarse amplitude → (B, time_dim), added to the time embedding.
+    """The coarse MRI, standardised over the training people → (B, time_dim), added to the time embedding.
 
-    Standardised over the training people, it scales and shifts every block as the time step does. The last layer starts
-    near 0: a fresh network is nearly the paper's.
+    It scales and shifts every block. The last layer starts near 0: a fresh network is nearly the paper's.
     """
 
     def __init__(self, time_dim: int) -> None:
         super().__init__()
-        cells = math.prod(self.CELLS)
-        self.register_buffer("mean", torch.zeros(cells))
-        self.register_buffer("spread", torch.ones(cells))
-        self.layers = nn.Sequential(nn.Linear(cells, 64), nn.SiLU(), nn.Linear(64, time_dim))
+        self.register_buffer("mean", torch.zeros(self.COUNT))
+        self.register_buffer("spread", torch.ones(self.COUNT))
+        self.layers = nn.Sequential(nn.Linear(self.COUNT, 64), nn.SiLU(), nn.Linear(64, time_dim))
         nn.init.normal_(self.layers[-1].weight, std=1e-3)
         nn.init.zeros_(self.layers[-1].bias)
 
     def fit(self, volumes: Iterable[Tensor]) -> None:
         """Mean and standard deviation over training MRI (…, 1, X, Y, Z), volume by volume; constant cells get 0."""
-        coarse = [self.coarse(mri.to(self.mean)) for mri in volumes]
-        if coarse:
+        if coarse := [self.coarse(mri.to(self.mean)) for mri in volumes]:
             cells = torch.cat(coarse)
             self.mean.copy_(cells.mean(0))
             self.spread.copy_(_deviation(cells))
 
     def forward(self, y0: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) → (B, time_dim)."""
-        return self.layers(4 * (self.coarse(y0) - self.mean) / self.spread / math.sqrt(len(self.mean)))
+        return self.layers(4 * (self.coarse(y0) - self.mean) / self.spread / math.sqrt(self.COUNT))
 
 
 class LinearPath(CoarseMRI):
@@ -79,10 +76,8 @@ class LinearPath(CoarseMRI):
     A linear map of the sentence features, fitted to random prompts without images, gives their content: age, sex and
     what else they state. Content and MRI are then fitted jointly (Frisch, Waugh, Lovell): the MRI by ridge regression
     in its dual form, the content by least squares over all prompts with and without age and sex. The penalty minimises
-    the error on left-out people. Means over cells carry less noise than voxels: on left-out training people of the
-    default phantom the estimate has a higher PSNR and diagnostic value (benchmarks/results/trials.md). Only voxels in
-    which a training image is not 0 are fitted. Memory: about six copies of the training images, 60 MB on the default
-    phantom; too much for grids of 128³ voxels.
+    the error on left-out people. Only voxels in which a training image is not 0 are fitted. Memory: about six copies of
+    the training images, 60 MB on the default phantom; too much for grids of 128³ voxels.
     """
 
     def __init__(self, shape: tuple[int, int, int], features: int) -> None:
@@ -90,8 +85,7 @@ class LinearPath(CoarseMRI):
         self.shape, n = tuple(shape), len(TRACERS)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("text", torch.zeros(1, features))  # mean, then the maps to the content (1 + k, features)
-        reads = (n, 0, math.prod(self.CELLS))
-        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "reads": reads, "writes": (n, 0, 0)}
+        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "reads": (n, 0, self.COUNT), "writes": (n, 0, 0)}
         for name, size in empty.items():  # no voxel before a fit: the estimate is 0
             self.register_buffer(name, torch.zeros(size))
         self.register_buffer("pet", torch.zeros(1, n, *shape))  # mean over training people
@@ -101,9 +95,8 @@ class LinearPath(CoarseMRI):
     def resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Give the buffers the shapes of a stored model; they depend on the training people."""
         for name, buffer in self.named_buffers():
-            shape = shapes.get(name, buffer.shape)
-            if name != "reads" or shape[-1] == buffer.shape[-1]:  # else of an older version: it does not fit
-                buffer.resize_(shape)
+            if name != "reads" or shapes.get(name, buffer.shape)[-1] == self.COUNT:  # an older version's does not fit
+                buffer.resize_(shapes.get(name, buffer.shape))
 
     def fit_sessions(
         self, sessions: Sequence[Batch], features: Callable[[Prior], Tensor], dropout: float, fields: Sequence[str]
@@ -140,18 +133,16 @@ class LinearPath(CoarseMRI):
         """
         self.voxels = torch.cat([mri[:, None], pet], 1).ne(0).any(0).any(0)
         images, targets = mri[:, self.voxels], pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
-        cells = self.coarse(mri[:, None]).double()
-        deviation = _deviation(cells)
+        spread = _deviation(cells := self.coarse(mri[:, None]).double())
         design = self.design(sentences.flatten(0, 1))
         varies = [0, *(design.std(0) > _MIN_CONTENT).nonzero()[:, 0].tolist()]  # column 0 is the constant 1
         self.text, design = self.text[varies], design[:, varies].double().unflatten(0, sentences.shape[:2])
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
-        pairs = zip(targets.unbind(1), present.unbind(1), strict=True)
-        fits = [self._fit_tracer(cells / deviation, target, has, design, weight, groups) for target, has in pairs]
+        fits = [self._fit_tracer(cells / spread, targets[:, i], present[:, i], design, weight, groups) for i in (0, 1)]
         sentence, reads, writes, left_out, scale = zip(*fits, strict=True)
         most = max(len(rows) for rows in reads)
-        reads = [rows / deviation for rows in reads]  # of cells as they are
+        reads = [rows / spread for rows in reads]  # of cells as they are
         reads, writes = ([F.pad(r, (0, 0, 0, most - len(r))) for r in rows] for rows in (reads, writes))
         self.sentence, self.reads, self.writes = (torch.stack(v).float() for v in (sentence, reads, writes))
         self.left_out = torch.stack(left_out, 1).float()
@@ -175,7 +166,7 @@ class LinearPath(CoarseMRI):
         of_mri, of_pet = solve @ x, solve @ y  # (1 + k, cells), (1 + k, V)
         rest, aim = cells - design[0] @ of_mri, y - d[0] @ of_pet
         power, axes = gram_spectrum(rest[has])
-        best = (torch.inf, None, None)
+        least, best, without = torch.inf, None, None
         for penalty in PENALTIES:
             level = penalty * power.mean()
             dual = axes / (power.clamp(min=0) + level) @ axes.T  # (n, n)
@@ -188,16 +179,15 @@ class LinearPath(CoarseMRI):
                 rows = torch.isin(has, group.to(has)).nonzero()[:, 0]
                 if len(rows):
                     errors[rows] = torch.linalg.solve(smoother[rows][:, rows], residuals[rows])
-            if (error := float(errors.square().mean())) < best[0]:
-                best = (error, dual @ aim, errors)
-        _, dual, errors = best
-        if dual is None:
+            if (error := float(errors.square().mean())) < least:
+                least, best, without = error, dual @ aim, errors
+        if best is None:
             people = sum(bool(torch.isin(has, group.to(has)).any()) for group in groups)
             raise ValueError(f"more than {people} training people with a PET are needed, or network.linear_path: false")
-        mapped = rest @ (rest[has].T @ dual)  # (n, V); replaced for the sessions of the fit
-        mapped[has] = aim - errors
-        kernel = of_mri @ rest[has].T @ dual  # the map of the part of the MRI that the sentence predicts
-        return of_pet - kernel, rest[has], dual, mapped + design[0] @ kernel, errors.square().mean(0).sqrt()
+        mapped = rest @ (rest[has].T @ best)  # (n, V); replaced for the sessions of the fit
+        mapped[has] = aim - without
+        kernel = of_mri @ rest[has].T @ best  # the map of the part of the MRI that the sentence predicts
+        return of_pet - kernel, rest[has], best, mapped + design[0] @ kernel, without.square().mean(0).sqrt()
 
     def design(self, sentences: Tensor) -> Tensor:
         """Features (B, features) → 1 and content (B, 1 + k)."""
@@ -219,13 +209,9 @@ class LinearPath(CoarseMRI):
 
     @torch.no_grad()
     def maps(self, mri: Tensor, estimate: Tensor) -> Tensor:
-        """Further input of the network (B, 2, 2, X, Y, Z): per tracer, MRI and estimate relative to their means.
-
-        Units are standard deviations: of the MRI over training people, and of the estimate's error.
-        """
+        """Further input (B, 2, 2, X, Y, Z): per tracer, MRI and estimate less their means, in SD of people, error."""
         away = self._grid(((mri[:, 0, self.voxels] - self.mri) / self.spread)[:, None])  # (B, 1, X, Y, Z)
-        moved = (estimate - self.pet) / self.scale.clamp(min=_MIN_STD)
-        return torch.stack([away.expand_as(moved), moved], 2)
+        return torch.stack([away.expand_as(estimate), (estimate - self.pet) / self.scale.clamp(min=_MIN_STD)], 2)
 
     def _grid(self, values: Tensor) -> Tensor:
         """(B, C, V) → (B, C, X, Y, Z), 0 elsewhere."""
