@@ -4,7 +4,7 @@
 divided into folds, by person. For each fold DSNet is fitted on the real PET of the others, its threshold is set on the
 real PET of the fold (`youden`), and it scores the real and every method's synthetic PET of the test people, on whom
 neither it nor a synthesiser was trained. The template is scored too, and controls that show whether synthesis adds
-anything: a ridge regression on the MRI, a logistic regression on age and sex, and the more frequent
+anything: a ridge regression on the voxels of the MRI, a logistic regression on age and sex, and the more frequent
 class. DSNet on the MRI was no better than the regression on held-out training people (docs/method.md).
 
 Status is the label that a cut-off on the measured SUVR gives. In phantoms it is also the planted one, with separate
@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import uniform_filter
 from sklearn.decomposition import KernelPCA
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -248,23 +247,18 @@ def _fit_age_and_sex(table: np.ndarray, labels: np.ndarray, people: np.ndarray) 
 
 
 def _fit_mri(volumes: Tensor, labels: np.ndarray, people: np.ndarray) -> Callable[[Any], np.ndarray]:
-    """A linear probability model of the MRI: ridge regression of the label, its penalty chosen by folds of people.
+    """A linear probability model of all voxels: ridge regression of the label, its penalty chosen by folds of people.
 
-    Means over 3 × 3 × 3 voxels are standardised; those that hardly vary are left out. The principal components of the
-    kernel ⟨x, y⟩ / voxels hold all that a linear model can use, and are no more than the sessions. Least squares
-    minimises the Brier score; predictions outside [0, 1] are clipped.
+    Voxels are standardised; those that hardly vary are left out. The principal components of the kernel ⟨x, y⟩ / voxels
+    hold all that a linear model can use, and are no more than the sessions. Least squares minimises the Brier score;
+    predictions outside [0, 1] are clipped.
     """
     inner = GroupKFold(min(5, len(set(people))))
     search = GridSearchCV(Ridge(), {"alpha": _PENALTIES}, cv=inner, scoring="neg_mean_squared_error")
     kernel = KernelPCA(kernel="poly", degree=1, coef0=0)
     model = make_pipeline(VarianceThreshold(_MIN_VARIANCE), StandardScaler(), kernel, search)
-    model.fit(_local_means(volumes), labels, gridsearchcv__groups=people)
-    return lambda volumes: model.predict(_local_means(volumes)).clip(0, 1)
-
-
-def _local_means(volumes: Tensor) -> np.ndarray:
-    """(n, 1, X, Y, Z) → (n, voxels): less noise than single voxels, as for the linear path of ResDM."""
-    return uniform_filter(volumes.numpy(), (1, 1, 3, 3, 3), mode="constant").reshape(len(volumes), -1)
+    model.fit(volumes.flatten(1).numpy(), labels, gridsearchcv__groups=people)
+    return lambda volumes: model.predict(volumes.flatten(1).numpy()).clip(0, 1)
 
 
 def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
