@@ -49,6 +49,14 @@ def test_availability_in_training():
     assert not method._available(single, g).any()
 
 
+def test_the_gain_of_the_mri_does_not_reach_the_output():
+    """Reflected borders, no biases and the first norm: a person's overall intensity is lost."""
+    method, mri = make("resvit").eval(), torch.rand((1, 1, *SHAPE), generator=seeded())
+    pets = [method.synthesise(gain * mri, None, seeded()) for gain in (1.0, 0.6)]
+    torch.testing.assert_close(*pets, atol=1e-3, rtol=0)
+    assert (method.synthesise(mri**2, None, seeded()) - pets[0]).abs().max() > 0.01
+
+
 def test_a_hidden_pet_has_no_effect():
     method, batch = make("resvit").eval(), random_batch(2, SHAPE)
     volumes = torch.cat([batch.mri, batch.pet], 1)

@@ -63,7 +63,7 @@ class DDPM(Method):
 
     From `hojonathanho/diffusion` and the ResDM authors' `Ouzaixin/IL-CLDM`; departures: ``docs/baselines.md``. Group
     norms have a quarter as many groups as the first level has channels. With as many groups as channels, the norm would
-    remove the embedding again.
+    remove the embedding again. The last convolution sees groups of channels of a fixed mean and variance.
     """
 
     config: DDPMConfig

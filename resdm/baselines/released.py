@@ -1,4 +1,4 @@
-"""The model of the paper's released code with its faults, to measure the effect of its departures from the paper.
+"""The model of the paper's released code with its faults, to measure the effect of its differences from the paper.
 
 Facts from `Ouzaixin/ResDM` (commit f5b35d8), its ``model.py`` and ``main.py``. Modules have the names of the released
 ones, so that their checkpoints load (`load_released`).

@@ -128,7 +128,7 @@ class ResViT(Adversarial, Method):
     """Dalmaz et al., "ResViT: Residual vision transformers for multimodal medical image synthesis", TMI 2022.
 
     Facts from `icon-lab/ResViT`; the unified model, whose code is not public, from the paper's §III. Departures:
-    ``docs/baselines.md``.
+    ``docs/baselines.md``. The norm after the first convolution removes the MRI's amplitude.
 
     Availability in training: the MRI always. Of a person with both PETs, amyloid, tau or both are synthesised, with
     chance 1/3 each; of a person with one PET, that one. A missing PET is unavailable, has no L1, and is 0 in the

@@ -220,7 +220,8 @@ class TracerSCGAN(Adversarial, TracerModel):
 class SCGAN(PerTracer):
     """Lan et al., "Three-dimensional self-attention conditional GAN with spectral normalization", MRM 2021.
 
-    Facts from `Haoyulance/SC-GAN` (TensorFlow 1, natively 3D); departures: ``docs/baselines.md``.
+    Facts from `Haoyulance/SC-GAN` (TensorFlow 1, natively 3D); departures: ``docs/baselines.md``. The one channel
+    before the last convolution is normalised, so overall uptake hardly varies between people.
     """
 
     config: SCGANConfig

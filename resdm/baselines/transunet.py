@@ -119,6 +119,7 @@ class TransUNet(PerTracer):
     """Chen et al., "TransUNet: Transformers make strong encoders for medical image segmentation", 2021.
 
     Facts from `Beckschen/TransUNet` (``R50-ViT-B_16``); departures: ``docs/baselines.md``. Trained as Pix2Pix.
+    Its norms let a person's overall uptake reach the output only as contrast between voxels.
     """
 
     config: TransUNetConfig
