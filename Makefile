@@ -6,7 +6,7 @@ VENV    ?= .venv
 VERSIONS ?= pinned
 BIN     := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv departures.csv claims.csv uncertainty.csv \
+DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv released_code.csv claims.csv uncertainty.csv \
            figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png walkthrough.png evaluation.csv \
            input_check.csv longitudinal.csv atn.csv subgroups.csv attributes.csv qc.png
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)

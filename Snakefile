@@ -80,7 +80,7 @@ if not SETTINGS.preprocess.in_suvr:  # each volume is scaled to its own range: w
     RESULTS = [name for name in RESULTS if name.startswith(("table", "figure", "atn", "claims", "qc", "walkthrough"))]
     CHECKED = [name for name in CHECKED if "planted" not in name]
 if SETTINGS.purpose != "paper":
-    RESULTS = ["table1.csv", {"released": "departures.csv", "attributes": "attributes.csv"}[SETTINGS.purpose]]
+    RESULTS = ["table1.csv", {"released": "released_code.csv", "attributes": "attributes.csv"}[SETTINGS.purpose]]
 
 
 wildcard_constraints:
@@ -381,7 +381,7 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         {"attributes": TABLE + FIGURE},
         [],
     ),
-    "departures": ("12_released_code", expand(SCORES, method=RELEASED), {"departures": TABLE}, []),
+    "released_code": ("12_released_code", expand(SCORES, method=RELEASED), {"released_code": TABLE}, []),
 }
 
 for name, (stem, sources, results, settings) in ANALYSES.items():

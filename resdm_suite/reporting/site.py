@@ -40,7 +40,7 @@ class Section:
     suvr: bool = False  # volumes in SUVR, not each scaled to its own range
     prompts: tuple[str, ...] = ()  # conditions
     given: Callable[[Config], bool] = lambda config: True  # and what else
-    purpose: tuple[str, ...] = ("paper",)  # the released code and the planted attributes have their own notebooks
+    purpose: tuple[str, ...] = ("paper",)  # the released code and the attributes have their own notebooks
 
     def needed(self, config: Config) -> bool:
         """Whether a run of the profile makes the outputs."""
@@ -80,7 +80,7 @@ SECTIONS = (
     Section("17_evaluate", "Evaluation", ("evaluation",), suvr=True, given=_has("ResDM")),
     Section("18_stress", "Stress", ("stress",), purpose=()),  # by `make stress`
     Section("22_attributes", "Attributes", ("attributes",), given=lambda c: bool(c.attributes), purpose=_ANY),
-    Section("12_released_code", "Released code", ("departures",), purpose=("released",)),
+    Section("12_released_code", "Released code", ("released_code",), purpose=("released",)),
     Section("01_preprocess", "Preprocessing", ("qc",)),
     Section("10_claims", "Claims", ("claims",)),
 )
