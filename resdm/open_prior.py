@@ -35,7 +35,8 @@ class OpenPrior(PriorModule):
             A field that cannot be learned, see `attributes.learn`; or too many for a sentence of 77 tokens.
         """
         known, device = attributes.learn(self.config.fields, people), self.project.weight.device
-        if clip.tokens(prompt(TRACERS[0], 74.5, SEXES[0], **attributes.longest(known)))[-1]:
+        sentence = prompt(TRACERS[0], 74.5, SEXES[0], **attributes.longest(known))
+        if len(clip.tokeniser().encode(sentence)) + 2 > 77:  # with start and end of text
             raise ValueError(f"prior.fields: {', '.join(known)} together exceed CLIP's 77 tokens; name fewer fields")
         with torch.random.fork_rng():
             torch.manual_seed(seed)

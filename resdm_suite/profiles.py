@@ -461,7 +461,7 @@ class Config:
 
     @property
     def purpose(self) -> Literal["paper", "released", "attributes"]:
-        """What the workflow makes: the paper's tables, faults of the released code, or worth of planted attributes."""
+        """What the workflow makes: the paper's tables, faults of the released code, or worth of attributes."""
         if any(method.kind == "released" for method in self.methods.values()):
             return "released"
         return "attributes" if self.cohort.phantom and self.cohort.phantom.plasma else "paper"
@@ -484,10 +484,9 @@ class Config:
 
     @property
     def ceiling_conditions(self) -> dict[str, tuple[str, ...]]:
-        """Condition of the ceiling → further fields that it uses: those of each method, if phantoms have attributes."""
-        if not (self.cohort.phantom and self.cohort.phantom.plasma):
-            return {}
-        fields = (further(fields_of(method)) for method in self.methods.values())
+        """Condition of the ceiling → further fields that it uses: those of each method; of phantoms only."""
+        methods = self.methods.values() if self.cohort.phantom else ()
+        fields = (further(fields_of(method)) for method in methods)
         return {"with_" + "_".join(more): more for more in fields if more}
 
     def seeded(self, name: str) -> Config:

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +41,7 @@ def latent_people(coupling: float, people: int = 1000) -> pd.DataFrame:
         weight = ceiling.posterior(POPULATION, **shown, years=years, coupling=coupling)
         later = causes_after(POPULATION, years) | {"positive": POPULATION["positive"]}
         expected = {f"expected_{cause}": weight @ later[cause] for cause in ("load", "stage", "positive")}
-        told = {"positive": float(person["positive"]), "education": person["education"], "years": years}
-        rows.append(visit | shown | expected | told)
+        rows.append(visit | shown | expected | {"positive": float(person["positive"]), "years": years})
     return pd.DataFrame(rows)
 
 
@@ -76,21 +74,21 @@ def test_expectations_are_calibrated_among_people_of_the_generator(coupling):
 
 
 def test_probabilities_of_mmse_and_education_are_those_of_the_generator():
-    people = latent_people(1.0)
-    for years in (0.0, 2.0):
-        chances = {
-            name: pd.DataFrame([ceiling._at_the_clinic({name: value}, years) for value in range(low, high + 1)],
-                               range(low, high + 1), columns=list(DIAGNOSES))
-            for name, (low, high) in {"education": EDUCATION, "mmse": MMSE}.items()
-        }  # fmt: skip
-        for table in chances.values():
-            np.testing.assert_allclose(table.sum(), 1, atol=1e-9)
-        of_years = people[(people["years"] - years).abs() < 0.3]
-        for (diagnosis, part), name in product(of_years.groupby("diagnosis"), chances):
-            expected = np.average(chances[name].index, weights=chances[name][diagnosis])
+    settings = PhantomConfig(people=3000, repeat_visits=1.0)
+    config = Config(profile="test", seed=5, cohort=CohortConfig(phantom=settings), root=Path())
+    drawn = [draw_person(config, index) for index in range(3000)]
+    people = pd.DataFrame([visit | {"education": one["education"]} for one in drawn for visit in one["visits"]])
+    people["years"] = people["session"].str.removeprefix("ses-M").astype(int) / 12
+    for (years, diagnosis), part in people.groupby(["years", "diagnosis"]):
+        for name, (low, high) in {"education": EDUCATION, "mmse": MMSE}.items():
+            values = range(low, high + 1)
+            chances = [
+                ceiling._given_diagnosis({name: value}, years)[[*DIAGNOSES].index(diagnosis)] for value in values
+            ]
+            assert sum(chances) == pytest.approx(1)
             tolerance = 3.5 * part[name].std() / np.sqrt(len(part))
-            assert part[name].mean() == pytest.approx(expected, abs=tolerance), (name, diagnosis, years)
-    told = ceiling._at_the_clinic({"diagnosis": "MCI", "mmse": None, "education": None}, 0.0)
+            assert part[name].mean() == pytest.approx(np.dot(values, chances), abs=tolerance), (name, diagnosis, years)
+    told = ceiling._given_diagnosis({"diagnosis": "MCI", "mmse": None, "education": None}, 0.0)
     assert told.tolist() == [diagnosis == "MCI" for diagnosis in DIAGNOSES]
 
 

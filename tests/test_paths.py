@@ -136,13 +136,6 @@ def test_a_tracer_that_nobody_has_is_0(cohort):
         assert fitted.maps(mri[:, None], estimate).isfinite().all()
 
 
-def test_a_path_of_single_voxels_of_an_older_version_does_not_fit(fitted):
-    again, voxels = LinearPath(SHAPE, 6), int(fitted.voxels.sum())
-    again.resize({"reads": (2, N, voxels), "writes": (2, N, voxels)})
-    assert again.reads.shape == (2, 0, 512)
-    assert again.writes.shape == (2, N, voxels)
-
-
 def test_before_a_fit_the_estimate_is_0():
     assert LinearPath(SHAPE, 6)(torch.rand(2, 1, *SHAPE), torch.randn(2, 6)).equal(torch.zeros(2, 2, *SHAPE))
 

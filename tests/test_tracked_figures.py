@@ -17,6 +17,7 @@ from conftest import ROOT
 from stored_cohort import make_config
 
 from resdm.io import sha256, write_json
+from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
 from resdm_suite.profiles import PreprocessConfig, load_config
 from resdm_suite.reporting.provenance import outdated, provenance, stale, write_sidecar
@@ -69,6 +70,8 @@ def test_tracked_latex_compiles_and_fits_the_page(path, tmp_path):
     assert "Overfull" not in done.stdout
     assert "too large" not in done.stdout
 
+
+CLINIC = ("diagnosis", "mmse", "education")
 
 README_ROWS = {
     "mean PET": "template",
@@ -132,6 +135,12 @@ def test_the_numbers_of_the_method_page_are_those_of_the_tracked_tables():
     errors = "{:.1f} % against {:.1f} %".format(100 * audit["error_training"], 100 * audit["error_other"])
     people = f"({audit['training']:.0f} training people against {audit['other']:.0f} others, mean error {errors}"
     assert f"The default ResDM has {auc} {people} of the intensity range)" in page
+    paths = pd.read_csv(ROOT / "benchmarks" / "results" / "trials.csv").query("method == 'linear_path'")
+    means = paths.groupby(paths["changes"].notna()).mean(numeric_only=True)  # as shipped; of single voxels
+    psnr, auc = ([f"{a:.2f}/{b:.2f}" for a, b in means[[f"{name}_amyloid", f"{name}_tau"]].to_numpy()]
+                 for name in ("psnr", "auc"))  # fmt: skip
+    assert f"a PSNR of {psnr[0]} dB (amyloid/tau), and its summary SUVR" in page
+    assert f"with an AUC of {auc[0]}; from single voxels {psnr[1]} dB and {auc[1]} (" in page
     ends = ["mean", "ci_low", "ci_high"]
     uncoupled = ROOT / "figures" / "phantom_uncoupled"
     status = pd.read_csv(uncoupled / "table4.csv").query("target == 'planted' and metric == 'auc_adjusted'")
@@ -153,9 +162,26 @@ def test_the_numbers_of_the_covariate_page_are_those_of_the_tracked_table():
     plasma, apoe4 = ("+{:.1f} [{:.1f}, {:.1f}]".format(*worth.loc[f"ResDM+{name}", ["value", "low", "high"]])
                      for name in ("plasma", "apoe4"))  # fmt: skip
     gains = f"from {auc['ResDM']:.0f} to {auc['ResDM+plasma']:.0f} % ({plasma} points; "
-    gains += f"the linear model from {auc['linear']:.0f} to {auc['linear+plasma']:.0f}"
-    assert gains in page
-    assert f"APOE ε4 alone to {auc['ResDM+apoe4']:.0f} % ({apoe4};" in page
+    best = frame.query("tracer == 'amyloid' and quantity == 'auc' and change == 'value' and method == 'ceiling'")
+    best = best.set_index("attribute")["value"].round().astype(int)
+    gains += f"the linear model from {auc['linear']:.0f} to {auc['linear+plasma']:.0f}, the ceiling from "
+    assert gains + f"{best['–']} to {best['plasma']})" in page
+    assert f"APOE ε4 alone to {auc['ResDM+apoe4']:.0f} % ({apoe4}; the ceiling to {best['apoe4']})" in page
+    of_age = frame.query("tracer == 'amyloid' and quantity == 'psnr' and attribute == 'age' and change == 'shuffled'")
+    lost = of_age.set_index("method")["value"]
+    assert f"it loses {lost['ResDM+all']:.1f} dB in amyloid where the age is shuffled, the linear model" in page
+    assert f"the linear model {lost['linear+all']:.1f} dB." in page
+    gains = frame.query("quantity == 'psnr' and change == 'left out'").set_index(["method", "tracer"])
+    worth = {tracer: [f"{gains.loc[(f'ResDM+{name}', tracer), 'value']:.2f}" for name in CLINIC] for tracer in TRACERS}
+    text = " and ".join("{}, {} and {} dB in {}".format(*worth[tracer], tracer) for tracer in TRACERS)
+    assert f"they are worth {text}." in page.replace("−", "-")
+    ceiling = gains.loc["ceiling"].query("attribute == 'diagnosis'").loc[list(TRACERS), ["value", "low", "high"]]
+    gain = ["{:.2f} dB [{:.2f}, {:.2f}]".format(*row) for row in ceiling.to_numpy()]
+    rest = gains.loc["ceiling"].query("attribute in ('mmse', 'education')").sort_values("value").iloc[-1]
+    assert "{:.2f} dB [{:.2f}, {:.2f}] at most by MMSE".format(*rest[["value", "low", "high"]]) in page.replace(
+        "−", "-"
+    )
+    assert f"the ceiling gains {gain[0]} and {gain[1]} by it" in page
     null = frame[(frame["attribute"] == "marker") & (frame["change"] != "value") & (frame["method"] != "ceiling")]
     held = ((null["low"] <= 0) & (null["high"] >= 0)).sum()
     assert f"Of {len(null)} intervals about the null marker, in ResDM and the linear model, {held} hold 0." in page

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from resdm.batch import TRACERS, Batch, Prior
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0)  # candidates, in units of the mean eigenvalue of the coarse MRI's Gram matrix
-_MIN_STD = 0.01  # below this standard deviation of intensities a voxel's MRI counts as constant
+_MIN_STD, _MIN_CELL_STD = 0.01, 1e-3  # below these standard deviations a voxel's MRI, or a cell's, counts as constant
 _MIN_RESIDUAL = 1e-3  # part of an error that must remain in the fit's residual; else there is no fit without the person
 _MIN_CONTENT = 0.1  # the same for the content of training prompts, in standard deviations of random prompts
 
@@ -27,13 +27,13 @@ def gram_spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.eigh((rows @ rows.T).double())
 
 
-def _deviation(rows: Tensor, least: float = 1e-3) -> Tensor:
+def _deviation(rows: Tensor, least: float) -> Tensor:
     """Standard deviation over rows (n, k) → (k,); infinite where it is not above ``least``, so that quotients are 0."""
     return torch.where((deviation := rows.std(0)) > least, deviation, torch.inf)
 
 
 class CoarseMRI(nn.Module):
-    """The MRI averaged over 8 × 8 × 8 cells: what both paths read."""
+    """The MRI averaged over 8 × 8 × 8 cells: what the estimates of both paths read."""
 
     CELLS, COUNT = (8, 8, 8), 512
 
@@ -61,7 +61,7 @@ class GlobalPath(CoarseMRI):
         if coarse := [self.coarse(mri.to(self.mean)) for mri in volumes]:
             cells = torch.cat(coarse)
             self.mean.copy_(cells.mean(0))
-            self.spread.copy_(_deviation(cells))
+            self.spread.copy_(_deviation(cells, _MIN_CELL_STD))
 
     def forward(self, y0: Tensor) -> Tensor:
         """(B, 1, X, Y, Z) → (B, time_dim)."""
@@ -76,8 +76,8 @@ class LinearPath(CoarseMRI):
     A linear map of the sentence features, fitted to random prompts without images, gives their content: age, sex and
     what else they state. Content and MRI are then fitted jointly (Frisch, Waugh, Lovell): the MRI by ridge regression
     in its dual form, the content by least squares over all prompts with and without age and sex. The penalty minimises
-    the error on left-out people. Only voxels in which a training image is not 0 are fitted. Memory: about six copies of
-    the training images, 60 MB on the default phantom; too much for grids of 128³ voxels.
+    the error on left-out people. Only voxels in which a training image is not 0 are fitted. Memory: 0.3 GB on the
+    default phantom; too much for grids of 128³ voxels.
     """
 
     def __init__(self, shape: tuple[int, int, int], features: int) -> None:
@@ -85,7 +85,7 @@ class LinearPath(CoarseMRI):
         self.shape, n = tuple(shape), len(TRACERS)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("text", torch.zeros(1, features))  # mean, then the maps to the content (1 + k, features)
-        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "reads": (n, 0, self.COUNT), "writes": (n, 0, 0)}
+        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "cells": (n, 0, self.COUNT), "writes": (n, 0, 0)}
         for name, size in empty.items():  # no voxel before a fit: the estimate is 0
             self.register_buffer(name, torch.zeros(size))
         self.register_buffer("pet", torch.zeros(1, n, *shape))  # mean over training people
@@ -95,8 +95,7 @@ class LinearPath(CoarseMRI):
     def resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Give the buffers the shapes of a stored model; they depend on the training people."""
         for name, buffer in self.named_buffers():
-            if name != "reads" or shapes.get(name, buffer.shape)[-1] == self.COUNT:  # an older version's does not fit
-                buffer.resize_(shapes.get(name, buffer.shape))
+            buffer.resize_(shapes.get(name, buffer.shape))
 
     def fit_sessions(
         self, sessions: Sequence[Batch], features: Callable[[Prior], Tensor], dropout: float, fields: Sequence[str]
@@ -133,7 +132,7 @@ class LinearPath(CoarseMRI):
         """
         self.voxels = torch.cat([mri[:, None], pet], 1).ne(0).any(0).any(0)
         images, targets = mri[:, self.voxels], pet[:, :, self.voxels].double()  # (n, V), (n, 2, V)
-        spread = _deviation(cells := self.coarse(mri[:, None]).double())
+        spread = _deviation(cells := self.coarse(mri[:, None]).double(), _MIN_CELL_STD)
         design = self.design(sentences.flatten(0, 1))
         varies = [0, *(design.std(0) > _MIN_CONTENT).nonzero()[:, 0].tolist()]  # column 0 is the constant 1
         self.text, design = self.text[varies], design[:, varies].double().unflatten(0, sentences.shape[:2])
@@ -144,7 +143,7 @@ class LinearPath(CoarseMRI):
         most = max(len(rows) for rows in reads)
         reads = [rows / spread for rows in reads]  # of cells as they are
         reads, writes = ([F.pad(r, (0, 0, 0, most - len(r))) for r in rows] for rows in (reads, writes))
-        self.sentence, self.reads, self.writes = (torch.stack(v).float() for v in (sentence, reads, writes))
+        self.sentence, self.cells, self.writes = (torch.stack(v).float() for v in (sentence, reads, writes))
         self.left_out = torch.stack(left_out, 1).float()
         self.scale = self._grid(torch.stack(scale)[None].float())
         self.mri, self.spread = images.mean(0), _deviation(images, _MIN_STD)
@@ -200,16 +199,16 @@ class LinearPath(CoarseMRI):
 
         ``sessions`` (B,) are rows of the fit, during training: their estimate comes from the fit without the person.
         """
-        with torch.autocast(mri.device.type, enabled=False):  # sums over all voxels
+        with torch.autocast(mri.device.type, enabled=False):  # sums of many terms
             text = torch.einsum("bk, ckv -> bcv", self.design(sentences), self.sentence)
             if sessions is not None and self.left_out is not None:
                 return self._grid(text + self.left_out[sessions])
-            scores = torch.einsum("bk, cnk -> bcn", self.coarse(mri), self.reads)
+            scores = torch.einsum("bk, cnk -> bcn", self.coarse(mri), self.cells)
             return self._grid(text + torch.einsum("bcn, cnv -> bcv", scores, self.writes))
 
     @torch.no_grad()
     def maps(self, mri: Tensor, estimate: Tensor) -> Tensor:
-        """Further input (B, 2, 2, X, Y, Z): per tracer, MRI and estimate less their means, in SD of people, error."""
+        """(B, 2, 2, X, Y, Z): per tracer, MRI minus mean in SDs of people, estimate minus mean in SDs of its error."""
         away = self._grid(((mri[:, 0, self.voxels] - self.mri) / self.spread)[:, None])  # (B, 1, X, Y, Z)
         return torch.stack([away.expand_as(estimate), (estimate - self.pet) / self.scale.clamp(min=_MIN_STD)], 2)
 

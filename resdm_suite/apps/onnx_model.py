@@ -1,8 +1,9 @@
 """ResDM in one sampling step as one ONNX file: preprocessed T1 and prompt in, both PETs in SUVR out.
 
 It computes what `resdm_suite.apps.prediction.Model.synthesise` computes with ``steps=1`` and the model's seed, whose
-noise is stored in the file. Two parts of the method are expressed by what ONNX has: the text tower takes rows of its
-embedding instead of a sentence, and the linear path an index of its voxels instead of a mask.
+noise is stored in the file. Three parts of the method are expressed by what ONNX has: the text tower takes rows of its
+embedding instead of a sentence, the linear path has an index of its voxels instead of a mask, and means over cells are
+products with matrices.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ class OneStep(nn.Module):
 
 
 class _GridPath(nn.Module):
-    """A linear path that works on the list of its V voxels, between gathers from and to the grid."""
+    """A linear path that works on the list of its V voxels, between gathers from and to the grid.
+
+    Its coarse MRI comes from the grid.
+    """
 
     def __init__(self, path: LinearPath) -> None:
         super().__init__()

@@ -3,8 +3,9 @@
 The MRI shows a person's anatomy and tissues, and through them severity; the prompt states age and sex. Of the truth,
 only these are taken as known. Load, tau stage and status are not: by Bayes' rule over latent people drawn from the
 population, p(cause | severity, age, sex) ∝ p(cause, diagnosis) p(severity | diagnosis, stage) p(age, sex | diagnosis).
-The ventricles follow from severity and age with an independent error, so they add nothing about a cause. The amyloid
-tracer, the person's uptake, white matter and resolution are unknown, so they are at their means.
+Further attributes multiply it by their probability given the diagnosis (diagnosis, MMSE, education) or the causes
+(plasma, APOE ε4). The ventricles follow from severity and age with an independent error, so they add nothing about a
+cause. The amyloid tracer, the person's uptake, white matter and resolution are unknown, so they are at their means.
 
 The expected uptake is rendered over the person's tissues and deformation, at the mean resolution and without noise.
 It is put on the grid like a real PET, through the transform that preprocessing estimated for the T1. A posterior mean
@@ -74,7 +75,7 @@ def posterior(
     groups = people.DIAGNOSES.values()
     women = np.array([group["women"] for group in groups])
     prior = np.array([stats.norm.pdf(age - years, *group["age"]) for group in groups])
-    prior *= (women if sex == "F" else 1 - women) * _at_the_clinic(known or {}, years)
+    prior *= (women if sex == "F" else 1 - women) * _given_diagnosis(known or {}, years)
     expected = people.causes_after(population | {"severity": population["foretold"]}, years)["severity"]
     shown = stats.norm.pdf(severity, expected, people.SEVERITY_SD)
     weight = prior[population["diagnosis"]] * (coupling * shown + (1 - coupling) * shown.mean())
@@ -89,7 +90,7 @@ def posterior(
     return weight / weight.sum()
 
 
-def _at_the_clinic(known: dict[str, Any], years: float) -> np.ndarray:
+def _given_diagnosis(known: dict[str, Any], years: float) -> np.ndarray:
     """Probability of the known diagnosis, MMSE and education under each diagnosis; see `people.draw_person`."""
     likelihood = np.ones(len(people.DIAGNOSES))
     for i, (diagnosis, group) in enumerate(people.DIAGNOSES.items()):
@@ -141,9 +142,8 @@ def expected_pet(
     visit = make_visit(config, int(row["person"].removeprefix("sub-")) - 1, person, record)
     years, coupling = int(row["session"].removeprefix("ses-M")) / 12, config.cohort.phantom.coupling
     shown = {"severity": record["severity"], "age": record["age"], "sex": person["sex"]}
-    if planted := config.cohort.phantom.plasma:
-        given = person | record | person["attributes"]
-        shown |= {"known": {name: given.get(name) for name in known}, "strength": planted.strength}
+    given, planted = person | record | person.get("attributes", {}), config.cohort.phantom.plasma
+    shown |= {"known": {name: given[name] for name in known}, "strength": planted.strength if planted else 0.0}
     weight = posterior(population, **shown, years=years, coupling=coupling)
     causes = people.causes_after(population, years)
     order = np.argsort(causes["stage"])
