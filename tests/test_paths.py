@@ -136,6 +136,15 @@ def test_a_tracer_that_nobody_has_is_0(cohort):
         assert fitted.maps(mri[:, None], estimate).isfinite().all()
 
 
+def test_where_no_cell_varies_the_sentence_alone_is_fitted(cohort):
+    mri, pet, present, sentences, _, people = cohort
+    present[:] = True
+    path = fit(mri[:1].expand_as(mri).clone(), pet, present, sentences[:1], (1.0,), people)
+    design = path.design(sentences[0]).double()
+    expected = (design @ torch.linalg.pinv(design) @ pet[:, 0].flatten(1).double()).unflatten(1, SHAPE)
+    torch.testing.assert_close(path(mri[:, None], sentences[0])[:, 0], expected.float(), atol=1e-4, rtol=1e-4)
+
+
 def test_before_a_fit_the_estimate_is_0():
     assert LinearPath(SHAPE, 6)(torch.rand(2, 1, *SHAPE), torch.randn(2, 6)).equal(torch.zeros(2, 2, *SHAPE))
 

@@ -167,7 +167,7 @@ class LinearPath(CoarseMRI):
         power, axes = gram_spectrum(rest[has])
         least, best, without = torch.inf, None, None
         for penalty in PENALTIES:
-            level = penalty * power.mean()
+            level = penalty * power.mean().clamp(min=1e-6)  # 0 where no cell varies: the sentence alone is fitted
             dual = axes / (power.clamp(min=0) + level) @ axes.T  # (n, n)
             # Of a linear smoother with residuals S·y, the residuals of a fit without a person are S[p, p]⁻¹ (S·y)[p].
             smoother = level * (dual - dual @ d[0] @ solve)
