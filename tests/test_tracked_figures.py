@@ -71,8 +71,6 @@ def test_tracked_latex_compiles_and_fits_the_page(path, tmp_path):
     assert "too large" not in done.stdout
 
 
-CLINIC = ("diagnosis", "mmse", "education")
-
 README_ROWS = {
     "mean PET": "template",
     "age and sex": "demographics",
@@ -156,6 +154,7 @@ def test_the_numbers_of_the_method_page_are_those_of_the_tracked_tables():
 
 def test_the_numbers_of_the_covariate_page_are_those_of_the_tracked_table():
     page = " ".join((ROOT / "docs" / "howto_add_a_prompt_covariate.md").read_text(encoding="utf-8").split())
+    page = page.replace("−", "-")
     frame = pd.read_csv(ROOT / "figures" / "phantom_attributes" / "attributes.csv")
     auc = frame.query("tracer == 'amyloid' and quantity == 'auc' and change == 'value'").set_index("method")["value"]
     worth = frame.query("tracer == 'amyloid' and quantity == 'auc' and change == 'left out'").set_index("method")
@@ -172,15 +171,14 @@ def test_the_numbers_of_the_covariate_page_are_those_of_the_tracked_table():
     assert f"it loses {lost['ResDM+all']:.1f} dB in amyloid where the age is shuffled, the linear model" in page
     assert f"the linear model {lost['linear+all']:.1f} dB." in page
     gains = frame.query("quantity == 'psnr' and change == 'left out'").set_index(["method", "tracer"])
-    worth = {tracer: [f"{gains.loc[(f'ResDM+{name}', tracer), 'value']:.2f}" for name in CLINIC] for tracer in TRACERS}
+    clinic = ("diagnosis", "mmse", "education")
+    worth = {tracer: [f"{gains.loc[(f'ResDM+{name}', tracer), 'value']:.2f}" for name in clinic] for tracer in TRACERS}
     text = " and ".join("{}, {} and {} dB in {}".format(*worth[tracer], tracer) for tracer in TRACERS)
-    assert f"they are worth {text}." in page.replace("−", "-")
+    assert f"they are worth {text}." in page
     ceiling = gains.loc["ceiling"].query("attribute == 'diagnosis'").loc[list(TRACERS), ["value", "low", "high"]]
     gain = ["{:.2f} dB [{:.2f}, {:.2f}]".format(*row) for row in ceiling.to_numpy()]
     rest = gains.loc["ceiling"].query("attribute in ('mmse', 'education')").sort_values("value").iloc[-1]
-    assert "{:.2f} dB [{:.2f}, {:.2f}] at most by MMSE".format(*rest[["value", "low", "high"]]) in page.replace(
-        "−", "-"
-    )
+    assert "{:.2f} dB [{:.2f}, {:.2f}] at most by MMSE".format(*rest[["value", "low", "high"]]) in page
     assert f"the ceiling gains {gain[0]} and {gain[1]} by it" in page
     null = frame[(frame["attribute"] == "marker") & (frame["change"] != "value") & (frame["method"] != "ceiling")]
     held = ((null["low"] <= 0) & (null["high"] >= 0)).sum()

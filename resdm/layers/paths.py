@@ -85,7 +85,7 @@ class LinearPath(CoarseMRI):
         self.shape, n = tuple(shape), len(TRACERS)
         self.register_buffer("voxels", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("text", torch.zeros(1, features))  # mean, then the maps to the content (1 + k, features)
-        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "cells": (n, 0, self.COUNT), "writes": (n, 0, 0)}
+        empty = {"mri": (0,), "spread": (0,), "sentence": (n, 1, 0), "basis": (n, 0, self.COUNT), "writes": (n, 0, 0)}
         for name, size in empty.items():  # no voxel before a fit: the estimate is 0
             self.register_buffer(name, torch.zeros(size))
         self.register_buffer("pet", torch.zeros(1, n, *shape))  # mean over training people
@@ -139,11 +139,11 @@ class LinearPath(CoarseMRI):
         weight = torch.tensor(chances, dtype=torch.double, device=mri.device)[:, None, None]
         groups = [torch.tensor([i for i, p in enumerate(people) if p == q]) for q in dict.fromkeys(people)]
         fits = [self._fit_tracer(cells / spread, targets[:, i], present[:, i], design, weight, groups) for i in (0, 1)]
-        sentence, reads, writes, left_out, scale = zip(*fits, strict=True)
-        most = max(len(rows) for rows in reads)
-        reads = [rows / spread for rows in reads]  # of cells as they are
-        reads, writes = ([F.pad(r, (0, 0, 0, most - len(r))) for r in rows] for rows in (reads, writes))
-        self.sentence, self.cells, self.writes = (torch.stack(v).float() for v in (sentence, reads, writes))
+        sentence, basis, writes, left_out, scale = zip(*fits, strict=True)
+        most = max(len(rows) for rows in basis)
+        basis = [rows / spread for rows in basis]  # for cells as they are
+        basis, writes = ([F.pad(r, (0, 0, 0, most - len(r))) for r in rows] for rows in (basis, writes))
+        self.sentence, self.basis, self.writes = (torch.stack(v).float() for v in (sentence, basis, writes))
         self.left_out = torch.stack(left_out, 1).float()
         self.scale = self._grid(torch.stack(scale)[None].float())
         self.mri, self.spread = images.mean(0), _deviation(images, _MIN_STD)
@@ -154,7 +154,7 @@ class LinearPath(CoarseMRI):
     def _fit_tracer(
         cells: Tensor, target: Tensor, present: Tensor, design: Tensor, weight: Tensor, groups: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """One tracer's map: of the sentence, reads and writes of the MRI, M·R without the person, error SD."""
+        """One tracer's map: of the sentence, basis and writes of the MRI, M·R without the person, error SD."""
         has = present.nonzero()[:, 0]
         if not len(has):  # nobody has this tracer: its estimate is 0
             zeros = torch.zeros_like(target)
@@ -203,7 +203,7 @@ class LinearPath(CoarseMRI):
             text = torch.einsum("bk, ckv -> bcv", self.design(sentences), self.sentence)
             if sessions is not None and self.left_out is not None:
                 return self._grid(text + self.left_out[sessions])
-            scores = torch.einsum("bk, cnk -> bcn", self.coarse(mri), self.cells)
+            scores = torch.einsum("bk, cnk -> bcn", self.coarse(mri), self.basis)
             return self._grid(text + torch.einsum("bcn, cnv -> bcv", scores, self.writes))
 
     @torch.no_grad()
