@@ -11,7 +11,6 @@ epochs. A stopped run continues, from ``work/curve-…``, where the scores of si
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,9 +24,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bench import device_name  # noqa: E402
-from jobs import run_jobs  # noqa: E402
+from jobs import link_volumes, run_jobs  # noqa: E402
 
-from resdm.io import atomic, stored_json, write_csv, write_json, write_text  # noqa: E402
+from resdm.io import stored_json, write_csv, write_text  # noqa: E402
 from resdm.settings import TRACERS, derive_seed  # noqa: E402
 from resdm.timing import about  # noqa: E402
 from resdm_suite.evaluation.classification import auc  # noqa: E402
@@ -76,27 +75,8 @@ def derived(source: Config, size: int, seed: int) -> Config:
     run = replace(source.training, budget="equal_epochs", epochs=epochs, validate_every=max(1, epochs // 6))
     methods = {name: replace(source.method(name), seed=seed) for name in METHODS}
     config = replace(source, profile=f"curve-{source.profile}-{size}-seed{seed}", training=run, methods=methods)
-    _link_volumes(source, config, keep.to_numpy())
+    link_volumes(source, config, index["split"].where(keep, "").tolist())
     return config
-
-
-def _link_volumes(source: Config, config: Config, keep: np.ndarray) -> None:
-    """The volumes of a part: those of everyone, with an index and an array of the kept sessions."""
-    card = stored_json(source.volumes / "cohort.json") or {}
-    text = (source.volumes / "index.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    text = "".join([text[0], *(line for line, kept in zip(text[1:], keep, strict=True) if kept)])
-    card["digest"] = hashlib.sha256(f"{card.get('digest')}\n{text}".encode()).hexdigest()
-    if stored_json(config.volumes / "cohort.json") == card:
-        return
-    config.volumes.mkdir(parents=True, exist_ok=True)
-    for folder in source.volumes.glob("sub-*"):
-        link = config.volumes / folder.name
-        if not link.is_symlink():
-            link.symlink_to(folder.resolve(), target_is_directory=True)
-    with atomic(config.volumes / "cohort.npy") as temporary, open(temporary, "wb") as stream:
-        np.save(stream, np.load(source.volumes / "cohort.npy", mmap_mode="r")[keep])
-    write_text(config.volumes / "index.csv", text)
-    write_json(config.volumes / "cohort.json", card)
 
 
 def work(source: Config, size: int, seed: int) -> None:

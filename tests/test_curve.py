@@ -16,11 +16,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation
 import curve
+import search
+import trials
 
 from resdm.baselines.linear import LinearConfig
 from resdm.io import write_csv
 from resdm.settings import TrainingConfig
-from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.evaluation.image_quality import read_index, read_scores
 from resdm_suite.evaluation.statistics import interval
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import CohortConfig, Config, check_name
@@ -76,6 +78,35 @@ def test_parts_are_nested_by_person_with_the_steps_of_everyone(source):
     for size in (1, 8):
         with pytest.raises(ValueError, match=rf"index\.csv: 7 training people; --sizes {size} must be 2 to that many"):
             curve.derived(source, size, 0)
+
+
+def test_trials_hold_out_each_training_person_once_and_see_no_test_person(source, monkeypatch, tmp_path):
+    monkeypatch.setattr(search, "load_config", lambda name: source)
+    monkeypatch.setattr(search, "tried", lambda: {"regression-0": source.methods["regression"]})
+    monkeypatch.setattr(
+        search, "run_jobs", lambda script, jobs, at_once: [search.main(list(words)) for words in jobs.values()]
+    )
+    everyone, held_out = read_index(source, None), []
+    test_people = set(everyone[everyone["split"] == "test"]["person"])
+    for fold in range(search.FOLDS):
+        index = read_index(search.part(source, "regression-0", fold), None)
+        held_out += set(index[index["split"] == "test"]["person"])
+        assert not set(index["person"]) & test_people
+        validation = index[index["split"] == "validation"]["person"].tolist()
+        assert validation == read_index(source, "validation")["person"].tolist()
+    assert sorted(held_out) == sorted(set(everyone[everyone["split"] == "train"]["person"]))
+
+    path = tmp_path / "trials.csv"
+    path.write_text(f"{','.join(trials.COLUMNS)}\n1,ResDM,0,,0,26.0,27.0,,,,,,CPU\n", encoding="utf-8")
+    monkeypatch.setattr(trials, "PATH", path)
+    assert search.main(["--folds", "1", "3"]) == 0
+    assert search.main(["--folds", "3"]) == 0  # again
+    table = trials.read_trials(path)
+    assert table["trial"].tolist() == ["1", "regression-0", "regression-0"]
+    assert table["fold"].tolist() == ["0", "1", "3"]
+    config = search.part(source, "regression-0", 3)
+    scores = read_scores(config, ["regression-0"]).query("region == 'brain' and tracer == 'tau'")
+    assert table.loc[2, "psnr_tau"] == pytest.approx(scores["psnr"].mean(), abs=6e-4)
 
 
 def test_ablation_names_can_be_read_back(source, monkeypatch):

@@ -1,0 +1,139 @@
+"""Trials of the competitors' settings by cross-validation over training people: ``python benchmarks/search.py``.
+
+Trains each setting of ``search.yaml`` on four fifths of a profile's training people and scores the other fifth. Weights
+are chosen on the profile's validation people; its test people are in no file of a trial. Every training is a row of
+``results/trials.csv``, so a stopped search continues. ``--folds 1 2 --best 3`` goes on with the best of each method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import GroupKFold
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import trials  # noqa: E402
+from bench import device_name  # noqa: E402
+from curve import measured  # noqa: E402
+from jobs import link_volumes, run_jobs  # noqa: E402
+
+from resdm.io import stored_json, write_csv  # noqa: E402
+from resdm.settings import TRACERS, MethodConfig  # noqa: E402
+from resdm_suite.evaluation.classification import auc  # noqa: E402
+from resdm_suite.evaluation.downstream import labelled  # noqa: E402
+from resdm_suite.evaluation.image_quality import read_index  # noqa: E402
+from resdm_suite.evaluation.stored import SESSION  # noqa: E402
+from resdm_suite.evaluation.suvr import summary_suvr  # noqa: E402
+from resdm_suite.profiles import Config, load_config, read_config  # noqa: E402
+
+FOLDS = 5
+
+
+def _method(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+@cache
+def tried() -> dict[str, MethodConfig]:
+    """The settings by name, ``<method>-<number>``."""
+    methods = read_config(HERE / "search.yaml").methods
+    return {name: settings for name, settings in methods.items() if name.rpartition("-")[2].isdigit()}
+
+
+def in_words(settings: MethodConfig) -> str:
+    """What a setting changes of the defaults of its class, as text."""
+    pairs = [(one.name, getattr(settings, one.name), getattr(type(settings)(), one.name)) for one in fields(settings)]
+    return "; ".join(f"{k} {list(v) if isinstance(v, tuple) else v}" for k, v, default in pairs if v != default)
+
+
+def part(source: Config, name: str, fold: int) -> Config:
+    """A profile with one setting as its method, whose test people are one fold of the training people of ``source``."""
+    index = read_index(source, None)
+    split = index["split"].mask(index["split"] == "test", "")
+    train = np.flatnonzero(split == "train")
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=7).split(train, groups=index["person"].iloc[train])
+    split.iloc[train[list(folds)[fold][1]]] = "test"
+    config = replace(source, profile=f"trial-{source.profile}-fold{fold}", methods={name: tried()[name]})
+    link_volumes(source, config, split.tolist())
+    return config
+
+
+def work(source: Config, name: str, fold: int) -> None:
+    """Train one setting, synthesise the people of its fold and score them, in a separate process."""
+    from resdm_suite.apps.synthesis import synthesise_method
+    from resdm_suite.apps.training import train_method
+
+    config = part(source, name, fold)
+    train_method(config, name, progress=False)
+    if not (config.predictions(name) / "scores.csv").is_file():
+        synthesise_method(config, name, progress=False)
+
+
+def row(source: Config, name: str, fold: int) -> dict[str, Any]:
+    """The scores of one training, as in ``trials.csv``."""
+    config = part(source, name, fold)
+    real = summary_suvr(config, name, read_index(config))[[*SESSION, "tracer", "real"]]
+    scores = measured(config, name).merge(real, validate="one_to_one")
+    result = {
+        "trial": name,
+        "method": _method(name),
+        "seed": source.seed,
+        "changes": in_words(tried()[name]),
+        "fold": fold,
+    }
+    for tracer in TRACERS:
+        status = labelled(source, "train", tracer, "planted" if source.cohort.kind == "phantom" else "label")
+        people = scores[scores["tracer"] == tracer].merge(status[[*SESSION, "label"]], validate="one_to_one")
+        result[f"psnr_{tracer}"] = round(people["psnr"].mean(), 3)
+        result[f"r_{tracer}"] = round(people["suvr"].corr(people["real"]), 3)
+        result[f"auc_{tracer}"] = round(float(auc(people["label"], people["suvr"].to_numpy(), np.ones(len(people)))), 3)
+    timing = stored_json(config.model(name) / "timing.json")
+    return result | {"seconds": round(timing["seconds"], 1), "device": f"{device_name('cpu')}, 1 thread each"}
+
+
+def best(number: int, stored: pd.DataFrame) -> list[str]:
+    """The settings of the highest mean PSNR over tracers and stored trainings, so many of each method."""
+    means = stored[["psnr_amyloid", "psnr_tau"]].mean(axis=1).groupby(stored["trial"]).mean()
+    ranked = means[list(tried())].sort_values(ascending=False, kind="stable")
+    return [*ranked.groupby(_method, sort=False).head(number).index]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what is missing, and add its rows to the trials."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="phantom")
+    parser.add_argument("--folds", type=int, nargs="+", default=[0], choices=range(FOLDS))
+    parser.add_argument("--best", type=int, help="only so many settings of each method, by the trials so far")
+    parser.add_argument("--at-once", type=int, default=2, help="trainings side by side, a thread each (default: 2)")
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    source = load_config(options.profile)
+    if options.job:
+        work(source, options.job[0], int(options.job[1]))
+        return 0
+    stored = trials.read_trials(trials.PATH)
+    names = best(options.best, stored) if options.best else list(tried())
+    pairs = [(name, fold) for fold in options.folds for name in names]
+    jobs = {f"{name}, fold {fold}": ["--profile", options.profile, "--job", name, str(fold)] for name, fold in pairs}
+    for fold in options.folds:
+        part(source, names[0], fold)  # the volumes, before two processes would write them
+    run_jobs(Path(__file__).resolve(), jobs, options.at_once)
+    rows = pd.DataFrame([row(source, *pair) for pair in pairs]).astype({"seed": str, "fold": str})
+    both = pd.concat([stored, rows]).drop_duplicates(["trial", "seed", "fold"], keep="last")
+    write_csv(trials.PATH, both[list(trials.COLUMNS)])
+    print(trials.main(trials.PATH))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
