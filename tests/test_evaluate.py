@@ -83,7 +83,7 @@ def test_status_is_classified_by_other_peoples_real_pet(tmp_path, monkeypatch, s
     brain, draw = mni_map("brain", GRID), np.random.default_rng(0)
     rows = []
     for number in range(24):
-        label, name = number % 2, f"{number:02}_trc-amyloid_pet.nii.gz"
+        label, name = int(number % 3 == 0), f"{number:02}_trc-amyloid_pet.nii.gz"
         volume = np.where(brain, 1 + 0.1 * label + 0.05 * draw.standard_normal(GRID.shape), 0)
         save(tmp_path / f"real/sub-{name}", volume, GRID.affine)
         save(tmp_path / f"good/sub-{name}", volume * 0.9, GRID.affine)
@@ -197,14 +197,15 @@ def test_volumes_without_suvr_are_refused(cohort, function, message):
 
 def test_a_scale_is_stated_where_no_sidecar_has_one(cohort):
     config, table, folder = cohort
-    for path in folder.rglob("*.json"):
-        path.unlink()
+    own = score_people(config, "A").query("tracer == 'amyloid'")
+    change(folder, lambda volume, *_: np.where(mni_map("brain", GRID), volume, np.float32(0.3)))  # outside: not scored
+    for number, path in enumerate(folder.rglob("*.json")):
+        write_json(path, {"intensity": "as reconstructed"}) if number % 2 else path.unlink()
     cases = read_cases(table, {"A": folder}, config)
     cases = cases[cases["tracer"] == "amyloid"]
     with pytest.raises(FaultError, match="--scale"):
         evaluate(cases, Reader(config), progress=False)
     result = evaluate(cases, Reader(config, RANGES["amyloid"]), progress=False)
-    own = score_people(config, "A").query("tracer == 'amyloid'")
     assert result.scores[result.scores["method"] == "A"]["psnr"].tolist() == own["psnr"].tolist()
 
 
@@ -223,6 +224,8 @@ def edited(table, **cells):
     ({"person": "sub-0001"}, EvaluationError, "sub-0001 ses-M000 stands twice"),
     ({"split": "held-out"}, EvaluationError, "row 2: split 'held-out'"),
     ({"split": "train"}, LeakageError, "sub-0000 in test and train"),
+    ({"split": "validation"}, LeakageError, "sub-0000 in test and validation"),
+    ({"amyloid": "nowhere.nii.gz"}, EvaluationError, r"row 2: .*nowhere\.nii\.gz: no such file"),
     ({"session": "ses-M999"}, EvaluationError, "no amyloid PET of sub-0000 ses-M999 by A"),
     ({"amyloid_status": "1.0"}, None, ""),
 ])  # fmt: skip
@@ -235,11 +238,16 @@ def test_a_faulty_table_is_refused(cohort, cells, error, message):
 
 def test_a_table_without_scans_or_methods_is_refused(cohort):
     config, table, folder = cohort
-    for name in ("age", "template"):
+    for name in ("age", "template", "age_sex", "line"):
         with pytest.raises(EvaluationError, match=f"no method can be called {name}"):
             read_cases(table, {name: folder}, config)
     with pytest.raises(EvaluationError, match="no synthetic PET"):
         read_cases(table, {}, config)
+    text = table.read_text()
+    table.write_text(text.replace("mmse", "age", 1))
+    with pytest.raises(EvaluationError, match="column age stands twice"):
+        read_cases(table, {"A": folder}, config)
+    table.write_text(text)
     frame = pd.read_csv(table).assign(amyloid="", tau="")
     frame.to_csv(table, index=False)
     with pytest.raises(EvaluationError, match="nobody to evaluate"):

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
@@ -55,6 +55,7 @@ _CLASSIFIER = make_pipeline(PCA(0.9), StandardScaler(), LogisticRegression())  #
 _KEYS = ["person", "session"]
 _STATUS = {"": np.nan, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 _COLUMNS = (*_KEYS, "tracer", "age", "sex", "split", "label", "real", "t1w", "space")
+_RESERVED = {*_COLUMNS, *CONTROLS, "line", "age_sex"}  # columns and sources of this module
 
 
 class EvaluationError(ValueError):
@@ -102,9 +103,11 @@ def read_cases(
     absent = [name for name in ("person", "age", "sex") if name not in frame]
     if absent or not {*TRACERS} & {*frame}:
         raise EvaluationError(f"{table}: no column {', '.join(absent) or 'amyloid or tau'}; found {', '.join(frame)}")
+    if (twice := frame.columns.duplicated()).any():
+        raise EvaluationError(f"{table}: column {', '.join(frame.columns[twice])} stands twice; keep one")
     named = any(f"synthetic_{tracer}" in frame for tracer in TRACERS)
     methods = [*synthetic, *["synthetic"] * named]
-    if not methods or {*methods} & {*_COLUMNS, *CONTROLS}:
+    if not methods or len({*methods} - _RESERVED) < len(methods):
         fault = f"no method can be called {', '.join(methods)}" if methods else "no synthetic PET"
         raise EvaluationError(f"{table}: {fault}; name a folder for each method, or give synthetic_<tracer>")
     files = {name: _find(Path(folder), config) for name, folder in synthetic.items()}
@@ -119,7 +122,9 @@ def read_cases(
             row |= {name: found.get((known["person"], known["session"], tracer)) for name, found in files.items()}
             rows.append(row | ({"synthetic": _path(table, cells, f"synthetic_{tracer}")} if named else {}))
     cases = pd.DataFrame(rows, columns=None if rows else [*_COLUMNS, "line", *methods])
-    cases = cases[cases["split"] != "validation"].replace({"split": {"": "test"}}).reset_index(drop=True)
+    cases = cases.replace({"split": {"": "test"}})
+    check_leakage(cases, str(table))
+    cases = cases[cases["split"] != "validation"].reset_index(drop=True)
     _check_cases(cases, methods, str(table), {*trained_on})
     train = cases["split"] == "train"
     trained = cases[train].groupby("tracer")["person"].nunique().reindex(cases["tracer"].unique(), fill_value=0)
@@ -181,6 +186,9 @@ def _check_cases(cases: pd.DataFrame, methods: list[str], where: str, trained_on
         raise EvaluationError(
             f"{where}, row {row['line']}: {row['person']} {row['session']} stands twice; keep one row"
         )
+    for row in cases.to_dict("records"):
+        if not row["real"].is_file():
+            raise EvaluationError(f"{where}, row {row['line']}: {row['real']}: no such file; correct the path")
     for name in methods:
         absent = [row for row in test.to_dict("records") if not row[name] or not Path(row[name]).is_file()]
         if absent:
@@ -190,7 +198,6 @@ def _check_cases(cases: pd.DataFrame, methods: list[str], where: str, trained_on
                 f"({len(absent)} of {len(test)} are missing); all methods are compared on the same people: add the "
                 "volume, or leave the session out"
             )
-    check_leakage(cases, where)
     known = {f"sub-{str(person).removeprefix('sub-')}" for person in trained_on}
     if shared := sorted(known & {*test["person"]}):
         raise LeakageError(
@@ -230,23 +237,28 @@ class Reader:
         Raises `EvaluationError` for images scaled one by one, or of unknown space, `VolumeError` for no scan.
         """
         wanted, sidecar = self.config.preprocess.suvr_range[tracer], read_sidecar(path) or {}
-        stated = sidecar.get("intensity") or {}
-        if stated.get("kind") == "minmax":
-            raise EvaluationError(
-                f"{path}: its sidecar states that each image was scaled to its own range, so its SUVR is lost; give "
-                "volumes in SUVR"
-            )
-        low, high = stated["suvr_range"] if stated.get("kind") == "fixed" else (0.0, 1.0)
-        if not stated and self.scale and sidecar.get("Units") != "SUVR":
-            low, high = self.scale
+        low, high = self.scale if self.scale and sidecar.get("Units") != "SUVR" else (0.0, 1.0)
+        match sidecar.get("intensity"):
+            case {"kind": "fixed", "suvr_range": [int() | float() as low, int() | float() as high]}:
+                pass
+            case {"kind": "minmax"}:
+                raise EvaluationError(
+                    f"{path}: its sidecar states that each image was scaled to its own range, so its SUVR is lost; "
+                    "give volumes in SUVR"
+                )
         header = open_image(path, header_only=True)
         same = header.shape == self.grid.shape and np.allclose(header.affine, self.grid.affine, atol=1e-3)
         if same and (low, high) == tuple(wanted):
-            return read_scan(path).data
-        to_file = np.eye(4) if same or _in_mni(path, space or sidecar.get("space", "")) else self._mni_to_t1(path, t1w)
-        suvr = to_suvr(resample(read_scan(path), self.grid.affine, self.grid.shape, to_file), (low, high))
-        values = np.clip((suvr - wanted[0]) / (wanted[1] - wanted[0]), 0, 1).astype(np.float32)
-        return np.where(mni_map("brain", self.grid), values, np.float32(0)) if self.config.preprocess.mask else values
+            values = read_scan(path).data
+        else:
+            in_mni = same or _in_mni(path, space or sidecar.get("space", ""))
+            to_file = np.eye(4) if in_mni else self._mni_to_t1(path, t1w)
+            suvr = to_suvr(resample(read_scan(path), self.grid.affine, self.grid.shape, to_file), (low, high))
+            values = (suvr - wanted[0]) / (wanted[1] - wanted[0])
+        values = np.clip(values, 0, 1).astype(np.float32, copy=False)
+        if self.config.preprocess.mask:
+            values[~mni_map("brain", self.grid)] = 0
+        return values
 
     def _mni_to_t1(self, path: Path, t1w: Path | None) -> np.ndarray:
         if t1w is None:
@@ -392,23 +404,29 @@ def _fits(
     if (train & used).any():
         splits = [(np.flatnonzero(train & used), np.arange(len(test)))]
     else:
-        folds = min(FOLDS, test["person"].nunique())
+        rows = np.flatnonzero(used)
+        persons = people["person"].iloc[rows]
+        folds = min(FOLDS, persons.nunique())
         if folds < 2:
             raise EvaluationError("one person to evaluate and nobody to fit the controls on; give two people or more")
-        parts = GroupKFold(folds).split(test, groups=test["person"])
-        splits = [(fit[used[fit]], rows) for fit, rows in ((train.sum() + fit, rows) for fit, rows in parts)]
+        folder = StratifiedGroupKFold if is_classifier(estimator) else GroupKFold  # both classes in every fit
+        parts = folder(folds).split(rows, target[rows], persons)
+        splits = [(rows[fit], rows[left_out] - train.sum()) for fit, left_out in parts]
     return [(clone(estimator).fit(features[fit], target[fit]), rows) for fit, rows in splits]
 
 
 def _predicted(fits: list[tuple[BaseEstimator, np.ndarray]], features: np.ndarray) -> np.ndarray:
-    """Predictions, or the probability of class 1, of the test people by their features; NaN without a fit."""
+    """Predictions, or the probability of class 1, of the test people by their features; NaN without a fit of others."""
     if not fits:
         return np.full(len(features), np.nan)
     parts = [  # rounded: a matrix product gives equal rows different last bits, and so ranks equal volumes
         model.predict_proba(features[rows])[:, 1].round(9) if is_classifier(model) else model.predict(features[rows])
         for model, rows in fits
     ]
-    return np.concatenate(parts)[np.argsort(np.concatenate([rows for _, rows in fits]))]
+    found = np.concatenate(parts)
+    answers = np.full((len(features), *found.shape[1:]), np.nan, found.dtype)
+    answers[np.concatenate([rows for _, rows in fits])] = found
+    return answers
 
 
 def _status(test: pd.DataFrame, regional: pd.DataFrame, classified: dict[str, np.ndarray]) -> pd.DataFrame:
