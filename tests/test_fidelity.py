@@ -76,6 +76,10 @@ def test_an_atlas_that_cannot_be_used_says_why(tmp_path):
     wrong.write_text("id\tregion\n1\tleft\n")
     with pytest.raises(AtlasError, match="columns index and name"):
         load_atlas(str(halves(tmp_path / "halves.nii.gz")), GRID, wrong)
+    for rows, row in (("1\thalf\n2\thalf", 3), ("1\tleft\n1\tright", 3), ("x\tleft", 2), ("1\t", 2)):
+        wrong.write_text(f"index\tname\n{rows}\n")
+        with pytest.raises(AtlasError, match=f"wrong.tsv, row {row}: .* each of them once"):
+            load_atlas(str(tmp_path / "halves.nii.gz"), GRID, wrong)
 
 
 def test_a_failed_download_says_how_to_get_the_atlas(monkeypatch):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 from nilearn import datasets
 from nilearn.image import resample_img
 
 from resdm_suite.anatomy import Grid
+from resdm_suite.cohorts.tables import read_table
 from resdm_suite.preprocessing.scans import image_data, open_image
 
 MIN_VOXELS = 4
@@ -100,10 +100,16 @@ def _names(path: str | Path | None) -> dict[int, str]:
         return {}
     if not Path(path).is_file():
         raise AtlasError(f"{path}: no such table of labels")
-    table = pd.read_csv(path, sep="\t")
+    table = read_table(Path(path), "\t")
     if not {"index", "name"} <= set(table):
         raise AtlasError(f"{path}: expected columns index and name, found {', '.join(table)}")
-    return dict(zip(table["index"].astype(int), table["name"].astype(str), strict=True))
+    unusable = ~table["index"].str.fullmatch(r"\d+") | (table["name"] == "")
+    unusable |= table["index"].duplicated() | table["name"].duplicated()
+    if unusable.any():
+        line = unusable.idxmax()
+        found = " ".join(map(repr, table.loc[line, ["index", "name"]]))
+        raise AtlasError(f"{path}, row {line}: {found}; expected a whole number and a name, each of them once")
+    return dict(zip(table["index"].astype(int), table["name"], strict=True))
 
 
 def _fetch(source: str) -> tuple[nib.Nifti1Image, dict[int, str]]:
