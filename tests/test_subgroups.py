@@ -13,6 +13,7 @@ from stored_cohort import make_cohort
 from stored_readings import make_status, store_readings
 from tiny_methods import PlainConfig, build, save_profile_model
 
+from resdm.io import write_csv
 from resdm_suite.apps.model_card import write_card
 from resdm_suite.evaluation import subgroups
 from resdm_suite.evaluation.image_quality import score_method
@@ -90,16 +91,26 @@ def test_a_birth_cohort_has_no_thirds_of_age(tmp_path, monkeypatch):
     assert "age" not in set(groups_of_test_people(config)["axis"])
 
 
+def test_a_person_whose_first_session_has_no_pet_of_the_tracer_belongs_to_the_group_of_the_second(tmp_path):
+    config, index = make_cohort(tmp_path, {}, people=12)
+    person = index[index["split"] == "test"].groupby("person").filter(lambda part: len(part) > 1)["person"].iloc[0]
+    first = index[index["person"] == person].index[0]
+    index.loc[first, ["present_tau", "tau", "tau_tracer"]] = [0, None, None]
+    write_csv(config.volumes / "index.csv", index)
+    groups = groups_of_test_people(config).query("person == @person and axis == 'radiotracer'")
+    assert groups["tracer"].tolist() == ["amyloid", "tau"]
+
+
 def test_groups_of_a_cohort(tmp_path):
     config, index = make_cohort(tmp_path, {}, people=12)
     groups = groups_of_test_people(config)
-    test = index[index["split"] == "test"].drop_duplicates("person")
     for tracer, part in groups.groupby("tracer"):
+        test = index[(index["split"] == "test") & (index[f"present_{tracer}"] == 1)].drop_duplicates("person")
         counts = part.groupby(["axis", "group"])["person"].nunique()
         assert counts["sex"].to_dict() == test["sex"].value_counts().to_dict()
         assert counts["age"].sum() == len(test)
         assert counts["diagnosis"].to_dict() == test["diagnosis"].value_counts().to_dict()
-        assert counts["radiotracer"].sum() == test[f"present_{tracer}"].sum()
+        assert counts["radiotracer"].sum() == len(test)
     ages = index[index["split"] == "train"]["age"].quantile([1 / 3, 2 / 3]).round(1).tolist()
     assert f"below {ages[0]:g}" in set(groups["group"])
     assert not groups.duplicated(["person", "tracer", "axis"]).any()

@@ -2,7 +2,7 @@
 
 Groups are by sex, age (thirds of the training people), diagnosis and radiotracer, in phantoms also by the resolution
 of the simulated scanner. Groups of fewer than `MIN_GROUP_SIZE` people are left out, for an AUC also those with fewer
-positives or negatives. A person belongs to the group of the first session.
+positives or negatives. A person belongs to the group of the first session with a PET of the tracer.
 
 Each axis is tested for any difference between its groups: the statistic is the largest minus the smallest value of a
 group, its null distribution that of permuted groups. For an AUC people are permuted within their status, so that groups
@@ -29,15 +29,15 @@ def groups_of_test_people(config: Config) -> pd.DataFrame:
     Ages are cut at the thirds of the training people, resolutions at the middle of the phantoms' range. An axis that
     a cohort does not state (diagnosis) has no row.
     """
-    train, test = (read_index(config, split).drop_duplicates("person") for split in ("train", "test"))
-    low, high = train["age"].quantile([1 / 3, 2 / 3]).round(1)
+    ages = read_index(config, "train").drop_duplicates("person")["age"]
+    low, high = ages.quantile([1 / 3, 2 / 3]).round(1)
     names = [f"below {low:g}", f"{low:g} to {high:g}", f"above {high:g}"]
-    bins = [-np.inf, low, high, np.inf]
-    age = pd.cut(test["age"], bins, labels=names) if low < high else pd.Series(np.nan, test.index)  # a birth cohort
-    rows = []
+    bins, sessions, rows = [-np.inf, low, high, np.inf], read_index(config, "test"), []
     for tracer in TRACERS:
+        test = sessions[sessions[f"present_{tracer}"] == 1].drop_duplicates("person")
+        age = pd.cut(test["age"], bins, labels=names) if low < high else pd.Series(np.nan, test.index)  # a birth cohort
         axes = {"sex": (test["sex"], SEXES), "age": (age, names), "diagnosis": (test["diagnosis"], ("CN", "MCI", "AD"))}
-        axes["radiotracer"] = (test[f"{tracer}_tracer"], sorted(test[f"{tracer}_tracer"].dropna().unique()))
+        axes["radiotracer"] = (test[f"{tracer}_tracer"], sorted(test[f"{tracer}_tracer"].unique()))
         if config.cohort.kind == "phantom" and (config.work / "truth").is_dir():
             middle = float(np.mean(config.cohort.phantom.pet_fwhm_mm))
             sharp, blurred = f"below {middle:g} mm", f"above {middle:g} mm"
@@ -52,10 +52,10 @@ def groups_of_test_people(config: Config) -> pd.DataFrame:
 
 
 def _fwhm(config: Config, person: str, session: str, tracer: str) -> float:
-    """Resolution of the scanner of a phantom's PET in mm; NaN without that PET."""
+    """Resolution of the scanner of a phantom's PET in mm."""
     truth = read_json(config.work / "truth" / f"{person}.json")
     (visit,) = [one for one in truth["sessions"] if one["session"] == session]
-    return float(visit["scans"].get(tracer, {}).get("fwhm_mm", np.nan))
+    return float(visit["scans"][tracer]["fwhm_mm"])
 
 
 def compare_groups(values: pd.DataFrame, groups: pd.DataFrame, *, seed: int) -> Iterator[dict[str, Any]]:
