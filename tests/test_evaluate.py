@@ -238,7 +238,7 @@ def test_a_faulty_table_is_refused(cohort, cells, error, message):
 
 def test_a_table_without_scans_or_methods_is_refused(cohort):
     config, table, folder = cohort
-    for name in ("age", "template", "age_sex", "line"):
+    for name in ("age", "template", "age_sex", "line", "A@b"):
         with pytest.raises(EvaluationError, match=f"no method can be called {name}"):
             read_cases(table, {name: folder}, config)
     with pytest.raises(EvaluationError, match="no synthetic PET"):

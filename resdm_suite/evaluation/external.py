@@ -107,9 +107,10 @@ def read_cases(
         raise EvaluationError(f"{table}: column {', '.join(frame.columns[twice])} stands twice; keep one")
     named = any(f"synthetic_{tracer}" in frame for tracer in TRACERS)
     methods = [*synthetic, *["synthetic"] * named]
-    if not methods or len({*methods} - _RESERVED) < len(methods):
-        fault = f"no method can be called {', '.join(methods)}" if methods else "no synthetic PET"
-        raise EvaluationError(f"{table}: {fault}; name a folder for each method, or give synthetic_<tracer>")
+    if not methods or len({*methods} - _RESERVED) < len(methods) or "@" in "".join(methods):
+        called = f"no method can be called {', '.join(methods)}; choose other names, each once and without @"
+        none = "no synthetic PET; name a folder for each method, or give synthetic_<tracer>"
+        raise EvaluationError(f"{table}: {called if methods else none}")
     files = {name: _find(Path(folder), config) for name, folder in synthetic.items()}
     rows = []
     for line, cells in frame.to_dict("index").items():
