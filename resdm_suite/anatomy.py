@@ -194,3 +194,10 @@ def regions(grid: Grid) -> dict[str, np.ndarray]:
         mask.setflags(write=False)
         masks[name] = mask
     return masks
+
+
+@cache
+def measured_regions(grid: Grid, tracer: str) -> dict[str, np.ndarray]:
+    """The tracer's ``summary`` (voxels pooled), then `regions`."""
+    masks = regions(grid)
+    return {"summary": np.any([masks[name] for name in SUMMARY[tracer]], axis=0)} | masks

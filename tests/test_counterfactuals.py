@@ -32,7 +32,7 @@ def planted(people: int = 24, seed: int = 0) -> pd.DataFrame:
 
 
 def test_planted_changes_are_recovered():
-    summary = change_summary(prompt_changes(planted()), seed=0, repeats=2000).set_index(["condition", "region"])
+    summary = change_summary(prompt_changes(planted()), seed=0).set_index(["condition", "region"])
     assert summary.loc[("sex_F", "precuneus"), "mean"] == pytest.approx(0.1, abs=0.01)
     assert summary.loc[("sex_M", "precuneus"), "strict_high"] < -0.08
     assert (summary.loc["age_85", "strict_low"] > 0).all()
@@ -54,7 +54,7 @@ def test_conditions_of_other_sessions_are_refused():
 
 def test_figure_has_a_map_of_ages_and_a_panel_for_each_prompt():
     def figure(suvr):
-        summary = change_summary(prompt_changes(suvr), seed=0, repeats=200)
+        summary = change_summary(prompt_changes(suvr), seed=0)
         return draw("15_counterfactuals", profile=SimpleNamespace(notice="phantom data"), summary=summary)
 
     titles = {axes.get_title(loc="left"): axes for axes in figure(planted()).axes if axes.get_title(loc="left")}

@@ -16,46 +16,41 @@ from scipy import stats
 MIN_PAIRS = 3
 """Below this number of pairs only the bias is estimated."""
 
+_Z = float(stats.norm.ppf(0.975))
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the ends of its interval; NaN where it has none."""
+    """A value with the ends of its 95 % interval; NaN where it has none."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
 
 
-def bland_altman(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> dict[str, Estimate]:
+def bland_altman(first: Iterable[float], second: Iterable[float]) -> dict[str, Estimate]:
     """Mean (``bias``), standard deviation (``sd``) and 95 % limits of agreement of ``second − first``, (n,) each.
 
-    Bland and Altman 1999, equations 3.1 and 3.2. ``level`` is that of the intervals; the limits always hold 95 %.
+    Bland and Altman 1999, equations 3.1 and 3.2.
     """
     x, y = _pairs(first, second)
     difference, n = y - x, len(x)
     bias, none = float(difference.mean()), Estimate(math.nan)
     if n < MIN_PAIRS:
         return {"sd": none, "bias": Estimate(bias), "lower": none, "upper": none}
-    sd, z, t = (float(v) for v in (difference.std(ddof=1), stats.norm.ppf(0.975), stats.t.ppf((1 + level) / 2, n - 1)))
-    about, half = t * sd / math.sqrt(n), t * sd * math.sqrt(1 / n + z**2 / (2 * (n - 1)))
-    ends = {name: bias + side * z * sd for name, side in (("lower", -1), ("upper", 1))}
+    sd, t = float(difference.std(ddof=1)), float(stats.t.ppf(0.975, n - 1))
+    about, half = t * sd / math.sqrt(n), t * sd * math.sqrt(1 / n + _Z**2 / (2 * (n - 1)))
+    ends = {name: bias + side * _Z * sd for name, side in (("lower", -1), ("upper", 1))}
     limits = {name: Estimate(limit, limit - half, limit + half) for name, limit in ends.items()}
     return {"sd": Estimate(sd), "bias": Estimate(bias, bias - about, bias + about)} | limits
 
 
-def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95) -> Estimate:
-    """Intraclass correlation of single measurements, two-way, with the interval from F.
+def intraclass(ratings: np.ndarray, kind: str = "agreement") -> Estimate:
+    """Intraclass correlation of single measurements (n, k) of n people, two-way, with the interval from F.
 
-    Parameters
-    ----------
-    ratings : ndarray (n, k)
-        One row per person, one column per measurement; all finite.
-    kind : {"agreement", "consistency"}
-        ``agreement`` is ICC(2,1) of Shrout and Fleiss, ICC(A,1) of McGraw and Wong: a bias or a wrong scale lowers it.
-        ``consistency`` is ICC(3,1), ICC(C,1): a bias does not.
-    level : float
-        Of the interval. NaN for fewer than three people, or where nothing varies; no ends where Satterthwaite's degrees
-        of freedom are nearly 0.
+    ``agreement`` is ICC(2,1) of Shrout and Fleiss, ICC(A,1) of McGraw and Wong: a bias or a wrong scale lowers it.
+    ``consistency`` is ICC(3,1), ICC(C,1): a bias does not. NaN for fewer than three people, or where nothing varies; no
+    ends where Satterthwaite's degrees of freedom are nearly 0.
     """
     table = np.asarray(ratings, dtype=np.float64)
     if kind not in ("agreement", "consistency"):
@@ -72,13 +67,13 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
     error = float(np.sum(rest**2)) / ((n - 1) * (k - 1))
     if rows + error + columns <= 1e-24 * max(1.0, grand**2):
         return Estimate(math.nan)
-    tail, freedom = (1 + level) / 2, (n - 1) * (k - 1)
+    freedom = (n - 1) * (k - 1)
     if kind == "consistency":
         value = (rows - error) / (rows + (k - 1) * error)
         if error == 0:
             return Estimate(value, 1.0, 1.0)
         f = rows / error
-        ends = f / stats.f.ppf(tail, n - 1, freedom), f * stats.f.ppf(tail, freedom, n - 1)
+        ends = f / stats.f.ppf(0.975, n - 1, freedom), f * stats.f.ppf(0.975, freedom, n - 1)
         return Estimate(value, *(float((end - 1) / (end + k - 1)) for end in ends))
     value = (rows - error) / (rows + (k - 1) * error + k * (columns - error) / n)
     if value >= 1 - 1e-12:
@@ -90,7 +85,7 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
         return Estimate(value)
     v = (a * columns + b * error) ** 2 / below
     spread = k * columns + (k * n - k - n) * error
-    low, high = stats.f.ppf(tail, n - 1, v), stats.f.ppf(tail, v, n - 1)
+    low, high = stats.f.ppf(0.975, n - 1, v), stats.f.ppf(0.975, v, n - 1)
     if not math.isfinite(low):  # hardly a degree of freedom is left: no interval
         return Estimate(float(value))
     return Estimate(
@@ -100,7 +95,7 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement", level: float = 0.95
     )
 
 
-def concordance(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> Estimate:
+def concordance(first: Iterable[float], second: Iterable[float]) -> Estimate:
     """Lin's concordance correlation, interval by its z transformation (Lin 1989; variance corrected in Lin 2000).
 
     Variances are divided by n, as in Lin. NaN for fewer than three pairs or where neither side varies.
@@ -124,11 +119,11 @@ def concordance(first: Iterable[float], second: Iterable[float], level: float = 
         + 2 * c**3 * (1 - c) * u2 / (r * (1 - c**2) ** 2)
         - c**4 * u2**2 / (2 * r**2 * (1 - c**2) ** 2)
     ) / (n - 2)
-    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(max(variance, 0.0))
+    half = _Z * math.sqrt(max(variance, 0.0))
     return Estimate(c, math.tanh(math.atanh(c) - half), math.tanh(math.atanh(c) + half))
 
 
-def pearson(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> Estimate:
+def pearson(first: Iterable[float], second: Iterable[float]) -> Estimate:
     """Pearson's r, interval by Fisher's z; NaN where one side does not vary or there are fewer than three pairs."""
     x, y = _pairs(first, second)
     if len(x) < MIN_PAIRS or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
@@ -137,16 +132,16 @@ def pearson(first: Iterable[float], second: Iterable[float], level: float = 0.95
     r = float(result.statistic)
     if len(x) < MIN_PAIRS + 1 or abs(r) >= 1 - 1e-12:
         return Estimate(r)
-    return Estimate(r, *map(float, result.confidence_interval(level)))
+    return Estimate(r, *map(float, result.confidence_interval()))
 
 
-def slope(first: Iterable[float], second: Iterable[float], level: float = 0.95) -> Estimate:
+def slope(first: Iterable[float], second: Iterable[float]) -> Estimate:
     """Least-squares slope of second on first with its t interval: below 1 the second varies less than the first."""
     x, y = _pairs(first, second)
     if len(x) < MIN_PAIRS or np.ptp(x) < 1e-9:
         return Estimate(math.nan)
     fit = stats.linregress(x, y)
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 2)) * float(fit.stderr)
+    half = float(stats.t.ppf(0.975, len(x) - 2)) * float(fit.stderr)
     return Estimate(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half)
 
 

@@ -58,11 +58,8 @@ def profile_name(profile: int, markers: str) -> str:
 def neurodegeneration(config: Config, target: str) -> pd.DataFrame:
     """N of the training and test sessions.
 
-    Returns
-    -------
-    DataFrame
-        person, session, split, intensity (mean of the T1 over `REGION`, in [0, 1]), called (0/1, by the MRI), N (0/1,
-        the reference: planted for the target ``planted``, else the call itself).
+    Columns are person, session, split, intensity (mean of the T1 over `REGION`, in [0, 1]), called (0/1, by the MRI), N
+    (0/1, the reference: planted for the target ``planted``, else the call itself).
     """
     index = read_index(config, None).query("split in ('train', 'test')").reset_index(drop=True)
     grid = Grid.of(config.preprocess.grid)

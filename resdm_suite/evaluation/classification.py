@@ -122,9 +122,9 @@ def reliability(predicted: np.ndarray, observed: np.ndarray, weights: np.ndarray
     return pd.DataFrame({"predicted": sums[0] / n, "observed": sums[1] / n, "n": n})
 
 
-def wilson(share: np.ndarray, n: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson interval of a share of n people; n need not be whole."""
-    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
+def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson interval, 95 %, of a share of n people; n need not be whole."""
+    z2 = float(stats.norm.ppf(0.975)) ** 2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     return np.maximum(0.0, middle - half), np.minimum(1.0, middle + half)

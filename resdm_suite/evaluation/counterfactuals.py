@@ -9,7 +9,7 @@ import pandas as pd
 
 from resdm_suite.anatomy import REFERENCE, Grid
 from resdm_suite.evaluation.image_quality import read_index, volume_pairs
-from resdm_suite.evaluation.statistics import REPEATS, interval
+from resdm_suite.evaluation.statistics import interval
 from resdm_suite.evaluation.stored import read_volume
 from resdm_suite.evaluation.suvr import regional_means, sidecar_range, to_suvr
 from resdm_suite.profiles import Config
@@ -66,7 +66,7 @@ def prompt_changes(suvr: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).groupby(columns, sort=False)["change"].mean().reset_index()
 
 
-def change_summary(changes: pd.DataFrame, *, seed: int, repeats: int = REPEATS) -> pd.DataFrame:
+def change_summary(changes: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """Mean change over people, from `prompt_changes`, with bootstrap intervals.
 
     Columns are condition, tracer, region, n (people), mean, low, high (95 %, each row alone), strict_low, strict_high
@@ -78,6 +78,6 @@ def change_summary(changes: pd.DataFrame, *, seed: int, repeats: int = REPEATS) 
         values = part["change"].to_numpy()
         row = {"condition": condition, "tracer": tracer, "region": region, "n": len(values), "mean": values.mean()}
         for prefix, level in (("", 0.95), ("strict_", 1 - 0.05 / regions[condition, tracer])):
-            row[f"{prefix}low"], row[f"{prefix}high"] = interval(values, seed=seed, repeats=repeats, level=level)
+            row[f"{prefix}low"], row[f"{prefix}high"] = interval(values, seed=seed, level=level)
         rows.append(row | {"size": abs(values).mean()})
     return pd.DataFrame(rows)

@@ -132,21 +132,9 @@ def volume_pairs(
 def score_people(
     config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual"
 ) -> pd.DataFrame:
-    """Score every synthetic PET that has a real one.
+    """Score every synthetic PET that has a real one: person, session, tracer, region (one of `REGIONS`), `METRICS`.
 
-    Parameters
-    ----------
-    config : Config
-    method : str
-        A method's name, or ``template`` for the mean PET of the training people.
-    index : DataFrame, optional
-        Rows of ``index.csv`` to score; the test people by default.
-    condition : str
-
-    Returns
-    -------
-    DataFrame
-        person, session, tracer, region (``whole``, ``brain``), mae, psnr, ssim.
+    ``method`` may be ``template``, the mean PET of the training people; ``index`` defaults to the test people.
     """
     pairs = list(volume_pairs(config, method, read_index(config) if index is None else index, condition))
     absent = [path for *_, path in pairs if not path.is_file()]

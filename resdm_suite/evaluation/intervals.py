@@ -126,13 +126,11 @@ def compare_intervals(config: Config, method: str) -> pd.DataFrame:
 
 def _compare_tracer(config: Config, method: str, tracer: str, validation: Samples, test: Samples) -> pd.DataFrame:
     components = _components(config)
-    known = [_features(config, split, one, components) for split, one in (("validation", validation), ("test", test))]
-    spreads = [
-        _spread(config, method, tracer, split, one) for split, one in (("validation", validation), ("test", test))
-    ]
-    names = [name for name in PREDICTORS if name != "ensemble" or any(spread.any() for spread in spreads)]
-    who, (known, known_test), (spread, spread_test) = validation.who["person"].to_numpy(), known, spreads
-    rows, scores = [], {}
+    splits = ("validation", validation), ("test", test)
+    known, known_test = (_features(config, *split, components) for split in splits)
+    spread, spread_test = (_spread(config, method, tracer, *split) for split in splits)
+    names = [name for name in PREDICTORS if name != "ensemble" or spread.any() or spread_test.any()]
+    who, rows, scores = validation.who["person"].to_numpy(), [], {}
     for name in names:
         score = np.empty_like(validation.residual)
         for fitted, left_out in GroupKFold(min(FOLDS, len(set(who)))).split(score, groups=who):
@@ -145,10 +143,10 @@ def _compare_tracer(config: Config, method: str, tracer: str, validation: Sample
         for unit, which in (("regions", slice(None)), ("summary", [test.names.index("summary")])):
             gain = over_people((scores["map"] - score)[:, which].mean(axis=1), who)
             share = over_people(inside[:, which].mean(axis=1), test.who["person"].to_numpy())
-            ends = interval(gain, seed=config.seed), interval(share, seed=config.seed)
-            row = {"tracer": tracer, "unit": unit, "predictor": name, "gain": gain.mean()}
-            row |= {"gain_low": ends[0][0], "gain_high": ends[0][1], "coverage": share.mean()}
-            row |= {"coverage_low": ends[1][0], "coverage_high": ends[1][1]}
+            row = {"tracer": tracer, "unit": unit, "predictor": name}
+            for measure, values in (("gain", gain), ("coverage", share)):
+                low, high = interval(values, seed=config.seed)
+                row |= {measure: values.mean(), f"{measure}_low": low, f"{measure}_high": high}
             rows.append(row | {"width": float(2 * half[:, which].mean()), "n": len(share)})
     return pd.DataFrame(rows)
 
@@ -218,20 +216,10 @@ def status(low: float, high: float, cutoff: float) -> str:
 
 
 def stated_status(config: Config, method: str, calibration: dict[str, Any]) -> pd.DataFrame:
-    """What the intervals state of the summary SUVR of test people, first session of each.
+    """What the intervals of a `read_calibration` state of the summary SUVR of test people, first session of each.
 
-    Parameters
-    ----------
-    config : Config
-    method : str
-    calibration : dict
-        By tracer, see `read_calibration`.
-
-    Returns
-    -------
-    DataFrame
-        tracer, person, mean (of the synthetic PET), real, low, high, cutoff (all SUVR), stated (see `status`), right
-        (the real SUVR lies on the stated side of the cut-off) and inside (of the interval).
+    Columns are tracer, person, mean (of the synthetic PET), real, low, high, cutoff (all SUVR), stated (see `status`),
+    right (the real SUVR lies on the stated side of the cut-off) and inside (of the interval).
     """
     columns = ["tracer", "person", "mean", "real", "low", "high", "cutoff", "stated", "right", "inside"]
     index, parts = read_index(config), [pd.DataFrame(columns=columns)]

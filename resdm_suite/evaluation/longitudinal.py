@@ -22,19 +22,10 @@ NO_CHANGE, TRAINING = "template", "training"
 
 
 def repeated_visits(config: Config, trainings: Iterable[str]) -> pd.DataFrame:
-    """Summary SUVR at every visit of people with visits at several ages.
+    """Summary SUVR at every visit of people with visits at several ages; ``trainings`` have predictions of test people.
 
-    Parameters
-    ----------
-    config : Config
-    trainings : iterable of str
-        Methods with predictions of the test people, each training by its name.
-
-    Returns
-    -------
-    DataFrame
-        source (a training, `NO_CHANGE`, or `TRAINING`: training people), person, session, tracer, age (years), real and
-        synthetic (SUVR; of `TRAINING` the mean PET's), planted (phantoms: the true SUVR, else NaN).
+    Columns are source (a training, `NO_CHANGE`, or `TRAINING`: training people), person, session, tracer, age (years),
+    real and synthetic (SUVR; of `TRAINING` the mean PET's), planted (phantoms: the true SUVR, else NaN).
     """
     index = read_index(config, None)
     ages = index.groupby("person")["age"]
@@ -55,19 +46,9 @@ def repeated_visits(config: Config, trainings: Iterable[str]) -> pd.DataFrame:
 def compare_changes(values: pd.DataFrame, keys: Iterable[str], *, seed: int) -> pd.DataFrame:
     """Agreement of changes per year, by combinations of ``keys``.
 
-    Parameters
-    ----------
-    values : DataFrame
-        ``keys``, person, real (the reference change) and synthetic, SUVR a year; one row per person.
-    keys : iterable of str
-    seed : int
-        Of the bootstrap over people.
-
-    Returns
-    -------
-    DataFrame
-        `agreement_table`, and with intervals (``_low``, ``_high``) the mean ``change``, the mean absolute ``error``,
-        and ``gain``: the error of no change less it. r is NaN where the changes differ by less than `MIN_RANGE`.
+    ``values`` has ``keys``, person, real (the reference change) and synthetic, SUVR a year; one row per person. The
+    result is `agreement_table`, and with intervals (``_low``, ``_high``) the mean ``change``, the mean absolute
+    ``error``, and ``gain``: the error of no change less it. r is NaN where the changes differ by less than `MIN_RANGE`.
     """
     keys, rows = list(keys), []
     for key, part in values.groupby(keys, sort=False):

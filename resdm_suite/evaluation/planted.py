@@ -216,23 +216,14 @@ def recovered_effects(
 ) -> pd.DataFrame:
     """Planted effects, and those estimated from the true, real and synthetic regional SUVR of the test people.
 
-    Parameters
-    ----------
-    config : Config
-        A phantom profile.
-    methods : mapping of str to sequence of str, optional
-        Source → its trainings, see `regional_sources`.
-    thinning : mapping of tracer to mapping of region to float, optional
-        SUVR per decade by cortical thinning instead of uptake, see `resdm_suite.cohorts.phantom.truth`; 0 by default.
+    ``methods`` is that of `regional_sources`. ``thinning``, by tracer and region, is SUVR per decade by cortical
+    thinning instead of uptake, see `resdm_suite.cohorts.phantom.truth`.
 
-    Returns
-    -------
-    DataFrame
-        One row per source, tracer, region and effect, without the tracer's reference region, which is 1 by
-        construction: the columns of `estimate_effects`, planted, expected (planted; for age with thinning), covered
-        (whether the interval holds ``expected``), recovery (estimate ÷ expected) and of_truth (estimate ÷ that from the
-        true SUVR of the same people), both NaN for effects below `MIN_EFFECT`. Rows of `EVERY_REGION` hold slopes over
-        regions; their planted and expected values are 1.
+    One row per source, tracer, region and effect, without the tracer's reference region, which is 1 by construction:
+    the columns of `estimate_effects`, planted, expected (planted; for age with thinning), covered (whether the interval
+    holds ``expected``), recovery (estimate ÷ expected) and of_truth (estimate ÷ that from the true SUVR of the same
+    people), both NaN for effects below `MIN_EFFECT`. Rows of `EVERY_REGION` hold slopes over regions; their planted and
+    expected values are 1.
     """
     planted = read_planted(config)
     planted = planted[planted["region"] != planted["tracer"].map(REFERENCE)].set_index(_KEYS)["planted"]

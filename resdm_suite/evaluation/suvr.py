@@ -5,13 +5,12 @@ Intensities are scaled back to SUVR by the range in each volume's sidecar. Regio
 """
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm_suite.anatomy import REFERENCE, Grid, measured_regions, mni_map
 from resdm_suite.evaluation.agreement import agreement_table
 from resdm_suite.evaluation.image_quality import read_index, volume_pairs
 from resdm_suite.evaluation.stored import read_sidecar, read_volume
@@ -44,7 +43,7 @@ def sidecar_range(path: str | Path) -> tuple[float, float]:
 def regional_means(volume: np.ndarray, grid: Grid, tracer: str) -> dict[str, float]:
     """Mean of a volume (X, Y, Z) on ``grid`` in the tracer's ``summary``, then in every built-in region."""
     volume = np.asarray(volume, dtype=np.float64)
-    return {name: float(volume[mask].mean()) for name, mask in _masks(grid, tracer).items()}
+    return {name: float(volume[mask].mean()) for name, mask in measured_regions(grid, tracer).items()}
 
 
 def real_regional_means(path: str | Path, suvr: np.ndarray, grid: Grid, tracer: str) -> dict[str, float]:
@@ -54,12 +53,6 @@ def real_regional_means(path: str | Path, suvr: np.ndarray, grid: Grid, tracer: 
     measured.
     """
     return read_sidecar(path).get("regional_suvr") or regional_means(suvr, grid, tracer)
-
-
-@cache
-def _masks(grid: Grid, tracer: str) -> dict[str, np.ndarray]:
-    masks = regions(grid)
-    return {"summary": np.any([masks[name] for name in SUMMARY[tracer]], axis=0)} | masks
 
 
 def texture(real: np.ndarray, synthetic: np.ndarray, mask: np.ndarray) -> float:

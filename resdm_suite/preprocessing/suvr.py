@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import apply_affine
 
-from resdm_suite.anatomy import REFERENCE, SUMMARY, Grid, mni_map, regions
+from resdm_suite.anatomy import REFERENCE, Grid, measured_regions, mni_map, regions
 from resdm_suite.preprocessing.resampling import Scan, resample, smooth
 from resdm_suite.preprocessing.scans import VolumeError
 from resdm_suite.profiles import PreprocessConfig
@@ -30,7 +30,7 @@ def pet_on_grid(
     Raises `VolumeError` if the scan holds too little of the reference region, or the region has no uptake.
     """
     grid = Grid.of(settings.grid)
-    brain, masks = mni_map("brain", grid), regions(grid)
+    brain = mni_map("brain", grid)
     if settings.smooth_mm:
         pet = smooth(pet, settings.smooth_mm)
     array = resample(pet, grid.affine, grid.shape, mni_to_pet)
@@ -40,7 +40,7 @@ def pet_on_grid(
         found = f"the reference region ({REFERENCE[tracer]}) holds a mean of {mean:g}, expected more than 0"
         raise VolumeError(f"{path}: {found}; does the scan cover the cerebellum?")
     array = array / mean
-    parts = {"summary": np.any([masks[name] for name in SUMMARY[tracer]], axis=0)} | masks
+    parts = measured_regions(grid, tracer)
     regional = {name: float(array[mask].mean(dtype=np.float64)) for name, mask in parts.items()}  # before clipping
     low, high = settings.suvr_range[tracer]
     if not settings.in_suvr:
