@@ -105,20 +105,9 @@ def most_frequent(people: pd.DataFrame, markers: str) -> int:
 def joint_parts(status: pd.DataFrame, people: pd.DataFrame, sources: Iterable[str]) -> dict[str, list[pd.DataFrame]]:
     """Profiles A/T/N of the test sessions by source, one frame per training.
 
-    Parameters
-    ----------
-    status : DataFrame
-        Rows of ``status.csv`` of one target.
-    people : DataFrame
-        `references` of that target.
-    sources : iterable of str
-        Those that were not read for both tracers are left out.
-
-    Returns
-    -------
-    dict of str to list of DataFrame
-        Columns person, session, age, sex, label, and by fold ``score_<fold>`` (of A) and ``call_<fold>``. Label and
-        calls are profiles.
+    ``status`` holds rows of ``status.csv`` of one target, ``people`` the `references` of that target. Sources that were
+    not read for both tracers are left out. Columns are person, session, age, sex, label, and by fold ``score_<fold>``
+    (of A) and ``call_<fold>``. Label and calls are profiles.
     """
     by_tracer = [status_parts(status[status["tracer"] == tracer], sources) for tracer in TRACERS]
     known = people[[*SESSION, "called", "N"]]

@@ -159,22 +159,12 @@ def sex_effects(
 ) -> pd.DataFrame:
     """What the sex in the prompt changes: right − none, none − wrong, right − wrong.
 
-    Parameters
-    ----------
-    sex : DataFrame
-        Rows of ``sex.csv``.
-    scores : DataFrame
-        From `prompt_scores`, of the conditions of `SEX_PROMPTS`.
-    method : str
-    seed, level
-        Of the bootstrap intervals over people.
+    ``sex`` holds rows of ``sex.csv``, ``scores`` those of `prompt_scores` of the conditions of `SEX_PROMPTS`; ``level``
+    is that of the bootstrap intervals over people.
 
-    Returns
-    -------
-    DataFrame
-        name, tracer, unit, estimate, low, high, n (people), covers_zero. Names are ``<measure>_<a>_<b>`` for a − b:
-        ``auc``, ``acc``, ``f1``, ``logit`` (`own_sex_logit`), ``psnr`` (in the brain, against the person's real PET).
-        Positive values are those of a model that follows the prompt's sex.
+    Columns are name, tracer, unit, estimate, low, high, n (people), covers_zero. Names are ``<measure>_<a>_<b>`` for
+    a − b: ``auc``, ``acc``, ``f1``, ``logit`` (`own_sex_logit`), ``psnr`` (in the brain, against the person's real
+    PET). Positive values are those of a model that follows the prompt's sex.
     """
     rows = []
     for tracer in present_tracers(sex):

@@ -16,29 +16,15 @@ CALIBRATED, UNCALIBRATED = "Centiloid", "uncalibrated Centiloid estimate"
 
 
 def quantities(config: Config, methods: Iterable[str]) -> pd.DataFrame:
-    """Every quantity of every test session's real and synthetic PET.
+    """Every quantity of every test session's real and synthetic PET; of methods, or ``template``.
 
-    Parameters
-    ----------
-    config : Config
-        ``fidelity`` names regions in addition to the built-in ones.
-    methods : iterable of str
-        Names of methods, or ``template``.
-
-    Returns
-    -------
-    DataFrame
-        method, person, session, tracer, regions (``built-in``, the atlas's name or ``Centiloid VOIs``), region, unit
-        (``SUVR`` or ``CL``), real, synthetic. Amyloid tracers with an equation have one region of unit ``CL``:
-        ``Centiloid`` where ``fidelity.centiloid.equations`` has the tracer, else ``uncalibrated Centiloid estimate``,
-        by the published equation; over the volumes of ``fidelity.centiloid``, or the built-in summary without them. The
-        built-in reference region, 1 by construction, is left out. Built-in regions of real PET are measured before
-        preprocessing clipped the SUVR range, others after.
-
-    Raises
-    ------
-    AtlasError
-        Regions that the profile names and that are not available.
+    Columns are method, person, session, tracer, regions (``built-in``, the atlas's name or ``Centiloid VOIs``), region,
+    unit (``SUVR`` or ``CL``), real, synthetic. Amyloid tracers with an equation have one region of unit ``CL``:
+    ``Centiloid`` where ``fidelity.centiloid.equations`` has the tracer, else ``uncalibrated Centiloid estimate``, by
+    the published equation; over the volumes of ``fidelity.centiloid``, or the built-in summary without them. The
+    built-in reference region, 1 by construction, is left out. Built-in regions of real PET are measured before
+    preprocessing clipped the SUVR range, others after. Raises `AtlasError` for regions that the profile names and that
+    are not available.
     """
     grid, index, extra = Grid.of(config.preprocess.grid), read_index(config), config.fidelity
     labels = index.set_index(["person", "session"])["amyloid_tracer"].to_dict()

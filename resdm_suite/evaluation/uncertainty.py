@@ -112,11 +112,10 @@ def error_maps(residual: np.ndarray, person: Sequence[str] | np.ndarray) -> tupl
 
     ``residual`` is (N, V), ``person`` (N,); the i-th person is in fold i mod `FOLDS` with all sessions.
     """
-    who = pd.factorize(np.asarray(person))[0]
-    n = len(np.unique(who))
-    folds = min(FOLDS, n)
+    who, names = pd.factorize(np.asarray(person))
+    folds = min(FOLDS, len(names))
     if folds < 2:
-        raise UncertaintyError(f"error map: {n} validation people; at least 2 are needed")
+        raise UncertaintyError(f"error map: {len(names)} validation people; at least 2 are needed")
     squares = residual.astype(np.float64) ** 2
     fold = who % folds
     without = np.stack([np.sqrt(squares[fold != f].mean(axis=0)) for f in range(folds)])[fold]

@@ -156,21 +156,10 @@ def read_attributes(
 
 
 def augment(volumes: np.ndarray, shift: int, flip: bool, generator: np.random.Generator) -> np.ndarray:
-    """One random transform for all volumes of a session: MRI and PETs stay registered.
+    """One random transform for all volumes (C, X, Y, Z) of a session, a copy: MRI and PETs stay registered.
 
-    Parameters
-    ----------
-    volumes : ndarray (C, X, Y, Z)
-    shift : int
-        Translation by up to this many voxels along each axis; the new rim is 0.
-    flip : bool
-        Mirror left and right in half of the calls.
-    generator : Generator
-
-    Returns
-    -------
-    ndarray (C, X, Y, Z)
-        A copy.
+    They are moved by up to ``shift`` voxels along each axis, and the new rim is 0. With ``flip`` left and right are
+    mirrored in half of the calls.
     """
     by = generator.integers(-shift, shift, 3, endpoint=True)
     mirrored = generator.random() < 0.5  # drawn in any case, so that the option changes nothing else

@@ -63,17 +63,8 @@ def register_affine(t1: Scan, finest_mm: float) -> np.ndarray:
 def register_rigid(t1: Scan, pet: Scan, mni_to_t1: np.ndarray, finest_mm: float) -> np.ndarray:
     """PET → T1 of the same person, 6 parameters, by mutual information inside the brain.
 
-    Parameters
-    ----------
-    t1, pet : Scan
-    mni_to_t1 : ndarray (4, 4)
-        From `register_affine`; it carries the MNI brain mask to the T1.
-    finest_mm : float
-
-    Returns
-    -------
-    ndarray (4, 4)
-        ``t1_to_pet``: T1 mm → PET mm.
+    ``mni_to_t1`` (4, 4), of `register_affine`, carries the MNI brain mask to the T1. Returns ``t1_to_pet`` (4, 4): T1
+    mm → PET mm.
     """
     coarse, *finer = _levels(finest_mm)
     pair = _to_t1(t1, pet, mni_to_t1, coarse)

@@ -50,18 +50,8 @@ def smooth(scan: Scan, fwhm_mm: Sequence[float] | float) -> Scan:
 def resample(scan: Scan, affine: np.ndarray, shape: tuple[int, ...], to_scan: np.ndarray | None = None) -> np.ndarray:
     """Sample a scan on a grid: average to the grid's voxel size if that is coarser, then interpolate linearly, once.
 
-    Parameters
-    ----------
-    scan : Scan
-    affine, shape
-        Of the grid: its isotropic voxels → its world, mm.
-    to_scan : ndarray (4, 4), optional
-        The grid's world → the scan's world, mm; by default they are the same.
-
-    Returns
-    -------
-    ndarray, float32
-        Zero outside the scan.
+    ``affine`` (4, 4) leads from the grid's isotropic voxels to its world, ``to_scan`` (4, 4) from there to the scan's
+    world, mm; by default the two are the same. The result is float32, 0 outside the scan.
     """
     target = voxel_sizes(affine).max()
     averaged = smooth(scan, FWHM_PER_VOXEL * np.sqrt(np.maximum(target**2 - voxel_sizes(scan.affine) ** 2, 0)))
