@@ -398,6 +398,26 @@ def test_files_are_found_by_stem_and_the_newest_is_read(tmp_path):
     assert found.notes[0].startswith(f"{AMY}_15Nov2024 (1).csv is the newest of 4 files")
 
 
+def test_of_a_table_under_its_old_and_new_name_the_newest_is_read(tmp_path):
+    old, new = "RID,EXAMDATE,DXCHANGE\n7,2012-01-01,1\n", "RID,EXAMDATE,DIAGNOSIS\n7,2012-01-01,2\n"
+    found = tables(tmp_path, DXSUM_PDXCONV_ADNIALL_01Jan2020=old, DXSUM_15Mar2025=new)
+    assert found.diagnosis(7, pd.Timestamp("2012-01-01")) == "MCI"
+    newest = "DXSUM_15Mar2025.csv is the newest of 2 files of DXSUM; not read: DXSUM_PDXCONV_ADNIALL_01Jan2020.csv"
+    assert found.notes == [newest]
+
+
+def test_a_row_without_a_date_has_that_of_its_visit(tmp_path):
+    dxsum = "RID,EXAMDATE,VISCODE2,DIAGNOSIS\n7,2012-01-10,bl,2\n7,2013-01-20,m12,\n7,,m24,3\n7,,f,3\n"
+    mmse = "RID,VISDATE,VISCODE2,MMSCORE\n7,,m12,22\n7,2012-01-09,sc,25\n7,2014-01-12,m24,20\n8,,m12,29\n"
+    found = tables(tmp_path, DXSUM=dxsum, MMSE=mmse)
+    days = [pd.Timestamp(day) for day in ("2012-01-10", "2013-01-20", "2014-01-12")]
+    assert [found.score(7, day) for day in days] == [25, 22, 20]
+    assert [found.diagnosis(7, day) for day in (days[0], days[2])] == ["MCI", "AD"]
+    assert found.visits[7, 0] == days[0]  # the first table's
+    lost = "1 rows have neither a date nor a visit code whose date a table states; not used"
+    assert found.notes == [f"{tmp_path / name}.csv: {lost}" for name in ("DXSUM", "MMSE")]
+
+
 @pytest.mark.parametrize(("name", "text", "message"), [
     (AMY, HEAD + "I1,7,2012-01-01,2,FBP,1.2,1,0\n\nI2,7,01/32/2013,2,FBP,1.2,1,0\n",
      "row 4, SCANDATE: found '01/32/2013', expected a date, YYYY-MM-DD or MM/DD/YYYY; 1 such cells are taken"),

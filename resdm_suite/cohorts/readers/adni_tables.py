@@ -12,7 +12,7 @@ flag of -1 is a value. Dates are YYYY-MM-DD or MM/DD/YYYY.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -54,7 +54,7 @@ class StudyTables(NamedTuple):
 
     ``pets``: one row per PET (rid, tracer, date, suvr, status, centiloid, qc, image: LONI's number, source: file and
     row). ``people``: by RID, any of sex, education, age with baseline (its day), born. ``diagnoses``, ``mmse``: rid,
-    date, value. ``visits``: day by RID and month. ``absent``: tables that were not found.
+    date, value, by date. ``visits``: day by RID and month. ``absent``: tables that were not found.
     """
 
     pets: pd.DataFrame
@@ -131,44 +131,37 @@ def read_tables(folder: Path) -> StudyTables:
     found: dict[str, list[Path]] = {}
 
     def read(*stems: str) -> Table | None:
-        dated = next((dated for stem in stems if (dated := _dated(files, stem, notes))), [])
-        if dated:
+        if dated := _dated(files, stems, notes):
             found[stems[-1]] = dated
         return Table.read(dated[-1], notes) if dated else None
 
     pets = [_amyloid_rows(table, label) for stem, label in _AMYLOID.items() if (table := read(stem))]
     pets += [_tau_rows(table, label) for stem, label in _TAU.items() if (table := read(stem))]
     people: dict[int, dict[str, Any]] = {}
-    diagnoses, mmse, visits = [], [], []
+    visits = []
     if merged := read("ADNIMERGE"):
         age, baseline = merged.numbers("AGE", limits=AGE_RANGE), merged.dates("EXAMDATE_BL")
         both = age.notna() & baseline.notna()
         merged.add_people(people, age=age[both], baseline=baseline[both])
-        dates = merged.dates("EXAMDATE")
-        diagnoses.append(merged.by_date(dates, merged.words(DX=diagnosis_of, DXCHANGE=diagnosis_of)))
-        mmse.append(merged.by_date(dates, merged.numbers("MMSE", limits=(0, 30))))
-        visits.append(merged.by_date(dates, merged.months("VISCODE")))
+        words, score = merged.words(DX=diagnosis_of, DXCHANGE=diagnosis_of), merged.numbers("MMSE", limits=(0, 30))
+        visits.append(merged.visits(["EXAMDATE"], ["VISCODE"], diagnosis=words, mmse=score))
     if table := read("PTDEMOG"):
         table.add_people(people, born=_born(table))
     if table := read("DXSUM_PDXCONV_ADNIALL", "DXSUM_PDXCONV", "DXSUM"):
-        dates = table.dates("EXAMDATE", "VISDATE")
         words = table.words(DIAGNOSIS=diagnosis_of, DXCHANGE=_outcome_of, DXCURREN=diagnosis_of)
-        diagnoses.append(table.by_date(dates, words))
-        visits.append(table.by_date(dates, table.months("VISCODE2", "VISCODE")))
+        visits.append(table.visits(["EXAMDATE", "VISDATE"], ["VISCODE2", "VISCODE"], diagnosis=words))
     if table := read("MMSE"):
-        dates = table.dates("VISDATE", "EXAMDATE")
-        mmse.append(table.by_date(dates, table.numbers("MMSCORE", "MMSE", limits=(0, 30))))
-        visits.append(table.by_date(dates, table.months("VISCODE2", "VISCODE")))
-    days: dict[tuple[int, int], pd.Timestamp] = {}
-    for rid, date, month in _join(visits, ["rid", "date", "value"]).itertuples(index=False):
-        days.setdefault((rid, int(month)), date)
+        score = table.numbers("MMSCORE", "MMSE", limits=(0, 30))
+        visits.append(table.visits(["VISDATE", "EXAMDATE"], ["VISCODE2", "VISCODE"], mmse=score))
+    rows, days = _dated_visits(visits, notes)
     stems = "|".join([*_AMYLOID, *_TAU, *_OF_PEOPLE, "ADNIMERGE"])
     unread = {*files}.difference(*found.values())
     notes += [f"{path}: not read, for its name is not that of a download or another such table is read" for path in
               sorted(unread) if re.match(f"(All_Subjects_)?({stems})", path.name, re.IGNORECASE)]  # fmt: skip
     absent = [stem for stem in _OF_PEOPLE if not found.keys() & {stem, "ADNIMERGE"}]
     absent += [next(iter(group)) for group in (_AMYLOID, _TAU) if not found.keys() & {*group}]
-    return StudyTables(_one_per_scan(pets), people, _by_date(diagnoses), _by_date(mmse), days, notes, absent)
+    diagnoses, mmse = (rows.dropna(subset=name).rename(columns={name: "value"}) for name in ("diagnosis", "mmse"))
+    return StudyTables(_one_per_scan(pets), people, diagnoses, mmse, days, notes, absent)
 
 
 class Table(NamedTuple):
@@ -264,9 +257,10 @@ class Table(NamedTuple):
         months = column.str.extract(r"^m0*(\d+)$")[0].astype(float)
         return months.mask(column.isin(["bl", "sc", "scmri"]), 0.0)
 
-    def by_date(self, dates: pd.Series, values: pd.Series) -> pd.DataFrame:
-        """rid, date and value of the rows with both."""
-        return pd.DataFrame({"rid": self.rids, "date": dates, "value": values}).dropna(subset=["date", "value"])
+    def visits(self, dates: Sequence[str], codes: Sequence[str], **values: pd.Series) -> pd.DataFrame:
+        """rid, date, month and values of the rows; ``dates`` and ``codes`` name the columns of day and visit code."""
+        columns = {"rid": self.rids, "date": self.dates(*dates), "month": self.months(*codes)}
+        return pd.DataFrame(columns | values).assign(path=str(self.path))
 
     def add_people(self, people: dict[int, dict[str, Any]], **columns: pd.Series) -> None:
         """Add sex, education and the given columns, unless missing or known from a table before."""
@@ -286,13 +280,13 @@ def _date(text: str) -> pd.Timestamp | None:
     return pd.NaT if text in _CODES or text == "." else to_date(text)
 
 
-def _dated(files: Iterable[Path], stem: str, notes: list[str]) -> list[Path]:
-    """The files of a table by its stem, whatever date the download has added; the newest is the last."""
+def _dated(files: Iterable[Path], stems: Sequence[str], notes: list[str]) -> list[Path]:
+    """The files of a table by its stems, whatever date the download has added; the newest is the last."""
     day = r"\d{1,2}[A-Za-z]{3}\d{4}"
-    name = rf"(?:All_Subjects_)?{stem}(?:_8MM)?(?:_(\d\d_\d\d_\d\d(?:\d\d)?))?(?:_({day}))?(?: ?\(\d+\))?\.csv"
+    name = rf"(?:{'|'.join(stems)})(?:_8MM)?(?:_(\d\d_\d\d_\d\d(?:\d\d)?))?(?:_({day}))?(?: ?\(\d+\))?\.csv"
     dated = []
     for path in files:
-        if match := re.fullmatch(name, path.name, re.IGNORECASE):
+        if match := re.fullmatch(f"(?:All_Subjects_)?{name}", path.name, re.IGNORECASE):
             forms = [(match[2], "%d%b%Y"), (match[1], "%m_%d_%y" if len(match[1] or "") == 8 else "%m_%d_%Y")]
             date = datetime.min
             with suppress(ValueError):
@@ -301,7 +295,7 @@ def _dated(files: Iterable[Path], stem: str, notes: list[str]) -> list[Path]:
     *older, newest = [entry[3] for entry in sorted(dated)] or [None]
     if older:
         others = ", ".join(sorted(path.name for path in older))
-        notes.append(f"{newest.name} is the newest of {len(dated)} files of {stem}; not read: {others}")
+        notes.append(f"{newest.name} is the newest of {len(dated)} files of {stems[-1]}; not read: {others}")
     return [*older, newest] if newest else []
 
 
@@ -349,16 +343,28 @@ def _one_per_scan(frames: list[pd.DataFrame]) -> pd.DataFrame:
     return rows.drop_duplicates(["rid", "tracer", "date"]).sort_values("date", kind="stable")
 
 
-def _by_date(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    return _join(frames, ["rid", "date", "value"]).sort_values("date", kind="stable")
-
-
 def _join(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
 # ── people ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _dated_visits(
+    visits: list[pd.DataFrame], notes: list[str]
+) -> tuple[pd.DataFrame, dict[tuple[int, int], pd.Timestamp]]:
+    """Rows of visits by date, and the day by RID and month; a row without a day has that of its visit in any table."""
+    rows = _join(visits, ["rid", "date", "month", "path", "diagnosis", "mmse"])
+    rows = rows.reindex(columns=rows.columns.union(["diagnosis", "mmse"], sort=False))
+    known = rows.dropna(subset=["date", "month"]).itertuples()
+    days = {(row.rid, int(row.month)): row.date for row in reversed([*known])}  # of several, the first table's
+    of_visit = [days.get(key, pd.NaT) for key in zip(rows["rid"], rows["month"], strict=True)]
+    rows["date"] = rows["date"].fillna(pd.Series(of_visit, index=rows.index, dtype="datetime64[s]"))
+    lost = rows[rows["date"].isna() & rows[["diagnosis", "mmse"]].notna().any(axis=1)]
+    notes += [f"{path}: {count} rows have neither a date nor a visit code whose date a table states; not used"
+              for path, count in lost.groupby("path").size().items()]  # fmt: skip
+    return rows.dropna(subset="date").sort_values("date", kind="stable"), days
 
 
 def _nearest(rows: pd.DataFrame, date: pd.Timestamp, days: int) -> pd.Series | None:
