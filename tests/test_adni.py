@@ -114,14 +114,16 @@ def test_a_bids_folder_alone_is_sufficient(tmp_path, config):
     assert left_out.set_index("session").loc["ses-M006", "reason"] == "PET more than 180 days from the T1"
 
 
-def test_scan_days_take_precedence_over_visit_days(tmp_path, config):
-    mock = write_clinica_bids(tmp_path, people=1, tables="none", images=False)
-    person = mock.people[0]
-    scans = "filename\tacq_time\nanat/{0}_T1w.nii.gz\t{1}T08:00:00\npet/{0}_trc-{2}_rec-coregavg_pet.nii.gz\t{3}\n"
+@pytest.mark.parametrize(("layout", "rec"), [("bids", "_rec-coregavg"), ("caps", "")])
+def test_scan_days_take_precedence_over_visit_days(tmp_path, config, layout, rec):
+    bids = tmp_path / "bids"
+    person = write_clinica_bids(bids, people=1, tables="none", images=False).people[0]
+    write_caps(tmp_path / "caps", people=1, tables="none", images=False)
+    scans = "filename\tacq_time\nanat/{0}_T1w.nii.gz\t{1}T08:00:00\npet/{0}_trc-{2}{3}_pet.nii.gz\t{4}\n"
     stem = f"{person.name}_ses-M000"
-    text = scans.format(stem, person.day(0, 5), TAU, person.day(0, 65))
-    (tmp_path / person.name / "ses-M000" / f"{stem}_scans.tsv").write_text(text)
-    frame = build_manifest(tmp_path, config).manifest
+    text = scans.format(stem, person.day(0, 5), TAU, rec, person.day(0, 65))
+    (bids / person.name / "ses-M000" / f"{stem}_scans.tsv").write_text(text)
+    frame = build_manifest(tmp_path / layout, changed(config, tables=str(bids))).manifest
     assert frame[["amyloid_days", "tau_days"]].to_numpy().tolist() == [[-5, 60]]
 
 

@@ -24,7 +24,7 @@ import pandas as pd
 from resdm_suite.cohorts.manifest import SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.readers.adni_tables import AMYLOID_LABELS, PASSED, TAU_LABELS, StudyTables, read_tables, rid_of
-from resdm_suite.cohorts.readers.bids import tracer_labels
+from resdm_suite.cohorts.readers.bids import raw_name, tracer_labels
 from resdm_suite.cohorts.tables import day_number, images, read_by_key, to_age, to_date
 from resdm_suite.paths import visible
 from resdm_suite.profiles import Config
@@ -199,7 +199,7 @@ def _clinica_scans(
             whole = [path for path in paths if "_desc-Crop_" not in path.name] or paths
             if len(whole) > 1 and what in ("T1w", *config.cohort.tracers):
                 notes.append(f"{person} {session}: {len(whole)} {what}; {whole[0].name} is used")
-            acquired = clinica.acquired.get((person, session, whole[0].name))
+            acquired = clinica.acquired.get((person, session, raw_name(whole[0].name)))
             scans.append(Scan(person, session, what, whole[0], acquired or date, acquired is not None))
     if layout == "CAPS" and any("_desc-Crop_" in scan.path.name for scan in scans):
         notes.append("cropped scans (desc-Crop) are used where there is no uncropped one")

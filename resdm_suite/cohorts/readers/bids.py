@@ -224,7 +224,6 @@ def _scans(
         space = re.search(r"_space-([A-Za-z0-9]+)_", name)
         owner = re.match(r"sub-[^_]+(_ses-[^_]+)?_", name)
         labels = "_".join([key["person"], *([folder.name] if folder.name == key["session"] else [])]) + "_"
-        raw_name = re.sub("_(space|res|desc)-[^_]+", "", name)
         if owner and not (labels.startswith(owner[0]) or owner[0].startswith(labels)):
             notes.append(f"{where}: {name} is named for {owner[0][:-1]}; not used")
         elif re.search("_rec-nac", name, re.IGNORECASE):
@@ -237,12 +236,17 @@ def _scans(
             label = _tracer(path, where, config, notes) if is_pet else ""
             target = config.cohort.tracers.get(label, "") if is_pet else "t1w"
             scan = {"target": target, "tracer": label, "path": str(path)}
-            scan["day"] = days.get(name, days.get(raw_name, np.nan))
+            scan["day"] = days.get(name, days.get(raw_name(name), np.nan))
             scans.append(key | scan | {"space": space[1] if space and space[1] not in _NATIVE else ""})
     first = {(scan["target"], scan["tracer"]): Path(scan["path"]).name for scan in reversed(scans) if scan["target"]}
     notes += [f"{where}: {name} is the only {label or 'T1w'}, though it is after contrast agent or of the early phase"
               for (_, label), name in first.items() if _POOR.search(name)]  # fmt: skip
     return scans
+
+
+def raw_name(name: str) -> str:
+    """Name of the raw image of which one with this name is derived, as a table of scans lists it."""
+    return re.sub("_(space|res|desc|suvr)-[^_]+", "", name)
 
 
 def _scan_days(folder: Path, where: str, notes: list[str]) -> dict[str, float]:
