@@ -19,7 +19,15 @@ from pydicom import Dataset, dcmread
 
 from resdm_suite.apps.cli import main
 from resdm_suite.cohorts.readers.bids import build_manifest
-from resdm_suite.cohorts.readers.dicom import T1W, DicomError, Series, convert_people, convert_t1w, read_series
+from resdm_suite.cohorts.readers.dicom import (
+    T1W,
+    DicomError,
+    Series,
+    _with_injection,
+    convert_people,
+    convert_t1w,
+    read_series,
+)
 from resdm_suite.preprocessing.frames import average_frames
 from resdm_suite.preprocessing.scans import read_scan
 from resdm_suite.profiles import CohortConfig, Config
@@ -119,6 +127,40 @@ def test_without_a_time_of_injection_none_is_claimed(tmp_path):
     convert_people(tmp_path / "in", tmp_path / "out", progress=False)
     (path,) = (tmp_path / "out").rglob("*_pet.json")
     assert "InjectionStart" not in json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(("injected", "seconds"), [("103000.00", -3000), ("1030", -3000), ("10", -4800),
+                                                   ("10:30", None), ("202103201015+0000", -3900)])  # fmt: skip
+def test_forms_of_the_time_of_injection(injected, seconds):
+    header, stated = Dataset(), Dataset()
+    header.AcquisitionDate, header.AcquisitionTime = "20210320", "1120"
+    stated.add_new("RadiopharmaceuticalStartTime", "LO", injected)  # LO: pydicom warns of other forms of a time
+    header.RadiopharmaceuticalInformationSequence = [stated]
+    assert _with_injection({}, Series(None, [header])).get("InjectionStart") == seconds
+
+
+@pytest.mark.parametrize(("tracer", "description", "name"), [
+    ("FDG -- fluorodeoxyglucose", "BRAIN AC 3D FBP", "_rec-nac"), ("Solution", "FBB FBP", "_trc-18FFBB_rec-nac"),
+    ("FBP", "PET", "_trc-18FAV45_rec-nac"), ("Solution", "AV45 and AV1451", "_rec-nac"),
+])  # fmt: skip
+def test_filtered_back_projection_is_no_tracer(tracer, description, name):
+    header, stated = Dataset(), Dataset()
+    header.Modality, header.SeriesDescription, header.CorrectedImage = "PT", description, ["DECY"]
+    stated.Radiopharmaceutical = tracer
+    header.RadiopharmaceuticalInformationSequence = [stated]
+    assert Series(None, [header]).bids_name() == ("pet", name, "pet")
+
+
+def test_a_deleted_image_is_made_again_and_any_series_may_state_age_and_sex(tmp_path):
+    write_t1(tmp_path / "in" / "a" / "t1", T1, PatientAge="", PatientBirthDate="", PatientSex="")
+    write_pet(tmp_path / "in" / "a" / "pet", PET[..., :1], day="20210310")
+    convert_people(tmp_path / "in", tmp_path / "out", progress=False)
+    image = tmp_path / "out/sub-a/ses-1/anat/sub-a_ses-1_T1w.nii.gz"
+    image.unlink()
+    convert_people(tmp_path / "in", tmp_path / "out", progress=False)
+    assert image.is_file()
+    config = Config(profile="t", cohort=CohortConfig(kind="other"), root=tmp_path)
+    assert build_manifest(tmp_path / "out", config).manifest[["age", "sex"]].to_numpy().tolist() == [[71, "F"]]
 
 
 def test_a_pet_without_a_date_is_paired_with_no_t1(tmp_path):

@@ -106,7 +106,9 @@ class Series:
         if self.get("Modality") != "PT":
             return "anat", "", "T1w"
         stated = next(iter(self.get("RadiopharmaceuticalInformationSequence", [])), {})
-        named = [tracer_labels(text) for text in (stated.get("Radiopharmaceutical", ""), self.get("SeriesDescription"))]
+        # in a description, FBP is filtered back projection, not florbetapir
+        description = re.sub("fbp", "", self.get("SeriesDescription"), flags=re.IGNORECASE)
+        named = [tracer_labels(text) for text in (stated.get("Radiopharmaceutical", ""), description)]
         label = next((labels[0] for labels in named if len(labels) == 1), "")
         corrected = self.get("CorrectedImage", "ATTN")
         return "pet", f"_trc-{label}" * bool(label) + "_rec-nac" * ("ATTN" not in corrected), "pet"
@@ -232,7 +234,9 @@ def _with_injection(content: dict[str, Any], series: Series) -> dict[str, Any]:
 
 
 def _to_time(text: str) -> pd.Timestamp | None:
-    moment = pd.to_datetime(text[:14], format="%Y%m%d%H%M%S", errors="coerce")
+    """Read a date and time; minutes and seconds may be absent."""
+    stated = re.match(r"\d{8}(\d\d){1,3}(?![\d:])", text)
+    moment = pd.to_datetime(stated[0].ljust(14, "0") if stated else "", format="%Y%m%d%H%M%S", errors="coerce")
     return None if pd.isna(moment) else moment
 
 
@@ -329,7 +333,8 @@ def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -
         run = taken[f"{session}{entities}_{suffix}"]
         name = f"{kind}/{out.name}_{session}{entities}{f'_run-{run}' if run > 1 else ''}_{suffix}.nii.gz"
         image = out / session / name
-        if (stored := stored_json(sidecar_path(image))) is None:
+        stored = stored_json(sidecar_path(image)) if image.is_file() else None
+        if stored is None:
             convert_series(series, image)
         elif stored.get("SeriesDigest", series.digest) != series.digest:
             fault = f"{image} is of another series, since scans were added or removed"
@@ -338,14 +343,14 @@ def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -
     for number, rows in scans.items():
         session = f"ses-{number + 1}"
         same = [series.age for series in used if series.day == days[number] or len(days) == 1]
-        age = next(iter(same), "n/a")
+        age = next((age for age in same if age != "n/a"), "n/a")
         sessions.append((session, _shifted(days[number], days[0]), age))
         if rows:
             table = pd.DataFrame(rows, columns=["filename", "acq_time"])
             write_csv(out / session / f"{out.name}_{session}_scans.tsv", table, separator="\t")
     table = pd.DataFrame(sessions, columns=["session_id", "acq_time", "age"])
     write_csv(out / f"{out.name}_sessions.tsv", table, separator="\t")
-    return [out.name, everything[0].get("PatientSex", "n/a")]
+    return [out.name, next(filter(None, (series.get("PatientSex") for series in everything)), "n/a")]
 
 
 def _shifted(day: pd.Timestamp, first: pd.Timestamp) -> str:
