@@ -153,6 +153,14 @@ def test_a_source_without_any_scan_is_refused_by_name():
         assemble_manifest([], [], Config(profile="t"), "here", [], "day")
 
 
+def test_a_status_between_0_and_1_is_left_empty():
+    row = EMPTY | {"person": "sub-1", "session": "ses-1", "age": 70.0, "sex": "F", "t1w": "/t1.nii.gz"}
+    row |= {"amyloid": "/a.nii.gz", "amyloid_tracer": "18FAV45", "amyloid_status": 0.5}
+    found = select_sessions(pd.DataFrame([row]), Config(profile="t", cohort=CohortConfig(kind="other")), "here")
+    assert found.manifest["amyloid_status"].isna().all()
+    assert found.notes == ["sub-1 ses-1: amyloid_status: found 0.5, expected a whole number from 0 to 1; left empty"]
+
+
 def test_a_reader_may_state_why_a_visit_has_no_pet():
     known = EMPTY | {"session": "ses-1", "age": 70.0, "sex": "F", "t1w": "/t1.nii.gz"}
     rows = [

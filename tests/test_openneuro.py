@@ -136,6 +136,11 @@ def test_without_scans_the_error_names_the_download_command(listed, tmp_path):
     (listed / FILES).unlink()
     with pytest.raises(ManifestError, match=r"no T1w and no PET.*`resdm manifest openneuro dlbs --download`"):
         make_manifest(config, listed)
+    pet = listed / "sub-9000" / "ses-wave1" / "pet" / "sub-9000_ses-wave1_trc-18FFDG_run-1_pet.nii.gz"
+    pet.parent.mkdir(parents=True)
+    pet.touch()
+    with pytest.raises(ManifestError, match="no session can be used: of 1 found, 0 have a T1w"):
+        make_manifest(config, listed)
     assert not config.manifest.exists()
     assert (config.work / "flow.csv").read_text().startswith("step,people,sessions\nfound,14,25\n")
 
@@ -172,7 +177,7 @@ class Bucket(BaseHTTPRequestHandler):
         data = path.read_bytes() if fault != "other" else b"x" * path.stat().st_size
         data += b"more" * (fault == "longer")
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if fault != "no range" else 0
-        if start >= len(data):
+        if start and start >= len(data):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
@@ -277,6 +282,12 @@ def test_a_stopped_download_resumes(small, tmp_path):
     assert {("a.nii.gz", "bytes=123456-"), ("b.json", None)} <= set(small.ranges)
     assert small.same(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["a.nii.gz", "b.json"]
+
+
+def test_an_empty_file_is_downloaded(small, tmp_path):
+    (small.root / "d" / "CHANGES").touch()
+    assert fetch(small.files(tmp_path / "d"), progress=False) == 3
+    assert small.same(tmp_path / "d")
 
 
 @pytest.mark.parametrize(("faults", "part"), [

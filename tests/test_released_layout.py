@@ -138,6 +138,14 @@ def test_one_row_stops_nobody_else(copy, config, rows, reason, note):
     assert any(note.format(participant(0)) in one for one in found.notes)
 
 
+@pytest.mark.parametrize("names", [("A-1", "A1"), (participant(0), f"{participant(0)}_1")])
+def test_two_ids_that_mean_one_session_are_refused(copy, config, names):
+    for split in ("train", "validation", "test"):
+        (copy / "data_info" / f"{split}.txt").write_text(" ".join(names) if split == "train" else "")
+    with pytest.raises(ManifestError, match=f"IDs {names[0]} and {names[1]} both mean sub-.+ ses-1; rename one"):
+        build_manifest(copy, config)
+
+
 def test_another_folder(config, tmp_path):
     with pytest.raises(ManifestError, match="no folder data/whole_MRI; expected the released layout"):
         build_manifest(tmp_path, config)

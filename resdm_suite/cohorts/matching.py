@@ -200,6 +200,8 @@ def _read_cells(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd
         refused = {row for row, value in values.items() if value is None}
         cases = check(columns[name]).failure_cases
         refused |= set() if cases is None else set(cases.index) - set(cells.index[cells == ""])
+        if str(column.dtype) == "Int64":
+            refused |= set(cells.index[columns[name] % 1 > 0])
         for row in sorted(refused):
             cell = cells[row]
             found = repr(cell) if isinstance(cell, str) else f"{cell:g}"

@@ -165,7 +165,7 @@ def _drop(part: Path, tick: Callable[[int], None]) -> None:
 def _stream(file: Remote, tick: Callable[[int], None], stop: threading.Event) -> None:
     """Append the missing bytes to the part; start again where the server ignores ranges."""
     start = _size(file.part)
-    if start >= file.bytes:
+    if start and start >= file.bytes:  # of an empty file, the part is still to be made
         return
     try:
         answer = _get(file.url, {"Range": f"bytes={start}-"} if start else {}, stream=True)

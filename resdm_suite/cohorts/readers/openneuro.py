@@ -96,7 +96,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
         for target, label, path in found:
             scan = {"target": target, "tracer": label, "path": str(root / path), "day": DAYS_A_YEAR * ages[target]}
             scans.append(key | scan)
-    frame = pd.DataFrame(scans)
+    frame = pd.DataFrame(scans, columns=["person", "session", "target", "tracer", "path", "day"])
     first = [_triplets(frame, config)]
     if repeated:
         first.append(f"{len(repeated)} waves have a T1w taken twice ({repeated[0]} …); the last run is used (README)")

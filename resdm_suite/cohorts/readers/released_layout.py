@@ -59,10 +59,13 @@ def build_manifest(root: str | Path, config: Config, *, draw: bool = False) -> C
     if not names:
         raise ManifestError(f"{root}: no <ID>.nii in data/whole_MRI, or no ID in the lists of data_info")
     scans, people, in_mni = [], [], 0
+    ids: dict[tuple[str, ...], str] = {}
     for name in names:
         match = _PARTICIPANT.fullmatch(name)
         number, visit = (f"{match[1]}S{match[2]}", match[3] or "") if match else (name, "")
         key = {"person": f"sub-{_label(number)}", "session": f"ses-{_label(visit) or '1'}"}
+        if (other := ids.setdefault(tuple(key.values()), name)) != name:
+            raise ManifestError(f"{root}: IDs {other} and {name} both mean {' '.join(key.values())}; rename one")
         paths = {target: volumes[target][name] for target in PATHS if name in volumes[target]}
         space = SPACE if paths and all(_in_mni(path) for path in paths.values()) else ""
         in_mni += space == SPACE
