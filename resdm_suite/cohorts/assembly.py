@@ -30,20 +30,9 @@ def find_sessions(
 ) -> Cohort:
     """Read a source: its sessions, and the excluded ones with their reasons. Writes nothing.
 
-    Parameters
-    ----------
-    config : Config, name or path
-    root : path, optional
-        Folder or table of the source; the profile's by default.
-    source : str, optional
-        A key of `READERS`; the profile's by default.
-    draw : bool
-        Ignore the split of a source of `WITH_SPLIT`.
-
-    Raises
-    ------
-    RecordError
-        A file of phantoms that is not as `resdm phantom` wrote it.
+    ``root`` (folder or table) and ``source`` (a key of `READERS`) are the profile's by default; with ``draw``, the
+    split of a source of `WITH_SPLIT` is ignored. A file of phantoms that is not as `resdm phantom` wrote it raises
+    `RecordError`.
     """
     config = load_config(config)
     source = source or config.cohort.source
@@ -64,23 +53,9 @@ def make_manifest(
     """Read a source, split its participants; write ``manifest.csv``, ``flow.csv``, ``left_out.csv``, ``notes.txt``.
 
     A complete split of the source is used. ``split.json`` contains the digest of the split, its method and its counts.
-
-    Parameters
-    ----------
-    config, root, source, draw
-        See `find_sessions`.
-    cohort : Cohort, optional
-        The result of `find_sessions`, if it was called before.
-
-    Returns
-    -------
-    DataFrame
-        The flow: step, people, sessions.
-
-    Raises
-    ------
-    ManifestError
-        Scans of the manifest are missing on disk, or a split is empty; an older ``manifest.csv`` and its tables stay.
+    ``cohort`` is the result of `find_sessions`, if it was called before with the same arguments. Returns the flow:
+    step, people, sessions. Where scans of the manifest are missing on disk, or a split is empty, `ManifestError` is
+    raised; an older ``manifest.csv`` and its tables stay.
     """
     config = load_config(config)
     source = source or config.cohort.source

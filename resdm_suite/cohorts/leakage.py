@@ -140,13 +140,12 @@ def check_attributes(index: pd.DataFrame, names: Iterable[str], where: str) -> N
     """
     for name in names:
         for tracer in TRACERS:
-            repeated = ""
-            known = index[index[name].notna() & (index[name].astype(str) != "")]
-            suvr = known[known.get(f"{tracer}_suvr", pd.Series(dtype=float)).notna()] if len(known) else known
+            repeated, columns = "", [name, f"{tracer}_suvr", f"{tracer}_status"]
+            known = index[index[name].notna() & (index[name].astype(str) != "")].reindex(columns=columns)
+            suvr, status = (known.dropna(subset=column) for column in columns[1:])
             if len(suvr) >= MIN_SESSIONS and pd.api.types.is_numeric_dtype(index[name]) and suvr[name].nunique() > 2:
                 r = suvr[name].astype(float).corr(suvr[f"{tracer}_suvr"].astype(float))
                 repeated = f"correlates with {tracer}_suvr by {r:.3f}" if abs(r) > REPEATS else ""
-            status = known[known.get(f"{tracer}_status", pd.Series(dtype=float)).notna()] if len(known) else known
             if len(status) >= MIN_SESSIONS and status[name].nunique() == 2:
                 alike = status.groupby(name)[f"{tracer}_status"].nunique().max() == 1
                 both = status[f"{tracer}_status"].nunique() == 2

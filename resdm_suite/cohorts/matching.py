@@ -125,12 +125,8 @@ def select_sessions(candidates: pd.DataFrame, config: Config, where: str | Path,
     candidates = candidates.reset_index(drop=True)
     frame, faults = _read_cells(candidates[list(COLUMNS)], notes)
     further = [name for name in config.attributes if name not in COLUMNS and name in candidates]
-    frame = frame.assign(
-        **{
-            name: candidates[name].astype(object).where(candidates[name].notna(), "").map(str).str.strip()
-            for name in further
-        }
-    )
+    for name in further:
+        frame[name] = candidates[name].astype(object).where(candidates[name].notna(), "").map(str).str.strip()
     sexes = frame["sex"].mask(frame["sex"] == "").groupby(frame["person"]).transform("nunique")
     faults[(sexes > 1) & (faults == "")] = "sex: differs between the sessions of the person"
     has_t1 = frame["t1w"] != ""

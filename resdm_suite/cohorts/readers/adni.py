@@ -263,14 +263,13 @@ def _loni_images(folder: Path, tables: StudyTables, notes: list[str]) -> tuple[_
 def _loni_scans(folder: Path, config: Config, tables: StudyTables, notes: list[str]) -> list[Scan]:
     """List the scans of LONI's tree, one of each kind and day, by level and number."""
     images_of, others = _loni_images(folder, tables, notes)
-    for kind, count in sorted(others.items()):
-        remedy = "convert them with dcm2niix" if kind == "DICOM" else "convert them to NIfTI"
-        notes.append(f"{count} image folders hold {kind} only and are not read; {remedy}")
+    found = {kind: f"{count} image folders hold {kind} only" for kind, count in sorted(others.items())}
+    notes += [f"{text} and are not read; convert them {'with dcm2niix' if kind == 'DICOM' else 'to NIfTI'}"
+              for kind, text in found.items()]  # fmt: skip
     if not images_of:
-        found = ", ".join(f"{count} image folders hold {kind} only" for kind, count in others.items())
         raise ManifestError(
             f"{folder}: no T1 and no PET as NIfTI in <PTID>/<sequence>/<date_time>/<image>/; "
-            f"{found or '0 image folders hold DICOM only'}: convert them in place with dcm2niix"
+            f"{', '.join(found.values()) or '0 image folders hold DICOM only'}: convert them in place with dcm2niix"
         )
     scans, levels = [], Counter()
     wanted = config.cohort.pet_level
@@ -282,13 +281,12 @@ def _loni_scans(folder: Path, config: Config, tables: StudyTables, notes: list[s
         image, path = ranked[0]
         if len(ranked) > 1:
             notes.append(f"{ptid} {date:%Y-%m-%d}: {len(ranked)} {what}; {image} is used")
-        levels[level] += level not in ("T1w", wanted)
+        levels[level] += 1
         site, rid = _PTID.fullmatch(ptid).groups()
         person, session = f"sub-ADNI{site}S{rid}", f"ses-{date:%Y%m%d}"
         scans.append(Scan(person, session, what, path, date, True, image.lstrip("IiDd")))
-    for level, count in sorted(levels.items()):
-        if count:
-            notes.append(f"{count} PET do not exist at level {wanted}; {level} is used (cohort.pet_level)")
+    notes += [f"{count} PET do not exist at level {wanted}; {level} is used (cohort.pet_level)"
+              for level, count in sorted(levels.items()) if level not in ("T1w", wanted)]  # fmt: skip
     return scans
 
 
@@ -298,8 +296,8 @@ def _loni_scans(folder: Path, config: Config, tables: StudyTables, notes: list[s
 class _Clinica(NamedTuple):
     """Rows of ``participants.tsv`` by RID, of ``sessions.tsv`` by RID and session, ``acq_time`` by file."""
 
-    people: dict[int, pd.Series]
-    sessions: dict[tuple[int, str], pd.Series]
+    people: dict[int, dict[str, str]]
+    sessions: dict[tuple[int, str], dict[str, str]]
     acquired: dict[tuple[str, str, str], pd.Timestamp]
 
 

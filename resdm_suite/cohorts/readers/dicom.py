@@ -50,15 +50,7 @@ class DicomError(ValueError):
 
 @dataclass(frozen=True)
 class Series:
-    """The images of one series.
-
-    Parameters
-    ----------
-    folder : Path
-        Where it was found.
-    headers : list of pydicom.Dataset
-        Of each file, without voxels; ``filename`` is its path.
-    """
+    """The images of one series: where it was found, and a pydicom.Dataset of each file, without voxels."""
 
     folder: Path
     headers: list[Any]
@@ -271,26 +263,10 @@ def convert_t1w(folder: str | Path, out: str | Path) -> Path:
 def convert_people(folder: str | Path, out: str | Path, *, t1w: str = T1W, progress: bool = True) -> str:
     """Convert the T1w and PET series of people to a BIDS data set, for ``resdm manifest bids``.
 
-    Parameters
-    ----------
-    folder : path
-        One folder per person, of any depth; its name gives the label ``sub-…``.
-    out : path
-        The data set. Images that are there already stay; delete them to convert them again.
-    t1w : str
-        Regular expression of the descriptions of a T1-weighted series.
-    progress : bool
-        Show a bar.
-
-    Returns
-    -------
-    str
-        How many images there are, and the series that are not converted.
-
-    Raises
-    ------
-    DicomError
-        People of whom a series cannot be converted, each named; the others are converted.
+    ``folder`` holds one folder per person, of any depth; its name gives the label ``sub-…``. Images that are in ``out``
+    already stay; delete them to convert them again. ``t1w`` is a regular expression of the descriptions of a
+    T1-weighted series. Returns how many images there are, and the series that are not converted. `DicomError` names
+    people of whom a series cannot be converted; the others are converted.
     """
     folder, out, failures, notes, rows = Path(folder), Path(out), [], [], []
     people = {place: _label(Path(place.name)) for place in visible(folder, "*") if place.is_dir()}
