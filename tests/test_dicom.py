@@ -18,16 +18,9 @@ from dicom_files import PERSON, write_pet, write_t1
 from pydicom import Dataset, dcmread
 
 from resdm_suite.apps.cli import main
+from resdm_suite.cohorts.readers import dicom
 from resdm_suite.cohorts.readers.bids import build_manifest
-from resdm_suite.cohorts.readers.dicom import (
-    T1W,
-    DicomError,
-    Series,
-    _with_injection,
-    convert_people,
-    convert_t1w,
-    read_series,
-)
+from resdm_suite.cohorts.readers.dicom import T1W, DicomError, Series, convert_people, convert_t1w, read_series
 from resdm_suite.preprocessing.frames import average_frames
 from resdm_suite.preprocessing.scans import read_scan
 from resdm_suite.profiles import CohortConfig, Config
@@ -136,7 +129,7 @@ def test_forms_of_the_time_of_injection(injected, seconds):
     header.AcquisitionDate, header.AcquisitionTime = "20210320", "1120"
     stated.add_new("RadiopharmaceuticalStartTime", "LO", injected)  # LO: pydicom warns of other forms of a time
     header.RadiopharmaceuticalInformationSequence = [stated]
-    assert _with_injection({}, Series(None, [header])).get("InjectionStart") == seconds
+    assert dicom._with_injection({}, Series(None, [header])).get("InjectionStart") == seconds
 
 
 @pytest.mark.parametrize(("tracer", "description", "name"), [

@@ -1,5 +1,6 @@
 """The reader of docs/howto_add_a_cohort_reader.md works as the page states."""
 
+import dataclasses
 import re
 import types
 
@@ -37,5 +38,8 @@ def test_the_reader_of_the_page_lists_pairs_and_leaves_out(tmp_path):
         "OAS30001_MR_d0010: 2 scans; OAS30001_MR_d0010_T1w.nii.gz is used",
         "OAS30001_PIB_d1000: no MR, AV45 or AV1451; not read",
         "OAS30002_MR_d0000: 2 scans; OAS30002_MR_d0000_T1w.nii.gz is used",
-        "OAS30003_MR_d0000: not in demographics.csv",
+        "OAS30003_MR_d0000: not in demographics.csv; not read",
     ]
+    config = dataclasses.replace(config, cohort=CohortConfig(tracers={"18FAV45": "amyloid"}))
+    unread = "OAS30001_AV1451_d0300: 18FAV1451 is not in cohort.tracers; not read"
+    assert unread in reader.build_manifest(tmp_path, config).notes

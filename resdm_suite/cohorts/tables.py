@@ -41,27 +41,11 @@ def images(root: Path, *patterns: str) -> list[Path]:
 def read_table(
     path: Path, separator: str = ",", *, notes: list[str] | None = None, any_encoding: bool = False
 ) -> pd.DataFrame:
-    """Read a CSV or TSV as text.
+    """Read a CSV or TSV as text: stripped cells, ``""`` where missing; the index is the line on which a row ends.
 
-    Parameters
-    ----------
-    path : Path
-    separator : str
-    notes : list of str, optional
-        Rows that do not fit the header, and columns that differ from one before by capitals at most, are ignored, with
-        a note here. Without it such rows are errors.
-    any_encoding : bool
-        Read UTF-16, and Latin-1 where the file is not UTF-8.
-
-    Returns
-    -------
-    DataFrame
-        Stripped cells, ``""`` where missing; the index is the line on which a row ends.
-
-    Raises
-    ------
-    ManifestError
-        Not UTF-8, not a table, or a row that does not fit the header.
+    Rows that do not fit the header, and columns that differ from one before by capitals at most, are ignored, with a
+    note in ``notes``; without it such rows raise `ManifestError`, as does what is no table or not UTF-8. With
+    ``any_encoding``, UTF-16 is read, and Latin-1 where the file is not UTF-8.
     """
     kind = "CSV" if separator == "," else "TSV"
     raw = path.read_bytes()

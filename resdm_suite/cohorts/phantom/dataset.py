@@ -44,28 +44,11 @@ def write_phantoms(config: Config, *, jobs: int = 1, progress: bool = True) -> P
     A person's bytes follow from the seed, the person's number and the settings alone, not from ``jobs`` or the number
     of people. Complete people stay as they are: a second call writes nothing, a killed call continues, a larger cohort
     adds people, a smaller one removes them. Under other settings, seed or revision this generator's files are removed
-    and made again, with a warning. A folder that holds anything else is refused.
+    and made again, with a warning. A folder that holds anything else is refused, by `PhantomError`.
 
-    Parameters
-    ----------
-    config : Config
-        Needs ``cohort.phantom``; writes the dataset to `Config.source_root` and the truth to ``work/truth``.
-    jobs : int
-        Processes, one thread each.
-    progress : bool
-        Show a bar.
-
-    Returns
-    -------
-    Path
-        The BIDS root.
-
-    Raises
-    ------
-    ConfigError
-        ``cohort.phantom`` is missing, or no tau stage passes ``cohort.tau_cutoff``.
-    PhantomError
-        The folder holds files of another origin.
+    The dataset goes to `Config.source_root`, which is returned, and the truth to ``work/truth``. ``jobs`` is a number
+    of processes, of one thread each. `ConfigError`: ``cohort.phantom`` is missing, or no tau stage passes
+    ``cohort.tau_cutoff``.
     """
     settings = config.cohort.phantom
     if settings is None:

@@ -21,15 +21,7 @@ import pandas as pd
 from resdm.io import stored_json
 from resdm_suite.cohorts.manifest import IDENTITY, SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
-from resdm_suite.cohorts.tables import (
-    day_number,
-    images,
-    raw_dataset,
-    read_by_key,
-    read_sidecar,
-    to_age,
-    to_date,
-)
+from resdm_suite.cohorts.tables import day_number, images, raw_dataset, read_by_key, read_sidecar, to_age, to_date
 from resdm_suite.paths import tools_of, visible
 from resdm_suite.profiles import Config
 
