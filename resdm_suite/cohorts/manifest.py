@@ -120,26 +120,11 @@ def read_manifest(
     path: str | Path, *, files: bool = True, split: bool = True, tracers: Mapping[str, str] | None = None,
     attributes: Iterable[str] = (),
 ) -> pd.DataFrame:  # fmt: skip
-    """Read and check a manifest.
+    """Read and check a manifest, CSV in UTF-8: one row per session, absolute paths.
 
-    Parameters
-    ----------
-    path : path
-        CSV, UTF-8.
-    files : bool
-        Also check that every scan exists.
-    split : bool
-        Read the column ``split``; else it is left empty.
-    tracers : mapping, optional
-        BIDS label → target; a label that is absent here, or of the other target, is an error.
-    attributes : iterable of str
-        Further columns (`Config.attributes`), read as text; a column that is neither here nor of the schema is an
-        error.
-
-    Returns
-    -------
-    DataFrame
-        All `COLUMNS` and the attributes that are there, one row per session, absolute paths.
+    The table has all `COLUMNS` and those of ``attributes`` (`Config.attributes`, read as text) that are there; any
+    other column is an error. ``files``: every scan must exist. Without ``split``, that column is left empty. With
+    ``tracers`` (BIDS label → target), a label that is absent there, or of the other target, is an error.
 
     Raises
     ------

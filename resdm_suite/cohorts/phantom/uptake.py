@@ -78,20 +78,10 @@ def tissue_uptake(
 ) -> np.ndarray:
     """Tracer in the tissue before the scanner, on the anatomy grid; unit: about SUVR.
 
-    Parameters
-    ----------
-    template : Template
-    tissues : tuple of ndarray
-        From `thin_cortex`.
-    tracer : {"amyloid", "tau"}
-    label : str
-        BIDS label of the tracer.
-    load, stage : float
-        Latent causes; for several equally likely values of ``stage`` the mean uptake.
-    decades, sex : float
-        Regressors of the planted effects, multiplied by the configured strength.
-    white, personal : float or ndarray
-        The person's variation of uptake in white and grey matter.
+    ``tissues`` are those of `thin_cortex`; ``label`` is the tracer's BIDS label. ``load`` and ``stage`` are the latent
+    causes; for several equally likely values of ``stage`` the mean uptake results. ``decades`` and ``sex`` are the
+    regressors of the planted effects, multiplied by the configured strength; ``white`` and ``personal`` the person's
+    variation of uptake in white and grey matter.
     """
     gm, wm, csf = tissues
     maps = _maps(template.grid.voxel_mm)

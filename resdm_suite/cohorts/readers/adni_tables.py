@@ -119,12 +119,9 @@ def _outcome_of(text: str) -> str | None:
 
 
 def read_tables(folder: Path) -> StudyTables:
-    """Read the study tables in a folder, or in a folder of it.
+    """Read the study tables in a folder, or in a folder of it; impossible cells are taken as missing, with a note.
 
-    Raises
-    ------
-    ManifestError
-        A table without a needed column, or no table. Impossible cells are taken as missing, with a note.
+    A table without a needed column, or a file that is no table, raises `ManifestError`.
     """
     notes: list[str] = []
     files = [path for path in [*visible(folder, "*"), *visible(folder, "*/*")] if path.suffix.lower() == ".csv"]
