@@ -125,6 +125,15 @@ def test_too_few_training_people_are_refused(cohort):
         fit(mri[few], pet[few], present[few], sentences[:, few], chances, list("abc"))
 
 
+def test_content_that_one_person_alone_has_gives_no_fit_without_that_person(cohort):
+    """Two sessions of the only woman: without her nothing is known of her sex."""
+    mri, pet, present, sentences, _, people = cohort
+    sentences = sentences[:1].clone()
+    sentences[..., 0] = torch.tensor([3.0, 3.0, *[-1.0] * (N - 2)])
+    with pytest.raises(ValueError, match=r"^more than 20 training people with a PET are needed"):
+        fit(mri, pet, present, sentences, (1.0,), people)
+
+
 def test_a_tracer_that_nobody_has_is_0(cohort):
     mri, pet, present, sentences, chances, people = cohort
     present[:, 1], pet[:, 1] = False, 0

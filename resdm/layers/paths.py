@@ -164,24 +164,23 @@ class LinearPath(CoarseMRI):
         solve = torch.linalg.pinv((weight * d).flatten(0, 1).T @ d.flatten(0, 1)) @ (weight * d).sum(0).T
         of_mri, of_pet = solve @ x, solve @ y  # (1 + k, cells), (1 + k, V)
         rest, aim = cells - design[0] @ of_mri, y - d[0] @ of_pet
+        parts = [rows for group in groups if len(rows := torch.isin(has, group.to(has)).nonzero()[:, 0])]
         power, axes = gram_spectrum(rest[has])
-        least, best, without = torch.inf, None, None
+        people, least, best, without = len(parts), torch.inf, None, None
         for penalty in PENALTIES:
             level = penalty * power.mean().clamp(min=1e-6)  # 0 where no cell varies: the sentence alone is fitted
             dual = axes / (power.clamp(min=0) + level) @ axes.T  # (n, n)
             # Of a linear smoother with residuals S·y, the residuals of a fit without a person are S[p, p]⁻¹ (S·y)[p].
             smoother = level * (dual - dual @ d[0] @ solve)
-            if smoother.diagonal().min() < _MIN_RESIDUAL:
+            blocks = [smoother[rows][:, rows] for rows in parts]
+            if min(torch.linalg.svdvals(block)[-1] for block in blocks) < _MIN_RESIDUAL:
                 continue
             residuals, errors = smoother @ y, torch.empty_like(y)
-            for group in groups:
-                rows = torch.isin(has, group.to(has)).nonzero()[:, 0]
-                if len(rows):
-                    errors[rows] = torch.linalg.solve(smoother[rows][:, rows], residuals[rows])
+            for rows, block in zip(parts, blocks, strict=True):
+                errors[rows] = torch.linalg.solve(block, residuals[rows])
             if (error := float(errors.square().mean())) < least:
                 least, best, without = error, dual @ aim, errors
         if best is None:
-            people = sum(bool(torch.isin(has, group.to(has)).any()) for group in groups)
             raise ValueError(f"more than {people} training people with a PET are needed, or network.linear_path: false")
         mapped = rest @ (rest[has].T @ best)  # (n, V); replaced for the sessions of the fit
         mapped[has] = aim - without
