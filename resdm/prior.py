@@ -104,7 +104,7 @@ class PriorModule(nn.Module):
         for module in (self.tower.token_embedding, self.frozen):
             module.requires_grad_(False)
         self.tower.positional_embedding.requires_grad_(False)
-        self._cache: dict[str, Tensor] = {}
+        self._cache: dict[tuple[str, bool], Tensor] = {}
         if size is None:  # the eleven frozen blocks of ViT-B/32 are 132 MiB that training reads once per prompt
             clip.map_from_file(self.frozen)
 
@@ -135,8 +135,9 @@ class PriorModule(nn.Module):
         return prior.dropped(prior.local(draw < self.config.dropout, dim=1))
 
     def sentence_features(self, texts: list[str]) -> Tensor:
-        """N prompts → (N, width): the frozen blocks' state at the end of each sentence; training does not change it."""
-        return torch.stack([self._frozen_state(text, True)[clip.end_of_text(text)] for text in texts])
+        """N prompts → (N, width): the frozen blocks' state at each sentence's end, fixed in training, in float32."""
+        with torch.autocast(self.vocabulary.device.type, enabled=False):
+            return torch.stack([self._frozen_state(text, True)[clip.end_of_text(text)] for text in texts])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """CLIP token ids (N, 77) → the first block's input (N, 77, width)."""
@@ -149,13 +150,14 @@ class PriorModule(nn.Module):
         One prompt at a time: the last bit of a matrix product may depend on its batch, and a resumed training fills the
         cache in another order.
         """
-        if cached and text in self._cache:
-            return self._cache[text]
+        key = text, torch.is_autocast_enabled(self.vocabulary.device.type)
+        if cached and key in self._cache:
+            return self._cache[key]
         state = self.embed(clip.tokens(text).to(self.vocabulary.device)[None])
         for block in self.frozen:
             state = block(state, attn_mask=self.tower.attn_mask)
         if cached:
-            self._cache[text] = state[0]
+            self._cache[key] = state[0]
         return state[0]
 
     def clear_cache(self) -> None:

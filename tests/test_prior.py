@@ -86,6 +86,15 @@ def test_cached_equals_uncached_bitwise_in_any_batch():
     assert torch.equal(together, other(TEXTS))
 
 
+def test_features_of_sentences_are_of_full_precision_whatever_was_cached_before():
+    prior, fresh = module(), module()
+    features = fresh.sentence_features(TEXTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        context = prior(TEXTS)
+        assert torch.equal(prior.sentence_features(TEXTS), features)
+        assert torch.equal(fresh(TEXTS), context)
+
+
 def test_loading_weights_empties_the_cache():
     prior = module(0)
     before = prior(TEXTS)
