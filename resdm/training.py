@@ -399,11 +399,11 @@ def _validate(loop: Loop, job: _Job, epoch: int) -> dict[str, float]:
         total = sum(scores.values())
         if math.isnan(total):
             raise _diverged(job, f"the validation score is not a number after step {loop.step}")
-        if loop.best is None or total > loop.best["score"]:
+        if scores and (loop.best is None or total > loop.best["score"]):
             weights = {key: value.detach().to("cpu", copy=True) for key, value in loop.changing().items()}
             loop.best = {"score": total, "step": loop.step, "epoch": epoch, "weights": weights}
     method.train()
-    return scores | {"validation": total}
+    return scores | {"validation": total} if scores else {}  # of people without a PET the last weights are kept
 
 
 def _diverged(job: _Job, fault: str) -> TrainingDiverged:

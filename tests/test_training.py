@@ -217,6 +217,20 @@ def test_best_weights_are_kept(tmp_path):
     assert not torch.equal(saved[5], saved[-1])
 
 
+class WithoutPET(Sessions):
+    def __getitem__(self, i):
+        mri, pet, present, *who = super().__getitem__(i)
+        return mri, pet, present & False, *who
+
+
+def test_people_without_a_pet_validate_nothing(tmp_path):
+    """The last weights are kept, as without validation people."""
+    config = make_config(tmp_path, validate_every=1)
+    folder = train(build(config, "Plain"), config, "Plain", Sessions(7), WithoutPET(3), collate=collate, progress=False)
+    assert (load_card(folder).step, load_card(folder).score) == (9, None)
+    assert "validation" not in pd.read_csv(folder / "history.csv")
+
+
 def test_validation_does_not_change_training(tmp_path):
     """The same weights at the end, whether people are validated each epoch or not at all."""
     config = make_config(tmp_path, validate_every=1)
