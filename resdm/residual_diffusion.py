@@ -152,7 +152,7 @@ class ResidualDiffusion(PriorGuided):
         """
         context, estimate = self.context(prior), self.estimate(mri, prior)
         x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)
-        for t in self.scheduler.set_timesteps(steps or self.config.sampling_steps or self.scheduler.steps):
+        for t in self.scheduler.set_timesteps(self.config.sampling_steps if steps is None else steps):
             x0_hat = self.predict(x, mri, torch.full((len(mri),), t, device=mri.device), context, estimate)
             x = self.scheduler.step(x0_hat, t, x, generator)
             yield t, x0_hat, x

@@ -34,10 +34,11 @@ class ResidualScheduler:
         self.steps, self.kappa = steps, kappa
         self.etas = etas.float()  # (T,)
         self._eta = [0.0, *etas.tolist()]  # η by paper index 0 … T, on the host
-        self.set_timesteps(steps)
+        self.set_timesteps()
 
-    def set_timesteps(self, n: int) -> list[int]:
-        """Choose ``n`` indices of a reverse pass, in equal strides down from T−1; `ValueError` unless 1 ≤ n ≤ T."""
+    def set_timesteps(self, n: int | None = None) -> list[int]:
+        """Choose ``n`` (T) indices of a reverse pass, in equal strides down from T−1; `ValueError` unless 1 ≤ n ≤ T."""
+        n = self.steps if n is None else n
         if not 1 <= n <= self.steps:
             raise ValueError(f"{n} sampling steps; expected 1 to T = {self.steps}")
         self.timesteps = [math.ceil(self.steps * k / n) - 1 for k in range(n, 0, -1)]

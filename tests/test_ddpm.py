@@ -117,8 +117,9 @@ def test_any_number_of_steps_ends_at_an_oracles_x0(steps):
     torch.testing.assert_close(pet[0].unsqueeze(1), x0, rtol=0, atol=1e-4)
     assert seen == list(range(999, -1, -1000 // steps))[:steps]
     assert len(seen) == steps
-    with pytest.raises(ValueError, match="divisor of 1000"):
-        synthesise(method, steps=30)
+    for wrong in (30, 0, -5):
+        with pytest.raises(ValueError, match=f"cannot take {wrong} steps.*divisor of 1000"):
+            synthesise(method, steps=wrong)
 
 
 def test_seed_decides_a_sample_and_people_do_not_mix():

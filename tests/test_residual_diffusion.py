@@ -104,6 +104,8 @@ def test_an_oracle_network_gives_back_the_pet(monkeypatch):
     monkeypatch.setattr(method, "predict", lambda *_: batch.pet)
     out = method.synthesise(batch.mri, batch.prior, torch.Generator().manual_seed(0))
     torch.testing.assert_close(out, batch.pet)
+    with pytest.raises(ValueError, match="0 sampling steps; expected 1 to T = 15"):
+        method.synthesise(batch.mri, batch.prior, torch.Generator(), steps=0)
 
 
 def test_regression_is_one_deterministic_pass():

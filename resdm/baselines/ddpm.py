@@ -43,6 +43,7 @@ class DDPMConfig(MethodConfig):
         first = self.channels[0]
         multiples = first % 4 == 0 and all(channels % first == 0 for channels in self.channels)
         require(multiples, "channels", self.channels, "multiples of the first, itself a multiple of 4")
+        require([*self.age_edges] == sorted(self.age_edges), "age_edges", self.age_edges, "ages in ascending order")
 
 
 class LabelEmbedding(nn.Embedding):
@@ -114,8 +115,8 @@ class DDPM(Method):
         It visits t = T − 1, T − 1 − T/n, …. MONAI's list has the spacing (T − 1)/(n − 1) but steps of T/n, and its
         scheduler clips x̂_0 without changing ε. Here x̂_0 is clipped before the step derives ε from it.
         """
-        total, steps = self.config.steps, steps or self.config.sampling_steps
-        if total % steps:
+        total, steps = self.config.steps, self.config.sampling_steps if steps is None else steps
+        if steps < 1 or total % steps:
             raise ValueError(f"DDIM cannot take {steps} steps of T = {total}; choose a divisor of {total}")
         from monai.networks.schedulers import DDIMScheduler
 

@@ -224,7 +224,7 @@ class Released(Method):
         """Eq. 2: from the noisy MRI, the only image input of the released network, to both PETs by Eq. 3."""
         text = self.text(prior)
         x = self.scheduler.start(mri.expand(-1, len(TRACERS), -1, -1, -1), generator)
-        for t in self.scheduler.set_timesteps(steps or self.config.sampling_steps or self.scheduler.steps):
+        for t in self.scheduler.set_timesteps(self.config.sampling_steps if steps is None else steps):
             x0_hat = self.predict(x, mri, torch.full((len(mri),), t, device=mri.device), text)
             x = self.scheduler.step(x0_hat, t, x, generator)
         return x.clamp(0, 1)
