@@ -2,7 +2,7 @@
 
 An addition of this suite: the paper's prompt names age and sex. ``prior.fields`` (and ``fields`` of the linear
 controls) name the columns. The accepted values come from the training people and are stored with the weights: for a
-number the range of the prompts in pretraining, for a category the values that at least five sessions have.
+number the range of the prompts in pretraining, for a category the values that at least five people have.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ PHRASES = {
 }
 """How the sentence states a field; another field is stated by its name, as in ``"waist 92"``."""
 
-MIN_SESSIONS = 5
-"""Fewest training sessions of an accepted category. Rarer ones cannot be fitted, and may identify a person."""
+MIN_PEOPLE = 5
+"""Fewest training people of an accepted category. Rarer ones cannot be fitted, and may identify a person."""
 
 Known = Mapping[str, list[Any]]
 """Field → [lowest, highest, step] of a number (step 1: whole numbers, 0: any), or the names of the categories."""
@@ -39,10 +40,10 @@ Known = Mapping[str, list[Any]]
 def number_text(value: float) -> str:
     """A number with three significant digits and no exponent.
 
-    >>> number_text(0.8251), number_text(16.0), number_text(1234.0)
-    ('0.825', '16', '1230')
+    >>> number_text(0.8251), number_text(16.0), number_text(1234.0), number_text(2.5e-7)
+    ('0.825', '16', '1230', '0.00000025')
     """
-    return f"{float(f'{value:.3g}'):.6f}".rstrip("0").rstrip(".")
+    return f"{Decimal(f'{value:.3g}'):f}"
 
 
 def phrase(name: str, value: float | str) -> str:
@@ -61,8 +62,8 @@ def clause(values: Mapping[str, float | str | None]) -> str:
     return f" with {parts}" if parts else ""
 
 
-def learn(fields: Iterable[str], prior: Prior) -> Known:
-    """What is known of the further ``fields`` from training sessions.
+def learn(fields: Iterable[str], prior: Prior, people: Sequence[Any] = ()) -> Known:
+    """What is known of the further ``fields`` from training sessions, of a person each unless ``people`` names them.
 
     Of a number, the range from the 2nd to the 98th percentile and a quarter of it on either side, with three
     significant digits: no bound is taken from one person.
@@ -70,18 +71,20 @@ def learn(fields: Iterable[str], prior: Prior) -> Known:
     Raises
     ------
     ValueError
-        A field without values, with one value only, or without a category of `MIN_SESSIONS` sessions.
+        A field without values, with one value only, or without two categories of `MIN_PEOPLE` people.
     """
     known: dict[str, list[Any]] = {}
     for name in further(fields):
-        values = [value for value in prior.values(name) if value is not None]
+        rows = zip(prior.values(name), people or range(len(prior)), strict=True)
+        stated = [(value, person) for value, person in rows if value is not None]
+        values = [value for value, _ in stated]
         fault = f"fields: {name!r} of the training people"
         remedy = "leave the field out, or complete the column in the source's tables and run `resdm manifest` again"
         if any(isinstance(value, str) for value in values):
-            counts = Counter(map(str, values))
-            known[name] = sorted(value for value, n in counts.items() if n >= MIN_SESSIONS)
+            counts = Counter(value for value, _ in {(str(value), person) for value, person in stated})
+            known[name] = sorted(value for value, n in counts.items() if n >= MIN_PEOPLE)
             if len(known[name]) < 2:
-                raise ValueError(f"{fault} has fewer than two categories of {MIN_SESSIONS} sessions; {remedy}")
+                raise ValueError(f"{fault} has fewer than two categories of {MIN_PEOPLE} people; {remedy}")
             continue
         if len(set(values)) < 2:
             raise ValueError(f"{fault} has {'one value only' if values else 'no value'}; {remedy}")
@@ -172,7 +175,8 @@ def vocabulary(tokens: Tensor) -> Tensor:
 
 def longest(known: Known) -> dict[str, float | str]:
     """Values of all fields that make a long sentence."""
-    return {name: -0.123 if is_number(entry) else max(entry, key=len) for name, entry in known.items()}
+    values = {name: [*entry[:2], -0.123] if is_number(entry) else entry for name, entry in known.items()}
+    return {name: max(entry, key=lambda value: len(phrase(name, value))) for name, entry in values.items()}
 
 
 def draw_prompts(n: int, generator: torch.Generator, known: Known) -> tuple[list[dict[str, Any]], Tensor]:

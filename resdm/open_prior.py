@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -26,15 +26,15 @@ class OpenPrior(PriorModule):
         super().__init__(config)
         self.register_buffer("catalogue", torch.zeros(0, dtype=torch.uint8))  # `known`, as bytes
 
-    def learn(self, people: Prior, seed: int) -> None:
-        """Learn ranges and categories from training sessions, and build a tower with their words.
+    def learn(self, prior: Prior, seed: int, people: Sequence[str] = ()) -> None:
+        """Learn ranges and categories from training sessions of ``people``, and build a tower with their words.
 
         Raises
         ------
         ValueError
             A field that cannot be learned, see `attributes.learn`; or too many for a sentence of 77 tokens.
         """
-        known, device = attributes.learn(self.config.fields, people), self.project.weight.device
+        known, device = attributes.learn(self.config.fields, prior, people), self.project.weight.device
         sentence = prompt(TRACERS[0], 74.5, SEXES[0], **attributes.longest(known))
         if len(clip.tokeniser().encode(sentence)) + 2 > 77:  # with start and end of text
             raise ValueError(f"prior.fields: {', '.join(known)} together exceed CLIP's 77 tokens; name fewer fields")

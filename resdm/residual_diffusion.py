@@ -70,7 +70,8 @@ class PriorGuided(Method):
         """Pretrain a small text tower, then fit the network's additional paths to the training images."""
         sessions = list(train) if self.linear is not None else train  # the linear path alone needs all images at once
         if more := further(self.config.prior.fields):
-            self.prior.learn(Prior.joined([one.prior for one in sessions]), seed)
+            priors, people = zip(*((one.prior, one.people) for one in sessions), strict=True)  # read once
+            self.prior.learn(Prior.joined(priors), seed, [who for session in people for who in session])
         pretrain_text_tower(self.prior, seed, folder=folder)
         if (path := getattr(self.unet, "global_path", None)) is not None:
             path.fit(one.mri for one in sessions)

@@ -99,6 +99,9 @@ def test_ranges_and_categories_come_from_training_people():
     assert kept.fields == ("age", "sex", "site")
     assert kept.age[0] is None
     assert kept.values("site")[-1] is None  # a category of four sessions is not known
+    people = [*range(60), *(60 + i % 4 for i in range(36)), *range(96, 100)]  # the 36 of B are sessions of four people
+    with pytest.raises(ValueError, match="fewer than two categories of 5 people"):
+        attributes.learn(("site",), prior, people)
     near = (2010.0, 2011.0) * (n // 2) + (2010.0,) * (n % 2)
     faults = {(None,) * n: "no value", (3.0,) * n: "one value only", ("x",) * n: "fewer than two"}
     faults |= {near: "has values that are equal in three significant digits"}
@@ -129,9 +132,19 @@ def test_attributes_of_one_scan_are_checked_by_name_range_and_category():
             _stated(wrong)
 
 
-def test_too_many_fields_for_a_sentence_are_refused():
-    names = [f"measure_{i}" for i in range(12)]
-    prior = Prior((70.0,) * 20, ("F",) * 20, more={name: tuple(map(float, range(20))) for name in names})
+def test_small_numbers_are_told_apart():
+    prior = Prior((70.0,) * 40, ("F",) * 40, more={"dose": tuple(1e-9 * i for i in range(40))})
+    known = attributes.learn(("dose",), prior)
+    people, _ = attributes.draw_prompts(50, torch.Generator().manual_seed(0), known)
+    assert len({person["dose"] for person in people}) > 35
+    assert prompt("tau", dose=4.86e-8).endswith(" with dose 0.0000000486")
+
+
+@pytest.mark.parametrize(("k", "largest"), [(12, 19), (6, 1.6e6)])
+def test_too_many_fields_for_a_sentence_are_refused(k, largest):
+    names = [f"measure_{i}" for i in range(k)]
+    values = tuple(largest * (1 - i / 40) for i in range(20))
+    prior = Prior((70.0,) * 20, ("F",) * 20, more=dict.fromkeys(names, values))
     with pytest.raises(ValueError, match="exceed CLIP's 77 tokens"):
         prior_module(tiny_prior(fields=("age", "sex", *names))).learn(prior, 0)
 

@@ -106,12 +106,13 @@ class Demographics(Method):
     @torch.no_grad()
     def fit(self, train: Dataset, validation: Dataset | None, collate: Collate) -> list[dict[str, Any]]:
         """Fit both tracers; returns one row per setting tried."""
-        priors, tracers = [], set()
+        priors, people, tracers = [], [], set()
         for batch in Sessions(train, collate):
             self.voxels |= torch.cat([batch.mri, batch.pet], 1)[0].ne(0).any(0)
             priors.append(batch.prior)
+            people += batch.people
             tracers |= {tracer for tracer, has in zip(TRACERS, batch.present[0], strict=True) if has}
-        if known := attributes.learn(self.config.fields, Prior.joined(priors)):
+        if known := attributes.learn(self.config.fields, Prior.joined(priors), people):
             self.catalogue = attributes.pack(known)
         values = torch.cat([self._values(prior) for prior in priors])  # (n, columns)
         mean = values.nanmean(0).nan_to_num(0.0)
