@@ -48,9 +48,8 @@ class SeparateDiffusion(PerTracer):
 
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """As ResDM, each model."""
-        sessions = list(train)
         for model in self.models.values():
-            model.prepare(seed, folder, sessions)
+            model.prepare(seed, folder, train)
 
     def tracer_losses(
         self, model: ResidualDiffusion, batch: Batch, channel: int, generator: torch.Generator
