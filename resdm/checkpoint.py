@@ -56,16 +56,10 @@ def save_model(
     score: float | None = None,
     fingerprint: dict[str, Any] | None = None,
 ) -> Path:
-    """Write ``model.safetensors`` atomically.
+    """Write a method's settings, shape and weights to ``model.safetensors`` in a folder, atomically.
 
     Parameters
     ----------
-    folder : path
-        Made if it is not there.
-    method : Method
-        Its settings, shape and weights are stored.
-    name : str
-        The method's name.
     weights : mapping of str to Tensor, optional
         Values that replace those of the method (averaged weights), by the names of `tensors`.
     source : mapping, optional
@@ -74,8 +68,6 @@ def save_model(
         When in training the weights were taken.
     score : float, optional
         Their validation score; None without validation people.
-    fingerprint : dict, optional
-        See `resdm.training.fingerprint`.
     """
     values = {key: (weights or {}).get(key, value) for key, value in tensors(method).items()}
     meta = {"name": name, "method": to_dict(method.config), "shape": list(method.shape), "source": dict(source or {})}
@@ -116,8 +108,6 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_
     ----------
     folder : path
         The model folder, which holds ``model.safetensors``.
-    device : torch.device or str
-        Where the weights are put.
     trust_code : bool
         Whether to import a class of another package that the file names (``kind: module:Class``). Without it, such a
         class is used only if the program has imported its module already.
@@ -163,14 +153,7 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Read a training state (tensors and plain values only) of this configuration.
-
-    Parameters
-    ----------
-    path : path
-        Of the state.
-    fingerprint : dict
-        Must equal the stored one, see `resdm.training.fingerprint`.
+    """Read a training state (tensors and plain values only) whose `resdm.training.fingerprint` is this one.
 
     Raises
     ------

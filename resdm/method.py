@@ -149,19 +149,9 @@ class Sessions:
 
 
 def build_method(config: MethodConfig, shape: tuple[int, int, int]) -> Method:
-    """A method with fresh weights from torch's global random state: seed it first.
+    """A method on a grid of ``shape`` voxels, with fresh weights from torch's global random state: seed it first.
 
-    Parameters
-    ----------
-    config : MethodConfig
-        Its ``kind`` names the class.
-    shape : (int, int, int)
-        Voxels of the grid, (X, Y, Z).
-
-    Raises
-    ------
-    ConfigError
-        ``kind`` names no method, or code that cannot be imported.
+    Raises `ConfigError` where ``kind`` names no method, or code that cannot be imported.
     """
     cls = imported_method(config.kind, "kind")
     if not issubclass(cls, Method):

@@ -86,17 +86,7 @@ def fingerprint(
     source: Mapping[str, Any] | None = None,
     data_digest: str | None = None,
 ) -> dict[str, Any]:
-    """All settings that the result of a training depends on, as plain values.
-
-    Parameters
-    ----------
-    settings, run, seed
-        As in `train`; the settings are the method's.
-    sessions : (int, int)
-        Numbers of training and validation sessions.
-    name, source, data_digest
-        As in `train`.
-    """
+    """All settings that the result of a training depends on, as plain values; ``sessions``: to train, to validate."""
     values = to_dict(settings)
     resolved = {"batch_size": settings.batch_size or run.batch_size, "precision": settings.precision or run.precision}
     return {

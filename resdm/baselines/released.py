@@ -268,8 +268,6 @@ def load_released(
     unet, text : path
         ``Unet.pth.tar`` (the averaged U-Net) and ``Text_encoder.pth.tar`` (CLIP, whose text tower is used, and the
         linear layer).
-    config : ReleasedConfig, optional
-        The released widths by default.
     shape : tuple of int
         Grid of the training volumes.
 
