@@ -108,8 +108,6 @@ class PriorGuided(Method):
 class ResidualDiffusion(PriorGuided):
     """The paper's method: predicts x_0 at every step of a residual diffusion from MRI to PET, guided by text.
 
-    Notes
-    -----
     Both tracers of a person share t and have independent noise, as in the released code. ``start_share`` is an
     addition, off by default: with κ = 0.1 every x_t but the last reveals the uptake of x_0, so only one uniform draw in
     T trains the first step of sampling, and short trainings need more.
