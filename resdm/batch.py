@@ -131,8 +131,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        move = {name: value.to(device, non_blocking=True) for name, value in self._tensors()}
-        return replace(self, **move)
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._tensors()})
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for asynchronous copies to a GPU; data loaders call it."""

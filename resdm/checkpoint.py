@@ -104,13 +104,8 @@ def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_code: bool = False) -> Method:
     """A trained method, ready to synthesise, from ``model.safetensors`` alone.
 
-    Parameters
-    ----------
-    folder : path
-        The model folder, which holds ``model.safetensors``.
-    trust_code : bool
-        Whether to import a class of another package that the file names (``kind: module:Class``). Without it, such a
-        class is used only if the program has imported its module already.
+    ``trust_code`` allows importing a class of another package that the file names (``kind: module:Class``). Without it,
+    such a class is used only if the program has imported its module already.
 
     Raises
     ------

@@ -165,16 +165,13 @@ def test_a_missing_tracer_has_no_effect():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_no_more_sessions_than_columns_of_the_design_are_refused():
-    with pytest.raises(
-        ValueError, match="2 training sessions have amyloid PET, expected more than 2; leave the method"
-    ):
-        fitted(LinearConfig(), People(2, 0), People(VALIDATION, 1))
-
-
-def test_validation_people_are_required():
-    with pytest.raises(ValueError, match=r"no validation session has amyloid PET.*cohort\.split\.validation"):
-        fitted(LinearConfig(), People(TRAINED, 0), None)
+@pytest.mark.parametrize(("trained", "validation", "message"), [
+    (2, VALIDATION, "2 training sessions have amyloid PET, expected more than 2; leave the method"),
+    (TRAINED, 0, r"no validation session has amyloid PET.*cohort\.split\.validation"),
+])  # fmt: skip
+def test_too_few_sessions_are_refused(trained, validation, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(LinearConfig(), People(trained, 0), People(validation, 1) if validation else None)
 
 
 # ── as a method like any other ────────────────────────────────────────────────────────────────────

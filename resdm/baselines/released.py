@@ -267,14 +267,9 @@ def load_released(
     ----------
     unet, text : path
         ``Unet.pth.tar`` (the averaged U-Net) and ``Text_encoder.pth.tar`` (CLIP, whose text tower is used, and the
-        linear layer).
+        linear layer). `FileNotFoundError` or `ValueError` names a file, and weights, that do not fit.
     shape : tuple of int
         Grid of the training volumes.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        No such file, no checkpoint of the released code, or weights that do not fit: names file and weights.
     """
     config = config or ReleasedConfig()
     method = Released(replace(config, prior=replace(config.prior, weights="none")), shape)  # no download to overwrite
