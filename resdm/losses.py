@@ -34,5 +34,4 @@ def total_loss(x0_hat: Tensor, x0: Tensor, present: Tensor, lambda_high: float) 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of the masked values over the first axis; 0 (with a gradient of 0) if there are none."""
-    present = torch.where(mask, values, 0.0)  # not a product: a missing volume may hold NaN
-    return present.sum(0) / mask.sum(0).clamp(min=1)
+    return torch.where(mask, values, 0.0).sum(0) / mask.sum(0).clamp(min=1)

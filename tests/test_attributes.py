@@ -276,9 +276,9 @@ def test_a_further_column_travels_through_manifest_and_index(table):
         read_manifest(path)
     again = read_manifest(path, attributes=("waist", "site", "education"))
     assert again["site"].tolist() == list("ABABABAB")
-    index = again.replace({"waist": {"n/a": ""}})
+    index = again.replace({"waist": {"n/a": "", "77": "inf"}})
     values = read_attributes(index, ("waist", "site", "education"), "index.csv")
-    assert values["waist"] == [92.0, None, 80.0, None, 101.0, 77.0, 90.0, 85.0]
+    assert values["waist"] == [92.0, None, 80.0, None, 101.0, None, 90.0, 85.0]  # of an infinite number too
     assert values["site"] == list("ABABABAB")
     assert all(isinstance(value, float) for value in values["education"] if value is not None)
     with pytest.raises(ValueError, match=r"index\.csv: no column hip, which prior\.fields"):

@@ -129,7 +129,7 @@ class CohortDataset(Dataset):
 def read_attributes(
     index: pd.DataFrame, names: Sequence[str], where: str, known: Known | None = None
 ) -> dict[str, list[float | str | None]]:
-    """Columns of ``index.csv`` (at ``where``) as values of `resdm.batch.Prior`: numbers, or text; None where missing.
+    """Columns of ``index.csv`` (at ``where``) for `resdm.batch.Prior`: numbers or text; None if missing or infinite.
 
     A column is text where a value is no number or, of rows of a part of the people, where it is ``known`` as text.
 
@@ -148,6 +148,7 @@ def read_attributes(
     for name in names:
         column = index[name].where(index[name].astype(str) != "")
         numbers = pd.to_numeric(column, errors="coerce")
+        column, numbers = (values.mask(np.isinf(numbers)) for values in (column, numbers))
         of_text = name in (known or {}) and not is_number(known[name])
         number = column.dtype != bool and not of_text and numbers.notna().sum() == column.notna().sum()
         convert = float if number else str
