@@ -226,8 +226,7 @@ def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
 def alone(name: str) -> Callable[[Callable], Callable]:
     """Decorator of a stage, ``stage(config, …)``: it waits until no other process does the same work of a profile.
 
-    ``name`` tells the works of a profile apart, by arguments of the stage: ``train {name}``. The lock is the system's,
-    so a killed process leaves none behind.
+    ``name`` tells the works of a profile apart, by arguments of the stage: ``train {name}``. See `locked`.
     """
 
     def decorate(stage: Callable) -> Callable:
@@ -235,7 +234,7 @@ def alone(name: str) -> Callable[[Callable], Callable]:
         def run(config: Config | str | Path, *arguments: Any, **options: Any) -> Any:
             given = signature(stage).bind(config := load_config(config), *arguments, **options)
             given.apply_defaults()
-            with _lock(config.work, name.format(**given.arguments)):
+            with locked(config.work, name.format(**given.arguments)):
                 return stage(*given.args, **given.kwargs)
 
         return run
@@ -243,7 +242,11 @@ def alone(name: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _lock(work: Path, name: str) -> AbstractContextManager:
+def locked(work: Path, name: str) -> AbstractContextManager:
+    """A lock in a folder of results, for a ``with`` block: it waits until no other process does the work of that name.
+
+    The lock is the system's, so a killed process leaves none behind.
+    """
     if int(os.environ.get("LOCAL_RANK", 0)):  # a further process of one training
         return nullcontext()
     path = work / ".locks" / f"{re.sub('[^A-Za-z0-9@+._-]', '_', name)}.lock"

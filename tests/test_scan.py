@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import nibabel as nib
 import numpy as np
@@ -183,7 +185,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
     torch.manual_seed(9)
     synthesise_scan(t1w, model, tmp_path / "b", age=74, sex="F", samples=2, seed=1, allow_phantom_model=True)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    assert len(digests(tmp_path / "a")) == 5 * 2 + 1 + 3 + 1 + 4  # images, SUVRs, picture, record, the data set's files
+    assert len(digests(tmp_path / "a")) == 5 * 2 + 1 + 3 + 1 + 4 + 2  # images, SUVRs, picture, record, data set, locks
     synthesise_scan(t1w, model, tmp_path / "c", age=74, sex="F", samples=2, seed=2, allow_phantom_model=True)
     assert sha256(one["tau"]) != sha256(tmp_path / "c" / one["tau"].relative_to(tmp_path / "a"))
     for path in (tmp_path / "a").rglob("*.*"):  # every file names its origin
@@ -461,3 +463,46 @@ def test_unreadable_tables_are_refused(tmp_path, text, message):
         synthesise_scans(path, folder(tmp_path), tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="gone"):
         synthesise_scans(tmp_path / "gone.csv", folder(tmp_path), tmp_path / "out")
+
+
+# ── two processes in one folder ───────────────────────────────────────────────────────────────────
+
+
+def meanwhile(monkeypatch, name, second):
+    """When the first call of a function of `scans` runs, ``second`` starts beside it; returns its result later."""
+    pool, step, started = ThreadPoolExecutor(1), getattr(scans, name), []
+
+    def interrupted(*arguments, **options):
+        if not started:
+            started.append(pool.submit(second))
+            wait(started, timeout=2)  # it ends now, or it waits for a lock
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(scans, name, interrupted)
+    return lambda: started[0].result(timeout=60)
+
+
+def test_two_at_once_describe_both_folders_of_mris(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    other = meanwhile(monkeypatch, "write_description", lambda: scans._describe(out, tmp_path / "b", ""))
+    assert [scans._describe(out, tmp_path / "a", ""), other()] == ["raw", "raw2"]
+    links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links == {"raw": "../a", "raw2": "../b"}
+
+
+def test_two_mris_of_one_name_at_once_do_not_share_a_folder(tmp_path, t1w, registered, undrawn, monkeypatch, capsys):
+    model, out, other = folder(tmp_path), tmp_path / "out", tmp_path / "b" / t1w.name
+    save(other, np.zeros((9, 9, 9), np.float32), np.eye(4))
+    second = meanwhile(monkeypatch, "synthesise_mri", lambda: synthesise_scan(other, model, out, samples=1))
+    files = synthesise_scan(t1w, model, out, samples=1)
+    with pytest.raises(ScanError, match="holds the PETs of another MRI under the name sub-07_ses-1"):
+        second()
+    assert "sub-07_ses-1: another process is at work on it in" in capsys.readouterr().err
+    assert {read_sidecar(files[name])["source"]["sha256"] for name in ("tau", "tau_native")} == {sha256(t1w)}
+
+
+def test_a_table_given_twice_at_once_is_synthesised_once(tmp_path, t1w, registered, undrawn, monkeypatch):
+    model, table = folder(tmp_path), write_table(tmp_path, f"sub-1,,{t1w.name},70,F,")
+    run = functools.partial(synthesise_scans, table, model, tmp_path / "out", samples=1)
+    second = meanwhile(monkeypatch, "synthesise_mri", run)
+    assert [frame["status"].tolist() for frame in (run(), second())] == [["done"], ["kept"]]

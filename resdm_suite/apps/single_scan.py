@@ -57,6 +57,7 @@ from resdm_suite.paths import (
 from resdm_suite.preprocessing import input_check
 from resdm_suite.preprocessing.resampling import Scan, resample
 from resdm_suite.preprocessing.t1 import preprocess_mri
+from resdm_suite.records import locked
 from resdm_suite.reporting.provenance import provenance, versions
 from resdm_suite.reporting.slices import scan_montage
 from resdm_suite.reporting.style import save_figure
@@ -123,13 +124,16 @@ def synthesise_scan(
     check_person(age, sex, "prompt")
     _, sampler, force = _prepare(model, **sampling)
     if Path(t1w).is_dir():
-        t1w = convert_t1w(t1w, Path(out) / "sourcedata" / "raw")
+        with locked(Path(out), "sourcedata"):
+            t1w = convert_t1w(t1w, Path(out) / "sourcedata" / "raw")
     if not Path(t1w).is_file():
         raise FileNotFoundError(f"{t1w}: no such MRI")
     t1w, loaded = Path(t1w), Model.load(model)
     prompt = {"age": age, "sex": sex} | check_attributes(attributes or {}, loaded.method.known, "prompt")
     root = next((folder for folder in t1w.parents if (folder / DESCRIPTION).is_file()), t1w.parent)
-    return _synthesise(t1w, root, loaded, Path(out), bids_prefix(t1w), prompt, sampler, force, progress)
+    out, prefix = Path(out), bids_prefix(t1w)
+    with locked(out, prefix):
+        return _synthesise(t1w, root, loaded, out, prefix, prompt, sampler, force, progress)
 
 
 def _prepare(
@@ -204,10 +208,11 @@ def _synthesise(
 
 def _describe(out: Path, root: Path, notice: str) -> str:
     """Describe the data set of the outputs; the name in it of the folder below which a T1 lies."""
-    links = (stored_json(out / DESCRIPTION) or {}).get("DatasetLinks", {})
-    links, place = {name: os.path.abspath(out / at) for name, at in links.items()}, os.path.abspath(root)
-    link = next((name for name, at in links.items() if at == place), f"raw{len(links) + 1 if links else ''}")
-    write_description(out, f"Synthetic PET ({notice})", "resdm synthesise", links | {link: place})
+    with locked(out, "description"):
+        links = (stored_json(out / DESCRIPTION) or {}).get("DatasetLinks", {})
+        links, place = {name: os.path.abspath(out / at) for name, at in links.items()}, os.path.abspath(root)
+        link = next((name for name, at in links.items() if at == place), f"raw{len(links) + 1 if links else ''}")
+        write_description(out, f"Synthetic PET ({notice})", "resdm synthesise", links | {link: place})
     return link
 
 
@@ -352,10 +357,11 @@ def synthesise_scans(
             if not t1w.is_file():
                 raise FileNotFoundError(f"{table}, line {line}: {t1w}: no such MRI")
             status = "kept"
-            if not _is_done(record, _inputs(t1w, card, prompt, sampler), force):
-                loaded = loaded or Model.load(model)
-                _synthesise(t1w, root, loaded, out, prefix, prompt, sampler, force, progress)
-                status = "done"
+            with locked(out, prefix):
+                if not _is_done(record, _inputs(t1w, card, prompt, sampler), force):
+                    loaded = loaded or Model.load(model)
+                    _synthesise(t1w, root, loaded, out, prefix, prompt, sampler, force, progress)
+                    status = "done"
             message = input_check_text(record)
         except Exception as error:  # any error belongs to this row
             status, message = "failed", f"{type(error).__name__}: {error}"
