@@ -135,7 +135,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, trust_
         raise CheckpointError(
             f"{path} does not fit the network of {meta['name']!r} ({settings.kind}):\n"
             f"{describe(different, 'in the file', 'in the network')}\n"
-            "it was written by another version of this method: train it again"
+            "it was written by another version of this method: delete it and train again"
         )
     load_tensors(method.to(device), values)
     return method.eval().requires_grad_(False)

@@ -160,7 +160,7 @@ UNFIT = {  # what is done to the folder, what reads it, and what the error says
         "preprocess.grid.shape: [16, 16, 16] in the weights, [24, 24, 24] in config.yaml"]),
     "keys and shapes": (with_other_tensors, load_model, [
         "prompt_weights: [3] in the file, [2] in the network", "net.0.bias: nothing in the file, [2] in the network",
-        "extra: [2] in the file, nothing in the network", "train it again"]),
+        "extra: [2] in the file, nothing in the network", "delete it and train again"]),
     "unknown key": (edited(pasta=1), load_card, ["not a model of this version of resdm: ", "unknown key"]),
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ from resdm.io import write_csv, write_json
 from resdm.pretraining import pretrain_text_tower
 from resdm.prior import PriorConfig, PriorModule, TowerConfig
 from resdm.settings import TrainingConfig
-from resdm.weights import CheckpointError
+from resdm.weights import CheckpointError, read_weights, save_weights
 from resdm_suite.apps import training
 from resdm_suite.apps.prediction import Model
 from resdm_suite.apps.synthesis import synthesise_method
@@ -156,6 +156,24 @@ def test_no_damaged_file_is_used(finished, name, kind, at):
     finally:
         path.write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_model_of_an_older_version_is_refused_and_trained_again(copy):
+    """Its settings are the same, but a weight has another name: as `linear.reads`, today `linear.basis`."""
+    folder, path = copy.model("Plain"), copy.model("Plain") / "model.safetensors"
+    new, (meta, values) = path.read_bytes(), read_weights(path, "a model", "train again")
+    values["old_weights"] = values.pop("prompt_weights")
+    save_weights(path, values, meta)
+    write_record(folder, "resdm train tiny Plain", [path for path in folder.iterdir() if path.name != NAME])
+    for work in (Model.of_profile, train_method, synthesise_method):
+        with pytest.raises(
+            CheckpointError, match=rf"{path} does not fit [^.]*\n.*old_weights: \[2\] in the file"
+        ) as error:
+            work(copy, "Plain")
+        assert str(error.value).endswith("another version of this method: delete it and train again")
+    path.unlink()
+    run(copy)
+    assert path.read_bytes() == new
 
 
 def reader(config, path):

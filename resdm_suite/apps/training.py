@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from resdm.checkpoint import load_model
 from resdm.cpu_runtime import set_up
 from resdm.io import remove, write_json
 from resdm.method import build_method
@@ -45,9 +46,10 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
 
     settings, seeded = config.method(name), config.seeded(name)
     folder, results = config.model(name), ("model.safetensors", "history.csv", "timing.json")
-    if not (folder / results[0]).is_file():
+    if finished := (folder / results[0]).is_file():
+        check_unchanged(folder, results)
+    else:
         remove(folder / NAME)  # of an earlier training
-    check_unchanged(folder, results)
     validation_set = CohortDataset(seeded, "validation")  # first: faults of the data show before weights load
     set_up(config.training)
     torch.manual_seed(seeded.seed)  # of the initial weights
@@ -58,6 +60,8 @@ def train_method(config: Config | str | Path, name: str, *, progress: bool = Tru
     data = {"train_set": train_set, "validation_set": validation_set, "collate": collate, "data_digest": digest}
     options = training_options(config, name) | {"score": partial(validation_score, mask=mask), "progress": progress}
     train(method, folder=folder, **data, **options)
+    if finished:
+        load_model(folder, trust_code=True)  # of the same settings; an older version may have written other weights
     write_config(folder, config, name)
     remove(folder / INPUT_CHECK)  # of other people
     if check := input_check.of_cohort(config):
