@@ -21,6 +21,7 @@ from resdm.io import WriteError, write_json
 from resdm_suite.apps import cli
 from resdm_suite.records import write_record
 from resdm_suite.reporting import site
+from resdm_suite.reporting.glance import comparisons
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
@@ -282,6 +283,14 @@ def test_the_head_of_the_page_answers_from_the_stored_results(config):
     assert "undetermined for 98 [90, 100] % (tau-PET) of test people" in said
     assert "with an AUC of 0.78 [0.71, 0.84]" in said
     assert "results or notebooks are missing or failed" in said
+
+
+def test_a_status_that_all_test_people_share_has_no_comparison(config):
+    head = "source,target,tracer,metric,n,mean,ci_low,ci_high,over_ResDM,over_ResDM_low,over_ResDM_high\n"
+    lines = [f"{name},label,amyloid,auc_mean_score,9,,,,,,\n" for name in ("ResDM", "Pix2Pix", "DDPM", "mri")]
+    (config.figures / "table4.csv").write_text(head + "".join(lines))
+    (name, cells), *others = comparisons(config)["rows"]
+    assert (name, [cell.text for cell in cells], others) == ("ResDM itself", ["– %"], [])
 
 
 def test_the_head_of_the_page_says_nothing_from_other_runs(config):

@@ -85,6 +85,7 @@ def _own(part: pd.DataFrame, unit: str) -> Cell:
 def _cell(part: pd.DataFrame, name_of: str, unit: str, method: str) -> Cell:
     """ResDM minus a method, from its columns ``name_of``; minus the paper's best other one if ``method`` is empty."""
     rivals = part.loc[part.index.intersection([name for name in PAPER_METHODS if name != REFERENCE_METHOD]), "mean"]
+    rivals = rivals.dropna()  # an AUC is not defined where all test people have one status
     name = method or (rivals.idxmax() if len(rivals) else "")
     if name not in part.index or REFERENCE_METHOD not in part.index:
         return Cell("", "")
