@@ -165,7 +165,8 @@ def test_real_regions_are_those_before_clipping(stored):
 def fidelity_cells(config, **given):
     values = quantities(config, ["ResDM"])
     frame = agreement_table(values, ["method", "tracer", "regions", "region", "unit"])
-    given = {"values": values, "frame": frame, "methods": ["ResDM"], "record": {}} | given
+    values["method"] = frame["method"] = "linear_path"
+    given = {"values": values, "frame": frame, "methods": ["linear_path"], "record": {}} | given
     return run_cells("13", config, "13-02", "13-10", "13-06", **given)
 
 
@@ -183,6 +184,7 @@ def test_table_and_figure_state_what_the_scale_is_worth(stored):
     check_latex(cells["table"].latex())
     points = [line for line in cells["figure"].axes[0].lines if line.get_marker() == "o"]
     assert len(points[0].get_xdata()) == 5
+    assert [text.get_text() for text in cells["figure"].axes[2].get_yticklabels()] == ["linear path"]
 
 
 def test_single_people_are_not_drawn_where_they_may_not_be(stored):

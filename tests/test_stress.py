@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import run_cells
 from stored_cohort import GRID, make_config, save, write_volumes
 
 from resdm.baselines.linear import DemographicsConfig
@@ -49,9 +50,11 @@ def test_shifts_in_closed_form():
 
 
 def test_scores_of_every_shift(tmp_path):
-    config = make_config(tmp_path, methods={"demographics": DemographicsConfig()})
+    config = make_config(tmp_path, methods={"demographics": DemographicsConfig(fields=("age", "sex", "dose"))})
     write_volumes(config, ["train"] * 6 + ["validation"] * 2 + ["test"] * 3, without_tau=[9])
     index = pd.read_csv(config.volumes / "index.csv")
+    index[["amyloid_suvr", "tau_suvr"]] = np.nan
+    index["dose"] = [1.0, 2.0, 3.5, 1.5, 4.0, 3.0, 2.5, 1.2, 2.2, 3.3, 1.8]
     index["t1w"] = [f"{person}/t1.nii.gz" for person in index["person"]]
     index[["amyloid_status", "tau_status", "t1_correlation"]] = [1, 0, 0.9]
     for path in index["t1w"]:
@@ -74,6 +77,9 @@ def test_scores_of_every_shift(tmp_path):
     assert {*frame.loc[frame["shift"] == "another tau tracer", "tracer"]} == {"tau"}
     assert frame["refused"].isna().all(), "too few people for an input check"
     assert stress.planted_faults(config, None).empty
+    # notebook 18, on a profile without the model of age and sex
+    curves = frame.groupby(["shift", "strength", "method"], sort=False)[["psnr", "refused"]].mean().reset_index()
+    run_cells("18", config, "18-02", "18-08", curves=curves.replace("demographics", "ResDM"), methods=["ResDM"])
 
 
 def test_planted_faults_are_scored_against_sound_scans(tmp_path):

@@ -131,7 +131,8 @@ def stress(config: Config, methods: Iterable[str], *, progress: bool = True) -> 
         model, check = Model.of_profile(config, method), InputCheck.read(config.model(method))
         sessions = tqdm(index.to_dict("records"), desc=f"stress {method}", unit="session", disable=not progress)
         for i, row in enumerate(sessions):
-            rows += [{"method": method} | one for one in _session(config, model, check, row, data.mri(i))]
+            mri, more = data.mri(i), data[i]["attributes"]
+            rows += [{"method": method} | one for one in _session(config, model, check, row, mri, more)]
     return pd.DataFrame(rows)
 
 
@@ -164,7 +165,7 @@ def planted_faults(config: Config, check: InputCheck | None) -> pd.DataFrame:
 
 
 def _session(
-    config: Config, model: Model, check: InputCheck | None, row: dict[str, Any], mri: Volume
+    config: Config, model: Model, check: InputCheck | None, row: dict[str, Any], mri: Volume, more: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """The rows of one session: without a shift, then of each shift and strength."""
     grid, who = model.grid, {"person": row["person"], "session": row["session"]}
@@ -176,7 +177,7 @@ def _session(
     }
 
     def synthesised(t1: Volume) -> tuple[dict[str, Volume], float]:
-        pets = model.synthesise(t1, row["age"], row["sex"], seed=seed, steps=sampling_steps(model.card))
+        pets = model.synthesise(t1, row["age"], row["sex"], seed=seed, steps=sampling_steps(model.card), more=more)
         refused = np.nan
         if check is not None:
             refused = float(bool(check.fault(check.measure(t1, transform, fit + _fit(t1, grid)))))
