@@ -20,16 +20,20 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from stored_cohort import make_config, write_volumes
 
+from resdm.baselines.linear import DemographicsConfig
+from resdm.io import write_csv
 from resdm.settings import derive_seed
-from resdm_suite.evaluation.image_quality import read_volume
-from resdm_suite.evaluation.suvr import regional_means
+from resdm_suite.evaluation.image_quality import read_index, read_volume
+from resdm_suite.evaluation.suvr import regional_means, to_suvr
 from resdm_suite.paths import SPACE
 from resdm_suite.profiles import load_config
 
 pytest.importorskip("anywidget", reason="no anywidget: pip install -e '.[notebooks]'")
 
 from resdm_suite.apps.explorer import Explorer, ExplorerModel, Request, step_choices
+from resdm_suite.apps.synthesis import synthesise_method
 from resdm_suite.apps.training import train_method
 from resdm_suite.reporting.style import TRACER_TITLES
 from resdm_suite.reporting.views import Scene, columns, orthogonal_views, slice_png
@@ -101,6 +105,25 @@ def test_scene_is_mean_and_change_of_the_samples(model):
     np.testing.assert_allclose(scene.change["tau"], prompted.mean(0) - factual.mean(0), atol=1e-6)
     own = model.scene(dataclasses.replace(asked, age=age))
     assert all(np.abs(own.change[tracer]).max() == 0 for tracer in own.change)
+
+
+def test_the_prompt_states_a_test_persons_further_attributes(tmp_path):
+    """The mean under the factual prompt is the stored prediction."""
+    config = make_config(tmp_path, methods={"demographics": DemographicsConfig(fields=("age", "sex", "dose"))})
+    write_volumes(config, ["train"] * 6 + ["validation"] * 2 + ["test"] * 2)
+    index = read_index(config, None).assign(t1w=lambda rows: rows["tau"])  # these models use no MRI
+    index[["amyloid_suvr", "tau_suvr", "amyloid_status", "tau_status"]] = float("nan")
+    index["dose"] = [1.0, 2.0, 3.5, 1.5, 4.0, 3.0, 2.5, 1.2, 3.3, 1.8]
+    write_csv(config.volumes / "index.csv", index)
+    train_method(config, "demographics", progress=False)
+    predicted = synthesise_method(config, "demographics", progress=False)
+    explorer = Shown(ExplorerModel(config, "demographics"))
+    (path,) = (predicted / explorer.source.split(" ")[0]).rglob("*18FAV1451*_pet.nii.gz")
+    stored = to_suvr(read_volume(path, explorer.model.model.grid), config.preprocess.suvr_range["tau"])
+    np.testing.assert_allclose(explorer.scene.pet["tau"], stored, rtol=1e-5)
+    assert explorer.page["title"].endswith("prompt 68 years, F, dose 3.3")
+    stated = json.loads((explorer.export() / "settings.json").read_text())
+    assert stated["request"]["dose"] == stated["factual_prompt"]["dose"] == 3.3
 
 
 def test_earlier_prompts_need_no_synthesis(explorer):

@@ -29,13 +29,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from resdm.io import atomic, sha256, write_json
-from resdm.settings import AGE_RANGE, SEXES, TRACERS, MethodConfig, check_person, derive_seed
+from resdm.settings import AGE_RANGE, SEXES, TRACERS, MethodConfig, check_person, derive_seed, fields_of, further
 from resdm_suite.anatomy import Grid
 from resdm_suite.apps.prediction import Model, bids_prefix, check_phantom, synthetic_head
 from resdm_suite.apps.single_scan import prompt_text
 from resdm_suite.evaluation.image_quality import read_index, read_volume
 from resdm_suite.evaluation.suvr import to_suvr
 from resdm_suite.paths import SPACE, bids_fields
+from resdm_suite.preprocessing.dataset import read_attributes
 from resdm_suite.preprocessing.suvr import units
 from resdm_suite.preprocessing.t1 import T1_UNITS, preprocess_mri
 from resdm_suite.profiles import Config
@@ -86,6 +87,9 @@ class ExplorerModel:
         index = read_index(config)
         keys = index["person"] + " " + index["session"]
         self.people: dict[str, dict[str, Any]] = dict(zip(keys, index.to_dict("records"), strict=True))
+        where, fields = str(config.volumes / "index.csv"), further(fields_of(self.model.card.settings))
+        more = read_attributes(index, fields, where, self.model.method.known)
+        self.attributes = {key: {name: more[name][i] for name in more} for i, key in enumerate(keys)}
         low, high = map(int, AGE_RANGE)
         self.ages = (max(low, int(index["age"].min()) - 10), min(high, int(index["age"].max()) + 10))
         self.synthesised = 0  # samples that were not in the cache
@@ -126,7 +130,8 @@ class ExplorerModel:
     def _sample(self, request: Request, number: int) -> np.ndarray:
         check_person(request.age, request.sex, "prompt")
         seed, mri = derive_seed(request.seed, request.source, number), self.mri(request.source)
-        pet = self.model.synthesise(mri, request.age, request.sex, seed=seed, steps=request.steps)
+        more = self.attributes.get(request.source)  # of a file they are unknown
+        pet = self.model.synthesise(mri, request.age, request.sex, seed=seed, steps=request.steps, more=more)
         self.synthesised += 1
         return pet
 
@@ -159,7 +164,8 @@ class ExplorerModel:
         age, sex = self.factual_prompt(request.source)
         file = {} if person else {"source": Path(request.source).name, "sha256": sha256(request.source)}
         settings = synthetic_head(self.config, self.method, self.model.card.notice, self.model.origin)
-        settings |= {"request": asdict(request) | file, "factual_prompt": {"age": age, "sex": sex}}
+        more = self.attributes.get(request.source, {})
+        settings |= {"request": asdict(request) | more | file, "factual_prompt": {"age": age, "sex": sex} | more}
         settings["point_mm"] = list(point)
         for entity, volume in volumes.items():
             path = folder / f"{stem}_space-{SPACE}_{entity}.nii.gz"
@@ -236,7 +242,8 @@ class Explorer(widgets.VBox):
         self.use_age = widgets.Checkbox(False, description="use age", indent=False, layout=beside)
         self.factual = widgets.Button(description="factual", tooltip="the person's age and sex", icon="undo", **button)
         usual = (getattr(settings, "sampling_steps", None) or steps[-1]) if steps else None
-        choices = {"options": steps or [("–", None)], "value": usual, "disabled": not steps}
+        at = steps.index(usual) if steps else 0
+        choices = {"options": steps or [("–", None)], "index": at, "disabled": not steps}
         self.steps = widgets.SelectionSlider(**choices, description="steps", **late | narrow)
         seed = model.config.seeded(model.method).seed
         self.seed = widgets.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **narrow)
@@ -343,8 +350,9 @@ class Explorer(widgets.VBox):
         request = self.request
         name = request.source if request.source in self.model.people else Path(request.source).name
         steps = f", {request.steps} steps" if request.steps else ""
-        factual = prompt_text(*self.model.factual_prompt(request.source))
-        title = f"{name}: prompt {prompt_text(request.age, request.sex)}"
+        more = self.model.attributes.get(request.source, {})
+        factual = prompt_text(*self.model.factual_prompt(request.source), **more)
+        title = f"{name}: prompt {prompt_text(request.age, request.sex, **more)}"
         detail = f"{self.model.method}{steps}, seed {request.seed}, mean of {request.samples} samples; factual prompt: "
         return title, f"{detail}{factual}. Left is left. Synthetic, not for clinical use."
 
