@@ -102,7 +102,6 @@ def _people(index: pd.DataFrame) -> list[tuple[str, str]]:
     """Rows of the table of training people: what, and its value."""
     people = index.drop_duplicates("person")  # first session: each person counts once
     sexes = [f"{(people['sex'] == sex).sum()} {sex}" for sex in SEXES]
-    sexes += [f"{unknown} unknown"] if (unknown := people["sex"].isna().sum()) else []
     rows = [
         ("people", f"{len(people)}"),
         ("sessions", f"{len(index)}"),

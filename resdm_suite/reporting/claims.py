@@ -327,13 +327,9 @@ def claims(config: Config) -> Table:
     if len(controls := frame[frame["section"] == BESIDE]):
         blocks.append(_list(f"{BESIDE}: {REFERENCE_METHOD} against our controls", controls))
     title = "Claims of the paper, and what became of them"
-    return Table("claims", title, config.notice, frame, tuple(blocks), _rules(), WIDTHS)
-
-
-def _rules() -> tuple[str, ...]:
     names = {"SAME": SAME, "OTHER": OTHER, "HELD": HELD, "FAILED": FAILED, "UNTESTABLE": UNTESTABLE}
     names |= {"CONTRADICTED": CONTRADICTED, "MISSING": MISSING, "GAIN_TOLERANCE": paper.GAIN_TOLERANCE}
-    return tables.notes("claims", **names)
+    return Table("claims", title, config.notice, frame, tuple(blocks), tables.notes("claims", **names), WIDTHS)
 
 
 def headline(frame: pd.DataFrame) -> str:
