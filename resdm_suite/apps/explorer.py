@@ -241,8 +241,7 @@ class Explorer(widgets.VBox):
         beside = widgets.Layout(width="140px", margin="0 0 0 14px")
         self.use_age = widgets.Checkbox(False, description="use age", indent=False, layout=beside)
         self.factual = widgets.Button(description="factual", tooltip="the person's age and sex", icon="undo", **button)
-        usual = (getattr(settings, "sampling_steps", None) or steps[-1]) if steps else None
-        at = steps.index(usual) if steps else 0
+        at = steps.index(getattr(settings, "sampling_steps", None) or steps[-1]) if steps else 0
         choices = {"options": steps or [("–", None)], "index": at, "disabled": not steps}
         self.steps = widgets.SelectionSlider(**choices, description="steps", **late | narrow)
         seed = model.config.seeded(model.method).seed
@@ -347,10 +346,9 @@ class Explorer(widgets.VBox):
         self.views.send({"planes": planes, "point": point} | values, pictures)
 
     def _captions(self) -> tuple[str, str]:
-        request = self.request
+        request, more = self.request, self.model.attributes.get(self.request.source, {})
         name = request.source if request.source in self.model.people else Path(request.source).name
         steps = f", {request.steps} steps" if request.steps else ""
-        more = self.model.attributes.get(request.source, {})
         factual = prompt_text(*self.model.factual_prompt(request.source), **more)
         title = f"{name}: prompt {prompt_text(request.age, request.sex, **more)}"
         detail = f"{self.model.method}{steps}, seed {request.seed}, mean of {request.samples} samples; factual prompt: "
