@@ -26,11 +26,11 @@ def pretrain_text_tower(prior: PriorModule, seed: int, folder: Path | None = Non
     """Train the whole tower on random prompts, then freeze its lower part again.
 
     One readout uses the output states from the sentence end on, as cross-attention starts nearly uniform. Another uses
-    the frozen states, which lacked the age of long sentences. A tower with pretrained weights, or without lessons,
+    the frozen states, which lacked the age of long sentences. A tower with pretrained weights, or without such steps,
     stays as it is. ``folder`` caches towers that methods share. Returns the correlation of read and true age, or NaN.
     """
     size, tower, device = prior.config.tower, prior.tower, prior.project.weight.device
-    if size is None or prior.config.weights != "none" or size.lessons == 0:
+    if size is None or prior.config.weights != "none" or size.pretraining_steps == 0:
         return float("nan")
     path = None if folder is None else folder / f"{_cache_key(prior, seed)}.safetensors"
     if path is not None and path.is_file():
@@ -48,9 +48,9 @@ def pretrain_text_tower(prior: PriorModule, seed: int, folder: Path | None = Non
     for weight in weights:
         weight.requires_grad_(True)
     optimiser = torch.optim.AdamW(weights)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=size.lessons)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=size.pretraining_steps)
     ages, recovered = [], []
-    for step in range(size.lessons):
+    for step in range(size.pretraining_steps):
         people, target = draw_prompts(_BATCH, generator, prior.known)
         texts, target = [prompt(**person) for person in people], target.to(device)
         ends = torch.tensor([clip.end_of_text(text) for text in texts], device=device)
@@ -64,7 +64,7 @@ def pretrain_text_tower(prior: PriorModule, seed: int, folder: Path | None = Non
         error.square().mean().backward()
         optimiser.step()
         schedule.step()
-        if step >= min(0.75 * size.lessons, size.lessons - 1):
+        if step >= min(0.75 * size.pretraining_steps, size.pretraining_steps - 1):
             has_age = target[:, 1] > 0
             ages.append(target[has_age, 0])
             recovered.append(output[torch.arange(_BATCH, device=device), ends][has_age, 0].detach())

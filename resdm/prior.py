@@ -30,7 +30,7 @@ class TowerConfig:
     heads: int = 4
     layers: int = 3
     embed_dim: int = 128
-    lessons: int = 300  # optimiser steps on prompts alone (recover age, sex, tracer), no image; 0: random weights
+    pretraining_steps: int = 300  # on prompts alone (recover age, sex, tracer), no image; 0: random weights
 
 
 @dataclass(frozen=True)

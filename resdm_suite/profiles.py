@@ -733,6 +733,10 @@ def _find(source: str | Path) -> Path:
     raise ConfigError(f"no profile {text!r}: looked for {here / name}; there are: {', '.join(known) or 'none'}")
 
 
+RENAMED = {"lessons": "pretraining_steps", "mended": "repaired"}
+"""Keys of earlier profiles and models, and their names today."""
+
+
 def _message(error: Any, tree: dict[str, Any]) -> str:
     """One line for an error of pydantic: key, value, expected values."""
     keys = error["loc"][1:]  # without the empty name of the profile
@@ -740,7 +744,8 @@ def _message(error: Any, tree: dict[str, Any]) -> str:
     if error["type"] == "unexpected_keyword_argument":
         known = [f.name for f in dataclasses.fields(_section(keys[:-1], tree)) if f.name != "root"]
         section = at.rpartition(".")[0] or "the file"
-        return f"unknown key {at!r}{suggest(keys[-1], known)}; {section} takes: {', '.join(known)}"
+        hint = f" (now {RENAMED[keys[-1]]!r})" if keys[-1] in RENAMED else suggest(keys[-1], known)
+        return f"unknown key {at!r}{hint}; {section} takes: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{at} is missing"
     if error["type"] == "value_error":  # of a class of settings, or of a condition

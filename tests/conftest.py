@@ -109,7 +109,7 @@ def table(tmp_path):
 def tiny_prior(**changes) -> PriorConfig:
     """A text tower of a few thousand weights."""
     return PriorConfig(
-        weights="none", tower=TowerConfig(width=16, heads=2, layers=2, embed_dim=16, lessons=0), **changes
+        weights="none", tower=TowerConfig(width=16, heads=2, layers=2, embed_dim=16, pretraining_steps=0), **changes
     )
 
 

@@ -280,12 +280,12 @@ def test_variants_differ_from_resdm_as_the_paper_says_and_larger_profiles_repeat
 def test_each_departure_leaves_one_fault_out():
     methods = load_config(ROOT / "configs" / "released.yaml").methods
     released = methods["released"]
-    assert (released.mended, released.mri_shift, released.prior.context) == ((), 1, "pooled")
+    assert (released.repaired, released.mri_shift, released.prior.context) == ((), 1, "pooled")
     tokens = dataclasses.replace(released.prior, context="tokens")
     for name, change in {
-        "+y0": {"mended": ("input",)}, "+middle": {"mended": ("middle",)}, "+paired": {"mri_shift": 0},
-        "+attention": {"mended": ("attention",)}, "+tokens": {"mended": ("attention",), "prior": tokens},
-        "+all": {"mended": ("input", "attention", "middle"), "mri_shift": 0, "prior": tokens},
+        "+y0": {"repaired": ("input",)}, "+middle": {"repaired": ("middle",)}, "+paired": {"mri_shift": 0},
+        "+attention": {"repaired": ("attention",)}, "+tokens": {"repaired": ("attention",), "prior": tokens},
+        "+all": {"repaired": ("input", "attention", "middle"), "mri_shift": 0, "prior": tokens},
     }.items():  # fmt: skip
         assert methods[name] == dataclasses.replace(released, **change)
 
@@ -310,9 +310,9 @@ def test_faults_are_compared_with_the_first_network(single):
 def test_the_shares_of_augmentation_and_y0_are_printed(single):
     """Four stored methods stand for the network, y_0, moved together, and all corrected."""
     released, corrected = ReleasedConfig(mri_shift=1), ("input", "attention", "middle")
-    methods = {"Base": released, "+prior": dataclasses.replace(released, mended=("input",))}
+    methods = {"Base": released, "+prior": dataclasses.replace(released, repaired=("input",))}
     methods |= {"+L_high": dataclasses.replace(released, mri_shift=0)}
-    methods |= {"ResDM": dataclasses.replace(released, mended=corrected, mri_shift=0)}
+    methods |= {"ResDM": dataclasses.replace(released, repaired=corrected, mri_shift=0)}
     cells = run_cells("12", dataclasses.replace(single, methods=methods))
     gains = {name: [row_of(cells["frame"], name, t)["difference"] for t in ("amyloid", "tau")] for name in methods}
     together, missing = (cells["shares"][column].tolist() for column in cells["shares"])

@@ -171,7 +171,7 @@ def test_other_columns_change_nothing_for_a_prompt_of_age_and_sex():
 def resdm():
     """ResDM before its first step: text tower and linear path are fitted, the network adds almost nothing."""
     torch.manual_seed(0)
-    tower = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, lessons=300)
+    tower = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, pretraining_steps=300)
     fields = ("age", "sex", "plasma", "marker", "apoe4")
     prior = PriorConfig(weights="none", tower=tower, fields=fields, dropout=0.1)
     method = ResidualDiffusion(tiny_resdm(network=tiny_network(linear_path=True), prior=prior, steps=2), SHAPE)
@@ -197,7 +197,7 @@ def test_resdm_reads_the_planted_attribute_and_not_the_null_one(resdm):
 def test_sentence_features_hold_the_age_of_a_long_sentence():
     """A linear map of the features of half of the people recovers the ages of the others."""
     people, fields = cohort(4, n=400).prior, ("age", "sex", "plasma", "marker", "apoe4")
-    tower = TowerConfig(width=32, heads=2, layers=3, embed_dim=32, lessons=400)
+    tower = TowerConfig(width=32, heads=2, layers=3, embed_dim=32, pretraining_steps=400)
     torch.manual_seed(0)
     prior = prior_module(PriorConfig(weights="none", tower=tower, fields=fields))
     prior.learn(people, 0)

@@ -40,7 +40,7 @@ def test_parameters_at_the_default_widths_on_the_papers_grid(kind, part, million
     ("linear, pet_components: []", r"pet_components is \[\]"),
     ("released, width: 8", r"prior\.dim is 256; expected 64"),
     ("released, prior: { weights: none }", r"prior\.context is 'tokens'; expected pooled"),
-    ("released, mended: [everything]", r"mended\[0\] is 'everything'"),
+    ("released, repaired: [everything]", r"repaired\[0\] is 'everything'"),
     ("released, sampling_steps: 16", "sampling_steps is 16; expected 1 to T = 15"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(tmp_path, settings, message):

@@ -191,6 +191,8 @@ def test_a_new_profile_differs_in_its_cohort_alone(tmp_path, monkeypatch, base, 
     ("methods.A", REGRESSION | {"precision": "half"}, "methods.A.precision is 'half'; expected '32-true'"),
     ("methods.A", REGRESSION | {"network": {"widht": 3}},
      "unknown key 'methods.A.network.widht' (did you mean 'width'?); methods.A.network takes: width"),
+    ("methods.A", REGRESSION | {"prior": {"tower": {"lessons": 3}}},
+     "unknown key 'methods.A.prior.tower.lessons' (now 'pretraining_steps'); methods.A.prior.tower takes: width"),
     *((f"training.{key}", value, f"training.{key} is {value}; expected at least 1") for key, value in
       {"epochs": 0, "batch_size": 0, "validate_every": 0, "checkpoint_every": -1, "devices": 0, "threads": 0}.items()),
     ("training.clip_norm", 0, "training.clip_norm is 0.0; expected more than 0"),

@@ -176,7 +176,7 @@ def test_fields_of_the_prompt_and_dropout():
 
 def test_pretraining_lets_ages_be_recovered():
     torch.manual_seed(0)
-    size = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, lessons=300)
+    size = TowerConfig(width=32, heads=2, layers=2, embed_dim=32, pretraining_steps=300)
     prior = PriorModule(PriorConfig(weights="none", tower=size))
     assert pretrain_text_tower(prior, seed=0) > 0.9
     frozen = [name for name, weight in prior.named_parameters() if not weight.requires_grad]
@@ -190,18 +190,18 @@ def test_pretraining_lets_ages_be_recovered():
     assert correlation > 0.9, "a linear map of the sentence's last state recovers ages outside its fit"
 
 
-@pytest.mark.parametrize("lessons", [1, 2, 3])
-def test_few_steps_of_pretraining_end_as_many_do(lessons):
-    size = TowerConfig(width=16, heads=2, layers=2, embed_dim=16, lessons=lessons)
+@pytest.mark.parametrize("pretraining_steps", [1, 2, 3])
+def test_few_steps_of_pretraining_end_as_many_do(pretraining_steps):
+    size = TowerConfig(width=16, heads=2, layers=2, embed_dim=16, pretraining_steps=pretraining_steps)
     assert -1 <= pretrain_text_tower(PriorModule(PriorConfig(weights="none", tower=size)), seed=0) <= 1
 
 
 def test_pretrained_towers_are_cached_bit_for_bit(tmp_path, monkeypatch):
     """The cache serves the same first weights; another seed, number of steps or weights trains again."""
 
-    def pretrained(weights: int, seed: int, lessons: int = 5, folder: Path = tmp_path):
+    def pretrained(weights: int, seed: int, steps: int = 5, folder: Path = tmp_path):
         torch.manual_seed(weights)
-        prior = PriorModule(PriorConfig(weights="none", tower=TowerConfig(16, 2, 2, 16, lessons=lessons)))
+        prior = PriorModule(PriorConfig(weights="none", tower=TowerConfig(16, 2, 2, 16, pretraining_steps=steps)))
         return pretrain_text_tower(prior, seed, folder=folder), prior
 
     first, one = pretrained(0, 3)

@@ -105,7 +105,7 @@ def evaluator(config) -> Evaluator:
 
 def text_tower(config) -> None:
     """Pretrained in four steps, or the stored one."""
-    tower = TowerConfig(width=16, heads=2, layers=2, embed_dim=16, lessons=4)
+    tower = TowerConfig(width=16, heads=2, layers=2, embed_dim=16, pretraining_steps=4)
     torch.manual_seed(0)
     pretrain_text_tower(PriorModule(PriorConfig(weights="none", tower=tower)), 0, folder=config.work / "pretraining")
 

@@ -231,10 +231,10 @@ def test_the_average_holds_the_unet_alone(tmp_path):
 
 def test_only_the_mended_input_uses_the_mri(generator):
     x, mri, text = (torch.randn(shape, generator=generator) for shape in ((1, 1, *SHAPE), (1, 1, *SHAPE), (1, 1, 64)))
-    for mended in ((), ("input",), ("attention",), ("middle",)):
+    for repaired in ((), ("input",), ("attention",), ("middle",)):
         torch.manual_seed(0)
-        net, t = ReleasedUNet(8, mended), torch.tensor([3])
-        assert torch.equal(net(x, t, text, mri), net(x, t, text, mri + 1)) == (mended != ("input",))
+        net, t = ReleasedUNet(8, repaired), torch.tensor([3])
+        assert torch.equal(net(x, t, text, mri), net(x, t, text, mri + 1)) == (repaired != ("input",))
 
 
 def test_the_mended_middle_is_a_sequence_of_four_parts(generator):
@@ -250,7 +250,7 @@ def test_the_mended_middle_is_a_sequence_of_four_parts(generator):
 
 @pytest.mark.parametrize("context", ["pooled", "tokens"])
 def test_mended_attention_is_that_of_the_clean_method(context):
-    method = build(tiny(mended=("attention",), prior=tiny_prior(context=context, dim=64)))
+    method = build(tiny(repaired=("attention",), prior=tiny_prior(context=context, dim=64)))
     assert isinstance(method.unet.middle_block[2], Attention)
     assert method.text(Prior((70.0,), ("F",))).shape == (1, 2, 1 if context == "pooled" else 77, 64)
 

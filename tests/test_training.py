@@ -245,7 +245,7 @@ def test_validation_does_not_change_training(tmp_path):
 
 def papers(make):
     prior = tiny_prior(dropout=0.3)
-    prior = replace(prior, tower=replace(prior.tower, lessons=8))
+    prior = replace(prior, tower=replace(prior.tower, pretraining_steps=8))
     return make(prior=prior, network=tiny_network(dropout=0.1), ema=0.5, ema_warmup=1, learning_rate=1e-3)
 
 

@@ -38,7 +38,7 @@ class ReleasedConfig(MethodConfig):
     sampling_steps: int | None = None  # None: T = 15
     width: int = 32
     mri_shift: int = 2  # voxels, in training: of the MRI alone, after training.shift_voxels has moved all volumes
-    mended: tuple[Literal["input", "attention", "middle"], ...] = ()  # faults to repair, to measure the effect of each
+    repaired: tuple[Literal["input", "attention", "middle"], ...] = ()  # faults, to measure the effect of each
     prior: PriorConfig = field(default_factory=lambda: PriorConfig(context="pooled"))  # dim: 8 × width
 
     def __post_init__(self) -> None:
@@ -47,8 +47,8 @@ class ReleasedConfig(MethodConfig):
         require(self.mri_shift >= 0, "mri_shift", self.mri_shift, "0 or more")
         require(self.sampling_steps in (None, *range(1, 16)), "sampling_steps", self.sampling_steps, "1 to T = 15")
         prior = self.prior
-        pooled = prior.context == "pooled" or "attention" in self.mended
-        require(pooled, "prior.context", prior.context, "pooled; tokens only where mended has attention")
+        pooled = prior.context == "pooled" or "attention" in self.repaired
+        require(pooled, "prior.context", prior.context, "pooled; tokens only where repaired has attention")
         require(not further(prior.fields), "prior.fields", list(prior.fields), "age and sex, as the released code")
         require(prior.dim == 8 * self.width, "prior.dim", prior.dim, f"{8 * self.width}, 8 × the network's width")
 
@@ -123,17 +123,17 @@ class Stage(nn.Sequential):
 class ReleasedUNet(nn.Module):
     """f_θ(x_t, t, text) → x̂_0; unlike in Eq. 3, y_0 is not an input.
 
-    The fourth level has 8 × ``width`` channels, as the text. ``mended`` lists faults to repair: ``input`` (adds y_0),
+    The fourth level has 8 × ``width`` channels, as the text. ``repaired`` lists faults to repair: ``input`` (adds y_0),
     ``attention`` (ResDM's attention for `Gating`), ``middle`` (the four middle modules in sequence).
     """
 
-    def __init__(self, width: int, mended: tuple[str, ...] = ()) -> None:
+    def __init__(self, width: int, repaired: tuple[str, ...] = ()) -> None:
         super().__init__()
         widths, time_dim = [width * multiplier for multiplier in _MULTIPLIERS], 4 * width
         last = len(widths) - 1
-        self.width, self.mended = width, mended
+        self.width, self.repaired = width, repaired
         self.time_embed = nn.Sequential(nn.Linear(width, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv3d(2 if "input" in mended else 1, width, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv3d(2 if "input" in repaired else 1, width, 3, padding=1))])
         skips, channels = [width], width
         for level, wide in enumerate(widths):
             attention = [SelfAttention(wide)] if level == last else []
@@ -144,7 +144,7 @@ class ReleasedUNet(nn.Module):
                 self.input_blocks.append(Stage(nn.Sequential(down)))
                 skips.append(wide)
         around = [ResidualBlock(channels, channels, time_dim) for _ in range(2)]
-        cross = Attention(channels, _HEADS, _GROUPS, channels) if "attention" in mended else Gating(channels)
+        cross = Attention(channels, _HEADS, _GROUPS, channels) if "attention" in repaired else Gating(channels)
         self.middle_block = nn.ModuleList([around[0], SelfAttention(channels), cross, around[1]])
         self.output_blocks = nn.ModuleList()
         for level in range(last, -1, -1):
@@ -165,12 +165,12 @@ class ReleasedUNet(nn.Module):
         repaired; ``y0`` (B, 1, X, Y, Z) is used only if the input is repaired.
         """
         time = self.time_embed(sinusoidal(t, self.width).to(x_t.dtype))  # (B, 4 width)
-        x, skips = torch.cat([x_t, y0], dim=1) if "input" in self.mended else x_t, []
+        x, skips = torch.cat([x_t, y0], dim=1) if "input" in self.repaired else x_t, []
         for stage in self.input_blocks:
             x = stage(x, time)
             skips.append(x)
         first, attention, cross, second = self.middle_block
-        if "middle" in self.mended:
+        if "middle" in self.repaired:
             x = second(cross(attention(first(x, time)), text), time)
         else:  # three of four results are computed and discarded: their weights, 7.48 M of 29.2 M, get no gradient
             first(x, time), attention(x), second(x, time)
@@ -198,7 +198,7 @@ class Released(Method):
             raise ValueError(f"the released network takes multiples of {multiple}, preprocess.grid.shape is {shape}")
         self.scheduler = ResidualScheduler()  # its defaults are the released settings
         self.prior = PriorModule(config.prior)
-        self.unet = ReleasedUNet(config.width, config.mended)
+        self.unet = ReleasedUNet(config.width, config.repaired)
 
     def prepare(self, seed: int, folder: Path | None = None, train: Iterable[Batch] = ()) -> None:
         """Pretrain a text tower that has no weights."""

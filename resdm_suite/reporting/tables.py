@@ -367,10 +367,10 @@ def text_block(columns: Mapping[str, Sequence[str]], title: str = "", best: Iter
 
 
 def cost_block(costs: pd.DataFrame) -> Block:
-    """Inputs besides the MRI (column ``told``) and `COSTS`, one row per method."""
+    """Inputs besides the MRI (column ``inputs``) and `COSTS`, one row per method."""
     texts = {title: [number(value * scale, decimals) for value in costs[name]]
              for name, (*_, title, scale, decimals) in COSTS.items()}  # fmt: skip
-    return text_block({"Method": costs["method"], "input besides the MRI": costs["told"]} | texts, "Inputs and cost")
+    return text_block({"Method": costs["method"], "input besides the MRI": costs["inputs"]} | texts, "Inputs and cost")
 
 
 def notes(name: str, **values: Any) -> tuple[str, ...]:
