@@ -25,7 +25,7 @@ from resdm.settings import TrainingConfig
 from resdm_suite.evaluation.image_quality import read_index, read_scores
 from resdm_suite.evaluation.statistics import interval
 from resdm_suite.preprocessing.dataset import CohortDataset
-from resdm_suite.profiles import CohortConfig, Config, check_name
+from resdm_suite.profiles import CohortConfig, Config, check_name, load_config
 
 SPLITS = ["train"] * 8 + ["validation"] * 2 + ["test"] * 6
 
@@ -107,6 +107,17 @@ def test_trials_hold_out_each_training_person_once_and_see_no_test_person(source
     config = search.part(source, "regression-0", 3)
     scores = read_scores(config, ["regression-0"]).query("region == 'brain' and tracer == 'tau'")
     assert table.loc[2, "psnr_tau"] == pytest.approx(scores["psnr"].mean(), abs=6e-4)
+
+
+def test_the_competitors_have_the_best_of_equally_many_tracked_settings():
+    tried, table = search.tried(), trials.summary(trials.read_trials()).set_index("trial")
+    counts = pd.Series([name.rpartition("-")[0] for name in tried]).value_counts()
+    assert counts.to_dict() == dict.fromkeys(("Pix2Pix", "SC-GAN", "DDPM", "TransUNet", "ResViT"), 8)
+    phantom = load_config("phantom")
+    most = table.loc[list(tried), "trainings"].groupby(table["method"]).transform("max")
+    for method, part in table.loc[list(tried)][table.loc[list(tried), "trainings"] == most].groupby("method"):
+        best = part[["psnr_amyloid", "psnr_tau"]].mean(axis=1).idxmax()
+        assert search.in_words(phantom.method(method)) == search.in_words(tried[best]), method
 
 
 def test_ablation_names_can_be_read_back(source, monkeypatch):
