@@ -16,6 +16,7 @@ from resdm.io import write_json
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map, regions
 from resdm_suite.apps.cli import main
+from resdm_suite.apps.evaluation import _profile
 from resdm_suite.cohorts.leakage import LeakageError
 from resdm_suite.evaluation import external, faults
 from resdm_suite.evaluation.external import EvaluationError, Reader, evaluate, read_cases
@@ -24,6 +25,7 @@ from resdm_suite.evaluation.image_quality import score_people
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.paths import SPACE, sidecar_path
 from resdm_suite.preprocessing.scans import VolumeError
+from resdm_suite.profiles import PreprocessConfig
 
 PEOPLE = 12
 
@@ -207,6 +209,14 @@ def test_a_scale_is_stated_where_no_sidecar_has_one(cohort):
         evaluate(cases, Reader(config), progress=False)
     result = evaluate(cases, Reader(config, RANGES["amyloid"]), progress=False)
     assert result.scores[result.scores["method"] == "A"]["psnr"].tolist() == own["psnr"].tolist()
+
+
+def test_the_scale_of_an_evaluation_is_that_of_the_real_pet_where_stated(cohort, tmp_path):
+    _, table, folder = cohort
+    assert _profile(table, {"A": folder}, tmp_path).preprocess.suvr_range == RANGES
+    for path in table.parent.rglob("*_pet.json"):
+        write_json(path, {"intensity": "as reconstructed" if tracer_of(path) == "tau" else {"kind": "fixed"}})
+    assert _profile(table, {"A": folder}, tmp_path).preprocess.suvr_range == PreprocessConfig().suvr_range
 
 
 def edited(table, **cells):

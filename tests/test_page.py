@@ -150,6 +150,12 @@ def test_models_that_are_not_for_a_page(tmp_path, folder, capsys):
     assert not (tmp_path / "page").exists()
 
 
+def test_attributes_that_the_page_leaves_out_are_stated(model, monkeypatch):
+    assert "Left out of the prompt" not in dict(page._texts(model)["facts"])
+    monkeypatch.setattr(page, "further", lambda fields: ["plasma", "education"])
+    assert dict(page._texts(model)["facts"])["Left out of the prompt"] == "plasma, education"
+
+
 def test_libraries_are_checked_and_without_network_there_is_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "DELAYS", ())
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9/")

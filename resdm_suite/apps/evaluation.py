@@ -99,10 +99,11 @@ def _profile(table: Path, synthetic: dict[str, str | Path], out: Path) -> Config
     if not reals:
         raise EvaluationError(f"{table}: no real PET; expected paths in column amyloid or tau")
     preprocess: dict[str, Any] = {"grid": to_dict(_grid(next(iter(reals.values()))))}
-    stated = {tracer: (read_sidecar(path) or {}).get("intensity") or {} for tracer, path in reals.items()}
-    ranges = {
-        tracer: intensity["suvr_range"] for tracer, intensity in stated.items() if intensity.get("kind") == "fixed"
-    }
+    ranges = {}
+    for tracer, path in reals.items():
+        match (read_sidecar(path) or {}).get("intensity"):
+            case {"kind": "fixed", "suvr_range": [int() | float(), int() | float()] as ends}:
+                ranges[tracer] = ends
     if ranges:
         preprocess["suvr_range"] = {tracer: ranges.get(tracer, [0.0, 3.0]) for tracer in TRACERS}
     first = (next(iter(visible(Path(folder), "**/*_pet.nii*")), folder) for folder in synthetic.values())

@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
+from resdm.attributes import further
 from resdm.batch import TRACERS
 from resdm.checkpoint import CheckpointError
 from resdm.io import atomic, write_json, write_text
@@ -193,7 +194,7 @@ def _header(image: nib.Nifti1Image) -> bytes:
 def _texts(model: Model) -> dict[str, Any]:
     """Values of the page's template."""
     card, preprocess = model.card, model.card.config.preprocess
-    usual = sampling_steps(card)
+    usual, more = sampling_steps(card), further(card.settings.prior.fields)
     return {
         "policy": POLICY,
         "notice": card.notice,
@@ -210,7 +211,7 @@ def _texts(model: Model) -> dict[str, Any]:
         ],
         "facts": [
             ("Model", card.name), ("Profile", card.config.profile), ("Trained on", card.config.notice or "real people"),
-            ("SHA-256", card.digest[:16]),
+            ("SHA-256", card.digest[:16]), *[("Left out of the prompt", ", ".join(more))] * bool(more),
         ],
         "sampling": f"Each PET is one sample in one step, from the noise of seed {card.config.seed}, as by resdm "
         f"synthesise --steps 1 --samples 1. By default that command takes {usual} step{'s' * (usual != 1)} and the "
