@@ -88,6 +88,9 @@ def interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean over people, and over trainings where there are several.
 
+    Over three trainings it is too narrow where they differ more than people. In simulations of 57 people, 77 % held the
+    mean at standard deviations of 0.3 (trainings) and 0.2 (people), and 92 % at 0.08 and 3.2, as of the phantom's PSNR.
+
     Parameters
     ----------
     values : array (n,) or (trainings, n)
