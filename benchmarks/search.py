@@ -46,8 +46,7 @@ def _method(name: str) -> str:
 @cache
 def tried() -> dict[str, MethodConfig]:
     """The settings by name, ``<method>-<number>``."""
-    methods = read_config(HERE / "search.yaml").methods
-    return {name: settings for name, settings in methods.items() if name.rpartition("-")[2].isdigit()}
+    return dict(read_config(HERE / "search.yaml").methods)
 
 
 def in_words(settings: MethodConfig) -> str:
@@ -75,8 +74,7 @@ def work(source: Config, name: str, fold: int) -> None:
 
     config = part(source, name, fold)
     train_method(config, name, progress=False)
-    if not (config.predictions(name) / "scores.csv").is_file():
-        synthesise_method(config, name, progress=False)
+    synthesise_method(config, name, progress=False)
 
 
 def row(source: Config, name: str, fold: int) -> dict[str, Any]:
@@ -84,13 +82,8 @@ def row(source: Config, name: str, fold: int) -> dict[str, Any]:
     config = part(source, name, fold)
     real = summary_suvr(config, name, read_index(config))[[*SESSION, "tracer", "real"]]
     scores = measured(config, name).merge(real, validate="one_to_one")
-    result = {
-        "trial": name,
-        "method": _method(name),
-        "seed": source.seed,
-        "changes": in_words(tried()[name]),
-        "fold": fold,
-    }
+    words = in_words(tried()[name])
+    result = {"trial": name, "method": _method(name), "seed": source.seed, "changes": words, "fold": fold}
     for tracer in TRACERS:
         status = labelled(source, "train", tracer, "planted" if source.cohort.kind == "phantom" else "label")
         people = scores[scores["tracer"] == tracer].merge(status[[*SESSION, "label"]], validate="one_to_one")
