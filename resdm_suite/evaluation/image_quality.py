@@ -132,7 +132,7 @@ def volume_pairs(
 def score_people(
     config: Config, method: str, index: pd.DataFrame | None = None, condition: str = "factual"
 ) -> pd.DataFrame:
-    """Score every synthetic PET that has a real one: person, session, tracer, region (one of `REGIONS`), `METRICS`.
+    """Score every synthetic PET that has a real one: person, session, tracer, region (``whole``, ``brain``), `METRICS`.
 
     ``method`` may be ``template``, the mean PET of the training people; ``index`` defaults to the test people.
     """
