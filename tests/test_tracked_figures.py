@@ -150,6 +150,15 @@ def test_the_numbers_of_the_method_page_are_those_of_the_tracked_tables():
     joint = pd.read_csv(uncoupled / "atn.csv").query("target == 'planted' and markers == 'AT' and metric == 'kappa'")
     kappa = "{:.2f} [{:.2f}, {:.2f}]".format(*joint.query("source == 'ResDM'").iloc[0][ends]).replace("-", "−")
     assert f"κ of the joint profile is {kappa}" in page
+    null = ROOT / "figures" / "phantom_null"
+    changes = pd.concat([pd.read_csv(null / f"figure{n}_effects.csv") for n in (4, 5)]).query("unit == 'dB'")
+    least, most = (f"{value:.2f}".replace("-", "−") for value in (changes["estimate"].min(), changes["estimate"].max()))
+    assert f"changes ResDM's PSNR by {least} to {most} dB, every interval holds 0" in page
+    assert changes["covers_zero"].eq(True).all()
+    effects = pd.read_csv(null / "planted.csv").query("source == 'ResDM' and effect in ['sex', 'age']")
+    regions = effects.dropna(subset="covered").groupby(["effect", "tracer"])["covered"].agg(["sum", "size"])
+    assert (regions == 14).all(axis=None)
+    assert "in all 14 regions of both tracers" in page
 
 
 def test_the_numbers_of_the_covariate_page_are_those_of_the_tracked_table():
