@@ -114,11 +114,11 @@ def forecast(source: Config, sizes: Sequence[int], seeds: Sequence[int], at_once
 
 
 def measured(config: Config, method: str) -> pd.DataFrame:
-    """Test sessions of a method: person, session, tracer, psnr (brain, dB), suvr (synthetic, cortical summary)."""
+    """Test sessions of a method: person, session, tracer, psnr (brain, dB), suvr and real (SUVR, cortical summary)."""
     scores = score_people(config, method) if method == "template" else read_scores(config, [method])
     scores = scores.loc[scores["region"] == "brain", [*SESSION, "tracer", "psnr"]]
     summary = summary_suvr(config, method, read_index(config)).rename(columns={"synthetic": "suvr"})
-    return scores.merge(summary.drop(columns="real"), validate="one_to_one")
+    return scores.merge(summary, validate="one_to_one")
 
 
 def collect(source: Config, sizes: Sequence[int], seeds: Sequence[int]) -> pd.DataFrame:

@@ -1,8 +1,9 @@
 """Trials of the competitors' settings by cross-validation over training people: ``python benchmarks/search.py``.
 
 Trains each setting of ``search.yaml`` on four fifths of a profile's training people and scores the other fifth. Weights
-are chosen on the profile's validation people; its test people are in no file of a trial. Every training is a row of
-``results/trials.csv``, so a stopped search continues. ``--folds 1 2 --best 3`` goes on with the best of each method.
+are chosen on the profile's validation people; its test people are in no file of a trial. A stopped search continues,
+from ``work/trial-…``; at its end every training is a row of ``results/trials.csv``. ``--folds 1 --best 2`` then goes on
+with the best two of each method.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from resdm_suite.evaluation.classification import auc  # noqa: E402
 from resdm_suite.evaluation.downstream import labelled  # noqa: E402
 from resdm_suite.evaluation.image_quality import read_index  # noqa: E402
 from resdm_suite.evaluation.stored import SESSION  # noqa: E402
-from resdm_suite.evaluation.suvr import summary_suvr  # noqa: E402
 from resdm_suite.profiles import Config, load_config, read_config  # noqa: E402
 
 FOLDS = 5
@@ -80,9 +80,7 @@ def work(source: Config, name: str, fold: int) -> None:
 def row(source: Config, name: str, fold: int) -> dict[str, Any]:
     """The scores of one training, as in ``trials.csv``."""
     config = part(source, name, fold)
-    real = summary_suvr(config, name, read_index(config))[[*SESSION, "tracer", "real"]]
-    scores = measured(config, name).merge(real, validate="one_to_one")
-    words = in_words(tried()[name])
+    scores, words = measured(config, name), in_words(tried()[name])
     result = {"trial": name, "method": _method(name), "seed": source.seed, "changes": words, "fold": fold}
     for tracer in TRACERS:
         status = labelled(source, "train", tracer, "planted" if source.cohort.kind == "phantom" else "label")

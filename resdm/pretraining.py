@@ -26,7 +26,7 @@ def pretrain_text_tower(prior: PriorModule, seed: int, folder: Path | None = Non
     """Train the whole tower on random prompts, then freeze its lower part again.
 
     One readout uses the output states from the sentence end on, as cross-attention starts nearly uniform. Another uses
-    the frozen states, which lacked the age of long sentences. A tower with pretrained weights, or without such steps,
+    the frozen states, which lacked the age of long sentences. A tower with pretrained weights, or without such a step,
     stays as it is. ``folder`` caches towers that methods share. Returns the correlation of read and true age, or NaN.
     """
     size, tower, device = prior.config.tower, prior.tower, prior.project.weight.device
