@@ -128,7 +128,7 @@ def test_the_dictionary_of_columns_is_that_of_the_schema():
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_split_is_by_person_in_the_shares_of_the_profile(people, seed, test, validation, folds, random):
     frame = pd.DataFrame([
-        {"person": f"sub-{number}", "session": f"ses-{visit}", "diagnosis": diagnosis, "sex": sex,
+        {"person": f"sub-{number}", "session": f"ses-{visit}", "age": 70.0 + visit, "diagnosis": diagnosis, "sex": sex,
          "amyloid": "a" * (pets != 1), "tau": "t" * (pets != 0)}
         for number, (diagnosis, sex, pets, visits) in enumerate(people) for visit in range(visits)
     ])  # fmt: skip
@@ -172,6 +172,13 @@ def test_anybody_can_become_a_test_person():
     often = sum(split_people(frame, SplitConfig(), seed)["split"].eq("test").to_numpy() for seed in range(60))
     assert often.min() > 0
     assert often.max() < 35
+
+
+def test_the_stratum_is_that_of_the_youngest_age_not_of_the_first_name():
+    visits = [("ses-2", 71.0, "CN"), ("ses-10", 75.0, "AD")]  # "ses-10" sorts before "ses-2"
+    frame = pd.DataFrame(visits, columns=["session", "age", "diagnosis"])
+    frame = frame.assign(person="sub-1", sex="F", amyloid="a", tau="", split="test")
+    assert list(split_card(frame, None, 0)["strata"]) == ["CN +- F"]
 
 
 def test_too_few_people_are_refused():

@@ -40,7 +40,7 @@ def split_people(frame: pd.DataFrame, split: SplitConfig, seed: int) -> pd.DataF
 def _strata(frame: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
     """Diagnosis at the first session, tracers present (``++``, ``+-``, ``-+``) and sex of every person."""
     strata = {}
-    for person, sessions in frame.sort_values("session").groupby("person"):
+    for person, sessions in frame.sort_values(["age", "session"]).groupby("person"):
         tracers = "".join("+" if (sessions[tracer] != "").any() else "-" for tracer in TRACERS)
         strata[person] = (sessions["diagnosis"].iloc[0], tracers, sessions["sex"].iloc[0])
     return strata
