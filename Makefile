@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 DRAWN   := table1.csv table2.csv table3.csv table4.csv planted.csv released_code.csv claims.csv uncertainty.csv \
            figure1.png figure4.png figure5.png suvr_fidelity.csv counterfactuals.png walkthrough.png evaluation.csv \
            input_check.csv longitudinal.csv atn.csv subgroups.csv attributes.csv qc.png
-SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --config profile=$(PROFILE)
+SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --retries 1 --config profile=$(PROFILE)
 
 .PHONY: help env reproduce cost figures bench ablation steps curve stress docs test lint format unlock clean
 help:            ## list the targets

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,7 +59,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Raises `WriteError`, see `writing`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers choose a format by its suffix
+    # A number of its own, not the process's: threads, and computers with a shared folder, may write one file at once.
+    temporary = path.with_name(f".{secrets.randbits(32)}.{path.name}")  # writers choose a format by its suffix
     with writing(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
