@@ -142,7 +142,7 @@ def _draw_case(
     slices.show_slice(images[0], case.real, grid, cut, window, style.PET_MAP, marks=True)
     slices.show_slice(errors[0], case.mri, grid, cut, Normalize(0, 1), style.T1_MAP)
     images[0].set_ylabel(f"{case.title}\n{slices.slice_name(cut)}", fontsize=6)
-    errors[0].set_ylabel("T1 and errors", fontsize=6)
+    errors[0].set_ylabel("T1 and\nerrors", fontsize=6)
     for method, image, error in zip(case.synthetic, images[1:], errors[1:], strict=True):
         slices.show_slice(image, case.synthetic[method], grid, cut, window, style.PET_MAP)
         slices.show_slice(error, differences[method], grid, cut, signed, style.ERROR_MAP)
