@@ -104,6 +104,8 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
+        betas = all(0 <= beta < 1 for beta in self.betas)
+        require(betas, "betas", self.betas, "two numbers from 0 to below 1")
         require(0 <= self.ema < 1, "ema", self.ema, "0 (none) or a decay below 1")
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.seed is None or 0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2⁶³")

@@ -253,7 +253,7 @@ class PreprocessConfig:
     suvr_range: dict[str, tuple[float, float]] = field(
         default_factory=lambda: {"amyloid": (0.0, 3.0), "tau": (0.0, 3.0)}
     )
-    mri_percentile: float = 99.5  # in-brain percentile of T1 that becomes 1
+    mri_percentile: Annotated[float, Field(gt=0, le=100)] = 99.5  # in-brain percentile of T1 that becomes 1
 
     def __post_init__(self) -> None:
         ranges = self.suvr_range

@@ -34,6 +34,8 @@ def test_parameters_at_the_default_widths_on_the_papers_grid(kind, part, million
     ("ddpm, sampling_steps: 30", "sampling_steps is 30; expected a divisor of 1000"),
     ("ddpm, age_edges: [80, 60]", r"age_edges is \(80\.0, 60\.0\); expected ages in ascending order"),
     ("ddpm, channels: [8, 12]", r"channels is \(8, 12\); expected multiples of the first"),
+    *((f"ddpm, channels: {wrong}", "channels is .*expected multiples of the first") for wrong in ([], [0, 4])),
+    ("ddpm, steps: 0", "steps is 0; expected at least 1"),
     ("pix2pix, discriminator_learning_rate: 0", "discriminator_learning_rate is 0.*expected more than 0"),
     ("linear, penalties: [0.0]", r"penalties is \[0\.0\]; expected one or more, each above 0"),
     ("linear, mri_components: [-1]", r"mri_components is \[-1\]"),
