@@ -512,13 +512,18 @@ class Config:
     @property
     def shareable(self) -> Config:
         """The profile without absolute paths of data and atlases, which are of this machine."""
+
+        def private(*paths: str | None) -> bool:
+            return any(Path(path or "").is_absolute() for path in paths)
+
         cohort, fidelity = self.cohort, self.fidelity
-        paths = [cohort.folder, cohort.tables, fidelity.atlas, fidelity.labels]
-        paths += [fidelity.centiloid.cortex, fidelity.centiloid.reference] if fidelity.centiloid else []
-        if not any(Path(path or "").is_absolute() for path in paths):
-            return self
-        cohort = dataclasses.replace(cohort, folder="data", tables=None)
-        return dataclasses.replace(self, cohort=cohort, fidelity=FidelityConfig())
+        if private(cohort.folder, cohort.tables):
+            cohort = dataclasses.replace(cohort, folder="data", tables=None)
+        if private(fidelity.atlas, fidelity.labels):
+            fidelity = dataclasses.replace(fidelity, atlas=None, labels=None)
+        if (volumes := fidelity.centiloid) and private(volumes.cortex, volumes.reference):
+            fidelity = dataclasses.replace(fidelity, centiloid=None)
+        return dataclasses.replace(self, cohort=cohort, fidelity=fidelity)
 
     def digest(self, *parts: str) -> str:
         """SHA-256 (16 hex digits) of the settings, or of the named ``parts`` of them (``"methods.ResDM"``)."""

@@ -120,20 +120,22 @@ def test_weights_that_hold_scans_of_real_people_are_not_uploaded(tmp_path, remot
 
 
 @pytest.mark.parametrize("changes", [
-    {"cohort": {"folder": "/data/adni/secret", "tables": "/data/adni/tables"}},
+    {"cohort": {"folder": "/data/adni/secret", "tables": "/data/adni/tables"}, "fidelity": {"atlas": "aal"}},
     {"fidelity": {"atlas": "/data/adni/secret/atlas.nii"}},
     {"fidelity": {"centiloid": CentiloidConfig("/data/adni/secret/cortex.nii", "/data/cerebellum.nii")}},
 ])  # fmt: skip
 def test_paths_of_this_machine_are_not_uploaded(tmp_path, remote, changes):
     config = make_config(tmp_path)
-    ((part, settings),) = changes.items()
-    config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **settings)})
+    parts = {part: dataclasses.replace(getattr(config, part), **settings) for part, settings in changes.items()}
+    config = dataclasses.replace(config, **parts)
     made = model_of(config, tmp_path / "model")
     push(made, "lab/resdm", accept_memorisation=True)
     text = (remote.root / "lab/resdm/config.yaml").read_text()
     assert "/data" not in text
-    assert yaml.safe_load(text)["cohort"]["folder"] == "data"
-    assert yaml.safe_load(text)["cohort"]["kind"] == config.cohort.kind
+    shared, of_data = yaml.safe_load(text), "cohort" in changes
+    assert shared["cohort"]["folder"] == ("data" if of_data else config.cohort.folder)
+    assert shared["cohort"]["kind"] == config.cohort.kind
+    assert shared["fidelity"]["atlas"] == ("aal" if of_data else None)  # a name is no path
     assert load_card(pull("lab/resdm", tmp_path / "back")).digest == load_card(made).digest
     assert "/data/adni/secret" in (made / "config.yaml").read_text()  # the folder itself is unchanged
 
