@@ -267,6 +267,30 @@ def test_a_table_without_scans_or_methods_is_refused(cohort):
         read_cases(table, {"A": folder}, config)
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    (["A={folder}", "A={table}"], "one name for two folders (A, A)"),
+    (["A={folder}", "--trained-on", "{people}"], "two columns person"),
+    (["A={folder}"], "column amyloid stands twice"),
+])  # fmt: skip
+def test_names_and_columns_that_stand_twice_are_refused(cohort, tmp_path, capsys, words, message):
+    """Of two folders with one name the first was left out; of two columns a traceback or another message told."""
+    _, table, folder = cohort
+    if "amyloid" in message:
+        table.write_text(table.read_text().replace("mmse", "amyloid", 1))
+    (tmp_path / "people.csv").write_text("person,person\nsub-1,sub-1\n")
+    places = {"folder": folder, "table": table, "people": tmp_path / "people.csv"}
+    words = [word.format(**places) for word in words]
+    assert main(["evaluate", str(table), *words, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_grid_of_an_evaluation_is_that_of_the_first_real_pet(cohort, tmp_path):
+    config, table, folder = cohort
+    last = pd.read_csv(table)["amyloid"].dropna().iloc[-1]
+    nib.save(nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.eye(4)), config.volumes / last)
+    assert _profile(table, {"A": folder}, tmp_path).preprocess.grid == config.preprocess.grid
+
+
 def test_training_people_are_refused(cohort):
     config, table, folder = cohort
     with pytest.raises(LeakageError, match="2 evaluated people were trained on"):

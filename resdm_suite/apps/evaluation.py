@@ -64,7 +64,11 @@ def evaluate_volumes(
         import papermill  # here: of the extra packages for notebooks
     except ImportError:
         raise ConfigError("resdm evaluate runs a notebook: pip install 'resdm[notebooks]'") from None
-    out, synthetic = Path(out), dict(synthetic)
+    out, pairs = Path(out), list(synthetic)
+    synthetic = dict(pairs)
+    if len(synthetic) < len(pairs):
+        names = ", ".join(name for name, _ in pairs)
+        raise EvaluationError(f"one name for two folders ({names}); give each folder a name of its own")
     people = [] if trained_on is None else _people(Path(trained_on))
     config = _profile(Path(table), synthetic, out)
     read_cases(table, synthetic, config, people)  # errors of the input, before a kernel starts
@@ -87,15 +91,18 @@ def evaluate_volumes(
 
 def _people(path: Path) -> list[str]:
     frame = read_table(path)
-    if "person" not in frame:
-        raise EvaluationError(f"{path}: no column person; found {', '.join(frame)}")
+    if (count := [*frame].count("person")) != 1:
+        raise EvaluationError(f"{path}: {'two columns' if count else 'no column'} person; found {', '.join(frame)}")
     return frame["person"].tolist()
 
 
 def _profile(table: Path, synthetic: dict[str, str | Path], out: Path) -> Config:
     """The profile of an evaluation: grid and scale of the first real PET, if the suite made it, else the paper's."""
     frame = read_table(table)
-    reals = {tracer: table.parent / path for tracer in TRACERS if tracer in frame for path in frame[tracer] if path}
+    if (twice := frame.columns.duplicated()).any():
+        raise EvaluationError(f"{table}: column {', '.join(frame.columns[twice])} stands twice; keep one")
+    found = {tracer: [path for path in frame.get(tracer, ()) if path] for tracer in TRACERS}
+    reals = {tracer: table.parent / paths[0] for tracer, paths in found.items() if paths}
     if not reals:
         raise EvaluationError(f"{table}: no real PET; expected paths in column amyloid or tau")
     preprocess: dict[str, Any] = {"grid": to_dict(_grid(next(iter(reals.values()))))}
