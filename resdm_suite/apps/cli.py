@@ -152,9 +152,8 @@ def _parser() -> argparse.ArgumentParser:
         for flags, options in arguments:
             action = sub.add_argument(*flags, **options)
             if options.get("type") is Path:
-                action.complete = (
-                    shtab.DIRECTORY if "folder" in f"{action.metavar or action.dest}".lower() else shtab.FILE
-                )
+                is_folder = "folder" in f"{action.metavar or action.dest}".lower()
+                action.complete = shtab.DIRECTORY if is_folder else shtab.FILE
         sub.set_defaults(run=run)
     return parser
 

@@ -117,15 +117,9 @@ def _people(index: pd.DataFrame) -> list[tuple[str, str]]:
 def _metrics(scores: pd.DataFrame) -> dict[str, Any]:
     """Number of people, and rows of the table of metrics."""
     people = by_person(scores).assign(mae=lambda frame: 100 * frame["mae"], ssim=lambda frame: 100 * frame["ssim"])
-    table = people.groupby(["tracer", "region"])[list(METRICS)].agg(["mean", "std"])
-    rows = [
-        (
-            *key,
-            *(f"{table.loc[key, (metric, 'mean')]:.2f} ± {table.loc[key, (metric, 'std')]:.2f}" for metric in METRICS),
-        )
-        for key in itertools.product(TRACERS, REGIONS)
-        if key in table.index
-    ]
+    groups = people.groupby(["tracer", "region"])[list(METRICS)]
+    cells = groups.mean().map("{:.2f}".format) + " ± " + groups.std().map("{:.2f}".format)
+    rows = [(*key, *cells.loc[key]) for key in itertools.product(TRACERS, REGIONS) if key in cells.index]
     return {"people": people["person"].nunique(), "rows": rows}
 
 
