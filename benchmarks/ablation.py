@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -22,20 +21,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jobs import SCAN, device_name, run_jobs, scan_metrics
+
+from resdm.cpu_runtime import computes_bf16
+from resdm.io import write_csv, write_text
+from resdm.settings import Precision
+from resdm_suite.evaluation.image_quality import read_index, read_scores
+from resdm_suite.evaluation.statistics import interval
+from resdm_suite.evaluation.suvr import regional_suvr
+from resdm_suite.profiles import Config, load_config
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from bench import device_name  # noqa: E402
-from jobs import run_jobs  # noqa: E402
-
-from resdm.cpu_runtime import computes_bf16  # noqa: E402
-from resdm.io import write_csv, write_text  # noqa: E402
-from resdm.settings import Precision  # noqa: E402
-from resdm_suite.evaluation.image_quality import read_index, read_scores  # noqa: E402
-from resdm_suite.evaluation.statistics import interval  # noqa: E402
-from resdm_suite.evaluation.suvr import regional_suvr  # noqa: E402
-from resdm_suite.profiles import Config, load_config  # noqa: E402
 
 _FULL, _HAAR = {"stem": "none", "fused_upsampling": False}, {"stem": "haar", "fused_upsampling": False}
 _FUSED = {"stem": "haar", "fused_upsampling": True}
@@ -167,9 +163,6 @@ def train_all(profile: str, steps: int | None, seeds: Sequence[int], at_once: in
 # ── comparison ────────────────────────────────────────────────────────────────────────────────────
 
 
-_SCAN = ["person", "session", "tracer"]
-
-
 def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
     """One row per configuration, seed, tracer and test person: `METRICS`, means over sessions.
 
@@ -179,21 +172,11 @@ def by_person(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
     for key in ROWS:
         for seed in seeds:
             name = _name(key, seed)
-            scores = read_scores(config, [name])
-            where = {r: part.set_index(_SCAN) for r, part in scores.groupby("region")}
-            regional, _ = regional_suvr(config, name)
-            error = (regional["synthetic"] - regional["real"]).abs()
-            right = where["brain"]["psnr"]
-            scan_scores = {
-                "psnr": where["whole"]["psnr"],
-                "ssim": where["whole"]["ssim"],
-                "psnr_brain": right,
-                "mae_brain": where["brain"]["mae"],
-                "suvr_error": error.groupby([regional[column] for column in _SCAN]).mean(),
-            }
+            scan_scores = scan_metrics(read_scores(config, [name]), regional_suvr(config, name)[0])
             for metric, condition in WRONG.items():
                 wrong = read_scores(config, [name], condition)
-                scan_scores[metric] = right - wrong[wrong["region"] == "brain"].set_index(_SCAN)["psnr"]
+                wrong = wrong[wrong["region"] == "brain"].set_index(SCAN)["psnr"]
+                scan_scores[metric] = scan_scores["psnr_brain"] - wrong
             frames.append(pd.DataFrame(scan_scores).reset_index().assign(configuration=key, seed=seed))
     every, values = pd.concat(frames), list(METRICS)
     means = every.groupby(["configuration", "seed", "tracer", "person"])[values].mean().reset_index()
@@ -396,7 +379,7 @@ def report(
     draw(cost, gains, notice, device, out / "ablation")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
@@ -408,15 +391,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.job:
         work(options.profile, options.job[0], options.steps, options.seeds, int(options.job[1]))
-        return 0
+        return
     config = derived(options.profile, options.steps, options.seeds)
     train_all(options.profile, options.steps, options.seeds, options.at_once)
     cost = costs(config, options.seeds)
     values, gains = compare(by_person(config, options.seeds), config.seed)
     report(options.out, config.notice, cost, values, gains, options.seeds)
     print("\n".join(in_words(cost, gains)))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

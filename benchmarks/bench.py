@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
+from jobs import device_name
+from measure import CLIP_IMAGE_HALF, FIELD_MM, Case, count, measure, peak_rates, timed
+
+from resdm.cpu_runtime import computes_bf16
+from resdm.io import write_csv, write_text
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from measure import CLIP_IMAGE_HALF, FIELD_MM, Case, count, measure, peak_rates, timed  # noqa: E402
-
-from resdm.cpu_runtime import computes_bf16  # noqa: E402
-from resdm.io import write_csv, write_text  # noqa: E402
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("full resolution, nothing else", {}),
@@ -177,20 +177,6 @@ def loading(size: int, sessions: int) -> dict[str, Any]:
 
 
 # ── all measurements ──────────────────────────────────────────────────────────────────────────────
-
-
-def device_name(device: str) -> str:
-    """Name of the device, for results."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} × {name}"
 
 
 def run(
@@ -387,7 +373,7 @@ def draw(table: pd.DataFrame, growth: pd.DataFrame, device: str, stem: Path) -> 
     pyplot.close(figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few tiny networks on 16³: for the test")
@@ -400,11 +386,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.job:
         print(json.dumps(work(json.loads(options.job))))
-        return 0
+        return
     import torch
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    threads = options.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(1))
+    threads = options.threads or cpu_count()
     sizes = options.sizes or ([16] if options.quick else [64, 128] if device == "cuda" else [32, 64])
     name = device_name(device)
     folder = options.out / re.sub(r"[^a-z0-9]+", "_", name.lower().replace("×", "x")).strip("_")
@@ -416,8 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_text(folder / "bench.md", markdown(table, growth, machine, name, device, options.quick))
     draw(table, growth, name, folder / "bench")
     print(folder)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

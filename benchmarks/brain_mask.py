@@ -22,32 +22,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-from preprocessing import _processor
+from jobs import processor
+from preprocessing import ROOT, prepare, profile
 
 from resdm.io import write_text
 from resdm.settings import TRACERS
-from resdm_suite.cohorts.manifest import write_manifest
-from resdm_suite.cohorts.phantom import write_phantoms
-from resdm_suite.cohorts.readers.bids import build_manifest
 from resdm_suite.evaluation.statistics import interval
 from resdm_suite.preprocessing.qc import registration_error, sessions
 from resdm_suite.preprocessing.volumes import preprocess
-from resdm_suite.profiles import CohortConfig, GridConfig, PhantomConfig, load_config
+from resdm_suite.profiles import GridConfig
 
-ROOT = Path(__file__).resolve().parents[1]
 MASKS = ("mni", "deepbet")
 
 
 def measure(root: Path, people: int) -> pd.DataFrame:
     """Errors of each person's first session: a row per person and mask."""
-    phantom = PhantomConfig(people=people, t1_voxel_mm=(2.0, 2.0, 2.0), pet_voxel_mm=(3.0, 3.0, 3.3), scalp=True,
-                            single_pet=0.0, repeat_visits=0.0)  # fmt: skip
-    config = load_config(ROOT / "configs" / "adni.yaml")
+    config = profile(root, people=people, t1_voxel_mm=(2.0, 2.0, 2.0), pet_voxel_mm=(3.0, 3.0, 3.3))
     settings = dataclasses.replace(config.preprocess, grid=GridConfig((64, 64, 64), 3.0))
-    cohort = CohortConfig(kind="phantom", phantom=phantom)
-    config = dataclasses.replace(config, profile="benchmark", cohort=cohort, preprocess=settings, root=root)
-    found = build_manifest(write_phantoms(config, progress=False), config)
-    write_manifest(found.manifest.assign(split="train"), config.manifest)
+    config = dataclasses.replace(config, preprocess=settings)
+    prepare(config)
     rows = []
     for mask in MASKS:
         masked = dataclasses.replace(config, preprocess=dataclasses.replace(settings, brain_mask=mask))
@@ -83,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = measure(Path(folder), options.people)
-    machine = f"{_processor()} ({platform.machine()}), deepbet {version('deepbet')}"
+    machine = f"{processor()} ({platform.machine()}), deepbet {version('deepbet')}"
     seconds = table.groupby("mask")["cpu_s"].first()
     rows = summarise(table)
     cells = [list(rows), ["---"] * len(rows.columns), *rows.to_numpy().tolist()]

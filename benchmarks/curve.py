@@ -19,25 +19,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jobs import device_name, link_volumes, run_jobs
+
+from resdm.io import stored_json, write_csv, write_text
+from resdm.settings import TRACERS, derive_seed
+from resdm.timing import about
+from resdm_suite.evaluation.classification import auc
+from resdm_suite.evaluation.downstream import status_of_test_people
+from resdm_suite.evaluation.image_quality import read_index, read_scores, score_people
+from resdm_suite.evaluation.statistics import percentile_interval, person_draws, training_resamples
+from resdm_suite.evaluation.stored import SESSION
+from resdm_suite.evaluation.suvr import summary_suvr
+from resdm_suite.profiles import Config, load_config
+from resdm_suite.reporting import style
+from resdm_suite.reporting.tables import TRACER_NAMES, Table, pivot, with_interval
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from bench import device_name  # noqa: E402
-from jobs import link_volumes, run_jobs  # noqa: E402
-
-from resdm.io import stored_json, write_csv, write_text  # noqa: E402
-from resdm.settings import TRACERS, derive_seed  # noqa: E402
-from resdm.timing import about  # noqa: E402
-from resdm_suite.evaluation.classification import auc  # noqa: E402
-from resdm_suite.evaluation.downstream import status_of_test_people  # noqa: E402
-from resdm_suite.evaluation.image_quality import read_index, read_scores, score_people  # noqa: E402
-from resdm_suite.evaluation.statistics import percentile_interval, person_draws, training_resamples  # noqa: E402
-from resdm_suite.evaluation.stored import SESSION  # noqa: E402
-from resdm_suite.evaluation.suvr import summary_suvr  # noqa: E402
-from resdm_suite.profiles import Config, load_config  # noqa: E402
-from resdm_suite.reporting import style  # noqa: E402
-from resdm_suite.reporting.tables import TRACER_NAMES, Table, pivot, with_interval  # noqa: E402
 
 METHODS = ("ResDM", "regression", "linear")
 REFERENCE = "linear"
@@ -289,7 +286,7 @@ def report(source: Config, sessions: pd.DataFrame, out: Path, steps: tuple[int, 
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
@@ -302,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = load_config(options.profile)
     if options.job:
         work(source, *options.job)
-        return 0
+        return
     everyone = read_index(source, "train")["person"].nunique()
     sizes = [*sorted({size for size in options.sizes if size != everyone}), everyone]
     print(forecast(source, sizes, options.seeds, options.at_once), file=sys.stderr, flush=True)
@@ -312,8 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = [stored_json(derived(source, *pair).model("ResDM") / "timing.json")["steps"] for pair in pairs]
     result = report(source, collect(source, sizes, options.seeds), options.out, (min(done), max(done)))
     print(fewest_people(result.frame).to_string(index=False))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,7 +9,6 @@ people; test people play no part in either.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -191,7 +190,7 @@ def markdown(config: Config, check: InputCheck, table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Plant every fault in test people's T1s, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
@@ -211,8 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_csv(options.out / "input_check.csv", table, "%.4g")
     write_text(options.out / "input_check.md", markdown(config, check, table))
     print(table.round(3).to_string())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

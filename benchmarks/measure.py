@@ -273,7 +273,7 @@ def timed(run: Callable[[], Any], device: str, seconds: float, least: int = 1, m
     return times
 
 
-def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict[str, Any]:
+def measure(case: Case, seconds: float, least: int) -> dict[str, Any]:
     """Median time and peak memory of a training step and of synthesis in 15 and in 2 steps, for the whole batch.
 
     A CPU is warmed up by a step on a grid half as wide (threads, allocator, the optimiser's moments), since a step of
@@ -333,14 +333,14 @@ def measure(case: Case, seconds: float, least: int = 1, steps: int = 15) -> dict
     sample(1, small)
     text = statistics.median(timed(encode, case.device, 0, least=3))
     one = statistics.median(timed(partial(sample, 1), case.device, seconds / 8)) - text  # one pass per tracer
-    if steps * one > seconds:
-        return results | {"sample15_s": text + steps * one, "sample2_s": text + 2 * one, "sample_steps_timed": 1}
-    results["sample15_s"] = statistics.median(timed(partial(sample, steps), case.device, seconds / 2))
+    if 15 * one > seconds:
+        return results | {"sample15_s": text + 15 * one, "sample2_s": text + 2 * one, "sample_steps_timed": 1}
+    results["sample15_s"] = statistics.median(timed(partial(sample, 15), case.device, seconds / 2))
     results["sample2_s"] = statistics.median(timed(partial(sample, 2), case.device, seconds / 8))
-    return results | {"sample_steps_timed": steps}
+    return results | {"sample_steps_timed": 15}
 
 
-def peak_rates(device: str, threads: int, quick: bool = False) -> dict[str, float]:
+def peak_rates(device: str, threads: int, quick: bool) -> dict[str, float]:
     """The machine's best measured GFLOP/s: a square matrix product, and a 3 × 3 × 3 convolution."""
     torch.set_num_threads(threads)
     keep_memory()

@@ -6,29 +6,26 @@ Writes ``memory_128.csv`` and ``memory_128.md`` below ``benchmarks/results/``.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from measure import Case, count
+
+from resdm.io import write_csv, write_text
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from measure import Case, count  # noqa: E402
-
-from resdm.io import write_csv, write_text  # noqa: E402
 
 GIB = 2**30
 COPIES = 5
 """Copies of the network's weights in 32 bits: weights, gradients, two moments of AdamW, EMA."""
 
 
-def rows(size: int, width: int = 32) -> list[tuple[str, Case]]:
+def rows(size: int) -> list[tuple[str, Case]]:
     """Names and cases: the released network, then ours; each row adds one option."""
-    ours = Case("resdm", size, width=width, together=True)
-    named = [("released, fp32", Case("released", size, width=width)), ("ResDM, fp32, full resolution", ours)]
+    ours = Case("resdm", size, together=True)
+    named = [("released, fp32", Case("released", size)), ("ResDM, fp32, full resolution", ours)]
     for name, change in (
         ("+ Haar stem", {"stem": "haar"}),
         ("+ fused upsampling", {"upsampling": True}),
@@ -40,10 +37,10 @@ def rows(size: int, width: int = 32) -> list[tuple[str, Case]]:
     return named
 
 
-def table(size: int, width: int = 32) -> pd.DataFrame:
+def table(size: int) -> pd.DataFrame:
     """One row per configuration: GiB saved for the backward pass, GiB of weights and optimiser, sum; FLOPs per step."""
     records = []
-    for name, case in rows(size, width):
+    for name, case in rows(size):
         counts = count(case)
         states = COPIES * counts["weight_bytes"]
         records.append(
@@ -89,7 +86,7 @@ def markdown(frame: pd.DataFrame, size: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Count, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=128)
@@ -99,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_csv(options.out / f"memory_{options.size}.csv", frame, "%.6g")
     write_text(options.out / f"memory_{options.size}.md", markdown(frame, options.size))
     print(frame.to_string(index=False))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,32 +20,37 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resdm_suite.profiles import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET_S = 90
 PACKAGES = ("numpy", "scipy", "SimpleITK", "nilearn", "nibabel")
 
 
-def profile(root: Path):
-    """Profile ``adni``'s preprocessing for one phantom."""
+def profile(root: Path, **phantom: Any) -> Config:
+    """Profile ``adni``'s preprocessing for phantoms with a scalp and both PETs."""
     from resdm_suite.profiles import CohortConfig, PhantomConfig, load_config
 
-    phantom = PhantomConfig(people=1, anatomy_mm=2.0, t1_voxel_mm=(1.0, 1.0, 1.0), pet_voxel_mm=(2.0, 2.0, 3.3),
-                            scalp=True, single_pet=0.0, repeat_visits=0.0)  # fmt: skip
-    config = load_config(ROOT / "configs" / "adni.yaml")
+    phantom = PhantomConfig(scalp=True, single_pet=0.0, repeat_visits=0.0, **phantom)
     cohort = CohortConfig(kind="phantom", phantom=phantom)
+    config = load_config(ROOT / "configs" / "adni.yaml")
     return dataclasses.replace(config, profile="benchmark", cohort=cohort, root=root)
 
 
-def prepare(root: Path) -> None:
-    """Write the phantom and its manifest."""
+def prepare(config: Config) -> None:
+    """Write the phantoms and their manifest."""
     from resdm_suite.cohorts.manifest import write_manifest
     from resdm_suite.cohorts.phantom import write_phantoms
     from resdm_suite.cohorts.readers.bids import build_manifest
 
-    config = profile(root)
     found = build_manifest(write_phantoms(config, progress=False), config)
     write_manifest(found.manifest.assign(split="train"), config.manifest)
+
+
+ONE = {"people": 1, "t1_voxel_mm": (1.0, 1.0, 1.0)}
 
 
 def measure(root: Path) -> None:
@@ -55,7 +60,7 @@ def measure(root: Path) -> None:
     from resdm_suite.preprocessing.scans import read_scan
     from resdm_suite.preprocessing.volumes import preprocess
 
-    config = profile(root)
+    config = profile(root, **ONE)
     preprocess(config, progress=False)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 2**10
@@ -79,11 +84,12 @@ def main() -> None:
     from importlib.metadata import version
 
     import pandas as pd
+    from jobs import processor
 
     from resdm.io import write_csv, write_text
 
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
+        prepare(profile(Path(folder), **ONE))
         command = [sys.executable, __file__, "--measure", folder]
         environment = os.environ | {"OMP_NUM_THREADS": str(options.cores), "PYTHONPATH": str(ROOT)}
         pin = {0} if not hasattr(os, "sched_getaffinity") else set(sorted(os.sched_getaffinity(0))[: options.cores])
@@ -94,7 +100,7 @@ def main() -> None:
         "t1": shape, "t1_voxel_mm": 1.0, "pets": 2, "grid": "128x128x128", "cores": min(options.cores, len(pin)),
         "seconds": float(seconds), "target_s": TARGET_S, "peak_gib": float(peak),
         **{f"{what}_error_mm": float(mm) for what, mm in zip(("t1w", "amyloid", "tau"), errors, strict=True)},
-        "device": f"{_processor()} ({platform.machine()})", "python": platform.python_version(),
+        "device": f"{processor()} ({platform.machine()})", "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }  # fmt: skip
     write_csv(options.out / "preprocessing.csv", pd.DataFrame([row]))
@@ -104,13 +110,6 @@ def main() -> None:
              "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in row.items()), ""]  # fmt: skip
     write_text(options.out / "preprocessing.md", "\n".join(lines))
     print("\n".join(lines))
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-             ] if info.is_file() else []  # fmt: skip
-    return names[0] if names else platform.processor() or "unknown processor"
 
 
 if __name__ == "__main__":

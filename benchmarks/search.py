@@ -9,7 +9,6 @@ with the best two of each method.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cache
@@ -18,23 +17,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import trials
+from curve import measured
+from jobs import device_name, link_volumes, run_jobs
 from sklearn.model_selection import GroupKFold
 
+from resdm.io import stored_json, write_csv
+from resdm.settings import TRACERS, MethodConfig
+from resdm_suite.evaluation.classification import auc
+from resdm_suite.evaluation.downstream import labelled
+from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.evaluation.stored import SESSION
+from resdm_suite.profiles import Config, load_config, read_config
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-import trials  # noqa: E402
-from bench import device_name  # noqa: E402
-from curve import measured  # noqa: E402
-from jobs import link_volumes, run_jobs  # noqa: E402
-
-from resdm.io import stored_json, write_csv  # noqa: E402
-from resdm.settings import TRACERS, MethodConfig  # noqa: E402
-from resdm_suite.evaluation.classification import auc  # noqa: E402
-from resdm_suite.evaluation.downstream import labelled  # noqa: E402
-from resdm_suite.evaluation.image_quality import read_index  # noqa: E402
-from resdm_suite.evaluation.stored import SESSION  # noqa: E402
-from resdm_suite.profiles import Config, load_config, read_config  # noqa: E402
 
 FOLDS = 5
 
@@ -99,7 +95,7 @@ def best(number: int, stored: pd.DataFrame) -> list[str]:
     return [*ranked.groupby(_method, sort=False).head(number).index]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, and add its rows to the trials."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
@@ -111,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = load_config(options.profile)
     if options.job:
         work(source, options.job[0], int(options.job[1]))
-        return 0
+        return
     stored = trials.read_trials(trials.PATH)
     names = best(options.best, stored) if options.best else list(tried())
     pairs = [(name, fold) for fold in options.folds for name in names]
@@ -123,8 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     both = pd.concat([stored, rows]).drop_duplicates(["trial", "seed", "fold"], keep="last")
     write_csv(trials.PATH, both[list(trials.COLUMNS)])
     print(trials.main(trials.PATH))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,18 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jobs import SCAN, device_name, scan_metrics
+
+from resdm.io import sha256, write_csv, write_json, write_text
+from resdm.settings import TRACERS, ConfigError
+from resdm_suite.evaluation import statistics
+from resdm_suite.evaluation.image_quality import read_index
+from resdm_suite.evaluation.suvr import regional_suvr
+from resdm_suite.profiles import MIN_GROUP_SIZE, Config, load_config
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from bench import device_name  # noqa: E402
-
-from resdm.io import sha256, write_csv, write_json, write_text  # noqa: E402
-from resdm.settings import TRACERS, ConfigError  # noqa: E402
-from resdm_suite.evaluation import statistics  # noqa: E402
-from resdm_suite.evaluation.image_quality import read_index  # noqa: E402
-from resdm_suite.evaluation.suvr import regional_suvr  # noqa: E402
-from resdm_suite.profiles import MIN_GROUP_SIZE, Config, load_config  # noqa: E402
 
 METRICS = {
     "psnr": ("PSNR, whole (dB)", "PSNR of the whole volume", 1),
@@ -125,13 +123,10 @@ def by_person(config: Config, method: str, split: str) -> pd.DataFrame:
     """One row per tracer and person: `METRICS`, means over sessions; SUVR error is the mean over regions."""
     from resdm_suite.apps.synthesis import split_folder
 
-    scan, folder = ["person", "session", "tracer"], split_folder("factual", split)
+    folder = split_folder("factual", split)
     scores = pd.read_csv(config.predictions(method, folder) / "scores.csv", dtype={"person": str, "session": str})
-    whole, brain = (scores[scores["region"] == region].set_index(scan) for region in ("whole", "brain"))
     regional, textures = regional_suvr(config, method, read_index(config, split), folder)
-    error = (regional["synthetic"] - regional["real"]).abs().groupby([regional[column] for column in scan]).mean()
-    sessions = {"psnr": whole["psnr"], "ssim": whole["ssim"], "psnr_brain": brain["psnr"], "mae_brain": brain["mae"]}
-    sessions |= {"suvr_error": error, "texture": textures.set_index(scan)["texture"]}
+    sessions = scan_metrics(scores, regional) | {"texture": textures.set_index(SCAN)["texture"]}
     return statistics.by_person(pd.DataFrame(sessions).reset_index(), METRICS)
 
 
@@ -321,7 +316,7 @@ def report(
     return in_words(table, best)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Synthesise, compare, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="phantom")
@@ -339,8 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{_steps(n)}: {costs[-1]['seconds_per_session']:.3g} s per person", file=sys.stderr, flush=True)
         people.append(by_person(config, method, split).assign(steps=n))
     print("\n".join(report(options.out, source, method, split, total, pd.concat(people), pd.DataFrame(costs))))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

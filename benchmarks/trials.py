@@ -6,16 +6,14 @@ one row per trial, means over seeds and folds. Scores are of validation people, 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
+from resdm.io import write_text
+from resdm_suite.reporting.tables import Block, Table, number
 
-from resdm.io import write_text  # noqa: E402
-from resdm_suite.reporting.tables import Block, Table, number  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 PATH = HERE / "results" / "trials.csv"
 SCORES = {

@@ -41,7 +41,7 @@ def test_options_cut_the_counted_cost():
 
 
 def test_memory_rows_fall_and_are_written(tmp_path):
-    assert memory.main(["--size", "64", "--out", str(tmp_path)]) == 0
+    memory.main(["--size", "64", "--out", str(tmp_path)])
     frame = pd.read_csv(tmp_path / "memory_64.csv")
     assert frame["configuration"].tolist()[:3] == ["released, fp32", "ResDM, fp32, full resolution", "+ Haar stem"]
     saved = frame.set_index("configuration")["saved_gib"].drop("+ fused upsampling")  # it cuts work; its kernel is kept
@@ -71,7 +71,7 @@ def test_pages_hold_the_measurements(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "count", lambda case: counted)
     monkeypatch.setattr(bench, "device_name", lambda device: "2 × Some CPU")
     monkeypatch.setattr(bench, "computes_bf16", lambda: True)
-    assert bench.main(["--sizes", "32", "--device", "cpu", "--threads", "2", "--out", str(tmp_path)]) == 0
+    bench.main(["--sizes", "32", "--device", "cpu", "--threads", "2", "--out", str(tmp_path)])
     folder = tmp_path / "2_x_some_cpu"
     table = pd.read_csv(folder / "bench.csv").set_index("configuration")
     assert table.loc["released", "train_s_released_over"] == 1
@@ -85,11 +85,11 @@ def test_pages_hold_the_measurements(tmp_path, monkeypatch):
 
     before, bytes_before = len(jobs), (folder / "bench.csv").read_bytes()
     again = ["--sizes", "32", "--device", "cpu", "--threads", "2", "--out", str(tmp_path)]
-    assert bench.main(again) == 0
+    bench.main(again)
     assert len(jobs) == before
     assert (folder / "bench.csv").read_bytes() == bytes_before
     (folder / "bench.csv").write_text("".join((folder / "bench.csv").read_text().splitlines(True)[:4]))
-    assert bench.main(again) == 0
+    bench.main(again)
     assert len(jobs) - before == len(table) - 3  # three rows were done when it was stopped
 
 
@@ -133,7 +133,7 @@ def test_gains_are_paired_and_positive_where_better(tmp_path):
 
 @pytest.mark.slow
 def test_a_quick_run_measures(tmp_path):
-    assert bench.main(["--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]) == 0
+    bench.main(["--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)])
     (folder,) = tmp_path.glob("*/quick")
     table = pd.read_csv(folder / "bench.csv")
     assert (table[["train_s", "sample15_s", "train_peak_bytes", "step_gflop"]] > 0).all(axis=None)
