@@ -511,7 +511,7 @@ class Config:
 
     @property
     def shareable(self) -> Config:
-        """The profile without absolute paths of data and atlases, which are of this machine."""
+        """The profile without absolute paths of data, atlases and weights, which are of this machine."""
 
         def private(*paths: str | None) -> bool:
             return any(Path(path or "").is_absolute() for path in paths)
@@ -523,7 +523,13 @@ class Config:
             fidelity = dataclasses.replace(fidelity, atlas=None, labels=None)
         if (volumes := fidelity.centiloid) and private(volumes.cortex, volumes.reference):
             fidelity = dataclasses.replace(fidelity, centiloid=None)
-        return dataclasses.replace(self, cohort=cohort, fidelity=fidelity)
+        methods = dict(self.methods)
+        for name, method in methods.items():
+            weights = getattr(getattr(method, "prior", None), "weights", None)
+            if private(weights):
+                prior = dataclasses.replace(method.prior, weights=Path(weights).name)
+                methods[name] = dataclasses.replace(method, prior=prior)
+        return dataclasses.replace(self, cohort=cohort, fidelity=fidelity, methods=methods)
 
     def digest(self, *parts: str) -> str:
         """SHA-256 (16 hex digits) of the settings, or of the named ``parts`` of them (``"methods.ResDM"``)."""

@@ -263,6 +263,16 @@ def test_every_fault_of_a_file_is_named_and_a_phantom_cohort_needs_its_settings(
         load_config(write({"seed": 0}))
 
 
+def test_a_shared_profile_holds_no_path_of_this_machine(write):
+    weights = {"prior": {"weights": "/home/jane/clip.safetensors"}}
+    config = load_config(write(nested("methods.A", RESDM | weights) | {"fidelity": {"atlas": "aal"}}))
+    assert "/home/jane" in str(to_dict(config))
+    shared = to_dict(config.shareable)
+    assert "/home/jane" not in str(shared)
+    assert shared["methods"]["A"]["prior"]["weights"] == "clip.safetensors"
+    assert shared["fidelity"]["atlas"] == "aal"
+
+
 def test_evaluators_keep_the_defaults_of_their_own_original(write):
     evaluation = load_config(write(nested("evaluation.age.pool", 2))).evaluation
     assert (evaluation.age.width, evaluation.age.batch_size, evaluation.age.shift_voxels) == (8, 28, 10)
