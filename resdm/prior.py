@@ -32,10 +32,6 @@ class TowerConfig:
     embed_dim: int = 128
     pretraining_steps: int = 300  # on prompts alone (recover age, sex, tracer), no image; 0: random weights
 
-    def __post_init__(self) -> None:
-        divides = self.heads >= 1 and self.width % self.heads == 0
-        require(divides, "heads", self.heads, f"a divisor of {self.width}, the width")
-
 
 @dataclass(frozen=True)
 class PriorConfig:

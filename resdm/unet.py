@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from resdm.layers.paths import GlobalPath
 from resdm.layers.upsampling import upsample
 from resdm.layers.wavelet import haar, inverse_haar
-from resdm.settings import require
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,6 @@ class NetworkConfig:
     linear_path: bool = False  # and shifts every block; the network corrects a linear estimate, for small grids
     fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
     checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory, a third more work
-
-    def __post_init__(self) -> None:
-        require(self.width >= 1, "width", self.width, "at least 1")
-        multipliers = self.multipliers
-        require(bool(multipliers) and min(multipliers) >= 1, "multipliers", multipliers, "one or more, each at least 1")
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:

@@ -809,6 +809,14 @@ def _combinations(config: Config) -> Iterator[tuple[bool, str]]:
             f"methods.{name}.network.linear_path is fitted on images as they are stored; set training.shift_voxels: 0 "
             "and flip: false",
         )
+        if hasattr(network, "multipliers"):
+            sizes = [network.width, *network.multipliers]
+            fault = f"methods.{name}.network has width {sizes[0]} and multipliers {sizes[1:]}"
+            expected = "numbers from 1, and at least one multiplier"
+            yield len(sizes) > 1 and min(sizes) >= 1, f"{fault}; expected {expected}"
+        if tower := getattr(getattr(method, "prior", None), "tower", None):
+            fault = f"methods.{name}.prior.tower.heads is {tower.heads}; expected a divisor of {tower.width}, its width"
+            yield tower.heads > 0 and tower.width % tower.heads == 0, fault
         for key in (key for key in ("cross_heads", "attention_heads") if hasattr(network, key)):
             channels, heads = network.width * network.multipliers[-1], getattr(network, key)
             fault = f"methods.{name}.network.{key} is {heads}; expected a divisor of {channels}, the coarsest channels"
