@@ -64,6 +64,12 @@ def session_folder(folder: str | Path, prefix: str) -> Path:
     return Path(folder, *re.findall("(?:sub|ses)-[^_]+", prefix))
 
 
+def entity(name: str, key: str) -> str:
+    """Value of an entity in a file name, as ``18FAV45`` of ``trc``; empty where it is not there."""
+    found = re.search(rf"_{key}-([A-Za-z0-9]+)_", name)
+    return found[1] if found else ""
+
+
 def synthetic_path(folder: str | Path, person: str, session: str, label: str) -> Path:
     """Synthetic PET of one session below a predictions folder."""
     return image_path(folder, f"{person}_{session}", "synth", label)

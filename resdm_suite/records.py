@@ -147,8 +147,8 @@ def _faults(record: Path, *, deep: bool) -> Iterator[RecordError | FileNotFoundE
     try:
         files = _load(record)[1]["outputs"]
     except RecordError as error:
-        files = {}
         yield error
+        return
     for file in files:
         try:
             with reading(record.parent / file, deep=deep):

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sized
+from pathlib import Path
 
 import pandas as pd
 
@@ -96,13 +97,7 @@ def _length(path: str) -> int:
 
 def _checksum(path: str) -> int:
     """CRC-32 of an image; of a gzip file as stored there."""
-    if path.endswith(".gz"):
-        return _trailer(path)[0]
-    checksum = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+    return _trailer(path)[0] if path.endswith(".gz") else zlib.crc32(Path(path).read_bytes())
 
 
 def _trailer(path: str) -> tuple[int, int]:

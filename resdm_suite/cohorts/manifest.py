@@ -16,6 +16,7 @@ from resdm.io import write_csv
 from resdm.settings import AGE_RANGE, SEXES, TRACERS, suggest
 from resdm_suite.cohorts.leakage import LeakageError, check_leakage, check_shared_scans  # noqa: F401 - for other modules
 from resdm_suite.cohorts.tables import ManifestError, read_table, to_number
+from resdm_suite.profiles import CohortConfig
 
 SPLITS = ("train", "validation", "test")
 """In the order of the tables."""
@@ -222,6 +223,12 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
     frame = frame.assign(**{column: frame[column].map(shorten) for column in (*PATHS, *TRANSFORMS)})
     written = [name for name in COLUMNS if name not in TRANSFORMS or (frame[name] != "").any()]
     return write_csv(path, frame[[*written, *attribute_columns(frame)]], "%.10g")
+
+
+def status_by_cutoff(suvr: float, target: str, label: str, cohort: CohortConfig) -> float:
+    """1 or 0 by the cut-off of a target's tracer (its BIDS label); NaN where that or the SUVR is not known."""
+    cutoff = cohort.tau_cutoff if target == "tau" else cohort.amyloid_cutoff.get(label, np.nan)
+    return float(suvr >= cutoff) if np.isfinite(suvr) and np.isfinite(cutoff) else np.nan
 
 
 def attribute_columns(frame: pd.DataFrame) -> list[str]:

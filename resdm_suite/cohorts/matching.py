@@ -87,10 +87,8 @@ def assemble_manifest(
     """
     match, labels, notes = config.cohort.match, list(config.cohort.tracers), list(notes)
     scans = _scan_table(scans)
-    inside = os.path.join(os.path.realpath(where), "")
-    stated = os.path.join(os.path.abspath(where), "")
-    linked = [path for path in scans["path"] if os.path.abspath(path).startswith(stated)]
-    outside = [path for path in linked if not os.path.realpath(path).startswith(inside)]
+    linked = [path for path in scans["path"] if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(where))]
+    outside = [path for path in linked if not Path(path).resolve().is_relative_to(Path(where).resolve())]
     if outside:
         notes.append(f"{len(outside)} scans are links to files outside {where} ({outside[0]} …)")
     if pairing == "day":
@@ -103,13 +101,12 @@ def assemble_manifest(
     measured = scans.drop_duplicates("path").set_index("path")[["suvr", "status", "centiloid"]].to_dict("index")
     known = {(row["person"], row["session"]): row for row in pd.DataFrame(people).to_dict("records")}
     for row in rows:
-        row |= known.get((row["person"], row["session"]), {})
         for target in (target for target in TRACERS if row[target]):
             row |= {f"{target}_{name}": value for name, value in measured[row[target]].items()}
-        row.pop("tau_centiloid", None)
     further = [name for name in config.attributes if name not in COLUMNS]
     empty = EMPTY | dict.fromkeys(further, "")
-    candidates = pd.DataFrame([empty | row for row in rows], columns=[*COLUMNS, *further, "reason"])
+    candidates = [empty | known.get((row["person"], row["session"]), {}) | row for row in rows]
+    candidates = pd.DataFrame(candidates, columns=[*COLUMNS, *further, "reason"])
     return select_sessions(candidates, config, where, notes)
 
 
@@ -238,7 +235,7 @@ def _scan_table(scans: pd.DataFrame | Iterable[Row]) -> pd.DataFrame:
 def _choose_scans(scans: pd.DataFrame, labels: Sequence[str], notes: list[str]) -> pd.DataFrame:
     """Keep one scan per session, target and space; native T1w first, and PET only in the space of its T1w."""
     rank = scans["tracer"].map({label: number for number, label in enumerate(labels)}).fillna(-1)
-    order = scans.assign(rank=rank, row=scans.index).sort_values([*_KEY, "rank", "row"]).drop(columns=["rank", "row"])
+    order = scans.assign(rank=rank).sort_values([*_KEY, "rank"], kind="stable")
     chosen = []
     for (person, session), group in order.groupby(_KEY, sort=False):
         where = f"{person} {session}"
@@ -310,12 +307,10 @@ def _pair_across_sessions(
                     by = ", by the ages of the sessions" if pet["by_age"] or origin[row["t1w"]]["by_age"] else ""
                     gap = f"{pair[f'{tracer}_days']:+.0f} days from the T1w{by}"
                     notes.append(f"{row['person']} {row['session']}: {pet['tracer']} PET of {pet['session']}, {gap}")
-    kept_targets: dict[tuple[str, str], set[str]] = {}  # of sessions with PET: those with no scan given away
-    for pet in (scan for scan in records if scan["target"] != "t1w"):
-        kept_targets.setdefault((pet["person"], pet["session"]), set()).add(pet["target"])
-    for path in given:
-        kept_targets[origin[path]["person"], origin[path]["session"]].discard(origin[path]["target"])
-    return [row for row in rows if row["t1w"] or kept_targets.get((row["person"], row["session"])) != set()]
+    held = {(scan["person"], scan["session"], scan["target"]) for scan in records if scan["target"] != "t1w"}
+    left = held - {(origin[path]["person"], origin[path]["session"], origin[path]["target"]) for path in given}
+    emptied = {key[:2] for key in held} - {key[:2] for key in left}
+    return [row for row in rows if row["t1w"] or (row["person"], row["session"]) not in emptied]
 
 
 # ── scans of one time ─────────────────────────────────────────────────────────────────────────────

@@ -91,10 +91,10 @@ class CohortDataset(Dataset):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]  # -1 is the last
         row = self.index.iloc[index]
         volumes = self._volumes()[self._rows[index]]  # (3, X, Y, Z), not read yet
         if self._shift or self._flip:
-            index = range(len(self))[index]  # -1 is the last
             generator = np.random.default_rng(derive_seed(self._seed, "augment", self._epoch, index))
             volumes = augment(volumes, self._shift, self._flip, generator)
         volumes = np.array(volumes, dtype=np.float32)  # (3, X, Y, Z)
@@ -104,7 +104,7 @@ class CohortDataset(Dataset):
             "age": float(row["age"]),
             "sex": str(row["sex"]),
             "attributes": {name: values[self._rows[index]] for name, values in self._attributes.items()},
-            "row": range(len(self))[index],
+            "row": index,
             "person": str(row["person"]),
         }
 

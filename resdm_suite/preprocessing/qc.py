@@ -23,7 +23,7 @@ from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, brain_points, mni_map, regions
 from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.paths import sidecar_path
-from resdm_suite.preprocessing.measures import blur, limits, measure_flags, shared_information
+from resdm_suite.preprocessing.measures import MEASURED, blur, limits, measure_flags, shared_information
 from resdm_suite.preprocessing.resampling import displacement
 from resdm_suite.preprocessing.scans import VolumeError, form_difference, open_image
 from resdm_suite.preprocessing.volumes import record_path, require_index, session_scans
@@ -33,7 +33,6 @@ from resdm_suite.records import checked, parsing, read_json
 REVISION = 1
 """Raise it whenever the same volumes give other measures or montages, so that old ones are made again."""
 
-_RECORDED = ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")  # by preprocessing
 _MEASURES = ("similarity", "mirror", "reference_mean", "reference_cov", "reference_suvr", "suvr_low", "suvr_high",
              "suvr_max", "clipped_percent")  # fmt: skip
 
@@ -141,7 +140,7 @@ def session_quality(session: PreprocessedSession) -> dict[str, Any]:
             suvr = session.suvr(tracer, pet)
             both = pet, np.ascontiguousarray(pet[::-1])
             straight, mirrored = (shared_information(blurred_t1, blur(volume, grid)[brain]) for volume in both)
-            values |= {name: measured[f"{tracer}_{name}"] for name in _RECORDED}
+            values |= {name: measured[f"{tracer}_{name}"] for name in MEASURED}
             values["mirror"] = straight - mirrored
             values["reference_suvr"] = float(suvr[masks[REFERENCE[tracer]]].mean())
             values["suvr_low"], values["suvr_high"] = np.percentile(suvr[brain], (1, 99)).tolist()
@@ -197,9 +196,8 @@ def _stored_orientation(row: dict[str, Any]) -> dict[str, Any]:
         with suppress(VolumeError):
             images.append(open_image(Path(path), header_only=True))
     apart = [form_difference(image) for image in images if isinstance(image, nib.Nifti1Pair)]
-    known = [mm for mm in apart if np.isfinite(mm)]
     axes = " ".join("".join(nib.aff2axcodes(image.affine)) for image in images)
-    return {"axes": axes, "form_mm": max(known) if known else np.nan}
+    return {"axes": axes, "form_mm": max((mm for mm in apart if np.isfinite(mm)), default=np.nan)}
 
 
 def _quality_flags(line: dict[str, Any]) -> list[str]:

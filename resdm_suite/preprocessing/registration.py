@@ -11,6 +11,7 @@ left-handed or sheared storage makes no difference. One thread and seeded sampli
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, wraps
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,8 +145,7 @@ def _head(scan: Scan) -> tuple[float, np.ndarray, np.ndarray]:
     bright = np.percentile(scan.data, 99.5)
     inside = np.argwhere(scan.data > 0.1 * bright)
     low, high = inside.min(0) - 0.5, inside.max(0) + 0.5
-    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
-    world = apply_affine(scan.affine, corners)
+    world = apply_affine(scan.affine, list(product(*zip(low, high, strict=True))))
     return bright, world.min(0), world.max(0)
 
 

@@ -1,6 +1,7 @@
 """Reading scans: one NIfTI or MGH file → one volume, with every check that a scan of a head must pass."""
 
 import math
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -121,8 +122,7 @@ def form_difference(image: nib.Nifti1Pair) -> float:
     """Largest distance in mm between a scan's corners by sform and by qform; NaN if one is not set or is none."""
     if image.header["sform_code"] == 0 or image.header["qform_code"] == 0:
         return np.nan
-    ends = [(0, n - 1) for n in image.shape[:3]]
-    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
+    corners = np.array(list(product(*((0, n - 1) for n in image.shape[:3]))))
     return float(displacement(image.header.get_sform(), _qform(image.header), corners).max())
 
 

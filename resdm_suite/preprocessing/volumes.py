@@ -31,11 +31,11 @@ from resdm.settings import TRACERS, to_dict
 from resdm.timing import forecaster
 from resdm_suite.anatomy import Grid, brain_points, mni_map, regions
 from resdm_suite.cohorts.leakage import check_shared_scans
-from resdm_suite.cohorts.manifest import IDENTITY, ManifestError, read_manifest
+from resdm_suite.cohorts.manifest import IDENTITY, ManifestError, read_manifest, status_by_cutoff
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.paths import NOT_ACQUIRED, bids_fields, bids_uri, image_path, sidecar_path, stem, write_description
 from resdm_suite.preprocessing.frames import seconds
-from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
+from resdm_suite.preprocessing.measures import MEASURED, blur, measure_flags, shared_information
 from resdm_suite.preprocessing.resampling import Scan
 from resdm_suite.preprocessing.scans import VolumeError, read_scan, read_transform
 from resdm_suite.preprocessing.suvr import pet_on_grid, units
@@ -46,7 +46,6 @@ from resdm_suite.records import alone, check_folder, read_csv, read_record, stat
 REVISION = 7
 """Raise it whenever the same scans and settings give other volumes, so that old ones are made again."""
 
-_INDEX_MEASURES = ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")
 _FLOW = ["step", "people", "sessions"]
 _EXCLUDED = ["person", "session", "split", "step", "reason"]
 
@@ -147,8 +146,7 @@ def cohort_flow(config: Config) -> pd.DataFrame:
         flow = pd.DataFrame([("kept", manifest["person"].nunique(), len(manifest))], columns=_FLOW)
     excluded = read_csv(excluded_path, dtype=text) if excluded_path.is_file() else pd.DataFrame(columns=_EXCLUDED)
     usable = pd.concat([included, excluded[excluded["step"] == "flagged"]])
-    unflagged = included[included["flags"].isna()]
-    steps = {"scans usable": usable, "passes QC": unflagged}
+    steps = {"scans usable": usable, "passes QC": included[included["flags"].isna()]}
     rows = [(step, part["person"].nunique(), len(part)) for step, part in steps.items()]
     return pd.concat([flow, pd.DataFrame(rows, columns=_FLOW)], ignore_index=True)
 
@@ -210,9 +208,9 @@ def _current_record(config: Config, row: Row, settings: str) -> dict[str, Any] |
     scans = _inputs(row)
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # no record, or a damaged one
         record = session_record(config, row)
-        same = record["settings"] == settings and record["outputs"] == _outputs(row)
-        same = same and record.get("space", "") == row["space"] and set(record["inputs"]) == set(scans)
-        same = same and record.get("transforms", {}) == _transforms(row)
+        wanted = {"settings": settings, "outputs": _outputs(row), "space": row["space"], "transforms": _transforms(row)}
+        stored = {"space": "", "transforms": {}} | record
+        same = wanted.items() <= stored.items() and record["inputs"].keys() == scans.keys()
         known = {scans[what]: record["inputs"][what] for what in scans} if same else {}
         known |= {config.volumes / file: {"sha256": digest} for file, digest in record.get("files", {}).items()}
         since = record_path(config, row).stat().st_mtime_ns
@@ -345,7 +343,6 @@ def _acquisition(path: str, scan: Scan) -> dict[str, Any]:
 
 def _index(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -> pd.DataFrame:
     """``index.csv`` from the manifest and the measurements."""
-    cohort, cohort_attributes = config.cohort, [name for name in config.attributes if name in frame]
     lines = []
     for row, record in zip(frame.to_dict("records"), records, strict=True):
         measured, outputs = record["measured"], record["outputs"]
@@ -355,18 +352,17 @@ def _index(config: Config, frame: pd.DataFrame, records: list[dict[str, Any]]) -
         for tracer in TRACERS:
             given = row[f"{tracer}_suvr"]
             line[f"{tracer}_suvr"] = measured.get(f"{tracer}_suvr", np.nan) if np.isnan(given) else given
-        cutoffs = {"amyloid": cohort.amyloid_cutoff.get(row["amyloid_tracer"], np.nan), "tau": cohort.tau_cutoff}
-        for tracer, cutoff in cutoffs.items():
-            status, suvr = row[f"{tracer}_status"], line[f"{tracer}_suvr"]
-            known = np.isfinite(suvr) and np.isfinite(cutoff)
-            line[f"{tracer}_status"] = int(suvr >= cutoff) if pd.isna(status) and known else status
+        for tracer in TRACERS:
+            status = status_by_cutoff(line[f"{tracer}_suvr"], tracer, row[f"{tracer}_tracer"], config.cohort)
+            given = row[f"{tracer}_status"]
+            line[f"{tracer}_status"] = status if pd.isna(given) else given
         line |= {what: outputs.get(what, "") for what in ("t1w", *TRACERS)}
         line |= {name: row[name] for name in ("education", "mmse")}
         line["t1_correlation"] = measured["t1_correlation"]
         for tracer in TRACERS:
-            line |= {f"{tracer}_{name}": measured.get(f"{tracer}_{name}", np.nan) for name in _INDEX_MEASURES}
+            line |= {f"{tracer}_{name}": measured.get(f"{tracer}_{name}", np.nan) for name in MEASURED}
         line["flags"] = ";".join(measure_flags(measured))
-        line |= {name: row[name] for name in cohort_attributes if name not in line}
+        line |= {name: row[name] for name in config.attributes if name in row and name not in line}
         lines.append(line)
     return pd.DataFrame(lines).astype({f"{tracer}_status": "Int64" for tracer in TRACERS})
 

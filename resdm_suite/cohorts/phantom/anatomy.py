@@ -52,12 +52,6 @@ class Template:
     thinning: dict[str, np.ndarray]  # `_THINNING` as maps
     air_mm: np.ndarray  # distance outside the brain
 
-    @property
-    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """MNI mm along x, y and z."""
-        affine = self.grid.affine
-        return tuple(affine[i, 3] + affine[i, i] * np.arange(n) for i, n in enumerate(self.grid.shape))
-
 
 @cache
 def make_template(voxel_mm: float) -> Template:
@@ -118,7 +112,7 @@ def random_field(rng: np.random.Generator, template: Template, count: int, sd: t
     width, weight = rng.uniform(*sd, count), rng.normal(0, 1, count)
     gauss = [
         np.exp(-0.5 * ((axis - centre[:, i, None]) / width[:, None]) ** 2).astype(np.float32)
-        for i, axis in enumerate(template.axes)
+        for i, axis in enumerate(template.grid.axes)
     ]
     volume = len(points) * 10.0**3
     norm = np.sqrt((weight**2 * width**3 * np.pi**1.5).sum() / volume)

@@ -131,10 +131,9 @@ def _write_tables(root: Path, people: list[dict[str, Any]]) -> None:
         for person in people
     ])  # fmt: skip
     write_csv(root / "participants.tsv", participants, separator="\t")
-    described = json.loads(bids_text("participants.json"))
-    planted = json.loads(bids_text("attributes.json"))
+    described, planted = (json.loads(bids_text(f"{name}.json")) for name in ("participants", "attributes"))
     described |= {name: planted[name] for name in planted if name in participants}
-    write_text(root / "participants.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    write_json(root / "participants.json", described)
 
 
 def _write_person(config: Config, index: int, digest: str) -> None:
@@ -142,40 +141,39 @@ def _write_person(config: Config, index: int, digest: str) -> None:
         root, name, person = config.source_root, person_name(index), draw_person(config, index)
         shutil.rmtree(root / name, ignore_errors=True)  # unfinished files of a killed call
         visits = person.pop("visits")
-        files = [file for n, visit in enumerate(visits) for file in _write_session(config, index, n, person, visit)]
+        paths = [path for n, visit in enumerate(visits) for path in _write_session(config, index, n, person, visit)]
         path = root / name / f"{name}_sessions.tsv"
         rows = [(v["session"], v["date"], f"{v['age']:.1f}", v["diagnosis"], v["mmse"]) for v in visits]
         columns = ["session_id", "examination_date", "age", "diagnosis", "MMSE"]
         write_csv(path, pd.DataFrame(rows, columns=columns), separator="\t")
         write_text(path.with_suffix(".json"), bids_text("sessions.json"))
-        files += [path.relative_to(root).as_posix(), path.with_suffix(".json").relative_to(root).as_posix()]
+        files = [file.relative_to(root).as_posix() for file in (*paths, path, path.with_suffix(".json"))]
         record = {"person": name, "digest": digest, **person, "sessions": visits, "files": files}
         write_json(config.work / "truth" / f"{name}.json", record)  # last: marks the person as complete
 
 
 def _write_session(
     config: Config, index: int, number: int, person: dict[str, Any], record: dict[str, Any]
-) -> list[str]:
-    """Write a session's scans; add deformation, transforms and regional SUVR to its ``record``; the files' names."""
+) -> list[Path]:
+    """Write a session's scans; add deformation, transforms and regional SUVR to its ``record``; return the files."""
     root, name, session = config.source_root, person_name(index), record["session"]
     record["deformation"] = draw_deformation(config.seed, index, record["ventricles"])
     scans = _acquire_scans(config, index, number, person, record)
-    files, dates = [], []
+    paths, dates = [], []
     for what, (file, scan, days) in scans.items():
         path = root / name / session / file
-        sidecar = sidecar_path(path)
         _save(path, scan)
-        write_json(sidecar, scan.sidecar)
+        write_json(sidecar_path(path), scan.sidecar)
         date = datetime.date.fromisoformat(record["date"]) + datetime.timedelta(days=days)
         dates.append((file, f"{date}T10:00:00"))
-        files += [path.relative_to(root).as_posix(), sidecar.relative_to(root).as_posix()]
+        paths += [path, sidecar_path(path)]
         to_person = scan.truth["world_to_person"]
         to_mni = np.array(person["person_to_mni"]) @ to_person
         transforms = {"world_to_person": to_person.tolist(), "world_to_mni": to_mni.tolist()}
-        record["scans"][what] = {"path": files[-2], **scan.truth, **transforms}
+        record["scans"][what] = {"path": path.relative_to(root).as_posix(), **scan.truth, **transforms}
     path = root / name / session / f"{name}_{session}_scans.tsv"
     write_csv(path, pd.DataFrame(dates, columns=["filename", "acq_time"]), separator="\t")
-    return [*files, path.relative_to(root).as_posix()]
+    return [*paths, path]
 
 
 def _acquire_scans(

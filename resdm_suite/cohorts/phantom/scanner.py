@@ -116,7 +116,7 @@ def make_visit(config: Config, index: int, person: dict[str, Any], session: dict
         personal={
             tracer: 0.06 * (0.6 * shared + 0.8 * random_field(rng, template, 40, (14, 28))) for tracer in TRACERS
         },
-        field=displacement_on_axes(session["deformation"], template.axes),
+        field=displacement_on_axes(session["deformation"], template.grid.axes),
         person_to_mni=np.array(person["person_to_mni"]),
         decades=decades,
         sex={"F": 1.0, "M": -1.0}[person["sex"]],

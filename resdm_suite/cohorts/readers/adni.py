@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from resdm_suite.cohorts.manifest import SPACE, ManifestError
+from resdm_suite.cohorts.manifest import SPACE, ManifestError, status_by_cutoff
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.readers.adni_tables import AMYLOID_LABELS, PASSED, TAU_LABELS, StudyTables, read_tables, rid_of
 from resdm_suite.cohorts.readers.bids import raw_name, tracer_labels
 from resdm_suite.cohorts.tables import day_number, images, read_by_key, to_age, to_date
-from resdm_suite.paths import visible
+from resdm_suite.paths import entity, visible
 from resdm_suite.profiles import Config
 
 _T1 = re.compile(r"\bmp ?rage|\bmpr\b|spgr|\bmt1\b|\bt1w?\b")
@@ -210,10 +210,8 @@ def _clinica_scans(
 
 def _clinica_tracer(name: str) -> str:
     """Label of a PET by ``trc-``, else by ``acq-`` as in older versions; empty where neither names one tracer."""
-    stated = re.search(r"_trc-([A-Za-z0-9]+)_", name)
-    acquired = re.search(r"_acq-([A-Za-z0-9]+)_", name)
-    labels = [stated[1]] if stated else tracer_labels(acquired[1]) if acquired else []
-    return labels[0] if len(labels) == 1 else ""
+    labels = tracer_labels(entity(name, "acq"))
+    return entity(name, "trc") or (labels[0] if len(labels) == 1 else "")
 
 
 _Images = dict[tuple[str, pd.Timestamp, str], dict[str, list[tuple[str, Path]]]]  # of a scan, by level
@@ -347,10 +345,9 @@ def _measured(scan: Scan, tables: StudyTables, config: Config, notes: list[str])
         fault = f"{row['source']} has qc_flag {row['qc']:g}, not used"
         notes.append(f"{scan.person} {scan.session}: {fault}; the SUVR of the {target} PET will be measured")
         return date, {}
-    cutoff = config.cohort.tau_cutoff if target == "tau" else config.cohort.amyloid_cutoff.get(scan.what, np.nan)
     status = row["status"]
-    if pd.isna(status) and np.isfinite(row["suvr"]) and np.isfinite(cutoff):
-        status = float(row["suvr"] >= cutoff)
+    if pd.isna(status):
+        status = status_by_cutoff(row["suvr"], target, scan.what, config.cohort)
     return date, {"suvr": row["suvr"], "status": status, "centiloid": row["centiloid"]}
 
 

@@ -299,7 +299,7 @@ def _dated(files: Iterable[Path], stems: Sequence[str], notes: list[str]) -> lis
 # ── PET ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _pet_rows(table: Table, label: str | None, labels: dict[str, str], **columns: pd.Series) -> pd.DataFrame:
+def _pet_rows(table: Table, label: str | None, labels: dict[str, str], **columns: Any) -> pd.DataFrame:
     """One row per PET with a date; ``label`` where the table is of one tracer."""
     tracer = table.column("TRACER", needed=label is None).str.upper().str.replace(r"[^A-Z0-9]", "", regex=True)
     frame = pd.DataFrame({
@@ -326,8 +326,8 @@ def _tau_rows(table: Table, label: str | None) -> pd.DataFrame:
     """Rows of a tau table; SUVR of the meta-temporal region, always divided by that of the inferior cerebellum."""
     uptake = table.numbers("META_TEMPORAL_SUVR", "METATEMPORAL_SUVR", needed=True)
     reference = table.numbers("INFERIORCEREBELLUM_SUVR", "INFERIOR_CEREBELLUM_SUVR", needed=True)
-    nan = pd.Series(np.nan, index=uptake.index)
-    return _pet_rows(table, label, TAU_LABELS, suvr=uptake / reference.where(reference > 0), status=nan, centiloid=nan)
+    suvr = uptake / reference.where(reference > 0)
+    return _pet_rows(table, label, TAU_LABELS, suvr=suvr, status=np.nan, centiloid=np.nan)
 
 
 def _one_per_scan(frames: list[pd.DataFrame]) -> pd.DataFrame:

@@ -147,10 +147,9 @@ def _fetch(file: Remote, tick: Callable[[int], None], stop: threading.Event) -> 
         _stream(file, tick, stop)
         if stop.is_set():
             return
-        fault = _fault(file)
-        if fault and _size(file.part) >= file.bytes:  # a short part stays: only its rest is requested
-            _drop(file.part, tick)
-        if fault:
+        if fault := _fault(file):
+            if _size(file.part) >= file.bytes:  # a short part stays: only its rest is requested
+                _drop(file.part, tick)
             raise _DamagedError(fault)
         os.replace(file.part, file.path)
 

@@ -26,7 +26,7 @@ from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.readers.bids import conflicting_tracers
 from resdm_suite.cohorts.readers.download import DownloadError, Remote, address, fetch, list_bucket
 from resdm_suite.cohorts.tables import images, read_by_key, read_sidecar, to_age
-from resdm_suite.paths import sidecar_path
+from resdm_suite.paths import entity, sidecar_path
 from resdm_suite.profiles import Config
 
 DATASET = "ds004856"
@@ -83,8 +83,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
         repeated += [where] if len(t1ws) > 1 else []
         found = [("t1w", "", path) for path in t1ws[-1:]]  # by name, so by run
         for path in (path for path, suffix in files if suffix == "pet"):
-            tracer = re.search(r"_trc-([A-Za-z0-9]+)_", path)
-            label = tracer[1] if tracer else ""
+            label = entity(path, "trc")
             target = config.cohort.tracers.get(label)
             if target is None:
                 known = ", ".join(config.cohort.tracers)
