@@ -65,7 +65,8 @@ person of the list) and ``wrong_<field>`` (the value at the other end of the lis
 TARGET_WORDS = ("suvr", "centiloid", "status", "positive", "positivity", "braak", "uptake", "visual_read")
 """Words of columns that are read from a PET: no field of a prompt unless it is ``earlier_…``, from an earlier visit."""
 
-NO_ATTRIBUTES = ("person", "session", "split", "t1w", *TRACERS, "space", "load", "stage", "severity", "progression")
+NO_ATTRIBUTES = ("person", "session", "split", "t1w", *TRACERS, "space", "load", "stage", "severity", "progression",
+                 "reason", "flags")  # fmt: skip
 """Columns that are no attribute of a person, and names of a phantom's truth."""
 
 TORCH = find_spec("torch") is not None

@@ -289,7 +289,8 @@ def test_a_further_column_travels_through_manifest_and_index(table):
 
 
 @pytest.mark.parametrize("name", ["amyloid_suvr", "tau_status", "amyloid_centiloid", "centiloid", "tau_positive",
-                                  "braak_stage", "severity", "load", "t1w", "split", "Waist", "a b"])  # fmt: skip
+                                  "braak_stage", "severity", "load", "t1w", "split", "reason", "flags", "Waist",
+                                  "a b"])  # fmt: skip
 def test_a_field_of_the_target_or_of_no_person_is_refused_by_name(name, tmp_path):
     with pytest.raises(ConfigError, match=f"'{name}'"):
         check_field(name, "x")

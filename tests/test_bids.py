@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import flow
 
+from resdm.baselines.linear import LinearConfig
 from resdm_suite.cohorts.assembly import make_manifest
 from resdm_suite.cohorts.manifest import LeakageError, ManifestError
 from resdm_suite.cohorts.readers.bids import build_manifest
@@ -105,6 +106,14 @@ def test_sessions_tsv_precedes_participants_tsv_and_later_ages_follow(dataset, c
     ]
     assert frame["mmse"].fillna(-1).tolist() == [28, -1, 22, -1]
     assert flow.set_index("step")["sessions"]["has age and sex"] == 4  # ses-later has no age
+
+
+def test_a_column_for_the_prompt_may_have_any_name(dataset, config):
+    methods = {"Mine": LinearConfig(kind="linear", fields=("age", "years", "cells", "visit_day"))}
+    root = dataset("participant_id\tsex\tage\tyears\tcells\tvisit_day\nsub-1\tF\t70\t12\tmany\t5\n",
+                   {"sub-1/ses-M012": [T1, AV45]})  # fmt: skip
+    frame = build_manifest(root, dataclasses.replace(config, methods=methods)).manifest
+    assert frame[["years", "cells", "visit_day"]].to_numpy().tolist() == [["12", "many", "5"]]
 
 
 def test_people_without_sessions_are_read(dataset, config):

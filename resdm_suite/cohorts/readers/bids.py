@@ -22,7 +22,7 @@ from resdm.io import stored_json
 from resdm_suite.cohorts.manifest import IDENTITY, SPACE, ManifestError
 from resdm_suite.cohorts.matching import Cohort, assemble_manifest
 from resdm_suite.cohorts.tables import day_number, images, raw_dataset, read_by_key, read_sidecar, to_age, to_date
-from resdm_suite.paths import tools_of, visible
+from resdm_suite.paths import entity, tools_of, visible
 from resdm_suite.profiles import Config
 
 # names of columns, in lower case; the first that exists and is filled is used
@@ -93,7 +93,11 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
             noted = notes if visit["session"] in with_t1w else []
             cells = table.get(subject.name, {})
             further = {name: visit["cells"].get(name) or cells.get(name, "") for name in config.attributes}
-            people.append(further | visit | _person(visit, visits, cells, scales, noted))
+            key = {"person": subject.name, "session": visit["session"]}
+            people.append(further | key | _person(visit, visits, cells, scales, noted))
+        days = _session_days(visits)
+        for scan in listed:
+            scan["visit_day"], scan["by_age"] = days[scan["session"]]
     if not people:
         raise ManifestError(f"{root}: no sub-* folder; {expected}")
     absent = sorted(table.keys() - {row["person"] for row in people})
@@ -101,9 +105,6 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
         notes.append(f"{len(absent)} people of participants.tsv have no folder ({absent[0]} …)")
     for label, count in sorted(Counter(scan["tracer"] for scan in scans if not scan["target"]).items()):
         notes.append(f"{count} PET of {label or 'no known tracer, by trc- or TracerName'}: not read")
-    days = _session_days(people)
-    for scan in scans:
-        scan["visit_day"], scan["by_age"] = days[scan["person"], scan["session"]]
     return assemble_manifest([s for s in scans if s["target"]], people, config, root, notes, "session, then day")
 
 
@@ -145,11 +146,10 @@ def _visits(subject: Path, raw: Path | None, config: Config, notes: list[str]) -
         day = to_date(text)
         if day is None:
             notes.append(f"{where}: no date in {person}_sessions.tsv: {text!r}")
-        if day is None or pd.isna(day):
+        visit_day = day_number(day)
+        if np.isnan(visit_day):
             by_label = day_number(to_date(session.removeprefix("ses-")))  # as ses-20120503
             visit_day = min(days.values(), default=by_label)
-        else:
-            visit_day = day_number(day)
         key = {"person": person, "session": session}
         visits.append(key | {"cells": cells, "visit_day": visit_day, "years": _years_of(session)})
         if raw:
@@ -198,10 +198,8 @@ def _given_transform(scan: Row, subject: Path, prepared: dict[str, list[Path]], 
         return {"transform": str(min(files, key=lambda file: "MNI152NLin2009" not in file.name, default=""))}
     t1w = [native for session in ([name] if prepared.get(name) else prepared) for native in prepared[session]
            if "_space-" not in native.name]  # fmt: skip
-    lies_on_it = "_space-T1w_" in path.name
-    given = (
-        IDENTITY if lies_on_it else next((str(file) for file in files if re.search("_to-(T1w|anat)_", file.name)), "")
-    )
+    leading_to_it = (str(file) for file in files if entity(file.name, "to") in ("T1w", "anat"))
+    given = IDENTITY if entity(path.name, "space") == "T1w" else next(leading_to_it, "")
     return {"transform": given, "onto": str(t1w[0])} if len(t1w) == 1 else {}
 
 
@@ -213,7 +211,7 @@ def _scans(
     scans = []
     for path in sorted(files, key=lambda path: bool(_POOR.search(path.name))):
         name, is_pet = path.name, path.parent.name == "pet"
-        space = re.search(r"_space-([A-Za-z0-9]+)_", name)
+        space = "" if entity(name, "space") in _NATIVE else entity(name, "space")
         owner = re.match(r"sub-[^_]+(_ses-[^_]+)?_", name)
         labels = "_".join([key["person"], *([folder.name] if folder.name == key["session"] else [])]) + "_"
         if owner and not (labels.startswith(owner[0]) or owner[0].startswith(labels)):
@@ -222,14 +220,14 @@ def _scans(
             notes.append(f"{where}: {name} has no attenuation correction; not used")
         elif "_pvc-" in name:
             notes.append(f"{where}: {name} is corrected for partial volume, unlike other PETs; not used")
-        elif space and space[1] not in _NATIVE and not space[1].startswith(SPACE):
-            notes.append(f"{where}: {name} is in space {space[1]}; not used")
+        elif space and not space.startswith(SPACE):
+            notes.append(f"{where}: {name} is in space {space}; not used")
         else:
             label = _tracer(path, where, config, notes) if is_pet else ""
             target = config.cohort.tracers.get(label, "") if is_pet else "t1w"
             scan = {"target": target, "tracer": label, "path": str(path)}
             scan["day"] = days.get(name, days.get(raw_name(name), np.nan))
-            scans.append(key | scan | {"space": space[1] if space and space[1] not in _NATIVE else ""})
+            scans.append(key | scan | {"space": space})
     first = {(scan["target"], scan["tracer"]): Path(scan["path"]).name for scan in reversed(scans) if scan["target"]}
     notes += [f"{where}: {name} is the only {label or 'T1w'}, though it is after contrast agent or of the early phase"
               for (_, label), name in first.items() if _POOR.search(name)]  # fmt: skip
@@ -269,9 +267,10 @@ def _age_scale(path: Path, notes: list[str]) -> float:
 def _person(visit: Row, visits: list[Row], participant: dict[str, str], scales: list[float], notes: list[str]) -> Row:
     """Read age, sex, diagnosis, education and MMSE; unreadable cells stay text.
 
-    ``age_of_visit`` is NaN where the age may be that of another session.
+    Entry ``age_of_visit`` of the visit is set, to NaN where the age may be that of another session.
     """
-    where, row = f"{visit['person']} {visit['session']}", {"age_of_visit": np.nan}
+    where, row = f"{visit['person']} {visit['session']}", {}
+    visit["age_of_visit"] = np.nan
     dated = not any(np.isnan(other["visit_day"]) for other in visits)
     first = min(visits, key=lambda other: np.nan_to_num(other["visit_day"] if dated else other["years"], nan=np.inf))
     for column, names in _NAMES.items():
@@ -296,7 +295,7 @@ def _person(visit: Row, visits: list[Row], participant: dict[str, str], scales: 
                 notes.append(f"{where}: age of participants.tsv plus {years:.1f} years since the first session")
             row["age"] = cells[name] if scale == 1 and years == 0 else age * scale + years
             if cells is not participant or name == "age_bl":
-                row["age_of_visit"] = age * scale + years
+                visit["age_of_visit"] = age * scale + years
             break
     return row
 
@@ -309,39 +308,36 @@ def _years_between(first: Row, visit: Row) -> float:
     return visit["years"] - np.nan_to_num(first["years"]) if np.isnan(by_day) else by_day
 
 
-def _session_days(people: list[Row]) -> dict[tuple[str, str], tuple[float, bool]]:
-    """Day of every session, and whether it comes from ages (365.25 days a year) because there is no date."""
+def _session_days(visits: list[Row]) -> dict[str, tuple[float, bool]]:
+    """Day of a person's sessions, and whether it comes from ages (365.25 days a year) because there is no date."""
+    dated = [visit for visit in visits if not np.isnan(visit["visit_day"])]
+    start = next((visit for visit in dated or visits if not np.isnan(visit["age_of_visit"])), None)
     days = {}
-    for _, visits in pd.DataFrame(people).groupby("person"):
-        dated = visits["visit_day"].notna()
-        known = visits[visits["age_of_visit"].notna() & (dated | ~dated.any())]
-        for visit, by_age in zip(visits.itertuples(), ~dated, strict=True):
-            day = visit.visit_day
-            if by_age and len(known) and not np.isnan(visit.age_of_visit):
-                start = known.iloc[0]
-                day = round(365.25 * (visit.age_of_visit - start["age_of_visit"]))
-                day += start["visit_day"] if dated.any() else 0.0
-            days[visit.person, visit.session] = day, by_age
+    for visit in visits:
+        day, by_age = visit["visit_day"], bool(np.isnan(visit["visit_day"]))
+        if by_age and start and not np.isnan(visit["age_of_visit"]):
+            day = round(365.25 * (visit["age_of_visit"] - start["age_of_visit"]))
+            day += start["visit_day"] if dated else 0.0
+        days[visit["session"]] = day, by_age
     return days
 
 
 def _tracer(scan: Path, where: str, config: Config, notes: list[str]) -> str:
     """Label of a PET by its file name, else by ``TracerName`` of its sidecar; empty where neither names one tracer."""
-    entity, sidecar = re.search(r"_trc-([A-Za-z0-9]+)_", scan.name), read_sidecar(scan)
+    stated, sidecar, known = entity(scan.name, "trc"), read_sidecar(scan), config.cohort.tracers
     if sidecar is None:
         notes.append(f"{where}: the sidecar of {scan.name} cannot be read as JSON; it is not used")
-    known, sidecar = config.cohort.tracers, sidecar or {}
-    if entity is None or entity[1] not in known:
-        text = entity[1] if entity else sidecar.get("TracerName", "")
-        labels = tracer_labels(text, known)
+        sidecar = {}
+    if stated not in known:
+        labels = tracer_labels(stated or sidecar.get("TracerName", ""), known)
         if len(labels) != 1:
-            return entity[1] if entity else ""
-        read = f": trc-{text} is read as" if entity else " has no trc-; its sidecar's TracerName is"
+            return stated
+        read = f": trc-{stated} is read as" if stated else " has no trc-; its sidecar's TracerName is"
         notes.append(f"{where}: {scan.name}{read} {labels[0]}")
         return labels[0]
-    for key, value in conflicting_tracers(sidecar, entity[1]):
-        notes.append(f"{where}: sidecar of {scan.name} has {key} {value!r}; the file name's tracer {entity[1]} is used")
-    return entity[1]
+    for key, value in conflicting_tracers(sidecar, stated):
+        notes.append(f"{where}: sidecar of {scan.name} has {key} {value!r}; the file name's tracer {stated} is used")
+    return stated
 
 
 def conflicting_tracers(sidecar: dict[str, Any], label: str) -> list[tuple[str, object]]:
