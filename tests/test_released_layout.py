@@ -112,12 +112,13 @@ def test_people_in_no_list_are_not_used(copy, config):
     ("data_info.csv", "", "data_info.csv: empty; expected a header"),
     ("data_info.csv", None, "no data_info.csv; expected a table with columns ID, Age, Sex"),
     ("validation.txt", None, "validation.txt: no such list; write one, or draw the split: --draw-split"),
+    ("validation.txt", "{0} naïve", "validation.txt: not UTF-8; save it as plain text in UTF-8"),
 ])  # fmt: skip
 def test_invalid_folders_are_named(copy, config, file, text, message):
     path = copy / "data_info" / file
     path.unlink()
     if text is not None:
-        path.write_text(text.format(participant(0)))
+        path.write_text(text.format(participant(0)), encoding="latin-1")
     with pytest.raises(ManifestError) as error:
         build_manifest(copy, config)
     assert message.format(participant(0)) in str(error.value)

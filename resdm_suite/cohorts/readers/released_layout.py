@@ -100,7 +100,11 @@ def _splits(folder: Path) -> dict[str, str]:
         path = folder / f"{split}.txt"
         if not path.is_file():
             raise ManifestError(f"{path}: no such list; write one, or draw the split: --draw-split")
-        for name in map(stem, path.read_text(encoding="utf-8-sig").split()):
+        try:
+            names = path.read_text(encoding="utf-8-sig").split()
+        except UnicodeDecodeError:
+            raise ManifestError(f"{path}: not UTF-8; save it as plain text in UTF-8") from None
+        for name in map(stem, names):
             if splits.setdefault(name, split) != split:
                 raise LeakageError(
                     f"{path}: {name} is in {splits[name]}.txt too. All sessions of a person belong in one list; take "
