@@ -115,6 +115,27 @@ def test_scans_that_move_a_session_are_not_mixed_with_older_ones(tmp_path):
         convert_people(tmp_path / "in", tmp_path / "out", progress=False)
 
 
+def test_people_and_columns_that_are_there_stay(tmp_path):
+    write_t1(tmp_path / "first" / "b", T1)
+    convert_people(tmp_path / "first", tmp_path / "out", progress=False)
+    table = tmp_path / "out" / "participants.tsv"
+    table.write_text("participant_id\tsex\teducation\nsub-b\tM\t16\n")
+    (tmp_path / "second" / "a").mkdir(parents=True)
+    (tmp_path / "first" / "b").rename(tmp_path / "second" / "c")
+    with pytest.raises(DicomError, match="no DICOM image"):
+        convert_people(tmp_path / "second", tmp_path / "out", progress=False)
+    assert table.read_text() == "participant_id\tsex\teducation\nsub-b\tM\t16\nsub-c\tF\tn/a\n"
+
+
+@pytest.mark.parametrize("name", ["dataset_description.json", "participants.tsv"])
+def test_a_data_set_of_another_origin_is_refused(tmp_path, name):
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DicomError, match="holds a data set that was not converted from DICOM by resdm"):
+        convert_people(tmp_path / "in", tmp_path, progress=False)
+    assert (tmp_path / name).read_text() == "{}"
+
+
 def test_without_a_time_of_injection_none_is_claimed(tmp_path):
     write_pet(tmp_path / "in" / "a", PET[..., :1], injected="")
     convert_people(tmp_path / "in", tmp_path / "out", progress=False)

@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 from resdm import __version__
 from resdm.io import atomic, sha256, stored_json, write_csv, write_json, write_text
 from resdm_suite.cohorts.readers.bids import tracer_labels
-from resdm_suite.paths import DESCRIPTION, sidecar_path, visible
+from resdm_suite.cohorts.tables import read_by_key
+from resdm_suite.paths import DESCRIPTION, sidecar_path, tools_of, visible
 
 T1W = "mp-?rage|spgr|bravo|t1|tfe"
 """Descriptions of a T1-weighted series, a regular expression."""
@@ -198,7 +199,6 @@ def convert_series(series: Series, image: Path) -> Path:
         if np.prod(shape) != expected:
             raise DicomError(f"{where}: {arguments[0]} made an image of {shape}, expected {expected} voxels in all")
         content = json.loads(sidecar_path(images[0]).read_text(encoding="utf-8")) | {"SeriesDigest": series.digest}
-        image.parent.mkdir(parents=True, exist_ok=True)
         with atomic(image) as to:
             to.write_bytes(images[0].read_bytes())
         write_json(sidecar_path(image), _with_injection(content, series) if pet else content)
@@ -264,9 +264,9 @@ def convert_people(folder: str | Path, out: str | Path, *, t1w: str = T1W, progr
     """Convert the T1w and PET series of people to a BIDS data set, for ``resdm manifest bids``.
 
     ``folder`` holds one folder per person, of any depth; its name gives the label ``sub-…``. Images that are in ``out``
-    already stay; delete them to convert them again. ``t1w`` is a regular expression of the descriptions of a
-    T1-weighted series. Returns how many images there are, and the series that are not converted. `DicomError` names
-    people of whom a series cannot be converted; the others are converted.
+    already stay, as do rows and columns of ``participants.tsv``; delete images to convert them again. ``t1w`` is a
+    regular expression of the descriptions of a T1-weighted series. Returns how many images there are, and the series
+    that are not converted. `DicomError` names people of whom a series cannot be converted; the others are converted.
     """
     folder, out, failures, notes, rows = Path(folder), Path(out), [], [], []
     people = {place: _label(Path(place.name)) for place in visible(folder, "*") if place.is_dir()}
@@ -275,12 +275,16 @@ def convert_people(folder: str | Path, out: str | Path, *, t1w: str = T1W, progr
         fault = f"two folders of {twice[0]}" if twice else "no folder of a person"
         raise DicomError(f"{folder}: {fault}; expected one folder per person, with a name of its own")
     _describe(out)
+    stored = read_by_key(out / "participants.tsv", "participant_id", "sub-", notes=notes)
     for place, label in tqdm(people.items(), desc="people", unit="person", disable=not progress):
         try:
             rows.append(_convert_person(place, out / label, re.compile(t1w, re.IGNORECASE), notes))
         except DicomError as error:
             failures.append(str(error))
-    write_csv(out / "participants.tsv", pd.DataFrame(rows, columns=["participant_id", "sex"]), separator="\t")
+    known = {name: {"sex": sex} for name, sex in rows} | stored
+    columns = dict.fromkeys(["participant_id", "sex", *(name for cells in stored.values() for name in cells)])
+    table = pd.DataFrame([{"participant_id": name} | known[name] for name in sorted(known)], columns=[*columns])
+    write_csv(out / "participants.tsv", table.fillna("").replace("", "n/a"), separator="\t")
     if failures:
         done = f"{len(rows)} of {len(people)} people are converted; correct the others and run the same command again"
         raise DicomError("\n".join([*failures, done]))
@@ -339,8 +343,11 @@ def _label(folder: Path) -> str:
 
 
 def _describe(out: Path) -> None:
-    """Describe the raw data set."""
+    """Describe the raw data set; `DicomError` for one of another origin, whose files would be replaced."""
     made_by = {"Name": "resdm", "Version": __version__, "Description": "DICOM by dcm2niix and pypet2bids"}
+    ours = made_by["Description"] in [tool.get("Description") for tool in tools_of(out)]
+    if not ours and any((out / name).is_file() for name in (DESCRIPTION, "participants.tsv")):
+        raise DicomError(f"{out}: holds a data set that was not converted from DICOM by resdm; give another folder")
     about = {"Name": "Converted from DICOM", "BIDSVersion": "1.9.0", "DatasetType": "raw", "GeneratedBy": [made_by]}
     write_json(out / DESCRIPTION, about)
     write_text(out / "README", "Converted from DICOM. Dates are shifted: each person's first scan is on 1900-01-01.\n")
