@@ -265,9 +265,9 @@ def _session_rows(scans: pd.DataFrame, people: pd.DataFrame) -> list[Row]:
     rows = []
     for person, session in sorted(by_session.keys() | set(people[_KEY].itertuples(index=False, name=None))):
         group = sorted(by_session.get((person, session), []), key=lambda scan: scan["space"])
-        first = {target: next((s for s in group if s["target"] == target), None) for target in ("t1w", *TRACERS)}
-        head = first["t1w"] or _SCAN | {"person": person, "session": session}
-        rows.append(_row(head, {target: first[target] for target in TRACERS}))
+        first = {scan["target"]: scan for scan in reversed(group)}
+        head = first.get("t1w") or _SCAN | {"person": person, "session": session}
+        rows.append(_row(head, first))
     return rows
 
 
@@ -355,8 +355,7 @@ def match_scans(scans: pd.DataFrame | Sequence[Row], match: MatchConfig, labels:
 def _match_person(heads: list[Row], pets: list[Row], match: MatchConfig, order: dict[str, int]) -> list[Row]:
     """Match the scans of one person, sorted by day; see `match_scans`."""
     if not heads:
-        first = {target: next((pet for pet in pets if pet["target"] == target), None) for target in TRACERS}
-        return [_row(pets[0] | {"path": ""}, first)]
+        return [_row(pets[0] | {"path": ""}, {pet["target"]: pet for pet in reversed(pets)})]
     near = [[_is_near(head, pet, match) for pet in pets] for head in heads]
     free, left, taken = set(range(len(pets))), list(range(len(heads))), {}
     while True:
@@ -371,7 +370,7 @@ def _match_person(heads: list[Row], pets: list[Row], match: MatchConfig, order: 
 
     rows = []
     for number, head in enumerate(heads):
-        chosen: dict[str, Row | None] = {pets[p]["target"]: pets[p] for p in taken.get(number, ())}
+        chosen = {pets[p]["target"]: pets[p] for p in taken.get(number, ())}
         reason = ""
         for target in (target for target in TRACERS if target not in chosen):
             those = [p for p, pet in enumerate(pets) if pet["target"] == target]
@@ -417,7 +416,7 @@ def _day(scan: Row) -> float:
     return np.inf if np.isnan(scan["day"]) else scan["day"]
 
 
-def _row(head: Row, chosen: dict[str, Row | None], reason: str = "") -> Row:
+def _row(head: Row, chosen: dict[str, Row], reason: str = "") -> Row:
     """Join a T1 scan (an empty path where there is none) and its PETs into one row."""
     row = {name: head[name] for name in (*_KEY, "space")} | {"t1w": head["path"], "reason": reason}
     row["t1w_transform"] = head["transform"] if row["t1w"] else ""

@@ -60,8 +60,8 @@ def average_frames(data: np.ndarray, path: Path, tracer: str) -> tuple[np.ndarra
     empty = ~((high > 0) & (high > low))
     used, window = ~empty if not empty.all() else empty, WINDOWS.get(tracer)
     info: dict[str, Any] = {"number": number, "weights": source}
-    if durations is None or starts is None or not window:
-        known = "no window is known of this tracer" if durations is not None and starts is not None else source
+    if starts is None or not window:
+        known = source if starts is None else "no window is known of this tracer"
         info["note"] = f"{number} frames averaged without regard to the tracer's window ({known})"
     if starts is not None and window and number > 1:
         stop = starts[-1] + durations[-1]

@@ -110,8 +110,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
 
 def _raw_of_prepared(root: Path, config: Config, notes: list[str]) -> Path | None:
     """The raw data set of outputs of fMRIPrep or PETPrep, or these themselves without one; None for other data."""
-    names = [str(tool.get("Name", "")) for tool in tools_of(root)]
-    tool = next((name for name in names if name.lower() in _PREPARED), "")
+    tool = next((tool["Name"] for tool in tools_of(root) if str(tool.get("Name")).lower() in _PREPARED), "")
     if not tool:
         if config.cohort.tables is not None:
             fault = "its tables are its own participants.tsv and sessions.tsv; leave out cohort.tables and --tables"
@@ -134,9 +133,7 @@ def _visits(subject: Path, raw: Path | None, config: Config, notes: list[str]) -
     table = read_by_key(source / f"{person}_sessions.tsv", "session_id", "ses-", notes=notes)
     visits: list[Row] = []
     scans: list[Row] = []
-    names = sorted(
-        {folder.name for place in {subject, source} for folder in visible(place, "ses-*") if folder.is_dir()}
-    )
+    names = sorted({visit.name for place in {subject, source} for visit in visible(place, "ses-*") if visit.is_dir()})
     prepared = _prepared_t1w(subject, source, names, notes) if raw else {}
     for name in names or [""]:
         folder, session = source / name, name or "ses-1"
