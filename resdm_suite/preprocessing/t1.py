@@ -223,12 +223,12 @@ def t1_on_grid(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """The T1 in [0, 1] on the grid, the matrix MNI → T1, and entries of its sidecar.
 
-    ``space`` is the scan's standard space, if it has one, and ``given`` the matrix, if it is known; else register it.
+    ``given`` is the matrix, if it is known; else the T1 is registered. ``space`` is that of the manifest, for messages.
     """
     grid = Grid.of(settings.grid)
     brain = mni_map("brain", grid)
-    mni_to_t1 = np.eye(4) if given is None else given
-    if not space and given is None:
+    mni_to_t1 = given
+    if mni_to_t1 is None:
         from resdm_suite.preprocessing.registration import register_affine  # SimpleITK: stored volumes need none
 
         with registration_errors(path):
@@ -238,7 +238,7 @@ def t1_on_grid(
         array /= np.exp(_log_bias(t1, mni_to_t1, grid))
     scan, template = (blur(volume, grid)[brain] for volume in (array, mni_map("t1", grid)))
     correlation = float(np.corrcoef(scan, template)[0, 1]) if scan.any() else 0.0
-    if (space or given is not None) and correlation < MIN_TEMPLATE_CORRELATION:
+    if given is not None and correlation < MIN_TEMPLATE_CORRELATION:
         stated, column = (f"it is in {space}", "space") if space else ("a transform leads there", "transform")
         raise VolumeError(
             f"{path}: the manifest states that {stated}, but it does not fit the {SPACE} T1 there (correlation "
