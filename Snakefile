@@ -30,7 +30,7 @@ VARIANTS = [name for name in METHODS if name.partition("@")[0] in ABLATION]
 COMPARED = [name for name in METHODS if name.partition("@")[0] == "ResDM" or name not in VARIANTS]  # Table 2
 if SETTINGS.purpose == "paper" and "ResDM" not in METHODS:
     raise ConfigError(f"configs/{PROFILE}.yaml: the notebooks compare with ResDM, which methods lacks; add it, or run single stages")
-RELEASED = [name for name in METHODS if SETTINGS.method(name).kind == "released"]
+RELEASED = [name for name in METHODS if SETTINGS.method(name).kind in ("released", "linear")]
 SAMPLED = [name for name in METHODS if name.partition("@")[0] == SETTINGS.uncertainty.method]
 PHANTOM = SETTINGS.cohort.kind == "phantom"
 CONDITIONS = SETTINGS.conditions
