@@ -105,6 +105,7 @@ def test_undefined_estimates_are_nan_and_wrong_input_is_refused():
     assert math.isnan(pearson([1, 1, 1], [1, 2, 3]).value)
     assert math.isnan(intraclass(np.ones((5, 2))).value)
     assert math.isnan(intraclass(np.ones((2, 2))).value)
+    assert math.isnan(intraclass(np.array([[0.0, 0.25]] * 4), "consistency").value)  # a change that is 0 in everyone
     assert bland_altman([1, 2], [2, 3])["bias"].value == 1
     assert math.isnan(bland_altman([1, 2], [2, 3])["upper"].value)
     for call in (bland_altman, concordance, pearson, slope):

@@ -337,8 +337,8 @@ def test_the_command_writes_one_page_also_without_status(cohort, tmp_path, capsy
     config, table, folder = cohort
     frame = pd.read_csv(table, dtype=str, keep_default_na=False)
     frame.drop(columns=[f"{tracer}_status" for tracer in TRACERS], errors="ignore").to_csv(table, index=False)
-    out = tmp_path / "out"
-    code = main(["evaluate", str(table), f"A={folder}", "--out", str(out), "--quiet"])
+    out, name = tmp_path / "out", "synthetic"  # also what the volumes of a table are called
+    code = main(["evaluate", str(table), f"{name}={folder}", "--out", str(out), "--quiet"])
     assert code == 0, capsys.readouterr().err
     assert capsys.readouterr().out.strip() == str(out / "evaluation.html")
     page = (out / "evaluation.html").read_text(encoding="utf-8")
@@ -346,12 +346,12 @@ def test_the_command_writes_one_page_also_without_status(cohort, tmp_path, capsy
     numbers = json.loads((out / "figures" / "evaluation" / "evaluation_metrics.json").read_text(encoding="utf-8"))
     (row,) = [
         row for row in numbers["quality"]
-        if (row["method"], row["tracer"], row["region"], row["metric"]) == ("A", "amyloid", "brain", "psnr")
+        if (row["method"], row["tracer"], row["region"], row["metric"]) == (name, "amyloid", "brain", "psnr")
     ]  # fmt: skip
     scores = score_people(config, "A").query("tracer == 'amyloid' and region == 'brain'")
     assert row["mean"] == pytest.approx(scores.groupby("person")["psnr"].mean().mean(), rel=1e-9)
     change(folder, without_cerebellum)
-    assert main(["evaluate", str(table), f"A={folder}", "--out", str(out), "--quiet"]) == 2
+    assert main(["evaluate", str(table), f"{name}={folder}", "--out", str(out), "--quiet"]) == 2
     assert "lack the reference region" in capsys.readouterr().err
 
 

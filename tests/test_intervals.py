@@ -143,6 +143,16 @@ def test_too_few_people_give_no_calibration(config, tmp_path):
     assert set(compare_intervals(config, "ResDM")["tracer"]) == {"tau"}
 
 
+def test_a_tracer_that_no_test_person_has_is_left_out(config, tmp_path):
+    samples = config.predictions("ResDM", "samples") / "regional.csv"
+    write_csv(samples, pd.read_csv(samples).query("split != 'test' or tracer != 'tau'"))
+    index = pd.read_csv(config.volumes / "index.csv")
+    write_csv(config.volumes / "index.csv", index.assign(age=70.0))
+    assert set(compare_intervals(config, "ResDM")["tracer"]) == {"amyloid"}
+    write_calibration(config, "ResDM", "abc", tmp_path)
+    assert set(stated_status(config, "ResDM", read_calibration(tmp_path, "abc"))["tracer"]) == {"amyloid"}
+
+
 def test_what_the_intervals_of_test_people_state(config):
     """Half-widths of 0 state everyone, of 9 nobody; an error beyond the cut-off is not right."""
     index = pd.read_csv(config.volumes / "index.csv")

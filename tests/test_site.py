@@ -21,7 +21,7 @@ from resdm.io import WriteError, write_json
 from resdm_suite.apps import cli
 from resdm_suite.records import write_record
 from resdm_suite.reporting import site
-from resdm_suite.reporting.glance import comparisons
+from resdm_suite.reporting.glance import answers, comparisons
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
@@ -300,6 +300,17 @@ def test_the_head_of_the_page_says_nothing_from_other_runs(config):
     tree = BeautifulSoup(site.write_report(config).read_text(), "html.parser")
     assert tree.find(id="glance").find_next("div").find("table") is None
     assert [tag.get_text() for tag in tree.find_all("dt")][-2:] == ["Is this run complete?", "How long did it take?"]
+
+
+@pytest.mark.parametrize("content", [
+    "a,b\n1,2\n", "method,tracer,region,metric\nResDM,tau,brain,psnr\n",
+    "name,tracer,estimate,low,high\npsnr_right_wrong,tau,a,b,c\npsnr_own_shuffled,tau,a,b,c\n",
+])  # fmt: skip
+def test_tables_written_by_hand_give_no_answer(config, content):
+    stored_results(config.figures)
+    for path in config.figures.glob("*.csv"):
+        path.write_text(content)
+    assert comparisons(config)["columns"] == comparisons(config)["rows"] == answers(config) == []
 
 
 def test_nothing_made_is_an_error_with_its_remedy(tmp_path, capsys):

@@ -49,8 +49,8 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement") -> Estimate:
     """Intraclass correlation of single measurements (n, k) of n people, two-way, with the interval from F.
 
     ``agreement`` is ICC(2,1) of Shrout and Fleiss, ICC(A,1) of McGraw and Wong: a bias or a wrong scale lowers it.
-    ``consistency`` is ICC(3,1), ICC(C,1): a bias does not. NaN for fewer than three people, or where nothing varies; no
-    ends where Satterthwaite's degrees of freedom are nearly 0.
+    ``consistency`` is ICC(3,1), ICC(C,1): a bias does not. NaN for fewer than three people, or where nothing varies, of
+    ``consistency`` also where only a bias does; no ends where Satterthwaite's degrees of freedom are nearly 0.
     """
     table = np.asarray(ratings, dtype=np.float64)
     if kind not in ("agreement", "consistency"):
@@ -65,7 +65,8 @@ def intraclass(ratings: np.ndarray, kind: str = "agreement") -> Estimate:
     columns = n * float(np.sum((table.mean(axis=0) - grand) ** 2)) / (k - 1)
     rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + grand
     error = float(np.sum(rest**2)) / ((n - 1) * (k - 1))
-    if rows + error + columns <= 1e-24 * max(1.0, grand**2):
+    varying = rows + error + (columns if kind == "agreement" else 0.0)
+    if varying <= 1e-24 * max(1.0, grand**2):
         return Estimate(math.nan)
     freedom = (n - 1) * (k - 1)
     if kind == "consistency":

@@ -11,7 +11,6 @@ it by at 90 %) in an outer cross-validation over validation people. Test people 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from resdm.io import write_json
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.statistics import interval
-from resdm_suite.evaluation.uncertainty import FOLDS, Samples, UncertaintyError, calibrate, over_people, read_regional
+from resdm_suite.evaluation.uncertainty import FOLDS, Samples, calibrate, over_people, read_regional
 from resdm_suite.paths import CALIBRATION
 from resdm_suite.preprocessing.dataset import CohortDataset
 from resdm_suite.profiles import Config
@@ -113,14 +112,14 @@ def compare_intervals(config: Config, method: str) -> pd.DataFrame:
         that of the predictor over validation people, each scored by a fit to others (above zero: better); of test
         people coverage with ``_low`` and ``_high``, width (mean of the whole interval, SUVR) and n. Intervals are 95 %
         bootstraps over people. ``ensemble`` is left out where the method has one training, a tracer with fewer than
-        `MIN_PEOPLE` validation people.
+        `MIN_PEOPLE` validation people or no test person.
     """
     parts = [pd.DataFrame(columns=["tracer", "unit", "predictor", "gain", "coverage", "width", "n"])]
     with threadpool_limits(1):
         for tracer in TRACERS:
-            samples = [read_regional(config, method, tracer, split) for split in ("validation", "test")]
-            if samples[0].who["person"].nunique() >= MIN_PEOPLE:
-                parts.append(_compare_tracer(config, method, tracer, *samples))
+            validation, test = (read_regional(config, method, tracer, split) for split in ("validation", "test"))
+            if validation.who["person"].nunique() >= MIN_PEOPLE and len(test.who):
+                parts.append(_compare_tracer(config, method, tracer, validation, test))
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
@@ -191,18 +190,15 @@ def write_calibration(config: Config, method: str, model: str, folder: Path) -> 
     """
     tracers = {}
     for tracer in TRACERS:
-        with suppress(UncertaintyError, KeyError):  # nobody has this tracer's PET
-            samples = read_regional(config, method, tracer, "validation")
-            people = samples.who["person"]
-            if people.nunique() >= MIN_PEOPLE:
-                nothing = np.zeros_like(samples.std)
-                _, half = intervals("map", samples.residual, nothing, nothing, people)(nothing[:1], nothing[:1])
-                widths = dict(zip(samples.names, map(float, half[0].round(6)), strict=True))
-                tracers[tracer] = {"people": int(people.nunique()), "half_width": widths}
+        samples = read_regional(config, method, tracer, "validation")
+        people = samples.who["person"]
+        if people.nunique() >= MIN_PEOPLE:
+            nothing = np.zeros_like(samples.std)
+            _, half = intervals("map", samples.residual, nothing, nothing, people)(nothing[:1], nothing[:1])
+            widths = dict(zip(samples.names, map(float, half[0].round(6)), strict=True))
+            tracers[tracer] = {"people": int(people.nunique()), "half_width": widths}
     calibration = {"model": model, "level": LEVEL, "predictor": PREDICTORS["map"], "tracers": tracers}
-    calibration |= {"stage": f"resdm sample {config.profile}"}
-    write_json(folder / CALIBRATION, calibration)
-    return folder / CALIBRATION
+    return write_json(folder / CALIBRATION, calibration | {"stage": f"resdm sample {config.profile}"})
 
 
 def read_calibration(folder: Path, model: str) -> dict[str, Any]:
@@ -225,6 +221,8 @@ def stated_status(config: Config, method: str, calibration: dict[str, Any]) -> p
     index, parts = read_index(config), [pd.DataFrame(columns=columns)]
     for tracer, known in calibration.items():
         samples, half = read_regional(config, method, tracer, "test"), known["half_width"]["summary"]
+        if samples.who.empty:
+            continue
         mean, residual = (values[:, samples.names.index("summary")] for values in (samples.mean, samples.residual))
         part = samples.who.assign(tracer=tracer, mean=mean, real=mean + residual, low=mean - half, high=mean + half)
         part = part.merge(index, on=["person", "session"], how="left", suffixes=("", "_"))

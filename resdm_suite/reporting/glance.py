@@ -24,6 +24,9 @@ COMPARED = {
 }
 """Name → method, or the source of Table 4."""
 
+UNUSABLE = (LookupError, ValueError, TypeError)
+"""Errors of a table that is missing, damaged or not of this run."""
+
 NOTE = (
     "ResDM minus the other over test people, with the 95 % interval; n = {n}. Image quality: PSNR inside the brain; "
     "1 dB more is a fifth less squared error. Status{target}: AUC, the chance that a positive person scores higher "
@@ -53,17 +56,17 @@ def comparisons(config: Config) -> dict[str, Any]:
 
     ``rows`` is empty where neither Table 2 nor Table 4 is of this run.
     """
-    quality, status = {}, {}
-    with contextlib.suppress(LookupError, ValueError):
-        frame = read_result(config, "table2").query("region == 'brain' and metric == 'psnr'")
-        quality = {tracer: part.set_index("method") for tracer, part in frame.groupby("tracer")}
-    planted = False
-    with contextlib.suppress(LookupError, ValueError):
-        frame = read_result(config, "table4").query("metric == 'auc_mean_score'")
-        planted = "planted" in set(frame["target"])
-        frame = frame[frame["target"] == ("planted" if planted else "label")]
-        status = {tracer: part.set_index("source") for tracer, part in frame.groupby("tracer")}
     of_quality, of_status = ("difference", "dB", "dB"), (f"over_{REFERENCE_METHOD}", "%", "points")
+    quality, status, planted = {}, {}, False
+    with contextlib.suppress(*UNUSABLE):
+        frame = read_result(config, "table2")
+        frame = frame[(frame["region"] == "brain") & (frame["metric"] == "psnr")]
+        quality = _by_tracer(frame, "method", of_quality[0])
+    with contextlib.suppress(*UNUSABLE):
+        frame = read_result(config, "table4")
+        frame = frame[frame["metric"] == "auc_mean_score"]
+        planted = "planted" in set(frame["target"])
+        status = _by_tracer(frame[frame["target"] == ("planted" if planted else "label")], "source", of_status[0])
     columns = {f"image quality, {TRACER_NAMES[t]}": (quality[t], *of_quality) for t in TRACERS if t in quality}
     columns |= {f"status, {TRACER_NAMES[t]}": (status[t], *of_status) for t in TRACERS if t in status}
     rows = [("ResDM itself", [_own(part, unit) for part, _, unit, _ in columns.values()])] if columns else []
@@ -73,6 +76,15 @@ def comparisons(config: Config) -> dict[str, Any]:
     counts = sorted({int(part["n"].max()) for part in (*quality.values(), *status.values())})
     note = NOTE.format(n="–".join(map(str, dict.fromkeys(counts[:1] + counts[-1:]))), target=" (planted)" * planted)
     return {"columns": list(columns), "rows": rows, "note": note}
+
+
+def _by_tracer(frame: pd.DataFrame, subject: str, name_of: str) -> dict[str, pd.DataFrame]:
+    """Rows of each tracer by subject; an error of `UNUSABLE` for a row that occurs twice, or what is no number."""
+    numbers = ("mean", "ci_low", "ci_high", name_of, f"{name_of}_low", f"{name_of}_high")
+    frame = frame.astype(dict.fromkeys(numbers, float) | {"n": int}).set_index(["tracer", subject])
+    if not frame.index.is_unique:
+        raise LookupError("a row occurs twice")
+    return {tracer: part.droplevel("tracer") for tracer, part in frame.groupby("tracer")}
 
 
 def _own(part: pd.DataFrame, unit: str) -> Cell:
@@ -103,7 +115,7 @@ def answers(config: Config) -> list[Answer]:
     """Answers from figures 4 and 5, the ledger of claims and notebook 21; without a table of this run, none."""
     found = []
     for make in (_sex, _age, _claims, _refusals, _statuses, _membership):
-        with contextlib.suppress(LookupError, ValueError):
+        with contextlib.suppress(*UNUSABLE):
             found.append(make(config))
     return found
 
