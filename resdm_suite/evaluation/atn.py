@@ -26,7 +26,7 @@ from resdm_suite.evaluation.downstream import labelled
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.planted import read_causes
 from resdm_suite.evaluation.readings import SESSION, TARGETS
-from resdm_suite.evaluation.statistics import percentile_interval, person_draws, person_weights
+from resdm_suite.evaluation.statistics import ends_of, percentile_interval, person_draws, person_weights, with_ends
 from resdm_suite.evaluation.status import compare_sources, status_blocks, status_parts
 from resdm_suite.evaluation.stored import read_volume
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
@@ -157,8 +157,7 @@ def joint_summary(
             head = {"target": target, "markers": markers, "n": first["person"].nunique(), "sessions": len(first)}
             rows += [head | row for row in compare_sources(chosen, METRICS, sources, bases, seed=seed)]
     columns = ["source", "target", "markers", "metric", "trainings", "n", "sessions", "folds"]
-    columns += ["mean", "std", "ci_low", "ci_high"]
-    columns += [f"over_{base}{end}" for base in bases for end in ("", "_low", "_high")]
+    columns += ["mean", "std", "ci_low", "ci_high", *(name for base in bases for name in ends_of(f"over_{base}"))]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -213,8 +212,7 @@ def decision_curves(status: pd.DataFrame, sources: Iterable[str], thresholds: np
                 row |= dict(zip(("low", "high"), percentile_interval(drawn[name][:, k]), strict=True))
                 if "age_sex" in scores and name != "age_sex":
                     ends = percentile_interval(drawn[name][:, k] - drawn["age_sex"][:, k])
-                    row |= {"over_base": mean[name][k] - mean["age_sex"][k]}
-                    row |= dict(zip(("over_base_low", "over_base_high"), ends, strict=True))
+                    row |= with_ends("over_base", mean[name][k] - mean["age_sex"][k], ends)
                 rows.append(row)
-    columns = ["target", "tracer", "source", "threshold", "n", "net_benefit", "low", "high"]
-    return pd.DataFrame(rows, columns=columns + [f"over_base{end}" for end in ("", "_low", "_high")])
+    columns = ["target", "tracer", "source", "threshold", "n", "net_benefit", "low", "high", *ends_of("over_base")]
+    return pd.DataFrame(rows, columns=columns)

@@ -374,16 +374,17 @@ def _status_inputs(config: Config, test: pd.DataFrame, tracer: str) -> dict[str,
 
 def _write(config: Config, name: str, frame: pd.DataFrame, folds: pd.DataFrame) -> Path:
     """Store readings and their evaluators with the columns of `COLUMNS`; the path of the readings."""
-    for file, table in ((f"{name}_folds", folds), (name, frame)):
-        path = write_csv(readings_path(config, file), table.reindex(columns=list(COLUMNS[file])), "%.9g")
+    made = [
+        write_csv(readings_path(config, file), table.reindex(columns=list(COLUMNS[file])), "%.9g")
+        for file, table in ((f"{name}_folds", folds), (name, frame))
+    ]
     notebook = {"status": "06_table4_diagnosis", "sex": "07_figure4_gender", "age": "08_figure5_age"}[name]
     methods = (*config.methods, "ceiling")
     scored = [config.predictions(method, one) for method in methods for one in conditions(config, method)
               if one == "factual" or name != "status"]  # fmt: skip
     inputs = [config.volumes / "index.csv", config.volumes / "cohort.json", *(one / "scores.csv" for one in scored)]
-    made = [path, readings_path(config, f"{name}_folds")]
-    write_record(path.parent, f"notebooks/{notebook}.ipynb", made, inputs, name=f".{name}{NAME}")
-    return path
+    write_record(config.evaluation_folder, f"notebooks/{notebook}.ipynb", made, inputs, name=f".{name}{NAME}")
+    return made[-1]
 
 
 def _posterior(config: Config, test: pd.DataFrame, tracer: str) -> np.ndarray | None:
@@ -406,10 +407,7 @@ def evaluate_sex(config: Config, *, progress: bool = True) -> Path:
     Stores ``evaluation/sex.csv``, with score (probability of M) and prompt (the sex in the prompt; empty for none), and
     ``sex_folds.csv``.
     """
-    if READING:
-        return checked(readings_path(config, "sex"))
-    frame, folds = _read_prompted(config, "sex", progress)
-    return _write(config, "sex", frame.astype({"label": int}), folds.rename(columns=_CARD))
+    return _evaluate_prompted(config, "sex", {}, _CARD, progress)
 
 
 def evaluate_age(config: Config, *, progress: bool = True) -> Path:
@@ -418,16 +416,19 @@ def evaluate_age(config: Config, *, progress: bool = True) -> Path:
     Stores ``evaluation/age.csv``, with prompt_age (in the prompt; empty for none) and predicted (years, less the mean
     error ``bias`` on held-out people), and ``age_folds.csv``.
     """
+    names = {"label": "age", "prompt": "prompt_age", "score": "predicted"}
+    return _evaluate_prompted(config, "age", names, _CARD | {"quality": "held_out_r", "offset": "bias"}, progress)
+
+
+def _evaluate_prompted(
+    config: Config, target: str, names: dict[str, str], card: dict[str, str], progress: bool
+) -> Path:
+    """Store scores of real PET and of every method's finished conditions by the evaluators of ``target``; the path.
+
+    ``names`` and ``card`` rename columns of the scores and of `Evaluator.card`.
+    """
     if READING:
-        return checked(readings_path(config, "age"))
-    frame, folds = _read_prompted(config, "age", progress)
-    frame = frame.rename(columns={"label": "age", "prompt": "prompt_age", "score": "predicted"})
-    folds = folds.rename(columns={"quality": "held_out_r", "p": "held_out_p", "offset": "bias"})
-    return _write(config, "age", frame, folds)
-
-
-def _read_prompted(config: Config, target: str, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of real PET and of every method's finished conditions by the evaluator of ``target``; the evaluators."""
+        return checked(readings_path(config, target))
     pairs = [(method, condition) for method in config.methods for condition in conditions(config, method)]
 
     def read(tracer: str) -> tuple[list[pd.DataFrame], dict[str, Any]]:
@@ -446,7 +447,8 @@ def _read_prompted(config: Config, target: str, progress: bool) -> tuple[pd.Data
 
     with _progress(config, (target,), progress) as bar:
         parts, cards = zip(*_defined([(tracer,) for tracer in TRACERS], read).values(), strict=True)
-    return pd.concat([frame for frames in parts for frame in frames]), pd.DataFrame(cards)
+    frame = pd.concat([frame for frames in parts for frame in frames]).rename(columns=names)
+    return _write(config, target, frame, pd.DataFrame(cards).rename(columns=card))
 
 
 def _prompt(path: Path, target: str) -> Any:

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from resdm.io import write_json
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.image_quality import read_index
-from resdm_suite.evaluation.statistics import interval
+from resdm_suite.evaluation.statistics import interval, with_ends
 from resdm_suite.evaluation.uncertainty import FOLDS, Samples, calibrate, over_people, read_regional
 from resdm_suite.paths import CALIBRATION
 from resdm_suite.preprocessing.dataset import CohortDataset
@@ -144,8 +144,7 @@ def _compare_tracer(config: Config, method: str, tracer: str, validation: Sample
             share = over_people(inside[:, which].mean(axis=1), test.who["person"].to_numpy())
             row = {"tracer": tracer, "unit": unit, "predictor": name}
             for measure, values in (("gain", gain), ("coverage", share)):
-                low, high = interval(values, seed=config.seed)
-                row |= {measure: values.mean(), f"{measure}_low": low, f"{measure}_high": high}
+                row |= with_ends(measure, values.mean(), interval(values, seed=config.seed))
             rows.append(row | {"width": float(2 * half[:, which].mean()), "n": len(share)})
     return pd.DataFrame(rows)
 

@@ -8,7 +8,7 @@ import pandas as pd
 from resdm.settings import TRACERS
 from resdm_suite.evaluation.agreement import agreement_table
 from resdm_suite.evaluation.image_quality import read_index
-from resdm_suite.evaluation.statistics import interval
+from resdm_suite.evaluation.statistics import ends_of, interval, with_ends
 from resdm_suite.evaluation.stored import SESSION
 from resdm_suite.evaluation.suvr import summary_suvr
 from resdm_suite.profiles import Config
@@ -54,11 +54,10 @@ def compare_changes(values: pd.DataFrame, keys: Iterable[str], *, seed: int) -> 
     for key, part in values.groupby(keys, sort=False):
         error, row = (part["synthetic"] - part["real"]).abs(), dict(zip(keys, key, strict=True))
         for name, one in {"change": part["synthetic"], "error": error, "gain": part["real"].abs() - error}.items():
-            low, high = interval(one, part["person"], seed=seed)
-            row |= {name: one.mean(), f"{name}_low": low, f"{name}_high": high}
+            row |= with_ends(name, one.mean(), interval(one, part["person"], seed=seed))
         rows.append(row | {"range": part["synthetic"].max() - part["synthetic"].min()})
     if not rows:
         return pd.DataFrame(columns=keys)
     table = agreement_table(values, keys).merge(pd.DataFrame(rows), on=keys)
-    table.loc[table.pop("range") < MIN_RANGE, ["r", "r_low", "r_high"]] = np.nan
+    table.loc[table.pop("range") < MIN_RANGE, ends_of("r")] = np.nan
     return table

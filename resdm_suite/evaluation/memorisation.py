@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from resdm_suite.evaluation.classification import auc
-from resdm_suite.evaluation.statistics import percentile_interval, person_resamples
+from resdm_suite.evaluation.statistics import percentile_interval, person_resamples, with_ends
 
 LIMIT = 0.8
 """Lower end of the AUC's 95 % interval above which a model is not shared without consent.
@@ -47,10 +47,9 @@ def memorisation(people: pd.DataFrame, *, seed: int) -> dict[str, Any]:
     """
     member, score = people["member"].to_numpy(int), -people["error"].to_numpy()
     draws = auc(member, score, person_resamples(people["person"], seed=seed))
-    low, high = percentile_interval(draws)
     groups = people.groupby(people["member"].map({True: "training", False: "other"}))
     found = {name: len(part) for name, part in groups}
-    found |= {"auc": float(auc(member, score, np.ones(len(people)))), "auc_low": low, "auc_high": high}
+    found |= with_ends("auc", float(auc(member, score, np.ones(len(people)))), percentile_interval(draws))
     means = {
         f"{what}_{name}": float(part[what].mean()) for name, part in groups for what in ("error", "nearest", "own")
     }

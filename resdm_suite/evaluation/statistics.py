@@ -120,6 +120,16 @@ def interval(
     return percentile_interval(resampled[0] if minus is None else resampled[0] - resampled[1], level)
 
 
+def ends_of(name: str) -> list[str]:
+    """Columns of a value with its interval: ``gain``, ``gain_low``, ``gain_high``."""
+    return [name, f"{name}_low", f"{name}_high"]
+
+
+def with_ends(name: str, value: float, ends: tuple[float, float]) -> dict[str, float]:
+    """A value and the ends of its interval under the names of `ends_of`."""
+    return dict(zip(ends_of(name), (value, *ends), strict=True))
+
+
 def percentile_interval(resampled: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of a resampled statistic.
 

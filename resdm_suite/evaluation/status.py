@@ -12,17 +12,7 @@ import numpy as np
 import pandas as pd
 
 from resdm.settings import TRACERS, derive_seed
-from resdm_suite.evaluation.classification import (
-    accuracy,
-    adjusted_auc,
-    auc,
-    balanced_accuracy,
-    brier,
-    f1,
-    kappa,
-    reliability,
-    wilson,
-)
+from resdm_suite.evaluation import classification
 from resdm_suite.evaluation.readings import SESSION, TARGETS, check_same_sessions, one_per_session
 from resdm_suite.evaluation.statistics import percentile_interval, person_draws, person_weights, training_resamples
 
@@ -162,11 +152,12 @@ def _folds(part: pd.DataFrame) -> list[str]:
 def _metric(part: pd.DataFrame, metric: str) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], np.ndarray]:
     """A metric as a function of scores and weights, and its scores: one row per fold, or the averaged score alone."""
     label, age, sex = (part[name].to_numpy() for name in ("label", "age", "sex"))
-    functions = {"acc": accuracy, "f1": f1, "balanced": balanced_accuracy, "kappa": kappa, "brier": brier}
-    function = functions.get(metric, auc)
+    functions = {"acc": classification.accuracy, "f1": classification.f1, "kappa": classification.kappa}
+    functions |= {"balanced": classification.balanced_accuracy, "brier": classification.brier}
+    function = functions.get(metric, classification.auc)
     if metric == "auc_adjusted":
-        function = partial(adjusted_auc, age=age, sex=sex)
-    kind = "score" if function is auc else "call"
+        function = partial(classification.adjusted_auc, age=age, sex=sex)
+    kind = "score" if metric == "auc" else "call"
     columns = ["score"] if metric in MEAN_SCORE else [f"{kind}_{fold}" for fold in _folds(part)]
     return partial(function, label), part[columns].to_numpy().T
 
@@ -181,8 +172,8 @@ def status_reliability(status: pd.DataFrame, sources: Iterable[str]) -> pd.DataF
         for source, repeats in parts.items():
             part = pd.concat(repeats, ignore_index=True)
             weights = np.tile(person_weights(repeats[0]["person"]), len(repeats)) / len(repeats)
-            table = reliability(part["score"].to_numpy(), part["label"].to_numpy(), weights, 5)
-            low, high = wilson(table["observed"], table["n"])
+            table = classification.reliability(part["score"].to_numpy(), part["label"].to_numpy(), weights, 5)
+            low, high = classification.wilson(table["observed"], table["n"])
             head = {"source": source, "target": target, "tracer": tracer}
             tables.append(table.rename(columns={"predicted": "score"}).assign(**head, low=low, high=high))
     columns = ["source", "target", "tracer", "score", "observed", "low", "high", "n"]

@@ -31,7 +31,7 @@ from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, mni_map
 from resdm_suite.evaluation.classification import reliability
 from resdm_suite.evaluation.image_quality import read_index, volume_pairs
-from resdm_suite.evaluation.statistics import REPEATS, interval, over_people, percentile_interval
+from resdm_suite.evaluation.statistics import REPEATS, interval, over_people, percentile_interval, with_ends
 from resdm_suite.evaluation.stored import SESSION, Numbers, read_table, read_volume
 from resdm_suite.evaluation.suvr import sidecar_range, to_suvr
 from resdm_suite.paths import std_path
@@ -157,22 +157,17 @@ def rank_summary(score: np.ndarray, error: np.ndarray, *, seed: int) -> dict[str
     itself), gain (share of the way from random to oracle). NaN for fewer than three people or a constant score.
     """
     n, nan = len(score), float("nan")
-    if n == 0:
-        names = ("rho", "rho_low", "rho_high", "aurc", "aurc_random", "aurc_oracle", "gain")
-        return dict.fromkeys(names, nan) | {"n": 0}
     constant = np.ptp(score) <= 1e-9 * np.abs(score).max()  # as good as chance
     random, oracle = float(error.mean()), float(risk_coverage(error, error).mean())
     aurc = random if constant else float(risk_coverage(score, error).mean())
-    rho, low, high = nan, nan, nan
+    rho, ends = nan, (nan, nan)
     if n >= 3 and not constant and np.ptp(error) > 0:
         rows = np.random.default_rng(seed).integers(0, n, (REPEATS, n))
         rho = float(_spearman(score[None], error[None])[0])
-        low, high = percentile_interval(_spearman(score[rows], error[rows]))
-    return {
-        "n": n, "rho": rho, "rho_low": low, "rho_high": high,
-        "aurc": aurc, "aurc_random": random, "aurc_oracle": oracle,
-        "gain": (random - aurc) / (random - oracle) if random > oracle else nan,
-    }  # fmt: skip
+        ends = percentile_interval(_spearman(score[rows], error[rows]))
+    gain = (random - aurc) / (random - oracle) if random > oracle else nan
+    area = {"aurc": aurc, "aurc_random": random, "aurc_oracle": oracle, "gain": gain}
+    return {"n": n} | with_ends("rho", rho, ends) | area
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -334,8 +329,8 @@ def compare_predictors(
         rows["ranking"].append(pd.DataFrame([{"predictor": predictor} | ranks]))
     for predictor, values in likelihoods.items():
         gain = likelihoods["map"] - values
-        low, high = interval(gain, seed=seed)
-        row = {"predictor": predictor, "nll": values.mean(), "gain": gain.mean(), "gain_low": low, "gain_high": high}
+        row = {"predictor": predictor, "nll": values.mean()}
+        row |= with_ends("gain", gain.mean(), interval(gain, seed=seed))
         rows["likelihood"].append(pd.DataFrame([row]))
     rows["people"].append(people)
     return {name: pd.concat(parts, ignore_index=True) for name, parts in rows.items()}

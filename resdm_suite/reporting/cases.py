@@ -343,11 +343,8 @@ def draw_regional(figure: Figure, points: pd.DataFrame, agreement: pd.DataFrame,
         return
     tracers, names = (list(dict.fromkeys(agreement[key])) for key in ("tracer", "method"))
     method = REFERENCE_METHOD if REFERENCE_METHOD in names else names[0]
-    looks, dot, ticks = (
-        style.method_styles(names),
-        {"markersize": 3.4, "markeredgewidth": 0},
-        np.arange(len(names))[::-1],
-    )
+    looks, ticks = style.method_styles(names), np.arange(len(names))[::-1]
+    dot = {"markersize": 3.4, "markeredgewidth": 0}
     shown = {name: dot | ({"markersize": 5, "zorder": 4} if name == method else {}) for name in names}
     mosaic = [[f"{left} {t}", f"r {t}", f"bias {t}"] for t in tracers for left in ("summary", "texture")]
     panels = figure.subplot_mosaic(mosaic, height_ratios=[1.6, 1] * len(tracers))

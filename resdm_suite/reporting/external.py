@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from resdm_suite.evaluation.statistics import ends_of
+from resdm_suite.reporting import tables
 from resdm_suite.reporting.diagnosis import NAMES
-from resdm_suite.reporting.tables import (
-    TRACER_NAMES,
-    Block,
-    is_best,
-    number,
-    pivot,
-    text_block,
-    with_interval,
-    with_spread,
-)
 
 _SUVR = {"bias (SUVR)": "bias", "ICC(2,1)": "icc_agreement", "slope": "slope", "r": "r"}
 
 
-def evaluation_pages(quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataFrame) -> list[Block]:
+def evaluation_pages(quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataFrame) -> list[tables.Block]:
     """Image quality inside the brain, SUVR and status, each by tracer.
 
     Parameters
@@ -31,25 +23,27 @@ def evaluation_pages(quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataF
     status : DataFrame
         Rows of `resdm_suite.evaluation.status.status_summary` in %, with reading: ``summary`` or ``classifier``.
     """
-    texts = quality.assign(text=[with_spread(*row) for row in quality[["mean", "std"]].to_numpy()])
-    texts["best"] = is_best(quality, ["tracer", "region", "metric"], without=())
+    texts = quality.assign(text=tables.spread_texts(quality))
+    texts["best"] = tables.is_best(quality, ["tracer", "region", "metric"], without=())
     ends = quality[[f"over_demographics_{end}" for end in ("difference", "difference_low", "difference_high", "p")]]
-    texts["change"] = [with_interval(*row[:3], p=row[3]) for row in ends.to_numpy()]
+    texts["change"] = [tables.with_interval(*row[:3], p=row[3]) for row in ends.to_numpy()]
     cells = {"{}": "text", "Δ to demographics": "change"}
     blocks = [
-        pivot(part, "method", ["metric"], cells, title=f"Inside the brain: {TRACER_NAMES[tracer]}", best="best")
+        tables.pivot(
+            part, "method", ["metric"], cells, title=f"Inside the brain: {tables.TRACER_NAMES[tracer]}", best="best"
+        )
         for tracer, part in texts[texts["region"] == "brain"].groupby("tracer", sort=False)
     ]
     for tracer, part in suvr.groupby("tracer", sort=False):
         shown = {"Method": part["method"], "n": [f"{n:.0f}" for n in part["n"]]}
         for label, name in _SUVR.items():
-            shown[label] = [with_interval(*row) for row in part[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+            shown[label] = tables.interval_texts(part, ends_of(name))
         for label, name in {"r of regions": "regional_r", "texture": "texture"}.items():
-            shown[label] = [number(value, 2) for value in part[name]]
-        blocks.append(text_block(shown, f"SUVR of the cortical summary: {TRACER_NAMES[tracer]}"))
+            shown[label] = [tables.number(value, 2) for value in part[name]]
+        blocks.append(tables.text_block(shown, f"SUVR of the cortical summary: {tables.TRACER_NAMES[tracer]}"))
     for tracer, part in status.groupby("tracer", sort=False):
-        part = part.assign(text=[with_interval(*row, 1) for row in part[["mean", "ci_low", "ci_high"]].to_numpy()])
+        part = part.assign(text=tables.interval_texts(part, ["mean", "ci_low", "ci_high"], 1))
         title = f"{NAMES[tracer]}: {part['n'].iloc[0]} people, {part['positive'].iloc[0]} positive"
         names, columns = NAMES | {"summary": "Summary SUVR", "classifier": "Classifier"}, ["reading", "metric"]
-        blocks.append(pivot(part, "source", columns, {"{}": "text"}, title=title, head="Source", names=names))
+        blocks.append(tables.pivot(part, "source", columns, {"{}": "text"}, title=title, head="Source", names=names))
     return blocks

@@ -12,8 +12,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import ArrayLike
 
 from resdm.io import write_csv, write_text
 from resdm.settings import TRACERS
@@ -212,6 +214,17 @@ def with_interval(value: float, low: float, high: float, decimals: int = 2, p: f
     return f"{text} *" if p < 0.05 and not low <= 0 <= high else text
 
 
+def spread_texts(frame: pd.DataFrame, mean: str = "mean", std: str = "std") -> list[str]:
+    """`with_spread` of every row."""
+    return [with_spread(*pair) for pair in frame[[mean, std]].to_numpy(float)]
+
+
+def interval_texts(frame: pd.DataFrame, columns: Sequence[str], decimals: ArrayLike = 2, scale: float = 1) -> list[str]:
+    """`with_interval` of every row: value, low and high times a scale; ``decimals``: a number, or one per row."""
+    rows = zip(scale * frame[list(columns)].to_numpy(float), np.broadcast_to(decimals, len(frame)), strict=True)
+    return [with_interval(*values, places) for values, places in rows]
+
+
 def demographic(values: pd.Series, decimals: int = 2) -> str:
     """A cell of Table 1 from its values by statistic: counts, mean ± std, or median (max); – where none is known."""
     if values.isna().all():
@@ -337,8 +350,7 @@ def quality_blocks(frame: pd.DataFrame, changes: Mapping[str, str], head: str = 
         Of the first column.
     """
     frame = frame.assign(best=is_best(frame, ["tracer", "region", "metric"]))
-    texts = {"mean": [with_spread(*pair) for pair in frame[["mean", "std"]].to_numpy(float)]}
-    texts["printed"] = [with_spread(*pair) for pair in frame[["paper", "paper_std"]].to_numpy(float)]
+    texts = {"mean": spread_texts(frame), "printed": spread_texts(frame, "paper", "paper_std")}
     texts["trained"] = [number(value, 2) for value in frame["seed_std"]]
     for label, prefix in changes.items():
         values = frame[[f"{prefix}{column}" for column in COMPARISON]].to_numpy(float)

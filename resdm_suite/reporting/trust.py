@@ -9,11 +9,11 @@ from resdm_suite.evaluation.intervals import LEVEL
 from resdm_suite.evaluation.memorisation import LIMIT
 from resdm_suite.preprocessing.input_check import FALSE_ALARMS, InputCheck
 from resdm_suite.profiles import Config
-from resdm_suite.reporting.tables import Table, notes, number, pivot, span, text_block, with_interval
+from resdm_suite.reporting.tables import Table, interval_texts, notes, number, pivot, span, text_block, with_interval
 
 
 def _percent(frame: pd.DataFrame) -> list[str]:
-    return [with_interval(*row, 0) for row in 100 * frame[["share", "low", "high"]].to_numpy(float)]
+    return interval_texts(frame, ["share", "low", "high"], 0, 100)
 
 
 def refusal_table(config: Config, method: str, check: InputCheck | None, refused: pd.DataFrame) -> Table:

@@ -10,9 +10,10 @@ import pandas as pd
 from resdm.settings import to_dict
 from resdm_suite.evaluation.intervals import PREDICTORS as INTERVAL_PREDICTORS
 from resdm_suite.evaluation.readings import present_tracers
+from resdm_suite.evaluation.statistics import ends_of
 from resdm_suite.evaluation.uncertainty import FOLDS, LEVELS, MAP_FWHM_MM, PREDICTORS, Uncertainty, risk_coverage
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config
-from resdm_suite.reporting.tables import TRACER_NAMES, Block, Table, notes, number, pivot, span, with_interval
+from resdm_suite.reporting import tables
 
 TITLES = {"raw": "samples, uncalibrated", "sampling": "samples, scaled", "map": "error map alone", "both": "both"}
 """Names of the predictors in table and figure."""
@@ -31,7 +32,7 @@ ACCEPTED = (0.85, 0.95)
 """Accepted coverage of the interval of level `NOMINAL`."""
 
 
-def uncertainty_table(config: Config, result: Uncertainty) -> Table:
+def uncertainty_table(config: Config, result: Uncertainty) -> tables.Table:
     """How well the spread over samples predicts the error.
 
     Parameters
@@ -46,27 +47,26 @@ def uncertainty_table(config: Config, result: Uncertainty) -> Table:
         Frame: tracer, unit (``voxel``, ``regions``, a region, ``person``), predictor, measure, value, low, high (95 %),
         n (people).
     """
-    found = {"verdict": verdict(result), "findings": findings(result), "n": span(result.ranking["n"])}
+    found = {"verdict": verdict(result), "findings": findings(result), "n": tables.span(result.ranking["n"])}
     constants = {"fwhm_mm": MAP_FWHM_MM, "folds": FOLDS, "titles": TITLES, "predictors": PREDICTORS}
-    lines = notes("uncertainty", **found, **constants, **to_dict(config.uncertainty))
+    lines = tables.notes("uncertainty", **found, **constants, **to_dict(config.uncertainty))
     title = "How far the spread over samples can be trusted"
-    return Table("uncertainty", title, config.notice, _tidy(result), _blocks(result), lines)
+    return tables.Table("uncertainty", title, config.notice, _tidy(result), _blocks(result), lines)
 
 
-def with_intervals(table: Table, intervals: pd.DataFrame) -> Table:
+def with_intervals(table: tables.Table, intervals: pd.DataFrame) -> tables.Table:
     """The table with a block on intervals of one person's regional SUVR, from `compare_intervals`, and its finding."""
     if intervals.empty:
         return table
-    rows = intervals.assign(place=intervals["tracer"].map(TRACER_NAMES) + ", " + intervals["unit"], one="")
-    rows["coverage (%)"] = [
-        with_interval(*(100 * row), 0) for row in rows[["coverage", "coverage_low", "coverage_high"]].to_numpy(float)
-    ]
-    rows["width"] = [number(value, 3) for value in rows["width"]]
-    gains = [with_interval(*row, 3) for row in rows[["gain", "gain_low", "gain_high"]].to_numpy(float)]
-    rows["gain"] = pd.Series(gains, rows.index).where(rows["predictor"] != "map", "–")
+    rows = intervals.assign(place=intervals["tracer"].map(tables.TRACER_NAMES) + ", " + intervals["unit"], one="")
+    rows["coverage (%)"] = tables.interval_texts(rows, ends_of("coverage"), 0, 100)
+    rows["width"] = [tables.number(value, 3) for value in rows["width"]]
+    rows["gain"] = np.where(rows["predictor"] == "map", "–", tables.interval_texts(rows, ends_of("gain"), 3))
     cells = {"coverage (%)": "coverage (%)", "width": "width", "gain on validation": "gain"}
     title = f"{100 * NOMINAL:g} % intervals of one person's regional SUVR: does the person narrow them?"
-    block = pivot(rows, "predictor", ["place", "one"], cells, title=title, head="Predictor", names=INTERVAL_TITLES)
+    block = tables.pivot(
+        rows, "predictor", ["place", "one"], cells, title=title, head="Predictor", names=INTERVAL_TITLES
+    )
     values = [
         {"tracer": row["tracer"], "unit": f"person, {row['unit']}", "predictor": row["predictor"], "measure": measure,
          "value": row[name], "low": row.get(f"{name}_low"), "high": row.get(f"{name}_high"), "n": row["n"]}
@@ -90,7 +90,7 @@ def interval_finding(intervals: pd.DataFrame) -> str:
             f"{INTERVAL_TITLES[name]} ({_wider(width[name] / width['map'])} on test people)"
             for name in better["predictor"]
         )
-        parts.append(f"{TRACER_NAMES[tracer]}: {names or 'none'}")
+        parts.append(f"{tables.TRACER_NAMES[tracer]}: {names or 'none'}")
     return (
         f"Predictors whose interval has a better score than the map, on validation people (95 % interval above zero): "
         f"{'; '.join(parts)}. `resdm synthesise` states the map."
@@ -112,7 +112,7 @@ def verdict(result: Uncertainty) -> str:
     """
     by_sign = {True: [], False: []}
     for row in result.likelihood.query("unit == 'voxel' and predictor == 'both'").to_dict("records"):
-        by_sign[_sign(row) > 0].append(f"{TRACER_NAMES[row['tracer']]} (gain {_gain(row)} per voxel)")
+        by_sign[_sign(row) > 0].append(f"{tables.TRACER_NAMES[row['tracer']]} (gain {_gain(row)} per voxel)")
     yes, no = (" and ".join(by_sign[added]) for added in (True, False))
     if not yes:
         return f"Verdict: the spread over samples adds nothing to the error map, for {no}: it is no error bar."
@@ -120,7 +120,7 @@ def verdict(result: Uncertainty) -> str:
 
 
 def _gain(row: Mapping[str, Any]) -> str:
-    return with_interval(row["gain"], row["gain_low"], row["gain_high"], 3)
+    return tables.with_interval(row["gain"], row["gain_low"], row["gain_high"], 3)
 
 
 def _sign(row: Mapping[str, Any]) -> int:
@@ -135,7 +135,7 @@ def findings(result: Uncertainty) -> tuple[str, ...]:
     """
     lines = []
     for tracer in present_tracers(result.ranking):
-        name, accepted = TRACER_NAMES[tracer], "{:g} to {:g} %".format(*(100 * end for end in ACCEPTED))
+        name, accepted = tables.TRACER_NAMES[tracer], "{:g} to {:g} %".format(*(100 * end for end in ACCEPTED))
         covered, gains, ranking = _of_tracer(result, tracer)
         regions = covered.drop(["voxel", "regions"], level="unit").xs("both", level="predictor")
         left = regions[~regions["coverage"].between(*ACCEPTED)]
@@ -168,8 +168,8 @@ def _of_tracer(result: Uncertainty, tracer: str) -> tuple[pd.DataFrame, pd.DataF
     return covered, gains, ranking.set_index("predictor")
 
 
-def _percent(row: pd.Series, decimals: int = 0) -> str:
-    return with_interval(100 * row["coverage"], 100 * row["low"], 100 * row["high"], decimals)
+def _percent(row: pd.Series) -> str:
+    return tables.with_interval(100 * row["coverage"], 100 * row["low"], 100 * row["high"], 0)
 
 
 def _ranked(ranking: pd.DataFrame) -> str:
@@ -182,7 +182,7 @@ def _ranked(ranking: pd.DataFrame) -> str:
 def _rho(row: pd.Series) -> str:
     if np.isnan(row["rho"]):
         return "the same for all"
-    return with_interval(row["rho"], row["rho_low"], row["rho_high"])
+    return tables.with_interval(row["rho"], row["rho_low"], row["rho_high"])
 
 
 def short_findings(result: Uncertainty, tracer: str) -> str:
@@ -191,7 +191,7 @@ def short_findings(result: Uncertainty, tracer: str) -> str:
     added = {1: "add to", -1: "take from", 0: "add nothing to"}[_sign(gains.loc["voxel"])]
     return (
         f"{100 * NOMINAL:g} % interval: {_percent(covered.loc[('voxel', 'both')])} % of voxels, uncalibrated "
-        f"{number(100 * covered.loc[('voxel', 'raw'), 'coverage'], 0)} %;\n"
+        f"{tables.number(100 * covered.loc[('voxel', 'raw'), 'coverage'], 0)} %;\n"
         f"samples {added} the map (log-likelihood {_gain(gains.loc['voxel'])} per voxel); {_ranked(ranking)}."
     )
 
@@ -219,38 +219,37 @@ def _value(row: Mapping[str, Any], measure: str, name: str, ends: str | None = N
     return keys | {"measure": measure, "value": row[name], "low": low, "high": high, "n": row.get("n", np.nan)}
 
 
-def _blocks(result: Uncertainty) -> tuple[Block, ...]:
+def _blocks(result: Uncertainty) -> tuple[tables.Block, ...]:
     """Coverage of voxels and of regions, likelihood, ranking, and the coverage of each region."""
     covered = result.coverage.assign(level=[f"{100 * level:g} %" for level in result.coverage["nominal"]], one="")
-    covered["text"] = [_percent(row, 1) for _, row in covered.iterrows()]
+    covered["text"] = tables.interval_texts(covered, ["coverage", "low", "high"], 1, 100)
     titles = {"voxel": "voxels of the brain (%)", "regions": "regional SUVR (%)"}
-    blocks = [
-        pivot(covered[covered["unit"] == unit], "predictor", ["tracer", "level"], {"{}": "text"}, head="Predictor",
-              title=f"Coverage of nominal intervals, {title}", names=TITLES)
-        for unit, title in titles.items()
-    ]  # fmt: skip
-    shown = result.likelihood.assign(one="", nll=[number(value, 2) for value in result.likelihood["nll"]])
-    shown["place"] = shown["tracer"].map(TRACER_NAMES) + ", " + shown["unit"]
-    gains = [with_interval(*row) for row in shown[["gain", "gain_low", "gain_high"]].to_numpy()]
-    shown["gain"] = pd.Series(gains, shown.index).where(shown["predictor"] != "map", "–")
+    blocks = []
+    for unit, title in titles.items():
+        rows, title = covered[covered["unit"] == unit], f"Coverage of nominal intervals, {title}"
+        columns, cells = ["tracer", "level"], {"{}": "text"}
+        blocks.append(tables.pivot(rows, "predictor", columns, cells, title=title, head="Predictor", names=TITLES))
+    shown = result.likelihood.assign(one="", nll=[tables.number(value, 2) for value in result.likelihood["nll"]])
+    shown["place"] = shown["tracer"].map(tables.TRACER_NAMES) + ", " + shown["unit"]
+    shown["gain"] = np.where(shown["predictor"] == "map", "–", tables.interval_texts(shown, ends_of("gain")))
     cells = {"NLL": "nll", "gain over map": "gain"}
     blocks.append(
-        pivot(shown, "predictor", ["place", "one"], cells, title="Likelihood", head="Predictor", names=TITLES)
+        tables.pivot(shown, "predictor", ["place", "one"], cells, title="Likelihood", head="Predictor", names=TITLES)
     )
     ranked = result.ranking.assign(one="")
-    ranked["ρ"] = [with_interval(*row) for row in ranked[["rho", "rho_low", "rho_high"]].to_numpy()]
+    ranked["ρ"] = tables.interval_texts(ranked, ends_of("rho"))
     cells = {"ρ": "ρ", "AURC": "aurc", "random": "aurc_random", "oracle": "aurc_oracle", "gain": "gain"}
     for name in list(cells)[1:]:
-        ranked[cells[name]] = [number(value, 2 if name == "gain" else 4) for value in ranked[cells[name]]]
+        ranked[cells[name]] = [tables.number(value, 2 if name == "gain" else 4) for value in ranked[cells[name]]]
     title = "Ranking people by their error"
-    blocks.append(pivot(ranked, "predictor", ["tracer", "one"], cells, title=title, head="Score", names=TITLES))
+    blocks.append(tables.pivot(ranked, "predictor", ["tracer", "one"], cells, title=title, head="Score", names=TITLES))
     both = covered[(covered["predictor"] == "both") & (covered["nominal"] == NOMINAL)]
     both = both[~both["unit"].isin(titles)].assign(row=both["unit"].str.replace("_", " "))
-    both["text"] = [_percent(row) for _, row in both.iterrows()]
-    both["width"] = [number(value, 3) for value in both["width"]]
+    both["text"] = tables.interval_texts(both, ["coverage", "low", "high"], 0, 100)
+    both["width"] = [tables.number(value, 3) for value in both["width"]]
     title = f"Nominal {100 * NOMINAL:g} % interval by region, both (width in SUVR)"
     cells = {"coverage (%)": "text", "width": "width"}
-    return (*blocks, pivot(both, "row", ["tracer", "one"], cells, title=title, head="Region"))
+    return (*blocks, tables.pivot(both, "row", ["tracer", "one"], cells, title=title, head="Region"))
 
 
 # ── data of the figure ────────────────────────────────────────────────────────────────────────────
