@@ -6,6 +6,7 @@ Every cell is one line. Formats are fixed, so the same scores give the same byte
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -489,11 +490,21 @@ _TEX = {
     "±": "$\\pm$", "−": "$-$", "β": "$\\beta$", "↑": "$\\uparrow$", "↓": "$\\downarrow$", "×": "$\\times$",
     "–": "--", "—": "---", "…": "\\dots{}", "’": "'", "≥": "$\\geq$", "≤": "$\\leq$", "∞": "$\\infty$",
     "³": "$^3$", "²": "$^2$", "λ": "$\\lambda$", "ρ": "$\\rho$", "κ": "$\\kappa$", "σ": "$\\sigma$", "Δ": "$\\Delta$",
+    "α": "$\\alpha$", "γ": "$\\gamma$", "ε": "$\\varepsilon$", "η": "$\\eta$", "ß": "\\ss{}", "ø": "\\o{}",
 }  # fmt: skip
+
+_ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0308\u030a\u030c\u0327", "`'^~\"rvc", strict=True))
+"""Combining mark → letter of LaTeX's accent; names of methods and atlases may be in any language."""
+
+
+def _accented(character: str) -> str:
+    """LaTeX of a letter with one accent, such as ü; another character as it is."""
+    parts = unicodedata.normalize("NFD", character)
+    return f"\\{_ACCENTS[parts[1]]}{{{parts[0]}}}" if len(parts) == 2 and parts[1] in _ACCENTS else character
 
 
 def _tex(text: str) -> str:
-    out = "".join(_TEX.get(character, character) for character in text)
+    out = "".join(_TEX.get(character) or _accented(character) for character in unicodedata.normalize("NFC", text))
     if not out.isascii():
         unknown = sorted({character for character in out if not character.isascii()})
         raise ValueError(f"no LaTeX for {unknown} in {text!r}; add it to the map of characters")
