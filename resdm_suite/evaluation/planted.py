@@ -227,7 +227,7 @@ def recovered_effects(
     """
     planted = read_planted(config)
     planted = planted[planted["region"] != planted["tracer"].map(REFERENCE)].set_index(_KEYS)["planted"]
-    thinned = {} if thinning is None else thinning
+    thinned = thinning or {}
     thin = [thinned.get(t, {}).get(region, 0.0) if effect == "age" else 0.0 for t, region, effect in planted.index]
     frame = estimate_effects(regional_sources(config, methods), read_causes(config), planted + thin)
     known = pd.MultiIndex.from_frame(frame[_KEYS]).isin(planted.index)

@@ -45,9 +45,7 @@ def groups_of_test_people(config: Config) -> pd.DataFrame:
             axes["resolution"] = (pd.Series(np.where(np.array(widths) < middle, sharp, blurred)), (sharp, blurred))
         for axis, (values, order) in axes.items():
             frame = pd.DataFrame({"person": test["person"].to_numpy(), "group": pd.Series(values).to_numpy()})
-            for group in order:
-                members = frame[frame["group"] == group]
-                rows.append(members.assign(tracer=tracer, axis=axis))
+            rows += [frame[frame["group"] == group].assign(tracer=tracer, axis=axis) for group in order]
     return pd.concat(rows, ignore_index=True)[["person", "tracer", "axis", "group"]].astype({"group": str})
 
 

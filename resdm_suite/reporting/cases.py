@@ -76,17 +76,15 @@ def shown_cases(config: Config, scores: pd.DataFrame, methods: Sequence[str]) ->
         who = row.iloc[0]
         name = f"{person} ({who['diagnosis']}, {who['age']:.0f} years, {who['sex']})"
         caption = f"{name if config.cohort.kind == 'phantom' else 'One test person'}: median in-brain PSNR of ResDM."
-        caption += (
-            " Left is left. PSNR and MAE are of this person, inside the brain. Colours saturate at the bars' tips."
-        )
+        caption += " Left is left. PSNR and MAE are of this person, inside the brain."
     else:
         by_status = {tracer: _status_groups(index[index[f"present_{tracer}"] == 1], tracer) for tracer in TRACERS}
         groups = {(tracer, name): part for tracer, parts in by_status.items() for name, part in parts.items()}
-        caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people. "
-        caption += "Colours saturate at the bars' tips."
-        if not groups:
-            caption = f"Fewer than {MIN_GROUP_SIZE} test people: no mean is drawn, to protect their privacy."
-    return caption, [_case(config, scores, methods, *key, part) for key, part in groups.items()]
+        caption = "Means of test people by status; nobody is shown alone. PSNR and MAE: means over people."
+    if not groups:
+        return f"Fewer than {MIN_GROUP_SIZE} test people: no mean is drawn, to protect their privacy.", []
+    cases = [_case(config, scores, methods, *key, part) for key, part in groups.items()]
+    return f"{caption} Colours saturate at the bars' tips.", cases
 
 
 def _case(
@@ -256,17 +254,14 @@ FIGURE5_AXES = {"real": "age", "factual": "prompt_age", "no_age": "age", "shuffl
 """Panels of Figure 5: condition, and the age on its x axis (the person's own, or the prompt's)."""
 
 
-def figure5_data(
-    config: Config, age: pd.DataFrame, method: str = REFERENCE_METHOD
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What Figure 5 may show.
+def figure5_data(config: Config, age: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What Figure 5 may show of ResDM.
 
     Parameters
     ----------
     config : Config
     age : DataFrame
         Rows of ``age.csv``.
-    method : str
 
     Returns
     -------
@@ -280,12 +275,12 @@ def figure5_data(
     points, lines = [], []
     for tracer in present_tracers(age):
         for condition, column in FIGURE5_AXES.items():
-            part = age_part(age, method, condition, tracer)
+            part = age_part(age, REFERENCE_METHOD, condition, tracer)
             part = part.assign(years=part[column].astype(float), spread=np.nan)
             if not config.individual:
                 part = _five_years(part.assign(weight=person_weights(part["person"])))
             points.append(part[["years", "predicted", "spread"]].assign(tracer=tracer, condition=condition))
-        sweep = age_sweep(age, method, tracer)
+        sweep = age_sweep(age, REFERENCE_METHOD, tracer)
         if sweep.shape[1] > 1 and (config.individual or len(sweep) >= MIN_GROUP_SIZE):
             people = sweep.to_numpy() if config.individual else []
             curves = {str(i): (row, np.nan) for i, row in enumerate(people)}

@@ -116,16 +116,11 @@ def joint_pages(frame: pd.DataFrame) -> list[tables.Block]:
         shown[name] = np.where(frame["metric"] == metric, texts, "–")
     blocks, head = [], {"head": "Source", "names": JOINT_NAMES, "best": "best"}
     for target, part in shown.groupby("target", sort=False):
-        cells = {
-            "{}": "interval",
-            "ACC − most frequent": "majority",
-            "net reclassified against age and sex (%)": "age_sex",
-        }
+        cells = {"{}": "interval", "ACC − most frequent": "majority"}
+        cells |= {"net reclassified against age and sex (%)": "age_sex"}
         for markers in ("AT", "ATN"):
-            title = f"{TARGET_NAMES[target]}: {JOINT_NAMES[markers]}"
-            blocks.append(
-                tables.pivot(part[part["markers"] == markers], "source", ["metric"], cells, title=title, **head)
-            )
+            rows, title = part[part["markers"] == markers], f"{TARGET_NAMES[target]}: {JOINT_NAMES[markers]}"
+            blocks.append(tables.pivot(rows, "source", ["metric"], cells, title=title, **head))
         alone = part[part["markers"].isin(["A", "T"])]
         cells = {"{}": "interval", "NRI over age and sex": "nri"}
         title = f"{TARGET_NAMES[target]}: each marker alone, on the same people"

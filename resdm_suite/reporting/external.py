@@ -28,12 +28,10 @@ def evaluation_pages(quality: pd.DataFrame, suvr: pd.DataFrame, status: pd.DataF
     ends = quality[[f"over_demographics_{end}" for end in ("difference", "difference_low", "difference_high", "p")]]
     texts["change"] = [tables.with_interval(*row[:3], p=row[3]) for row in ends.to_numpy()]
     cells = {"{}": "text", "Δ to demographics": "change"}
-    blocks = [
-        tables.pivot(
-            part, "method", ["metric"], cells, title=f"Inside the brain: {tables.TRACER_NAMES[tracer]}", best="best"
-        )
-        for tracer, part in texts[texts["region"] == "brain"].groupby("tracer", sort=False)
-    ]
+    blocks = []
+    for tracer, part in texts[texts["region"] == "brain"].groupby("tracer", sort=False):
+        title = f"Inside the brain: {tables.TRACER_NAMES[tracer]}"
+        blocks.append(tables.pivot(part, "method", ["metric"], cells, title=title, best="best"))
     for tracer, part in suvr.groupby("tracer", sort=False):
         shown = {"Method": part["method"], "n": [f"{n:.0f}" for n in part["n"]]}
         for label, name in _SUVR.items():

@@ -33,15 +33,13 @@ def refusal_table(config: Config, method: str, check: InputCheck | None, refused
 def interval_table(config: Config, method: str, shares: pd.DataFrame) -> Table:
     """What the intervals of test people state. ``shares``: tracer, measure, share, low, high and n."""
     shown = shares.assign(text=_percent(shares))
-    pages = (
-        pivot(shown, "tracer", ["measure"], {"{} (%)": "text"}, head="Tracer")
-        if len(shares)
-        else text_block({"Tracer": []}),
-    )
+    page = text_block({"Tracer": []})
+    if len(shares):
+        page = pivot(shown, "tracer", ["measure"], {"{} (%)": "text"}, head="Tracer")
     n = span(shares.loc[shares["measure"] == "inside", "n"]) if len(shares) else ""
     stated = "right" in set(shares.get("measure", ()))
     lines = notes("intervals", method=method, level=LEVEL, n=n, stated=stated)
-    return Table("intervals", "What the interval of one person states", config.notice, shares, pages, lines)
+    return Table("intervals", "What the interval of one person states", config.notice, shares, (page,), lines)
 
 
 def audit_table(config: Config, method: str, found: dict[str, Any]) -> Table:

@@ -224,18 +224,15 @@ def _blocks(result: Uncertainty) -> tuple[tables.Block, ...]:
     covered = result.coverage.assign(level=[f"{100 * level:g} %" for level in result.coverage["nominal"]], one="")
     covered["text"] = tables.interval_texts(covered, ["coverage", "low", "high"], 1, 100)
     titles = {"voxel": "voxels of the brain (%)", "regions": "regional SUVR (%)"}
-    blocks = []
+    blocks, head = [], {"head": "Predictor", "names": TITLES}
     for unit, title in titles.items():
         rows, title = covered[covered["unit"] == unit], f"Coverage of nominal intervals, {title}"
-        columns, cells = ["tracer", "level"], {"{}": "text"}
-        blocks.append(tables.pivot(rows, "predictor", columns, cells, title=title, head="Predictor", names=TITLES))
+        blocks.append(tables.pivot(rows, "predictor", ["tracer", "level"], {"{}": "text"}, title=title, **head))
     shown = result.likelihood.assign(one="", nll=[tables.number(value, 2) for value in result.likelihood["nll"]])
     shown["place"] = shown["tracer"].map(tables.TRACER_NAMES) + ", " + shown["unit"]
     shown["gain"] = np.where(shown["predictor"] == "map", "–", tables.interval_texts(shown, ends_of("gain")))
     cells = {"NLL": "nll", "gain over map": "gain"}
-    blocks.append(
-        tables.pivot(shown, "predictor", ["place", "one"], cells, title="Likelihood", head="Predictor", names=TITLES)
-    )
+    blocks.append(tables.pivot(shown, "predictor", ["place", "one"], cells, title="Likelihood", **head))
     ranked = result.ranking.assign(one="")
     ranked["ρ"] = tables.interval_texts(ranked, ends_of("rho"))
     cells = {"ρ": "ρ", "AURC": "aurc", "random": "aurc_random", "oracle": "aurc_oracle", "gain": "gain"}
