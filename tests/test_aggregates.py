@@ -225,6 +225,9 @@ def test_a_single_trace_is_not_shown_where_nobody_may_be(model, config):
     assert "people" not in read_trace(dataclasses.replace(config, privacy="individual"))
     with pytest.raises(ValueError, match=r"trace\.npz: the tensors of 1 person.*shows no single people"):
         read_trace(config)
+    (out / "trace.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"trace\.npz: damaged"):
+        read_trace(config)
     write_trace(model, Data(["a", "b", "c"]), out, individual=False)  # too few: the single one goes
     with pytest.raises(FileNotFoundError, match=r"no trace of 'ResDM'.*or 5 where privacy is aggregate"):
         read_trace(config)

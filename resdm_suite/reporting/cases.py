@@ -19,6 +19,7 @@ from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.statistics import person_weights, typical_session
 from resdm_suite.evaluation.suvr import regional_agreement, regional_suvr, texture_summary, to_suvr
 from resdm_suite.profiles import MIN_GROUP_SIZE, Config, PreprocessConfig
+from resdm_suite.records import reading
 from resdm_suite.reporting import slices, style
 from resdm_suite.reporting.tables import REFERENCE_METHOD, present_methods
 
@@ -168,28 +169,29 @@ def _mean(paths: Iterable[Path], weights: np.ndarray, grid: Grid) -> np.ndarray:
     return total.astype(np.float32)
 
 
-def read_trace(config: Config, method: str = REFERENCE_METHOD) -> dict[str, np.ndarray]:
-    """What Figure 1 draws: the stored ``trace.npz`` of a method.
+def read_trace(config: Config) -> dict[str, np.ndarray]:
+    """What Figure 1 draws: the stored ``trace.npz`` of ResDM.
 
     Raises
     ------
     FileNotFoundError
-        None is stored: the method is not synthesised, or too few people may be shown.
+        None is stored: ResDM is not synthesised, or too few people may be shown.
     ValueError
-        It is of one person, where figures may not show single people.
+        It is damaged, or of one person, where figures may not show single people.
     """
-    path = config.predictions(method) / "trace.npz"
+    path = config.predictions(REFERENCE_METHOD) / "trace.npz"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no trace of {method!r}; synthesise the test people. One person with all tracers is needed, or "
-            f"{MIN_GROUP_SIZE} where privacy is aggregate"
+            f"{path}: no trace of {REFERENCE_METHOD!r}; synthesise the test people. One person with all tracers is "
+            f"needed, or {MIN_GROUP_SIZE} where privacy is aggregate"
         )
-    with np.load(path) as stored:
+    with reading(path), np.load(path) as stored:
         trace = dict(stored)
-    if not config.individual and int(trace.get("people", 1)) < MIN_GROUP_SIZE:
+    people = int(trace.get("people", 1))
+    if not config.individual and people < MIN_GROUP_SIZE:
         raise ValueError(
-            f"{path}: the tensors of {int(trace.get('people', 1))} person, and profile {config.profile!r} shows no "
-            f"single people (privacy: aggregate); synthesise {MIN_GROUP_SIZE} or more test people of {method!r}"
+            f"{path}: the tensors of {people} person, and profile {config.profile!r} shows no single people (privacy: "
+            f"aggregate); synthesise {MIN_GROUP_SIZE} or more test people of {REFERENCE_METHOD!r}"
         )
     return trace
 
