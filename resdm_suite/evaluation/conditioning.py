@@ -68,6 +68,13 @@ def prompt_scores(config: Config, method: str, conditions: Iterable[str]) -> pd.
     return frame[frame["region"] == "brain"].reset_index(drop=True)
 
 
+def condition_part(readings: pd.DataFrame, what: str, method: str, condition: str, tracer: str) -> pd.DataFrame:
+    """The readings of one tracer under one condition, ``real`` for real PET; one row per session; ``what`` is read."""
+    source = "real" if condition == "real" else method
+    chosen = (readings["source"] == source) & (readings["condition"] == condition) & (readings["tracer"] == tracer)
+    return one_per_session(readings[chosen], f"{what} from {source}, {condition!r}, {tracer}")
+
+
 def _mean_effect(name: str, tracer: str, unit: str, values: pd.Series, seed: int, level: float) -> dict[str, Any]:
     """Effect of one value per person."""
     ends = interval(values, seed=seed, level=level)
@@ -110,13 +117,9 @@ def sex_parts(sex: pd.DataFrame, method: str, tracer: str) -> dict[str, pd.DataF
     Columns call (score ≥ threshold) and logit (`own_sex_logit`) are added. Raises `ValueError` for a prompt that was
     not read, or prompts of different sessions.
     """
-    rows, parts = sex[sex["tracer"] == tracer], {}
+    parts = {}
     for name, condition in {"real": "real", **SEX_PROMPTS}.items():
-        chosen = rows["source"] == "real"
-        if name != "real":
-            chosen = (rows["source"] == method) & (rows["condition"] == condition)
-        where = f"sex from {'real PET' if name == 'real' else method}, {condition!r}, {tracer}"
-        part = one_per_session(rows[chosen], where)
+        part = condition_part(sex, "sex", method, condition, tracer)
         parts[name] = part.assign(
             call=(part["score"] >= part["threshold"]).astype(int), logit=own_sex_logit(part["label"], part["score"])
         )
@@ -202,13 +205,6 @@ def sex_order(sex: pd.DataFrame, method: str, *, seed: int) -> pd.DataFrame:
 # ── age: figure 5 ─────────────────────────────────────────────────────────────────────────────────
 
 
-def age_part(age: pd.DataFrame, method: str, condition: str, tracer: str) -> pd.DataFrame:
-    """The readings of one tracer under one condition, ``real`` for real PET; one row per session."""
-    source = "real" if condition == "real" else method
-    chosen = (age["source"] == source) & (age["condition"] == condition) & (age["tracer"] == tracer)
-    return one_per_session(age[chosen], f"age from {source}, {condition!r}, {tracer}")
-
-
 def age_sweep(age: pd.DataFrame, method: str, tracer: str) -> pd.DataFrame:
     """Predicted age (people × prompt ages, years) where all prompts state the same age (conditions ``age_<years>``).
 
@@ -242,7 +238,7 @@ def age_summary(age: pd.DataFrame, method: str, *, seed: int) -> pd.DataFrame:
     rows = []
     for tracer in present_tracers(age):
         for condition in ("real", *AGE_PROMPTS):
-            part = age_part(age, method, condition, tracer)
+            part = condition_part(age, "age", method, condition, tracer)
             weights, resamples = person_draws(part["person"], seed=seed)
             predicted = part["predicted"].to_numpy()
             for against in {"factual": ("prompt",), "shuffled_age": ("prompt", "own")}.get(condition, ("own",)):
@@ -280,7 +276,7 @@ def age_effects(
     """
     rows = []
     for tracer in present_tracers(age):
-        parts = {name: age_part(age, method, name, tracer) for name in AGE_PROMPTS}
+        parts = {name: condition_part(age, "age", method, name, tracer) for name in AGE_PROMPTS}
         check_same_sessions(parts, f"age from {method}, {tracer}")
         people = parts["factual"]["person"]
         weights = person_draws(people, seed=seed)

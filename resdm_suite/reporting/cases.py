@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid, mni_map
-from resdm_suite.evaluation.conditioning import age_part, age_sweep
+from resdm_suite.evaluation.conditioning import age_sweep, condition_part
 from resdm_suite.evaluation.image_quality import has_all_tracers, read_index, read_volume, volume_pairs
 from resdm_suite.evaluation.readings import present_tracers
 from resdm_suite.evaluation.statistics import person_weights, typical_session
@@ -277,7 +277,7 @@ def figure5_data(config: Config, age: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
     points, lines = [], []
     for tracer in present_tracers(age):
         for condition, column in FIGURE5_AXES.items():
-            part = age_part(age, REFERENCE_METHOD, condition, tracer)
+            part = condition_part(age, "age", REFERENCE_METHOD, condition, tracer)
             part = part.assign(years=part[column].astype(float), spread=np.nan)
             if not config.individual:
                 part = _five_years(part.assign(weight=person_weights(part["person"])))
