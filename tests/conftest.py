@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,14 @@ def smoke_folder(tmp_path_factory) -> Path:
 def digests(folder: Path, pattern: str = "*") -> dict[str, str]:
     """SHA-256 of all files below a folder, by their place in it."""
     return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob(pattern)) if path.is_file()}
+
+
+def changed(settings, **values):
+    """Settings with other values; a mapping changes values of a part: ``changed(config, cohort={"kind": "adni"})``."""
+    for name, value in values.items():
+        if isinstance(value, dict) and dataclasses.is_dataclass(part := getattr(settings, name)):
+            values[name] = changed(part, **value)
+    return dataclasses.replace(settings, **values)
 
 
 def flow(steps: pd.DataFrame) -> dict[str, tuple[int, int]]:

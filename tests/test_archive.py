@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import zipfile
 
 import pytest
+from conftest import changed
 from stored_cohort import make_cohort
 from tiny_methods import make_config
 
 from resdm.settings import ConfigError
 from resdm_suite.apps.archive import archive
-from resdm_suite.profiles import FidelityConfig
 from resdm_suite.records import RecordError
 from resdm_suite.reporting.provenance import provenance, write_sidecar
 
@@ -23,8 +22,7 @@ def run(tmp_path):
     """A finished run of two results, the second made of the first; a notebook; and files that belong to no result."""
 
     def make(kind, **changes):
-        config = make_config(tmp_path, kind=kind)
-        config = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, **changes))
+        config = changed(make_config(tmp_path, kind=kind), cohort=changes)
         files = {config.work / "scores.csv": "person\nsub-1\n", config.work / "notebooks" / "04.ipynb": "{}"}
         files |= {config.figures / name: name for name in ("table2.csv", "table2_rows.csv", "claims.md", "sub-1.png")}
         for path, text in files.items():
@@ -49,11 +47,8 @@ def test_the_archive_describes_every_file_and_what_made_it(run):
     contents, graph, metadata = read(archive(config))
     figures, work = f"figures/{config.profile}", f"work/{config.profile}"
     made = {"table2.csv", "table2_rows.csv", "table2.json", "claims.md", "claims.json"}
-    assert {*contents} == {
-        f"configs/{config.profile}.yaml",
-        f"{work}/notebooks/04.ipynb",
-        *(f"{figures}/{x}" for x in made),
-    }
+    results = {f"{figures}/{name}" for name in made}
+    assert {*contents} == results | {f"configs/{config.profile}.yaml", f"{work}/notebooks/04.ipynb"}
     assert len(graph) == len(metadata["@graph"])
     assert metadata["@context"][0] == graph["ro-crate-metadata.json"]["conformsTo"]["@id"] + "/context"
     assert [one["@id"] for one in graph["./"]["hasPart"]] == [*contents]
@@ -62,9 +57,8 @@ def test_the_archive_describes_every_file_and_what_made_it(run):
         assert (entity["@type"], entity["contentSize"]) == ("File", str(len(content)))
         assert entity["sha256"] == hashlib.sha256(content).hexdigest()
     table, claims = graph["#make-table2"], graph["#make-claims"]
-    assert [one["@id"] for one in table["result"]] == [
-        f"{figures}/table2{end}" for end in (".csv", ".json", "_rows.csv")
-    ]
+    ends = (".csv", ".json", "_rows.csv")
+    assert [one["@id"] for one in table["result"]] == [f"{figures}/table2{end}" for end in ends]
     assert [one["@id"] for one in table["object"]] == [f"#{work}/scores.csv"]
     assert [one["@id"] for one in claims["object"]] == [f"{figures}/table2.csv"]
     scores = hashlib.sha256((config.work / "scores.csv").read_bytes()).hexdigest()
@@ -76,7 +70,7 @@ def test_the_archive_describes_every_file_and_what_made_it(run):
 
 
 def test_of_a_real_cohort_it_holds_no_notebook_and_no_path_of_this_machine(run, tmp_path):
-    config = dataclasses.replace(run("other", folder=str(tmp_path)), fidelity=FidelityConfig(atlas=str(tmp_path)))
+    config = changed(run("other", folder=str(tmp_path)), fidelity={"atlas": str(tmp_path)})
     out = archive(config, tmp_path / "out" / "crate.zip")
     contents, graph, _ = read(out)
     assert not [name for name in contents if name.endswith(".ipynb")]
@@ -132,6 +126,5 @@ def test_for_reading_it_holds_what_notebooks_read_of_phantoms_alone(tmp_path):
     assert not [name for name in work if ".7." in name]  # what a killed writer left
     assert not [name for name in work if name.startswith(("bids", "predictions/ResDM/samples", "models/ResDM/model"))]
     assert graph["work/tiny/"]["description"].startswith(f"{len(work)} files")
-    real = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, kind="dlbs", phantom=None))
     with pytest.raises(ConfigError, match="volumes of single people, and is written of phantoms only"):
-        archive(real, for_reading=True)
+        archive(changed(config, cohort={"kind": "dlbs", "phantom": None}), for_reading=True)

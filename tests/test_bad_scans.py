@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import gzip
 import os
@@ -19,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import digests
+from conftest import ROOT, changed, digests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_scans import make_visit, save
@@ -33,7 +32,6 @@ from resdm_suite.preprocessing.scans import VolumeError, form_difference, read_s
 from resdm_suite.preprocessing.volumes import cohort_flow, preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
 
-ROOT = Path(__file__).resolve().parents[1]  # not of conftest: it imports torch, and so would the processes below
 GRID = GridConfig((24, 24, 24), 8.0)
 SHIFT = np.array([[0, 0, 0, 900.0], [0] * 4, [0] * 4, [0] * 4])
 
@@ -80,9 +78,9 @@ def config(good, tmp_path):
 # ── faults: each replaces a scan, given its path, data and affine ───────────────────────────────────
 
 
-def stored(change=lambda data: data, affine=lambda affine: affine, codes=(1, 1)):
+def stored(change=lambda data: data, affine=lambda affine: affine, codes=(1, 1), kind=np.float32):
     def spoil(path, data, old):
-        save(path, change(data).astype(np.float32), affine(old), codes)
+        save(path, change(data).astype(kind), affine(old), codes)
 
     return spoil
 
@@ -114,18 +112,9 @@ def holed(value):
     return change
 
 
-def folder(path, data, affine):
-    path.unlink()
-    path.mkdir()
-
-
-def loop(path, data, affine):
-    path.unlink()
-    path.symlink_to(path.name)
-
-
-def complex_voxels(path, data, affine):
-    nib.save(nib.Nifti1Image(data.astype(np.complex64), affine), path)
+def replaced(make):
+    """Something else in the file's place."""
+    return lambda path, *_: (path.unlink(), make(path))
 
 
 def analyze(path, data, affine):
@@ -170,7 +159,7 @@ BAD = {
     "one slice": ("pet", stored(lambda d: d[:, :, 20:21]), "8 or more an axis"),
     "5D": ("pet", stored(lambda d: np.stack([np.stack([d] * 2, -1)] * 2, -1)), "found 5 dimensions"),
     "tiny": ("T1w", stored(lambda d: d[:5, :5, :5]), "8 or more an axis"),
-    "complex": ("T1w", complex_voxels, "voxels of type complex64"),
+    "complex": ("T1w", stored(kind=np.complex64), "voxels of type complex64"),
     "in metres": ("T1w", stored(affine=lambda a: np.diag([1e-3, 1e-3, 1e-3, 1]) @ a), "are the units millimetres?"),
     "in microns": ("pet", stored(affine=lambda a: np.diag([1e3, 1e3, 1e3, 1]) @ a), "are the units millimetres?"),
     "header of metres": ("T1w", header(xyzt_units=1), "its header counts in meter, expected mm"),
@@ -209,8 +198,8 @@ BAD = {
     "negative PET": ("pet", stored(lambda d: -d), "empty, all voxels lie from"),
     "negative reference region": ("pet", stored(lambda d: d - 0.98 * d.max()), "reference region (cerebellum)"),
     "no cerebellum": ("pet", without_cerebellum, "does the scan cover the cerebellum"),
-    "folder": ("T1w", folder, "expected a file"),
-    "loop of links": ("pet", loop, "expected a file"),
+    "folder": ("T1w", replaced(Path.mkdir), "expected a file"),
+    "loop of links": ("pet", replaced(lambda path: path.symlink_to(path.name)), "expected a file"),
 }  # fmt: skip
 
 
@@ -356,7 +345,7 @@ def test_every_bad_scan_is_named_by_default(config):
 def test_sessions_that_cannot_be_used_are_left_out_by_option(config):
     whole = preprocess(config, progress=False)
     (config.work / "scans" / "sub-other_pet.nii.gz").write_bytes(b"nothing")
-    skip = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, skip_unreadable=True))
+    skip = changed(config, cohort={"skip_unreadable": True})
     index = preprocess(skip, progress=False)
     pd.testing.assert_frame_equal(index, whole.iloc[:1])
     assert np.load(config.volumes / "cohort.npy").shape[0] == 1
@@ -383,7 +372,7 @@ def test_flagged_sessions_are_left_out_by_option_only(config, monkeypatch):
     write_csv(config.work / "flow.csv", pd.DataFrame([["found", 3, 4]], columns=["step", "people", "sessions"]))
     expected = [["found", 3, 4], ["scans usable", 2, 2], ["passes QC", 1, 1]]
     assert cohort_flow(config).to_numpy().tolist() == expected
-    strict = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, exclude_flagged=True))
+    strict = changed(config, cohort={"exclude_flagged": True})
     index = preprocess(strict, progress=False)
     assert high not in set(index["person"])
     assert np.load(config.volumes / "cohort.npy").shape[0] == len(index) == 1

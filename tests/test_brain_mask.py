@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import types
 
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import changed
 from native_scans import make_visit, save
 
 from resdm.settings import to_dict
@@ -48,7 +48,7 @@ def test_the_t1_has_no_skull(head):
     found = t1.brain_only(visit.t1, SETTINGS, "t1.nii.gz")
     np.testing.assert_array_equal(found.data, np.where(inside, visit.t1.data, 0))
     assert (visit.t1.data[~inside] > 100).any()
-    plain = dataclasses.replace(SETTINGS, brain_mask="mni")
+    plain = changed(SETTINGS, brain_mask="mni")
     assert t1.brain_only(visit.t1, plain, "t1.nii.gz") is visit.t1
 
 
@@ -68,7 +68,7 @@ def test_a_single_scan_is_preprocessed_like_the_cohort(head, tmp_path, monkeypat
 
 def test_no_brain_and_no_package_are_named(head, monkeypatch):
     visit, _ = head
-    empty = dataclasses.replace(visit.t1, data=np.zeros_like(visit.t1.data))
+    empty = changed(visit.t1, data=np.zeros_like(visit.t1.data))
     with pytest.raises(VolumeError, match=r"t1\.nii\.gz: deepbet finds no brain"):
         t1.brain_only(empty, SETTINGS, "t1.nii.gz")
     monkeypatch.setitem(sys.modules, "deepbet", None)
@@ -83,7 +83,7 @@ def test_digests_without_the_setting_are_those_from_before_it(tmp_path):
     assert to_dict(SETTINGS)["brain_mask"] == "deepbet"
     profile = load_config("phantom")
     assert profile.digest("preprocess") == "6f5e98038d43be54"
-    masked = dataclasses.replace(profile, preprocess=dataclasses.replace(profile.preprocess, brain_mask="deepbet"))
+    masked = changed(profile, preprocess={"brain_mask": "deepbet"})
     assert masked.digest("preprocess") != profile.digest("preprocess")
     (tmp_path / "mine.yaml").write_text("cohort: {kind: other}\npreprocess: {brain_mask: deepbet}\n")
     assert read_config(tmp_path / "mine.yaml").preprocess.brain_mask == "deepbet"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import digests
+from conftest import changed, digests
 from scipy import stats
 
 from resdm.settings import TRACERS
@@ -82,9 +81,8 @@ def test_probabilities_of_mmse_and_education_are_those_of_the_generator():
     for (years, diagnosis), part in people.groupby(["years", "diagnosis"]):
         for name, (low, high) in {"education": EDUCATION, "mmse": MMSE}.items():
             values = range(low, high + 1)
-            chances = [
-                ceiling._given_diagnosis({name: value}, years)[[*DIAGNOSES].index(diagnosis)] for value in values
-            ]
+            place = [*DIAGNOSES].index(diagnosis)
+            chances = [ceiling._given_diagnosis({name: value}, years)[place] for value in values]
             assert sum(chances) == pytest.approx(1)
             tolerance = 3.5 * part[name].std() / np.sqrt(len(part))
             assert part[name].mean() == pytest.approx(np.dot(values, chances), abs=tolerance), (name, diagnosis, years)
@@ -179,11 +177,10 @@ def test_the_same_bytes_each_time(config, out):
 
 
 def test_it_needs_the_truth_of_these_phantoms(config, tmp_path):
-    real = dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, kind="adni"))
-    for profile, message in (
-        (real, "cohort.kind is adni; the ceiling follows from the truth, which is known of"),
-        (dataclasses.replace(config, seed=1), "truth.json: the truth of phantoms of other settings"),
-        (dataclasses.replace(config, root=tmp_path), "truth.json: no truth of these phantoms; run `resdm phantom"),
+    for other, message in (
+        ({"cohort": {"kind": "adni"}}, "cohort.kind is adni; the ceiling follows from the truth, which is known of"),
+        ({"seed": 1}, "truth.json: the truth of phantoms of other settings"),
+        ({"root": tmp_path}, "truth.json: no truth of these phantoms; run `resdm phantom"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
-            synthesise_ceiling(profile)
+            synthesise_ceiling(changed(config, **other))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_resdm
+from conftest import changed, tiny_resdm
 from tiny_methods import Sessions, collate, make_config, train
 
 from resdm import cpu_runtime, training
@@ -51,19 +51,18 @@ def test_threads_and_memory_are_the_profiles(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: calls.append(n))
     monkeypatch.setattr(cpu_runtime, "keep_memory", lambda: calls.append("keep"))
     settings = make_config(".").training
-    cpu_runtime.set_up(replace(settings, threads=3, keep_memory=True))
-    cpu_runtime.set_up(replace(settings, threads=None, keep_memory=False))
+    cpu_runtime.set_up(changed(settings, threads=3, keep_memory=True))
+    cpu_runtime.set_up(changed(settings, threads=None, keep_memory=False))
     assert calls == [3, "keep"]
 
 
-@pytest.mark.parametrize(
-    ("capability", "device", "asked", "found"),
-    [("AVX2", "cpu", None, True), ("AVX512", "cpu", None, False), ("AVX2", "cuda", None, False),
-     ("AVX512", "cpu", True, True), ("AVX2", "cpu", False, False)],
-)  # fmt: skip
+@pytest.mark.parametrize(("capability", "device", "asked", "found"), [
+    ("AVX2", "cpu", None, True), ("AVX512", "cpu", None, False), ("AVX2", "cuda", None, False),
+    ("AVX512", "cpu", True, True), ("AVX2", "cpu", False, False),
+])  # fmt: skip
 def test_the_layout_depends_on_the_device_unless_the_profile_sets_it(monkeypatch, capability, device, asked, found):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    settings = replace(make_config(".").training, channels_last=asked)
+    settings = changed(make_config(".").training, channels_last=asked)
     assert cpu_runtime.channels_last(settings, torch.device(device)) is found
 
 
@@ -72,16 +71,16 @@ def test_a_library_without_mallopt_is_left_alone(monkeypatch):
     assert cpu_runtime.keep_memory.__wrapped__() is False
 
 
-@pytest.fixture
-def model(tmp_path):
-    """Of a profile that is trained in bfloat16."""
-    config = make_config(tmp_path, methods={"ResDM": tiny_resdm()}, epochs=1, precision="bf16-mixed")
+def trained(root):
+    """A model of a profile that is trained in bfloat16."""
+    config = make_config(root, methods={"ResDM": tiny_resdm()}, epochs=1, precision="bf16-mixed")
     torch.manual_seed(0)
     method = build_method(config.method("ResDM"), (16, 16, 16))
     return train(method, config, "ResDM", Sessions(2), collate=collate, progress=False)
 
 
-def test_synthesis_on_a_cpu_is_in_bfloat16_where_it_computes_in_it(model, monkeypatch):
+def test_synthesis_on_a_cpu_is_in_bfloat16_where_it_computes_in_it(tmp_path, monkeypatch):
+    model = trained(tmp_path)
     volumes, types = {}, {}
     for native in (False, True):
         monkeypatch.setattr(prediction, "computes_bf16", lambda native=native: native)
@@ -92,20 +91,13 @@ def test_synthesis_on_a_cpu_is_in_bfloat16_where_it_computes_in_it(model, monkey
     assert types == {False: {torch.float32}, True: {torch.bfloat16}}
     assert np.abs(volumes[True] - volumes[False]).max() < 0.02
     assert (volumes[True] != volumes[False]).any()
-    card = loaded.card
-    half = replace(card.config, training=replace(card.config.training, precision="16-mixed"))
-    with replace(loaded, card=replace(card, config=half))._autocast():
+    with changed(loaded, card={"config": {"training": {"precision": "16-mixed"}}})._autocast():
         assert not torch.is_autocast_enabled("cpu")  # float16 never is
 
 
 def test_emulated_bfloat16_is_warned_of(tmp_path, monkeypatch):
-    for native in (True, False):
+    told = pytest.warns(UserWarning, match=r"ResDM: this CPU emulates bfloat16.*training\.precision: 32-true")
+    for native, context in ((True, nullcontext()), (False, told)):
         monkeypatch.setattr(training, "computes_bf16", lambda native=native: native)
-        config = make_config(tmp_path / str(native), methods={"ResDM": tiny_resdm()}, epochs=1, precision="bf16-mixed")
-        method = build_method(config.method("ResDM"), (16, 16, 16))
-        arguments = method, config, "ResDM", Sessions(2)
-        if native:
-            train(*arguments, collate=collate, progress=False)
-        else:
-            with pytest.warns(UserWarning, match=r"ResDM: this CPU emulates bfloat16.*training\.precision: 32-true"):
-                train(*arguments, collate=collate, progress=False)
+        with context:
+            trained(tmp_path / str(native))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import changed
 from torch.utils.data import DataLoader
 
 from resdm.io import write_csv, write_json
@@ -122,7 +122,7 @@ def test_items_depend_on_seed_epoch_and_index(config):
     assert not torch.equal(epoch(data, 0), second)
     assert torch.equal(epoch(other, 1), second)  # independent of earlier requests
     assert torch.equal(torch.stack([other[i]["volumes"] for i in reversed(range(4))]), second.flip(0))
-    reseeded = CohortDataset(dataclasses.replace(config, seed=1), "train", augment=True)
+    reseeded = CohortDataset(changed(config, seed=1), "train", augment=True)
     assert not torch.equal(epoch(reseeded, 1), second)
 
 
@@ -137,11 +137,6 @@ def test_workers_and_one_process_agree(config):
     assert alone.prior == parallel.prior
 
 
-def rewrite(config, **columns):
-    path = config.volumes / "index.csv"
-    write_csv(path, pd.read_csv(path).assign(**columns))
-
-
 @pytest.mark.parametrize(("changes", "messages"), [
     ({"grid": GridConfig((16, 18, 24), 8.0)}, ["volumes of unequal grid", "[16, 18, 24]", "run `resdm preprocess`"]),
     ({"grid": GridConfig(SHAPE, 7.0)}, ["volumes of unequal grid", "of 7 mm", "run `resdm preprocess`"]),
@@ -150,16 +145,16 @@ def rewrite(config, **columns):
 ])  # fmt: skip
 def test_volumes_of_other_settings_or_of_another_index_are_refused(config, changes, messages):
     np.save(config.volumes / "cohort.npy", stored(config)[:5].astype(np.float16))
-    other = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, **changes))
     with pytest.raises(CohortError) as error:
-        CohortDataset(other, "train")
+        CohortDataset(changed(config, preprocess=changes), "train")
     assert all(message in str(error.value) for message in messages)
 
 
 def test_missing_parts_are_named(config):
     with pytest.raises(ValueError, match="no split 'dev'"):
         CohortDataset(config, "dev")
-    rewrite(config, split="train")
+    index = config.volumes / "index.csv"
+    write_csv(index, pd.read_csv(index).assign(split="train"))
     with pytest.raises(CohortError, match="no session in split 'test'"):
         CohortDataset(config, "test")
     (config.volumes / "cohort.npy").unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -18,7 +17,7 @@ import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, changed
 from PIL import Image
 from stored_cohort import make_config, write_volumes
 
@@ -103,7 +102,7 @@ def test_scene_is_mean_and_change_of_the_samples(model):
     prompted, factual = by_hand(90.0), by_hand(age)
     np.testing.assert_allclose(scene.pet["tau"], prompted.mean(0), atol=1e-6)
     np.testing.assert_allclose(scene.change["tau"], prompted.mean(0) - factual.mean(0), atol=1e-6)
-    own = model.scene(dataclasses.replace(asked, age=age))
+    own = model.scene(changed(asked, age=age))
     assert all(np.abs(own.change[tracer]).max() == 0 for tracer in own.change)
 
 
@@ -133,14 +132,14 @@ def test_earlier_prompts_need_no_synthesis(explorer):
     assert model.synthesised > made
     assert explorer.request.age == 90
     assert explorer.busy[-2:] == ["synthesising …", ""]
-    changed = {"Aβ-PET change by prompt", "tau-PET change by prompt"}
-    assert changed <= set(explorer.titles())
+    changes = {"Aβ-PET change by prompt", "tau-PET change by prompt"}
+    assert changes <= set(explorer.titles())
     assert explorer.pictures != first
     made = model.synthesised
     explorer.factual.click()
     assert model.synthesised == made
     assert explorer.pictures == first
-    assert not changed & set(explorer.titles())
+    assert not changes & set(explorer.titles())
     assert explorer.request.age == model.factual_prompt(explorer.request.source)[0]  # not the slider's whole years
 
 
@@ -184,7 +183,7 @@ def test_real_pet_and_error_stand_beside_the_synthetic_one(explorer, model):
 
 @pytest.mark.parametrize(("privacy", "real"), [("individual", True), ("aggregate", False)])
 def test_a_stored_picture_shows_single_real_pet_only_where_figures_may(explorer, monkeypatch, privacy, real):
-    monkeypatch.setattr(explorer.model, "config", dataclasses.replace(explorer.model.config, privacy=privacy))
+    monkeypatch.setattr(explorer.model, "config", changed(explorer.model.config, privacy=privacy))
     explorer._on_message(explorer.views, {"ready": True}, [])
     assert any(title.endswith("real") for title in explorer.titles())  # in view in both
     figure = {axes.get_title().split("\n")[-1] for axes in explorer.figure().axes}
@@ -204,14 +203,14 @@ def test_niivue_holds_the_t1_and_the_synthetic_pet_that_is_shown(explorer, model
             np.testing.assert_allclose(image.affine, explorer.scene.grid.affine)
     overlay.choice.value = None
     assert overlay.viewer not in overlay.children
-    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, privacy="aggregate"))
+    monkeypatch.setattr(model, "config", changed(model.config, privacy="aggregate"))
     private = Shown(model)
     assert private.overlay not in private.children
 
 
 def test_a_slice_has_the_colours_of_its_scale(explorer):
     column = next(column for column in explorer.columns if column.signed)
-    flat = dataclasses.replace(column, volume=np.full(explorer.scene.grid.shape, 1e9))
+    flat = changed(column, volume=np.full(explorer.scene.grid.shape, 1e9))
     picture = Image.open(io.BytesIO(slice_png(flat, explorer.scene.grid, ("z", 0.0))))
     assert picture.size == (157, 191)  # millimetres
     red = [round(255 * part) for part in matplotlib.colormaps[column.cmap](255)[:3]]
@@ -219,7 +218,7 @@ def test_a_slice_has_the_colours_of_its_scale(explorer):
     column = columns(explorer.scene)[0]
     marked = np.zeros(explorer.scene.grid.shape)
     marked[-8:, -8:] = 1  # right, anterior: right and up in the picture
-    picture = slice_png(dataclasses.replace(column, volume=marked), explorer.scene.grid, ("z", 0.0))
+    picture = slice_png(changed(column, volume=marked), explorer.scene.grid, ("z", 0.0))
     levels = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
     assert levels[5, -5] > 200 > 50 > max(levels[-5, -5], levels[5, 5])
 
@@ -273,10 +272,9 @@ def test_export_writes_what_is_shown(explorer):
 
 def test_intensities_without_a_scale_are_no_suvr(model, monkeypatch):
     """Each scan had its own scale in training: nothing shown or exported is called SUVR."""
-    card, source = model.model.card, next(iter(model.people))
-    literal = dataclasses.replace(card.config.preprocess, intensity="minmax")
-    changed = dataclasses.replace(card, config=dataclasses.replace(card.config, preprocess=literal))
-    monkeypatch.setattr(model, "model", dataclasses.replace(model.model, card=changed))
+    source = next(iter(model.people))
+    literal = {"config": {"preprocess": {"intensity": "minmax"}}}
+    monkeypatch.setattr(model, "model", changed(model.model, card=literal))
     shown = Shown(model)
     samples = [model.sample(shown.request, number)[1] for number in range(4)]
     np.testing.assert_allclose(shown.scene.pet["tau"], np.mean(samples, axis=0), atol=1e-6)
@@ -383,15 +381,9 @@ def jupyterlab(clone):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folders = {f"JUPYTER_{name}_DIR": str(clone / "jupyter") for name in ("CONFIG", "DATA", "RUNTIME")}
-    options = [
-        f"--port={port}",
-        "--no-browser",
-        "--allow-root",
-        "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={clone}",
-    ]
     with subprocess.Popen(
-        [BIN / "jupyter", "lab", *options, "--LabApp.expose_app_in_browser=True"], stderr=subprocess.DEVNULL,
+        [BIN / "jupyter", "lab", f"--port={port}", "--no-browser", "--allow-root", "--IdentityProvider.token=",
+         f"--ServerApp.root_dir={clone}", "--LabApp.expose_app_in_browser=True"], stderr=subprocess.DEVNULL,
         env=os.environ | folders | {"PYTHONPATH": str(ROOT), "JUPYTER_PATH": str(ROOT / "configs" / "jupyter")},
     ) as server:  # fmt: skip
         yield f"http://127.0.0.1:{port}"
