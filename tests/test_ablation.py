@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from conftest import ROOT, tiny_resdm
 from notebook_cells import check_latex, run_cells
 from scipy import stats
@@ -19,7 +18,6 @@ from tiny_methods import PlainConfig
 from resdm.baselines.released import ReleasedConfig
 from resdm.checkpoint import differences
 from resdm.io import write_csv
-from resdm.settings import ConfigError
 from resdm.training import fingerprint
 from resdm_suite.apps.model_folder import load_card, source_settings
 from resdm_suite.apps.synthesis import synthesise_method
@@ -28,15 +26,8 @@ from resdm_suite.evaluation.image_quality import read_scores, score_method
 from resdm_suite.evaluation.readings import COLUMNS, readings_path
 from resdm_suite.evaluation.statistics import holm, paired_test
 from resdm_suite.profiles import Config, load_config
-from resdm_suite.reporting.tables import (
-    COMPARISON,
-    QUALITY_COLUMNS,
-    VARIANTS,
-    number,
-    read_trainings,
-    seeds_of,
-    with_interval,
-)
+from resdm_suite.reporting import tables
+from resdm_suite.reporting.tables import COMPARISON, QUALITY_COLUMNS, VARIANTS, number, with_interval
 
 BLURS = {"Base": 0.7, "+L_high": 0.6, "+prior": 0.5, "ResDM": 0.4, "as_published": 0.47, "per_tracer": 0.52}
 BLURS |= {"Base@seed1": 0.9, "ResDM@seed1": 0.45}
@@ -72,8 +63,8 @@ def row_of(frame, method, tracer="tau", region="brain", metric="psnr") -> pd.Ser
 
 def given(config) -> dict:
     """What the cell with the tests before Table 3 defines."""
-    variants = [name for name in VARIANTS if seeds_of(config, name)]
-    return {"variants": variants, "scores": read_trainings(config, variants)}
+    variants = [name for name in VARIANTS if tables.seeds_of(config, name)]
+    return {"variants": variants, "scores": tables.read_trainings(config, variants)}
 
 
 def table3(config):
@@ -168,13 +159,17 @@ def make_status(sources, folds=2) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_accuracy_by_hand(single, tmp_path):
-    status, path = make_status(["Base", "+prior", "ResDM", "real", "majority"]), readings_path(single, "status")
-    write_csv(path, pd.concat([status, status.assign(target="planted", score=0.0)]))  # the paper's status is the label
-    try:
-        table = table3(single)
-    finally:
-        path.unlink()
+@pytest.fixture
+def readings(single):
+    """Where one test stores the readings of status."""
+    yield readings_path(single, "status")
+    readings_path(single, "status").unlink()
+
+
+def test_accuracy_by_hand(single, readings):
+    status = make_status(["Base", "+prior", "ResDM", "real", "majority"])
+    write_csv(readings, pd.concat([status, status.assign(target="planted", score=0.0)]))  # the paper's is the label
+    table = table3(single)
     # Base: folds of 100, 0, 0, 100 and 100, 100, 0, 100 % by person; ResDM misses one of two sessions of a
     row = row_of(table.frame, "Base", "amyloid", "status", "acc")
     assert (row["mean"], row["std"], row["n"], row["sessions"]) == (62.5, pytest.approx(25 / np.sqrt(2)), 4, 5)
@@ -198,12 +193,9 @@ def test_any_part_of_the_variants(single, tmp_path):
         run_cells("05", make_config(tmp_path))
 
 
-def test_no_defined_status_leaves_accuracy_out(single, third):
-    write_csv(readings_path(single, "status"), pd.DataFrame(columns=list(COLUMNS["status"])))
-    try:
-        pd.testing.assert_frame_equal(table3(single).frame, third.frame)
-    finally:
-        readings_path(single, "status").unlink()
+def test_no_defined_status_leaves_accuracy_out(single, third, readings):
+    write_csv(readings, pd.DataFrame(columns=list(COLUMNS["status"])))
+    pd.testing.assert_frame_equal(table3(single).frame, third.frame)
 
 
 def test_figure3_is_figure2_with_the_variants(single):
@@ -215,27 +207,6 @@ def test_figure3_is_figure2_with_the_variants(single):
 # ── the seed of a method ──────────────────────────────────────────────────────────────────────────
 
 
-def write_profile(tmp_path, **methods):
-    tree = {"cohort": {"kind": "phantom", "phantom": {}}, "methods": methods}
-    path = tmp_path / "configs" / "some.yaml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
-def test_a_repetition_differs_in_its_seed_alone(tmp_path):
-    kind = {"kind": "ddpm"}
-    config = load_config(write_profile(tmp_path, X=kind, **{"X@seed1": kind | {"seed": 1}}))
-    assert [config.seeded(name).seed for name in config.methods] == [0, 1]
-    for methods, message in (
-        ({"X": kind, "X@seed1": kind}, "X@seed1 has the seed of methods.X"),
-        ({"X": kind, "X@seed1": kind | {"seed": 1, "steps": 500}}, "only its seed may differ"),
-        ({"X": kind | {"seed": -1}}, "methods.X.seed is -1"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            load_config(write_profile(tmp_path, **methods))
-
-
 def test_a_method_seed_replaces_the_profile_seed_in_training(tmp_path):
     def known(config, name):
         seed, source = config.seeded(name).seed, source_settings(config)
@@ -243,6 +214,7 @@ def test_a_method_seed_replaces_the_profile_seed_in_training(tmp_path):
 
     config = make_config(tmp_path, methods={"X": PlainConfig(), "X@seed5": PlainConfig(seed=5)})
     one, other = known(config, "X@seed5"), known(config, "X")
+    assert [config.seeded(name).seed for name in config.methods] == [0, 5]
     assert [row[0] for row in differences(one, other)] == ["seed", "methods.X@seed5", "methods.X"]
     assert one == known(dataclasses.replace(config, seed=5), "X@seed5")
     assert "seed" not in other["methods.X"]  # a model from before there was the option is still the same

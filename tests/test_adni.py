@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import flow
+from conftest import changed, flow
 from mock_adni import AV45, FBB, MK, SITE, TAU, make_people, write_caps, write_clinica_bids, write_loni
 
 from resdm_suite.cohorts.manifest import ManifestError, write_manifest
@@ -16,15 +15,7 @@ from resdm_suite.cohorts.readers.adni import build_manifest
 from resdm_suite.cohorts.readers.adni_tables import _date, read_tables, rid_of
 from resdm_suite.cohorts.tables import to_date
 from resdm_suite.preprocessing.volumes import preprocess
-from resdm_suite.profiles import (
-    CohortConfig,
-    Config,
-    ConfigError,
-    GridConfig,
-    MatchConfig,
-    PreprocessConfig,
-    load_config,
-)
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, MatchConfig, PreprocessConfig
 
 WRITERS = {"bids": write_clinica_bids, "caps": write_caps, "loni": write_loni}
 COARSE = PreprocessConfig(grid=GridConfig((24, 24, 24), 8.0), registration_mm=6.0, n4=False)
@@ -37,12 +28,9 @@ def config(tmp_path):
     return Config(profile="tiny", cohort=cohort, root=tmp_path)
 
 
-def changed(config, **cohort):
-    return dataclasses.replace(config, cohort=dataclasses.replace(config.cohort, **cohort))
-
-
-def matched(config, **match):
-    return changed(config, match=dataclasses.replace(config.cohort.match, **match))
+def read(root, config, **cohort):
+    """The manifest's people, notes and so on, with other settings of the cohort."""
+    return build_manifest(root, changed(config, cohort=cohort))
 
 
 def born_in_the_middle(person) -> pd.Timestamp:
@@ -123,7 +111,7 @@ def test_scan_days_take_precedence_over_visit_days(tmp_path, config, layout, rec
     stem = f"{person.name}_ses-M000"
     text = scans.format(stem, person.day(0, 5), TAU, rec, person.day(0, 65))
     (bids / person.name / "ses-M000" / f"{stem}_scans.tsv").write_text(text)
-    frame = build_manifest(tmp_path / layout, changed(config, tables=str(bids))).manifest
+    frame = read(tmp_path / layout, config, tables=str(bids)).manifest
     assert frame[["amyloid_days", "tau_days"]].to_numpy().tolist() == [[-5, 60]]
 
 
@@ -138,20 +126,12 @@ def test_baseline_tables_describe_the_first_visit_and_later_ages_follow(tmp_path
     assert frame["amyloid_days"].isna().all()  # no day of anything: both of one visit
 
 
-def test_csf_labels_of_clinica_are_never_read(tmp_path, config):
-    write_clinica_bids(tmp_path, people=2, tables="none", images=False)
-    before = build_manifest(tmp_path, config).manifest
-    for path in tmp_path.glob("sub-*/*_sessions.tsv"):
-        path.write_text(path.read_text().replace("\t+\t-", "\t-\t+"))
-    pd.testing.assert_frame_equal(build_manifest(tmp_path, config).manifest, before)
-
-
 def test_caps_needs_tables_or_a_bids_folder(tmp_path, config):
     write_caps(tmp_path / "caps", tables="none", images=False)
     with pytest.raises(ManifestError, match=r"no session can be used.*0 also age and sex; look at .* tables"):
         build_manifest(tmp_path / "caps", config)
     bids = write_clinica_bids(tmp_path / "bids", tables="none", images=False)
-    by_person = build_manifest(tmp_path / "caps", changed(config, tables=str(bids.root))).manifest.set_index("person")
+    by_person = read(tmp_path / "caps", config, tables=str(bids.root)).manifest.set_index("person")
     assert set(by_person.index) == bids.kept_people
     assert ["_desc-Crop_" in by_person["t1w"][name] for name in NAMED[1:3]] == [False, True]
 
@@ -178,7 +158,7 @@ def test_levels_and_repeats_of_loni(tmp_path, config):
     assert "1 image folders hold DICOM only and are not read; convert them with dcm2niix" in message
     assert "1 PET do not exist at level standardized; dynamic is used (cohort.pet_level)" in message
     assert f"{mock.people[2].ptid} 2012-03-12: 2 T1w" in message
-    frame, _, _, notes = build_manifest(tmp_path, changed(config, pet_level="uniform_8mm"))
+    frame, _, _, notes = read(tmp_path, config, pet_level="uniform_8mm")
     assert "Uniform_Resolution" in frame.set_index("person")["amyloid"][NAMED[1]]
     assert any("PET do not exist at level uniform_8mm; standardized is used" in note for note in notes)
 
@@ -221,45 +201,34 @@ def test_the_tracer_of_older_clinica_is_in_acq(tmp_path, config):
 
 def test_options_of_matching(tmp_path, config):
     mock = write_clinica_bids(tmp_path, images=False)
-    wide = build_manifest(tmp_path, matched(config, window_days=1200)).manifest
+    wide = read(tmp_path, config, match={"window_days": 1200}).manifest
     assert set(wide["person"]) == mock.kept_people | {NAMED[7]}
     assert wide.set_index("person").loc[NAMED[7], "amyloid_days"] == 1096
-    both = build_manifest(tmp_path, matched(config, require="both"))
+    both = read(tmp_path, config, match={"require": "both"})
     assert NAMED[4] not in set(both.manifest["person"])
     assert both.left_out.set_index("person").loc[NAMED[4], "reason"] == "no amyloid and tau PET"
-    same = build_manifest(tmp_path, matched(config, window_days=1200, same_visit=True)).manifest
+    same = read(tmp_path, config, match={"window_days": 1200, "same_visit": True}).manifest
     assert NAMED[7] not in set(same["person"])
-    one = build_manifest(tmp_path, matched(config, per_person="first"))
+    one = read(tmp_path, config, match={"per_person": "first"})
     assert len(one.manifest) == 10
     assert "another session of the person was chosen (first)" in set(one.left_out["reason"])
-    florbetaben = changed(config, tracers={FBB: "amyloid", AV45: "amyloid", TAU: "tau"})
-    assert build_manifest(tmp_path, florbetaben).manifest.set_index("person").loc[NAMED[3], "amyloid_tracer"] == FBB
-
-
-@pytest.mark.parametrize("source", ["adni", "bids", "csv"])
-def test_a_profile_with_two_tau_tracers_is_refused(tmp_path, source):
-    path = tmp_path / "two.yaml"
-    tracers = f"{{{AV45}: amyloid, {FBB}: amyloid, {TAU}: tau, {MK}: tau}}"
-    path.write_text(f"profile: two\ncohort: {{kind: other, source: {source}, tracers: {tracers}}}\n")
-    with pytest.raises(ConfigError, match=r"names 2 tau tracers .18FAV1451, 18FMK6240., whose SUVRs are on"):
-        load_config(path)
-    path.write_text(path.read_text().replace(f", {MK}: tau", ""))
-    assert list(load_config(path).cohort.tracers) == [AV45, FBB, TAU]
+    florbetaben = read(tmp_path, config, tracers={FBB: "amyloid", AV45: "amyloid", TAU: "tau"})
+    assert florbetaben.manifest.set_index("person").loc[NAMED[3], "amyloid_tracer"] == FBB
 
 
 def test_another_tau_tracer_may_be_read_in_place_of_flortaucipir(tmp_path, config):
     write_clinica_bids(tmp_path, images=False)
-    frame = build_manifest(tmp_path, changed(config, tracers={MK: "tau"})).manifest
+    frame = read(tmp_path, config, tracers={MK: "tau"}).manifest
     assert frame[["person", "tau_tracer"]].to_numpy().tolist() == [[NAMED[8], MK]]
     assert frame["tau_suvr"].tolist() == pytest.approx([make_people()[8].tau])
 
 
 def test_scans_of_each_layout_fit_the_template_and_show_uptake(tmp_path, config):
     """The oblique, the left-handed, the one of four dimensions and those in MNI space already."""
-    config = dataclasses.replace(config, preprocess=COARSE)
+    config = changed(config, preprocess=COARSE)
     for layout, write in WRITERS.items():
         mock = write(tmp_path / layout, people=3 if layout == "bids" else 2)
-        profile = dataclasses.replace(config, profile=layout)
+        profile = changed(config, profile=layout)
         frame = build_manifest(mock.root, profile).manifest.assign(amyloid_suvr=np.nan, tau_suvr=np.nan, split="train")
         write_manifest(frame, profile.manifest)
         index = preprocess(profile, progress=False)
@@ -462,12 +431,6 @@ def test_other_encodings_and_flags_in_words_are_read(tmp_path):
     assert [found.pet(rid, AV45, pd.Timestamp("2012-01-01"))["qc"] for rid in (7, 8)] == [2, 0]
 
 
-def loni_folder(mock, number, what):
-    """The folder of a scan's date, and of its sequence's."""
-    path = next(path for path in mock.files if what in str(path) and mock.people[number].ptid in str(path))
-    return path.parents[1], path.parents[2]
-
-
 NEVER = (
     "AV45_NAC_Coreg", "ADNI_Brain_NAC_3D_AV45", "AV45_Non-AC", "PET_AV45_without_Attenuation_Correction", "AV45_CTAC",
     "CT_AV45", "AV45_MuMap", "AV45_Attenuation_Map", "AV45_uMAP", "AV45_Brain_Mask", "MPRAGE_Masked", "T1_Map",
@@ -479,9 +442,10 @@ NEVER = (
 def test_maps_masks_and_pet_without_attenuation_correction_are_never_taken(tmp_path, config, sequence):
     mock = write_loni(tmp_path, people=2, images=False)
     for what in ("FSPGR", "AV45"):
-        date, folder = loni_folder(mock, 1, what)
-        (folder.with_name(sequence) / date.name / "I1").mkdir(parents=True, exist_ok=True)
-        (folder.with_name(sequence) / date.name / "I1" / "scan.nii").touch()
+        path = next(path for path in mock.files if what in str(path) and mock.people[1].ptid in str(path))
+        place = path.parents[2].with_name(sequence) / path.parents[1].name / "I1"  # of the same date
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "scan.nii").touch()
     for folder in tmp_path.glob(f"ADNI/{mock.people[1].ptid}/AV45_Co*"):
         shutil.rmtree(folder)
     frame, _, _, notes = build_manifest(tmp_path, config)
@@ -535,9 +499,9 @@ def test_folders_without_a_download_are_named(tmp_path, config):
         build_manifest(tmp_path, config)
     write_loni(tmp_path, people=1, images=False)
     with pytest.raises(ManifestError, match=r"set match\.same_visit: false"):
-        build_manifest(tmp_path, matched(config, same_visit=True))
+        read(tmp_path, config, match={"same_visit": True})
     with pytest.raises(ManifestError, match=r"away: no such folder of tables; correct cohort\.tables"):
-        build_manifest(tmp_path, changed(config, tables="away"))
+        read(tmp_path, config, tables="away")
     write_clinica_bids(tmp_path, people=1, images=False)
     with pytest.raises(ManifestError, match=r"more than one layout: BIDS in .*, LONI in .*ADNI; name one"):
         build_manifest(tmp_path, config)
