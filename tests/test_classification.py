@@ -9,21 +9,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from resdm_suite.evaluation.classification import (
-    CALIPER,
-    accuracy,
-    adjusted_auc,
-    auc,
-    balanced_accuracy,
-    brier,
-    f1,
-    kappa,
-    net_benefit,
-    reliability,
-    weighted_pearson,
-    weighted_slope,
-    wilson,
-)
+from resdm_suite.evaluation import classification
+from resdm_suite.evaluation.classification import accuracy, adjusted_auc, auc, balanced_accuracy, brier, f1, kappa
 from resdm_suite.evaluation.statistics import percentile_interval, person_resamples, person_weights
 
 
@@ -56,7 +43,7 @@ def test_many_resamples_and_several_scores_equal_one_by_one(readings):
     for function, values in pairs + [(function, calls) for function in (accuracy, f1, balanced_accuracy, kappa)]:
         one_by_one = [[function(label, row, weights) for row in values] for weights in many]
         assert function(label, values, many) == pytest.approx(np.mean(one_by_one, axis=1))
-    for function in (weighted_pearson, weighted_slope):
+    for function in (classification.weighted_pearson, classification.weighted_slope):
         assert function(label, score, many) == pytest.approx([float(function(label, score, one)) for one in many])
 
 
@@ -105,7 +92,7 @@ def test_adjusted_auc_by_hand():
     assert adjusted_auc(label, score, np.ones(5), age, sex) == 1
     lower = np.array([0.3, 0.2, 0.5, 0.1, 0.1])  # older: below and, for half a comparison, above; younger: above
     assert adjusted_auc(label, lower, np.ones(5), age, sex) == pytest.approx((0.5 / 1.5 + 1) / 2)
-    apart = np.array([70.0, 70.0, 70.0 + CALIPER + 0.1, 60.0, 80.0])
+    apart = np.array([70.0, 70.0, 70.0 + classification.CALIPER + 0.1, 60.0, 80.0])
     assert np.isnan(adjusted_auc(label, score, np.ones(5), apart, sex))
 
 
@@ -118,8 +105,9 @@ def test_undefined_statistics_are_nan():
     assert np.isnan(f1(np.zeros(3), np.zeros(3), one))
     assert np.isnan(f1(np.zeros(3), np.ones(3), one))
     assert f1(np.ones(3), np.zeros(3), one) == 0
-    assert np.isnan(weighted_pearson(np.arange(3.0), np.full(3, 70.1), one))
-    assert np.isnan(weighted_slope(np.zeros(3), np.arange(3.0), one))
+    assert np.isnan(classification.weighted_pearson(np.arange(3.0), np.full(3, 70.1), one))
+    assert np.isnan(kappa(np.zeros(3, int), np.zeros(3, int), one))
+    assert np.isnan(classification.weighted_slope(np.zeros(3), np.arange(3.0), one))
 
 
 def test_pearson_and_slope():
@@ -129,21 +117,22 @@ def test_pearson_and_slope():
     counts = rng.integers(0, 4, 30)
     for weights in (np.ones(30), counts.astype(float)):
         repeated = [np.repeat(values, weights.astype(int)) for values in (x, y)]
-        assert weighted_pearson(x, y, weights) == pytest.approx(stats.pearsonr(*repeated)[0])
-    assert weighted_slope(x, y, np.ones(30)) == pytest.approx(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0])
+        assert classification.weighted_pearson(x, y, weights) == pytest.approx(stats.pearsonr(*repeated)[0])
+    (slope,), *_ = np.linalg.lstsq(x[:, None], y, rcond=None)
+    assert classification.weighted_slope(x, y, np.ones(30)) == pytest.approx(slope)
 
 
 def test_reliability():
     rng = np.random.default_rng(4)
     score = rng.uniform(size=5000)
     label = (rng.uniform(size=5000) < score).astype(int)
-    bins = reliability(score, label, np.ones(5000), bins=5)
+    bins = classification.reliability(score, label, np.ones(5000), bins=5)
     assert bins["n"].tolist() == [1000] * 5
     assert np.abs(bins["predicted"] - bins["observed"]).max() < 0.05  # calibrated
     inside = label[np.argsort(score)][:1000].sum()
     ends = stats.binomtest(int(inside), 1000).proportion_ci(method="wilson")
-    assert wilson(bins["observed"][0], 1000) == pytest.approx((ends.low, ends.high))
-    flat = reliability(np.full(5000, 0.4), label, np.ones(5000))
+    assert classification.wilson(bins["observed"][0], 1000) == pytest.approx((ends.low, ends.high))
+    flat = classification.reliability(np.full(5000, 0.4), label, np.ones(5000))
     assert len(flat) == 1  # equal scores share a bin
     assert flat["observed"][0] == pytest.approx(label.mean())
 
@@ -174,9 +163,8 @@ def profiles():
     rng = np.random.default_rng(2)
     people = [f"p{i % 40}" for i in range(60)]
     label = rng.choice([0, 1, 2, 3, 5, 7], 60)
-    called = np.where(
-        rng.uniform(size=(3, 60)) < 0.5, label, rng.integers(0, 8, (3, 60))
-    )  # also classes without people
+    chosen, other = rng.uniform(size=(3, 60)) < 0.5, rng.integers(0, 8, (3, 60))  # also classes without people
+    called = np.where(chosen, label, other)
     return label, called, person_weights(people), people
 
 
@@ -193,26 +181,14 @@ def test_scores_of_profiles_equal_scikit_learn(profiles):
     assert balanced_accuracy(label[known], called[0][known], weights[known]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_kappa_in_closed_form():
-    label, even = np.array([0, 0, 1, 1]), np.ones(4)
-    assert kappa(label, label, even) == pytest.approx(1)
-    assert kappa(label, np.array([0, 1, 0, 1]), even) == pytest.approx(0)
-    assert kappa(label, np.zeros(4, int), even) == pytest.approx(0)
-    assert np.isnan(kappa(np.zeros(4, int), np.zeros(4, int), even))
-
-
 def test_net_benefit_in_closed_form(readings):
     label, score, weights, people = readings
     thresholds = np.array([0.1, 0.25, 0.5])
     shares = weights / weights.sum()
-    for threshold, found in zip(thresholds, net_benefit(label, score, weights, thresholds), strict=True):
-        treated, odds = score >= threshold, threshold / (1 - threshold)
-        hits, alarms = (shares[treated & (label == one)].sum() for one in (1, 0))
-        assert found == pytest.approx(hits - alarms * odds)
-    prevalence = shares[label == 1].sum()
-    everyone = net_benefit(label, np.ones(40), weights, thresholds)
-    assert everyone == pytest.approx(prevalence - (1 - prevalence) * thresholds / (1 - thresholds))
+    for scores in (score, np.ones(40)):  # the second calls everyone
+        hits, alarms = (np.array([shares[(scores >= t) & (label == one)].sum() for t in thresholds]) for one in (1, 0))
+        expected = hits - alarms * thresholds / (1 - thresholds)
+        assert classification.net_benefit(label, scores, weights, thresholds) == pytest.approx(expected)
     many = person_resamples(people, seed=0, repeats=5)
-    assert net_benefit(label, score, many, thresholds) == pytest.approx(
-        np.array([net_benefit(label, score, one, thresholds) for one in many])
-    )
+    one_by_one = np.array([classification.net_benefit(label, score, one, thresholds) for one in many])
+    assert classification.net_benefit(label, score, many, thresholds) == pytest.approx(one_by_one)

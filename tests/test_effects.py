@@ -12,20 +12,8 @@ from sklearn import metrics
 from stored_cohort import make_config
 from stored_readings import SWEEP, make_age, make_scores, make_sex, make_status, store_readings, store_scores
 
-from resdm_suite.evaluation.conditioning import (
-    AGE_PROMPTS,
-    SEX_PROMPTS,
-    age_effects,
-    age_summary,
-    age_sweep,
-    own_sex_logit,
-    prompt_scores,
-    sex_effects,
-    sex_order,
-    sex_summary,
-    sweep_slopes,
-    without_chance,
-)
+from resdm_suite.evaluation import conditioning
+from resdm_suite.evaluation.conditioning import age_effects, age_summary, sex_effects, sex_order, sex_summary
 from resdm_suite.evaluation.readings import read_readings
 from resdm_suite.evaluation.statistics import person_weights
 from resdm_suite.evaluation.status import status_reliability, status_summary, trainings
@@ -155,12 +143,13 @@ def test_faulty_status_readings_are_named(status, fault, message):
 
 
 def test_sex_metrics_equal_scikit_learn():
-    assert own_sex_logit(np.array([1, 0]), np.array([0.8, 0.8])) == pytest.approx([math.log(4), -math.log(4)])
-    assert np.isfinite(own_sex_logit(np.array([1, 0]), np.array([1.0, 1.0]))).all()
+    expected = [math.log(4), -math.log(4)]
+    assert conditioning.own_sex_logit(np.array([1, 0]), np.array([0.8, 0.8])) == pytest.approx(expected)
+    assert np.isfinite(conditioning.own_sex_logit(np.array([1, 0]), np.array([1.0, 1.0]))).all()
     sex = make_sex(1.0)
     table = sex_summary(sex, "ResDM", seed=0).set_index(["tracer", "prompt", "metric"])
     part = sex[(sex["tracer"] == "tau") & (sex["condition"] == "no_sex")]
-    logit = np.average(own_sex_logit(part["label"], part["score"]), weights=person_weights(part["person"]))
+    logit = np.average(conditioning.own_sex_logit(part["label"], part["score"]), weights=person_weights(part["person"]))
     for metric, value in (of_scikit_learn(part) | {"logit": logit}).items():
         if metric != "brier":
             row = table.loc[("tau", "none", metric)]
@@ -188,7 +177,8 @@ def test_a_planted_effect_of_sex_is_found_with_its_size():
 
 def test_an_evaluator_at_chance_gives_no_interval():
     effects = sex_effects(make_sex(1.0), make_scores(SEX_SCORES), "ResDM", seed=0)
-    left = without_chance(effects, pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.3, 0.001]}))
+    folds = pd.DataFrame({"tracer": ["amyloid", "tau"], "held_out_p": [0.3, 0.001]})
+    left = conditioning.without_chance(effects, folds)
     gone = (left["tracer"] == "amyloid") & ~left["name"].str.startswith("psnr")
     assert gone.sum() == 12
     assert left.loc[gone, ["low", "high", "covers_zero"]].isna().all(axis=None)
@@ -207,7 +197,7 @@ def test_without_an_effect_of_sex_intervals_cover_zero():
 
 def test_the_order_is_tested_by_wilcoxon_over_people():
     sex = make_sex(0.2).query("tracer == 'amyloid'")
-    logits = sex.assign(logit=own_sex_logit(sex["label"], sex["score"]))
+    logits = sex.assign(logit=conditioning.own_sex_logit(sex["label"], sex["score"]))
     people = logits.pivot_table(index="person", columns="condition", values="logit")
     row = sex_order(make_sex(0.2), "ResDM", seed=0).iloc[2]
     test = stats.wilcoxon(people["factual"], people["wrong_sex"], alternative="greater")
@@ -234,7 +224,7 @@ def test_r_equals_scipy():
 
 def test_a_planted_effect_of_age_is_found_with_its_size():
     table = pd.DataFrame([[60.0, 65.0, 70.0], [70.0, 70.0, 70.0], [71.0, 70.0, 69.0]], columns=[60.0, 70.0, 80.0])
-    assert sweep_slopes(table).tolist() == pytest.approx([0.5, 0, -0.1])  # by hand
+    assert conditioning.sweep_slopes(table).tolist() == pytest.approx([0.5, 0, -0.1])  # by hand
     effects = age_effects(make_age(0.4), make_scores(AGE_SCORES), "ResDM", seed=0).set_index(["name", "tracer"])
     assert len(effects) == 10
     for tracer in ("amyloid", "tau"):
@@ -264,8 +254,8 @@ def test_constant_readings_and_a_missing_sweep():
     assert rows["slope_sweep", "tau"]
     unswept = make_age(0.3, sweep=())
     assert "slope_sweep" not in set(age_effects(unswept, scores, "ResDM", seed=0)["name"])
-    assert age_sweep(unswept, "ResDM", "tau").shape[1] == 0
-    assert age_sweep(make_age(0.3), "ResDM", "tau").columns.tolist() == list(SWEEP)
+    assert conditioning.age_sweep(unswept, "ResDM", "tau").shape[1] == 0
+    assert conditioning.age_sweep(make_age(0.3), "ResDM", "tau").columns.tolist() == list(SWEEP)
 
 
 # ── faults and storage ────────────────────────────────────────────────────────────────────────────
@@ -278,7 +268,7 @@ def test_faulty_prompted_readings_are_named():
     with pytest.raises(ValueError, match=r"sex from DDPM, 'factual'"):
         sex_summary(sex, "DDPM", seed=0)
     with pytest.raises(ValueError, match="sub-0004 is not read at every age"):
-        age_sweep(age[~((age["condition"] == "age_70") & (age["person"] == "sub-0004"))], "ResDM", "tau")
+        conditioning.age_sweep(age[~((age["condition"] == "age_70") & (age["person"] == "sub-0004"))], "ResDM", "tau")
     with pytest.raises(ValueError, match=r"sub-0001 ses-M000 has no prompt_age under 'factual'"):
         age_summary(age.assign(prompt_age=age["prompt_age"].where(age["person"] != "sub-0001")), "ResDM", seed=0)
     scores = make_scores(SEX_SCORES)
@@ -290,7 +280,7 @@ def test_faulty_prompted_readings_are_named():
 def test_stored_readings_give_the_same_effects_and_missing_ones_are_named(tmp_path):
     config, sex, scores = make_config(tmp_path), make_sex(1.0), make_scores(SEX_SCORES)
     with pytest.raises(FileNotFoundError, match=r"factual.scores\.csv"):
-        prompt_scores(config, "ResDM", AGE_PROMPTS)
+        conditioning.prompt_scores(config, "ResDM", conditioning.AGE_PROMPTS)
     with pytest.raises(FileNotFoundError, match=r"status\.csv: no stored readings; run the evaluators"):
         read_readings(config, "status")
     store_readings(config, sex=sex, age=make_age(0.3).drop(columns="predicted"))
@@ -299,5 +289,6 @@ def test_stored_readings_give_the_same_effects_and_missing_ones_are_named(tmp_pa
     store_scores(config, scores)
     back = read_readings(config, "sex")
     pd.testing.assert_frame_equal(back.fillna({"prompt": ""}), sex, check_exact=False)
-    stored = sex_effects(back, prompt_scores(config, "ResDM", SEX_PROMPTS.values()), "ResDM", seed=0)
-    pd.testing.assert_frame_equal(stored, sex_effects(sex, scores, "ResDM", seed=0))
+    found = conditioning.prompt_scores(config, "ResDM", conditioning.SEX_PROMPTS.values())
+    expected = sex_effects(sex, scores, "ResDM", seed=0)
+    pd.testing.assert_frame_equal(sex_effects(back, found, "ResDM", seed=0), expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from functools import partial
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import changed
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import GridSearchCV, GroupKFold
@@ -22,18 +22,7 @@ from resdm.io import write_csv, write_json, write_text
 from resdm.settings import TRACERS
 from resdm_suite.anatomy import SUMMARY, mni_map, regions
 from resdm_suite.evaluation import downstream, fitting
-from resdm_suite.evaluation.downstream import (
-    LeakageError,
-    UndefinedError,
-    check_folds,
-    draw_folds,
-    evaluate_age,
-    evaluate_sex,
-    evaluate_status,
-    fit_evaluators,
-    labelled,
-    status_of_test_people,
-)
+from resdm_suite.evaluation.downstream import draw_folds, evaluate_age, evaluate_sex, evaluate_status, labelled
 from resdm_suite.evaluation.fitting import classifier, fit, fit_evaluator, predict, regressor, shifted, youden
 from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.evaluation.networks import BrainAge, DSNet, spatial_cosine
@@ -200,7 +189,7 @@ def make_people(root, train=14, test=4):
         age=BrainAgeConfig(width=2, epochs=1, batch_size=8, shift_voxels=0),
     )  # fmt: skip
     config = make_config(root, evaluation=evaluation, methods={"copy": RegressionConfig(), "late": RegressionConfig()})
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=1))
+    config = changed(config, training={"threads": 1})
     brain, masks, rng, rows, truth = mni_map("brain", GRID), regions(GRID), np.random.default_rng(0), [], []
     for i in range(train + test + 1):
         split = "train" if i < train else "validation" if i == train else "test"
@@ -244,7 +233,7 @@ def make_people(root, train=14, test=4):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     config = make_people(tmp_path_factory.mktemp("people"))
-    fit_evaluators(config, progress=False)
+    downstream.fit_evaluators(config, progress=False)
     for evaluate in (evaluate_status, evaluate_sex, evaluate_age):
         evaluate(config, progress=False)
     return config
@@ -267,24 +256,24 @@ def test_folds_are_by_person_with_repeat_visits(config):
         assert set(train["label"].iloc[held_out]) == set(train["label"].iloc[rows]) == {0, 1}
     again = draw_folds(config, train, "amyloid status")
     assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, again, strict=True))
-    other = draw_folds(dataclasses.replace(config, seed=1), train, "amyloid status")
+    other = draw_folds(changed(config, seed=1), train, "amyloid status")
     assert any(not np.array_equal(a[1], b[1]) for a, b in zip(folds, other, strict=True))
 
 
 def test_leaks_are_refused(config):
     index, train = read_index(config, None), labelled(config, "train", "amyloid", "label")
     folds = draw_folds(config, train, "amyloid status")
-    check_folds(train, folds, index)
+    downstream.check_folds(train, folds, index)
     first, second = train.index[train["person"] == "sub-0000"]
     rest = np.setdiff1d(np.arange(len(train)), [first, second])
-    with pytest.raises(LeakageError, match="fold 0: sub-0000 would be trained on and held out"):
-        check_folds(train, [(np.append(rest, first), np.array([second]))], index)
-    with pytest.raises(LeakageError, match="sub-0000 is held out in the folds 0 and 1"):
-        check_folds(train, [(rest, np.array([first])), (rest, np.array([second]))], index)
+    with pytest.raises(downstream.LeakageError, match="fold 0: sub-0000 would be trained on and held out"):
+        downstream.check_folds(train, [(np.append(rest, first), np.array([second]))], index)
+    with pytest.raises(downstream.LeakageError, match="sub-0000 is held out in the folds 0 and 1"):
+        downstream.check_folds(train, [(rest, np.array([first])), (rest, np.array([second]))], index)
     later = (index["person"] == "sub-0003") & (index["session"] != "ses-M000")
     leaking = index.assign(split=index["split"].mask(later, "test"))
-    with pytest.raises(LeakageError, match="sub-0003 is in fold"):
-        check_folds(train, folds, leaking)
+    with pytest.raises(downstream.LeakageError, match="sub-0003 is in fold"):
+        downstream.check_folds(train, folds, leaking)
 
 
 def test_no_test_or_validation_volume_is_trained_on(tmp_path, monkeypatch):
@@ -304,7 +293,7 @@ def test_no_test_or_validation_volume_is_trained_on(tmp_path, monkeypatch):
     fit_mri = downstream._fit_mri
     monkeypatch.setattr(fitting, "fit", lambda network, volumes, *rest: fit(network, read(volumes), *rest))
     monkeypatch.setattr(downstream, "_fit_mri", lambda volumes, *rest: fit_mri(read(volumes), *rest))
-    fit_evaluators(config, progress=False)
+    downstream.fit_evaluators(config, progress=False)
     networks = 2 * (2 * 3 + 2)  # tracers × (targets × folds + sex and age)
     assert len(seen) == networks
     evaluate_status(config, progress=False)
@@ -428,7 +417,7 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
         one = fit_evaluator(profile, "sex", "sex_tau", scans, *known, fold, lambda: epochs.append(1))
         return one, (profile.evaluation_folder / "models" / "sex_tau.safetensors").read_bytes()
 
-    elsewhere = dataclasses.replace(config, root=tmp_path)
+    elsewhere = changed(config, root=tmp_path)
     (tmp_path / "work" / "tiny").mkdir(parents=True)
     (elsewhere.volumes).symlink_to(config.volumes)
     first, stored = again(config, scans=None)  # what is stored needs no volume
@@ -437,9 +426,8 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
     assert fresh == stored
     assert fitted.card == first.card
     np.testing.assert_array_equal(fitted.answer(volumes()), first.answer(volumes()))
-    assert again(dataclasses.replace(elsewhere, seed=1))[1] != stored
-    quick = dataclasses.replace(config.evaluation, sex=dataclasses.replace(config.evaluation.sex, learning_rate=1e-4))
-    assert again(dataclasses.replace(elsewhere, evaluation=quick))[1] != stored
+    assert again(changed(elsewhere, seed=1))[1] != stored
+    assert again(changed(elsewhere, evaluation={"sex": {"learning_rate": 1e-4}}))[1] != stored
     assert again(elsewhere)[1] == stored
     monkeypatch.setattr(fitting, "REVISION", fitting.REVISION + 1)
     with pytest.raises(TypeError):  # it asks for the volumes, to fit again
@@ -451,7 +439,7 @@ def test_same_seed_same_bytes_and_stale_evaluators_are_fitted_again(config, tmp_
     ({"present_tau": 0}, (evaluate_status, evaluate_sex, evaluate_age), "session has both tau PET and "),
 ])  # fmt: skip
 def test_a_tracer_that_these_people_do_not_define_is_left_out(tmp_path, capsys, columns, protocols, message):
-    config = dataclasses.replace(make_people(tmp_path), cohort=CohortConfig(kind="csv"))
+    config = changed(make_people(tmp_path), cohort=CohortConfig(kind="csv"))
     (config.work / "truth" / "people.csv").unlink()
     path = config.volumes / "index.csv"
     write_csv(path, pd.read_csv(path).assign(**columns))
@@ -459,18 +447,17 @@ def test_a_tracer_that_these_people_do_not_define_is_left_out(tmp_path, capsys, 
         assert set(pd.read_csv(protocol(config, progress=False))["tracer"]) == {"amyloid"}
         assert message in capsys.readouterr().out
     assert set(read_readings(config, "status")["target"]) == {"label"}, "real people have a label only"
-    assert set(status_of_test_people(config)["tracer"]) == ({"amyloid"} if "present_tau" in columns else {*TRACERS})
+    scanned = {"amyloid"} if "present_tau" in columns else {*TRACERS}
+    assert set(downstream.status_of_test_people(config)["tracer"]) == scanned
     folds = read_readings(config, "status_folds").set_index("tracer")
     assert folds["held_out_auc"].isna().groupby("tracer").sum().to_dict() == {"amyloid": 0, "tau": 1}
     write_csv(path, pd.read_csv(path).assign(amyloid_status=0, sex="M"))
-    with pytest.raises(UndefinedError, match=r"amyloid.* one class only; take people of both"):
+    with pytest.raises(downstream.UndefinedError, match=r"amyloid.* one class only; take people of both"):
         evaluate_sex(config, progress=False)
     evaluate_status(config, progress=False)  # so that Table 4 says it
     assert len(read_readings(config, "status")) == 0
-    assert read_readings(config, "status_folds")[["tracer", "held_out_auc"]].isna().sum().to_dict() == {
-        "tracer": 0, "held_out_auc": 2,
-    }  # fmt: skip
-    fit_evaluators(config, progress=False)  # of age
+    assert read_readings(config, "status_folds")[["tracer", "held_out_auc"]].isna().sum().tolist() == [0, 2]
+    downstream.fit_evaluators(config, progress=False)  # of age
 
 
 def test_faults_of_the_cohort_are_named(tmp_path):
@@ -481,7 +468,7 @@ def test_faults_of_the_cohort_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"people\.csv: no amyloid_positive of sub-0003 ses-M000, whose PET is there"):
         labelled(config, "train", "amyloid", "planted")
     truth.write_bytes(whole)
-    many = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, folds=9))
+    many = changed(config, evaluation={"folds": 9})
     with pytest.raises(ValueError, match=r"index\.csv: amyloid status: 6 and 7 training people .* 9 folds; set a"):
         draw_folds(many, labelled(many, "train", "amyloid", "label"), "amyloid status")
     sidecar = next(config.predictions("copy", "factual").rglob("*.json"))
@@ -491,7 +478,7 @@ def test_faults_of_the_cohort_are_named(tmp_path):
         evaluate_sex(config, progress=False)
     index = pd.read_csv(config.volumes / "index.csv")
     write_csv(config.volumes / "index.csv", index.assign(tau_status=np.nan))
-    with pytest.raises(UndefinedError, match=r"index\.csv: no test session has both tau PET and tau_status"):
+    with pytest.raises(downstream.UndefinedError, match=r"index\.csv: no test session has both tau PET and tau_status"):
         labelled(config, "test", "tau", "label")
     write_csv(config.volumes / "index.csv", index.drop(columns="tau_status"))
     with pytest.raises(ValueError, match=r"index\.csv: columns missing: tau_status"):

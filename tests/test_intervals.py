@@ -11,18 +11,8 @@ import pytest
 from stored_cohort import make_config, write_volumes
 
 from resdm.io import write_csv
-from resdm_suite.evaluation.intervals import (
-    LEVEL,
-    MIN_PEOPLE,
-    PREDICTORS,
-    compare_intervals,
-    interval_score,
-    intervals,
-    read_calibration,
-    stated_status,
-    status,
-    write_calibration,
-)
+from resdm_suite.evaluation import intervals
+from resdm_suite.evaluation.intervals import PREDICTORS, compare_intervals, stated_status, write_calibration
 from resdm_suite.paths import CALIBRATION
 from resdm_suite.records import RecordError
 from resdm_suite.reporting.tables import Table
@@ -46,9 +36,9 @@ def test_the_predictor_that_knows_the_error_has_the_best_score_at_nominal_covera
     scores = {}
     person, (new, *known) = [f"sub-{i}" for i in range(PEOPLE)], simulate(kind, 1)
     for name in PREDICTORS:
-        centre, half = intervals(name, *simulate(kind, 0), person)(*known)
-        assert np.mean(np.abs(new - centre) <= half) == pytest.approx(LEVEL, abs=0.04)
-        scores[name] = interval_score(new, centre, half).mean()
+        centre, half = intervals.intervals(name, *simulate(kind, 0), person)(*known)
+        assert np.mean(np.abs(new - centre) <= half) == pytest.approx(intervals.LEVEL, abs=0.04)
+        scores[name] = intervals.interval_score(new, centre, half).mean()
     assert scores[kind] <= 1.02 * min(scores.values())
     if kind != "map":
         assert scores[kind] < 0.95 * scores["map"]
@@ -61,22 +51,20 @@ def test_few_people_get_intervals_that_hold():
         residual, features, spread = (rng.normal(size=(60, n)) for n in (5, 4, 5))
         spread = np.abs(spread)
         for name in PREDICTORS:
-            centre, half = intervals(name, residual[:30], features[:30], spread[:30], range(30))(
-                features[30:], spread[30:]
-            )
+            state = intervals.intervals(name, residual[:30], features[:30], spread[:30], range(30))
+            centre, half = state(features[30:], spread[30:])
             inside[name].append(np.mean(np.abs(residual[30:] - centre) <= half))
     assert all(0.87 < np.mean(shares) < 0.94 for shares in inside.values()), inside
 
 
 def test_the_interval_score_charges_width_and_misses():
-    score = interval_score(np.array([0.0, 0.3]), np.zeros(2), np.full(2, 0.2))
+    score = intervals.interval_score(np.array([0.0, 0.3]), np.zeros(2), np.full(2, 0.2))
     np.testing.assert_allclose(score, [0.4, 0.4 + 20 * 0.1])
 
 
 def test_status_is_undetermined_where_the_interval_spans_the_cutoff():
-    assert [status(*ends, 1.11) for ends in ((1.12, 1.4), (0.8, 1.10), (1.0, 1.2), (1.11, 1.2), (0.9, 1.11))] == [
-        "positive", "negative", "undetermined", "positive", "undetermined",
-    ]  # fmt: skip
+    found = [intervals.status(*ends, 1.11) for ends in ((1.12, 1.4), (0.8, 1.10), (1.0, 1.2), (1.11, 1.2), (0.9, 1.11))]
+    assert found == ["positive", "negative", "undetermined", "positive", "undetermined"]
 
 
 # ── stored ────────────────────────────────────────────────────────────────────────────────────────
@@ -124,21 +112,22 @@ def test_predictors_are_compared_on_stored_samples(config):
 
 def test_the_calibration_is_of_these_weights_and_this_many_people(config, tmp_path):
     path = write_calibration(config, "ResDM", "abc", tmp_path)
-    known = read_calibration(tmp_path, "abc")
+    known = intervals.read_calibration(tmp_path, "abc")
     assert known["tau"]["people"] == 30
     assert known["tau"]["half_width"]["summary"] == pytest.approx(0.1645, rel=0.35)
     assert known["tau"]["half_width"]["occipital"] < 0.3 * known["tau"]["half_width"]["summary"]
-    assert read_calibration(tmp_path, "other weights") == {} == read_calibration(tmp_path / "nowhere", "abc")
+    assert intervals.read_calibration(tmp_path, "other weights") == {}
+    assert intervals.read_calibration(tmp_path / "nowhere", "abc") == {}
     path.write_text("[")
     with pytest.raises(RecordError, match=rf"{CALIBRATION}: damaged"):
-        read_calibration(tmp_path, "abc")
+        intervals.read_calibration(tmp_path, "abc")
 
 
 def test_too_few_people_give_no_calibration(config, tmp_path):
     samples = config.predictions("ResDM", "samples") / "regional.csv"
     frame = pd.read_csv(samples)
-    few = frame["person"].isin([f"sub-{i:04d}" for i in range(12, 12 + MIN_PEOPLE - 1)]) | (frame["split"] == "test")
-    write_csv(samples, frame[few | (frame["tracer"] == "tau")])
+    few = [f"sub-{i:04d}" for i in range(12, 12 + intervals.MIN_PEOPLE - 1)]
+    write_csv(samples, frame[frame["person"].isin(few) | (frame["split"] == "test") | (frame["tracer"] == "tau")])
     assert list(json.loads(write_calibration(config, "ResDM", "abc", tmp_path).read_text())["tracers"]) == ["tau"]
     assert set(compare_intervals(config, "ResDM")["tracer"]) == {"tau"}
 
