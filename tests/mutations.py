@@ -38,7 +38,7 @@ FAULTS = [  # file, right code, faulty code, test
     ("resdm/weights.py", "if digest != _digest(text, values)", "if False",
      "test_checkpoint.py::test_a_corrupted_model_file_is_named"),
     ("resdm/settings.py", "trust_code or kind in METHODS or module in sys.modules", "True",
-     "test_checkpoint.py::test_code_that_a_model_names_is_not_imported_unless_trusted"),
+     "test_hub.py::test_a_models_code_is_run_only_where_it_is_trusted"),
     ("resdm_suite/cohorts/readers/bids.py", 're.search("_rec-nac", name, re.IGNORECASE)', "False",
      "test_bids.py::test_other_spellings_of_trc_and_scans_that_are_never_taken"),
     ("resdm_suite/cohorts/splits.py", "for person in members[name]}))",

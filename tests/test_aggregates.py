@@ -23,13 +23,8 @@ from resdm_suite.evaluation.suvr import regional_suvr, to_suvr
 from resdm_suite.paths import synthetic_path
 from resdm_suite.profiles import MIN_GROUP_SIZE, CohortConfig, PhantomConfig
 from resdm_suite.records import NAME
-from resdm_suite.reporting.cases import (
-    example_volumes,
-    read_trace,
-    regional_comparison,
-    shown_cases,
-    walkthrough_volumes,
-)
+from resdm_suite.reporting import cases
+from resdm_suite.reporting.cases import example_volumes, read_trace, regional_comparison, shown_cases
 from resdm_suite.reporting.provenance import provenance
 from resdm_suite.reporting.style import ERROR_MAP
 
@@ -56,14 +51,12 @@ def test_who_may_be_shown(config, kind, privacy, individual):
 
 def test_the_mean_is_that_of_the_group_one_vote_per_person(config):
     scores, index = read_scores(config, METHODS), read_index(config)
-    _, cases = shown_cases(config, scores, list(METHODS))
-    (case,) = [case for case in cases if case.title.startswith("Aβ-PET, positive")]
+    _, shown = shown_cases(config, scores, list(METHODS))
+    (case,) = [case for case in shown if case.title.startswith("Aβ-PET, positive")]
     part = index[(index["present_amyloid"] == 1) & (index["amyloid_status"] == 1)]
     assert f"n = {part['person'].nunique()}" in case.title
-    people = [  # sessions of a person averaged first
-        np.mean([read_volume(config.volumes / path, GRID) for path in visits["amyloid"]], axis=0)
-        for _, visits in part.groupby("person")
-    ]
+    visits = [paths for _, paths in part.groupby("person")["amyloid"]]  # sessions of a person averaged first
+    people = [np.mean([read_volume(config.volumes / path, GRID) for path in paths], axis=0) for paths in visits]
     assert len(people) >= MIN_GROUP_SIZE
     np.testing.assert_allclose(case.real, to_suvr(np.mean(people, axis=0), RANGES["amyloid"]), atol=1e-5)
     first = part[part["person"] == part["person"].iloc[0]].iloc[0]
@@ -88,8 +81,8 @@ def test_figure2_shows_means_and_names_nobody(config):
     for path in config.figures.glob("figure2.*"):
         assert b"sub-" not in path.read_bytes()
     individual = dataclasses.replace(config, privacy="individual")
-    caption, cases = shown_cases(individual, read_scores(config, METHODS), list(METHODS))
-    assert [case.title for case in cases] == ["Aβ-PET", "tau-PET"]
+    caption, shown = shown_cases(individual, read_scores(config, METHODS), list(METHODS))
+    assert [case.title for case in shown] == ["Aβ-PET", "tau-PET"]
     assert caption.startswith("One test person")  # shown, but not named
 
 
@@ -129,8 +122,8 @@ def test_groups_too_small_are_joined_and_fewer_are_not_shown(config):
         tested = index[index["split"] == "test"]["person"].unique()
         few = index["person"].isin(tested[: MIN_GROUP_SIZE - 1]) | (index["split"] != "test")
         write_csv(path, index[few])
-        caption, cases = shown_cases(config, scores, list(METHODS))
-        assert cases == []
+        caption, shown = shown_cases(config, scores, list(METHODS))
+        assert shown == []
         assert f"Fewer than {MIN_GROUP_SIZE} test people" in caption
         given = {"scores": scores, "methods": list(METHODS), "record": {}}
         assert run_cells("04", config, "04-02", "04-10", **given)["figure"].axes == []
@@ -151,7 +144,7 @@ def test_the_regional_scatter_shows_people_or_groups(config, monkeypatch):
     np.testing.assert_allclose(points(config)[["real", "synthetic"]], halves)
     np.testing.assert_allclose(points(config)["real_std"], [people["real"][:6].std(), people["real"][6:].std()])
     few = regional[regional["person"].isin(people.index[: MIN_GROUP_SIZE - 1])]
-    monkeypatch.setattr("resdm_suite.reporting.cases.regional_suvr", lambda *_: (few, textures))
+    monkeypatch.setattr(cases, "regional_suvr", lambda *_: (few, textures))
     no_points, agreement, ratios = regional_comparison(config)
     assert no_points.empty
     names = {"points": no_points, "agreement": agreement, "textures": ratios}
@@ -163,19 +156,16 @@ def test_the_regional_scatter_shows_people_or_groups(config, monkeypatch):
 
 
 class Data(list):
-    """Sessions as `CohortDataset` gives them, of which some lack a tracer."""
+    """Sessions as `CohortDataset` gives them; the second lacks a tau PET."""
 
     def __init__(self, people):
-        rng = np.random.default_rng(0)
+        rng, present = np.random.default_rng(0), [number != 1 for number in range(len(people))]
         super().__init__(
-            {"volumes": torch.from_numpy(rng.random((3, *GRID.shape), dtype=np.float32)),
-             "present": torch.tensor([True, number != 1]), "age": 60.0 + number, "sex": "F", "row": number,
-             "person": f"sub-{number}"}
-            for number, _ in enumerate(people)
+            {"volumes": torch.from_numpy(rng.random((3, *GRID.shape), dtype=np.float32)), "row": number, "sex": "F",
+             "present": torch.tensor([True, tau]), "age": 60.0 + number, "person": f"sub-{number}"}
+            for number, tau in enumerate(present)
         )  # fmt: skip
-        self.index = pd.DataFrame(
-            {"person": people, "present_amyloid": 1, "present_tau": [n != 1 for n in range(len(people))]}
-        )
+        self.index = pd.DataFrame({"person": people, "present_amyloid": 1, "present_tau": present})
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +206,7 @@ def test_examples_and_the_walk_through_take_one_person_or_the_mean_of_five(confi
     single = example_volumes(dataclasses.replace(config, privacy="individual"), "ResDM")["T1"]
     np.testing.assert_allclose(single, read_volume(config.volumes / both["t1w"].iloc[0], GRID), atol=1e-6)
     with pytest.raises(ValueError, match="too few training people have all tracers; 5 needed"):
-        walkthrough_volumes(config)
+        cases.walkthrough_volumes(config)
 
 
 def test_a_single_trace_is_not_shown_where_nobody_may_be(model, config):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_batch, tiny_network, tiny_prior, tiny_resdm
+from conftest import ROOT, random_batch, tiny_network, tiny_prior, tiny_resdm
 from stored_cohort import make_config
 
 from resdm import attributes
@@ -123,9 +123,8 @@ def test_attributes_of_one_scan_are_checked_by_name_range_and_category():
     wrong = {("plasm", "1"): "no attribute 'plasm'", ("plasma", "high"): "from 0.5 to 3.5"}
     wrong |= {("plasma", "9"): "from 0.5 to 3.5", ("apoe4", "yes"): "expected carrier, noncarrier"}
     for (name, value), message in wrong.items():
-        stated = {name: value}
         with pytest.raises(ValueError, match=message):
-            attributes.check_attributes(stated, known, "x")
+            attributes.check_attributes({name: value}, known, "x")
     assert _stated(["plasma=0.8", " apoe4 = carrier"]) == {"plasma": "0.8", "apoe4": "carrier"}
     for wrong in (["plasma"], ["plasma="], ["plasma=1", "plasma=2"]):
         with pytest.raises(ConfigError, match="NAME=VALUE"):
@@ -360,9 +359,8 @@ def test_the_ceiling_that_knows_an_attribute_predicts_status_better():
     assert area[("plasma",)] > area[()] + 0.03
     assert scores[clinic[3]] == pytest.approx(scores[clinic[0]]), "of the three, only the diagnosis goes with causes"
     assert abs(area[("education",)] - area[()]) < 0.01
-    log_chance = {
-        names: np.log(np.where(label == 1, values, 1 - np.array(values))).mean() for names, values in scores.items()
-    }
+    chances = {names: np.where(label == 1, values, 1 - np.array(values)) for names, values in scores.items()}
+    log_chance = {names: np.log(values).mean() for names, values in chances.items()}
     assert log_chance[("diagnosis",)] > log_chance[("mmse",)] > log_chance[()]
 
 
@@ -370,7 +368,7 @@ def test_the_ceiling_that_knows_an_attribute_predicts_status_better():
 
 
 def test_pairs_of_the_profile_are_methods_that_differ_by_an_attribute():
-    config = read_config(__import__("conftest").ROOT / "configs" / "phantom_attributes.yaml")
+    config = read_config(ROOT / "configs" / "phantom_attributes.yaml")
     pairs = pd.DataFrame(attribute_pairs(config))
     left_out = pairs[pairs["change"] == "left out"].set_index(["method", "attribute"])["other"]
     assert left_out["ResDM+plasma", "plasma"] == "ResDM"

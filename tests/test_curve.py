@@ -71,10 +71,9 @@ def test_parts_are_nested_by_person_with_the_steps_of_everyone(source):
         assert parts[2, seed] < parts[4, seed] < parts[7, seed]
     assert parts[4, 0] != parts[4, 1]
     assert curve.derived(source, 4, 0).methods["ResDM"].seed == 0
-    cards = {
-        key: json.loads((curve.derived(source, *key).volumes / "cohort.json").read_text())["digest"] for key in parts
-    }
-    assert len(set(cards.values())) == 5, "of everyone, both seeds have the same people"
+    cards = {(curve.derived(source, *key).volumes / "cohort.json").read_text() for key in parts}
+    digests = {json.loads(card)["digest"] for card in cards}
+    assert len(digests) == 5, "of everyone, both seeds have the same people"
     for size in (1, 8):
         with pytest.raises(ValueError, match=rf"index\.csv: 7 training people; --sizes {size} must be 2 to that many"):
             curve.derived(source, size, 0)
@@ -83,9 +82,7 @@ def test_parts_are_nested_by_person_with_the_steps_of_everyone(source):
 def test_trials_hold_out_each_training_person_once_and_see_no_test_person(source, monkeypatch, tmp_path):
     monkeypatch.setattr(search, "load_config", lambda name: source)
     monkeypatch.setattr(search, "tried", lambda: {"regression-0": source.methods["regression"]})
-    monkeypatch.setattr(
-        search, "run_jobs", lambda script, jobs, at_once: [search.main(list(words)) for words in jobs.values()]
-    )
+    monkeypatch.setattr(search, "run_jobs", lambda _, jobs, at_once: [search.main(words) for words in jobs.values()])
     everyone, held_out = read_index(source, None), []
     test_people = set(everyone[everyone["split"] == "test"]["person"])
     for fold in range(search.FOLDS):
@@ -129,9 +126,7 @@ def test_ablation_names_can_be_read_back(source, monkeypatch):
 
 def test_a_run_writes_its_results_and_a_second_one_trains_nothing(source, monkeypatch, tmp_path):
     monkeypatch.setattr(curve, "load_config", lambda name: source)
-    monkeypatch.setattr(
-        curve, "run_jobs", lambda script, jobs, at_once: [curve.main(list(words)) for words in jobs.values()]
-    )
+    monkeypatch.setattr(curve, "run_jobs", lambda _, jobs, at_once: [curve.main(words) for words in jobs.values()])
     arguments = ["--sizes", "5", "--seeds", "0", "--out", str(tmp_path)]
     curve.main(arguments)
     models = sorted((source.root / "work").glob("curve-*/models/*/model.safetensors"))
@@ -165,9 +160,8 @@ def made_up(gains: dict[int, float], people: int = 40) -> pd.DataFrame:
             for method, more in (("ResDM", gain + by), ("regression", 0.0), ("linear", 0.0)):
                 for tracer in ("amyloid", "tau"):
                     values = {"psnr": own + more, "suvr": 1 + (0.5 + more) * label + noise}
-                    frames.append(
-                        pd.DataFrame(head | values).assign(size=size, seed=seed, method=method, tracer=tracer)
-                    )
+                    where = {"size": size, "seed": seed, "method": method, "tracer": tracer}
+                    frames.append(pd.DataFrame(head | values | where))
     return pd.concat(frames)
 
 
@@ -180,9 +174,7 @@ def test_values_gains_and_where_the_network_overtakes():
         assert (row["n"], row["trainings"]) == (40, 2)
         assert (row["value"], row["gain"]) == pytest.approx((values.mean(), gain))
         assert (row["low"], row["high"]) == pytest.approx(interval(values, seed=0), abs=0.02)  # other draws
-        assert (row["gain_low"], row["gain_high"]) == pytest.approx((gain - 0.1, gain + 0.1)), (
-            "all people gain the same"
-        )
+        assert (row["gain_low"], row["gain_high"]) == pytest.approx((gain - 0.1, gain + 0.1))  # the same for everyone
         areas = [100 * roc_auc_score(one["label"], one["suvr"])
                  for _, one in part.query("method == 'ResDM'").groupby("seed")]  # fmt: skip
         assert table.loc[("tau", "auc", size, "ResDM"), "value"] == pytest.approx(np.mean(areas))

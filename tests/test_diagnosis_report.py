@@ -141,9 +141,8 @@ def test_best_is_bold_and_real_pet_is_no_rival(fourth):
 def test_markdown_latex_and_bytes(config, fourth, drawn):
     paths = [path for path in sorted(config.figures.glob("table4*")) if path.suffix != ".json"]
     before = {path: path.read_bytes() for path in paths}
-    assert {path.name for path in paths} == {
-        f"table4{end}" for end in (".csv", ".md", ".tex", "_calibration.csv", "_roc.png", "_roc.svg")
-    }
+    ends = (".csv", ".md", ".tex", "_calibration.csv", "_roc.png", "_roc.svg")
+    assert {path.name for path in paths} == {f"table4{end}" for end in ends}
     with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "other", "axes.facecolor": "red"}):
         fourth_cells(config)
     assert {path: path.read_bytes() for path in paths} == before

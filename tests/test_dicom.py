@@ -79,10 +79,13 @@ def test_units_frames_and_times_are_those_of_the_series(archive):
     assert read_scan(path, frames=True, tracer="18FAV45").data.shape == PET.shape[:3]
 
 
+def sessions(folder):
+    return build_manifest(folder, Config(profile="t", cohort=CohortConfig(kind="other"), root=folder.parent))
+
+
 def test_people_become_sessions_of_the_reader(archive):
     root, _, said = archive
-    config = Config(profile="tiny", cohort=CohortConfig(kind="other"), root=root)
-    frame, _, _, notes = build_manifest(root / "bids", config)
+    frame, _, _, notes = sessions(root / "bids")
     assert frame[["person", "session", "age", "sex"]].to_numpy().tolist() == [
         ["sub-P001", "ses-1", 71, "F"], ["sub-P002", "ses-1", 70, "M"],
     ]  # fmt: skip
@@ -109,9 +112,7 @@ def test_scans_that_move_a_session_are_not_mixed_with_older_ones(tmp_path):
     write_t1(tmp_path / "in" / "a" / "new", T1)
     convert_people(tmp_path / "in", tmp_path / "out", progress=False)
     write_t1(tmp_path / "in" / "a" / "old", T1[::-1], day="20190310", number=4)
-    with pytest.raises(
-        DicomError, match=r"ses-1_T1w\.nii\.gz is of another series, since scans were added or removed; "
-    ):
+    with pytest.raises(DicomError, match=r"ses-1_T1w\.nii\.gz is of another series, since scans were added or remov"):
         convert_people(tmp_path / "in", tmp_path / "out", progress=False)
 
 
@@ -136,19 +137,15 @@ def test_a_data_set_of_another_origin_is_refused(tmp_path, name):
     assert (tmp_path / name).read_text() == "{}"
 
 
-def test_without_a_time_of_injection_none_is_claimed(tmp_path):
-    write_pet(tmp_path / "in" / "a", PET[..., :1], injected="")
-    convert_people(tmp_path / "in", tmp_path / "out", progress=False)
-    (path,) = (tmp_path / "out").rglob("*_pet.json")
-    assert "InjectionStart" not in json.loads(path.read_text())
-
-
-@pytest.mark.parametrize(("injected", "seconds"), [("103000.00", -3000), ("1030", -3000), ("10", -4800),
-                                                   ("10:30", None), ("202103201015+0000", -3900)])  # fmt: skip
+@pytest.mark.parametrize(("injected", "seconds"), [
+    ("103000.00", -3000), ("1030", -3000), ("10", -4800), ("10:30", None), ("202103201015+0000", -3900), ("", None),
+    (None, None),
+])  # fmt: skip
 def test_forms_of_the_time_of_injection(injected, seconds):
     header, stated = Dataset(), Dataset()
     header.AcquisitionDate, header.AcquisitionTime = "20210320", "1120"
-    stated.add_new("RadiopharmaceuticalStartTime", "LO", injected)  # LO: pydicom warns of other forms of a time
+    if injected is not None:  # LO: pydicom warns of other forms of a time
+        stated.add_new("RadiopharmaceuticalStartTime", "LO", injected)
     header.RadiopharmaceuticalInformationSequence = [stated]
     assert dicom._with_injection({}, Series(None, [header])).get("InjectionStart") == seconds
 
@@ -173,8 +170,7 @@ def test_a_deleted_image_is_made_again_and_any_series_may_state_age_and_sex(tmp_
     image.unlink()
     convert_people(tmp_path / "in", tmp_path / "out", progress=False)
     assert image.is_file()
-    config = Config(profile="t", cohort=CohortConfig(kind="other"), root=tmp_path)
-    assert build_manifest(tmp_path / "out", config).manifest[["age", "sex"]].to_numpy().tolist() == [[71, "F"]]
+    assert sessions(tmp_path / "out").manifest[["age", "sex"]].to_numpy().tolist() == [[71, "F"]]
 
 
 def test_a_pet_without_a_date_is_paired_with_no_t1(tmp_path):
@@ -186,10 +182,7 @@ def test_a_pet_without_a_date_is_paired_with_no_t1(tmp_path):
     table = pd.read_csv(tmp_path / "out/sub-a/sub-a_sessions.tsv", sep="\t").set_index("session_id")
     assert table.loc["ses-3"].isna().all()
     assert table["acq_time"].tolist()[:2] == ["1900-01-01T00:00:00", "1900-01-11T00:00:00"]
-    frame = build_manifest(
-        tmp_path / "out", Config(profile="t", cohort=CohortConfig(kind="other"), root=tmp_path)
-    ).manifest
-    assert frame[["session", "amyloid_days"]].to_numpy().tolist() == [["ses-1", 10]]
+    assert sessions(tmp_path / "out").manifest[["session", "amyloid_days"]].to_numpy().tolist() == [["ses-1", 10]]
 
 
 @pytest.mark.parametrize(("words", "plain"), [

@@ -34,19 +34,24 @@ def tracer_of(path) -> str:
     return "tau" if "18FAV1451" in path.name else "amyloid"
 
 
-def state_scale(folder, **extra) -> None:
-    """Sidecars of the predictions, as the suite writes them."""
-    for path in folder.rglob("*_pet.nii.gz"):
+@pytest.fixture
+def config(tmp_path):
+    """Volumes and predictions of a method, whose sidecars are as the suite writes them."""
+    config, _ = make_cohort(tmp_path, {"A": 0.4}, people=PEOPLE)
+    for path in config.predictions("A").rglob("*_pet.nii.gz"):
         intensity = {"kind": "fixed", "suvr_range": list(RANGES[tracer_of(path)])}
-        write_json(sidecar_path(path), {"intensity": intensity} | extra)
+        write_json(sidecar_path(path), {"intensity": intensity, "cohort_notice": config.notice})
+    return config
 
 
 @pytest.fixture
-def cohort(tmp_path):
-    """Volumes, index and predictions of a method, its table and folder."""
-    config, _ = make_cohort(tmp_path, {"A": 0.4}, people=PEOPLE)
-    state_scale(config.predictions("A"), cohort_notice=config.notice)
-    return config, config.volumes / "index.csv", config.predictions("A")
+def table(config):
+    return config.volumes / "index.csv"
+
+
+@pytest.fixture
+def folder(config):
+    return config.predictions("A")
 
 
 def change(folder, function) -> None:
@@ -60,8 +65,7 @@ def measured(config, table, **folders):
     return evaluate(read_cases(table, folders, config), Reader(config), progress=False)
 
 
-def test_own_predictions_score_as_before_to_the_last_digit(cohort):
-    config, table, folder = cohort
+def test_own_predictions_score_as_before_to_the_last_digit(config, table, folder):
     result = measured(config, table, A=folder)
     keys = ["person", "session", "tracer", "region"]
 
@@ -104,9 +108,8 @@ def test_status_is_classified_by_other_peoples_real_pet(tmp_path, monkeypatch, s
     assert read.loc["bad"].groupby("fold")["score"].nunique().max() == (1 if split == "train" else 3)
 
 
-def test_another_orientation_and_scale_give_the_same(cohort, tmp_path):
+def test_another_orientation_and_scale_give_the_same(config, table, folder, tmp_path):
     """In SUVR, with voxels stored from right to left."""
-    config, table, folder = cohort
     other, mirror = tmp_path / "other", np.diag([-1.0, 1, 1, 1])
     mirror[0, 3] = GRID.shape[0] - 1
     for path in folder.rglob("*_pet.nii.gz"):
@@ -118,10 +121,8 @@ def test_another_orientation_and_scale_give_the_same(cohort, tmp_path):
     assert abs(scores["A"] - scores["other"]).max() < 1e-3
 
 
-def test_controls_know_no_mri_and_no_test_person(cohort):
-    config, table, folder = cohort
-    cases = read_cases(table, {"A": folder}, config)
-    result = evaluate(cases, Reader(config), progress=False)
+def test_controls_know_no_mri_and_no_test_person(config, table, folder):
+    result = measured(config, table, A=folder)
     regional = result.regional.query("method == 'template' and tracer == 'amyloid' and region == 'summary'")
     people = regional.groupby("person")[["real", "synthetic"]].mean()
     assert len(people) == PEOPLE
@@ -129,8 +130,7 @@ def test_controls_know_no_mri_and_no_test_person(cohort):
     assert regional["synthetic"].nunique() == external.FOLDS
 
 
-def test_controls_are_fitted_on_training_people_where_there_are_enough(cohort, monkeypatch):
-    config, table, folder = cohort
+def test_controls_are_fitted_on_training_people_where_there_are_enough(config, table, folder, monkeypatch):
     monkeypatch.setattr(external, "MIN_TRAINING", 2)
     result = measured(config, table, A=folder)
     template = score_people(config, "template").set_index(["person", "session", "tracer", "region"])["psnr"]
@@ -138,19 +138,15 @@ def test_controls_are_fitted_on_training_people_where_there_are_enough(cohort, m
     np.testing.assert_allclose(own.loc[template.index], template, rtol=1e-5)
 
 
-FAULTS = {
-    "left and right exchanged": lambda volume, number, path: volume[::-1],
-    "shifted": lambda volume, number, path: np.roll(volume, 1, axis=1),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_misplaced_volumes_are_flagged(cohort, fault):
-    config, table, folder = cohort
-    change(folder, FAULTS[fault])
+@pytest.mark.parametrize(("fault", "function", "detail"), [
+    ("left and right exchanged", lambda volume, *_: volume[::-1], []),
+    ("shifted", lambda volume, *_: np.roll(volume, 1, axis=1), ["+12 ", "mm"]),
+])  # fmt: skip
+def test_misplaced_volumes_are_flagged(config, table, folder, fault, function, detail):
+    change(folder, function)
     faults = measured(config, table, A=folder).faults
     assert faults[["tracer", "fault"]].to_numpy().tolist() == [[tracer, fault] for tracer in TRACERS]
-    assert all(part in faults["detail"].iloc[0] for part in (["+12 ", "mm"] if fault == "shifted" else []))
+    assert all(part in faults["detail"].iloc[0] for part in detail)
 
 
 def test_visits_of_one_person_count_once(monkeypatch):
@@ -164,8 +160,7 @@ def test_visits_of_one_person_count_once(monkeypatch):
         assert len(list(faults._flipped(blank, blank, people, grid))) == found
 
 
-def test_another_persons_pet_is_flagged(cohort):
-    config, table, folder = cohort
+def test_another_persons_pet_is_flagged(config, table, folder):
     amyloid = sorted(path for path in folder.rglob("*_pet.nii.gz") if tracer_of(path) == "amyloid")
     one, two = amyloid[-1], amyloid[-2]
     image = nib.load(one).get_fdata(), nib.load(two).get_fdata()
@@ -177,28 +172,22 @@ def test_another_persons_pet_is_flagged(cohort):
     assert {*faults["detail"].iloc[0].split("; ")} <= {f"{a} has the PET of {b}" for a, b in pairs}
 
 
-def own_range(volume, number, path):
-    return volume / volume.max()
-
-
 def without_cerebellum(volume, number, path):
     return np.where(regions(GRID)[REFERENCE[tracer_of(path)]], 0, volume)
 
 
 @pytest.mark.parametrize(("function", "message"), [
-    (own_range, "each was scaled by its own range"),
+    (lambda volume, *_: volume / volume.max(), "each was scaled by its own range"),
     (without_cerebellum, "lack the reference region"),
-    (lambda volume, number, path: volume * np.float32(0.2), "median SUVR of 0"),
+    (lambda volume, *_: volume * np.float32(0.2), "median SUVR of 0"),
 ])  # fmt: skip
-def test_volumes_without_suvr_are_refused(cohort, function, message):
-    config, table, folder = cohort
+def test_volumes_without_suvr_are_refused(config, table, folder, function, message):
     change(folder, function)
     with pytest.raises(FaultError, match=message):
         measured(config, table, A=folder)
 
 
-def test_a_scale_is_stated_where_no_sidecar_has_one(cohort):
-    config, table, folder = cohort
+def test_a_scale_is_stated_where_no_sidecar_has_one(config, table, folder):
     own = score_people(config, "A").query("tracer == 'amyloid'")
     change(folder, lambda volume, *_: np.where(mni_map("brain", GRID), volume, np.float32(0.3)))  # outside: not scored
     for number, path in enumerate(folder.rglob("*.json")):
@@ -211,60 +200,45 @@ def test_a_scale_is_stated_where_no_sidecar_has_one(cohort):
     assert result.scores[result.scores["method"] == "A"]["psnr"].tolist() == own["psnr"].tolist()
 
 
-def test_the_scale_of_an_evaluation_is_that_of_the_real_pet_where_stated(cohort, tmp_path):
-    _, table, folder = cohort
+def test_the_scale_of_an_evaluation_is_that_of_the_real_pet_where_stated(table, folder, tmp_path):
     assert _profile(table, {"A": folder}, tmp_path).preprocess.suvr_range == RANGES
     for path in table.parent.rglob("*_pet.json"):
         write_json(path, {"intensity": "as reconstructed" if tracer_of(path) == "tau" else {"kind": "fixed"}})
     assert _profile(table, {"A": folder}, tmp_path).preprocess.suvr_range == PreprocessConfig().suvr_range
 
 
-def edited(table, **cells):
-    """The table with one cell of its first row changed."""
-    frame = pd.read_csv(table, dtype=str, keep_default_na=False)
-    for name, value in cells.items():
-        frame.loc[0, name] = value
-    frame.to_csv(table, index=False)
-
-
-@pytest.mark.parametrize(("cells", "error", "message"), [
-    ({"age": "old"}, EvaluationError, "row 2: .*age 'old'"),
-    ({"sex": ""}, EvaluationError, "row 2: .*sex ''"),
-    ({"amyloid_status": "2"}, EvaluationError, "row 2: amyloid_status '2'"),
-    ({"person": "sub-0001"}, EvaluationError, "sub-0001 ses-M000 stands twice"),
-    ({"split": "held-out"}, EvaluationError, "row 2: split 'held-out'"),
-    ({"split": "train"}, LeakageError, "sub-0000 in test and train"),
-    ({"split": "validation"}, LeakageError, "sub-0000 in test and validation"),
-    ({"amyloid": "nowhere.nii.gz"}, EvaluationError, r"row 2: .*nowhere\.nii\.gz: no such file"),
-    ({"session": "ses-M999"}, EvaluationError, "no amyloid PET of sub-0000 ses-M999 by A"),
-    ({"amyloid_status": "1.0"}, None, ""),
+@pytest.mark.parametrize(("column", "cell", "error", "message"), [
+    ("age", "old", EvaluationError, "row 2: .*age 'old'"),
+    ("sex", "", EvaluationError, "row 2: .*sex ''"),
+    ("amyloid_status", "2", EvaluationError, "row 2: amyloid_status '2'"),
+    ("person", "sub-0001", EvaluationError, "sub-0001 ses-M000 stands twice"),
+    ("split", "held-out", EvaluationError, "row 2: split 'held-out'"),
+    ("split", "train", LeakageError, "sub-0000 in test and train"),
+    ("split", "validation", LeakageError, "sub-0000 in test and validation"),
+    ("amyloid", "nowhere.nii.gz", EvaluationError, r"row 2: .*nowhere\.nii\.gz: no such file"),
+    ("session", "ses-M999", EvaluationError, "no amyloid PET of sub-0000 ses-M999 by A"),
+    ("amyloid_status", "1.0", None, ""),
 ])  # fmt: skip
-def test_a_faulty_table_is_refused(cohort, cells, error, message):
-    config, table, folder = cohort
-    edited(table, **cells)
+def test_a_faulty_table_is_refused(config, table, folder, column, cell, error, message):
+    frame = pd.read_csv(table, dtype=str, keep_default_na=False)
+    frame.loc[0, column] = cell
+    frame.to_csv(table, index=False)
     with pytest.raises(error, match=message) if error else nullcontext():
         read_cases(table, {"A": folder}, config)
 
 
-def test_a_table_without_scans_or_methods_is_refused(cohort):
-    config, table, folder = cohort
-    for name in ("age", "template", "age_sex", "line", "A@b"):
-        with pytest.raises(EvaluationError, match=f"no method can be called {name}"):
-            read_cases(table, {name: folder}, config)
-    with pytest.raises(EvaluationError, match="no synthetic PET"):
-        read_cases(table, {}, config)
-    text = table.read_text()
-    table.write_text(text.replace("mmse", "age", 1))
-    with pytest.raises(EvaluationError, match="column age stands twice"):
-        read_cases(table, {"A": folder}, config)
-    table.write_text(text)
-    frame = pd.read_csv(table).assign(amyloid="", tau="")
-    frame.to_csv(table, index=False)
-    with pytest.raises(EvaluationError, match="nobody to evaluate"):
-        read_cases(table, {"A": folder}, config)
-    frame[["person", "age", "sex"]].to_csv(table, index=False)
-    with pytest.raises(EvaluationError, match="no column amyloid or tau"):
-        read_cases(table, {"A": folder}, config)
+def test_a_table_without_scans_or_methods_is_refused(config, table, folder):
+    frame = pd.read_csv(table)
+    for names, columns, message in (
+        *(([name], frame, f"no method can be called {name}") for name in ("age", "template", "age_sex", "line", "A@b")),
+        ([], frame, "no synthetic PET"),
+        (["A"], frame.rename(columns={"mmse": "age"}), "column age stands twice"),
+        (["A"], frame.assign(amyloid="", tau=""), "nobody to evaluate"),
+        (["A"], frame[["person", "age", "sex"]], "no column amyloid or tau"),
+    ):
+        columns.to_csv(table, index=False)
+        with pytest.raises(EvaluationError, match=message):
+            read_cases(table, dict.fromkeys(names, folder), config)
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -272,9 +246,8 @@ def test_a_table_without_scans_or_methods_is_refused(cohort):
     (["A={folder}", "--trained-on", "{people}"], "two columns person"),
     (["A={folder}"], "column amyloid stands twice"),
 ])  # fmt: skip
-def test_names_and_columns_that_stand_twice_are_refused(cohort, tmp_path, capsys, words, message):
+def test_names_and_columns_that_stand_twice_are_refused(table, folder, tmp_path, capsys, words, message):
     """Of two folders with one name the first was left out; of two columns a traceback or another message told."""
-    _, table, folder = cohort
     if "amyloid" in message:
         table.write_text(table.read_text().replace("mmse", "amyloid", 1))
     (tmp_path / "people.csv").write_text("person,person\nsub-1,sub-1\n")
@@ -284,15 +257,13 @@ def test_names_and_columns_that_stand_twice_are_refused(cohort, tmp_path, capsys
     assert message in capsys.readouterr().err
 
 
-def test_the_grid_of_an_evaluation_is_that_of_the_first_real_pet(cohort, tmp_path):
-    config, table, folder = cohort
+def test_the_grid_of_an_evaluation_is_that_of_the_first_real_pet(config, table, folder, tmp_path):
     last = pd.read_csv(table)["amyloid"].dropna().iloc[-1]
     nib.save(nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.eye(4)), config.volumes / last)
     assert _profile(table, {"A": folder}, tmp_path).preprocess.grid == config.preprocess.grid
 
 
-def test_training_people_are_refused(cohort):
-    config, table, folder = cohort
+def test_training_people_are_refused(config, table, folder):
     with pytest.raises(LeakageError, match="2 evaluated people were trained on"):
         read_cases(table, {"A": folder}, config, ["0003", "sub-0004", "sub-9999"])
     frame = pd.read_csv(table)
@@ -303,9 +274,8 @@ def test_training_people_are_refused(cohort):
         read_cases(table, {"A": folder}, config)
 
 
-def test_an_image_in_the_space_of_a_t1_is_taken_to_mni(cohort, tmp_path, monkeypatch):
+def test_an_image_in_the_space_of_a_t1_is_taken_to_mni(config, table, folder, tmp_path, monkeypatch):
     """The T1's world is displaced by 5 mm; without a T1, nobody knows where the image lies."""
-    config, table, folder = cohort
     displaced = np.eye(4)
     displaced[:3, 3] = 5
     for path in folder.rglob("*_pet.nii.gz"):
@@ -318,14 +288,12 @@ def test_an_image_in_the_space_of_a_t1_is_taken_to_mni(cohort, tmp_path, monkeyp
     frame.to_csv(table, index=False)
     monkeypatch.setattr(external, "read_t1", lambda path: path)
     monkeypatch.setattr(external, "t1_on_grid", lambda scan, settings, path: (None, displaced, {}))
-    own, moved = (
-        measured(config, table, A=place).scores.query("method == 'A'") for place in (folder, tmp_path / "native")
-    )
+    places = (folder, tmp_path / "native")
+    own, moved = (measured(config, table, A=place).scores.query("method == 'A'") for place in places)
     np.testing.assert_allclose(moved["psnr"], own["psnr"], atol=1e-3)
 
 
-def test_images_scaled_one_by_one_are_refused_by_their_sidecar(cohort):
-    config, table, folder = cohort
+def test_images_scaled_one_by_one_are_refused_by_their_sidecar(config, table, folder):
     for path in folder.rglob("*.json"):
         write_json(path, {"intensity": {"kind": "minmax", "suvr_range": [0.1, 2.2]}})
     with pytest.raises(EvaluationError, match="scaled to its own range"):
@@ -333,8 +301,7 @@ def test_images_scaled_one_by_one_are_refused_by_their_sidecar(cohort):
 
 
 @pytest.mark.slow
-def test_the_command_writes_one_page_also_without_status(cohort, tmp_path, capsys):
-    config, table, folder = cohort
+def test_the_command_writes_one_page_also_without_status(config, table, folder, tmp_path, capsys):
     frame = pd.read_csv(table, dtype=str, keep_default_na=False)
     frame.drop(columns=[f"{tracer}_status" for tracer in TRACERS], errors="ignore").to_csv(table, index=False)
     out, name = tmp_path / "out", "synthetic"  # also what the volumes of a table are called
@@ -355,8 +322,7 @@ def test_the_command_writes_one_page_also_without_status(cohort, tmp_path, capsy
     assert "lack the reference region" in capsys.readouterr().err
 
 
-def test_a_table_can_name_the_volumes(cohort):
-    config, table, folder = cohort
+def test_a_table_can_name_the_volumes(config, table, folder):
     frame = pd.read_csv(table)
     frame = frame[frame["split"] == "test"]
     for tracer in TRACERS:
@@ -371,8 +337,7 @@ def test_a_table_can_name_the_volumes(cohort):
     assert result.scores[result.scores["method"] == "synthetic"]["mae"].sum() == pytest.approx(own["mae"].sum())
 
 
-def test_no_scan_is_named(cohort):
-    config, table, folder = cohort
+def test_no_scan_is_named(config, table, folder):
     path = next(folder.rglob("*_pet.nii.gz"))
     path.write_bytes(b"nothing")
     with pytest.raises((VolumeError, ValueError), match=path.name):

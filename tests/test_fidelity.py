@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from notebook_cells import check_latex, run_cells
-from stored_cohort import save
+from stored_cohort import make_config, save
 
 from resdm.io import write_csv
 from resdm_suite.anatomy import Grid
@@ -21,15 +21,7 @@ from resdm_suite.evaluation.atlas import AtlasError, centiloid, centiloid_region
 from resdm_suite.evaluation.fidelity import quantities
 from resdm_suite.evaluation.suvr import regional_means, regional_suvr
 from resdm_suite.paths import synthetic_path
-from resdm_suite.profiles import (
-    CentiloidConfig,
-    CohortConfig,
-    Config,
-    FidelityConfig,
-    GridConfig,
-    PhantomConfig,
-    PreprocessConfig,
-)
+from resdm_suite.profiles import CentiloidConfig, FidelityConfig, GridConfig, PreprocessConfig
 from resdm_suite.reporting.fidelity import shown_quantities, shown_range
 
 GRID = Grid((24, 24, 24), 8.0)
@@ -57,29 +49,26 @@ def test_a_label_image_gives_its_regions_by_name_and_says_what_is_too_small(tmp_
 
 
 def test_an_atlas_that_cannot_be_used_says_why(tmp_path):
-    with pytest.raises(AtlasError, match="no such label image; expected a path, or one of aal, harvard_oxford"):
-        load_atlas(str(tmp_path / "none.nii.gz"), GRID)
     with pytest.raises(AtlasError, match="GAAIN"):
         centiloid_regions(tmp_path / "ctx.nii", tmp_path / "wc.nii", GRID)
     nib.save(GRID.image(np.full(GRID.shape, 0.5, dtype=np.float32)), tmp_path / "gm.nii.gz")
-    with pytest.raises(AtlasError, match="whole numbers"):
-        load_atlas(str(tmp_path / "gm.nii.gz"), GRID)
     far = nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 900)
     nib.save(far, tmp_path / "far.nii.gz")
-    with pytest.raises(AtlasError, match="MNI152 space"):
-        load_atlas(str(tmp_path / "far.nii.gz"), GRID)
+    absent = "no such label image; expected a path, or one of aal, harvard_oxford"
+    for name, message in {"none": absent, "gm": "whole numbers", "far": "MNI152 space"}.items():
+        with pytest.raises(AtlasError, match=message):
+            load_atlas(str(tmp_path / f"{name}.nii.gz"), GRID)
     (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "gm.nii.gz").read_bytes()[:200])
     for damaged in (lambda path: load_atlas(str(path), GRID), lambda path: centiloid_regions(path, path, GRID)):
         with pytest.raises(ValueError, match=r"cut\.nii\.gz: cannot be read as NIfTI"):
             damaged(tmp_path / "cut.nii.gz")
-    wrong = tmp_path / "wrong.tsv"
-    wrong.write_text("id\tregion\n1\tleft\n")
-    with pytest.raises(AtlasError, match="columns index and name"):
-        load_atlas(str(halves(tmp_path / "halves.nii.gz")), GRID, wrong)
+    wrong, tables = tmp_path / "wrong.tsv", {"id\tregion\n1\tleft\n": "columns index and name"}
     for rows, row in (("1\thalf\n2\thalf", 3), ("1\tleft\n1\tright", 3), ("x\tleft", 2), ("1\t", 2)):
-        wrong.write_text(f"index\tname\n{rows}\n")
-        with pytest.raises(AtlasError, match=f"wrong.tsv, row {row}: .* each of them once"):
-            load_atlas(str(tmp_path / "halves.nii.gz"), GRID, wrong)
+        tables[f"index\tname\n{rows}\n"] = f"wrong.tsv, row {row}: .* each of them once"
+    for table, message in tables.items():
+        wrong.write_text(table)
+        with pytest.raises(AtlasError, match=message):
+            load_atlas(str(halves(tmp_path / "halves.nii.gz")), GRID, wrong)
 
 
 def test_a_failed_download_says_how_to_get_the_atlas(monkeypatch):
@@ -103,8 +92,7 @@ def test_centiloid_anchors():
 @pytest.fixture
 def stored(tmp_path):
     """Five people with real PET, a method 10 % too high, and its profile."""
-    preprocess = PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm))
-    config = Config("tiny", cohort=CohortConfig(phantom=PhantomConfig()), preprocess=preprocess, root=tmp_path)
+    config = make_config(tmp_path, preprocess=PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm)))
     rng, rows = np.random.default_rng(0), []
     for i in range(5):
         person = f"sub-{i}"

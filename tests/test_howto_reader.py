@@ -23,9 +23,8 @@ def test_the_reader_of_the_page_lists_pairs_and_leaves_out(tmp_path):
             (tmp_path / name / f"{name}_{scan}.nii.gz").touch()
             (tmp_path / name / f"._{name}_{scan}.nii.gz").touch()
     (tmp_path / "demographics.csv").write_text("Subjectid,AgeatEntry,GENDER\nOAS30001,70,F\nOAS30002,65,M\n")
-    config = Config(
-        profile="t", cohort=CohortConfig(kind="other", match=MatchConfig(window_days=180)), root=tmp_path / "work"
-    )
+    cohort = CohortConfig(kind="other", match=MatchConfig(window_days=180))
+    config = Config(profile="t", cohort=cohort, root=tmp_path / "work")
     cohort = reader.build_manifest(tmp_path, config)
     row = check_manifest(cohort.manifest, "here").iloc[0]
     assert (row["person"], row["session"], row["sex"], row["amyloid_days"], row["tau"]) == (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import shutil
 import sys
@@ -12,7 +11,7 @@ import open_clip
 import pytest
 import torch
 import yaml
-from conftest import tiny_network, tiny_resdm
+from conftest import changed, tiny_network, tiny_resdm
 from huggingface_hub.errors import HFValidationError
 from tiny_methods import PlainConfig, build, make_config, save_profile_model
 
@@ -125,9 +124,7 @@ def test_weights_that_hold_scans_of_real_people_are_not_uploaded(tmp_path, remot
     {"fidelity": {"centiloid": CentiloidConfig("/data/adni/secret/cortex.nii", "/data/cerebellum.nii")}},
 ])  # fmt: skip
 def test_paths_of_this_machine_are_not_uploaded(tmp_path, remote, changes):
-    config = make_config(tmp_path)
-    parts = {part: dataclasses.replace(getattr(config, part), **settings) for part, settings in changes.items()}
-    config = dataclasses.replace(config, **parts)
+    config = changed(make_config(tmp_path), **changes)
     made = model_of(config, tmp_path / "model")
     push(made, "lab/resdm", accept_memorisation=True)
     text = (remote.root / "lab/resdm/config.yaml").read_text()
@@ -184,12 +181,13 @@ def test_a_models_code_is_run_only_where_it_is_trusted(foreign, remote, tmp_path
         error = capsys.readouterr().err
         assert "kind is 'foreign_net:Plain', code that would run on this machine" in error
         assert "--trust-code" in error
-        with pytest.raises(CheckpointError, match="trust_code"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: kind is 'foreign_net:Plain', .*trust_code"):
             load_model(foreign)
         assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "pulled").exists()
     assert cli.main([*calls[0].replace("{}", str(tmp_path)).split(), "--trust-code"]) == 0
     assert (tmp_path / "ran").exists()
+    assert type(load_model(foreign)).__name__ == "Plain"  # the program has imported the module now
     profile = tmp_path / "mine.yaml"
     profile.write_text(yaml.safe_dump(to_dict(load_card(foreign).config) | {"profile": "mine"}))
     capsys.readouterr()

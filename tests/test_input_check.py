@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import changed
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import roc_auc_score
@@ -46,9 +46,8 @@ def finish(image):
 
 def write_cohort(root, splits=SPLITS, registered=True):
     """T1s with their registration, as preprocessing leaves them."""
-    config = make_config(root)
-    preprocess = dataclasses.replace(config.preprocess, grid=GridConfig(GRID.shape, GRID.voxel_mm))
-    config, rng = dataclasses.replace(config, preprocess=preprocess), np.random.default_rng(0)
+    config = changed(make_config(root), preprocess={"grid": GridConfig(GRID.shape, GRID.voxel_mm)})
+    rng = np.random.default_rng(0)
     rows, template = [], mni_map("t1", GRID)[mni_map("brain", GRID)]
     array = np.zeros((sum(splits.values()), 3, *GRID.shape), np.float16)
     for i, split in enumerate(np.repeat(list(splits), list(splits.values()))):
@@ -91,33 +90,22 @@ def test_false_alarms_among_test_people(config, check):
     assert (scores > 0.5 * check.threshold).any()
 
 
-def bright_vessels(mri, rng):
-    return finish(np.where(mni_map("brain", GRID) & (rng.random(GRID.shape) < 0.04), 2.2, mri))
-
-
-def turned(mri, rng):
-    return ndimage.rotate(mri, 40, (1, 2), reshape=False, order=1) * mni_map("brain", GRID)
-
-
 def field(mri, rng):
     x, y, z = (GRID.mm() - np.reshape(CENTRE_MM, (3, 1, 1, 1))) / 80
     return finish(mri * np.exp(0.9 * y + 0.5 * x + 0.5 * z * z))
 
 
-def ct(mri, rng):
-    return finish(np.interp(mri, (0, 0.17, 0.6, 0.95), (0, 0.7, 1, 0.85)) + 0.05 * rng.random(mri.shape))
-
-
+LEVELS = (0, 0.17, 0.6, 0.95)  # of background, fluid, grey and white matter
 FAULTS = {
     "T2": lambda mri, rng: finish(1.1 - mri),
-    "FLAIR": lambda mri, rng: finish(np.interp(mri, (0, 0.17, 0.6, 0.95), (0, 0.1, 0.9, 0.6))),
-    "CT": ct,
+    "FLAIR": lambda mri, rng: finish(np.interp(mri, LEVELS, (0, 0.1, 0.9, 0.6))),
+    "CT": lambda mri, rng: finish(np.interp(mri, LEVELS, (0, 0.7, 1, 0.85)) + 0.05 * rng.random(mri.shape)),
     "bias field": field,
     "cropped": lambda mri, rng: np.where(GRID.mm()[2] < 30, mri, 0),
     "small and of little contrast": lambda mri, rng: person(rng, (0.25, 0.75, 0.85), scale=0.75),
     "blurred": lambda mri, rng: finish(ndimage.gaussian_filter(mri, 1.2)),
-    "turned": turned,
-    "bright vessels": bright_vessels,
+    "turned": lambda mri, rng: ndimage.rotate(mri, 40, (1, 2), reshape=False, order=1) * mni_map("brain", GRID),
+    "bright vessels": lambda mri, rng: finish(np.where(rng.random(GRID.shape) < 0.04, 2.2, mri)),
 }  # fmt: skip
 
 
@@ -132,9 +120,8 @@ def test_gross_faults_are_told_from_test_people(config, check, name):
 
 def test_the_head_of_another_species_is_named(check):
     mri = person(np.random.default_rng(2))
-    assert check.fault(check.measure(mri, np.diag([0.45, 0.45, 0.45, 1]), 0.9)).startswith(
-        "size of the head relative to MNI152 0.45 (training people 0."
-    )
+    found = check.fault(check.measure(mri, np.diag([0.45, 0.45, 0.45, 1]), 0.9))
+    assert found.startswith("size of the head relative to MNI152 0.45 (training people 0.")
     measured = check.measure(mri, np.eye(4), 0.1)
     assert check.fault(measured).startswith("fit to the MNI152 T1 0.1 (training people ")
     assert check.fault(dict.fromkeys(measured, 99.0)).count(";") == 2

@@ -139,7 +139,7 @@ def test_a_tracer_that_no_test_person_has_is_left_out(config, tmp_path):
     write_csv(config.volumes / "index.csv", index.assign(age=70.0))
     assert set(compare_intervals(config, "ResDM")["tracer"]) == {"amyloid"}
     write_calibration(config, "ResDM", "abc", tmp_path)
-    assert set(stated_status(config, "ResDM", read_calibration(tmp_path, "abc"))["tracer"]) == {"amyloid"}
+    assert set(stated_status(config, "ResDM", intervals.read_calibration(tmp_path, "abc"))["tracer"]) == {"amyloid"}
 
 
 def test_what_the_intervals_of_test_people_state(config):
