@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +31,8 @@ settings.load_profile("fixed")  # the same examples on every machine
 torch.set_num_threads(1)  # two test workers on two cores; and sums in one order
 
 ROOT = Path(__file__).resolve().parents[1]
-
+BIN = Path(sys.executable).parent
+sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts are imported by name
 
 LONGEST = ("test_reproduce", "test_volumes", "test_training", "test_sources_end_to_end")
 
@@ -38,22 +42,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
+def beside(place: str) -> Path:
+    """Real data that lie beside the repository in development, and are not part of it."""
+    path = ROOT.parent / "shared" / "data" / place
+    if not path.exists():
+        pytest.skip(f"real data do not ship with the project: {place}")
+    return path
+
+
 @pytest.fixture(scope="session")
 def real_t1() -> Path:
-    """A real person's T1 beside the repository in development; it is not part of the repository."""
-    path = ROOT.parent / "shared" / "data" / "t1" / "single_subject_T1w.nii.gz"
-    if not path.is_file():
-        pytest.skip("the real T1 does not ship with the project")
-    return path
+    """A person's T1."""
+    return beside("t1/single_subject_T1w.nii.gz")
 
 
 @pytest.fixture(scope="session")
 def real_dlbs() -> Path:
-    """Metadata of OpenNeuro ds004856 that lie beside the repository in development, and do not ship with it."""
-    path = ROOT.parent / "shared" / "data" / "dlbs"
-    if not path.is_dir():
-        pytest.skip("the real metadata do not ship with the project")
-    return path
+    """Metadata of OpenNeuro ds004856."""
+    return beside("dlbs")
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +71,23 @@ def smoke_folder(tmp_path_factory) -> Path:
     for command in ("phantom", "manifest bids", "preprocess"):
         assert cli.main([*command.split(), str(folder / "configs" / "smoke.yaml")]) == 0
     return folder
+
+
+def run(*command, cwd: Path = ROOT, code: int | None = 0, text: str = "", **environment: str):
+    """A program of this environment or the system, with this checkout's packages; unless ``code`` is None, checked."""
+    path = {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]), "PYTHONPATH": str(ROOT)}
+    options = {"cwd": cwd, "input": text, "env": os.environ | path | environment, "capture_output": True, "text": True}
+    done = subprocess.run(list(map(str, command)), **options)
+    assert code is None or done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+def git_files(folder: Path = ROOT, *options: str) -> list[str]:
+    """Names of the files that git tracks; skips outside a checkout."""
+    done = run("git", "ls-files", "-z", *options, cwd=folder, code=None)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in done.stdout.split("\0") if name and (folder / name).is_file()]
 
 
 def digests(folder: Path, pattern: str = "*") -> dict[str, str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, random_batch, step, tiny_network, tiny_resdm
+from conftest import random_batch, step, tiny_network, tiny_resdm
+from measure import Ledger
 from tiny_baselines import TINY, make
 from tiny_methods import Sessions, collate, make_config, train
 from torch import nn
@@ -19,10 +18,6 @@ from resdm.method import NETWORKS, build_method
 from resdm.settings import TrainingConfig
 from resdm.unet import NetworkConfig
 from resdm_suite.apps.prediction import Model
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from measure import Ledger
 
 SHAPE = (8, 8, 8)
 

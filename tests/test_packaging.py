@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import shutil
 import zipfile
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, git_files, run
 
 from resdm_suite.profiles import load_config
 
@@ -17,19 +15,13 @@ from resdm_suite.profiles import load_config
 def wheel(tmp_path_factory):
     """The wheel of this checkout's tracked and new files, built without a network."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
     parts = ("resdm/", "resdm_suite/", "configs/", "notebooks/", "pyproject.toml", "README.md", "LICENSE")
-    for name in listed.stdout.split("\0"):
-        if name.startswith(parts) and (ROOT / name).is_file():
+    for name in git_files(ROOT, "-co", "--exclude-standard"):
+        if name.startswith(parts):
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+            shutil.copyfile(ROOT / name, folder / "source" / name)
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "-w", folder, folder / "source"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run("python", "-m", "pip", "wheel", *options, "-w", folder, folder / "source", cwd=folder, PYTHONPATH="")
     return next(folder.glob("*.whl"))
 
 
@@ -73,8 +65,7 @@ def test_an_installed_package_works_in_an_empty_folder(wheel, tmp_path):
         "codes += main(['init', 'study', '--from', 'dlbs', '--source', 'bids']), main(['check', 'study'])\n"
         "print(*codes)"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True)
+    done = run("python", "-c", code, cwd=here, PYTHONPATH=str(tmp_path / "installed"))
     first, *lines = done.stdout.splitlines()
     assert first.startswith(str(tmp_path)), done.stderr
     assert f"digest {load_config(ROOT / 'configs' / 'phantom.yaml').digest()}: valid" in done.stdout

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_prior
+from conftest import run, tiny_prior
 from open_clip.transformer import QuickGELU, TextTransformer
 from safetensors.torch import save_file
 from torch import nn
@@ -157,8 +155,7 @@ memory = anonymous()
 clip.map_from_file(layer)
 print(memory - anonymous())
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(run.stdout) > 50 * 2**20
+    assert int(run("python", "-c", code).stdout) > 50 * 2**20
 
 
 def test_fields_of_the_prompt_and_dropout():

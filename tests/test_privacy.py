@@ -12,12 +12,10 @@ import csv
 import io
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from conftest import ROOT
+from conftest import ROOT, git_files, run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -49,16 +47,9 @@ OPAQUE = (".nii", ".nii.gz", ".npy", ".npz", ".mgz", ".dcm", ".mat", ".xlsx", ".
 """Images, and tables that cannot be read here."""
 
 
-def tracked(root: Path) -> list[str]:
-    run = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
-    if run.returncode:
-        pytest.skip("not a git checkout")
-    return [name for name in run.stdout.split("\0") if name and (root / name).is_file()]
-
-
 def offences(root: Path) -> list[str]:
     """Files of a checkout with participant data, and the kind of data, but never the data."""
-    kinds = {name: dict.fromkeys(_offences(name, root / name)) for name in tracked(root)}
+    kinds = {name: dict.fromkeys(_offences(name, root / name)) for name in git_files(root)}
     for name, listed in kinds.items():
         if _of_phantoms(root, name):
             listed.pop("a person's label", None)
@@ -206,7 +197,7 @@ def checkout(folder: Path, files: dict) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     for command in (["init", "-q"], ["add", "-A", "-f"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
+        run("git", *command, cwd=folder)
     return folder
 
 
@@ -221,5 +212,5 @@ def test_every_planted_offender_is_found(tmp_path):
 def test_what_is_harmless_passes(tmp_path):
     (tmp_path / "untracked.csv").write_text("person\nx\n")
     checkout(tmp_path, CLEAN | {".gitignore": "untracked.csv\n"})
-    subprocess.run(["git", "rm", "-q", "--cached", "untracked.csv"], cwd=tmp_path, check=True)
+    run("git", "rm", "-q", "--cached", "untracked.csv", cwd=tmp_path)
     assert offences(tmp_path) == []

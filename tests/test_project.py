@@ -7,17 +7,15 @@ import inspect
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from importlib import import_module, metadata
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, git_files, run
 from mutations import FAULTS
+from notebook_cells import read_code
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -81,19 +79,15 @@ def test_make_conda_and_docker_install_the_same_environment(tmp_path):
         pytest.skip("no make")
     for versions, constraints in (("pinned", "-c constraints.txt"), ("oldest", "-c v/oldest.txt"), ("newest", "")):
         command = ["make", "-n", "env", "VENV=v", f"VERSIONS={versions}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert f"--disable-pip-version-check {constraints} -e '.[notebooks,dev]'\n" in done.stdout, done.stderr
-    assert subprocess.run([*command, "VERSIONS=new"], cwd=ROOT, capture_output=True).returncode
+        assert f"--disable-pip-version-check {constraints} -e '.[notebooks,dev]'\n" in run(*command).stdout
+    assert run(*command, "VERSIONS=new", code=None).returncode
     assert "pwd > .venv/.ready" in (ROOT / "Dockerfile").read_text()
     (tmp_path / ".ready").write_text(f"{ROOT}\n")
     command = ["make", "env", f"VENV={tmp_path}", "PYTHON=echo"]
-    assert subprocess.run([*command, "-q"], cwd=ROOT, capture_output=True).returncode == 0
+    run(*command, "-q")
     (tmp_path / ".ready").write_text("/another/checkout\n")  # a moved or copied one
-    done = subprocess.run([*command, "-n"], cwd=ROOT, capture_output=True, text=True)
-    assert f"|| echo -m venv --clear {tmp_path}\n" in done.stdout
-    empty = subprocess.run(
-        ["make", "--no-print-directory", "-n", "clean", "PROFILE="], cwd=ROOT, capture_output=True, text=True
-    )
+    assert f"|| echo -m venv --clear {tmp_path}\n" in run(*command, "-n").stdout
+    empty = run("make", "--no-print-directory", "-n", "clean", "PROFILE=", code=None)
     assert (empty.stdout, "PROFILE is empty" in empty.stderr) == ("", True)
 
 
@@ -129,16 +123,9 @@ def test_hooks_and_workflow_run_what_make_runs():
     assert max(pythons) >= Version("3.14")
 
 
-def test_imports_point_one_way():
-    run = subprocess.run([Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
-
-
-def test_ruff():
-    ruff = Path(sys.executable).parent / "ruff"
-    for command in (["check"], ["format", "--check"]):
-        run = subprocess.run([ruff, *command, "."], cwd=ROOT, capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout
+@pytest.mark.parametrize("command", ["lint-imports", "ruff check .", "ruff format --check ."])
+def test_imports_and_style(command):
+    run(*command.split())
 
 
 def code_lines(path: Path) -> int:
@@ -162,9 +149,8 @@ def test_the_method_is_short(paths, limit):
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths) <= limit
 
 
-@pytest.mark.parametrize(("folder", "limit"), [("resdm", 3500)])
-def test_line_budgets(folder, limit):
-    assert sum(map(code_lines, SOURCE[folder])) <= limit
+def test_line_budget():
+    assert sum(map(code_lines, SOURCE["resdm"])) <= 3500
 
 
 def test_functions_and_classes_stay_short():
@@ -195,8 +181,7 @@ def test_a_planted_fault_has_its_place_and_its_test(file, right, faulty, test):
 ], ids=["method", "preprocessing", "report", "versions"])  # fmt: skip
 def test_what_is_slow_to_import_is_imported_where_it_is_needed(statement, slow):
     script = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not set(slow.split()) & set(loaded.stdout.split())
+    assert not set(slow.split()) & set(run("python", "-c", script).stdout.split())
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
@@ -212,43 +197,32 @@ def test_profiles_are_valid_and_named_after_their_file(profile, monkeypatch):
             assert prior is None or prior.weights == "none", "a profile without download has no pretrained weights"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("cells", [read_code(path.stem) for path in NOTEBOOKS], ids=[path.stem for path in NOTEBOOKS])
 class TestNotebooks:
-    def test_stored_without_outputs(self, path):
-        for cell in nbformat.read(path, as_version=4).cells:
-            assert not cell.get("outputs")
-            assert cell.get("execution_count") is None
+    def test_stored_without_outputs(self, cells):
+        assert not any(cell.outputs or cell.execution_count for cell in cells)
 
-    def test_parameters_in_one_tagged_cell(self, path):
-        cells = nbformat.read(path, as_version=4).cells
-        tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-        assert len(tagged) == 1
-        names = {node.targets[0].id for node in ast.parse(tagged[0].source).body}
+    def test_parameters_in_one_tagged_cell(self, cells):
+        (tagged,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        names = {node.targets[0].id for node in ast.parse(tagged.source).body}
         assert "config" in names
         assert names <= {"config", "method", "conditions", "person", "table", "synthetic", "scale", "trained_on"}
         assert "heading(profile)" in "".join(cell.source for cell in cells), "names its data"
 
-    def test_shows_its_analysis_in_few_lines_without_definitions(self, path):
-        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        lines = [line.strip() for cell in cells for line in cell.splitlines()]
+    def test_shows_its_analysis_in_few_lines_without_definitions(self, cells):
+        lines = [line.strip() for cell in cells for line in cell.source.splitlines()]
         assert len([line for line in lines if line and not line.startswith("#")]) <= 90
-        nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
+        nodes = [node for cell in cells for node in ast.walk(ast.parse(cell.source))]
         assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in nodes)
 
-    def test_every_name_is_defined_above(self, path):
+    def test_every_name_is_defined_above(self, cells):
         """Runs top to bottom in JupyterLab: no cell uses a name that only papermill or a later cell defines."""
-        code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
-        ruff = Path(sys.executable).parent / "ruff"
-        run = subprocess.run(
-            [ruff, "check", "--select", "F821", "--isolated", "--stdin-filename", "cell.py", "-"],
-            input=code, capture_output=True, text=True,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stdout
+        code = "\n".join(cell.source for cell in cells)
+        run("ruff", "check", "--select", "F821", "--isolated", "--stdin-filename", "cell.py", "-", text=code)
 
-    def test_calls_the_package_as_it_is(self, path):
+    def test_calls_the_package_as_it_is(self, cells):
         """Every call of an imported function of ours has arguments that the function takes."""
-        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        nodes, ours = [node for cell in cells for node in ast.walk(ast.parse(cell))], {}
+        nodes, ours = [node for cell in cells for node in ast.walk(ast.parse(cell.source))], {}
         for node in nodes:
             if isinstance(node, ast.ImportFrom) and node.module.startswith("resdm"):
                 module = import_module(node.module)
@@ -262,19 +236,8 @@ class TestNotebooks:
                 inspect.signature(function).bind_partial(*node.args, **keywords)
 
 
-def tracked() -> list[Path]:
-    run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if run.returncode:
-        pytest.skip("not a git checkout")
-    return [ROOT / name for name in run.stdout.split("\0") if name]
-
-
-def test_nothing_large_is_tracked():
-    large = [path.name for path in tracked() if path.is_file() and path.stat().st_size > 2e6]
-    assert large == []
-
-
-def test_no_path_of_a_machine_is_tracked():
+def test_nothing_large_and_no_path_of_a_machine_is_tracked():
     home = re.compile(rb"(?<![\w.])/(home|root|Users)/\w")
-    others = [path for path in tracked() if path.is_file() and path.name != Path(__file__).name]
-    assert [path.name for path in others if home.search(path.read_bytes())] == []
+    paths = [ROOT / name for name in git_files()]
+    assert [path.name for path in paths if path.stat().st_size > 2e6] == []
+    assert [path.name for path in paths if path != Path(__file__) and home.search(path.read_bytes())] == []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import run
 from stored_cohort import make_config
 
 from resdm.io import sha256
@@ -18,8 +17,7 @@ from resdm_suite.reporting.provenance import git_state, provenance, versions
 
 def git(folder, *arguments: str) -> str:
     options = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *options, "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    return run("git", *options, *arguments, cwd=folder).stdout.strip()
 
 
 def test_entries_are_stable_and_portable(tmp_path):
@@ -65,16 +63,13 @@ print(json.dumps([before, p.processor()]))
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="core types of other processors have other names")
 def test_the_cpu_capability_is_recorded_identically_in_every_run():
-    def run(**environment: str) -> list[dict[str, str]]:
-        done = subprocess.run(
-            [sys.executable, "-c", PROCESSOR], check=True, capture_output=True, text=True, env=os.environ | environment
-        )
-        return json.loads(done.stdout)
+    def recorded(**environment: str) -> list[dict[str, str]]:
+        return json.loads(run("python", "-c", PROCESSOR, **environment).stdout)
 
-    first, again = run(), run()
-    assert first == again
+    first = recorded()
+    assert first == recorded()
     assert first[0].keys() <= {"blas"}  # torch is not loaded for it
-    other = run(OPENBLAS_CORETYPE="Nehalem", ATEN_CPU_CAPABILITY="default")
+    other = recorded(OPENBLAS_CORETYPE="Nehalem", ATEN_CPU_CAPABILITY="default")
     assert other[1]["torch"] == "DEFAULT"
     if "blas" in first[0]:  # NumPy may have another library than OpenBLAS
         assert other[0]["blas"] == "Nehalem"

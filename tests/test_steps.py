@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, digests, tiny_resdm
+import steps
+from conftest import digests, tiny_resdm
 from stored_cohort import LABELS, make_config, write_volumes
 from tiny_methods import PlainConfig
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import steps
 
 from resdm.io import write_csv
 from resdm.settings import ConfigError, TrainingConfig

@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, tiny_network, tiny_prior, tiny_regression, tiny_resdm
+from conftest import run as run_program
 from safetensors.torch import load_file
 from tiny_baselines import TINY
 from tiny_methods import AdversarialConfig, PlainConfig, Sessions, build, collate, make_config, train, with_method
@@ -463,9 +461,7 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
     """Gradients averaged over two processes (gloo) are those of the whole batch, for which all is drawn."""
     script = tmp_path / "two.py"
     script.write_text(f"{IMPORTS}{TWO_PROCESSES}\nrun_all(Path({str(tmp_path / 'two')!r}), 2)")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_program("python", script, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     names = {}
     exec(IMPORTS + TWO_PROCESSES, names)
     names["run_all"](tmp_path / "one", 1)

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pandas as pd
 import pytest
-from conftest import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-
 import trials
 
 LINES = """trial,method,seed,changes,fold,psnr_amyloid,psnr_tau,r_amyloid,r_tau,auc_amyloid,auc_tau,seconds,device
