@@ -85,13 +85,8 @@ def make_people(people: int = 14) -> tuple[Person, ...]:
     return tuple(Person(n, scans.get(n, visit), out.get(n, ())) for n in range(people))
 
 
-def write_clinica_bids(
-    folder: Path, people: int = 14, seed: int = 0, *, tables: str = "new", images: bool = True, corrupt: bool = False
-) -> Mock:
-    """As ``clinica convert adni-to-bids`` leaves it. ``tables``: new, old or none, in ``tables/``.
-
-    ``images``: else the files are empty. ``corrupt``: the T1 of the eleventh person is cut off in its middle.
-    """
+def write_clinica_bids(folder: Path, people: int = 14, **options) -> Mock:
+    """As ``clinica convert adni-to-bids`` leaves it; options as `_write`."""
     made = make_people(people)
     _tsv(
         folder / "participants.tsv",
@@ -112,17 +107,14 @@ def write_clinica_bids(
         name = f"anat/{stem}_T1w" if what == T1 else f"pet/{stem}_trc-{what}_rec-coregavg_pet"
         return [folder / p.name / session / f"{name}.nii.gz"]
 
-    return _write(folder, made, seed, place, tables, images, corrupt)
+    return _write(folder, made, place, **options)
 
 
-def write_caps(
-    folder: Path, people: int = 14, seed: int = 0, *, tables: str = "new", images: bool = True, corrupt: bool = False
-) -> Mock:
-    """Output of ``clinica run t1-linear`` and ``pet-linear``, in MNI space; options as `write_clinica_bids`.
+def write_caps(folder: Path, people: int = 14, **options) -> Mock:
+    """Output of ``clinica run t1-linear`` and ``pet-linear``, in MNI space; options as `_write`.
 
     The second person has the uncropped and the cropped, the third only the cropped.
     """
-    made = make_people(people)
 
     def place(p: Person, what: str, month: int, after: int) -> list[Path]:
         session = f"ses-M{month:03d}"
@@ -135,13 +127,11 @@ def write_caps(
             name = f"pet_linear/{stem}_trc-{what}_{space}{{}}_res-1x1x1_suvr-{suvr}_pet"
         return [at / f"{name.format(crop)}.nii.gz" for crop in crops]
 
-    return _write(folder, made, seed, place, tables, images, corrupt, standard=True)
+    return _write(folder, make_people(people), place, standard=True, **options)
 
 
-def write_loni(
-    folder: Path, people: int = 14, seed: int = 0, *, tables: str = "new", images: bool = True, corrupt: bool = False
-) -> Mock:
-    """As LONI's downloads unpack, converted to NIfTI; options as `write_clinica_bids`.
+def write_loni(folder: Path, people: int = 14, **options) -> Mock:
+    """As LONI's downloads unpack, converted to NIfTI; options as `_write`.
 
     The first person's amyloid PET is the dynamic one, the second's is there at two levels; the third has a repeated
     T1 and a T1 as DICOM only; everybody has an FDG PET.
@@ -166,7 +156,7 @@ def write_loni(
             levels.insert(0, "Coreg,_Avg,_Std_Img_and_Vox_Siz,_Uniform_Resolution")
         return [image(p, f"{_LONI[what]}_{level}", day, suffix) for level in levels]
 
-    mock = _write(folder, made, seed, place, tables, images, corrupt)
+    mock = _write(folder, made, place, **options)
     others = [image(p, _STANDARD, p.day(0, 40), ".nii") for p in made]  # FDG: no tracer in its name
     for path in [*others, *(image(p, "MPRAGE", p.day(36), ".dcm") for p in made if p.number == 2)]:
         path.parent.mkdir(parents=True)
@@ -177,13 +167,15 @@ def write_loni(
 # ── images ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write(
-    folder: Path, made: tuple[Person, ...], seed: int, place: Callable[..., list[Path]], tables: str, images: bool,
-    corrupt: bool, standard: bool = False,
-) -> Mock:  # fmt: skip
+def _write(folder: Path, made: tuple[Person, ...], place: Callable[..., list[Path]], *, tables: str = "new",
+           images: bool = True, corrupt: bool = False, standard: bool = False) -> Mock:  # fmt: skip
+    """``tables``: new, old or none, in ``tables/``. ``images``: else the files are empty.
+
+    ``corrupt``: the T1 of the eleventh person is cut off in its middle. ``standard``: all scans on one MNI grid.
+    """
     files, broken = [], None
     for p in made:
-        rng = np.random.default_rng([seed, p.number])
+        rng = np.random.default_rng([0, p.number])
         pose = _pose(rng)
         for what, month, after in p.scans:
             paths = place(p, what, month, after)

@@ -1,7 +1,8 @@
 """Mock downloads: the layout, names, columns and quirks of each source, around small heads in different poses.
 
 Every writer returns a `Truth`: which sessions belong in the manifest under a window of a year, and why the others do
-not. Nobody here exists.
+not. Nobody here exists. ``heads=False``: all have the head of the first person and no scan is cut off, which is faster
+where only names and tables are read.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Truth:
     left_out : dict of (person, session) to str
         How the reason starts.
     corrupt : Path or None
-        A scan of the manifest, cut off in the middle: preprocessing names it, `mend` makes it whole.
+        A scan of the manifest, cut off in the middle: preprocessing names it.
     split : dict of person to str
         Where the source comes with one.
     """
@@ -51,11 +52,6 @@ class Truth:
     left_out: dict[Session, str] = field(default_factory=dict)
     corrupt: Path | None = None
     split: dict[str, str] = field(default_factory=dict)
-    _whole: bytes = b""
-
-    @property
-    def people(self) -> set[str]:
-        return {person for person, _ in self.kept}
 
     def check(self, found: Cohort) -> None:
         """Compare with what a reader found: sessions with their PETs, and the reasons of the others."""
@@ -67,27 +63,27 @@ class Truth:
         assert reasons.keys() == self.left_out.keys()
         assert all(reasons[key].startswith(reason) for key, reason in self.left_out.items())
 
+    def add(self, key: Session, pets: set[str], reasons: dict[str, bool]) -> None:
+        """A session with its PETs in the manifest, or the first reason against it."""
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason:
+            self.left_out[key] = reason
+        else:
+            self.kept[key] = pets
+
     def cut(self, path: Path) -> None:
         """Cut a file off in the middle."""
-        self.corrupt, self._whole = path, path.read_bytes()
-        path.write_bytes(self._whole[: len(self._whole) // 2])
-
-    def mend(self) -> None:
-        """What downloading or copying the file again would do."""
-        if self.corrupt is not None:
-            self.corrupt.write_bytes(self._whole)
+        self.corrupt = path
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @cache
-def _visit(number: int, seed: int | None) -> tuple[tuple, dict[str, tuple]]:
-    """(data, affine) of a T1 and of both PETs: oblique axes, stored in one order or another.
-
-    Without a seed, everyone has the head of the first person: faster, where only names and tables are read.
-    """
-    if seed is None:
-        return _visit(0, 0)
+def _visit(number: int, heads: bool) -> tuple[tuple, dict[str, tuple]]:
+    """(data, affine) of a T1 and of both PETs: oblique axes, stored in one order or another."""
+    if not heads:
+        return _visit(0, True)
     t1_code, pet_code = _CODES[number % len(_CODES)]
-    visit = make_visit(1000 * seed + number, turn=8, shift=6, t1_code=t1_code, pet_code=pet_code)
+    visit = make_visit(number, turn=8, shift=6, t1_code=t1_code, pet_code=pet_code)
     return (visit.t1.data, visit.t1.affine), _two_tracers(visit.pet.data, visit.pet.affine)
 
 
@@ -129,11 +125,11 @@ _DLBS_COLUMNS = [
 ]  # fmt: skip
 
 
-def write_dlbs(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt: bool = True) -> Truth:
+def write_dlbs(folder: Path, heads: bool = True) -> Truth:
     """Waves, ages in whole years, sidecars in milliseconds, 4D PET, some with an empty last frame."""
     truth = Truth(folder)
     rows = []
-    for i in range(people):
+    for i in range(14):
         person, age = f"sub-9{i:03d}", 52 + 3 * (i % 13)
         row = dict.fromkeys(_DLBS_COLUMNS, "n/a")
         row |= {"participant_id": person, "Sex": "fm"[i % 2], "EduYrsEstCap": 12 + i % 9, "Race": 5, "Ethnicity": 2}
@@ -141,21 +137,15 @@ def write_dlbs(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt:
         waves: dict[int, tuple[int | None, int | None]] = {1: (i % 2, None)}
         if i % 2 == 0:
             waves[2] = (0, 1)
-        if i == 1:
-            waves[3] = (1, 3)  # tau beyond the window
-        if i == 3:
-            waves[1] = (None, None)
-            waves[2] = (0, None)
-        if i == 5:
-            waves[2] = (0, None)  # and its T1 is missing
-        if i == 7:
-            waves[2] = (4, None)
+        waves |= {  # of 1, the tau is beyond the window; of 5, the second T1 is missing
+            1: {3: (1, 3)}, 3: {1: (None, None), 2: (0, None)}, 5: {2: (0, None)}, 7: {2: (4, None)},
+        }.get(i, {})  # fmt: skip
         if i == 11:
             row["Sex"] = "n/a"
         for wave, (amyloid, tau) in waves.items():
             key = person, f"ses-wave{wave}"
             years = {"amyloid": amyloid, "tau": tau}
-            t1, pets = _visit(10 * i + wave, seed)
+            t1, pets = _visit(10 * i + wave, heads)
             stem = folder / person / key[1]
             there = age + 4 * (wave - 1)
             row[f"AgeCog_W{wave}"], row[f"MMSE_W{wave}"] = there, 30 - i % 4
@@ -175,20 +165,12 @@ def write_dlbs(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt:
                 sidecar = _AMYLOID_SIDECAR if tracer == "amyloid" else _TAU_SIDECAR
                 (stem / "pet" / f"{name}.json").write_text(json.dumps(sidecar, indent=2))
             in_window = {tracer for tracer, gap in years.items() if gap is not None and abs(gap) <= 1}
-            if missing:
-                truth.left_out[key] = NO_T1
-            elif amyloid is None and tau is None:
-                truth.left_out[key] = NO_PET
-            elif not in_window:
-                truth.left_out[key] = FAR
-            elif i == 11:
-                truth.left_out[key] = UNKNOWN
-            else:
-                truth.kept[key] = in_window
+            reasons = {NO_T1: missing, NO_PET: amyloid is None and tau is None, FAR: not in_window, UNKNOWN: i == 11}
+            truth.add(key, in_window, reasons)
         rows.append(row)
     _tsv(folder / "participants.tsv", rows, "\r\n")
     (folder / "dataset_description.json").write_text(json.dumps({"Name": "a mock", "BIDSVersion": "1.9.0"}))
-    if corrupt:
+    if heads:
         truth.cut(next(folder.glob("sub-9004/ses-wave2/pet/*trc-18FAV1451*.nii.gz")))
     return truth
 
@@ -196,11 +178,11 @@ def write_dlbs(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt:
 # ── any BIDS data set ─────────────────────────────────────────────────────────────────────────────
 
 
-def write_bids(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt: bool = True) -> Truth:
+def write_bids(folder: Path) -> Truth:
     """Months in the sessions' labels, two amyloid tracers, dates of scans, one person in MNI space already."""
     truth = Truth(folder)
     rows = []
-    for i in range(people):
+    for i in range(14):
         person = f"sub-b{i:02d}"
         rows.append(
             {"participant_id": person, "sex": "FM"[i % 2], "age": 60 + i, "diagnosis": ("CN", "MCI", "AD")[i % 3]}
@@ -210,7 +192,7 @@ def write_bids(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt:
         for month in months:
             key = person, f"ses-M{month:03d}"
             visits.append({"session_id": key[1], "age": 60 + i + month / 12, "diagnosis": ("CN", "MCI", "AD")[i % 3]})
-            t1, pets = _visit(10 * i + month, seed)
+            t1, pets = _visit(10 * i + month, True)
             stem, name = folder / person / key[1], f"{person}_{key[1]}"
             space = ""
             if i == 4:  # a derivative: all on one grid
@@ -234,31 +216,25 @@ def write_bids(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt:
             listed = [{"filename": f"anat/{name}{space}_T1w.nii.gz", "acq_time": dates.pop("")}]
             listed += [{"filename": f"pet/{path}", "acq_time": date} for path, date in dates.items()]
             _tsv(stem / f"{name}_scans.tsv", listed)
-            if i == 3:
-                truth.left_out[key] = NO_PET
-            elif i == 5:
-                truth.left_out[key] = NO_T1
-            else:
-                truth.kept[key] = has - {"tau"} if i == 7 else has
+            truth.add(key, has - {"tau"} if i == 7 else has, {NO_PET: i == 3, NO_T1: i == 5})
         _tsv(folder / person / f"{person}_sessions.tsv", visits)
     _tsv(folder / "participants.tsv", rows)
-    if corrupt:
-        truth.cut(next(folder.glob("sub-b08/ses-M000/pet/*trc-18FAV1451*.nii.gz")))
+    truth.cut(next(folder.glob("sub-b08/ses-M000/pet/*trc-18FAV1451*.nii.gz")))
     return truth
 
 
 # ── a user's table ────────────────────────────────────────────────────────────────────────────────
 
 
-def write_csv_cohort(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt: bool = True) -> Truth:
+def write_csv_cohort(folder: Path, heads: bool = True) -> Truth:
     """As a spreadsheet saves it: a byte-order mark, CRLF, some of the columns, in another order."""
     truth = Truth(folder / "people.csv")
     rows = []
-    for i in range(people):
+    for i in range(14):
         person = f"sub-own{i:02d}"
         for year in (0, 2) if i == 2 else (0,):
             key = person, f"ses-{year + 1}"
-            t1, pets = _visit(10 * i + year, seed)
+            t1, pets = _visit(10 * i + year, heads)
             row = {"age": 58.5 + i + year, "sex": "FM"[i % 2], "session": key[1], "person": person}
             stem = Path("scans") / f"{i:02d}_{year}"
             row["t1w"] = (stem / "t1.nii.gz").as_posix()
@@ -268,13 +244,10 @@ def write_csv_cohort(folder: Path, people: int = 14, seed: int | None = 0, *, co
                 row |= {tracer: (stem / f"{tracer}.nii.gz").as_posix(), f"{tracer}_tracer": _LABELS[tracer]}
                 row[f"{tracer}_days"] = {3: 400, 4: -200}.get(i, 30)
                 save(folder / row[tracer], _counts(pets[tracer][0]), pets[tracer][1])
-            if i == 3:
-                truth.left_out[key] = FAR
-            else:
-                truth.kept[key] = has
+            truth.add(key, has, {FAR: i == 3})
             rows.append(row)
     truth.root.write_text(pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n"), "utf-8-sig", newline="")
-    if corrupt:
+    if heads:
         truth.cut(folder / "scans" / "06_0" / "tau.nii.gz")
     return truth
 
@@ -287,21 +260,20 @@ def participant(number: int) -> str:
     return f"{990 + number % 9}" + "S" + f"{1000 + number}"
 
 
-def write_released(folder: Path, people: int = 14, seed: int | None = 0, *, corrupt: bool = True) -> Truth:
+def write_released(folder: Path, heads: bool = True) -> Truth:
     """Volumes in [0, 1] under one name per person, lists of IDs, a Latin-1 table; some headers state MNI152."""
     truth = Truth(folder)
     grid = Grid((48, 56, 48), 4.0)
     rows, lists = [], {"train": [], "validation": [], "test": []}
-    for i in range(people):
+    for i in range(14):
         name = participant(i)
         person = f"sub-{name}"
-        key = person, "ses-1"
         has = {0: {"amyloid"}, 1: {"tau"}, 3: set()}.get(i, {"amyloid", "tau"})
-        t1, pets = _visit(10 * i, seed)
+        t1, pets = _visit(10 * i, heads)
         code = 1
         if i % 2:  # in one space, as the released code has them
             code, t1 = 4, (mni_map("t1", grid) ** (1 + i / 100), grid.affine)  # nobody has the same as another
-            rng = np.random.default_rng((seed or 0) + i)
+            rng = np.random.default_rng(i)
             uptake = gaussian_filter(rng.uniform(1.1, 1.5) * mni_map("gm", grid) + 0.9 * mni_map("wm", grid), 0.7)
             pets = _two_tracers(uptake, grid.affine)
         for place, (data, affine) in {"MRI": t1, "Abeta": pets["amyloid"], "Tau": pets["tau"]}.items():
@@ -312,18 +284,14 @@ def write_released(folder: Path, people: int = 14, seed: int | None = 0, *, corr
         rows.append({"ID": name, "Age": 61 + i, "Sex": sex, "label": ("CN", "MCI", "AD")[i % 3]})
         split = ("train", "train", "train", "validation", "test")[(i + 2) % 5]
         lists[split].append(name)
-        if not has:
-            truth.left_out[key] = NO_PET
-        elif not sex:
-            truth.left_out[key] = UNKNOWN
-        else:
-            truth.kept[key] = has
+        truth.add((person, "ses-1"), has, {NO_PET: not has, UNKNOWN: not sex})
+        if has and sex:
             truth.split[person] = split
     info = folder / "data_info"
     info.mkdir()
     (info / "data_info.csv").write_text(pd.DataFrame(rows).assign(Note="naïve").to_csv(index=False), "latin-1")
     for split, names in lists.items():
         (info / f"{split}.txt").write_text("\n".join(names) + "\n")
-    if corrupt:
+    if heads:
         truth.cut(folder / "data" / "whole_Tau" / f"{participant(4)}.nii")
     return truth

@@ -35,7 +35,7 @@ def make_config(root: Path, **match) -> Config:
 def mock(tmp_path_factory):
     """A mock download; tests that write take a copy."""
     folder = tmp_path_factory.mktemp("mock") / "ds004856"
-    return write_dlbs(folder, seed=None, corrupt=False)
+    return write_dlbs(folder, heads=False)
 
 
 # ── the real metadata ─────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from resdm_suite.profiles import CohortConfig, Config
 
 @pytest.fixture(scope="module")
 def mock(tmp_path_factory):
-    return write_released(tmp_path_factory.mktemp("mock"), seed=None, corrupt=False)
+    return write_released(tmp_path_factory.mktemp("mock"), heads=False)
 
 
 @pytest.fixture

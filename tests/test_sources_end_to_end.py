@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,10 @@ from resdm_suite.evaluation.image_quality import read_index
 from resdm_suite.preprocessing.volumes import cohort_flow
 from resdm_suite.profiles import load_config
 
-PEOPLE = 14
 SOURCES = {
-    "adni-bids": ("adni", "adni", write_clinica_bids),
-    "adni-caps": ("adni", "adni", write_caps),
-    "adni-loni": ("adni", "adni", write_loni),
+    "adni-bids": ("adni", "adni", partial(write_clinica_bids, corrupt=True)),
+    "adni-caps": ("adni", "adni", partial(write_caps, corrupt=True)),
+    "adni-loni": ("adni", "adni", partial(write_loni, corrupt=True)),
     "openneuro": ("openneuro", "dlbs", write_dlbs),
     "bids": ("bids", "other", write_bids),
     "csv": ("csv", "other", write_csv_cohort),
@@ -56,7 +56,7 @@ def write_profile(folder, source, kind):
 @pytest.mark.parametrize("name", SOURCES)
 def test_from_a_download_to_table2(name, tmp_path, capsys):
     source, kind, write = SOURCES[name]
-    mock = write(tmp_path / "download", people=PEOPLE, corrupt=True)
+    mock = write(tmp_path / "download")
     profile = write_profile(tmp_path, source, kind)
     config, path = load_config(profile), str(profile)
 

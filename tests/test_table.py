@@ -16,7 +16,7 @@ from resdm_suite.profiles import CohortConfig, Config, SplitConfig
 
 @pytest.fixture(scope="module")
 def mock(tmp_path_factory):
-    return write_csv_cohort(tmp_path_factory.mktemp("mock"), seed=None, corrupt=False)
+    return write_csv_cohort(tmp_path_factory.mktemp("mock"), heads=False)
 
 
 @pytest.fixture
