@@ -103,6 +103,12 @@ def changed(settings, **values):
     return dataclasses.replace(settings, **values)
 
 
+def times(*folders: Path, pattern: str = "*") -> dict[Path, int]:
+    """When the files below folders were written, in ns."""
+    paths = (path for folder in folders for path in folder.rglob(pattern))
+    return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
+
+
 def flow(steps: pd.DataFrame) -> dict[str, tuple[int, int]]:
     """People and sessions left after each step of a selection."""
     return {step: (people, sessions) for step, people, sessions in steps.itertuples(index=False)}

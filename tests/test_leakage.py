@@ -191,12 +191,11 @@ def _same(folder, kind):
     one.write_bytes(gzip.compress(data, mtime=0))
     if kind == "path":
         return one, folder / ".." / folder.name / "a.nii.gz"
-    if kind in ("symbolic link", "hard link"):
+    if kind.endswith("link"):
         (two.symlink_to if kind == "symbolic link" else two.hardlink_to)(one)
-    elif kind == "compressed again":
-        two.write_bytes(gzip.compress(data, 1, mtime=9))
     else:
-        two.write_bytes({"copy": one.read_bytes(), "unpacked": data, "other": gzip.compress(data[::-1], mtime=0)}[kind])
+        two.write_bytes({"copy": one.read_bytes(), "compressed again": gzip.compress(data, 1, mtime=9),
+                         "unpacked": data, "other": gzip.compress(data[::-1], mtime=0)}[kind])  # fmt: skip
     return one, two
 
 

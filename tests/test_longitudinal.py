@@ -36,13 +36,8 @@ def config(tmp_path):
               ("sub-20", "test", 0.5)]  # fmt: skip
     for number, (who, split, change) in enumerate(people):
         for visit, years in enumerate(VISITS[number % 2] if who != "sub-20" else (0.0,)):
-            row = {
-                "person": who,
-                "session": f"ses-M{visit:03d}",
-                "split": split,
-                "age": 70 + number + years,
-                "sex": "F",
-            }
+            key = {"person": who, "session": f"ses-M{visit:03d}"}
+            row = key | {"split": split, "age": 70 + number + years, "sex": "F"}
             for tracer, label in LABELS.items():
                 present = not (who == "sub-5" and tracer == "tau" and visit)
                 path = f"{who}/{row['session']}_{tracer}.nii.gz"
@@ -52,15 +47,19 @@ def config(tmp_path):
                     made = flat(tracer, 1.1 + share * change * years)
                     save(synthetic_path(config.predictions(method), who, row["session"], label), made)
             rows.append(row)
-            suvr = {f"{tracer}_suvr": 1.2 + 2 * change * years for tracer in LABELS}
-            truth.append({"person": who, "session": row["session"]} | suvr)
-    write_csv(config.volumes / "index.csv", pd.DataFrame(rows))
+            truth.append(key | {f"{tracer}_suvr": 1.2 + 2 * change * years for tracer in LABELS})
     write_csv(config.work / "truth" / "people.csv", pd.DataFrame(truth))
     for tracer in LABELS:
         save(config.volumes / f"template_{tracer}.nii.gz", flat(tracer, 1.3))
+    store(config, pd.DataFrame(rows))
+    return config
+
+
+def store(config, index) -> None:
+    """The sessions of a cohort, with scores of every method."""
+    write_csv(config.volumes / "index.csv", index)
     for method in SHARES:
         score_method(config, method)
-    return config
 
 
 def test_planted_changes_come_back(config):
@@ -71,20 +70,17 @@ def test_planted_changes_come_back(config):
         assert set(rows["n"]) == {len(changes)}
         for method, share in SHARES.items():
             row = rows.loc[method]
-            assert (row["change"], row["bias"]) == pytest.approx(
-                (share * changes.mean(), (share - 1) * changes.mean()), abs=1e-6
-            )
+            mean, size = changes.mean(), np.abs(changes).mean()
+            expected = [share * mean, (share - 1) * mean, (1 - share) * size, share * size]
+            assert row[["change", "bias", "error", "gain"]].tolist() == pytest.approx(expected, abs=1e-6)
             assert row["slope"] == pytest.approx(share, abs=1e-5)
-            assert row["error"] == pytest.approx((1 - share) * np.abs(changes).mean(), abs=1e-6)
-            assert row["gain"] == pytest.approx(share * np.abs(changes).mean(), abs=1e-6)
         assert rows.loc[["ResDM", "demographics"], "r"].tolist() == pytest.approx([1, 1], abs=1e-6)
         assert np.isnan(rows.loc[["linear", "template"], "r"]).all()
         assert rows.loc["template", ["change", "gain", "slope"]].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
         assert rows.loc["training", "change"] == pytest.approx(0.03, abs=1e-6), "mean of the training people's"
-        assert frame.loc[("planted", tracer, "real"), "slope"] == pytest.approx(0.5, abs=1e-5), (
-            "the truth is twice that"
-        )
-        assert frame.loc[("planted", tracer, "ResDM"), "r"] == pytest.approx(1, abs=1e-6)
+        planted = frame.loc["planted", tracer]
+        assert planted.loc["real", "slope"] == pytest.approx(0.5, abs=1e-5), "the truth is twice that"
+        assert planted.loc["ResDM", "r"] == pytest.approx(1, abs=1e-6)
     text = found["table"].markdown()
     assert "1.0 to 3.0 years apart" in text
     assert "against the planted change" in text
@@ -110,9 +106,7 @@ def test_few_people_are_not_shown_where_single_people_may_not_be(config):
     private = dataclasses.replace(config, privacy="aggregate")
     assert set(run_cells("23", private)["frame"]["n"]) == {5, 6}
     index = pd.read_csv(config.volumes / "index.csv")
-    write_csv(config.volumes / "index.csv", index[~index["person"].isin(["sub-0", "sub-1"])])
-    for method in SHARES:
-        score_method(config, method)
+    store(config, index[~index["person"].isin(["sub-0", "sub-1"])])
     assert set(run_cells("23", config)["frame"]["n"]) == {3, 4}
     found = run_cells("23", private)
     assert found["frame"].empty
@@ -121,10 +115,7 @@ def test_few_people_are_not_shown_where_single_people_may_not_be(config):
 
 
 def test_one_visit_each_gives_an_empty_table(config):
-    index = pd.read_csv(config.volumes / "index.csv")
-    write_csv(config.volumes / "index.csv", index.drop_duplicates("person"))
-    for method in SHARES:
-        score_method(config, method)
+    store(config, pd.read_csv(config.volumes / "index.csv").drop_duplicates("person"))
     assert repeated_visits(config, SHARES).empty
     found = run_cells("23", config)
     assert found["frame"].empty

@@ -39,9 +39,7 @@ def test_total_is_equation_7(volumes):
 def test_a_missing_pet_has_no_effect_whatever_its_values(volumes):
     x, y = volumes
     present = torch.tensor([[True, True], [True, False], [False, True]])
-    expected = ((x[:2, 0] - y[:2, 0]) ** 2).mean() + torch.stack(
-        [(x[i, 1] - y[i, 1]).square().mean() for i in (0, 2)]
-    ).mean()
+    expected = ((x[:2, 0] - y[:2, 0]) ** 2).mean() + ((x[::2, 1] - y[::2, 1]) ** 2).mean()
     torch.testing.assert_close(reconstruction_loss(x, y, present), expected)
     torch.testing.assert_close(difference_loss(x, y, present), difference_loss(x[:1], y[:1], ALL[:1]))
     spoilt = y.clone()

@@ -259,14 +259,12 @@ def test_the_page_equals_torch_and_asks_for_nothing(opened, model, t1, tmp_path)
 
 def test_other_volumes_are_refused_with_the_reason(opened, model, t1, tmp_path):
     grid, affine = model.grid, model.grid.affine
+    las = nib.Nifti1Image(t1[::-1], affine @ np.diag([-1, 1, 1, 1]))
     noise = np.float32(np.random.default_rng(1).random(t1.shape) * mni_map("brain", grid))
     cases = {
         "small": (nib.Nifti1Image(t1[:-1], affine), "15 × 16 × 16 voxels; the model's grid has 16 × 16 × 16"),
         "frames": (nib.Nifti1Image(np.stack([t1, t1], -1), affine), "16 × 16 × 16 × 2 voxels"),
-        "las": (
-            nib.Nifti1Image(t1[::-1], affine @ np.diag([-1, 1, 1, 1])),
-            "another orientation, voxel size or origin",
-        ),
+        "las": (las, "another orientation, voxel size or origin"),
         "raw": (nib.Nifti1Image(1000 * t1, affine), "expected [0, 1]"),
         "nan": (nib.Nifti1Image(np.where(t1 > 0.5, np.nan, t1), affine), "voxels are not finite"),
         "head": (nib.Nifti1Image(np.maximum(t1, np.float32(0.1)), affine), "voxels outside the brain are not 0"),

@@ -76,15 +76,7 @@ def test_the_map_finds_what_is_linear_and_outside_the_brain_nothing(cohort, fitt
     mri, pet, _, sentences, *_ = cohort
     estimate = fitted(mri[:, None], sentences[0])
     assert estimate[:, :, 0].abs().max() == 0
-    spread = pet[:, 0].var(0).mean()
-    assert (estimate[:, 0] - pet[:, 0]).square().mean() < 0.2 * spread
-
-
-def test_training_sessions_get_the_estimate_without_their_person(cohort, fitted):
-    mri, pet, _, sentences, *_ = cohort
-    in_sample = fitted(mri[:, None], sentences[0])[:, 0]
-    left_out = fitted(mri[:, None], sentences[0], torch.arange(N))[:, 0]
-    assert (in_sample - pet[:, 0]).square().mean() < (left_out - pet[:, 0]).square().mean()
+    assert (estimate[:, 0] - pet[:, 0]).square().mean() < 0.2 * pet[:, 0].var(0).mean()
 
 
 def test_maps_are_in_standard_deviations(cohort, fitted):
@@ -105,12 +97,8 @@ def test_content_is_recovered_from_features_and_left_out_where_training_prompts_
     expected = (new - content.mean(0)) / content.std(0)
     torch.testing.assert_close(path.design(new @ mixing + 5)[:, 1:], expected, atol=1e-3, rtol=1e-3)
     new[:, 1] = 2.0  # of one sex, or with an age in every prompt
-    pet, present, people = (
-        mri[:, None].repeat(1, 2, 1, 1, 1),
-        torch.ones((N, 2), dtype=torch.bool),
-        list(map(str, range(N))),
-    )
-    path.fit(mri, pet, present, (new @ mixing + 5)[None], (1.0,), people)
+    pet, present = mri[:, None].repeat(1, 2, 1, 1, 1), torch.ones((N, 2), dtype=torch.bool)
+    path.fit(mri, pet, present, (new @ mixing + 5)[None], (1.0,), list(map(str, range(N))))
     before = path(mri[:, None], new @ mixing + 5)
     new[:, 1] = -2.0
     torch.testing.assert_close(path(mri[:, None], new @ mixing + 5), before, atol=1e-3, rtol=1e-3)
@@ -118,10 +106,8 @@ def test_content_is_recovered_from_features_and_left_out_where_training_prompts_
 
 def test_too_few_training_people_are_refused(cohort):
     mri, pet, present, sentences, chances, _ = cohort
-    few = slice(8, 11)
-    with pytest.raises(
-        ValueError, match=r"^more than 3 training people with a PET are needed, or network\.linear_path"
-    ):
+    few, message = slice(8, 11), r"^more than 3 training people with a PET are needed, or network\.linear_path"
+    with pytest.raises(ValueError, match=message):
         fit(mri[few], pet[few], present[few], sentences[:, few], chances, list("abc"))
 
 

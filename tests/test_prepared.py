@@ -42,9 +42,7 @@ def itk(matrix):
 def warp(amplitude):
     """A displacement field of ITK over the MNI brain, of waves of 60 mm."""
     size, origin = (24, 28, 24), (-92.0, -90.0, -85.0)
-    points = np.stack(
-        np.meshgrid(*(o + 8.0 * np.arange(n) for n, o in zip(size, origin, strict=True)), indexing="ij"), -1
-    )
+    points = np.moveaxis(8.0 * np.indices(size), 0, -1) + origin
     field = amplitude * np.sin(2 * np.pi * points[..., [1, 2, 0]] / 60)
     image = sitk.GetImageFromArray(field.transpose(2, 1, 0, 3), isVector=True)
     image.SetSpacing((8.0, 8.0, 8.0))
@@ -135,8 +133,7 @@ def test_petprep_in_the_space_of_the_t1w(study, config):
     assert row["amyloid_transform"] == "identity"
     assert name_of(row["tau_transform"]) == "sub-01_ses-b_trc-18FAV1451_from-petref_to-T1w_mode-image_xfm.txt"
     assert any("pvc-GTM_desc-preproc_pet.nii.gz is corrected for partial volume" in note for note in notes)
-    path = write_manifest(frame, config.manifest)
-    stored = read_manifest(path)
+    stored = read_manifest(write_manifest(frame, config.manifest))
     pd.testing.assert_frame_equal(stored, frame.reset_index(drop=True), check_dtype=False)
 
 

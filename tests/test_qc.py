@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import times
 from nibabel.affines import apply_affine
 
 from resdm.io import write_csv, write_json
@@ -21,6 +22,7 @@ from resdm_suite.cohorts.manifest import read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
 from resdm_suite.cohorts.readers.bids import build_manifest
 from resdm_suite.cohorts.splits import split_people
+from resdm_suite.paths import sidecar_path
 from resdm_suite.preprocessing.qc import session_quality, sessions
 from resdm_suite.preprocessing.volumes import preprocess
 from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
@@ -63,15 +65,27 @@ def session(config, number=0):
     return [one for one in sessions(config) if len(one.record["outputs"]) == 3][number]
 
 
-def flip(config, one, what):
+def edit(config, one, what, change):
+    """Another image in place of a volume of a session."""
     path = config.volumes / one.record["outputs"][what]
     image = nib.load(path)
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(image.get_fdata(dtype=np.float32)[::-1]), image.affine), path)
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(change(image.get_fdata(dtype=np.float32))), image.affine), path)
 
 
-def times(config):
-    folders = config.work / "qc", config.figures
-    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
+def flip(config, one, what):
+    edit(config, one, what, lambda data: data[::-1])
+
+
+def move(config, one, what, key, axis, mm):
+    """Another transform in the sidecar of a volume."""
+    path = sidecar_path(config.volumes / one.record["outputs"][what])
+    sidecar = json.loads(path.read_text())
+    sidecar[key][axis][3] += mm
+    write_json(path, sidecar)
+
+
+def drawn(config):
+    return times(config.work / "qc", config.figures)
 
 
 # ── measures ──────────────────────────────────────────────────────────────────────────────────────
@@ -90,7 +104,7 @@ def test_the_table_holds_the_error_against_the_truth(cohort):
     for row, one in zip(table.to_dict("records"), sessions(config), strict=True):
         truth = json.loads((config.work / "truth" / f"{row['person']}.json").read_text())
         scans = next(v["scans"] for v in truth["sessions"] if v["session"] == row["session"])
-        path = config.volumes / one.record["outputs"]["t1w"].replace(".nii.gz", ".json")
+        path = sidecar_path(config.volumes / one.record["outputs"]["t1w"])
         there = apply_affine(json.loads(path.read_text())["transform"], points)
         true = apply_affine(np.linalg.inv(scans["t1w"]["world_to_mni"]), points)
         assert row["t1w_error_mm"] == pytest.approx(np.linalg.norm(there - true, axis=1).mean(), rel=1e-6)
@@ -114,10 +128,7 @@ def test_the_planted_scale_is_recovered(cohort):
 def test_a_wrong_transform_is_flagged(copy, scan, key):
     one = session(copy)
     before = session_quality(one)
-    path = copy.volumes / one.record["outputs"][scan].replace(".nii.gz", ".json")
-    sidecar = json.loads(path.read_text())
-    sidecar[key][2][3] += 8.0  # mm
-    write_json(path, sidecar)
+    move(copy, one, scan, key, 2, 8.0)
     after = session_quality(one)
     assert after[f"{scan}_error_mm"] == pytest.approx(8, abs=before[f"{scan}_error_mm"] + 0.1)
     assert before["flags"] == ""
@@ -126,9 +137,7 @@ def test_a_wrong_transform_is_flagged(copy, scan, key):
 
 def test_a_reference_that_is_not_1_is_flagged(copy):
     one = session(copy)
-    path = copy.volumes / one.record["outputs"]["amyloid"]
-    image = nib.load(path)
-    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 1.05, image.affine), path)
+    edit(copy, one, "amyloid", lambda data: data * 1.05)
     found = session_quality(one)
     assert found["amyloid_reference_suvr"] == pytest.approx(1.05, abs=1e-3)
     assert found["flags"] == "amyloid reference region at SUVR 1.050, not 1"
@@ -211,10 +220,7 @@ def test_a_montage_has_outlines_where_a_scan_was_acquired():
 
 def test_the_page_shows_all_sessions_flagged_first_and_is_self_contained(copy):
     one = session(copy, -1)
-    path = copy.volumes / one.record["outputs"]["tau"].replace(".nii.gz", ".json")
-    sidecar = json.loads(path.read_text())
-    sidecar["t1_to_pet"][0][3] += 9
-    write_json(path, sidecar)
+    move(copy, one, "tau", "t1_to_pet", 0, 9)
     shutil.rmtree(copy.work / "qc")
     reason = "sub-x_pet.nii.gz: cannot be read <as> NIfTI"
     write_csv(copy.volumes / "excluded.csv", pd.DataFrame([["sub-x", "ses-1", "train", "unusable", reason]],
@@ -237,15 +243,15 @@ def test_the_page_shows_all_sessions_flagged_first_and_is_self_contained(copy):
 
 
 def test_second_call_writes_nothing_and_only_changed_sessions_are_repeated(copy):
-    before, content = times(copy), {path: path.read_bytes() for path in (copy.work / "qc").iterdir()}
+    before, content = drawn(copy), {path: path.read_bytes() for path in (copy.work / "qc").iterdir()}
     write_qc(copy, progress=False)
-    assert times(copy) == before
+    assert drawn(copy) == before
     lost, kept = sorted(path for path in content if path.suffix == ".png" and "sub-" in path.name)[:2]
     lost.unlink()  # as if killed before it was drawn
     write_qc(copy, progress=False)
     assert {path: path.read_bytes() for path in content} == content
-    assert times(copy)[kept] == before[kept]
-    before = times(copy)
+    assert drawn(copy)[kept] == before[kept]
+    before = drawn(copy)
     frame = read_manifest(copy.manifest)
     gone, changed = frame.iloc[-1], frame.iloc[0]
     image = nib.load(changed["t1w"])
@@ -254,9 +260,8 @@ def test_second_call_writes_nothing_and_only_changed_sessions_are_repeated(copy)
     write_manifest(frame.iloc[:-1].assign(split="train"), copy.manifest)
     preprocess(copy, progress=False)
     table = write_qc(copy, progress=False)
-    after = times(copy)
-    drawn = {path.stem for path in after if path.suffix == ".png" and after[path] != before.get(path)}
-    assert drawn == {f"{changed['person']}_{changed['session']}", "distributions", "qc"}
+    redrawn = {path.stem for path, _ in drawn(copy).items() - before.items() if path.suffix == ".png"}
+    assert redrawn == {f"{changed['person']}_{changed['session']}", "distributions", "qc"}
     assert not list((copy.work / "qc").glob(f"{gone['person']}_{gone['session']}.*"))
     assert set(table["split"]) == {"train"}
 

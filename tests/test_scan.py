@@ -51,6 +51,12 @@ def folder(tmp_path, kind="other", **changes):
 
 
 @pytest.fixture
+def model(tmp_path):
+    """A model of people."""
+    return folder(tmp_path)
+
+
+@pytest.fixture
 def t1w(tmp_path):
     """A file in an odd storage; what registration makes of it is not tested here."""
     affine = storage("LPI", (4, 4, 5), (20, 22, 18), np.array(CENTRE_MM), (5, -4, 7))
@@ -133,8 +139,7 @@ def read_sidecar(path):
     return json.loads(sidecar_path(path).read_text())
 
 
-def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
-    model = folder(tmp_path)
+def test_the_mean_over_samples_in_both_spaces(tmp_path, model, t1w, registered):
     files = synthesise_scan(t1w, model, tmp_path / "out", age=74, sex="F", samples=3, seed=5)
     loaded, mri = Model.load(model), Sessions()[0][0][0].numpy()
     draws = list(loaded.draws(mri, 74, "F", seed=5, samples=3))
@@ -181,12 +186,13 @@ def test_the_mean_over_samples_in_both_spaces(tmp_path, t1w, registered):
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
     model = folder(tmp_path, kind="phantom")
-    one = synthesise_scan(t1w, model, tmp_path / "a", age=74, sex="F", samples=2, seed=1, allow_phantom_model=True)
+    options = {"age": 74, "sex": "F", "samples": 2, "allow_phantom_model": True}
+    one = synthesise_scan(t1w, model, tmp_path / "a", **options, seed=1)
     torch.manual_seed(9)
-    synthesise_scan(t1w, model, tmp_path / "b", age=74, sex="F", samples=2, seed=1, allow_phantom_model=True)
+    synthesise_scan(t1w, model, tmp_path / "b", **options, seed=1)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert len(digests(tmp_path / "a")) == 5 * 2 + 1 + 3 + 1 + 4 + 2  # images, SUVRs, picture, record, data set, locks
-    synthesise_scan(t1w, model, tmp_path / "c", age=74, sex="F", samples=2, seed=2, allow_phantom_model=True)
+    synthesise_scan(t1w, model, tmp_path / "c", **options, seed=2)
     assert sha256(one["tau"]) != sha256(tmp_path / "c" / one["tau"].relative_to(tmp_path / "a"))
     for path in (tmp_path / "a").rglob("*.*"):  # every file names its origin
         if path.suffix in (".json", ".csv") and "preproc_T1w" not in path.name and path.name != "pet.json":
@@ -197,9 +203,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, t1w, registered):
             assert b"made by a phantom-trained model" in bytes(nib.load(path).header["descrip"])
 
 
-def test_outputs_are_valid_bids(tmp_path, t1w, registered, undrawn):
+def test_outputs_are_valid_bids(tmp_path, model, t1w, registered, undrawn):
     """Of a table and of single MRIs from two folders, with sessions and runs and without, in one folder."""
-    model, out, other = folder(tmp_path), tmp_path / "out", tmp_path / "b" / "my scan.nii.gz"
+    out, other = tmp_path / "out", tmp_path / "b" / "my scan.nii.gz"
     other.parent.mkdir()
     other.write_bytes(t1w.read_bytes())
     run = t1w.rename(tmp_path / "sub-07_ses-1_acq-mprage_run-2_T1w.nii.gz")
@@ -214,12 +220,7 @@ def test_outputs_are_valid_bids(tmp_path, t1w, registered, undrawn):
 
 def test_intensities_without_a_scale_have_no_suvr(tmp_path, t1w, registered, monkeypatch):
     drawn = []
-
-    def keep(figure, stem, _):
-        drawn.append(figure)
-        return [stem.with_suffix(".png")]
-
-    monkeypatch.setattr(scans, "save_figure", keep)
+    monkeypatch.setattr(scans, "save_figure", lambda figure, stem, _: drawn.append(figure) or [stem])
     config = make_config(tmp_path)
     config = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, intensity="minmax"))
     model = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
@@ -233,9 +234,9 @@ def test_intensities_without_a_scale_have_no_suvr(tmp_path, t1w, registered, mon
         assert read_sidecar(files[name])["Units"] == "1 (each scan scaled to [0, 1]; no SUVR)"
 
 
-def test_two_mris_of_one_name_do_not_share_a_folder(tmp_path, t1w, registered, undrawn):
+def test_two_mris_of_one_name_do_not_share_a_folder(tmp_path, model, t1w, registered, undrawn):
     """One MRI at a time and by a table: the second is refused, and the first one's files stay."""
-    model, out, one, other = folder(tmp_path), tmp_path / "out", tmp_path / "T1.nii.gz", tmp_path / "b" / "T1.nii.gz"
+    out, one, other = tmp_path / "out", tmp_path / "T1.nii.gz", tmp_path / "b" / "T1.nii.gz"
     t1w.rename(one)
     save(other, np.zeros((9, 9, 9), np.float32), np.eye(4))
     synthesise_scan(one, model, out, samples=1)
@@ -287,9 +288,9 @@ def test_folders_without_a_model_are_refused(tmp_path, t1w, registered):
     ({"seed": -1}, "seed: -1; expected 0 or more"),
     ({"seed": 2**63}, "seed: 9223372036854775808; expected 0 or more, below"),
 ])  # fmt: skip
-def test_impossible_prompts_are_refused(tmp_path, t1w, registered, prompt, message):
+def test_impossible_prompts_are_refused(tmp_path, model, t1w, registered, prompt, message):
     with pytest.raises(ValueError, match=message):
-        synthesise_scan(t1w, folder(tmp_path), tmp_path / "out", **prompt)
+        synthesise_scan(t1w, model, tmp_path / "out", **prompt)
     assert registered == []
 
 
@@ -299,15 +300,11 @@ def test_impossible_prompts_are_refused(tmp_path, t1w, registered, prompt, messa
 def plant_check(model, brightness):
     """An input check that expects fluid of this brightness, ±0.01."""
     grid = Model.load(model).grid
-    brain, blocks = input_check._brain(grid)
-    arrays = (
-        torch.arange(int(brain.sum())).remainder(3).to(torch.uint8),
-        torch.zeros(101),
-        torch.zeros(int(blocks.sum())),
-    )
+    voxels, blocks = (int(mask.sum()) for mask in input_check._brain(grid))
+    tissue, mean, axes = torch.arange(voxels).remainder(3).to(torch.uint8), torch.zeros(blocks), torch.zeros(1, blocks)
     training = {"brightness of fluid": [brightness, [0.01, 0.01], brightness - 0.02, brightness + 0.02]}
-    parts = torch.zeros(1, int(blocks.sum())), torch.ones(1)
-    input_check.InputCheck(grid, *arrays, *parts, training, threshold=4.0, held_out=30).save(model)
+    arrays = tissue, torch.zeros(101), mean, axes, torch.ones(1)
+    input_check.InputCheck(grid, *arrays, training, threshold=4.0, held_out=30).save(model)
 
 
 @pytest.mark.parametrize(("kind", "away", "refused", "passed"), [
@@ -334,8 +331,7 @@ def test_unlike_the_training_people(tmp_path, t1w, registered, undrawn, capsys, 
         assert found["text"].startswith(text) == (not passed)
 
 
-def test_forced_results_are_not_kept_without_force(tmp_path, t1w, registered, undrawn):
-    model = folder(tmp_path)
+def test_forced_results_are_not_kept_without_force(tmp_path, model, t1w, registered, undrawn):
     plant_check(model, 0.9)
     table = write_table(tmp_path, f"sub-1,,{t1w.name},70,F,")
     runs = [synthesise_scans(table, model, tmp_path / "out", samples=1, force=force) for force in (True, True, False)]
@@ -343,8 +339,7 @@ def test_forced_results_are_not_kept_without_force(tmp_path, t1w, registered, un
     assert all("this T1 is unlike the training people's" in frame["message"][0] for frame in runs)
 
 
-def test_a_model_without_input_check_says_so(tmp_path, t1w, registered, undrawn, capsys):
-    model = folder(tmp_path)
+def test_a_model_without_input_check_says_so(tmp_path, model, t1w, registered, undrawn, capsys):
     call = ["synthesise", str(t1w), "--model", str(model), "--out", str(tmp_path / "out")]
     assert cli.main(call) == 0
     assert f"not checked whether this T1 is like the training people's: {model} has no" in capsys.readouterr().out
@@ -355,9 +350,9 @@ def test_a_model_without_input_check_says_so(tmp_path, t1w, registered, undrawn,
 # ── intervals ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_calibrated_intervals_status_and_centiloid(tmp_path, t1w, registered, undrawn):
+def test_calibrated_intervals_status_and_centiloid(tmp_path, model, t1w, registered, undrawn):
     """Undetermined where the interval spans the cut-off; another calibration makes the files again."""
-    model, out = folder(tmp_path), tmp_path / "out"
+    out = tmp_path / "out"
     plain = pd.read_csv(synthesise_scan(t1w, model, out, samples=1)["suvr"]).set_index(["tracer", "region"])["mean"]
     mean, table = plain["amyloid", "summary"], write_table(tmp_path, f"sub-1,,{t1w.name},70,F,")
     cutoff = load_card(model).config.cohort.amyloid_cutoff["18FAV45"]
@@ -383,9 +378,9 @@ def test_calibrated_intervals_status_and_centiloid(tmp_path, t1w, registered, un
         assert statuses == ["done", "kept"]
 
 
-def test_a_pet_is_of_the_tracers_of_the_training(tmp_path, t1w, registered, undrawn):
+def test_a_pet_is_of_the_tracers_of_the_training(tmp_path, model, t1w, registered, undrawn):
     """Names, cut-off and Centiloid are of the label with the most training scans; no PET of a tracer without scans."""
-    model, scans = folder(tmp_path), {"amyloid": {"11CPIB": 7, "18FAV45": 2}, "tau": {}}
+    scans = {"amyloid": {"11CPIB": 7, "18FAV45": 2}, "tau": {}}
     write_json(model / PROVENANCE, {"scans": scans})
     write_json(model / CALIBRATION, {
         "model": sha256(model / "model.safetensors"),
@@ -412,8 +407,8 @@ def write_table(tmp_path, *lines):
     return path
 
 
-def test_a_failed_row_does_not_stop_the_others(tmp_path, t1w, registered, undrawn):
-    model, out = folder(tmp_path), tmp_path / "out"
+def test_a_failed_row_does_not_stop_the_others(tmp_path, model, t1w, registered, undrawn):
+    out = tmp_path / "out"
     (tmp_path / "broken_T1w.nii.gz").write_bytes(b"no image")
     lines = [
         f"sub-1,ses-1,{t1w.name},74,F,CN", f"sub-1,ses-2,{t1w},,,CN", "sub-2,,gone.nii.gz,70,M,AD",
@@ -456,13 +451,13 @@ def test_a_failed_row_does_not_stop_the_others(tmp_path, t1w, registered, undraw
     ("person,t1w\n\n../x,y\n", r"line 3: person '\.\./x'"),
     ("person,session,t1w\nsub-1,ses-1,x\nsub-1,ses-1,y\n", "line 3: sub-1 ses-1 is also on line 2"),
 ])  # fmt: skip
-def test_unreadable_tables_are_refused(tmp_path, text, message):
+def test_unreadable_tables_are_refused(tmp_path, model, text, message):
     path = tmp_path / "table.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises((ScanError, ManifestError), match=message):
-        synthesise_scans(path, folder(tmp_path), tmp_path / "out")
+        synthesise_scans(path, model, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="gone"):
-        synthesise_scans(tmp_path / "gone.csv", folder(tmp_path), tmp_path / "out")
+        synthesise_scans(tmp_path / "gone.csv", model, tmp_path / "out")
 
 
 # ── two processes in one folder ───────────────────────────────────────────────────────────────────
@@ -490,8 +485,10 @@ def test_two_at_once_describe_both_folders_of_mris(tmp_path, monkeypatch):
     assert links == {"raw": "../a", "raw2": "../b"}
 
 
-def test_two_mris_of_one_name_at_once_do_not_share_a_folder(tmp_path, t1w, registered, undrawn, monkeypatch, capsys):
-    model, out, other = folder(tmp_path), tmp_path / "out", tmp_path / "b" / t1w.name
+def test_two_mris_of_one_name_at_once_do_not_share_a_folder(
+    tmp_path, model, t1w, registered, undrawn, monkeypatch, capsys
+):
+    out, other = tmp_path / "out", tmp_path / "b" / t1w.name
     save(other, np.zeros((9, 9, 9), np.float32), np.eye(4))
     second = meanwhile(monkeypatch, "synthesise_mri", lambda: synthesise_scan(other, model, out, samples=1))
     files = synthesise_scan(t1w, model, out, samples=1)
@@ -501,8 +498,8 @@ def test_two_mris_of_one_name_at_once_do_not_share_a_folder(tmp_path, t1w, regis
     assert {read_sidecar(files[name])["source"]["sha256"] for name in ("tau", "tau_native")} == {sha256(t1w)}
 
 
-def test_a_table_given_twice_at_once_is_synthesised_once(tmp_path, t1w, registered, undrawn, monkeypatch):
-    model, table = folder(tmp_path), write_table(tmp_path, f"sub-1,,{t1w.name},70,F,")
+def test_a_table_given_twice_at_once_is_synthesised_once(tmp_path, model, t1w, registered, undrawn, monkeypatch):
+    table = write_table(tmp_path, f"sub-1,,{t1w.name},70,F,")
     run = functools.partial(synthesise_scans, table, model, tmp_path / "out", samples=1)
     second = meanwhile(monkeypatch, "synthesise_mri", run)
     assert [frame["status"].tolist() for frame in (run(), second())] == [["done"], ["kept"]]

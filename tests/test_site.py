@@ -25,6 +25,7 @@ from resdm_suite.reporting.glance import answers, comparisons
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 NOTICE = "phantom data: not a reproduction of the paper's numbers"
+TABLE4 = "source,target,tracer,metric,n,mean,ci_low,ci_high,over_ResDM,over_ResDM_low,over_ResDM_high"
 
 
 def notebook(path: Path, title: str, *outputs, seconds: float | None = 12.5, source: str | None = None, **parameters):
@@ -237,28 +238,24 @@ def test_real_people_come_with_a_warning(config):
 
 def stored_results(folder: Path) -> None:
     """Tables 2 and 4, effects of Figures 4 and 5, and the ledger, of one tracer."""
-    head = "method,tracer,region,metric,n,mean,ci_low,ci_high,difference,difference_low,difference_high,p\n"
+
+    def put(name: str, head: str, *lines: str) -> None:
+        (folder / f"{name}.csv").write_text("\n".join([head, *lines]) + "\n")
+
     rows = {"ResDM": ",,,", "linear": "-0.5,-1,-0.02,0.1", "template": "-3,-4,-2,0.001", "DDPM": "-4,-5,-3,0.0001"}
     rows |= {"Pix2Pix": "1.2,0.6,1.8,0.01"}
-    lines = [f"{m},amyloid,brain,psnr,58,{28 + i},27,29,{r}\n" for i, (m, r) in enumerate(rows.items())]
-    (folder / "table2.csv").write_text(head + "".join(lines))
-    head = "source,target,tracer,metric,n,mean,ci_low,ci_high,over_ResDM,over_ResDM_low,over_ResDM_high\n"
-    lines = [f"{name},planted,amyloid,auc_mean_score,58,80,70,90,{over}\n"
-             for name, over in {"ResDM": ",,", "linear": "-6,-12,0.1", "mri": "3,1,5"}.items()]  # fmt: skip
-    (folder / "table4.csv").write_text(head + "".join(lines))
-    head = "name,tracer,estimate,low,high\n"
-    (folder / "figure4_effects.csv").write_text(
-        f"{head}psnr_right_wrong,amyloid,2.2,1.3,3\npsnr_right_wrong,tau,1,-1,3\n"
-    )
-    (folder / "figure5_effects.csv").write_text(
-        f"{head}psnr_own_shuffled,amyloid,0.1,-1,1\nslope_sweep,amyloid,0.5,0,1\n"
-    )
-    (folder / "input_check.csv").write_text("fault,share,low,high\nnone,0.02,0,0.09\nnoise,1,0.9,1\nmirror,0.1,0,0.2\n")
-    (folder / "intervals.csv").write_text(
-        "tracer,measure,share,low,high\ntau,inside,1,1,1\ntau,undetermined,0.98,0.9,1\n"
-    )
-    (folder / "memorisation.csv").write_text("auc,auc_low,auc_high\n0.78,0.71,0.84\n")
-    (folder / "claims.csv").write_text("kind,status\nbest,held\nbest,did not hold\nwords,not testable\nsetting,held\n")
+    lines = [f"{m},amyloid,brain,psnr,58,{28 + i},27,29,{r}" for i, (m, r) in enumerate(rows.items())]
+    head = "method,tracer,region,metric,n,mean,ci_low,ci_high,difference,difference_low,difference_high,p"
+    put("table2", head, *lines)
+    over = {"ResDM": ",,", "linear": "-6,-12,0.1", "mri": "3,1,5"}
+    put("table4", TABLE4, *(f"{m},planted,amyloid,auc_mean_score,58,80,70,90,{gain}" for m, gain in over.items()))
+    head = "name,tracer,estimate,low,high"
+    put("figure4_effects", head, "psnr_right_wrong,amyloid,2.2,1.3,3", "psnr_right_wrong,tau,1,-1,3")
+    put("figure5_effects", head, "psnr_own_shuffled,amyloid,0.1,-1,1", "slope_sweep,amyloid,0.5,0,1")
+    put("input_check", "fault,share,low,high", "none,0.02,0,0.09", "noise,1,0.9,1", "mirror,0.1,0,0.2")
+    put("intervals", "tracer,measure,share,low,high", "tau,inside,1,1,1", "tau,undetermined,0.98,0.9,1")
+    put("memorisation", "auc,auc_low,auc_high", "0.78,0.71,0.84")
+    put("claims", "kind,status", "best,held", "best,did not hold", "words,not testable", "setting,held")
 
 
 def test_the_head_of_the_page_answers_from_the_stored_results(config):
@@ -286,9 +283,8 @@ def test_the_head_of_the_page_answers_from_the_stored_results(config):
 
 
 def test_a_status_that_all_test_people_share_has_no_comparison(config):
-    head = "source,target,tracer,metric,n,mean,ci_low,ci_high,over_ResDM,over_ResDM_low,over_ResDM_high\n"
-    lines = [f"{name},label,amyloid,auc_mean_score,9,,,,,,\n" for name in ("ResDM", "Pix2Pix", "DDPM", "mri")]
-    (config.figures / "table4.csv").write_text(head + "".join(lines))
+    lines = [f"{name},label,amyloid,auc_mean_score,9,,,,,," for name in ("ResDM", "Pix2Pix", "DDPM", "mri")]
+    (config.figures / "table4.csv").write_text("\n".join([TABLE4, *lines]) + "\n")
     (name, cells), *others = comparisons(config)["rows"]
     assert (name, [cell.text for cell in cells], others) == ("ResDM itself", ["– %"], [])
 

@@ -20,7 +20,6 @@ from resdm_suite.evaluation.suvr import (
     sidecar_range,
     texture,
     texture_summary,
-    to_suvr,
 )
 from resdm_suite.paths import synthetic_path
 
@@ -28,10 +27,6 @@ from resdm_suite.paths import synthetic_path
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     return make_cohort(tmp_path_factory.mktemp("cohort"), {"ResDM": 0.4, "regression": 0.8})
-
-
-def test_scaling_is_undone():
-    assert to_suvr(np.array([0.0, 0.5, 1.0]), (0.2, 3.2)).tolist() == pytest.approx([0.2, 1.7, 3.2])
 
 
 def test_sidecar(tmp_path):

@@ -28,7 +28,6 @@ from resdm_suite.apps.prediction import (
     synthesise_people,
 )
 from resdm_suite.paths import SPACE, sidecar_path, synthetic_path
-from resdm_suite.profiles import CONDITIONS
 
 AGES, SEXES = [60.0, 65.0, 70.0, 75.0, None], ["F", "M", "F", "M", "F"]
 
@@ -55,6 +54,16 @@ def people():
 
 def mri(i):
     return Sessions(5)[i][0][0].numpy()
+
+
+@pytest.fixture
+def synthesise(folder, people, tmp_path):
+    """Synthesise the five people, or others, into a folder of this name."""
+
+    def call(out="out", people=people, mri=mri, model=folder, **options):
+        return synthesise_people(model, people, mri, tmp_path / out, progress=False, **options)
+
+    return call
 
 
 def volumes(out):
@@ -101,21 +110,20 @@ def test_a_wrong_value_is_never_the_own_one():
     assert prior.more["dose"] == (2.0,) * 12 + (2.0,) * 6 + (0.0,) * 2
 
 
-def test_unknown_and_impossible_conditions():
-    with pytest.raises(ConfigError, match=r"'factul' \(did you mean 'factual'\?\); expected one of factual, no_age"):
-        condition_prior("factul", AGES, SEXES, 0)
-    with pytest.raises(ConfigError, match="'age_400' is outside 18–110 years"):
-        condition_prior("age_400", AGES, SEXES, 0)
-    with pytest.raises(ConfigError, match="no condition 'sex_X'"):
-        condition_prior("sex_X", AGES, SEXES, 0)
-    assert set(CONDITIONS) >= {"factual", "no_age", "no_sex", "tracer_only", "wrong_sex", "shuffled_age"}
+@pytest.mark.parametrize(("condition", "message"), [
+    ("factul", r"'factul' \(did you mean 'factual'\?\); expected one of factual, no_age"),
+    ("age_400", "'age_400' is outside 18–110 years"), ("sex_X", "no condition 'sex_X'"),
+])  # fmt: skip
+def test_unknown_and_impossible_conditions(condition, message):
+    with pytest.raises(ConfigError, match=message):
+        condition_prior(condition, AGES, SEXES, 0)
 
 
 # ── many people ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_files_affine_and_sidecar(folder, people, tmp_path):
-    out = synthesise_people(folder, people, mri, tmp_path / "out", progress=False)
+def test_files_affine_and_sidecar(folder, synthesise):
+    out = synthesise()
     assert sorted(file.name for file in out.rglob("*.nii.gz"))[:3] == [
         f"sub-0000_ses-M000_trc-18FAV1451_space-{SPACE}_desc-synth_pet.nii.gz",
         f"sub-0000_ses-M000_trc-18FFBB_space-{SPACE}_desc-synth_pet.nii.gz",
@@ -155,32 +163,25 @@ def test_attention_is_counted_on_a_cpu():
     assert counter.get_total_flops() == 2 * (2 * 5 * 7 * 8) * 2  # QKᵀ and its product with V, two heads
 
 
-def test_a_person_does_not_depend_on_the_others(folder, people, tmp_path):
-    everyone = volumes(synthesise_people(folder, people, mri, tmp_path / "all", progress=False))
-    order = [3, 1]
-    some = people.iloc[order].reset_index(drop=True)
-    few = volumes(synthesise_people(folder, some, lambda i: mri(order[i]), tmp_path / "few", progress=False))
+def test_a_person_does_not_depend_on_the_others(synthesise, people):
+    everyone, order = volumes(synthesise("all")), [3, 1]
+    few = volumes(synthesise("few", people.iloc[order].reset_index(drop=True), lambda i: mri(order[i])))
     assert len(everyone) == 10
     assert len(few) == 4
     assert few == {path: digest for path, digest in everyone.items() if path in few}
 
 
-def test_seed_and_prompt_change_the_volume_and_nothing_else_does(folder, people, tmp_path):
-    def run(name, **options):
-        return volumes(synthesise_people(folder, people, mri, tmp_path / name, progress=False, **options))
-
-    plain = run("a")
-    assert run("b") == plain
-    other = run("c", seed=1)
-    assert all(other[path] != plain[path] for path in plain)
-    older = run("d", condition="age_100")
-    assert [path[:8] for path in plain if older[path] == plain[path]] == []
-    unsaid = run("e", condition="no_age")
+def test_seed_and_prompt_change_the_volume_and_nothing_else_does(synthesise):
+    plain = volumes(synthesise("a"))
+    assert volumes(synthesise("b")) == plain
+    for changed in (synthesise("c", seed=1), synthesise("d", condition="age_100")):
+        assert not volumes(changed).items() & plain.items()
+    unsaid = volumes(synthesise("e", condition="no_age"))
     assert {path[:8] for path in plain if unsaid[path] == plain[path]} == {"sub-0004"}  # whose age is not known
 
 
-def test_finished_volumes_stay_and_stale_ones_are_made_again(folder, people, tmp_path):
-    out = synthesise_people(folder, people, mri, tmp_path / "out", progress=False)
+def test_finished_volumes_stay_and_stale_ones_are_made_again(synthesise):
+    out = synthesise()
     expected = volumes(out)
     lost = next(out.rglob("sub-0002*18FAV1451*.json"))
     lost.unlink()  # as if killed between a volume and its sidecar
@@ -190,24 +191,23 @@ def test_finished_volumes_stay_and_stale_ones_are_made_again(folder, people, tmp
         seen.append(i)
         return mri(i)
 
-    synthesise_people(folder, people, counted, out, progress=False)
-    assert seen == [2]
-    assert volumes(out) == expected
-    synthesise_people(folder, people, counted, out, progress=False)
-    assert seen == [2]
-    synthesise_people(folder, people, counted, out, seed=3, progress=False)
+    for _ in range(2):
+        synthesise(mri=counted)
+        assert seen == [2]
+        assert volumes(out) == expected
+    synthesise(mri=counted, seed=3)
     assert seen == [2, 0, 1, 2, 3, 4]
     assert volumes(out) != expected
 
 
-def test_steps_reach_the_method(tmp_path, people):
+def test_steps_reach_the_method(tmp_path, people, synthesise):
     config = make_config(tmp_path, methods={"ResDM": tiny_resdm(steps=6, sampling_steps=4)})
     torch.manual_seed(0)
     folder = save_profile_model(tmp_path / "m", build_method(config.method("ResDM"), SHAPE), config, "ResDM")
     model, seen = Model.load(folder), []
     model.method.predict = lambda x, mri, t, *_: seen.append(t) or x
-    synthesise_people(model, people[:1], mri, tmp_path / "a", progress=False)
-    synthesise_people(model, people[:1], mri, tmp_path / "b", steps=2, progress=False)
+    synthesise("a", people[:1], model=model)
+    synthesise("b", people[:1], model=model, steps=2)
     assert len(seen) == 4 + 2
     steps = [json.loads(next((tmp_path / name).rglob("*_pet.json")).read_text())["steps"] for name in "ab"]
     assert steps == [4, 2]
@@ -218,25 +218,23 @@ def test_steps_reach_the_method(tmp_path, people):
     (np.full(SHAPE, np.nan), "4096 voxels are not finite"),
     (np.full(SHAPE, 7.0), r"intensities from 7 to 7; expected \[0, 1\]"),
 ])  # fmt: skip
-def test_a_volume_that_does_not_fit_is_named(folder, people, tmp_path, broken, message):
+def test_a_volume_that_does_not_fit_is_named(synthesise, broken, message):
     with pytest.raises(SynthesisError, match=message):
-        synthesise_people(folder, people, lambda i: broken, tmp_path / "out", progress=False)
+        synthesise(mri=lambda i: broken)
 
 
-def test_an_impossible_person_is_named_before_any_work(folder, people, tmp_path):
-    people.loc[3, "age"] = 7.5
-    with pytest.raises(ValueError, match=r"row 3: sub-0003 ses-M000: age 7\.5 is outside"):
-        synthesise_people(folder, people, lambda i: pytest.fail("work began"), tmp_path / "out", progress=False)
-    people.loc[3, ["age", "sex"]] = [75.0, "W"]
-    with pytest.raises(ValueError, match="row 3: sub-0003 ses-M000: unknown sex 'W'"):
-        synthesise_people(folder, people, lambda i: pytest.fail("work began"), tmp_path / "out", progress=False)
+@pytest.mark.parametrize(("age", "sex", "message"), [(7.5, "M", r"age 7\.5 is outside"), (75, "W", "unknown sex 'W'")])
+def test_an_impossible_person_is_named_before_any_work(synthesise, people, age, sex, message):
+    people.loc[3, ["age", "sex"]] = [age, sex]
+    with pytest.raises(ValueError, match=f"row 3: sub-0003 ses-M000: {message}"):
+        synthesise(mri=lambda i: pytest.fail("work began"))
 
 
-def test_output_that_is_no_number_is_not_written(folder, people, tmp_path):
+def test_output_that_is_no_number_is_not_written(folder, synthesise, tmp_path):
     model = Model.load(folder)
     torch.nn.init.constant_(model.method.prompt_weights, math.nan)
     with pytest.raises(SynthesisError, match=r"sub-0000 ses-M000: .*output is not finite"):
-        synthesise_people(model, people, mri, tmp_path / "out", progress=False)
+        synthesise(model=model)
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
@@ -244,49 +242,44 @@ def test_output_that_is_no_number_is_not_written(folder, people, tmp_path):
 
 
 @pytest.mark.parametrize("condition", ["factual", "shuffled_age"])
-def test_parts_made_apart_are_the_files_of_one_call(folder, people, tmp_path, condition):
+def test_parts_made_apart_are_the_files_of_one_call(synthesise, people, condition):
     ages = people.assign(age=[60.0, 65.0, 70.0, 75.0, 80.0])
-    whole = synthesise_people(folder, ages, mri, tmp_path / "one", condition=condition, progress=False)
-    made = []
+    whole, made = synthesise("one", ages, condition=condition), []
     for part in (2, 3, 1):  # in any order
-        out = synthesise_people(
-            folder, ages, mri, tmp_path / "three", condition=condition, shard=(part, 3), progress=False
-        )
+        out = synthesise("three", ages, condition=condition, shard=(part, 3))
         made.append(len(volumes(out)))
         assert json.loads((out / f"timing_{part}of3.json").read_text())["sessions"] == (2, 2, 1)[part - 1]
     assert made == [4, 6, 10]
     assert volumes(out) == volumes(whole)
     for path in whole.rglob("*_pet.json"):
         assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes()
-    again = synthesise_people(folder, ages, mri, out, condition=condition, progress=False)  # finds everything there
-    assert volumes(again) == volumes(whole)
+    assert volumes(synthesise("three", ages, condition=condition)) == volumes(whole)  # finds everything there
 
 
-def test_the_parts_costs_are_joined_by_the_call_that_finds_all_made(folder, people, tmp_path):
-    out = tmp_path / "out"
+def test_the_parts_costs_are_joined_by_the_call_that_finds_all_made(synthesise):
     for part in (1, 2):
-        synthesise_people(folder, people, mri, out, shard=(part, 2), progress=False)
+        out = synthesise(shard=(part, 2))
     costs = [json.loads((out / f"timing_{part}of2.json").read_text()) for part in (1, 2)]
     measured = [{"seconds": 7.5, "seconds_per_session": 2.0}, {"seconds": 12.0, "seconds_per_session": 4.5}]
     for part, (cost, measures) in enumerate(zip(costs, measured, strict=True), start=1):
         (out / f"timing_{part}of2.json").write_text(json.dumps(cost | measures))
-    synthesise_people(folder, people, mri, out, progress=False)
+    synthesise()
     joined = json.loads((out / "timing.json").read_text())
     assert joined == costs[0] | {"sessions": 5, "seconds": 19.5, "seconds_per_session": 3.0, "shards": 2}  # 3·2 + 2·4.5
     (out / "timing.json").unlink()
     for fault in ({"sessions": 1}, {"steps": 99}, {"device": "cuda"}):  # made in two goes, or elsewhere, or otherwise
         (out / "timing_2of2.json").write_text(json.dumps(costs[1] | fault))
-        synthesise_people(folder, people, mri, out, progress=False)
+        synthesise()
         assert not (out / "timing.json").exists()
     (out / "timing_2of2.json").unlink()
-    synthesise_people(folder, people, mri, out, progress=False)
+    synthesise()
     assert not (out / "timing.json").exists()
 
 
-def test_an_impossible_shard_is_refused(folder, people, tmp_path):
-    for shard in ((0, 2), (3, 2)):
-        with pytest.raises(ValueError, match=r"expected i/n with 1 ≤ i ≤ n"):
-            synthesise_people(folder, people, mri, tmp_path / "out", shard=shard, progress=False)
+@pytest.mark.parametrize("part", [0, 3])
+def test_an_impossible_shard_is_refused(synthesise, part):
+    with pytest.raises(ValueError, match=r"expected i/n with 1 ≤ i ≤ n"):
+        synthesise(shard=(part, 2))
 
 
 # ── one person ────────────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ from tiny_methods import AdversarialConfig, PlainConfig, Sessions, build, collat
 from resdm import training
 from resdm.checkpoint import CheckpointError, load_model, tensors
 from resdm.io import sha256
-from resdm.loop import decay_factor, update_average
+from resdm.loop import decay_factor
 from resdm.training import TrainingDiverged, epoch_batches
 from resdm_suite.apps.model_folder import load_card
 
@@ -83,16 +83,6 @@ IMPORTS = "import sys; from pathlib import Path\nfrom conftest import *; from ti
 )  # fmt: skip
 def test_learning_rate_factors_in_closed_form(decay, expected):
     assert [decay_factor(decay, step, 4) for step in range(4)] == pytest.approx(expected)
-
-
-def test_average_is_the_geometric_sum():
-    weights, average, decay = [torch.tensor([1.0, 2.0])], [torch.tensor([0.0, 8.0])], 0.75
-    for _ in range(5):
-        update_average(average, weights, decay)
-    expected = decay**5 * torch.tensor([0.0, 8.0]) + (1 - decay**5) * weights[0]
-    torch.testing.assert_close(average[0], expected)
-    update_average(average, weights, 0.0)
-    assert torch.equal(average[0], weights[0])
 
 
 def test_average_starts_after_the_warmup_and_is_what_is_saved(tmp_path):

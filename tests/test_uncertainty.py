@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_resdm
+from conftest import times, tiny_resdm
 from notebook_cells import check_latex, check_texts, draw, texts
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 from tiny_methods import save_profile_model
@@ -320,13 +320,13 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
         evaluate_samples(config, "ResDM")
     out = sample_method(config, progress=False)
     assert out == config.predictions("ResDM", "samples")
-    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+    made = times(out, pattern="*.nii.gz")
     assert len(made) == 8 * 2 * 2  # people, tracers, mean and deviation; also where no real PET is
     calibration = json.loads((config.model("ResDM") / "calibration.json").read_text())
     assert calibration["model"] == sha256(config.model("ResDM") / "model.safetensors")
     assert calibration["tracers"] == {}  # of four validation people no tracer has an interval
     sample_method(config, progress=False)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")} == made
+    assert times(out, pattern="*.nii.gz") == made
     # by hand, one person
     tau = read_samples(config, "ResDM", "tau", "test")
     assert tau.who["person"].tolist() == ["sub-0005", "sub-0007", "sub-0008"]  # 6 has none
