@@ -65,9 +65,7 @@ def real_dlbs() -> Path:
 @pytest.fixture(scope="session")
 def smoke_folder(tmp_path_factory) -> Path:
     """Configurations, notebooks and the preprocessed cohort of the smoke profile; who writes there, copies it."""
-    folder = tmp_path_factory.mktemp("smoke")
-    for name in ("configs", "notebooks"):
-        shutil.copytree(ROOT / name, folder / name)
+    folder = clone(tmp_path_factory.mktemp("smoke"), ("configs", "notebooks"))
     for command in ("phantom", "manifest bids", "preprocess"):
         assert cli.main([*command.split(), str(folder / "configs" / "smoke.yaml")]) == 0
     return folder
@@ -88,6 +86,14 @@ def git_files(folder: Path = ROOT, *options: str) -> list[str]:
     if done.returncode:
         pytest.skip("not a git checkout")
     return [name for name in done.stdout.split("\0") if name and (folder / name).is_file()]
+
+
+def clone(folder: Path, names=("configs", "notebooks", "data_manifests", "resdm", "resdm_suite")) -> Path:
+    """A copy of the parts of this checkout with which the workflow runs."""
+    for name in names:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
 
 
 def digests(folder: Path, pattern: str = "*") -> dict[str, str]:

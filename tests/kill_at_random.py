@@ -9,7 +9,6 @@ part of `make test`; tests/test_records.py does the same to a tiny pipeline.
 from __future__ import annotations
 
 import argparse
-import filecmp
 import os
 import random
 import shutil
@@ -21,46 +20,40 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("configs", "notebooks", "data_manifests", "resdm", "resdm_suite")
+from conftest import BIN, clone, digests, run
+
 CLOCK = {"timing.json", "README.md"}  # hold seconds; so do hidden files, or are what a killed writer left
 TIMES = ("volumes/*/*/*_desc-preproc.json", "qc/*.json", "smoke/table2.*", "smoke/claims.json")
 """Hold times, or digests of files with times."""
 
 SKIPPED = {"logs", "notebooks", "report", ".locks"}  # hold progress bars and seconds
-
-
-def clone(folder: Path) -> Path:
-    for name in PARTS:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", folder)
-    return folder
+COMMAND = [BIN / "snakemake", "--quiet", "all", "--config", "profile=smoke"]
 
 
 def start(folder: Path) -> subprocess.Popen:
     """Snakemake in a process group of its own, so that a kill takes its jobs along."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = ["snakemake", "--cores", "2", "--rerun-incomplete", "--quiet", "rules", "--config", "profile=smoke"]
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    command = [*COMMAND, "--cores", "2", "--rerun-incomplete"]
     return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
 
 
 def finish(folder: Path) -> float:
     """Run to the end; seconds."""
     begin = time.monotonic()
-    unlock = ["snakemake", "--unlock", "--quiet", "all", "--config", "profile=smoke"]
-    subprocess.run([Path(sys.executable).parent / unlock[0], *unlock[1:]], cwd=folder, check=False)
+    run(*COMMAND, "--unlock", cwd=folder, code=None, PYTHONPATH=str(folder))
     if start(folder).wait():
         sys.exit(f"{folder}: the run failed")
     return time.monotonic() - begin
 
 
-def results(folder: Path) -> set[Path]:
-    paths = (path.relative_to(folder) for name in ("work", "figures") for path in (folder / name).rglob("*"))
+def results(folder: Path) -> dict[Path, str]:
+    found = {
+        Path(name, path): digest for name in ("work", "figures") for path, digest in digests(folder / name).items()
+    }
     return {
-        path for path in paths
-        if (folder / path).is_file() and path.name not in CLOCK and path.name[0] != "."
-        and not SKIPPED & set(path.parts) and not any(map(path.match, TIMES))
+        path: digest for path, digest in found.items()
+        if path.name not in CLOCK and path.name[0] != "." and not SKIPPED & {*path.parts}
+        and not any(map(path.match, TIMES))
     }  # fmt: skip
 
 
@@ -69,24 +62,20 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    draw = random.Random(options.seed)
-    temporary = Path(tempfile.mkdtemp())
+    draw, temporary = random.Random(options.seed), Path(tempfile.mkdtemp())
     whole, killed = (clone(temporary / name) for name in ("whole", "killed"))
     seconds = finish(whole)
     for number in range(options.kills):
-        run = start(killed)
+        process = start(killed)
         time.sleep(draw.uniform(0, seconds / 4))
         with suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         shutil.rmtree(killed / ".snakemake" / "locks", ignore_errors=True)
         print(f"kill {number + 1}: {len(results(killed))} files", flush=True)
     finish(killed)
-    one, other = results(whole), results(killed)
-    differ = sorted(one ^ other) + sorted(
-        path for path in one & other if not filecmp.cmp(whole / path, killed / path, shallow=False)
-    )
-    print("\n".join(map(str, differ)) or f"{len(one)} files, all the same")
+    differ = {path for path, _ in results(whole).items() ^ results(killed).items()}
+    print("\n".join(sorted(map(str, differ))) or f"{len(results(whole))} files, all the same")
     if differ:
         sys.exit(f"different in {whole} and {killed}")
     shutil.rmtree(temporary)

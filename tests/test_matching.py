@@ -70,11 +70,6 @@ def test_an_option_selects_between_two_equally_near_pets(tie, taken):
     assert row[3:] == (taken, taken)
 
 
-def test_both_tracers_come_before_a_nearer_one():
-    frame = match_scans(heads(0, 150) + pets((AV45, 149), (TAU, -60)), MATCH)
-    assert found(frame)[0][3:] == (149, -60)  # the triplet, although the second T1 is one day from the amyloid PET
-
-
 def test_the_window_is_closed_and_scans_beyond_it_are_reported():
     frame = match_scans(heads(0) + pets((AV45, 180), (TAU, -181), (TAU, 300)), MATCH)
     assert found(frame) == [("ses-0", "18FAV45@180", "18FAV1451@-181", 180, -181)]  # counted, then dropped

@@ -36,8 +36,3 @@ def test_the_full_model_of_table3_is_that_of_table2():
     ours2 = two.loc[two["method"] == "ResDM", keys]
     ours3 = three.loc[(three["variant"] == "ResDM") & (three["metric"] != "acc"), keys]
     assert ours2.to_numpy().tolist() == ours3.to_numpy().tolist()
-
-
-def test_an_unknown_table_is_named():
-    with pytest.raises(FileNotFoundError, match=r"table9\.csv"):
-        read_paper(9)

@@ -240,24 +240,17 @@ def test_impossible_settings_are_named(tmp_path, setting, value):
 # ── BIDS ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_dataset_is_bids(cohort):
+def test_tables_and_sidecars_of_the_dataset(cohort):
+    """`test_reproduce` has it validated as BIDS."""
     root = cohort.source_root
     description = json.loads((root / "dataset_description.json").read_text())
     assert description["DatasetType"] == "raw"
-    assert {"Name", "BIDSVersion", "License"} <= set(description)
+    assert "License" in description
     assert "on purpose" in (root / "README").read_text()
-    names = (
-        r"\.record\.json|dataset_description\.json|README|participants\.(tsv|json)|(sub-\d{4})/\2_sessions\.(tsv|json)|"
-        r"(sub-\d{4})/(ses-M\d{3})/(\4_\5_scans\.tsv|anat/\4_\5_T1w\.(nii\.gz|json)|"
-        r"pet/\4_\5_trc-(18FAV45|18FFBB|18FAV1451)_pet\.(nii\.gz|json))"
-    )
-    assert [path for path in digests(root) if not re.fullmatch(names, path)] == []
-
     people = pd.read_csv(root / "participants.tsv", sep="\t")
     assert len(people) == 80
     assert set(people.sex) == {"F", "M"}
     assert set(people.diagnosis_sc) == {"CN", "MCI", "AD"}
-    assert set(people.columns) == set(json.loads((root / "participants.json").read_text()))
     for person in people.participant_id:
         sessions = pd.read_csv(root / person / f"{person}_sessions.tsv", sep="\t")
         assert list(sessions.columns) == ["session_id", "examination_date", "age", "diagnosis", "MMSE"]
@@ -267,19 +260,11 @@ def test_the_dataset_is_bids(cohort):
             on_disk = (root / person / session).rglob("*.nii.gz")
             assert sorted(scans.filename) == sorted(f"{p.parent.name}/{p.name}" for p in on_disk)
 
-    required = {
-        "Manufacturer", "ManufacturersModelName", "TracerRadionuclide", "InjectedRadioactivity", "InjectedMass",
-        "InjectedRadioactivityUnits", "InjectedMassUnits", "SpecificRadioactivity", "SpecificRadioactivityUnits",
-        "ModeOfAdministration", "TimeZero", "ScanStart", "InjectionStart", "FrameTimesStart", "FrameDuration",
-        "AcquisitionMode", "ImageDecayCorrected", "ImageDecayCorrectionTime", "ReconMethodName",
-        "ReconMethodParameterLabels", "ReconFilterType", "AttenuationCorrection",
-    }  # fmt: skip
     tracers = {"18FAV45": "florbetapir", "18FFBB": "florbetaben", "18FAV1451": "flortaucipir"}
     labels = set()
     for path in root.rglob("*_pet.json"):
         sidecar, label = json.loads(path.read_text()), re.search(r"trc-(\w+?)_", path.name)[1]
         labels.add(label)
-        assert required <= {key for key, value in sidecar.items() if value is not None}
         assert tracers[label] in sidecar["TracerName"]
         assert sidecar["Units"] == "Bq/mL"
     assert labels == set(tracers)

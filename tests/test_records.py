@@ -51,21 +51,6 @@ from resdm_suite.records import (
 
 SPLITS = ["train"] * 3 + ["validation"] + ["test"] * 2
 PET = "sub-0004/ses-M000/pet/sub-0004_ses-M000_trc-18FAV45_space-MNI152NLin2009aSym_desc-synth_pet.nii.gz"
-FILES = {  # of the pipeline below: who reads it, and what its error tells to do
-    "volumes/index.csv": "resdm preprocess tiny",
-    "volumes/cohort.json": "resdm preprocess tiny",
-    "volumes/cohort.npy": "resdm preprocess tiny",
-    "volumes/sub-0004/tau.nii.gz": "resdm preprocess tiny",
-    "models/Plain/model.safetensors": "train again",
-    "models/Plain/config.yaml": "train again",
-    "predictions/Plain/factual/scores.csv": "resdm predict tiny Plain",
-    f"predictions/Plain/factual/{PET}": "resdm predict tiny Plain",
-    "evaluation/models/sex_tau.safetensors": "run `resdm evaluators` again",
-    "evaluation/sex.csv": "notebooks/07_figure4_gender.ipynb",
-    "pretraining/*.safetensors": "train again",
-    "qc/qc.csv": "resdm qc tiny",
-    "qc/sub-0004_ses-M000.json": "resdm qc tiny",
-}
 
 
 def run(config) -> None:
@@ -76,8 +61,8 @@ def run(config) -> None:
 
 def use(config) -> None:
     """Read everything as later stages do."""
-    CohortDataset(config, "train")
-    score_people(config, "Plain")
+    data_set(config)
+    scores(config)
     read_scores(config, ["Plain"])
     synthesise_method(replace(config, profile="tiny"), "Plain", "no_age", progress=False)
 
@@ -110,6 +95,38 @@ def text_tower(config) -> None:
     pretrain_text_tower(PriorModule(PriorConfig(weights="none", tower=tower)), 0, folder=config.work / "pretraining")
 
 
+def data_set(config) -> CohortDataset:
+    return CohortDataset(config, "train")
+
+
+def model(config) -> Model:
+    return Model.load(config.model("Plain"))
+
+
+def scores(config) -> pd.DataFrame:
+    """Of the stored volumes."""
+    return score_people(config, "Plain")
+
+
+def quality(config) -> None:
+    check_folder(config.work / "qc")
+
+
+PREPROCESS, PREDICT, QC = "resdm preprocess tiny", "resdm predict tiny Plain", "resdm qc tiny"
+SEX = "notebooks/07_figure4_gender.ipynb"
+FILES = {  # of the pipeline: who reads it, and what its error tells to do
+    "volumes/index.csv": (data_set, PREPROCESS), "volumes/cohort.json": (data_set, PREPROCESS),
+    "volumes/cohort.npy": (data_set, PREPROCESS), "volumes/sub-0004/tau.nii.gz": (scores, PREPROCESS),
+    "models/Plain/model.safetensors": (model, "train again"), "models/Plain/config.yaml": (model, "train again"),
+    "predictions/Plain/factual/scores.csv": (lambda config: read_scores(config, ["Plain"]), PREDICT),
+    f"predictions/Plain/factual/{PET}": (scores, PREDICT),
+    "evaluation/models/sex_tau.safetensors": (evaluator, "run `resdm evaluators` again"),
+    "evaluation/sex.csv": (lambda config: read_readings(config, "sex"), SEX),
+    "pretraining/*.safetensors": (text_tower, "train again"),
+    "qc/qc.csv": (quality, QC), "qc/sub-0004_ses-M000.json": (quality, QC),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     config = make_profile(tmp_path_factory.mktemp("finished"))
@@ -120,7 +137,7 @@ def finished(tmp_path_factory):
     store_readings(config, sex=make_sex(1.0, people=6))
     write_csv(config.work / "qc" / "qc.csv", pd.DataFrame({"person": ["sub-0004"], "flags": [""]}))
     write_json(config.work / "qc" / "sub-0004_ses-M000.json", {"measures": {"tau_suvr_max": 2.0}})
-    for folder, stage, name in (("evaluation", FILES["evaluation/sex.csv"], ".sex"), ("qc", "resdm qc tiny", "")):
+    for folder, stage, name in (("evaluation", SEX, ".sex"), ("qc", QC, "")):
         files = [path for path in (config.work / folder).iterdir() if path.is_file()]
         write_record(config.work / folder, stage, files, name=name + NAME)
     return config
@@ -141,7 +158,7 @@ def copy(finished, tmp_path):
 )
 def test_no_damaged_file_is_used(finished, name, kind, at):
     """300 damaged files, each read by the functions that read it in a run."""
-    (path,) = finished.work.glob(name)
+    (path,), (reader, remedy) = finished.work.glob(name), FILES[name]
     content, times, place = path.read_bytes(), path.stat(), int(at * path.stat().st_size)
     damaged = {
         "flipped": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
@@ -150,8 +167,8 @@ def test_no_damaged_file_is_used(finished, name, kind, at):
     try:
         path.write_bytes(damaged[kind])
         with pytest.raises((RecordError, CheckpointError), match=re.escape(str(path))) as error:
-            reader(finished, path)
-        assert FILES[name] in str(error.value)
+            reader(finished)
+        assert remedy in str(error.value)
         assert "\n" not in str(error.value)
     finally:
         path.write_bytes(content)
@@ -174,24 +191,6 @@ def test_a_model_of_an_older_version_is_refused_and_trained_again(copy):
     path.unlink()
     run(copy)
     assert path.read_bytes() == new
-
-
-def reader(config, path):
-    if path.name == "sex_tau.safetensors":
-        return evaluator(config)
-    if "models" in path.parts:
-        return Model.load(config.model("Plain"))
-    if path.name == "scores.csv":
-        return read_scores(config, ["Plain"])
-    if path.suffix == ".gz":
-        return score_people(config, "Plain")
-    if path.suffix == ".safetensors":
-        return text_tower(config)
-    if path.name == "sex.csv":
-        return read_readings(config, "sex")
-    if path.parent.name == "qc":
-        return check_folder(path.parent)
-    return CohortDataset(config, "train")
 
 
 def edited(change):

@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from bids_dataset import check_dataset
 from browser import open_page
 from bs4 import BeautifulSoup
-from conftest import ROOT, run
+from conftest import ROOT, clone, run
 from crawl import broken_links, fetched_from_a_network
 from notebook_cells import pdf_text
 
@@ -49,10 +49,7 @@ def jobs(dry_run: str) -> set[str]:
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
     """A copy of a clone, after a run of the smoke profile."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("configs", "notebooks", "data_manifests", "resdm", "resdm_suite"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", folder)
+    folder = clone(tmp_path_factory.mktemp("clone"))
     snakemake(folder)
     return folder
 

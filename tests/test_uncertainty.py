@@ -16,7 +16,7 @@ from notebook_cells import check_latex, check_texts, draw, texts
 from stored_cohort import GRID, RANGES, make_config, person, write_volumes
 from tiny_methods import save_profile_model
 
-from resdm.io import sha256
+from resdm.io import sha256, write_csv
 from resdm.method import build_method
 from resdm.settings import ConfigError, derive_seed
 from resdm_suite.anatomy import Grid, mni_map
@@ -43,6 +43,7 @@ from resdm_suite.evaluation.uncertainty import (
     smooth_map,
 )
 from resdm_suite.profiles import UncertaintyConfig, load_config
+from resdm_suite.records import NAME
 from resdm_suite.reporting.uncertainty import findings, uncertainty_points, uncertainty_table, verdict
 
 N, V = 40, 2000
@@ -352,17 +353,11 @@ def test_from_samples_to_table_and_figure(config, tmp_path):
     assert set(table.frame["measure"]) >= {"coverage_90", "width_90", "nll_gain", "rho", "aurc", "q95", "a"}
     for individual in (True, False):
         figure(found, individual).canvas.draw()
-
-
-def test_a_tracer_of_one_validation_person_is_left_out(config, monkeypatch):
-    index = pd.DataFrame({"person": list("abc"), "split": ["validation", "validation", "test"]})
-    index = index.assign(present_amyloid=1, present_tau=[0, 1, 1])
-    monkeypatch.setattr(uncertainty, "read_index", lambda config, split: index)
-    for name in ("read_samples", "read_regional"):
-        monkeypatch.setattr(uncertainty, name, lambda config, method, tracer, split: tracer)
-    parts = uncertainty.Uncertainty.__dataclass_fields__
-    monkeypatch.setattr(uncertainty, "compare_predictors", lambda *_, **__: {name: pd.DataFrame([1]) for name in parts})
-    assert set(uncertainty.evaluate_samples(config, "ResDM").people["tracer"]) == {"amyloid"}
+    index = pd.read_csv(config.volumes / "index.csv")
+    one = index.assign(present_tau=index["present_tau"].mask(index["person"].isin(["sub-0003", "sub-0004"]), 0))
+    write_csv(config.volumes / "index.csv", one)
+    (out / NAME).unlink()  # else what is older than the index is refused
+    assert set(evaluate_samples(config, "ResDM").people["tracer"]) == {"amyloid"}, "tau of one validation person"
 
 
 def test_a_profile_needs_two_samples(tmp_path):
