@@ -47,9 +47,8 @@ def finish(folder: Path) -> float:
 
 
 def results(folder: Path) -> dict[Path, str]:
-    found = {
-        Path(name, path): digest for name in ("work", "figures") for path, digest in digests(folder / name).items()
-    }
+    parts = {name: digests(folder / name) for name in ("work", "figures")}
+    found = {Path(name, path): digest for name, part in parts.items() for path, digest in part.items()}
     return {
         path: digest for path, digest in found.items()
         if path.name not in CLOCK and path.name[0] != "." and not SKIPPED & {*path.parts}
