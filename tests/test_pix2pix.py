@@ -10,10 +10,9 @@ from torch import nn
 from resdm.baselines.pix2pix import UNetGenerator
 
 
-@pytest.mark.parametrize(
-    ("shape", "levels"),
-    [((256,) * 3, 8), ((128,) * 3, 7), ((32,) * 3, 5), ((32, 40, 24), 4), ((96, 120, 104), 6), ((16,) * 3, 4)],
-)
+@pytest.mark.parametrize(("shape", "levels"), [
+    ((256,) * 3, 8), ((128,) * 3, 7), ((32,) * 3, 5), ((32, 40, 24), 4), ((96, 120, 104), 6), ((16,) * 3, 4),
+])  # fmt: skip
 def test_levels_halve_the_shortest_axis_to_one_voxel(shape, levels):
     with torch.device("meta"):
         net = UNetGenerator(32, shape, 0.5)

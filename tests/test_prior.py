@@ -25,24 +25,20 @@ def module(seed: int = 0, **changes) -> PriorModule:
     return PriorModule(tiny_prior(**changes))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("amyloid", 74, "F"), "Synthesize an Aβ-PET scan for a 74.0-year-old female subject"),
-        (("tau", 61.25, "M"), "Synthesize an Tau-PET scan for a 61.2-year-old male subject"),
-        (("tau", None, "M"), "Synthesize an Tau-PET scan for a male subject"),
-        (("amyloid", 80, None), "Synthesize an Aβ-PET scan for a 80.0-year-old subject"),
-        (("amyloid",), "Synthesize an Aβ-PET scan for a subject"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (("amyloid", 74, "F"), "Synthesize an Aβ-PET scan for a 74.0-year-old female subject"),
+    (("tau", 61.25, "M"), "Synthesize an Tau-PET scan for a 61.2-year-old male subject"),
+    (("tau", None, "M"), "Synthesize an Tau-PET scan for a male subject"),
+    (("amyloid", 80, None), "Synthesize an Aβ-PET scan for a 80.0-year-old subject"),
+    (("amyloid",), "Synthesize an Aβ-PET scan for a subject"),
+])  # fmt: skip
 def test_prompts_are_the_released_sentences(arguments, sentence):
     assert prompt(*arguments) == sentence
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(("fdg",), "unknown tracer 'fdg'"), (("tau", 7, "M"), "age 7 is outside"), (("tau", 70, "X"), "unknown sex 'X'")],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("fdg",), "unknown tracer 'fdg'"), (("tau", 7, "M"), "age 7 is outside"), (("tau", 70, "X"), "unknown sex 'X'"),
+])  # fmt: skip
 def test_impossible_prompts_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         prompt(*arguments)

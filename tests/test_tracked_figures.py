@@ -274,17 +274,14 @@ def test_a_result_depends_on_what_its_inputs_depend_on(stored):
     assert stale(config, {"config": config.digest()}) == ["all"]  # from before settings were recorded
 
 
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [
-        ("volumes/index.csv", set()),
-        ("predictions/template/factual/scores.csv", set()),
-        ("predictions/ResDM/samples/regional.csv", {"training", "methods.ResDM", "uncertainty"}),
-        ("evaluation/sex.csv", {"evaluation"}),
-        ("evaluation/status.csv", {"evaluation", "training", "methods"}),
-        ("../../figures/tiny/table2.csv", {"evaluation", "training", "methods"}),
-    ],
-)
+@pytest.mark.parametrize(("place", "expected"), [
+    ("volumes/index.csv", set()),
+    ("predictions/template/factual/scores.csv", set()),
+    ("predictions/ResDM/samples/regional.csv", {"training", "methods.ResDM", "uncertainty"}),
+    ("evaluation/sex.csv", {"evaluation"}),
+    ("evaluation/status.csv", {"evaluation", "training", "methods"}),
+    ("../../figures/tiny/table2.csv", {"evaluation", "training", "methods"}),
+])  # fmt: skip
 def test_parts_by_place(tmp_path, place, expected):
     config = make_config(tmp_path)
     path = config.work / place

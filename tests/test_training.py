@@ -102,10 +102,9 @@ def test_average_starts_after_the_warmup_and_is_what_is_saved(tmp_path):
     assert "frozen.weight" in saved
 
 
-@pytest.mark.parametrize(
-    ("decay", "clip_norm", "gradient", "moved"),
-    [("linear_half", None, (1, 1), (-5.0, -5.0)), ("none", 0.25, (30, 40), (-0.15 * 6, -0.2 * 6))],
-)
+@pytest.mark.parametrize(("decay", "clip_norm", "gradient", "moved"), [
+    ("linear_half", None, (1, 1), (-5.0, -5.0)), ("none", 0.25, (30, 40), (-0.15 * 6, -0.2 * 6)),
+])  # fmt: skip
 def test_plain_descent_moves_by_the_factors_and_the_clipped_gradient(tmp_path, decay, clip_norm, gradient, moved):
     """Six steps at rate 1: factors of 1, 1, 1, 1, 2/3, 1/3, which sum to 5; or six gradients of norm 0.25."""
     config = make_config(tmp_path, epochs=2, clip_norm=clip_norm)
@@ -370,10 +369,9 @@ def test_a_weight_that_is_not_finite_is_found_before_it_is_stored(tmp_path):
     assert not (config.model("Plain") / "state.pt").exists()
 
 
-@pytest.mark.parametrize(
-    ("n", "settings", "message"),
-    [(0, {}, "nobody to train on"), (7, {"batch_size": 3, "devices": 2}, r"multiple of training\.devices")],
-)
+@pytest.mark.parametrize(("n", "settings", "message"), [
+    (0, {}, "nobody to train on"), (7, {"batch_size": 3, "devices": 2}, r"multiple of training\.devices"),
+])  # fmt: skip
 def test_impossible_batches_are_refused(tmp_path, n, settings, message):
     with pytest.raises(ValueError, match=message):
         run(make_config(tmp_path, **settings), n=n)

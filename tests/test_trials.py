@@ -41,16 +41,13 @@ def test_the_page(path):
     assert trials.main(path).read_text(encoding="utf-8") == page
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("b,ResDM,0", "a,ResDM,2", r"trials\.csv, line 4: trial a has another method or other changes in a line above"),
-        ("a,ResDM,1", "a,ResDM,0", r"line 3: trial a, seed 0, fold 0 has two rows; keep one"),
-        ("26.9,26.0", "26.9,high", r"line 4: psnr_tau 'high' is no number; correct it"),
-        (",50,GPU", ",50,", r"line 5: trial, method, seed, fold and device must have a value"),
-        ("trial,method", "date,method", r"columns date, method.*expected trial, method"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("b,ResDM,0", "a,ResDM,2", r"trials\.csv, line 4: trial a has another method or other changes in a line above"),
+    ("a,ResDM,1", "a,ResDM,0", r"line 3: trial a, seed 0, fold 0 has two rows; keep one"),
+    ("26.9,26.0", "26.9,high", r"line 4: psnr_tau 'high' is no number; correct it"),
+    (",50,GPU", ",50,", r"line 5: trial, method, seed, fold and device must have a value"),
+    ("trial,method", "date,method", r"columns date, method.*expected trial, method"),
+])  # fmt: skip
 def test_invalid_files_are_refused(path, old, new, message):
     path.write_text(LINES.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
