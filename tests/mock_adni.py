@@ -88,16 +88,12 @@ def make_people(people: int = 14) -> tuple[Person, ...]:
 def write_clinica_bids(folder: Path, people: int = 14, **options) -> Mock:
     """As ``clinica convert adni-to-bids`` leaves it; options as `_write`."""
     made = make_people(people)
-    _tsv(
-        folder / "participants.tsv",
-        ["participant_id", "alternative_id_1", "sex", "education_level", "age_bl", "diagnosis_sc", "mmse_bl"],
-        [[p.name, p.ptid, p.sex, p.education, p.age, p.diagnosis, p.mmse] for p in made if p.number != 13],
-    )
-    for p in made:
-        rows = [
-            [f"ses-M{m:03d}", p.day(m), "n/a" if p.number == 13 else f"{_age(p, m):.4f}", p.diagnosis, p.mmse, "+", "-"]
-            for m in p.months
-        ]  # a_stat and tau_stat the same for everybody: read, they would show
+    head = ["participant_id", "alternative_id_1", "sex", "education_level", "age_bl", "diagnosis_sc", "mmse_bl"]
+    rows = [[p.name, p.ptid, p.sex, p.education, p.age, p.diagnosis, p.mmse] for p in made if p.number != 13]
+    _tsv(folder / "participants.tsv", head, rows)
+    for p in made:  # a_stat and tau_stat the same for everybody: read, they would show
+        ages = {m: "n/a" if p.number == 13 else f"{_age(p, m):.4f}" for m in p.months}
+        rows = [[f"ses-M{m:03d}", p.day(m), age, p.diagnosis, p.mmse, "+", "-"] for m, age in ages.items()]
         head = ["session_id", "examination_date", "age", "diagnosis", "MMSE", "a_stat", "tau_stat"]
         _tsv(folder / p.name / f"{p.name}_sessions.tsv", head, rows)
 
@@ -282,10 +278,8 @@ def _new_tables(folder: Path, made: tuple[Person, ...]) -> None:
     _csv(folder / "UCBERKELEY_AMY_6MM_15Nov2024.csv", head, rows)
     _csv(folder / "UCBERKELEY_AMY_6MM_02Jan2023.csv", head, [[*row[:7], 9.9, 1, 300] for row in rows])  # not the newest
     head = ["RID", "SCANDATE", "qc_flag", "TRACER", "META_TEMPORAL_SUVR", "INFERIORCEREBELLUM_SUVR"]
-    rows = [
-        [f"{p.rid:04d}", _american(day), 2, _TABLE[what], round(p.tau * p.reference, 6), p.reference]
-        for p, what, day in _pets(made, TAU, MK)
-    ]
+    rows = [[f"{p.rid:04d}", _american(day), 2, _TABLE[what], round(p.tau * p.reference, 6), p.reference]
+            for p, what, day in _pets(made, TAU, MK)]  # fmt: skip
     _csv(folder / "All_Subjects_UCBERKELEY_TAU_6MM_15Nov2024.csv", head, rows)
     born = [[p.rid, p.ptid, "sc", 1 + (p.sex == "F"), _born(p), p.education] for p in known]
     born.append([known[0].rid, known[0].ptid, "m12", -4, -4, -4])

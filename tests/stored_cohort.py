@@ -5,7 +5,6 @@ And sessions of a manifest, without any file behind.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -27,15 +26,9 @@ GRID = Grid((16, 16, 16), 12.0)
 
 def make_config(root: Path, **changes) -> Config:
     """A profile on `GRID`."""
-    return dataclasses.replace(
-        Config(
-            profile="tiny",
-            cohort=CohortConfig(kind="phantom", phantom=PhantomConfig()),
-            preprocess=PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm), suvr_range=RANGES),
-            root=root,
-        ),
-        **changes,
-    )
+    cohort = CohortConfig(kind="phantom", phantom=PhantomConfig())
+    settings = PreprocessConfig(grid=GridConfig(GRID.shape, GRID.voxel_mm), suvr_range=RANGES)
+    return Config(**{"profile": "tiny", "cohort": cohort, "preprocess": settings, "root": root} | changes)
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray = GRID.affine, suvr_range=None) -> Path:
@@ -78,11 +71,8 @@ def make_cohort(root: Path, methods: dict[str, float], people: int = 6) -> tuple
         split = "train" if int(who[-4:]) >= people else "test"
         row = {"person": who, "session": session, "split": split}
         row |= {"age": 60.0 + number, "sex": "FM"[number % 2], "diagnosis": ("CN", "MCI", "AD")[number % 3]}
-        row |= {
-            "education": 12 + number % 5,
-            "mmse": 30 - number,
-            "t1w": f"{who}/{session}/anat/{who}_{session}_T1w.nii.gz",
-        }
+        row |= {"education": 12 + number % 5, "mmse": 30 - number}
+        row["t1w"] = f"{who}/{session}/anat/{who}_{session}_T1w.nii.gz"
         save(config.volumes / row["t1w"], volumes["mri"])
         for tracer, label in LABELS.items():
             present = not (tracer == "tau" and who == "sub-0001")

@@ -48,11 +48,8 @@ def make_status(
                 rows.append(part.assign(score=score, threshold=0.45 + 0.02 * fold))
                 if source in ("real", "mri", "age_sex"):
                     quality = {"fold": fold, "target": target, "source": source, "tracer": tracer}
-                    quality |= {"n_train": 120, "n_held_out": 30}
-                    trained.append(
-                        quality
-                        | {"held_out_auc": 0.9 - 0.01 * fold, "held_out_p": 0.001, "threshold": 0.45 + 0.02 * fold}
-                    )
+                    quality |= {"n_train": 120, "n_held_out": 30, "held_out_auc": 0.9 - 0.01 * fold}
+                    trained.append(quality | {"held_out_p": 0.001, "threshold": 0.45 + 0.02 * fold})
     return pd.concat(rows, ignore_index=True)[list(COLUMNS["status"])], pd.DataFrame(trained)
 
 
@@ -67,9 +64,8 @@ def make_sex(effect: float, people: int = 40, method: str = "ResDM", seed: int =
             logit = shown + noise + (1.5 * sign if prompt is None else SHIFT + effect * prompt)
             stated = [""] * len(who) if prompt is None else [{1: "M", -1: "F", 0: ""}[value] for value in prompt]
             part = who[["person", "session"]].assign(source="real" if prompt is None else method, condition=condition)
-            rows.append(
-                part.assign(tracer=tracer, label=who["male"], score=_probability(logit), threshold=0.5, prompt=stated)
-            )
+            part = part.assign(tracer=tracer, label=who["male"], score=_probability(logit))
+            rows.append(part.assign(threshold=0.5, prompt=stated))
     columns = ["source", "condition", "person", "session", "tracer", "label", "score", "threshold", "prompt"]
     return pd.concat(rows, ignore_index=True)[columns]
 
@@ -84,9 +80,8 @@ def make_age(effect: float, people: int = 40, method: str = "ResDM", seed: int =
         prompts |= {f"age_{years}": np.full(len(who), float(years)) for years in sweep}
         for condition, prompt in {"real": np.full(len(who), np.nan), **prompts}.items():
             effects = np.where(np.isnan(prompt), 0.0, effect * (np.nan_to_num(prompt) - 74))
-            predicted = (
-                shown + 1.5 * rng.normal(size=len(who)) + (0.6 * (ages - 74) if condition == "real" else effects)
-            )
+            effects = 0.6 * (ages - 74) if condition == "real" else effects
+            predicted = shown + 1.5 * rng.normal(size=len(who)) + effects
             part = who[["person", "session", "age"]].assign(condition=condition, tracer=tracer, prompt_age=prompt)
             rows.append(part.assign(source="real" if condition == "real" else method, predicted=predicted))
     columns = ["source", "condition", "person", "session", "tracer", "age", "prompt_age", "predicted"]

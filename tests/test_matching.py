@@ -157,14 +157,10 @@ def test_a_status_between_0_and_1_is_left_empty():
 
 
 def test_a_reader_may_state_why_a_visit_has_no_pet():
-    known = EMPTY | {"session": "ses-1", "age": 70.0, "sex": "F", "t1w": "/t1.nii.gz"}
-    rows = [
-        known | {"person": "sub-1", "amyloid": "/a.nii.gz", "amyloid_tracer": "18FAV45", "reason": "not given"},
-        known | {"person": "sub-2", "reason": "its PET goes with a T1 that lies nearer"},
-        known | {"person": "sub-3", "reason": ""},
-        known | {"person": "sub-4", "t1w": "", "reason": "not given"},
-    ]
+    known = EMPTY | {"session": "ses-1", "age": 70.0, "sex": "F", "t1w": "/t1.nii.gz", "reason": "not given"}
+    pet, nearer = {"amyloid": "/a.nii.gz", "amyloid_tracer": "18FAV45"}, "its PET goes with a T1 that lies nearer"
+    rows = [known | {"person": f"sub-{number}"} | row
+            for number, row in enumerate((pet, {"reason": nearer}, {"reason": ""}, {"t1w": ""}), 1)]  # fmt: skip
     config = Config(profile="t", cohort=CohortConfig(kind="other"))
     left_out = select_sessions(pd.DataFrame(rows), config, "here").left_out.set_index("person")["reason"]
-    nearer = "its PET goes with a T1 that lies nearer"
     assert left_out.to_dict() == {"sub-2": nearer, "sub-3": "no amyloid or tau PET", "sub-4": "no T1"}

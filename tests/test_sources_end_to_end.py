@@ -28,26 +28,16 @@ SOURCES = {
     "csv": ("csv", "other", write_csv_cohort),
     "released": ("released", "other", write_released),
 }
-WINDOW = {"openneuro": 366}
-"""Days: as in the dlbs profile, whose ages are whole years of 365.25."""
 
 
 def write_profile(folder, source, kind):
     """The smoke profile's grid and ResDM, two steps of it, on another cohort."""
     smoke = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
-    profile = {
-        "profile": "mock",
-        "cohort": {
-            "kind": kind,
-            "source": source,
-            "split": {"test": 0.25, "validation": 0.15},
-            "match": {"window_days": WINDOW.get(source, 365), "same_visit": source == "openneuro"},
-            "skip_unreadable": True,
-        },
-        "preprocess": smoke["preprocess"],
-        "training": smoke["training"] | {"epochs": 1, "batch_size": 8, "shift_voxels": 0},
-        "methods": {"ResDM": smoke["methods"]["ResDM"]},
-    }
+    cohort = {"kind": kind, "source": source, "split": {"test": 0.25, "validation": 0.15}, "skip_unreadable": True}
+    cohort["match"] = {"window_days": 366 if source == "openneuro" else 365, "same_visit": source == "openneuro"}
+    training = smoke["training"] | {"epochs": 1, "batch_size": 8, "shift_voxels": 0}
+    profile = {"profile": "mock", "cohort": cohort, "preprocess": smoke["preprocess"], "training": training}
+    profile["methods"] = {"ResDM": smoke["methods"]["ResDM"]}
     path = folder / "mock.yaml"
     path.write_text(yaml.safe_dump(profile))
     return path

@@ -78,12 +78,9 @@ def test_every_weight_gets_a_gradient(generator, stem):
 def test_every_input_matters(generator, which):
     torch.manual_seed(0)
     net = UNet(tiny_network(), context_dim=12).eval()
-    inputs = {
-        "x_t": torch.randn((1, 1, 8, 8, 8), generator=generator),
-        "y0": torch.randn((1, 1, 8, 8, 8), generator=generator),
-        "t": torch.tensor([3]),
-        "context": torch.randn((1, 5, 12), generator=generator),
-    }
+    shapes = {"x_t": (1, 1, 8, 8, 8), "y0": (1, 1, 8, 8, 8), "context": (1, 5, 12)}
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    inputs["t"] = torch.tensor([3])
     before = net(**inputs)
     inputs[which] = inputs[which] + 1
     assert (net(**inputs) - before).abs().max() > 1e-4

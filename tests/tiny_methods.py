@@ -168,15 +168,11 @@ def collate(items):
 
 def make_config(root: Path, *, methods=None, kind="other", **training) -> Config:
     settings = {"epochs": 3, "batch_size": 2, "validate_every": 2, "checkpoint_every": 2}
-    settings |= {"accelerator": "cpu", "threads": 1}
-    return Config(
-        profile="tiny",
-        cohort=CohortConfig(kind=kind, phantom=PhantomConfig()),
-        preprocess=PreprocessConfig(grid=GridConfig(SHAPE, 12.0)),
-        training=TrainingConfig(**(settings | training)),
-        methods=methods or {"Plain": PlainConfig(), "GAN": AdversarialConfig()},
-        root=root,
-    )
+    settings = TrainingConfig(**settings | {"accelerator": "cpu", "threads": 1} | training)
+    cohort = CohortConfig(kind=kind, phantom=PhantomConfig())
+    parts = {"preprocess": PreprocessConfig(grid=GridConfig(SHAPE, 12.0)), "training": settings}
+    methods = methods or {"Plain": PlainConfig(), "GAN": AdversarialConfig()}
+    return Config(profile="tiny", cohort=cohort, methods=methods, root=root, **parts)
 
 
 def build(config: Config, name: str) -> Method:
