@@ -75,7 +75,7 @@ def run(*command, cwd: Path = ROOT, code: int | None = 0, text: str = "", **envi
     """A program of this environment or the system, with this checkout's packages; unless ``code`` is None, checked."""
     path = {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]), "PYTHONPATH": str(ROOT)}
     options = {"input": text, "env": os.environ | path | environment, "capture_output": True, "errors": "replace"}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, **options)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, timeout=2400, **options)
     assert code is None or done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
     return done
 
