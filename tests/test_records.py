@@ -157,7 +157,7 @@ def copy(finished, tmp_path):
     at=st.floats(0, 1, exclude_max=True),
 )
 def test_no_damaged_file_is_used(finished, name, kind, at):
-    """300 damaged files, each read by the functions that read it in a run."""
+    """500 damaged files, each read by the functions that read it in a run."""
     (path,), (reader, remedy) = finished.work.glob(name), FILES[name]
     content, times, place = path.read_bytes(), path.stat(), int(at * path.stat().st_size)
     damaged = {
