@@ -49,18 +49,22 @@ def test_shifts_in_closed_form():
     np.testing.assert_allclose(scaled, 0.52, rtol=1e-6)
 
 
-def test_scores_of_every_shift(tmp_path):
-    config = make_config(tmp_path, methods={"demographics": DemographicsConfig(fields=("age", "sex", "dose"))})
-    write_volumes(config, ["train"] * 6 + ["validation"] * 2 + ["test"] * 3, without_tau=[9])
+def write_cohort(config, splits, **columns):
+    """Volumes with a T1 and its registration for everyone."""
+    write_volumes(config, splits, without_tau=[9])
     index = pd.read_csv(config.volumes / "index.csv")
-    index[["amyloid_suvr", "tau_suvr"]] = np.nan
-    index["dose"] = [1.0, 2.0, 3.5, 1.5, 4.0, 3.0, 2.5, 1.2, 2.2, 3.3, 1.8]
     index["t1w"] = [f"{person}/t1.nii.gz" for person in index["person"]]
-    index[["amyloid_status", "tau_status", "t1_correlation"]] = [1, 0, 0.9]
     for path in index["t1w"]:
         save(config.volumes / path, T1)
         write_json(sidecar_path(config.volumes / path), {"transform": np.eye(4).tolist()})
-    write_csv(config.volumes / "index.csv", index)
+    write_csv(config.volumes / "index.csv", index.assign(t1_correlation=0.9, **columns))
+
+
+def test_scores_of_every_shift(tmp_path):
+    config = make_config(tmp_path, methods={"demographics": DemographicsConfig(fields=("age", "sex", "dose"))})
+    known = {"dose": [1.0, 2.0, 3.5, 1.5, 4.0, 3.0, 2.5, 1.2, 2.2, 3.3, 1.8], "amyloid_status": 1, "tau_status": 0}
+    splits = ["train"] * 6 + ["validation"] * 2 + ["test"] * 3
+    write_cohort(config, splits, **known, amyloid_suvr=np.nan, tau_suvr=np.nan)
     train_method(config, "demographics", progress=False)
     synthesise_method(config, "demographics", progress=False)
     frame = stress.stress(config, ["demographics"], progress=False)
@@ -69,9 +73,8 @@ def test_scores_of_every_shift(tmp_path):
     own = score_people(config, "demographics").query("region == 'brain'").set_index(keys)["psnr"]
     pd.testing.assert_series_equal(unshifted.sort_index(), own.sort_index(), rtol=1e-6)
     assert len(unshifted) == 5, "one person has no tau PET"
-    changes = (
-        frame.set_index(keys).groupby("shift")["psnr"].apply(lambda psnr: (psnr - unshifted[psnr.index]).abs().max())
-    )
+    shifts = frame.set_index(keys).groupby("shift")["psnr"]
+    changes = shifts.apply(lambda psnr: (psnr - unshifted[psnr.index]).abs().max())
     of_pet = {name for name, shift in stress.SHIFTS.items() if shift.scan != "t1w"}
     assert {*changes.index[changes > 1e-6]} == of_pet
     assert {*frame.loc[frame["shift"] == "another tau tracer", "tracer"]} == {"tau"}
@@ -85,14 +88,7 @@ def test_scores_of_every_shift(tmp_path):
 def test_planted_faults_are_scored_against_sound_scans(tmp_path):
     """With a check of one measure, the deviation from the mean brightness."""
     config = make_config(tmp_path)
-    write_volumes(config, ["train"] * 2 + ["test"] * 3)
-    index = pd.read_csv(config.volumes / "index.csv")
-    index["t1w"] = [f"{person}/t1.nii.gz" for person in index["person"]]
-    index["t1_correlation"] = 0.9
-    for path in index["t1w"]:
-        write_json(sidecar_path(config.volumes / path), {"transform": np.eye(4).tolist()})
-    write_csv(config.volumes / "index.csv", index)
-
+    write_cohort(config, ["train"] * 2 + ["test"] * 3)
     sound = [CohortDataset(config, "test").mri(i)[BRAIN].mean() for i in range(3)]
 
     class Check:
