@@ -220,7 +220,7 @@ def test_outputs_are_valid_bids(tmp_path, model, t1w, registered, undrawn):
 
 def test_intensities_without_a_scale_have_no_suvr(tmp_path, t1w, registered, monkeypatch):
     drawn = []
-    monkeypatch.setattr(scans, "save_figure", lambda figure, stem, _: drawn.append(figure) or [stem])
+    monkeypatch.setattr(scans, "save_figure", lambda shown, stem, _: drawn.append(shown) or [stem.with_suffix(".png")])
     config = make_config(tmp_path)
     config = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, intensity="minmax"))
     model = save_profile_model(tmp_path / "model", build(config, "Plain"), config, "Plain")
