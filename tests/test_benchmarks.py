@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-
-import numpy as np
-import pandas as pd
-import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation
 import bench
 import input_check
 import memory
+import numpy as np
+import pandas as pd
+import pytest
 from measure import Case, count
 from native_scans import make_visit
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-
-import numpy as np
-import pandas as pd
-import pytest
-from conftest import ROOT, tiny_regression, tiny_resdm
-from sklearn.metrics import roc_auc_score
-from stored_cohort import make_config, person, save, write_volumes
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation
 import curve
+import numpy as np
+import pandas as pd
+import pytest
 import search
 import trials
+from conftest import tiny_regression, tiny_resdm
+from sklearn.metrics import roc_auc_score
+from stored_cohort import make_config, person, save, write_volumes
 
 from resdm.baselines.linear import LinearConfig
 from resdm.io import write_csv

@@ -327,7 +327,7 @@ def contents(config) -> dict[str, bytes]:
 
 
 def test_kills_at_random_moments_end_in_the_same_bytes(tmp_path):
-    """SIGKILL at 20 moments; tests/kill_at_random.py does the same to the smoke profile."""
+    """SIGKILL at 20 moments, then an undisturbed end: the same bytes."""
     config, draw = make_profile(tmp_path / "killed"), random.Random(0)
     begin = time.perf_counter()
     reference = make_profile(tmp_path / "whole")
