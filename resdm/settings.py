@@ -124,7 +124,7 @@ class TrainingConfig:
     validate_every: int = 10  # epochs; the last step is always validated
     checkpoint_every: int = 500  # optimiser steps
     clip_norm: float | None = None  # largest L2 norm of an optimiser's gradients; None: no clipping
-    accelerator: str = "auto"  # of Lightning Fabric: cpu, cuda, …; auto: a CUDA GPU where there is one
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a CUDA GPU where there is one
     devices: int = 1  # processes, one per device; each averages a loss over its own people with the tracer
     precision: Precision = "32-true"
     channels_last: bool | None = None  # memory format of volumes in the networks, other last bits; None: on AVX2 CPUs
