@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.preprocessing import StandardScaler
 from stored_cohort import GRID, LABELS, RANGES, make_config, save
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from resdm.baselines.regression import RegressionConfig
@@ -319,6 +320,16 @@ def test_status_from_the_mri_is_ridge_regression_of_all_voxels():
     assert search.best_params_["alpha"] not in grid["alpha"][[0, -1]]
     np.testing.assert_allclose(scores, search.predict(scale.transform(volumes[40:, 5:])).clip(0, 1), atol=1e-8)
     assert roc_auc_score(labels[40:], scores) > 0.8
+
+
+def test_status_from_the_mri_is_the_same_with_any_number_of_threads():
+    rng = np.random.default_rng(0)
+    volumes = torch.from_numpy(rng.normal(size=(210, 1, 20, 20, 20)).astype(np.float32))
+    labels, scores = rng.integers(0, 2, 210), []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            scores.append(downstream._fit_mri(volumes, labels, np.arange(210))(volumes).tobytes())
+    assert scores[0] == scores[1]
 
 
 def test_status_table(config):

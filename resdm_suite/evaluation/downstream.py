@@ -36,6 +36,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from resdm.io import write_csv
@@ -246,6 +247,11 @@ def _fit_age_and_sex(table: np.ndarray, labels: np.ndarray, people: np.ndarray) 
     return lambda table: model.predict_proba(table)[:, 1]
 
 
+_one_thread = threadpool_limits.wrap(limits=1)
+"""Decorator: BLAS sums in another order with more threads, so a notebook run by hand would print other last digits."""
+
+
+@_one_thread
 def _fit_mri(volumes: Tensor, labels: np.ndarray, people: np.ndarray) -> Callable[[Any], np.ndarray]:
     """A linear probability model of all voxels: ridge regression of the label, its penalty chosen by folds of people.
 
@@ -258,7 +264,7 @@ def _fit_mri(volumes: Tensor, labels: np.ndarray, people: np.ndarray) -> Callabl
     kernel = KernelPCA(kernel="poly", degree=1, coef0=0)
     model = make_pipeline(VarianceThreshold(_MIN_VARIANCE), StandardScaler(), kernel, search)
     model.fit(volumes.flatten(1).numpy(), labels, gridsearchcv__groups=people)
-    return lambda volumes: model.predict(volumes.flatten(1).numpy()).clip(0, 1)
+    return _one_thread(lambda volumes: model.predict(volumes.flatten(1).numpy()).clip(0, 1))
 
 
 def _progress(config: Config, targets: Iterable[str], shown: bool) -> tqdm:
