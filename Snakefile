@@ -30,7 +30,7 @@ VARIANTS = [name for name in METHODS if name.partition("@")[0] in ABLATION]
 COMPARED = [name for name in METHODS if name.partition("@")[0] == "ResDM" or name not in VARIANTS]  # Table 2
 if SETTINGS.purpose == "paper" and "ResDM" not in METHODS:
     raise ConfigError(f"configs/{PROFILE}.yaml: the notebooks compare with ResDM, which methods lacks; add it, or run single stages")
-RELEASED = [name for name in METHODS if SETTINGS.method(name).kind in ("released", "linear")]
+FAULTS = [name for name in METHODS if SETTINGS.method(name).kind in ("released", "linear")]  # notebook 12
 SAMPLED = [name for name in METHODS if name.partition("@")[0] == SETTINGS.uncertainty.method]
 PHANTOM = SETTINGS.cohort.kind == "phantom"
 CONDITIONS = SETTINGS.conditions
@@ -381,7 +381,7 @@ ANALYSES = {  # rule: notebook; its inputs; its results below figures/; the sett
         {"attributes": TABLE + FIGURE},
         [],
     ),
-    "released_code": ("12_released_code", expand(SCORES, method=RELEASED), {"released_code": TABLE}, []),
+    "released_code": ("12_released_code", expand(SCORES, method=FAULTS), {"released_code": TABLE}, []),
 }
 
 for name, (stem, sources, results, settings) in ANALYSES.items():

@@ -52,6 +52,14 @@ def writing(path: str | Path, *others: Path) -> Iterator[None]:
         ) from None
 
 
+def temporary_beside(path: Path) -> Path:
+    """A hidden path beside ``path``, which keeps its suffix: writers choose a format by it.
+
+    Its number is not the process's, as threads and computers with a shared folder may write one file at once.
+    """
+    return path.with_name(f".{secrets.randbits(32)}.{path.name}")
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block succeeds; otherwise ``path`` does not change.
@@ -59,8 +67,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Raises `WriteError`, see `writing`.
     """
     path = Path(path)
-    # A number of its own, not the process's: threads, and computers with a shared folder, may write one file at once.
-    temporary = path.with_name(f".{secrets.randbits(32)}.{path.name}")  # writers choose a format by its suffix
+    temporary = temporary_beside(path)
     with writing(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

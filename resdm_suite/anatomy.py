@@ -7,6 +7,7 @@ comparisons within a cohort, but no substitute for an atlas.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,7 +78,8 @@ class Grid:
             image = nib.load(path)
             fits = image.shape == self.shape and np.allclose(image.affine, self.affine, atol=1e-3)
             volume = image.get_fdata(dtype=np.float32) if fits else None  # not what a faulty header claims
-        except Exception as error:  # a broken file raises whatever nibabel, numpy or zlib meet first
+        except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError,
+                OverflowError, MemoryError, zlib.error) as error:  # fmt: skip
             raise ValueError(
                 f"{path}: cannot be read as NIfTI ({str(error).strip()}); delete it and run its stage again"
             ) from None

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import operator
 import os
 import re
@@ -235,6 +236,10 @@ class CohortConfig:
     )
     amyloid_cutoff: dict[str, float] = field(default_factory=lambda: {"18FAV45": 1.11, "18FFBB": 1.08})
     tau_cutoff: float = 1.27  # meta-temporal SUVR; values in use run from 1.20 to 1.34
+
+    def cutoff(self, target: str, label: str) -> float:
+        """The cut-off (SUVR) of a target's tracer, by its BIDS label; NaN where none is known."""
+        return self.tau_cutoff if target == "tau" else self.amyloid_cutoff.get(label, math.nan)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class DDPMConfig(MethodConfig):
         divides = self.sampling_steps >= 1 and self.steps % self.sampling_steps == 0
         require(divides, "sampling_steps", self.sampling_steps, f"a divisor of {self.steps}")
         require(self.steps >= 1, "steps", self.steps, "at least 1")
-        first = min(self.channels[:1], default=0)
+        first = self.channels[0] if self.channels else 0
         multiples = first > 0 and first % 4 == 0 and all(channels % first == 0 for channels in self.channels)
         require(multiples, "channels", self.channels, "multiples of the first, itself a multiple of 4")
         require([*self.age_edges] == sorted(self.age_edges), "age_edges", self.age_edges, "ages in ascending order")

@@ -14,7 +14,7 @@ from resdm.io import write_text
 from resdm.settings import TRACERS, ConfigError, to_dict
 from resdm_suite.anatomy import Grid
 from resdm_suite.cohorts.tables import read_sidecar, read_table
-from resdm_suite.evaluation.external import EvaluationError, read_cases
+from resdm_suite.evaluation.external import EvaluationError, read_cases, read_scans
 from resdm_suite.paths import visible
 from resdm_suite.preprocessing.scans import open_image
 from resdm_suite.profiles import Config, GridConfig, load_config, shipped
@@ -98,9 +98,7 @@ def _people(path: Path) -> list[str]:
 
 def _profile(table: Path, synthetic: dict[str, str | Path], out: Path) -> Config:
     """The profile of an evaluation: grid and scale of the first real PET, if the suite made it, else the paper's."""
-    frame = read_table(table)
-    if (twice := frame.columns.duplicated()).any():
-        raise EvaluationError(f"{table}: column {', '.join(frame.columns[twice])} stands twice; keep one")
+    frame = read_scans(table)
     found = {tracer: [path for path in frame.get(tracer, ()) if path] for tracer in TRACERS}
     reals = {tracer: table.parent / paths[0] for tracer, paths in found.items() if paths}
     if not reals:

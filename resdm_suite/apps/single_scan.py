@@ -250,11 +250,11 @@ def _suvr_table(pets: dict[str, np.ndarray], model: Model, samples: int) -> pd.D
     The ``summary`` has a status. A row of unit CL follows it where the tracer has an equation.
     """
     card, rows = model.card, []
-    cohort, calibration = card.config.cohort, read_calibration(card.folder, card.digest)
+    calibration = read_calibration(card.folder, card.digest)
     for tracer, pet in pets.items():
         label, known = card.labels[tracer], calibration.get(tracer)
         head = {"tracer": tracer, "label": label}
-        cutoff = cohort.tau_cutoff if tracer == "tau" else cohort.amyloid_cutoff.get(label, np.nan)
+        cutoff = card.config.cohort.cutoff(tracer, label)
         text = "none: no calibration is stored with the model (resdm sample)"
         if known:
             text = f"{100 * LEVEL:g} %, by the errors of {known['people']} validation people"

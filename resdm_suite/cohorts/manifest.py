@@ -227,7 +227,7 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
 
 def status_by_cutoff(suvr: float, target: str, label: str, cohort: CohortConfig) -> float:
     """1 or 0 by the cut-off of a target's tracer (its BIDS label); NaN where that or the SUVR is not known."""
-    cutoff = cohort.tau_cutoff if target == "tau" else cohort.amyloid_cutoff.get(label, np.nan)
+    cutoff = cohort.cutoff(target, label)
     return float(suvr >= cutoff) if np.isfinite(suvr) and np.isfinite(cutoff) else np.nan
 
 

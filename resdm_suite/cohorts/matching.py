@@ -87,8 +87,9 @@ def assemble_manifest(
     """
     match, labels, notes = config.cohort.match, list(config.cohort.tracers), list(notes)
     scans = _scan_table(scans)
-    linked = [path for path in scans["path"] if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(where))]
-    outside = [path for path in linked if not Path(path).resolve().is_relative_to(Path(where).resolve())]
+    stated, inside = os.path.abspath(where), os.path.realpath(where)
+    linked = [path for path in scans["path"] if Path(os.path.abspath(path)).is_relative_to(stated)]
+    outside = [path for path in linked if not Path(path).resolve().is_relative_to(inside)]
     if outside:
         notes.append(f"{len(outside)} scans are links to files outside {where} ({outside[0]} …)")
     if pairing == "day":

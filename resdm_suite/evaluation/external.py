@@ -65,6 +65,14 @@ class EvaluationError(ValueError):
 # ── which files belong together ───────────────────────────────────────────────────────────────────
 
 
+def read_scans(table: Path) -> pd.DataFrame:
+    """The table of scans as text; `EvaluationError` for a column that stands twice."""
+    frame = read_table(table)
+    if (twice := frame.columns.duplicated()).any():
+        raise EvaluationError(f"{table}: column {', '.join(frame.columns[twice])} stands twice; keep one")
+    return frame
+
+
 def read_cases(
     table: str | Path, synthetic: Mapping[str, str | Path], config: Config, trained_on: Iterable[str] = ()
 ) -> pd.DataFrame:
@@ -99,12 +107,10 @@ def read_cases(
         Training people among the evaluated ones, also under another name with the same scan.
     """
     table = Path(table)
-    frame = read_table(table)
+    frame = read_scans(table)
     absent = [name for name in ("person", "age", "sex") if name not in frame]
     if absent or not {*TRACERS} & {*frame}:
         raise EvaluationError(f"{table}: no column {', '.join(absent) or 'amyloid or tau'}; found {', '.join(frame)}")
-    if (twice := frame.columns.duplicated()).any():
-        raise EvaluationError(f"{table}: column {', '.join(frame.columns[twice])} stands twice; keep one")
     named = any(f"synthetic_{tracer}" in frame for tracer in TRACERS)
     methods = [*synthetic, *["synthetic"] * named]
     if not methods or len({*methods} - _RESERVED) < len(methods) or "@" in "".join(methods):

@@ -225,8 +225,7 @@ def stated_status(config: Config, method: str, calibration: dict[str, Any]) -> p
         mean, residual = (values[:, samples.names.index("summary")] for values in (samples.mean, samples.residual))
         part = samples.who.assign(tracer=tracer, mean=mean, real=mean + residual, low=mean - half, high=mean + half)
         part = part.merge(index, on=["person", "session"], how="left", suffixes=("", "_"))
-        cutoffs = part[f"{tracer}_tracer"].map(config.cohort.amyloid_cutoff)
-        part["cutoff"] = cutoffs if tracer == "amyloid" else config.cohort.tau_cutoff
+        part["cutoff"] = [config.cohort.cutoff(tracer, label) for label in part[f"{tracer}_tracer"]]
         part = part.drop_duplicates("person").dropna(subset="cutoff")
         part["stated"] = [status(*ends) for ends in part[["low", "high", "cutoff"]].to_numpy()]
         part["right"] = (part["real"] >= part["cutoff"]) == (part["stated"] == "positive")

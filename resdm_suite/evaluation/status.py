@@ -14,7 +14,14 @@ import pandas as pd
 from resdm.settings import TRACERS, derive_seed
 from resdm_suite.evaluation import classification
 from resdm_suite.evaluation.readings import SESSION, TARGETS, check_same_sessions, one_per_session
-from resdm_suite.evaluation.statistics import percentile_interval, person_draws, person_weights, training_resamples
+from resdm_suite.evaluation.statistics import (
+    ends_of,
+    percentile_interval,
+    person_draws,
+    person_weights,
+    training_resamples,
+    with_ends,
+)
 
 CLASSIFICATION = ("auc", "acc", "f1")
 """Metrics of each fold."""
@@ -103,8 +110,7 @@ def status_summary(
             head | row for row in compare_sources(parts, (*CLASSIFICATION, *MEAN_SCORE), sources, bases, seed=seed)
         ]
     columns = ["source", "target", "tracer", "metric", "trainings", "n", "positive", "sessions", "folds"]
-    columns += ["mean", "std", "ci_low", "ci_high"]
-    columns += [f"over_{base}{end}" for base in bases for end in ("", "_low", "_high")]
+    columns += ["mean", "std", "ci_low", "ci_high", *(name for base in bases for name in ends_of(f"over_{base}"))]
     order = {"source": sources, "target": TARGETS, "tracer": TRACERS}
     return pd.DataFrame(rows, columns=columns).sort_values(
         ["target", "tracer", "source"], key=lambda c: c.map([*order[c.name]].index), kind="stable", ignore_index=True
@@ -129,9 +135,8 @@ def compare_sources(
             row |= {"std": float(by_fold.std(ddof=1)) if len(by_fold) > 1 else math.nan}
             row |= dict(zip(("ci_low", "ci_high"), percentile_interval(draws), strict=True))
             for base in (base for base in bases if base in parts and base != source):
-                low, high = percentile_interval(draws - values[base][1])
                 gain = by_fold.mean() - values[base][0].mean()
-                row |= {f"over_{base}": gain, f"over_{base}_low": low, f"over_{base}_high": high}
+                row |= with_ends(f"over_{base}", gain, percentile_interval(draws - values[base][1]))
             yield row
 
 

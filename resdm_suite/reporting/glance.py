@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from resdm.settings import TRACERS
+from resdm_suite.evaluation.statistics import ends_of
 from resdm_suite.profiles import Config
 from resdm_suite.reporting.claims import CONTRADICTED, FAILED, HELD
 from resdm_suite.reporting.provenance import read_result
@@ -80,7 +81,7 @@ def comparisons(config: Config) -> dict[str, Any]:
 
 def _by_tracer(frame: pd.DataFrame, subject: str, name_of: str) -> dict[str, pd.DataFrame]:
     """Rows of each tracer by subject; an error of `UNUSABLE` for a row that occurs twice, or what is no number."""
-    numbers = ("mean", "ci_low", "ci_high", name_of, f"{name_of}_low", f"{name_of}_high")
+    numbers = ("mean", "ci_low", "ci_high", *ends_of(name_of))
     frame = frame.astype(dict.fromkeys(numbers, float) | {"n": int}).set_index(["tracer", subject])
     if not frame.index.is_unique:
         raise LookupError("a row occurs twice")
@@ -101,7 +102,7 @@ def _cell(part: pd.DataFrame, name_of: str, unit: str, method: str) -> Cell:
     name = method or (rivals.idxmax() if len(rivals) else "")
     if name not in part.index or REFERENCE_METHOD not in part.index:
         return Cell("", "")
-    names = (name_of, f"{name_of}_low", f"{name_of}_high", "p")  # of status there is no p
+    names = (*ends_of(name_of), "p")  # of status there is no p
     difference, low, high, p = (part.loc[name].get(column, math.nan) for column in names)
     if math.isnan(difference):
         return Cell("", "")

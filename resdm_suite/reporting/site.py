@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
-from resdm.io import stored_json, writing
+from resdm.io import stored_json, temporary_beside, writing
 from resdm_suite.paths import visible
 from resdm_suite.profiles import Config
 from resdm_suite.records import alone, read_csv
@@ -184,7 +184,7 @@ def write_report(config: Config) -> Path:
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
     """A new folder that replaces ``folder`` when the block ends without an error."""
-    new, old = (folder.with_name(f".{os.getpid()}.{word}.{folder.name}") for word in ("new", "old"))
+    new, old = temporary_beside(folder), temporary_beside(folder)
     try:
         with writing(folder, new):
             new.mkdir(parents=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resdm_suite.evaluation.image_quality import METRICS, read_scores
 from resdm_suite.evaluation.readings import read_readings
-from resdm_suite.evaluation.statistics import by_person
+from resdm_suite.evaluation.statistics import by_person, ends_of
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, checked
 from resdm_suite.reporting import tables
@@ -96,7 +96,7 @@ def read_output(config: Config, name: str) -> pd.DataFrame | None:
         raise ValueError(f"{path}: no CSV table ({error}); {remedy}") from error
     keys, numbers = STORED[name].keys.split(), STORED[name].numbers.split()
     numbers += [prefix + column for prefix in REFERENCES.get(name, ()) for column in _PAIRED]
-    numbers += [f"over_{base}{end}" for base in BASES.get(name, ()) for end in ("", "_low", "_high")]
+    numbers += [column for base in BASES.get(name, ()) for column in ends_of(f"over_{base}")]
     if missing := [column for column in (*keys, *numbers) if column not in frame]:
         raise ValueError(f"{path}: columns missing: {', '.join(missing)}; {remedy}")
     if name in ("figure4", "figure5"):
@@ -158,7 +158,7 @@ def stored_values(
                 differences[reference, row["subject"], *cell] = -difference, -high, -low, p
                 differences.setdefault((row["subject"], reference, *cell), (difference, low, high, p))
         for base in BASES.get(name, ()):
-            difference, low, high = (row[f"over_{base}{end}"] for end in ("", "_low", "_high"))
+            difference, low, high = (row[column] for column in ends_of(f"over_{base}"))
             if not math.isnan(difference):
                 differences[row["subject"], base, *cell] = difference, low, high, math.nan
                 differences[base, row["subject"], *cell] = -difference, -high, -low, math.nan
