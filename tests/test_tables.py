@@ -283,8 +283,8 @@ def test_latex_escapes():
     assert r" & \multicolumn{1}{c}{g} \\" in text
     assert r"\cmidrule(lr){2-2}" in text
     check_latex(text)
-    text = Table("t", "Müller, Mu\u0308ller, François, α", "", pd.DataFrame(), (block,)).latex()
-    assert r"\caption{M\"{u}ller, M\"{u}ller, Fran\c{c}ois, $\alpha$" in text
+    text = Table("t", "Müller, Mu\u0308ller, Besançon, α", "", pd.DataFrame(), (block,)).latex()
+    assert r"\caption{M\"{u}ller, M\"{u}ller, Besan\c{c}on, $\alpha$" in text
     with pytest.raises(ValueError, match="no LaTeX for"):
         Table("t", "☂", "", pd.DataFrame(), (block,)).latex()
 
