@@ -6,6 +6,9 @@ import importlib.util
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 
 import nibabel as nib
 import numpy as np
@@ -119,13 +122,48 @@ def test_scans_that_move_a_session_are_not_mixed_with_older_ones(tmp_path):
 def test_people_and_columns_that_are_there_stay(tmp_path):
     write_t1(tmp_path / "first" / "b", T1)
     convert_people(tmp_path / "first", tmp_path / "out", progress=False)
-    table = tmp_path / "out" / "participants.tsv"
-    table.write_text("participant_id\tsex\teducation\nsub-b\tM\t16\n")
-    (tmp_path / "second" / "a").mkdir(parents=True)
-    (tmp_path / "first" / "b").rename(tmp_path / "second" / "c")
-    with pytest.raises(DicomError, match="no DICOM image"):
-        convert_people(tmp_path / "second", tmp_path / "out", progress=False)
-    assert table.read_text() == "participant_id\tsex\teducation\nsub-b\tM\t16\nsub-c\tF\tn/a\n"
+    tables = {
+        "participants": ("participant_id\tsex\teducation\nsub-b\tn/a\t16\n", "sub-b\tF\t16\nsub-c\tF\tn/a\n"),
+        "sub-b/sub-b_sessions": ("session_id\tage\tmmse\nses-1\t70.5\t29\n", "ses-1\t1900-01-01T00:00:00\t70.5\t29\n"),
+        "sub-b/ses-1/sub-b_ses-1_scans": ("filename\tnote\nanat/sub-b_ses-1_T1w.nii.gz\tgood\n",
+                                          "anat/sub-b_ses-1_T1w.nii.gz\t1900-01-01T00:00:00\tgood\n"),
+    }  # fmt: skip
+    for name, (text, _) in tables.items():
+        (tmp_path / "out" / f"{name}.tsv").write_text(text)
+    shutil.copytree(tmp_path / "first" / "b", tmp_path / "first" / "c")
+    convert_people(tmp_path / "first", tmp_path / "out", progress=False)
+    for name, (_, rows) in tables.items():
+        assert (tmp_path / "out" / f"{name}.tsv").read_text().partition("\n")[2] == rows
+
+
+def test_scans_of_a_person_in_two_folders_are_not_mixed(tmp_path):
+    """A PET alone would be put on the day of the T1 that another folder held."""
+    write_t1(tmp_path / "in" / "a", T1)
+    convert_people(tmp_path / "in", tmp_path / "out", progress=False)
+    before = {path: path.read_bytes() for path in tmp_path.glob("out/sub-a/**/*.*")}
+    write_pet(tmp_path / "more" / "a", PET[..., :1], day="20210910")
+    with pytest.raises(
+        DicomError, match=r"more/a: lacks the series of .*ses-1_T1w\.nii\.gz; put all scans of this per"
+    ):
+        convert_people(tmp_path / "more", tmp_path / "out", progress=False)
+    assert {path: path.read_bytes() for path in tmp_path.glob("out/sub-a/**/*.*")} == before
+
+
+def test_two_runs_into_one_folder_take_turns(tmp_path, monkeypatch):
+    """Both read ``participants.tsv`` before the other wrote it, and the people of one were lost."""
+    for name in "ab":
+        (tmp_path / name / name).mkdir(parents=True)
+    both = Barrier(2, timeout=1)
+
+    def convert(_, out, *others):
+        with suppress(BrokenBarrierError):
+            both.wait()
+        return {"participant_id": out.name, "sex": "F"}
+
+    monkeypatch.setattr(dicom, "_convert_person", convert)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: convert_people(tmp_path / name, tmp_path / "out", progress=False), "ab"))
+    assert (tmp_path / "out" / "participants.tsv").read_text() == "participant_id\tsex\nsub-a\tF\nsub-b\tF\n"
 
 
 @pytest.mark.parametrize("name", ["dataset_description.json", "participants.tsv"])

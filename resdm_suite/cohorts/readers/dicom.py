@@ -31,6 +31,7 @@ from resdm.io import atomic, sha256, stored_json, write_csv, write_json, write_t
 from resdm_suite.cohorts.readers.bids import tracer_labels
 from resdm_suite.cohorts.tables import read_by_key
 from resdm_suite.paths import DESCRIPTION, sidecar_path, tools_of, visible
+from resdm_suite.records import locked
 
 T1W = "mp-?rage|spgr|bravo|t1|tfe"
 """Descriptions of a T1-weighted series, a regular expression."""
@@ -264,7 +265,7 @@ def convert_people(folder: str | Path, out: str | Path, *, t1w: str = T1W, progr
     """Convert the T1w and PET series of people to a BIDS data set, for ``resdm manifest bids``.
 
     ``folder`` holds one folder per person, of any depth; its name gives the label ``sub-…``. Images that are in ``out``
-    already stay, as do rows and columns of ``participants.tsv``; delete images to convert them again. ``t1w`` is a
+    already stay, as do filled cells, rows and columns of its tables; delete images to convert them again. ``t1w`` is a
     regular expression of the descriptions of a T1-weighted series. Returns how many images there are, and the series
     that are not converted. `DicomError` names people of whom a series cannot be converted; the others are converted.
     """
@@ -274,17 +275,14 @@ def convert_people(folder: str | Path, out: str | Path, *, t1w: str = T1W, progr
     if not people or twice:
         fault = f"two folders of {twice[0]}" if twice else "no folder of a person"
         raise DicomError(f"{folder}: {fault}; expected one folder per person, with a name of its own")
-    _describe(out)
-    stored = read_by_key(out / "participants.tsv", "participant_id", "sub-", notes=notes)
-    for place, label in tqdm(people.items(), desc="people", unit="person", disable=not progress):
-        try:
-            rows.append(_convert_person(place, out / label, re.compile(t1w, re.IGNORECASE), notes))
-        except DicomError as error:
-            failures.append(str(error))
-    known = {name: {"sex": sex} for name, sex in rows} | stored
-    columns = dict.fromkeys(["participant_id", "sex", *(name for cells in stored.values() for name in cells)])
-    table = pd.DataFrame([{"participant_id": name} | known[name] for name in sorted(known)], columns=[*columns])
-    write_csv(out / "participants.tsv", table.fillna("").replace("", "n/a"), separator="\t")
+    with locked(out, "dicom"):
+        _describe(out)
+        for place, label in tqdm(people.items(), desc="people", unit="person", disable=not progress):
+            try:
+                rows.append(_convert_person(place, out / label, re.compile(t1w, re.IGNORECASE), notes))
+            except DicomError as error:
+                failures.append(str(error))
+        _write_table(out / "participants.tsv", ["participant_id", "sex"], rows, notes)
     if failures:
         done = f"{len(rows)} of {len(people)} people are converted; correct the others and run the same command again"
         raise DicomError("\n".join([*failures, done]))
@@ -292,10 +290,24 @@ def convert_people(folder: str | Path, out: str | Path, *, t1w: str = T1W, progr
     return "\n".join([*notes, f"{images} images of {len(rows)} people in {out}; next: resdm manifest bids PROFILE"])
 
 
-def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -> list[str]:
+def _write_table(path: Path, columns: list[str], rows: list[dict[str, str]], notes: list[str]) -> None:
+    """Write a table of BIDS, its key first; filled cells, rows and columns of the one that is there stay."""
+    key, new = columns[0], {row[columns[0]]: row for row in rows}
+    stored = read_by_key(path, key, notes=notes)
+    filled = {name: {column: text for column, text in cells.items() if text} for name, cells in stored.items()}
+    known = [{key: name} | new.pop(name, {}) | cells for name, cells in filled.items()] + list(new.values())
+    columns = dict.fromkeys([*columns, *(column for cells in stored.values() for column in cells)])
+    write_csv(path, pd.DataFrame(known, columns=[*columns]).fillna("").replace("", "n/a"), separator="\t")
+
+
+def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -> dict[str, str]:
     """Convert a person's series, with the tables of sessions and scans; the row of ``participants.tsv``."""
     everything = read_series(place)
     used = [series for series in everything if series.get("Modality") == "PT" or series.is_t1w(t1w)]
+    for path in visible(out, "ses-*/*/*.json"):  # sessions are numbered by all scans of a person
+        if (stored_json(path) or {}).get("SeriesDigest") not in {None, *(series.digest for series in used)}:
+            fault = f"{place}: lacks the series of {path.with_suffix('.nii.gz')}"
+            raise DicomError(f"{fault}; put all scans of this person in one folder, or delete {out}")
     notes += [f"{place}: not converted: {series.text}, {len(series.headers)} images" for series in everything
               if series not in used]  # fmt: skip
     days = sorted({series.day for series in used if not pd.isna(series.day)})
@@ -319,18 +331,17 @@ def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -
         elif stored.get("SeriesDigest", series.digest) != series.digest:
             fault = f"{image} is of another series, since scans were added or removed"
             raise DicomError(f"{place}: {fault}; delete {out} and run the same command again")
-        scans[number].append((name, _shifted(days[number], days[0])))
+        scans[number].append({"filename": name, "acq_time": _shifted(days[number], days[0])})
     for number, rows in scans.items():
         session = f"ses-{number + 1}"
         same = [series.age for series in used if series.day == days[number] or len(days) == 1]
         age = next((age for age in same if age != "n/a"), "n/a")
-        sessions.append((session, _shifted(days[number], days[0]), age))
+        sessions.append({"session_id": session, "acq_time": _shifted(days[number], days[0]), "age": age})
         if rows:
-            table = pd.DataFrame(rows, columns=["filename", "acq_time"])
-            write_csv(out / session / f"{out.name}_{session}_scans.tsv", table, separator="\t")
-    table = pd.DataFrame(sessions, columns=["session_id", "acq_time", "age"])
-    write_csv(out / f"{out.name}_sessions.tsv", table, separator="\t")
-    return [out.name, next(filter(None, (series.get("PatientSex") for series in everything)), "n/a")]
+            _write_table(out / session / f"{out.name}_{session}_scans.tsv", ["filename", "acq_time"], rows, notes)
+    _write_table(out / f"{out.name}_sessions.tsv", ["session_id", "acq_time", "age"], sessions, notes)
+    sex = next(filter(None, (series.get("PatientSex") for series in everything)), "n/a")
+    return {"participant_id": out.name, "sex": sex}
 
 
 def _shifted(day: pd.Timestamp, first: pd.Timestamp) -> str:
