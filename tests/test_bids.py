@@ -392,6 +392,20 @@ def test_ages_in_months_and_sessions_without_a_folder(dataset, config):
                      "sub-1: ses-2 of sub-1_sessions.tsv has no folder"]  # fmt: skip
 
 
+@pytest.mark.parametrize("units", [
+    {"sessions.json": "months"}, {"sub-1/sub-1_sessions.json": "months"},
+    {"sessions.json": "days", "sub-1/sub-1_sessions.json": "months"},
+])  # fmt: skip
+def test_units_of_the_ages_of_sessions(dataset, config, units):
+    visits = "session_id\tage\nses-1\t864\n"
+    root = dataset(ONE.replace("70", "n/a"), {"sub-1/ses-1": [T1, AV45]}, {"sub-1": visits})
+    for name, unit in units.items():
+        (root / name).write_text(json.dumps({"Age": {"Units": unit}}))
+    frame, _, _, notes = build_manifest(root, config)
+    assert frame["age"].tolist() == [72.0]
+    assert notes == [f"{Path(name).name}: ages are in months; they are changed to years"]
+
+
 def test_the_age_of_a_first_session_that_is_late_by_its_label_is_noted(read):
     _, _, _, notes = read(ONE, {"sub-1/ses-d1500": [T1, AV45]})
     late = "age of participants.tsv is taken as that of this session, 4.1 years after baseline by its label"

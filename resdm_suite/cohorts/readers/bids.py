@@ -80,7 +80,7 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
     raw = _raw_of_prepared(root, config, notes)
     tables = raw or root
     table = read_by_key(tables / "participants.tsv", "participant_id", "sub-", notes=notes)
-    scales = [_age_scale(tables / name, notes) for name in ("sessions.json", "participants.json")]
+    of_participants = _age_scale([tables / "participants.json"], notes)
     scans: list[Row] = []
     people: list[Row] = []
     for subject in (folder for folder in visible(root, "sub-*") if folder.is_dir()):
@@ -88,6 +88,8 @@ def build_manifest(root: str | Path, config: Config) -> Cohort:
             notes.append(f"{subject.name}: not in participants.tsv")
         visits, listed = _visits(subject, raw and raw / subject.name, config, notes)
         scans += listed
+        sidecars = [tables / "sessions.json", tables / subject.name / f"{subject.name}_sessions.json"]
+        scales = [_age_scale(sidecars, notes), of_participants]
         with_t1w = {scan["session"] for scan in listed if scan["target"] == "t1w"}  # nothing else is used
         for visit in visits:
             noted = notes if visit["session"] in with_t1w else []
@@ -251,12 +253,14 @@ def _scan_days(folder: Path, where: str, notes: list[str]) -> dict[str, float]:
     return days
 
 
-def _age_scale(path: Path, notes: list[str]) -> float:
-    """Years in one unit of a table's ages, by the ``Units`` of its JSON."""
-    for name, entry in (stored_json(path) or {}).items():
+def _age_scale(paths: list[Path], notes: list[str]) -> float:
+    """Years in one unit of a table's ages, by the ``Units`` of its JSON; of several the last that has the column."""
+    entries = {name.lower(): (path, entry) for path in paths for name, entry in (stored_json(path) or {}).items()}
+    for path, entry in (entries[name] for name in _NAMES["age"] if name in entries):
         unit = str(entry.get("Units", "")).lower() if isinstance(entry, dict) else ""
-        if name.lower() in _NAMES["age"] and re.fullmatch(_UNIT, unit) and unit[0] != "y":
-            notes.append(f"{path.name}: ages are in {unit}; they are changed to years")
+        if re.fullmatch(_UNIT, unit) and unit[0] != "y":
+            note = f"{path.name}: ages are in {unit}; they are changed to years"
+            notes += [note] * (note not in notes)  # one for all people
             return _UNITS[unit[0]]
     return 1.0
 
