@@ -66,9 +66,13 @@ person of the list) and ``wrong_<field>`` (the value at the other end of the lis
 TARGET_WORDS = ("suvr", "centiloid", "status", "positive", "positivity", "braak", "uptake", "visual_read")
 """Words of columns that are read from a PET: no field of a prompt unless it is ``earlier_…``, from an earlier visit."""
 
+MEASURED = ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")
+"""What preprocessing measures of a PET for ``index.csv`` and quality control."""
+
 NO_ATTRIBUTES = ("person", "session", "split", "t1w", *TRACERS, "space", "load", "stage", "severity", "progression",
-                 "reason", "flags")  # fmt: skip
-"""Columns that are no attribute of a person, and names of a phantom's truth."""
+                 "reason", "flags", "t1_correlation", *(f"present_{tracer}" for tracer in TRACERS),
+                 *(f"{tracer}_{name}" for tracer in TRACERS for name in ("tracer", *MEASURED)))  # fmt: skip
+"""Columns that are no attribute of a person, those of ``index.csv`` among them, and names of a phantom's truth."""
 
 TORCH = find_spec("torch") is not None
 """Whether torch is installed. Without it no method can be built; stored results can be read."""

@@ -17,7 +17,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from resdm.io import write_json
-from resdm.settings import TRACERS
+from resdm.settings import TRACERS, ConfigError
 from resdm_suite.anatomy import CENTRE_MM, REFERENCE, SUMMARY, Grid, brain_points, mni_map, regions
 from resdm_suite.cohorts.manifest import ManifestError, read_manifest, write_manifest
 from resdm_suite.cohorts.phantom import write_phantoms
@@ -32,7 +32,7 @@ from resdm_suite.preprocessing.scans import VolumeError, read_scan
 from resdm_suite.preprocessing.suvr import pet_on_grid
 from resdm_suite.preprocessing.t1 import check_contrast, preprocess_mri, t1_on_grid
 from resdm_suite.preprocessing.volumes import preprocess
-from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig
+from resdm_suite.profiles import CohortConfig, Config, GridConfig, PhantomConfig, PreprocessConfig, check_field
 from resdm_suite.records import NAME, RecordError, checked
 
 GRID = Grid((32, 32, 32), 6.0)
@@ -197,6 +197,9 @@ def test_files_on_disk(cohort):
     manifest = read_manifest(config.manifest)
     assert index[["person", "session"]].equals(manifest[["person", "session"]])
     assert list(pd.read_csv(config.volumes / "index.csv").columns) == list(index.columns)
+    for name in set(index) - {"age", "sex", "diagnosis", "education", "mmse"}:
+        with pytest.raises(ConfigError, match=f"'{name}'"):  # of a source, it would be lost
+            check_field(name, "prior.fields")
     array = np.load(config.volumes / "cohort.npy", mmap_mode="r")
     assert (array.dtype, array.shape) == (np.float16, (len(index), 3, *GRID.shape))
     brain, trained = mni_map("brain", GRID), {tracer: [] for tracer in TRACERS}

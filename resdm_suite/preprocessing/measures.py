@@ -7,9 +7,6 @@ from resdm.settings import TRACERS
 from resdm_suite.anatomy import Grid
 from resdm_suite.preprocessing.resampling import Scan, smooth
 
-MEASURED = ("similarity", "reference_mean", "reference_cov", "suvr_max", "clipped_percent")
-"""What preprocessing measures of a PET for ``index.csv`` and quality control."""
-
 LIMITS = {
     # measured by preprocessing
     "correlation": (0.6, np.inf),

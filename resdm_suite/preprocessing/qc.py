@@ -23,11 +23,11 @@ from resdm.settings import TRACERS
 from resdm_suite.anatomy import REFERENCE, Grid, brain_points, mni_map, regions
 from resdm_suite.cohorts.manifest import read_manifest
 from resdm_suite.paths import sidecar_path
-from resdm_suite.preprocessing.measures import MEASURED, blur, limits, measure_flags, shared_information
+from resdm_suite.preprocessing.measures import blur, limits, measure_flags, shared_information
 from resdm_suite.preprocessing.resampling import displacement
 from resdm_suite.preprocessing.scans import VolumeError, form_difference, open_image
 from resdm_suite.preprocessing.volumes import record_path, require_index, session_scans
-from resdm_suite.profiles import Config
+from resdm_suite.profiles import MEASURED, Config
 from resdm_suite.records import checked, parsing, read_json
 
 REVISION = 1

@@ -35,12 +35,12 @@ from resdm_suite.cohorts.manifest import IDENTITY, ManifestError, read_manifest,
 from resdm_suite.cohorts.tables import read_sidecar
 from resdm_suite.paths import NOT_ACQUIRED, bids_fields, bids_uri, image_path, sidecar_path, stem, write_description
 from resdm_suite.preprocessing.frames import seconds
-from resdm_suite.preprocessing.measures import MEASURED, blur, measure_flags, shared_information
+from resdm_suite.preprocessing.measures import blur, measure_flags, shared_information
 from resdm_suite.preprocessing.resampling import Scan
 from resdm_suite.preprocessing.scans import VolumeError, read_scan, read_transform
 from resdm_suite.preprocessing.suvr import pet_on_grid, units
 from resdm_suite.preprocessing.t1 import T1_UNITS, brain_only, check_contrast, read_t1, registration_errors, t1_on_grid
-from resdm_suite.profiles import Config
+from resdm_suite.profiles import MEASURED, Config
 from resdm_suite.records import alone, check_folder, read_csv, read_record, state, unchanged, write_record
 
 REVISION = 7
