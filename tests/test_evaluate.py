@@ -257,6 +257,13 @@ def test_names_and_columns_that_stand_twice_are_refused(table, folder, tmp_path,
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_of_something_else_gets_no_evaluation(table, folder, capsys):
+    before = sorted(folder.rglob("*"))
+    assert main(["evaluate", str(table), f"A={folder}", "--out", str(folder), "--quiet"]) == 2
+    assert f"{folder}: not empty and not of an earlier evaluation" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_the_grid_of_an_evaluation_is_that_of_the_first_real_pet(config, table, folder, tmp_path):
     last = pd.read_csv(table)["amyloid"].dropna().iloc[-1]
     nib.save(nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.eye(4)), config.volumes / last)

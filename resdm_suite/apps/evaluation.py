@@ -40,9 +40,9 @@ def evaluate_volumes(
     synthetic : iterable of (str, path)
         Name of a method and the folder of its volumes. None where the table names the volumes.
     out : path
-        Gets ``evaluation.html`` (tables, figures, findings), ``evaluation.ipynb``, the profile ``evaluation.yaml`` and
-        ``figures/evaluation/``: tables as CSV, Markdown and LaTeX, figures, and all numbers in
-        ``evaluation_metrics.json``.
+        New, or that of an earlier evaluation. Gets ``evaluation.html`` (tables, figures, findings), the profile
+        ``evaluation.yaml``, ``evaluation.ipynb`` and ``figures/evaluation/``: tables as CSV, Markdown and LaTeX,
+        figures, and all numbers in ``evaluation_metrics.json``.
     scale : (low, high), optional
         SUVR of the values 0 and 1; by default values are in SUVR. Files whose sidecar states a scale keep theirs.
     trained_on : path, optional
@@ -65,6 +65,8 @@ def evaluate_volumes(
     except ImportError:
         raise ConfigError("resdm evaluate runs a notebook: pip install 'resdm[notebooks]'") from None
     out, pairs = Path(out), list(synthetic)
+    if visible(out, "*") and not (out / "evaluation.yaml").is_file():  # a profile or a notebook could be replaced
+        raise EvaluationError(f"{out}: not empty and not of an earlier evaluation; give --out a new folder")
     synthetic = dict(pairs)
     if len(synthetic) < len(pairs):
         names = ", ".join(name for name, _ in pairs)
