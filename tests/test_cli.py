@@ -396,9 +396,11 @@ def test_manifest_prints_who_is_left_out_and_why(profile, tmp_path, capsys):
     assert before == stored()  # tables of the manifest that stays
 
 
-@pytest.mark.parametrize(("words", "work"), [(["report"], "report"), (["manifest", "bids"], "manifest")])
-def test_report_and_manifest_wait_for_another_process(profile, monkeypatch, words, work):
-    lock, said = FileLock(load_config(profile).work / ".locks" / f"{work}.lock"), []
+@pytest.mark.parametrize(("words", "work"), [
+    (["report"], "report"), (["manifest", "bids"], "manifest"), (["sample"], "sample ResDM"),
+])  # fmt: skip
+def test_stages_wait_for_another_process(profile, monkeypatch, words, work):
+    lock, said = FileLock(load_config(profile).work / ".locks" / f"{work.replace(' ', '_')}.lock"), []
     Path(lock.lock_file).parent.mkdir(parents=True)
     lock.acquire()
     monkeypatch.setattr(records, "print", lambda text, file: (said.append(text), lock.release()), raising=False)

@@ -24,7 +24,7 @@ from resdm_suite.evaluation.intervals import write_calibration
 from resdm_suite.evaluation.suvr import real_regional_means, regional_means, sidecar_range, to_suvr
 from resdm_suite.paths import sidecar_path, std_path
 from resdm_suite.preprocessing.dataset import CohortDataset
-from resdm_suite.profiles import READING, Config
+from resdm_suite.profiles import READING, Config, load_config
 from resdm_suite.records import NAME, alone, checked, read_csv, write_record
 
 
@@ -86,7 +86,6 @@ def synthesise_method(
     return out
 
 
-@alone("sample {name}")
 def sample_method(
     config: Config | str | Path, name: str | None = None, *, samples: int | None = None, progress: bool = True
 ) -> Path:
@@ -107,7 +106,12 @@ def sample_method(
         split, tracer, region, mean, std (over samples) and real, SUVR, of tracers that were acquired. The model folder
         gets ``calibration.json``, the intervals of `resdm synthesise`.
     """
-    name = config.uncertainty.method if name is None else name
+    config = load_config(config)
+    return _sample(config, config.uncertainty.method if name is None else name, samples, progress)
+
+
+@alone("sample {name}")  # the default's name and the same name given are one work
+def _sample(config: Config, name: str, samples: int | None, progress: bool) -> Path:
     settings, out = config.method(name), config.predictions(name, "samples")
     if READING:
         return checked(out / "regional.csv").parent
