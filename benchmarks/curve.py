@@ -52,7 +52,7 @@ def chosen(people: Sequence[str], size: int, seed: int) -> list[str]:
 
 
 def derived(source: Config, size: int, seed: int) -> Config:
-    """A profile ``curve-…`` with ``size`` of the training people of ``source``, and the steps of everyone.
+    """A profile ``curve-…`` with ``size`` of the training people of ``source``, and ResDM's steps of everyone.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def derived(source: Config, size: int, seed: int) -> Config:
         path = source.volumes / "index.csv"
         raise ValueError(f"{path}: {everyone} training people; --sizes {size} must be 2 to that many")
     keep = (index["split"] != "train") | index["person"].isin(chosen(train["person"], size, seed))
-    batch = source.training.batch_size
+    batch = source.method("ResDM").batch_size or source.training.batch_size
     steps = source.training.epochs * max(1, len(train) // batch)
     epochs = max(1, round(steps / max(1, int(keep[train.index].sum()) // batch)))
     run = replace(source.training, budget="equal_epochs", epochs=epochs, validate_every=max(1, epochs // 6))
@@ -91,19 +91,19 @@ def work(source: Config, size: int, seed: int) -> None:
 def forecast(source: Config, sizes: Sequence[int], seeds: Sequence[int], at_once: int) -> str:
     """What remains to be trained, and the time of its steps and validations on this machine."""
     from resdm.cpu_runtime import set_up
-    from resdm_suite.apps.cost import method_seconds
+    from resdm_suite.apps.cost import method_seconds, training_steps
 
     set_up(source.training)
     held_out = [len(read_index(source, split)) for split in ("validation", "test")]
     todo, seconds = 0, 0.0
     costs = {name: method_seconds(source, name) for name in METHODS if name != REFERENCE}
     for config in (derived(source, size, seed) for size in sizes for seed in seeds):
-        run, batches = config.training, max(1, len(read_index(config, "train")) // config.training.batch_size)
+        run, sessions = config.training, len(read_index(config, "train"))
         for name, (step, volume) in costs.items():
             if not (config.model(name) / "model.safetensors").is_file():
                 todo += 1
                 volumes = -(-run.epochs // run.validate_every) * held_out[0] + held_out[1]
-                seconds += run.epochs * batches * step + volumes * volume
+                seconds += training_steps(config, name, sessions) * step + volumes * volume
     return f"{todo} trainings of a network: about {about(seconds / at_once)}; starts and scores come in addition"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import ablation
 import curve
@@ -67,6 +68,8 @@ def test_parts_are_nested_by_person_with_the_steps_of_everyone(source):
         assert parts[2, seed] < parts[4, seed] < parts[7, seed]
     assert parts[4, 0] != parts[4, 1]
     assert curve.derived(source, 4, 0).methods["ResDM"].seed == 0
+    own = source.methods | {"ResDM": replace(source.methods["ResDM"], batch_size=4)}  # 2 epochs of 2 steps, or 4 of 1
+    assert curve.derived(replace(source, methods=own), 2, 2).training.epochs == 4
     cards = {(curve.derived(source, *key).volumes / "cohort.json").read_text() for key in parts}
     digests = {json.loads(card)["digest"] for card in cards}
     assert len(digests) == 5, "of everyone, both seeds have the same people"
