@@ -389,6 +389,11 @@ def test_a_row_without_a_date_has_that_of_its_visit(tmp_path):
     assert found.notes == [f"{tmp_path / name}.csv: {lost}" for name in ("DXSUM", "MMSE")]
 
 
+def test_a_pet_without_a_date_is_noted(tmp_path):
+    found = tables(tmp_path, **{AMY: HEAD + "I1,7,,2,FBP,1.2,1,0\nI2,7,2012-01-01,2,FBP,1.2,1,0\n"})
+    assert (len(found.pets), found.notes) == (1, [f"{tmp_path / AMY}.csv: 1 rows of PET have no date; not used"])
+
+
 @pytest.mark.parametrize(("name", "text", "message"), [
     (AMY, HEAD + "I1,7,2012-01-01,2,FBP,1.2,1,0\n\nI2,7,01/32/2013,2,FBP,1.2,1,0\n",
      "row 4, SCANDATE: found '01/32/2013', expected a date, YYYY-MM-DD or MM/DD/YYYY; 1 such cells are taken"),
@@ -404,7 +409,7 @@ def test_a_row_without_a_date_has_that_of_its_visit(tmp_path):
     ("MMSE", "RID,VISDATE,MMSCORE\n7,2012-01-01,31\n", "row 2, MMSCORE: found '31', expected a number from 0"),
 ])  # fmt: skip
 def test_a_cell_that_is_none_is_taken_as_missing_and_noted(tmp_path, name, text, message):
-    (note,) = tables(tmp_path, **{name: text}).notes
+    note = tables(tmp_path, **{name: text}).notes[0]
     assert note.startswith(f"{tmp_path / name}.csv: row ")
     assert message in note
 

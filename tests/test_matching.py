@@ -148,6 +148,11 @@ def test_a_source_without_any_scan_is_refused_by_name():
         assemble_manifest([], [], Config(profile="t"), "here", [], "day")
 
 
+def test_a_pet_of_another_session_without_a_day_is_the_reason():
+    frame = match_scans(heads(0) + pets((AV45, None, "ses-later")), MATCH)
+    assert frame["reason"].tolist() == ["its PET is of another session, and one of the two has no date"]
+
+
 def test_a_status_between_0_and_1_is_left_empty():
     row = EMPTY | {"person": "sub-1", "session": "ses-1", "age": 70.0, "sex": "F", "t1w": "/t1.nii.gz"}
     row |= {"amyloid": "/a.nii.gz", "amyloid_tracer": "18FAV45", "amyloid_status": 0.5}

@@ -341,7 +341,7 @@ def match_scans(scans: pd.DataFrame | Sequence[Row], match: MatchConfig, labels:
         person, session, space, t1w and, for either target, ``<target>`` (path), ``<target>_tracer``,
         ``<target>_days``: one row per T1, by person and day, and one for each person with PETs only. A T1 without a
         PET in the window has the nearest one beyond it, with its days; ``reason`` states if PETs in the window were
-        used for another T1.
+        used for another T1, or if days are not known.
     """
     order = {label: number for number, label in enumerate(labels)}
     rows: list[Row] = []
@@ -380,6 +380,8 @@ def _match_person(heads: list[Row], pets: list[Row], match: MatchConfig, order: 
                 reason = "its PET goes with a T1 that lies nearer"
             elif beyond and not match.same_visit:
                 chosen[target] = min(beyond, key=lambda pet, head=head: abs(_gap(head, pet)))
+            elif those and not match.same_visit:
+                reason = "its PET is of another session, and one of the two has no date"
         rows.append(_row(head, chosen, reason))
     return rows
 

@@ -310,6 +310,8 @@ def _pet_rows(table: Table, label: str | None, labels: dict[str, str], **columns
         "image": table.column("LONIUID").str.lstrip("IiDd"),
         "source": [f"{table.path.name} row {line}" for line in table.cells.index],
     } | columns)  # fmt: skip
+    if undated := int(frame["date"].isna().sum()):
+        table.notes.append(f"{table.path}: {undated} rows of PET have no date; not used")
     return frame.dropna(subset=["date", "tracer"])
 
 
