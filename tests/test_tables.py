@@ -302,7 +302,9 @@ def test_pivot_marks_the_best_and_leaves_empty_columns_out():
 
 
 def test_printed_numbers():
-    assert [number(v, 2) for v in (1.005, -0.5, np.nan, -np.inf, np.inf)] == ["1.00", "−0.50", "–", "−∞", "∞"]
+    assert [number(v, 2) for v in (1.005, -0.5, -0.004, np.nan, -np.inf, np.inf)] == [
+        "1.00", "−0.50", "0.00", "–", "−∞", "∞",
+    ]  # fmt: skip
     assert [p_value(v) for v in (0.0004, 0.0316, 1.0, np.nan)] == ["p < 0.001", "p = 0.032", "p = 1.000", ""]
     assert with_interval(-1.02, -1.42, -0.001, p=0.01) == "−1.02 [−1.42, 0.00] *"
     assert [with_interval(1.0, np.nan, np.nan, 1), with_interval(np.nan, np.nan, np.nan)] == ["1.0", "–"]

@@ -200,7 +200,7 @@ def number(value: float, decimals: int) -> str:
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:.{decimals}f}".replace("-", "−")
+    return f"{value:z.{decimals}f}".replace("-", "−")  # z: no negative zero
 
 
 def with_spread(mean: float, std: float, decimals: int = 2) -> str:
