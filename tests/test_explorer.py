@@ -337,6 +337,11 @@ def test_a_file_is_preprocessed_and_has_no_factual_prompt(config):
     assert shown.export().name.startswith(t1.name.removesuffix("_T1w.nii.gz"))
 
 
+def test_the_seed_may_be_any_of_a_profile(model, monkeypatch):
+    monkeypatch.setattr(model, "config", changed(model.config, seed=2**63 - 1))
+    assert Explorer(model).seed.value == 2**63 - 1
+
+
 def test_step_choices_are_those_a_method_takes():
     methods = load_config("phantom").methods
     assert step_choices(methods["ResDM"]) == list(range(1, 16))

@@ -245,7 +245,7 @@ class Explorer(widgets.VBox):
         choices = {"options": steps or [("–", None)], "index": at, "disabled": not steps}
         self.steps = widgets.SelectionSlider(**choices, description="steps", **late | narrow)
         seed = model.config.seeded(model.method).seed
-        self.seed = widgets.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **narrow)
+        self.seed = widgets.BoundedIntText(seed, 0, 2**63 - 1, description="seed", **narrow)
         self.samples = widgets.IntSlider(4, 1, 16, description="samples", **late | narrow)
         self.cuts = {
             axis: widgets.IntSlider(round(at), *map(round, FIELD_MM[axis]), description=f"{axis} (mm)", **narrow)
