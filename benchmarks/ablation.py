@@ -231,15 +231,14 @@ def verdict(low: float, high: float, margin: float) -> str:
 
 
 def costs(config: Config, seeds: Sequence[int]) -> pd.DataFrame:
-    """Steps, seconds per step, peak memory of the process and voxels of every row; medians over seeds.
+    """Steps, seconds per step and peak memory of the process of every row; medians over seeds.
 
     Seconds are the minimum: other work on the machine slows the rest.
     """
     rows = []
-    voxels = " × ".join(map(str, config.preprocess.grid.shape))
     for key, (title, *_) in ROWS.items():
         timings = pd.DataFrame([timing(config, key, seed) for seed in seeds])
-        named = {"configuration": key, "title": title, "voxels": voxels}
+        named = {"configuration": key, "title": title}
         named |= timings[["steps", "peak_memory_bytes", "parameters"]].median().to_dict()
         rows.append(named | timings[["seconds", "seconds_per_step"]].min().to_dict())
     frame = pd.DataFrame(rows)
@@ -258,7 +257,7 @@ def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
     for (key, over), title in GAINS.items():
         rows = _gains(gains, key, over)
         verdicts = [
-            f"{word} in {' and '.join(METRICS[metric][0] for metric in rows.index[rows['verdict'] == word])}"
+            f"{word} in {', '.join(METRICS[metric][0] for metric in rows.index[rows['verdict'] == word])}"
             for word in ("better", "the same", "worse", "undecided")
             if (rows["verdict"] == word).any()
         ]
@@ -278,42 +277,44 @@ def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
 def markdown(
     notice: str, cost: pd.DataFrame, values: pd.DataFrame, gains: pd.DataFrame, device: str, seeds: Sequence[int]
 ) -> str:
-    """The results as a page."""
-    titles = " | ".join(title for title, *_ in METRICS.values())
+    """The results as a page: costs by configuration; image quality and gains by metric."""
     steps, n = cost["steps"].iloc[0], values.loc[values["tracer"] == "mean", "n"].iloc[0]
-    margins = ", ".join(f"{title} {margin:g}" for title, _, margin in METRICS.values())
     lines = [
         "# The speed-ups at equal quality",
         "",
         f"{notice or 'ADNI'}. `python benchmarks/ablation.py`: ResDM of the same widths, {steps:.0f} optimiser "
         f"steps per row, the same batches, seeds {', '.join(map(str, seeds))}; one thread per training, on {device}, "
         f"torch {version('torch')}. {n} test people; means over sessions and tracers of each person. In brackets, 95 % "
-        "bootstrap intervals over people and trainings. The second table has intervals of the paired gain (positive is "
-        "better) and the gain of each training. “The same”: the interval stays above minus the margin "
-        f"({margins}). Peak memory is that of the whole process, imports included; ms a step are those of the fastest "
-        "training of a row.",
+        "bootstrap intervals over people and trainings. Gains are paired, positive is better. “The same”: the interval "
+        "stays above minus the margin. Peak memory is that of the whole process, imports included; ms a step are those "
+        "of the fastest training of a row.",
         "",
-        "| configuration | voxels | parameters (M) | steps | ms a step | × | peak (GiB) | " + titles + " |",
-        "|---|---|--:|--:|--:|--:|--:|" + "---|" * len(METRICS),
     ]
-    mean = values[values["tracer"] == "mean"].set_index(["configuration", "metric"])
-    for row in cost.to_dict("records"):
-        cells = [
-            row["title"], row["voxels"], f"{row['parameters'] / 1e6:.2f}", f"{row['steps']:.0f}",
-            f"{row['seconds_per_step'] * 1e3:.0f}", f"{row['faster']:.1f}", f"{row['peak_memory_bytes'] / 2**30:.2f}",
-        ]  # fmt: skip
-        for metric in METRICS:
-            v = mean.loc[(row["configuration"], metric)]
-            cells.append(f"{v['value']:.4g} [{v['low']:.4g}, {v['high']:.4g}]")
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| gain | over | " + titles + " |", "|---|---|" + "---|" * len(METRICS)]
-    for (key, over), title in GAINS.items():
-        records = _gains(gains, key, over).loc[list(METRICS)].to_dict("records")
-        cells = [
-            f"{v['gain']:+.2g} [{v['low']:+.2g}, {v['high']:+.2g}], {v['verdict']} ({v['by_seed']})" for v in records
-        ]
-        lines.append("| " + " | ".join([title, ROWS[over][0], *cells]) + " |")
-    return "\n".join([*lines, "", *in_words(cost, gains)]) + "\n"
+    columns = ["configuration", "parameters (M)", "steps", "ms a step", "×", "peak (GiB)"]
+    formats = {"parameters": (1e-6, ".2f"), "steps": (1, ".0f"), "seconds_per_step": (1e3, ".0f"), "faster": (1, ".1f")}
+    formats |= {"peak_memory_bytes": (2**-30, ".2f")}
+    cells = [[row["title"], *(f"{row[k] * u:{f}}" for k, (u, f) in formats.items())] for row in cost.to_dict("records")]
+    lines += _grid(columns, cells)
+    mean = values[values["tracer"] == "mean"].set_index(["metric", "configuration"])
+    cells = [
+        [title, *(_interval(mean.loc[metric, key], "value") for key in ROWS)] for metric, (title, *_) in METRICS.items()
+    ]
+    lines += _grid(["", *(title for title, *_ in ROWS.values())], cells)
+    cells = []
+    for metric, (title, _, margin) in METRICS.items():
+        compared = [_gains(gains, *pair).loc[metric] for pair in GAINS]
+        cells.append([title, f"{margin:g}", *(f"{_interval(v, 'gain')}, {v['verdict']}" for v in compared)])
+    headings = [f"{title} over {ROWS[over][0]}" for (_, over), title in GAINS.items()]
+    return "\n".join([*lines, *_grid(["gain in", "margin", *headings], cells), *in_words(cost, gains)]) + "\n"
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table with numbers to the right, and an empty one."""
+    return [f"| {' | '.join(line)} |" for line in (columns, ["---", *["--:"] * (len(columns) - 1)], *rows)] + [""]
+
+
+def _interval(row: pd.Series, value: str) -> str:
+    return f"{row[value]:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
 
 
 def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem: Path) -> None:

@@ -116,7 +116,7 @@ def test_gains_are_paired_and_positive_where_better(tmp_path):
     assert (values["high"] - values["low"]).min() > 0.5
     n = len(ablation.ROWS)
     cost = pd.DataFrame({"configuration": list(ablation.ROWS), "title": [row[0] for row in ablation.ROWS.values()],
-                         "voxels": "28 × 32 × 28", "steps": [*[1160] * (n - 1), 140], "parameters": 2.6e6,
+                         "steps": [*[1160] * (n - 1), 140], "parameters": 2.6e6,
                          "seconds_per_step": [0.5, *[0.1] * (n - 2), 0.5], "peak_memory_bytes": 2**30})  # fmt: skip
     cost["faster"] = 0.5 / cost["seconds_per_step"]
     ablation.report(tmp_path, "phantom data", cost, values, gains, [0])
