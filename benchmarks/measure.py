@@ -6,6 +6,7 @@ import contextlib
 import os
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -104,6 +103,8 @@ class MonaiUNet(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         channels = tuple(width * m for m in (1, 2, 4, 8))
+        from monai.networks.nets import DiffusionModelUNet  # here: MONAI needs three seconds
+
         self.net = DiffusionModelUNet(
             spatial_dims=3, in_channels=2, out_channels=1, channels=channels, num_res_blocks=1,
             attention_levels=(False, False, False, True), num_head_channels=channels[-1], norm_num_groups=width,
@@ -204,31 +205,27 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._outside: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = self.now = 0
+        self._known: set[int] = set()  # storages that exist, from before the block too
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the operation and record its outputs."""
-        self._note(tree_leaves((args, kwargs)), self._outside, self._alive)
+        self._note((args, kwargs), counts=False)
         out = func(*args, **(kwargs or {}))
-        self._note(tree_leaves(out), self._alive, self._outside)
-        self.peak = max(self.peak, self.now())
+        self._note(out, counts=True)
+        self.peak = max(self.peak, self.now)
         return out
 
-    def now(self) -> int:
-        """Bytes alive."""
-        return sum(nbytes for _, nbytes in self._alive.values())
+    def _note(self, tensors: Any, counts: bool) -> None:
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self._known:
+                self._known.add(key)
+                self.now += (size := storage.nbytes() * counts)
+                weakref.finalize(storage, self._forget, key, size)
 
-    def _note(self, tensors: list[Any], into: dict, other: dict) -> None:
-        for known in (into, other):
-            for key in [key for key, (storage, _) in known.items() if storage.expired()]:
-                del known[key]
-        for tensor in tensors:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in other:
-                    into.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 def warm_libraries() -> None:
@@ -386,7 +383,7 @@ def count(case: Case) -> dict[str, float]:
             together = volumes if case.together else case.people
             with autocast(replace(case, device="cpu")):
                 outputs = [_call(unet, case, together, width) for _ in range(volumes // together)]
-            saved = ledger.now()
+            saved = ledger.now
             sum(output.float().square().mean() for output in outputs).backward()
         counts = {
             "pass_gflop": forward.get_total_flops() / 1e9,

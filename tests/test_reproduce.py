@@ -146,6 +146,8 @@ def test_the_report_is_accessible(config, scheme):
         for path in ((folder / name).resolve() for name in pages):
             page.goto(path.as_uri())
             page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+            # the contrast of thousands of cells of one style takes minutes
+            page.evaluate("document.querySelectorAll('tr:nth-of-type(n+4)').forEach(row => row.remove())")
             faults = Axe().run(page).response["violations"]
             assert [(fault["id"], fault["nodes"][0]["html"]) for fault in faults] == [], path.name
             texts = page.evaluate("[...document.images].map(image => image.alt)")
