@@ -123,13 +123,13 @@ def test_print(fourth):
     assert shown["AUC − ResDM"] == "–"
     row = rows.loc[("planted", "ResDM", "amyloid", "auc_adjusted")]
     assert shown["AUC at equal age and sex (%) ↑"] == with_interval(*row[["mean", "ci_low", "ci_high"]], 1)
-    held_out = cells(fourth.blocks[-1], "Cut-off label: Real PET")
+    held_out = cells(fourth.blocks[-1], "Cut-off label: real PET")
     assert held_out["tau status AUC (%) ↑"] == "88.00 ± 1.58"  # 86 … 90
 
 
 def test_best_is_bold_and_real_pet_is_no_rival(fourth):
     block = block_of(fourth, "Planted status: mean over the folds")
-    bounds = [i for i, row in enumerate(block.rows) if row[0] in ("Real PET", "Ceiling", "Ceiling's posterior")]
+    bounds = [i for i, row in enumerate(block.rows) if row[0] in ("real PET", "ceiling", "ceiling's posterior")]
     assert len(bounds) == 3
     assert not {i for i, _ in block.best} & set(bounds)
     for j in range(1, len(block.columns)):
@@ -256,7 +256,7 @@ def test_a_handful_of_people_without_controls_is_drawn_without_intervals(people,
 
 def test_the_roc_figure_has_few_curves_and_the_best_other_method(drawn):
     labels = [label.partition(":")[0] for label in drawn["figure"].axes[0].get_legend_handles_labels()[1]][::-1]
-    assert labels == ["Real PET", "Ceiling", "ResDM", "DDPM", "linear", "MRI alone", "Age and sex alone"]
+    assert labels == ["real PET", "ceiling", "ResDM", "DDPM", "linear", "MRI alone", "age and sex alone"]
     assert "Table 4 has all sources" in drawn["figure"].caption
 
 

@@ -21,7 +21,7 @@ from resdm_suite.evaluation.statistics import by_person
 from resdm_suite.evaluation.subgroups import worst_groups
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, read_json
-from resdm_suite.reporting.diagnosis import NAMES
+from resdm_suite.reporting.diagnosis import SUBGROUP_NAMES
 from resdm_suite.reporting.provenance import read_result
 from resdm_suite.reporting.tables import number, p_value, with_interval
 
@@ -127,7 +127,7 @@ def _groups(groups: pd.DataFrame) -> list[tuple[str, ...]]:
     """Rows of the table of the worst groups."""
     rows = []
     for row in groups.itertuples():
-        name, digits = f"{NAMES[row.quantity]} ({row.unit})", 3 if row.quantity == "error" else 1
+        name, digits = f"{SUBGROUP_NAMES[row.quantity]} ({row.unit})", 3 if row.quantity == "error" else 1
         value = with_interval(row.value, row.low, row.high, digits)
         group = f"{row.axis}: {row.group} (n = {row.n})"
         rows.append((row.tracer, name, number(row.all, digits), group, value, p_value(row.p_holm)))

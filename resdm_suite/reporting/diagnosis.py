@@ -14,14 +14,13 @@ from resdm_suite.reporting.style import method_label
 NAMES = {
     "amyloid": "Aβ status", "tau": "tau status", "auc_mean_score": "AUC (%) ↑",
     "auc_adjusted": "AUC at equal age and sex (%) ↑", "brier": "Brier ↓",
-    "real": "Real PET", "template": "Mean template", "ceiling": "Ceiling", "posterior": "Ceiling's posterior",
-    "mri": "MRI alone", "age_sex": "Age and sex alone", "majority": "Always the more frequent class",
-    "all": "Everyone positive", "psnr": "PSNR, brain", "error": "summary error", "auc": "AUC of status",
+    "real": "real PET", "posterior": "ceiling's posterior", "mri": "MRI alone", "age_sex": "age and sex alone",
+    "majority": "always the more frequent class", "all": "everyone positive",
 }  # fmt: skip
 """Printed names of sources, tracers and metrics of Table 4."""
 
 JOINT_NAMES = NAMES | {
-    "majority": "Always the most frequent profile", "acc": "ACC (%) ↑", "balanced": "balanced ACC (%) ↑",
+    "majority": "always the most frequent profile", "acc": "ACC (%) ↑", "balanced": "balanced ACC (%) ↑",
     "kappa": "κ ↑", "A": "A alone", "T": "T alone", "AT": "A/T, four profiles", "ATN": "A/T/N, eight profiles",
 }  # fmt: skip
 """Printed names of sources, metrics and sets of markers in the table of joint profiles."""
@@ -138,7 +137,8 @@ def joint_pages(frame: pd.DataFrame) -> list[tables.Block]:
 
 
 SUBGROUP_UNITS = {"psnr": "dB", "error": "SUVR", "auc": "%"}
-"""Quantities that are compared between subgroups, and their units."""
+SUBGROUP_NAMES = {"psnr": "PSNR, brain", "error": "summary error", "auc": "AUC of status"}
+"""Quantities that are compared between subgroups: units and printed names."""
 
 
 def subgroup_pages(frame: pd.DataFrame) -> list[tables.Block]:
@@ -147,7 +147,7 @@ def subgroup_pages(frame: pd.DataFrame) -> list[tables.Block]:
         return [tables.text_block({"Group": ["no two groups with enough people"]})]
     blocks, head = [], {"names": tables.TRACER_NAMES | {"mri": NAMES["mri"]}}
     for quantity, part in frame.groupby("quantity", sort=False):
-        digits, title = (3 if quantity == "error" else 1), f"{NAMES[quantity]} ({SUBGROUP_UNITS[quantity]})"
+        digits, title = (3 if quantity == "error" else 1), f"{SUBGROUP_NAMES[quantity]} ({SUBGROUP_UNITS[quantity]})"
         texts = tables.interval_texts(part, ["value", "low", "high"], digits)
         part = part.assign(row=part["axis"] + ": " + part["group"], text=texts)
         part["text"] += " (" + part["n"].astype(str) + ")"

@@ -50,7 +50,7 @@ TITLES = {
     **TRACER_NAMES, "mae": "MAE (%) ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM (%) ↑", "auc": "AUC (%) ↑",
     "acc": "ACC (%) ↑", "f1": "F1 (%) ↑", "brain": "Inside the brain", "whole": "Whole grid (0 outside the brain)",
     "as_published": "as published (no global, no linear path)", "per_tracer": "one model per tracer",
-    "linear_path": "linear path alone",
+    "linear_path": "linear path",
 }  # fmt: skip
 """Printed names of tracers, metrics, regions and methods."""
 
