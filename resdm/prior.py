@@ -39,7 +39,7 @@ class PriorConfig:
 
     weights: str = "openai"  # "openai", a path of a weights file, or "none" (see tower)
     tower: TowerConfig | None = None  # None: ViT-B/32
-    context: Literal["tokens", "pooled"] = "tokens"  # pooled: Eq. 5 to the letter, one key: see docs of prior.py
+    context: Literal["tokens", "pooled"] = "tokens"  # pooled: Eq. 5 to the letter, one key; see the head of this file
     fields: tuple[str, ...] = ("age", "sex")  # of the prompt in addition to the tracer: columns of the manifest
     dropout: float = 0.0  # chance of leaving each field out of a training prompt
     dim: int = 256  # of the projected text

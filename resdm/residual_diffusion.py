@@ -94,7 +94,7 @@ class PriorGuided(Method):
         return self.prior(prompts(self.prior.mask_fields(prior)))
 
     def predict(self, x_t: Tensor, mri: Tensor, t: Tensor, context: Tensor, estimate: Tensor | None = None) -> Tensor:
-        """x̂_0 (B, 2, X, Y, Z) of both tracers in one pass, from x_t (B, 2, X, Y, Z), MRI (B, 1, X, Y, Z), steps (B,),
+        """x̂_0 (B, 2, X, Y, Z) of both tracers in one pass, from x_t (B, 2, X, Y, Z), MRI (B, 1, X, Y, Z), t (B,),
         context (2B, tokens, dim) and, with a linear path, its `estimate` (B, 2, X, Y, Z).
         """  # noqa: D205
         n = len(TRACERS)

@@ -211,7 +211,7 @@ def _build(hint: Any, value: Any) -> Any:
 
 
 ADDED = {"added": True}
-"""Metadata of a field that an older revision had not: its default is not stored, so digests of older runs stay."""
+"""Metadata of a field that older revisions did not have: its default is not stored, so digests of older runs stay."""
 
 
 def to_dict(config: Any) -> Any:

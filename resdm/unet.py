@@ -36,8 +36,8 @@ class NetworkConfig:
     norm_groups: int = 32  # of every GroupNorm; fewer where they do not divide the channels
     dropout: float = 0.0
     stem: Literal["haar", "none"] = "none"  # haar: orthonormal, 8 channels at half resolution
-    global_path: bool = True  # additions to the paper, see resdm.layers.paths: the coarse MRI scales
-    linear_path: bool = False  # and shifts every block; the network corrects a linear estimate, for small grids
+    global_path: bool = True  # addition (resdm.layers.paths): the coarse MRI scales and shifts every block
+    linear_path: bool = False  # addition, for small grids: the network corrects a linear estimate of the PET
     fused_upsampling: bool = True  # nearest and convolution in one call: other last bits, a third of the work
     checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory, a third more work
 

@@ -193,15 +193,15 @@ class LinearPath(CoarseMRI):
         return torch.cat([sentences.new_ones(len(sentences), 1), (sentences - mean) @ axes.T], 1)
 
     @torch.no_grad()
-    def forward(self, mri: Tensor, sentences: Tensor, sessions: Tensor | None = None) -> Tensor:
+    def forward(self, mri: Tensor, sentences: Tensor, rows: Tensor | None = None) -> Tensor:
         """Both PETs (B, 2, X, Y, Z) of MRI (B, 1, X, Y, Z) and sentence features (B, features).
 
-        ``sessions`` (B,) are rows of the fit, during training: their estimate comes from the fit without the person.
+        ``rows`` (B,), in training: the sessions' rows in the fit; their estimate comes from a fit without the person.
         """
         with torch.autocast(mri.device.type, enabled=False):  # sums of many terms
             text = torch.einsum("bk, ckv -> bcv", self.design(sentences), self.sentence)
-            if sessions is not None and self.left_out is not None:
-                return self._grid(text + self.left_out[sessions])
+            if rows is not None and self.left_out is not None:
+                return self._grid(text + self.left_out[rows])
             scores = torch.einsum("bk, cnk -> bcn", self.coarse(mri), self.basis)
             return self._grid(text + torch.einsum("bcn, cnv -> bcv", scores, self.writes))
 
