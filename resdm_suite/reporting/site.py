@@ -302,7 +302,7 @@ def _items(config: Config, stems: list[str], files: list[str]) -> list[dict[str,
 def _item(config: Config, stem: str, files: list[str]) -> dict[str, Any]:
     """A result: the figure, or the first block of the table; everything else is folded."""
     by_suffix = {name.rpartition(".")[2]: name for name in files if name.partition(".")[0] == stem}
-    title, shown, rest = stem.replace("_", " ").capitalize(), "", ""
+    title, shown, rest = re.sub(r"^(table|figure)(?=\d)", r"\1 ", stem.replace("_", " ")).capitalize(), "", ""
     if "md" in by_suffix:
         title, shown, rest = _table(config.figures / by_suffix["md"], config.notice)
     elif "csv" in by_suffix:
@@ -345,9 +345,20 @@ def _without_empty_headings(html: str) -> str:
 
 
 def _scrolling(table: str) -> str:
-    """A table that may be wider than the page: it scrolls, by the keyboard too. Sentences are wrapped, numbers not."""
+    """A table that may be wider than the page: it scrolls, by the keyboard too.
+
+    Where it is too wide, sentences are wrapped; numbers only before an interval and after a comma outside of it.
+    """
     sentences = any(len(cell) > 60 for cell in re.findall(r"<td[^>]*>([^<]*)", table))
+    if not sentences:
+        table = re.sub(r"(?<=>)−?\d[^<>]+(?=</(?:td|strong)>)", _unbroken, table)
     return f'<div class="table{" long" if sentences else ""}" tabindex="0">{table}</div>'
+
+
+def _unbroken(cell: re.Match[str]) -> str:
+    """``0.59 [0.25, 0.94] *`` with one space left at which a line may end, that before the bracket."""
+    text = re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell[0])
+    return re.sub(r"(?<!,) (?!\[)", "\N{NO-BREAK SPACE}", text)
 
 
 def _csv(path: Path, **options: Any) -> pd.DataFrame:
