@@ -434,8 +434,9 @@ _command("train", "train methods, or continue interrupted trainings", "phantom R
 _command("predict", "synthesise and score the people of a split with trained methods",
          "phantom ResDM --condition no_age", _predict, PROFILE, METHODS, QUIET,
          _argument("--condition", type=_condition, action="append",
-                   help="content of the prompt; may be repeated (default: factual)"),
-         _argument("--split", default="test", choices=["test", "validation", "train"]),
+                   help="content of the prompt, such as no_age; may be repeated (default: factual)"),
+         _argument("--split", default="test", choices=["test", "validation", "train"],
+                   help="whom to synthesise (default: test)"),
          _argument("--shard", type=_shard, default=(1, 1), metavar="I/N",
                    help="make part I of N of the people, unscored; when all are made, run without it to score"))
 _command("ceiling", "estimate the test people's PET from the phantoms' truth: least expected squared error",
@@ -476,7 +477,8 @@ _command("page", "write a web page that synthesises PET in the browser; nothing 
          TRUST, QUIET)
 _command("evaluate", "compare synthetic PET of any tool with real PET: tables, figures and a page",
          "scans.csv Ours=predictions/ours GAN=predictions/gan --out evaluated", "apps.evaluation:evaluate_volumes",
-         _argument("table", type=Path, metavar="CSV", help="person, age, sex, amyloid, tau (real PET); see docs"),
+         _argument("table", type=Path, metavar="CSV",
+                   help="person, age, sex, amyloid, tau (real PET); see docs/evaluate.md"),
          _argument("synthetic", type=_named_folder, nargs="*", metavar="NAME=FOLDER", help="volumes of a method"),
          _argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder"),
          _argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"),
@@ -504,7 +506,7 @@ _command("archive", "write an RO-Crate (zip) of tables, figures, the profile and
          "phantom", "apps.archive:archive", PROFILE,
          _argument("--out", type=Path, metavar="ZIP", help="the file (default: in work/PROFILE)"),
          _argument("--for-reading", action="store_true",
-                   help="phantoms: what the analysis notebooks read, so that they run without torch (see docs)"))
+                   help="phantoms: what the analysis notebooks read without torch, see docs/commands.md"))
 _command("check", "validate a profile, list its settings and files, and compare these with their records",
          "mine --deep", _check, PROFILE,
          _argument("--deep", action="store_true", help="read every file, also where its time has not changed"),
