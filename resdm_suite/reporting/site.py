@@ -254,7 +254,8 @@ def _write_notebooks(pages: list[Page], folder: Path) -> None:
         nav = Markup(" ").join(Markup('<a href="{}">{}</a>').format(href, name) for name, href in links)
         resources = {"metadata": {"name": page.title}, "resdm_nav": nav}
         html, _ = exporter.from_notebook_node(notebook, resources)
-        html = _without_empty_headings(html).replace("<table", '<table tabindex="0"')  # they scroll where they are wide
+        html = _unbroken(_without_empty_headings(html))
+        html = html.replace("<table", '<table tabindex="0"')  # they scroll where they are wide
         (folder / f"{page.path.stem}.html").write_text(html, encoding="utf-8", newline="\n")
 
 
@@ -351,14 +352,15 @@ def _scrolling(table: str) -> str:
     """
     sentences = any(len(cell) > 60 for cell in re.findall(r"<td[^>]*>([^<]*)", table))
     if not sentences:
-        table = re.sub(r"(?<=>)−?\d[^<>]+(?=</(?:td|strong)>)", _unbroken, table)
+        table = _unbroken(table)
     return f'<div class="table{" long" if sentences else ""}" tabindex="0">{table}</div>'
 
 
-def _unbroken(cell: re.Match[str]) -> str:
-    """``0.59 [0.25, 0.94] *`` with one space left at which a line may end, that before the bracket."""
-    text = re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell[0])
-    return re.sub(r"(?<!,) (?!\[)", "\N{NO-BREAK SPACE}", text)
+def _unbroken(html: str) -> str:
+    """Cells such as ``0.59 [0.25, 0.94] *`` with one space left at which a line may end, that before the bracket."""
+    space, cell = "\N{NO-BREAK SPACE}", r"(?<=>)−?\d[^<>]+(?=</(?:td|strong)>)"
+    inside = re.compile(r"\[[^\]]*\]|(?<!,) (?!\[)")
+    return re.sub(cell, lambda found: inside.sub(lambda part: part[0].replace(" ", space), found[0]), html)
 
 
 def _csv(path: Path, **options: Any) -> pd.DataFrame:
