@@ -228,9 +228,9 @@ def _blocks(result: Uncertainty) -> tuple[tables.Block, ...]:
     for unit, title in titles.items():
         rows, title = covered[covered["unit"] == unit], f"Coverage of nominal intervals, {title}"
         blocks.append(tables.pivot(rows, "predictor", ["tracer", "level"], {"{}": "text"}, title=title, **head))
-    shown = result.likelihood.assign(one="", nll=[tables.number(value, 2) for value in result.likelihood["nll"]])
+    shown = result.likelihood.assign(one="", nll=[tables.number(value, 3) for value in result.likelihood["nll"]])
     shown["place"] = shown["tracer"].map(tables.TRACER_NAMES) + ", " + shown["unit"]
-    shown["gain"] = np.where(shown["predictor"] == "map", "–", tables.interval_texts(shown, ends_of("gain")))
+    shown["gain"] = np.where(shown["predictor"] == "map", "–", tables.interval_texts(shown, ends_of("gain"), 3))
     cells = {"NLL": "nll", "gain over map": "gain"}
     blocks.append(tables.pivot(shown, "predictor", ["place", "one"], cells, title="Likelihood", **head))
     ranked = result.ranking.assign(one="")
