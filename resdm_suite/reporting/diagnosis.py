@@ -11,16 +11,14 @@ from resdm_suite.evaluation.status import CLASSIFICATION
 from resdm_suite.reporting import tables
 from resdm_suite.reporting.style import method_label
 
-NAMES = {
+NAMES = tables.SOURCE_NAMES | {
     "amyloid": "Aβ status", "tau": "tau status", "auc_mean_score": "AUC (%) ↑",
     "auc_adjusted": "AUC at equal age and sex (%) ↑", "brier": "Brier ↓",
-    "real": "real PET", "posterior": "ceiling's posterior", "mri": "MRI alone", "age_sex": "age and sex alone",
-    "majority": "always the more frequent class", "all": "everyone positive",
 }  # fmt: skip
 """Printed names of sources, tracers and metrics of Table 4."""
 
-JOINT_NAMES = NAMES | {
-    "majority": "always the most frequent profile", "acc": "ACC (%) ↑", "balanced": "balanced ACC (%) ↑",
+JOINT_NAMES = NAMES | tables.PROFILE_SOURCE_NAMES | {
+    "acc": "ACC (%) ↑", "balanced": "balanced ACC (%) ↑",
     "kappa": "κ ↑", "A": "A alone", "T": "T alone", "AT": "A/T, four profiles", "ATN": "A/T/N, eight profiles",
 }  # fmt: skip
 """Printed names of sources, metrics and sets of markers in the table of joint profiles."""

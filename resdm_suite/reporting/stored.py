@@ -15,8 +15,6 @@ from resdm_suite.evaluation.statistics import by_person, ends_of
 from resdm_suite.profiles import Config
 from resdm_suite.records import RecordError, checked
 from resdm_suite.reporting import tables
-from resdm_suite.reporting.diagnosis import JOINT_NAMES
-from resdm_suite.reporting.diagnosis import NAMES as SOURCE_NAMES
 from resdm_suite.reporting.printed import NAMES, OUTPUTS, Pair, pairs, printed_values, read_claims, sign
 from resdm_suite.reporting.provenance import altered
 from resdm_suite.reporting.tables import REFERENCE_METHOD, number
@@ -207,7 +205,8 @@ class Comparison:
 
     def __str__(self) -> str:
         better, worse, tracer, metric = self.pair
-        names = tables.TITLES | (JOINT_NAMES if tracer in ("AT", "ATN") else SOURCE_NAMES) | _SUBJECTS
+        sources = tables.PROFILE_SOURCE_NAMES if tracer in ("AT", "ATN") else tables.SOURCE_NAMES
+        names = tables.TITLES | sources | _SUBJECTS
         against = f"{names.get(better, better)} against {names.get(worse, worse)}"
         test = f", {p}" if (p := tables.p_value(self.p)) else ""
         return f"{NAMES[tracer]} {NAMES[metric]}, {against}: {self.text} {ends(self.low, self.high)}{test}"

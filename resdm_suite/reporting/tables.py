@@ -54,6 +54,13 @@ TITLES = {
 }  # fmt: skip
 """Printed names of tracers, metrics, regions and methods."""
 
+SOURCE_NAMES = {
+    "real": "real PET", "posterior": "ceiling's posterior", "mri": "MRI alone", "age_sex": "age and sex alone",
+    "majority": "always the more frequent class", "all": "everyone positive",
+}  # fmt: skip
+PROFILE_SOURCE_NAMES = SOURCE_NAMES | {"majority": "always the most frequent profile"}
+"""Printed names of the other sources of a status, and of an A/T/(N) profile."""
+
 QUALITY_COLUMNS = [
     "method", "tracer", "region", "metric", "unit", "mean", "std", "n", "sessions", "trainings", "seed_std", "paper",
     "paper_std", "ci_low", "ci_high",
