@@ -40,7 +40,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], Precision | None]] = {
     "full": ("full resolution", _FULL, None),
     "haar": ("+ Haar stem", _HAAR, None),
     "upsampling": ("+ fused upsampling", _FUSED, None),
-    "bf16": ("that in bfloat16", _FUSED, "bf16-mixed"),
+    "bf16": ("+ bfloat16", _FUSED, "bf16-mixed"),
     "full_time": ("full resolution, equal time", _FULL, None),
 }
 """Name → title, the network's settings, precision (None: the profile's)."""
@@ -56,7 +56,7 @@ GAINS = {
     for pair, title in {
         ("haar", "full"): "+ Haar stem",
         ("upsampling", "full"): "+ fused upsampling",
-        ("bf16", "full"): "that in bfloat16",
+        ("bf16", "full"): "+ bfloat16",
         ("bf16", "upsampling"): "bfloat16 alone",
         ("upsampling", "full_time"): "+ fused upsampling, at equal time",
     }.items()
@@ -256,17 +256,14 @@ def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
     lines, cost = [], cost.set_index("configuration")
     for (key, over), title in GAINS.items():
         rows = _gains(gains, key, over)
-        verdicts = [
-            f"{word} in {', '.join(METRICS[metric][0] for metric in rows.index[rows['verdict'] == word])}"
-            for word in ("better", "the same", "worse", "undecided")
-            if (rows["verdict"] == word).any()
-        ]
-        no_loss = rows["verdict"].isin(["better", "the same"]).all()
+        words = [word for word in ("better", "the same", "worse", "undecided") if (rows["verdict"] == word).any()]
+        named = {
+            word: ", ".join(METRICS[metric][0] for metric in rows.index[rows["verdict"] == word]) for word in words
+        }
+        found = f"{words[0]} throughout" if len(words) == 1 else "; ".join(f"{word} in {named[word]}" for word in words)
         lines.append(
             f"- **{title}** against {ROWS[over][0]} ({cost.loc[key, 'faster']:.1f} times as fast a step as full "
-            f"resolution; {cost.loc[key, 'steps']:.0f} steps "
-            f"against {cost.loc[over, 'steps']:.0f}): {'the same or better throughout: ' if no_loss else ''}"
-            f"{'; '.join(verdicts)}."
+            f"resolution; {cost.loc[key, 'steps']:.0f} steps against {cost.loc[over, 'steps']:.0f}): {found}."
         )
     return lines
 
@@ -297,13 +294,14 @@ def markdown(
     lines += _grid(columns, cells)
     mean = values[values["tracer"] == "mean"].set_index(["metric", "configuration"])
     cells = [
-        [title, *(_interval(mean.loc[metric, key], "value") for key in ROWS)] for metric, (title, *_) in METRICS.items()
+        [title, *(_interval(mean.loc[metric, key], "value", 4) for key in ROWS)]
+        for metric, (title, *_) in METRICS.items()
     ]
     lines += _grid(["", *(title for title, *_ in ROWS.values())], cells)
     cells = []
     for metric, (title, _, margin) in METRICS.items():
         compared = [_gains(gains, *pair).loc[metric] for pair in GAINS]
-        cells.append([title, f"{margin:g}", *(f"{_interval(v, 'gain')}, {v['verdict']}" for v in compared)])
+        cells.append([title, f"{margin:g}", *(f"{_interval(v, 'gain', 2)}, {v['verdict']}" for v in compared)])
     headings = [f"{title} over {ROWS[over][0]}" for (_, over), title in GAINS.items()]
     return "\n".join([*lines, *_grid(["gain in", "margin", *headings], cells), *in_words(cost, gains)]) + "\n"
 
@@ -313,8 +311,8 @@ def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (columns, ["---", *["--:"] * (len(columns) - 1)], *rows)] + [""]
 
 
-def _interval(row: pd.Series, value: str) -> str:
-    return f"{row[value]:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+def _interval(row: pd.Series, value: str, digits: int) -> str:
+    return f"{row[value]:.{digits}g} [{row['low']:.{digits}g}, {row['high']:.{digits}g}]"
 
 
 def draw(cost: pd.DataFrame, gains: pd.DataFrame, notice: str, device: str, stem: Path) -> None:

@@ -19,7 +19,7 @@ from resdm_suite.evaluation.classification import auc
 from resdm_suite.evaluation.statistics import percentile_interval, person_resamples, with_ends
 
 LIMIT = 0.8
-"""Lower end of the AUC's 95 % interval above which a model is not shared without consent.
+"""Lower end of the AUC's 95 % interval above which a model is shared with ``--accept-memorisation`` only.
 
 For normally distributed errors this is a distance of 1.2 standard deviations between training and other people: with
 equal numbers of both, the attacker is right in 72 % of cases, and an AUC of 0.5 would be 50 %. The limit was set when

@@ -148,7 +148,7 @@ def open_image(path: Path, *, header_only: bool = False) -> nib.spatialimages.Sp
         if not header_only:
             _check_size(image)
     except FileNotFoundError as error:
-        remedy = "correct its path in the manifest, or copy the scan there"
+        remedy = "correct its path in the table, or copy the scan there"
         raise VolumeError(f"{Path(error.filename or path)}: no such file; {remedy}") from None
     except Exception as error:  # a broken header raises whatever nibabel, numpy or zlib meet first
         raise _unreadable(path, error) from None

@@ -31,8 +31,8 @@ UNUSABLE = (LookupError, ValueError, TypeError)
 NOTE = (
     "ResDM minus the other over test people, with the 95 % interval; n = {n}. Image quality: PSNR inside the brain; "
     "1 dB more is a fifth less squared error. Status{target}: AUC, the chance that a positive person scores higher "
-    "than a negative one; 50 % is guessing. p: Wilcoxon signed-rank test over people, Holm-corrected. No difference is "
-    "shown where the interval covers zero or p ≥ 0.05."
+    "than a negative one; 50 % is guessing. p: two-sided Wilcoxon signed-rank test over people, Holm-corrected. No "
+    "difference is shown where the interval covers zero or p ≥ 0.05."
 )
 
 
