@@ -11,6 +11,7 @@ import tomllib
 from importlib import import_module, metadata
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from conftest import ROOT, git_files, run
@@ -234,6 +235,12 @@ class TestNotebooks:
             if callable(function) and not any(isinstance(value, ast.Starred) for value in node.args):
                 keywords = {word.arg: None for word in node.keywords if word.arg}
                 inspect.signature(function).bind_partial(*node.args, **keywords)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_line_by_line(path):
+    """As Jupyter writes it: a change shows the lines that changed."""
+    assert path.read_text(encoding="utf-8") == nbformat.writes(nbformat.read(path, nbformat.NO_CONVERT)) + "\n"
 
 
 def test_nothing_large_and_no_path_of_a_machine_is_tracked():
