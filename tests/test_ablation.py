@@ -99,6 +99,8 @@ def test_numbers_by_hand_with_one_seed(single, third):
             else:
                 assert row[f"{prefix}_difference"] == pytest.approx((values[name] - values[other]).mean())
                 assert row[f"{prefix}_p"] == pytest.approx(against[prefix, name])
+    titles = [f"Inside the brain: {tracer}{end}" for tracer in ("Aβ-PET", "tau-PET") for end in ("", ", Δ to ResDM")]
+    assert [block.title for block in third.blocks[:4]] == titles
     text = third.markdown()
     assert "One training per row" in text
     assert "between trainings" not in text

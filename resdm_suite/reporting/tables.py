@@ -348,6 +348,8 @@ def is_best(frame: pd.DataFrame, by: Sequence[str], row: str = "method", without
 def quality_blocks(frame: pd.DataFrame, changes: Mapping[str, str], head: str = "Method") -> list[Block]:
     """The pages of Tables 2 and 3: by tracer inside the brain, the whole grid, the printed values, the trainings.
 
+    The first of ``changes`` stands beside the values, others have blocks of their own.
+
     Parameters
     ----------
     frame : DataFrame
@@ -366,11 +368,15 @@ def quality_blocks(frame: pd.DataFrame, changes: Mapping[str, str], head: str = 
     frame = frame.assign(**texts)
     brain, whole = frame[frame["region"] != "whole"], frame[frame["region"] == "whole"]
     repeated, printed = brain[brain["trainings"] > 1], frame[frame["paper"].notna()]
-    cells, both = {"{}": "mean"} | {label: label for label in changes}, ["tracer", "metric"]
+    (first, *others), both = changes, ["tracer", "metric"]
     blocks = []
     for tracer, part in brain.groupby("tracer"):
         title = f"Inside the brain: {TRACER_NAMES[tracer]}"
+        cells = {"{}": "mean", first: first}
         blocks.append(pivot(part, "method", ["metric"], cells, title=title, head=head, best="best"))
+        blocks += [
+            pivot(part, "method", ["metric"], {"{}": label}, title=f"{title}, {label}", head=head) for label in others
+        ]
     blocks.append(pivot(whole, "method", both, {"{}": "mean"}, title=TITLES["whole"], head=head, best="best"))
     spread = "Inside the brain: standard deviation of the mean between trainings"
     for part, text, title in ((printed, "printed", "Printed in the paper"), (repeated, "trained", spread)):
