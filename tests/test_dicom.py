@@ -123,7 +123,8 @@ def test_people_and_columns_that_are_there_stay(tmp_path):
     write_t1(tmp_path / "first" / "b", T1)
     convert_people(tmp_path / "first", tmp_path / "out", progress=False)
     tables = {
-        "participants": ("participant_id\tsex\teducation\nsub-b\tn/a\t16\n", "sub-b\tF\t16\nsub-c\tF\tn/a\n"),
+        "participants": ("participant_id\tsex\teducation\nx\tM\t9\nsub-b\tn/a\t16\n",
+                         "sub-b\tF\t16\nsub-c\tF\tn/a\nsub-x\tM\t9\n"),
         "sub-b/sub-b_sessions": ("session_id\tage\tmmse\nses-1\t70.5\t29\n", "ses-1\t1900-01-01T00:00:00\t70.5\t29\n"),
         "sub-b/ses-1/sub-b_ses-1_scans": ("filename\tnote\nanat/sub-b_ses-1_T1w.nii.gz\tgood\n",
                                           "anat/sub-b_ses-1_T1w.nii.gz\t1900-01-01T00:00:00\tgood\n"),

@@ -282,7 +282,7 @@ def convert_people(folder: str | Path, out: str | Path, *, t1w: str = T1W, progr
                 rows.append(_convert_person(place, out / label, re.compile(t1w, re.IGNORECASE), notes))
             except DicomError as error:
                 failures.append(str(error))
-        _write_table(out / "participants.tsv", ["participant_id", "sex"], rows, notes)
+        _write_table(out / "participants.tsv", "sub-", ["participant_id", "sex"], rows, notes)
     if failures:
         done = f"{len(rows)} of {len(people)} people are converted; correct the others and run the same command again"
         raise DicomError("\n".join([*failures, done]))
@@ -290,14 +290,16 @@ def convert_people(folder: str | Path, out: str | Path, *, t1w: str = T1W, progr
     return "\n".join([*notes, f"{images} images of {len(rows)} people in {out}; next: resdm manifest bids PROFILE"])
 
 
-def _write_table(path: Path, columns: list[str], rows: list[dict[str, str]], notes: list[str]) -> None:
+def _write_table(path: Path, prefix: str, columns: list[str], rows: list[dict[str, str]], notes: list[str]) -> None:
     """Write a table of BIDS, its key first; filled cells, rows and columns of the one that is there stay."""
-    key, new = columns[0], {row[columns[0]]: row for row in rows}
-    stored = read_by_key(path, key, notes=notes)
-    filled = {name: {column: text for column, text in cells.items() if text} for name, cells in stored.items()}
-    known = [{key: name} | new.pop(name, {}) | cells for name, cells in filled.items()] + list(new.values())
-    columns = dict.fromkeys([*columns, *(column for cells in stored.values() for column in cells)])
-    write_csv(path, pd.DataFrame(known, columns=[*columns]).fillna("").replace("", "n/a"), separator="\t")
+    key, known = columns[0], {row[columns[0]]: row for row in rows}
+    for name, cells in read_by_key(path, key, prefix, notes=notes).items():
+        known[name] = {key: name} | known.get(name, {}) | {column: text for column, text in cells.items() if text}
+        columns = [*columns, *(column for column in cells if column not in columns)]
+    # ses-10 after ses-2
+    names = sorted(known, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
+    table = pd.DataFrame([known[name] for name in names], columns=columns)
+    write_csv(path, table.fillna("").replace("", "n/a"), separator="\t")
 
 
 def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -> dict[str, str]:
@@ -315,6 +317,7 @@ def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -
     days += [pd.NaT] * bool(undated or not days)
     notes += [f"{place}: {text} has no date; it is put in a session of its own, ses-{len(days)}, without day and age"
               for text in undated]  # fmt: skip
+    times = ["n/a" if pd.isna(day) else f"{_FIRST_DAY + (day - days[0]):%Y-%m-%d}T00:00:00" for day in days]
     sessions, scans = [], {number: [] for number in range(len(days))}
     taken: Counter[str] = Counter()
     for series in used:
@@ -331,21 +334,17 @@ def _convert_person(place: Path, out: Path, t1w: re.Pattern, notes: list[str]) -
         elif stored.get("SeriesDigest", series.digest) != series.digest:
             fault = f"{image} is of another series, since scans were added or removed"
             raise DicomError(f"{place}: {fault}; delete {out} and run the same command again")
-        scans[number].append({"filename": name, "acq_time": _shifted(days[number], days[0])})
+        scans[number].append({"filename": name, "acq_time": times[number]})
     for number, rows in scans.items():
         session = f"ses-{number + 1}"
         same = [series.age for series in used if series.day == days[number] or len(days) == 1]
         age = next((age for age in same if age != "n/a"), "n/a")
-        sessions.append({"session_id": session, "acq_time": _shifted(days[number], days[0]), "age": age})
+        sessions.append({"session_id": session, "acq_time": times[number], "age": age})
         if rows:
-            _write_table(out / session / f"{out.name}_{session}_scans.tsv", ["filename", "acq_time"], rows, notes)
-    _write_table(out / f"{out.name}_sessions.tsv", ["session_id", "acq_time", "age"], sessions, notes)
+            _write_table(out / session / f"{out.name}_{session}_scans.tsv", "", ["filename", "acq_time"], rows, notes)
+    _write_table(out / f"{out.name}_sessions.tsv", "ses-", ["session_id", "acq_time", "age"], sessions, notes)
     sex = next(filter(None, (series.get("PatientSex") for series in everything)), "n/a")
     return {"participant_id": out.name, "sex": sex}
-
-
-def _shifted(day: pd.Timestamp, first: pd.Timestamp) -> str:
-    return "n/a" if pd.isna(day) else f"{_FIRST_DAY + (day - first):%Y-%m-%d}T00:00:00"
 
 
 def _label(folder: Path) -> str:
