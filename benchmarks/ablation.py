@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ from resdm_suite.evaluation.image_quality import read_index, read_scores
 from resdm_suite.evaluation.statistics import interval
 from resdm_suite.evaluation.suvr import regional_suvr
 from resdm_suite.profiles import Config, load_config
+from resdm_suite.reporting.tables import Table, text_block
 
 HERE = Path(__file__).resolve().parent
 
@@ -262,7 +263,7 @@ def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
         }
         found = f"{words[0]} throughout" if len(words) == 1 else "; ".join(f"{word} in {named[word]}" for word in words)
         lines.append(
-            f"- **{title}** against {ROWS[over][0]} ({cost.loc[key, 'faster']:.1f} times as fast a step as full "
+            f"**{title}** against {ROWS[over][0]} ({cost.loc[key, 'faster']:.1f} times as fast a step as full "
             f"resolution; {cost.loc[key, 'steps']:.0f} steps against {cost.loc[over, 'steps']:.0f}): {found}."
         )
     return lines
@@ -271,47 +272,43 @@ def in_words(cost: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
 # ── output ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def markdown(
+def page(
     notice: str, cost: pd.DataFrame, values: pd.DataFrame, gains: pd.DataFrame, device: str, seeds: Sequence[int]
-) -> str:
-    """The results as a page: costs by configuration; image quality and gains by metric."""
+) -> Table:
+    """The results: costs by configuration; image quality and gains by metric."""
     steps, n = cost["steps"].iloc[0], values.loc[values["tracer"] == "mean", "n"].iloc[0]
-    lines = [
-        "# The speed-ups at equal quality",
-        "",
-        f"{notice or 'ADNI'}. `python benchmarks/ablation.py`: ResDM of the same widths, {steps:.0f} optimiser "
-        f"steps per row, the same batches, seeds {', '.join(map(str, seeds))}; one thread per training, on {device}, "
-        f"torch {version('torch')}. {n} test people; means over sessions and tracers of each person. In brackets, 95 % "
-        "bootstrap intervals over people and trainings. Gains are paired, positive is better. “The same”: the interval "
-        "stays above minus the margin. Peak memory is that of the whole process, imports included; ms a step are those "
-        "of the fastest training of a row.",
-        "",
-    ]
-    columns = ["configuration", "parameters (M)", "steps", "ms a step", "×", "peak (GiB)"]
-    formats = {"parameters": (1e-6, ".2f"), "steps": (1, ".0f"), "seconds_per_step": (1e3, ".0f"), "faster": (1, ".1f")}
-    formats |= {"peak_memory_bytes": (2**-30, ".2f")}
-    cells = [[row["title"], *(f"{row[k] * u:{f}}" for k, (u, f) in formats.items())] for row in cost.to_dict("records")]
-    lines += _grid(columns, cells)
-    mean = values[values["tracer"] == "mean"].set_index(["metric", "configuration"])
-    cells = [
-        [title, *(_interval(mean.loc[metric, key], "value", 4) for key in ROWS)]
-        for metric, (title, *_) in METRICS.items()
-    ]
-    lines += _grid(["", *(title for title, *_ in ROWS.values())], cells)
-    cells = []
-    for metric, (title, _, margin) in METRICS.items():
-        compared = [_gains(gains, *pair).loc[metric] for pair in GAINS]
-        cells.append([title, f"{margin:g}", *(f"{_interval(v, 'gain', 2)}, {v['verdict']}" for v in compared)])
-    headings = [f"{title} over {ROWS[over][0]}" for (_, over), title in GAINS.items()]
-    return "\n".join([*lines, *_grid(["gain in", "margin", *headings], cells), *in_words(cost, gains)]) + "\n"
+    notes = (
+        f"`python benchmarks/ablation.py`: ResDM of the same widths, {steps:.0f} optimiser steps per row, the same "
+        f"batches, seeds {', '.join(map(str, seeds))}; one thread per training, on {device}, torch {version('torch')}.",
+        f"{n} test people; means over sessions and tracers of each person. In brackets: 95 % bootstrap intervals over "
+        "people and trainings. Gains are paired, positive is better. “The same”: the interval stays above minus the "
+        "margin.",
+        "Peak memory is that of the whole process, imports included; ms a step are those of the fastest training.",
+    )
+    formats = {"parameters (M)": ("parameters", 1e-6, ".2f"), "steps": ("steps", 1, ".0f"),
+               "ms a step": ("seconds_per_step", 1e3, ".0f"), "×": ("faster", 1, ".1f"),
+               "peak (GiB)": ("peak_memory_bytes", 2**-30, ".2f")}  # fmt: skip
+    costs = {title: [f"{value * unit:{form}}" for value in cost[key]] for title, (key, unit, form) in formats.items()}
+    mean = values[values["tracer"] == "mean"].set_index(["configuration", "metric"])
+    quality = {
+        title: [_interval(mean.loc[key, metric], "value", 4) for metric in METRICS] for key, (title, *_) in ROWS.items()
+    }
+    gained = {}
+    for (key, over), title in GAINS.items():
+        rows = _gains(gains, key, over).loc[[*METRICS]].to_dict("records")
+        gained[f"{title} over {ROWS[over][0]}"] = [f"{_interval(row, 'gain', 2)}, {row['verdict']}" for row in rows]
+    titles, _, margins = zip(*METRICS.values(), strict=True)
+    blocks = (
+        text_block({"configuration": cost["title"]} | costs, "Cost"),
+        text_block({"metric": titles} | quality, "Image quality"),
+        text_block({"metric": titles, "margin": [f"{margin:g}" for margin in margins]} | gained, "Gain"),
+    )
+    frame = pd.concat([values.merge(cost, on="configuration"), gains], ignore_index=True)
+    notes += tuple(in_words(cost, gains))
+    return Table("ablation", "The speed-ups at equal quality", notice or "ADNI", frame, blocks, notes)
 
 
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table with numbers to the right, and an empty one."""
-    return [f"| {' | '.join(line)} |" for line in (columns, ["---", *["--:"] * (len(columns) - 1)], *rows)] + [""]
-
-
-def _interval(row: pd.Series, value: str, digits: int) -> str:
+def _interval(row: Mapping[str, float], value: str, digits: int) -> str:
     return f"{row[value]:.{digits}g} [{row['low']:.{digits}g}, {row['high']:.{digits}g}]"
 
 
@@ -372,9 +369,9 @@ def report(
 ) -> None:
     """Write ``ablation.{csv,md,png,svg}``."""
     device = device_name("cpu")
-    both = pd.concat([values.merge(cost, on="configuration"), gains], ignore_index=True)
-    write_csv(out / "ablation.csv", both, "%.6g")
-    write_text(out / "ablation.md", markdown(notice, cost, values, gains, device, seeds))
+    result = page(notice, cost, values, gains, device, seeds)
+    write_csv(out / "ablation.csv", result.frame, "%.6g")
+    write_text(out / "ablation.md", result.markdown())
     draw(cost, gains, notice, device, out / "ablation")
 
 
