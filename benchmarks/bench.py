@@ -191,7 +191,7 @@ def run(
     measured = StoredRows(folder / "bench.csv", fresh)
     for size in sorted(sizes, reverse=True):  # the grid of the requirements comes first
         whole = size == max(sizes) and not quick
-        for name, case in configurations(size, device, threads, width, whole)[: 3 if quick else None]:
+        for name, case in configurations(size, device, threads, width, whole):
             least = 2 if name == "released" and not quick else 1  # the reference of all ratios
             named = {"size": size, "configuration": name, "voxels": " × ".join(map(str, case.shape))}
             named |= {"threads": case.threads, "precision": "bf16" if case.bf16 else "fp32"}

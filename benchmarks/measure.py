@@ -102,9 +102,9 @@ class MonaiUNet(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        channels = tuple(width * m for m in (1, 2, 4, 8))
         from monai.networks.nets import DiffusionModelUNet  # here: MONAI needs three seconds
 
+        channels = tuple(width * m for m in (1, 2, 4, 8))
         self.net = DiffusionModelUNet(
             spatial_dims=3, in_channels=2, out_channels=1, channels=channels, num_res_blocks=1,
             attention_levels=(False, False, False, True), num_head_channels=channels[-1], norm_num_groups=width,

@@ -368,11 +368,10 @@ def quality_blocks(frame: pd.DataFrame, changes: Mapping[str, str], head: str = 
     frame = frame.assign(**texts)
     brain, whole = frame[frame["region"] != "whole"], frame[frame["region"] == "whole"]
     repeated, printed = brain[brain["trainings"] > 1], frame[frame["paper"].notna()]
-    (first, *others), both = changes, ["tracer", "metric"]
-    blocks = []
+    (first, *others), both, blocks = changes, ["tracer", "metric"], []
+    cells = {"{}": "mean", first: first}
     for tracer, part in brain.groupby("tracer"):
         title = f"Inside the brain: {TRACER_NAMES[tracer]}"
-        cells = {"{}": "mean", first: first}
         blocks.append(pivot(part, "method", ["metric"], cells, title=title, head=head, best="best"))
         blocks += [
             pivot(part, "method", ["metric"], {"{}": label}, title=f"{title}, {label}", head=head) for label in others
